@@ -1,0 +1,190 @@
+"""A Sphinx directive, `{generated} NAME`, that writes what the package itself knows.
+
+The tables of families, kinds and recipes come from lowpeft's registries, the command line from its parser, the API from
+`lowpeft.__all__`. Every function here returns Markdown. Where the package does not have a thing, the page says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+from sphinx.util.inspect import stringify_signature
+from sphinx.util.typing import ExtensionMetadata
+
+SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields|Examples?):$")
+ENTRY = re.compile(r"    (\*{0,2}\w[\w.]*): (.*)")
+
+
+def need(module: str, name: str) -> Any:
+    """`lowpeft.module.name`; LookupError where the package does not have it."""
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise LookupError(f"{module}.{name}") from error
+
+
+def first_line(thing: object) -> str:
+    return (inspect.getdoc(thing) or "").partition("\n")[0]
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+# --- The registries
+
+
+def families() -> str:
+    def row(family: Any) -> list[str]:
+        places = {name: f"`{name}`" for name in (place.name for place in family.places)}
+        layouts = dict.fromkeys(str(place.layout) for place in family.places)
+        return [family.title, f"`{family.name}`", ", ".join(places.values()), ", ".join(layouts), family.source]
+
+    header = ["network", "family", "places", "feature layouts", "source of the facts"]
+    return table(header, map(row, need("lowpeft.families", "families")()))
+
+
+def kinds() -> str:
+    def row(kind: Any) -> list[str]:
+        fields = [f for f in dataclasses.fields(kind.config) if f.name != "target"]
+        return [
+            f"`{kind.name}`",
+            first_line(kind.config),
+            ", ".join(f"`{f.name}={f.default!r}`" for f in fields) or "–",
+            "yes" if hasattr(kind.module, "delta_weight") else "no",
+        ]
+
+    return table(["kind", "what", "fields and defaults", "mergeable"], map(row, need("lowpeft.kinds", "kinds")()))
+
+
+def recipes() -> str:
+    load = need("lowpeft.recipes", "load_recipe")
+
+    def row(name: str) -> list[str]:
+        recipe = load(name)
+        return [f"`{name}`", recipe.summary, ", ".join(f"`{config.kind}`" for config in recipe.adapters)]
+
+    return table(["recipe", "what", "adapters"], map(row, need("lowpeft.recipes", "bundled")()))
+
+
+# --- The command line
+
+
+def cli() -> str:
+    parser = need("lowpeft.cli", "parser")()
+    with mock.patch.dict(os.environ, {"COLUMNS": "100", "NO_COLOR": "1"}):
+        return "\n\n".join(
+            f"```{{rubric}} {name}\n```\n\n```text\n{each.format_help().rstrip()}\n```"
+            for name, each in commands(parser)
+        )
+
+
+def commands(parser: Any) -> Iterator[tuple[str, Any]]:
+    """A parser and its subparsers, each with its full name."""
+    yield parser.prog, parser
+    for action in parser._actions:
+        if isinstance(action.choices, dict):
+            for each in dict.fromkeys(action.choices.values()):
+                yield from commands(each)
+
+
+# --- The API
+
+
+def api() -> str:
+    names = [name for name in need("lowpeft", "__all__") if not name.startswith("__")]
+    return "\n\n".join(description(name, need("lowpeft", name)) for name in names)
+
+
+def description(name: str, thing: object) -> str:
+    if inspect.isclass(thing):
+        members = [member(n, m) for n, m in vars(thing).items() if not n.startswith("_")]
+        body = "\n\n".join([markdown(thing), *filter(None, members)])
+        kind, shown = ("exception", "") if issubclass(thing, Exception) else ("class", signature(thing))
+        return directive(kind, f"lowpeft.{name}{shown}", body, ticks=8)
+    if inspect.isroutine(thing):
+        return directive("function", f"lowpeft.{name}{signature(thing)}", markdown(thing), ticks=8)
+    return directive("data", f"lowpeft.{name}", "", ticks=8)
+
+
+def member(name: str, thing: object) -> str:
+    """A documented method or property of a class; empty for anything else."""
+    if isinstance(thing, property):
+        return directive("property", name, markdown(thing), ticks=6)
+    if isinstance(thing, (classmethod, staticmethod)):
+        thing = thing.__func__
+    if not inspect.isfunction(thing) or not thing.__doc__:
+        return ""
+    return directive("method", name + signature(thing, drop_first=True), markdown(thing), ticks=6)
+
+
+def directive(kind: str, argument: str, body: str, *, ticks: int) -> str:
+    fence = "`" * ticks
+    return f"{fence}{{py:{kind}}} {argument}\n{body}\n{fence}"
+
+
+def signature(thing: Callable[..., object], *, drop_first: bool = False) -> str:
+    try:
+        found = inspect.signature(thing)
+    except (TypeError, ValueError):
+        return "()"
+    parameters = list(found.parameters.values())
+    return stringify_signature(found.replace(parameters=parameters[1:] if drop_first else parameters))
+
+
+def markdown(thing: object) -> str:
+    """A docstring as Markdown: its Google-style sections become lists."""
+    out: list[str] = []
+    inside = False
+    for line in (inspect.getdoc(thing) or "").splitlines():
+        if SECTION.match(line):
+            inside = True
+            out += ["", f"**{line[:-1]}**", ""]
+        elif inside and line and not line.startswith(" "):
+            inside = False
+            out += ["", line]
+        elif inside and (entry := ENTRY.match(line)):
+            out.append(f"- `{entry[1]}`: {entry[2]}")
+        else:
+            out.append("  " + line.strip() if inside else line)
+    return "\n".join(out)
+
+
+# --- The directive
+
+GENERATED: dict[str, Callable[[], str]] = {
+    "api": api,
+    "cli": cli,
+    "families": families,
+    "kinds": kinds,
+    "recipes": recipes,
+}
+
+
+class Generated(SphinxDirective):
+    """`{generated} NAME`: the Markdown of one of the functions above, parsed in place."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        try:
+            text = GENERATED[self.arguments[0]]()
+        except LookupError as missing:
+            text = f"*Not available: {missing} was not found when these pages were built.*"
+        return self.parse_text_to_nodes(text)
+
+
+def setup(app: Sphinx) -> ExtensionMetadata:
+    app.add_directive("generated", Generated)
+    return {"parallel_read_safe": True, "env_version": 1}

@@ -1,0 +1,56 @@
+"""The errors that lowpeft raises on purpose.
+
+    LowpeftError
+    ├── PlanError       the model, recipe or pattern does not fit; nothing was changed
+    ├── AdapterError    an adapter file or state dict does not fit; nothing was changed
+    ├── DataError       an image, folder or pair cannot be used
+    └── TrainingError   a training run cannot go on
+
+Every one is also a `ValueError`, because every one means that an argument does not fit.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class LowpeftError(ValueError):
+    """Base of every error that lowpeft raises on purpose.
+
+    `problems` keeps each finding as a line of its own, so that a program can show them as it likes.
+    """
+
+    def __init__(self, message: str, *, problems: Sequence[str] = ()) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join([message, *(f"  - {p}" for p in self.problems)]))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        message = self.args[0].split("\n  - ")[0] if self.problems else self.args[0]
+        return _rebuild, (type(self), message, self.problems)
+
+
+def _rebuild(cls: type[LowpeftError], message: str, problems: tuple[str, ...]) -> LowpeftError:
+    return cls(message, problems=problems)
+
+
+class PlanError(LowpeftError):
+    """The model, the recipe or a pattern does not fit; the model is as it was."""
+
+
+class AdapterError(LowpeftError):
+    """An adapter file or state dict does not fit the model; the model is as it was."""
+
+
+class DataError(LowpeftError):
+    """An image, a folder or a pair of views cannot be used."""
+
+
+class TrainingError(LowpeftError):
+    """A training run cannot start or go on; what was saved before is intact."""
+
+
+def did_you_mean(word: str, known: Iterable[str], *, most: int = 3) -> str:
+    """` (did you mean 'a', 'b'?)`, or the empty string when nothing is near."""
+    near = difflib.get_close_matches(word, list(known), n=most, cutoff=0.6)
+    return f" (did you mean {', '.join(map(repr, near))}?)" if near else ""

@@ -1,0 +1,202 @@
+"""What a family is: facts about where a known network has its stages and blocks. No code runs a network here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from ..errors import PlanError
+from ..layouts import Layout
+from ..patterns import Candidate, matches
+
+SLOT = "lowpeft"
+"""The reserved name under which a module holds its adapters."""
+
+PlaceName = Literal["attention", "mlp", "parallel", "stage"]
+AddDelta = Callable[[Tensor], Tensor | None]
+BranchForward = Callable[..., Any]
+"""`forward(block, delta, *args, **kwargs)`: the block's own forward, with `delta(features)` — what the adapters add to
+the features at the site, or None for nothing — added where the residual is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A place that a family names, for every stage and block of the network.
+
+    Attributes:
+        name: What stands there: `attention` and `mlp` are the contributions that a block adds to its residual stream,
+            `parallel` is beside the MLP on its input, `stage` is a group's output before the group's shortcut.
+        path: Dotted path of the module, with `{stage}` and `{block}` for the components that count them; `{part}`
+            for one that is neither.
+        channels: Path, from that module, of a parameter whose first dimension is the number of channels.
+        layout: Of the features.
+        source: Whether the adapter reads the module's output or its first argument; it always adds to the output.
+        item: The element of the output that holds the features, for a module that returns a tuple.
+        square: Tokens lie on a square grid, and the module is not told its size.
+        branch: The name of the family-specific forward, where the site is a sum that no module outputs.
+    """
+
+    name: PlaceName
+    path: str
+    channels: str
+    layout: Layout
+    source: Literal["output", "input"] = "output"
+    item: int | None = None
+    square: bool = False
+    branch: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Facts about one kind of backbone.
+
+    Attributes:
+        name: Lower case.
+        title: As the field writes it, for people.
+        signature: Alternatives; each is a tuple of patterns over module and parameter paths of which every one must
+            match for the network to be of this family. A leading `!` means that nothing may match.
+        places: Where the sites are. Their order numbers the stages where several paths name the same place.
+        output: The attribute of the network's output that holds the image, where it is not a tensor.
+        branches: The family-specific forwards, by name.
+        source: Where the facts are from.
+    """
+
+    name: str
+    title: str
+    signature: tuple[tuple[str, ...], ...]
+    places: tuple[Place, ...]
+    output: str | None = None
+    branches: tuple[tuple[str, BranchForward], ...] = ()
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundPlace(Candidate):
+    """A place in a concrete network: the module's path from the network's root, its stage and block."""
+
+    place: Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recognised:
+    """A family, and the path below which the network is of that family (usually the root, '')."""
+
+    family: Family
+    prefix: str
+
+
+_FAMILIES: dict[str, Family] = {}
+_BRANCHES: dict[str, BranchForward] = {}
+
+
+def register_family(family: Family) -> Family:
+    """Add a family of backbones.
+
+    Raises:
+        PlanError: The name is taken, or a place names a branch that the family does not have.
+    """
+    branches = dict(family.branches)
+    problems = [f"the family {family.name!r} is registered already"] if family.name in _FAMILIES else []
+    problems += [f"the branch {b!r} is registered already" for b in branches if b in _BRANCHES]
+    problems += [
+        f"the place {p.path!r} names a branch {p.branch!r} that the family does not have"
+        for p in family.places
+        if p.branch is not None and p.branch not in branches
+    ]
+    if problems:
+        raise PlanError("cannot register this family:", problems=problems)
+    _FAMILIES[family.name] = family
+    _BRANCHES.update(branches)
+    return family
+
+
+def families() -> tuple[Family, ...]:
+    """Every registered family, in the order of registration."""
+    return tuple(_FAMILIES.values())
+
+
+def get_branch(name: str) -> BranchForward:
+    """The family-specific forward of that name."""
+    return _BRANCHES[name]
+
+
+def base_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """`root.named_modules()` without the adapters; a module that has two names comes once, under the first."""
+    for path, module in root.named_modules():
+        if SLOT not in path.split("."):
+            yield path, module
+
+
+def base_parameters(root: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """`root.named_parameters()` without the adapters' own."""
+    for path, parameter in root.named_parameters():
+        if SLOT not in path.split("."):
+            yield path, parameter
+
+
+def recognise(root: nn.Module) -> Recognised | None:
+    """The family of a network, by its structure and names; import paths play no part.
+
+    The network may be held by others (`DataParallel.module`, a user's own wrapper): the shallowest path wins.
+
+    Raises:
+        PlanError: Two families fit the same network.
+    """
+    names = [path for path, _ in base_modules(root) if path] + [path for path, _ in base_parameters(root)]
+    for prefix in _prefixes(root):
+        inner = [n.removeprefix(prefix + ".") for n in names if n.startswith(prefix + ".")] if prefix else names
+        fits = [f for f in _FAMILIES.values() if any(_fits(alternative, inner) for alternative in f.signature)]
+        if len(fits) > 1:
+            raise PlanError(
+                f"the network fits the families {', '.join(f.name for f in fits)}; one of their signatures is too wide"
+            )
+        if fits:
+            return Recognised(family=fits[0], prefix=prefix)
+    return None
+
+
+def _prefixes(root: nn.Module) -> list[str]:
+    """The root and the modules up to two levels below it that are not repeated ones, shallowest first."""
+    paths = ["", *(p for p, _ in base_modules(root) if p and p.count(".") < 2)]
+    plain = [p for p in paths if not any(c.isdigit() for c in p.split("."))]
+    return sorted(plain, key=lambda p: p.count(".") + bool(p))
+
+
+def _fits(signature: tuple[str, ...], names: list[str]) -> bool:
+    return all(
+        any(matches(pattern.removeprefix("!"), name) for name in names) != pattern.startswith("!")
+        for pattern in signature
+    )
+
+
+def find_places(root: nn.Module, found: Recognised, name: str) -> tuple[FoundPlace, ...]:
+    """Every place of that name in the network, in the order of stages and blocks."""
+    modules = [path for path, _ in base_modules(root)]
+    lead = found.prefix + "." if found.prefix else ""
+    hits: list[tuple[tuple[int, ...], int | None, str, Place]] = []
+    stages: dict[tuple[int, ...], None] = {}
+    for order, place in enumerate(p for p in found.family.places if p.name == name):
+        expression = _expression(lead + place.path)
+        for path in modules:
+            match = expression.fullmatch(path)
+            if match:
+                groups = match.groupdict()
+                stage = (order, int(groups["stage"])) if groups.get("stage") else (order,)
+                block = int(groups["block"]) if groups.get("block") else None
+                hits.append((stage, block, path, place))
+    for stage, *_ in sorted(hits, key=lambda h: h[0]):
+        stages.setdefault(stage)
+    numbers = {stage: i for i, stage in enumerate(stages)}
+    rows = sorted(hits, key=lambda h: (h[0], h[1] if h[1] is not None else -1))
+    return tuple(FoundPlace(path=path, stage=numbers[s], block=b, place=place) for s, b, path, place in rows)
+
+
+def _expression(path: str) -> re.Pattern[str]:
+    text = re.escape(path)
+    for word, group in (("stage", r"(?P<stage>\d+)"), ("block", r"(?P<block>\d+)"), ("part", r"[^.]+")):
+        text = text.replace(re.escape("{" + word + "}"), group)
+    return re.compile(text)

@@ -1,0 +1,25 @@
+"""EDT, by its structure and the authors' names."""
+
+from __future__ import annotations
+
+from ..layouts import Layout
+from .base import Family, Place, register_family
+
+GROUP = "body.layers.{stage}.residual_group"
+BLOCK = GROUP + ".blocks.{block}"
+
+EDT = register_family(
+    Family(
+        name="edt",
+        title="EDT",
+        signature=(("body.layers.*.residual_group.blocks.*.attns.*.lepe", "body.layers.*.residual_group.blocks.*.proj"),),
+        places=(
+            Place(name="attention", path=f"{BLOCK}.proj", channels="weight", layout=Layout.NHWC),
+            Place(name="mlp", path=f"{BLOCK}.mlp", channels="fc2.weight", layout=Layout.NLC),
+            Place(name="parallel", path=f"{BLOCK}.mlp", channels="fc2.weight", layout=Layout.NLC, source="input"),
+            # EDT's groups have no convolution: the shortcut is added to residual_group's tokens.
+            Place(name="stage", path=GROUP, channels="blocks.0.norm1.weight", layout=Layout.NLC),
+        ),
+        source="arXiv 2112.10175",
+    )
+)

@@ -1,0 +1,41 @@
+"""timm's Swin Transformer v1 and v2: networks of features, not of images."""
+
+from __future__ import annotations
+
+from ..layouts import Layout
+from .base import Family, Place, register_family
+
+BLOCK = "layers.{stage}.blocks.{block}"
+STAGE = Place(
+    name="stage", path="layers.{stage}", channels="blocks.0.norm1.weight", layout=Layout.NHWC
+)  # the shortcut is inside the blocks
+
+TIMM_SWIN = register_family(
+    Family(
+        name="timm_swin",
+        title="Swin Transformer v1 (timm)",
+        signature=(("layers.*.blocks.*.attn.relative_position_bias_table", "layers.*.downsample", "patch_embed.proj"),),
+        places=(
+            Place(name="attention", path=f"{BLOCK}.attn", channels="proj.weight", layout=Layout.NLC),
+            Place(name="mlp", path=f"{BLOCK}.mlp", channels="fc2.weight", layout=Layout.NLC),
+            Place(name="parallel", path=f"{BLOCK}.mlp", channels="fc2.weight", layout=Layout.NLC, source="input"),
+            STAGE,
+        ),
+        source="arXiv 2103.14030; the timm package",
+    )
+)
+
+TIMM_SWIN_V2 = register_family(
+    Family(
+        name="timm_swin_v2",
+        title="Swin Transformer v2 (timm)",
+        signature=(("layers.*.blocks.*.attn.cpb_mlp", "layers.*.downsample", "patch_embed.proj"),),
+        places=(
+            Place(name="attention", path=f"{BLOCK}.norm1", channels="weight", layout=Layout.NHWC),
+            Place(name="mlp", path=f"{BLOCK}.norm2", channels="weight", layout=Layout.NLC),
+            Place(name="parallel", path=f"{BLOCK}.mlp", channels="fc2.weight", layout=Layout.NLC, source="input"),
+            STAGE,
+        ),
+        source="arXiv 2111.09883; the timm package",
+    )
+)

@@ -1,0 +1,301 @@
+"""Image files, 8-bit and float images, and MATLAB's bicubic resizing.
+
+An image is a tensor (3, H, W), RGB, either uint8 0..255 or float 0..1. Pillow opens and writes the files; it is
+imported where a file is touched, so that resizing works without it.
+
+MATLAB's `imresize` is here because the field's LR images are made with it and one pixel value of difference is a
+different benchmark. The kernel is the cubic convolution of Keys (IEEE Trans. ASSP 29(6), 1981) with a = -0.5; when
+shrinking by s it is stretched by s, and the taps are normalised to sum 1. For uint8 images MATLAB filters along the
+height, rounds half up and clips to uint8, then does the same along the width: two roundings, and their order decides
+pixels. With the symmetric border this gives every pixel of the x4 inputs of the KITTI 2015 stereo test archive, with
+the replicated border every pixel of NTIRE's Flickr1024 inputs.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+
+from lowpeft.errors import DataError, did_you_mean
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Border = Literal["symmetric", "replicate"]
+
+# Suffix to Pillow's format name and its options: lossless wherever the format can be, else as little loss as it can.
+_WRITERS: dict[str, tuple[str, dict[str, int | bool]]] = {
+    ".png": ("PNG", {}),
+    ".bmp": ("BMP", {}),
+    ".ppm": ("PPM", {}),
+    ".tif": ("TIFF", {}),
+    ".tiff": ("TIFF", {}),
+    ".webp": ("WEBP", {"lossless": True}),
+    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
+}
+IMAGE_SUFFIXES = frozenset(_WRITERS)
+
+_EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
+
+# Keys' parameter in MATLAB's "bicubic"; torch's own bicubic uses -0.75.
+_KEYS_A = -0.5
+
+
+# ---------------------------------------------------------------------------------------------------------- files
+def read_image(path: str | os.PathLike[str]) -> torch.Tensor:
+    """The image in a file, uint8 (3, H, W), RGB, turned upright where its EXIF tag says so.
+
+    Grey and palette images become RGB; transparent ones are laid over white; of several frames the first is taken.
+
+    Raises:
+        DataError: the file is missing, a folder, unreadable, no image, truncated, or has more than 8 bits per sample.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    path = Path(path)
+    if path.is_dir():
+        raise DataError(f"expected an image file, but {path} is a folder")
+    if not path.exists():
+        raise DataError(f"there is no image file {path}")
+    try:
+        with Image.open(path) as opened:
+            _refuse_deep_samples(opened, path)
+            return _pixels(ImageOps.exif_transpose(opened))
+    except UnidentifiedImageError:
+        raise DataError(f"{path} is not an image in a format that Pillow reads") from None
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path} is too large to be read safely: {error}") from None
+    except DataError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        # Which of these a broken file raises depends on its format.
+        raise DataError(f"{path} is damaged, truncated or not readable: {error}") from None
+
+
+def _refuse_deep_samples(opened: Image, path: Path) -> None:
+    """Raise when the file holds more than 8 bits per sample, which Pillow would cut down without a word."""
+    # Deep colour files open as plain "RGB". What gives them away is the decoder's raw mode ("RGB;16B"), in PPM its
+    # largest sample value.
+    raw_arguments = [tile[3] for tile in getattr(opened, "tile", ())]
+    arguments = [part for raw in raw_arguments for part in (raw if isinstance(raw, tuple) else (raw,))]
+    deep = any(
+        (isinstance(part, str) and ";16" in part) or (opened.format == "PPM" and isinstance(part, int) and part > 255)
+        for part in arguments
+    )
+    if deep or opened.mode not in _EIGHT_BIT_MODES:
+        raise DataError(
+            f"{path} holds more than 8 bits per sample (Pillow mode {opened.mode}), but lowpeft reads 8-bit images: "
+            "convert it first"
+        )
+
+
+def _pixels(picture: Image) -> torch.Tensor:
+    """A Pillow image of any 8-bit mode as uint8 (3, H, W), transparency laid over white."""
+    from PIL import Image
+
+    if picture.has_transparency_data:
+        coloured = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured)
+    rgb = picture.convert("RGB")
+    flat = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
+    return flat.view(rgb.height, rgb.width, 3).permute(2, 0, 1).contiguous()
+
+
+def write_image(image: torch.Tensor, path: str | os.PathLike[str]) -> None:
+    """Write (3, H, W), uint8 or float 0..1 (see `to_uint8`), in the format that the suffix names.
+
+    The file appears complete or not at all: a killed write leaves what was there before. JPEG is written at quality
+    95 without chroma subsampling, everything else without loss.
+
+    Raises:
+        DataError: the image is not (3, H, W) of such values, the suffix is unknown, or the place cannot be written.
+    """
+    from PIL import Image
+
+    path = Path(path)
+    if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
+        raise DataError(f"expected an image (3, H, W) to write to {path}, got shape {tuple(image.shape)}")
+    if path.suffix.lower() not in _WRITERS:
+        hint = did_you_mean(path.suffix.lower(), _WRITERS)
+        raise DataError(
+            f"cannot tell the image format of {path} from its suffix {path.suffix!r}{hint}; "
+            f"known: {', '.join(sorted(_WRITERS))}"
+        )
+    pixels = image if image.dtype == torch.uint8 else to_uint8(image)
+    buffer = bytearray(pixels.numel())
+    torch.frombuffer(buffer, dtype=torch.uint8).copy_(pixels.permute(1, 2, 0).reshape(-1))
+    _save(Image.frombytes("RGB", (pixels.shape[2], pixels.shape[1]), bytes(buffer)), path)
+
+
+def _save(picture: Image, path: Path) -> None:
+    # Not tempfile: its files are readable by their owner only, and would stay so after the rename.
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+    format_name, options = _WRITERS[path.suffix.lower()]
+    try:
+        with open(unfinished, "xb") as file:
+            picture.save(file, format=format_name, **options)
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise DataError(f"cannot write the image {path}: {error.strerror or error}") from None
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------------------------------- value ranges
+def to_float(image: torch.Tensor) -> torch.Tensor:
+    """A uint8 image 0..255 of any shape as float32 0..1.
+
+    Raises:
+        DataError: the image is not uint8.
+    """
+    if image.dtype != torch.uint8:
+        raise DataError(f"expected a uint8 image, got {image.dtype}")
+    return image.to(torch.float32) / 255
+
+
+def to_uint8(image: torch.Tensor) -> torch.Tensor:
+    """A float image 0..1 of any shape as uint8 0..255: clamped to the range, then rounded half up.
+
+    Raises:
+        DataError: the image is not of a float type, or holds NaN or an infinity.
+    """
+    if not image.is_floating_point():
+        raise DataError(f"expected a float image with values 0..1, got {image.dtype}")
+    if not torch.isfinite(image).all():
+        raise DataError("the image holds NaN or infinite values, so it has no 8-bit form: check what produced it")
+    # Half precision cannot tell 254.5 from 254: widen before scaling.
+    wide = image.to(torch.promote_types(image.dtype, torch.float32))
+    return (wide.clamp(0, 1) * 255 + 0.5).floor().to(torch.uint8)
+
+
+# -------------------------------------------------------------------------------------------------------- resizing
+def mod_crop(image: torch.Tensor, scale: int) -> torch.Tensor:
+    """(..., H, W) without the rows and columns at bottom and right that keep H and W from being multiples of scale.
+
+    Raises:
+        DataError: `scale` is below 1, or the image is smaller than one LR pixel.
+    """
+    _check(image, scale)
+    height, width = (side - side % scale for side in image.shape[-2:])
+    if height == 0 or width == 0:
+        raise DataError(f"an image of {_size(image)} has no x{scale} LR pixel: both sides must be at least {scale}")
+    return image[..., :height, :width]
+
+
+def matlab_downscale(image: torch.Tensor, scale: int, *, border: Border = "symmetric") -> torch.Tensor:
+    """What MATLAB's `imresize(image, 1/scale, 'bicubic')` makes of a uint8 image (..., C, H, W).
+
+    Args:
+        image: uint8 (..., C, H, W); H and W are multiples of `scale` (see `mod_crop`).
+        scale: the whole factor to shrink by.
+        border: what lies beyond the edge: `symmetric` mirrors with the edge pixel repeated, `replicate` repeats it.
+
+    Returns:
+        uint8 (..., C, H / scale, W / scale).
+
+    Raises:
+        DataError: another dtype or shape, sides that `scale` does not divide, or an unknown border.
+    """
+    _check(image, scale, border)
+    if image.dtype != torch.uint8:
+        raise DataError(f"MATLAB's LR images come from uint8 images, got {image.dtype}: round with to_uint8 first")
+    if image.shape[-1] % scale or image.shape[-2] % scale:
+        raise DataError(f"an image of {_size(image)} cannot be shrunk by {scale} exactly: mod_crop it first")
+    phases = [_taps((scale - 1) / 2, stretch=scale)]
+    rows = _resample(image, -2, phases, scale, border)
+    return _resample(rows, -1, phases, scale, border)
+
+
+def bicubic_upscale(image: torch.Tensor, scale: int, *, border: Border = "symmetric") -> torch.Tensor:
+    """What MATLAB's `imresize(image, scale, 'bicubic')` makes of an image: the baseline of every SR table.
+
+    Args:
+        image: (..., C, H, W), uint8 (rounded half up and clipped after each of the two passes, as in MATLAB) or float
+            (never rounded nor clipped, so values may leave 0..1 at edges).
+        scale: the whole factor to enlarge by.
+        border: as in `matlab_downscale`.
+
+    Returns:
+        (..., C, H * scale, W * scale) of the same dtype.
+
+    Raises:
+        DataError: another dtype or shape, or an unknown border.
+    """
+    _check(image, scale, border)
+    if image.dtype != torch.uint8 and not image.is_floating_point():
+        raise DataError(f"expected a uint8 or float image, got {image.dtype}")
+    phases = [_taps((phase + 0.5) / scale - 0.5, stretch=1) for phase in range(scale)]
+    rows = _resample(image, -2, phases, 1, border)
+    return _resample(rows, -1, phases, 1, border)
+
+
+def _check(image: torch.Tensor, scale: int, border: Border = "symmetric") -> None:
+    if scale < 1:
+        raise DataError(f"the scale must be at least 1, got {scale}")
+    if image.ndim < 3 or image.numel() == 0:
+        raise DataError(f"expected an image (..., C, H, W), got shape {tuple(image.shape)}")
+    if border not in get_args(Border):
+        raise DataError(f"unknown border {border!r}{did_you_mean(border, get_args(Border))}; known: {get_args(Border)}")
+
+
+def _size(image: torch.Tensor) -> str:
+    return f"{image.shape[-1]}x{image.shape[-2]} px"
+
+
+def _keys(x: float) -> float:
+    """Keys' cubic convolution kernel (his equation 4) at distance x, with a = -0.5."""
+    x = abs(x)
+    if x <= 1:
+        return (_KEYS_A + 2) * x**3 - (_KEYS_A + 3) * x**2 + 1
+    if x < 2:
+        return _KEYS_A * (x**3 - 5 * x**2 + 8 * x - 4)
+    return 0.0
+
+
+def _taps(centre: float, *, stretch: int) -> tuple[int, list[float]]:
+    """First input index and weights (sum 1) of the kernel, stretched by `stretch`, around input position `centre`.
+
+    For a whole factor every output pixel of a phase has the same fractional position, hence the same weights.
+    """
+    first = math.floor(centre - 2 * stretch)
+    weights = [_keys((centre - index) / stretch) for index in range(first, first + 4 * stretch + 2)]
+    total = math.fsum(weights)
+    return first, [weight / total for weight in weights]
+
+
+def _resample(
+    image: torch.Tensor, dim: int, phases: list[tuple[int, list[float]]], stride: int, border: Border
+) -> torch.Tensor:
+    """One pass along `dim`: `len(phases)` output pixels for every `stride` input pixels, rounded if uint8."""
+    length = image.shape[dim]
+    before = max(-first for first, _ in phases)
+    after = max(first + len(weights) for first, weights in phases)
+    padded = _pad(image, dim, before, after, border).transpose(dim, -2)
+    outputs = []
+    for first, weights in phases:
+        # Taps are added one after the other in double precision, as MATLAB does: a tie must fall on the same side.
+        total = torch.zeros((), dtype=torch.float64, device=image.device)
+        for start, weight in enumerate(weights, before + first):
+            if weight != 0:
+                total = total + padded[..., start : start + length : stride, :] * weight
+        outputs.append(total)
+    result = torch.stack(outputs, dim=-2).flatten(-3, -2).transpose(dim, -2)
+    if image.dtype == torch.uint8:
+        return (result + 0.5).floor().clamp(0, 255).to(torch.uint8).contiguous()
+    return result.to(image.dtype).contiguous()
+
+
+def _pad(image: torch.Tensor, dim: int, before: int, after: int, border: Border) -> torch.Tensor:
+    """The image in double precision with `before` and `after` more pixels along `dim`, however short it is."""
+    length = image.shape[dim]
+    position = torch.arange(-before, length + after, device=image.device)
+    if border == "symmetric":
+        position = position.remainder(2 * length)
+        position = torch.minimum(position, 2 * length - 1 - position)
+    return image.index_select(dim, position.clamp(0, length - 1)).to(torch.float64)

@@ -1,0 +1,107 @@
+"""The adapter kinds, and the open table that holds them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from ..errors import PlanError, did_you_mean
+from .base import Adapter, AdapterConfig, FeatureAdapter, WeightAdapter
+from .full import Full, FullConfig
+from .lora import LoRA, LoRAConfig
+from .spatial import SpatialAdapter, SpatialConfig
+from .stereo import StereoAdapter, StereoConfig
+
+__all__ = [
+    "Adapter",
+    "AdapterConfig",
+    "FeatureAdapter",
+    "Full",
+    "FullConfig",
+    "Kind",
+    "LoRA",
+    "LoRAConfig",
+    "SpatialAdapter",
+    "SpatialConfig",
+    "StereoAdapter",
+    "StereoConfig",
+    "WeightAdapter",
+    "get_kind",
+    "kinds",
+    "register_adapter",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One row of the table: a config class and the module class that it stands for."""
+
+    name: str
+    config: type[AdapterConfig]
+    module: type[Adapter]
+
+    @property
+    def pairs_views(self) -> bool:
+        """Whether the adapter exchanges features between the two views of a pair."""
+        return issubclass(self.module, FeatureAdapter) and self.module.pairs_views
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names of the config's fields."""
+        return tuple(f.name for f in dataclasses.fields(self.config))
+
+
+_KINDS: dict[str, Kind] = {}
+
+
+def register_adapter(config: type[AdapterConfig], module: type[Adapter]) -> Kind:
+    """Add a kind of adapter; recipes, files and the command line then know it by `config.kind`.
+
+    Args:
+        config: A frozen, keyword-only dataclass derived from `AdapterConfig`, with a class attribute `kind`.
+        module: A `FeatureAdapter` built as `module(channels, config)`, or a `WeightAdapter` built as
+            `module(weight, config)`; new instances must add exactly zero.
+
+    Raises:
+        PlanError: The classes do not fit together or the name is taken; the table is then as it was.
+    """
+    name = getattr(config, "kind", None)
+    problems = []
+    if not (isinstance(config, type) and issubclass(config, AdapterConfig) and dataclasses.is_dataclass(config)):
+        problems.append(f"the config {config!r} is not a dataclass derived from AdapterConfig")
+    elif not config.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        problems.append(f"the config {config.__name__} is not frozen")
+    if not (isinstance(module, type) and issubclass(module, (FeatureAdapter, WeightAdapter))):
+        problems.append(f"the module {module!r} is neither a FeatureAdapter nor a WeightAdapter")
+    if not isinstance(name, str) or not name.isidentifier():
+        problems.append(f"kind must be a name like 'lora', not {name!r}")
+    elif name in _KINDS:
+        problems.append(f"the kind {name!r} is taken by {_KINDS[name].module.__name__}")
+    elif getattr(module, "kind", None) != name:
+        problems.append(f"the module says its kind is {getattr(module, 'kind', None)!r}, the config says {name!r}")
+    if problems:
+        raise PlanError("cannot register this adapter kind:", problems=problems)
+    _KINDS[str(name)] = Kind(name=str(name), config=config, module=module)
+    return _KINDS[str(name)]
+
+
+def get_kind(name: str) -> Kind:
+    """The kind of that name.
+
+    Raises:
+        PlanError: There is none.
+    """
+    if name not in _KINDS:
+        raise PlanError(f"no adapter kind {name!r}; known: {', '.join(sorted(_KINDS))}{did_you_mean(name, _KINDS)}")
+    return _KINDS[name]
+
+
+def kinds() -> tuple[Kind, ...]:
+    """Every registered kind, in the order of registration."""
+    return tuple(_KINDS.values())
+
+
+register_adapter(SpatialConfig, SpatialAdapter)
+register_adapter(StereoConfig, StereoAdapter)
+register_adapter(LoRAConfig, LoRA)
+register_adapter(FullConfig, Full)

@@ -1,0 +1,115 @@
+"""What every adapter kind is made of: a frozen config, and a module that knows its own parameters.
+
+A kind is one file: a config class (its *type* chooses the code), a module class, and one `register_adapter` call.
+There are two shapes of module: a `FeatureAdapter` returns what is added to features, a `WeightAdapter` returns what is
+added to a weight tensor. Both must return exactly zero when new, so that an adapted network starts as its base.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from ..errors import PlanError
+from ..layouts import Layout, Size
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """Base of every kind's config.
+
+    Attributes:
+        target: Patterns (see `lowpeft.patterns`) that choose the sites; None means the place that the family names
+            for this kind.
+    """
+
+    kind: ClassVar[str]
+
+    target: Sequence[str] | str | None = None
+
+    def __post_init__(self) -> None:
+        """Normalise `target` to a tuple, so that equal configs compare equal, and check the values."""
+        if self.target is not None and not isinstance(self.target, tuple):
+            value = (self.target,) if isinstance(self.target, str) else tuple(self.target)
+            object.__setattr__(self, "target", value)
+        self.check()
+
+    def check(self) -> None:
+        """Refuse values out of range.
+
+        Raises:
+            PlanError: A field has a value that cannot work.
+        """
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The family's places (`attention`, `mlp`, `parallel`, `stage`) that a feature kind goes to by default."""
+        return ("attention",)
+
+    def thin(self, count: int) -> range:
+        """Which of the `count` chosen sites are adapted: all, unless the kind says otherwise."""
+        return range(count)
+
+
+class Adapter(nn.Module, ABC):
+    """One adapter at one site.
+
+    Attributes:
+        strength: Factor of what the adapter adds, 0..1 (1 when new).
+        enabled: False inside `lowpeft.disabled`.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strength = 1.0
+        self.enabled = True
+
+    @property
+    def active(self) -> bool:
+        """Whether the adapter adds anything at all."""
+        return self.enabled and self.strength != 0.0
+
+
+class FeatureAdapter(Adapter):
+    """An adapter that adds to the features of a module."""
+
+    pairs_views: ClassVar[bool] = False
+    row_local: ClassVar[bool] = True
+    """Whether each image row's delta depends on that row alone (then memory can be bounded row by row)."""
+
+    @abstractmethod
+    def delta(self, features: Tensor, layout: Layout, size: Size | None) -> Tensor:
+        """What is added to `features`, same shape.
+
+        Args:
+            features: In the given layout; for a kind that pairs views, the batch holds all left views, then all right.
+            layout: Of `features`.
+            size: Height and width, where `layout` is of tokens and the kind needs rows.
+        """
+
+
+class WeightAdapter(Adapter):
+    """An adapter that adds to one weight tensor of a module; it can be merged."""
+
+    @classmethod
+    @abstractmethod
+    def tensors(cls, module: nn.Module) -> tuple[str, ...]:
+        """The names of the module's own parameters that this kind can adapt; empty if none."""
+
+    @abstractmethod
+    def delta_weight(self) -> Tensor:
+        """What is added to the weight, in the weight's shape."""
+
+
+def at_least(config: AdapterConfig, **minimum: int) -> None:
+    """Refuse integer fields below a minimum."""
+    for name, low in minimum.items():
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            raise PlanError(f"{config.kind} adapter: {name} must be a whole number of at least {low}, not {value!r}")

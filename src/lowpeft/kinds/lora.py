@@ -1,0 +1,75 @@
+"""LoRA: a low-rank change of a layer's weight, for Linear, every convolution and nn.MultiheadAttention."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from ..errors import PlanError
+from .base import AdapterConfig, WeightAdapter, at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAConfig(AdapterConfig):
+    """Low-rank adapters on the weights of layers.
+
+    Attributes:
+        rank: Of the change; cut to what the weight's shape allows is refused, not done silently.
+        alpha: The change is multiplied by alpha / rank. None means alpha = rank, that is a factor of 1.
+    """
+
+    kind: ClassVar[str] = "lora"
+
+    rank: int = 4
+    alpha: float | None = None
+
+    def check(self) -> None:
+        """Refuse a rank below 1 or an alpha that is not positive."""
+        at_least(self, rank=1)
+        if self.alpha is not None and not 0 < self.alpha < math.inf:
+            raise PlanError(f"lora adapter: alpha must be a positive number, not {self.alpha!r}")
+
+
+class LoRA(WeightAdapter):
+    """`W + (alpha / rank) · B A`, reshaped to W's shape; the layer's own forward does the rest.
+
+    With W seen as a matrix of its first dimension by all others, `a` is (rank, columns), Kaiming-uniform as in a new
+    Linear, and `b` is (rows, rank), zero. Because the layer reads `weight` as ever, stride, dilation, groups, padding
+    modes, subclasses and functional use of the weight need no code here, and merged equals unmerged.
+
+    Source: LoRA (arXiv 2106.09685).
+    """
+
+    kind = "lora"
+
+    def __init__(self, weight: Tensor, config: LoRAConfig) -> None:
+        super().__init__()
+        rows, columns = weight.shape[0], weight[0].numel()
+        if config.rank > min(rows, columns):
+            raise PlanError(
+                f"lora adapter: rank {config.rank} is more than a weight of shape {tuple(weight.shape)} can hold "
+                f"({min(rows, columns)}); lower the rank or exclude the layer with a '!' pattern"
+            )
+        self.shape = weight.shape
+        self.scale = (config.alpha if config.alpha is not None else config.rank) / config.rank
+        self.a = nn.Parameter(torch.empty(config.rank, columns))
+        self.b = nn.Parameter(torch.zeros(rows, config.rank))
+        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+
+    @classmethod
+    def tensors(cls, module: nn.Module) -> tuple[str, ...]:
+        """The weight of a Linear or convolution, the fused input projection of nn.MultiheadAttention."""
+        if isinstance(module, (nn.Linear, _ConvNd)):
+            return ("weight",)
+        if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+            return ("in_proj_weight",)
+        return ()
+
+    def delta_weight(self) -> Tensor:
+        """(alpha / rank) · B A in the weight's shape."""
+        return (self.b @ self.a).mul(self.scale).view(self.shape)

@@ -1,0 +1,76 @@
+"""The spatial adapter of ASteISR: a bottleneck on each position's channels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import PlanError, did_you_mean
+from ..layouts import Layout, Size, channels_back, channels_last
+from .base import AdapterConfig, FeatureAdapter, at_least
+
+Placement = Literal["attention", "mlp", "both", "parallel"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpatialConfig(AdapterConfig):
+    """Spatial adapters in every block.
+
+    Attributes:
+        reduction: The bottleneck has C // reduction channels (the paper: 4).
+        placement: `attention`: on the block's whole attention contribution before its residual add (the paper);
+            `mlp`: on the MLP's contribution; `both`: on each of the two; `parallel`: beside the MLP, on its input.
+    """
+
+    kind: ClassVar[str] = "spatial"
+
+    reduction: int = 4
+    placement: Placement = "attention"
+
+    def check(self) -> None:
+        """Refuse a reduction below 1 or an unknown placement."""
+        at_least(self, reduction=1)
+        if self.placement not in get_args(Placement):
+            known = get_args(Placement)
+            raise PlanError(
+                f"spatial adapter: placement {self.placement!r} is not one of {', '.join(known)}"
+                + did_you_mean(str(self.placement), known)
+            )
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The places that the placement means."""
+        return ("attention", "mlp") if self.placement == "both" else (self.placement,)
+
+
+class SpatialAdapter(FeatureAdapter):
+    """`x + fc2(gelu(fc1(x)))` on the channels of each position; `delta` is the second term.
+
+    `fc1: C -> C // reduction` starts truncated-normal (std 0.02) with zero bias, `fc2` back to C starts at zero.
+    2·C·(C // reduction) + C + C // reduction parameters: 16,425 at C = 180.
+
+    Source: ASteISR (arXiv 2407.03598); initialisation as in the published code.
+    """
+
+    kind = "spatial"
+
+    def __init__(self, channels: int, config: SpatialConfig) -> None:
+        super().__init__()
+        hidden = channels // config.reduction
+        if hidden < 1:
+            raise PlanError(f"spatial adapter: reduction {config.reduction} leaves nothing of {channels} channels")
+        self.fc1 = nn.Linear(channels, hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+        nn.init.trunc_normal_(self.fc1.weight, std=0.02)
+        with torch.no_grad():
+            for tensor in (self.fc1.bias, self.fc2.weight, self.fc2.bias):
+                tensor.zero_()
+
+    def delta(self, features: Tensor, layout: Layout, size: Size | None) -> Tensor:
+        """fc2(gelu(fc1(x))) along the channel dimension of `layout`."""
+        x = channels_last(features, layout)
+        return channels_back(self.fc2(F.gelu(self.fc1(x))), layout)

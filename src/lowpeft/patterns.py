@@ -1,0 +1,154 @@
+"""The one pattern dialect of lowpeft: globs over dotted paths.
+
+    layers.*.conv          `*` is one path component (or a part of one: `fc*`)
+    layers.**.qkv          `**` is any number of components, none included
+    re:layers\\.[02]\\..*  a regular expression that must match the whole path
+    !**.conv_last          a leading `!` takes away
+    stage=0                a place that the family names: the first group (never block 0 of every group)
+    stage=1:4 block=-1     slices, lists (`stage=0,2`) and negative numbers work as in Python
+
+A sequence of patterns is their union. Every pattern must match something.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeVar
+
+from .errors import PlanError
+
+Patterns = str | Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """Something that a pattern can select: a dotted path and, where known, its place in the network."""
+
+    path: str
+    within: tuple[str, ...] = ()
+    """Paths of the modules around it, where naming one of them selects everything inside."""
+    stage: int | None = None
+    block: int | None = None
+
+
+C = TypeVar("C", bound=Candidate)
+
+
+def as_tuple(patterns: Patterns) -> tuple[str, ...]:
+    """One pattern or a sequence of patterns, as a tuple."""
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+
+
+@lru_cache(maxsize=1024)
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """The regular expression that matches exactly the paths that `pattern` (without `!`) means.
+
+    Raises:
+        PlanError: The pattern is empty, or its regular expression is not one.
+    """
+    if pattern.startswith("re:"):
+        try:
+            return re.compile(pattern[3:])
+        except re.error as error:
+            raise PlanError(f"pattern {pattern!r} is not a regular expression: {error}") from error
+    if not pattern or any(not part for part in pattern.split(".")):
+        raise PlanError(f"pattern {pattern!r} has an empty path component; write 'layers.*.conv', say")
+    expression = ""
+    for part in pattern.split("."):
+        expression += r"(?:\.[^.]+)*" if part == "**" else r"\." + _component(part)
+    return re.compile(expression)
+
+
+def _component(part: str) -> str:
+    pieces = re.split(r"(\*|\?|\[!?[^\]]+\])", part)
+    wild = {"*": "[^.]*", "?": "[^.]"}
+    return "".join(
+        wild.get(p) or (p.replace("[!", "[^") if p.startswith("[") and p.endswith("]") else re.escape(p)) for p in pieces
+    )
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Whether `path` is one that `pattern` means."""
+    if pattern.startswith("re:"):
+        return compile_pattern(pattern).fullmatch(path) is not None
+    return compile_pattern(pattern).fullmatch("." + path) is not None
+
+
+def select(patterns: Patterns, candidates: Iterable[C], *, what: str) -> tuple[C, ...]:
+    """The candidates that the patterns select, in their own order.
+
+    Args:
+        patterns: One pattern or a union of them; with only `!` patterns the union starts from everything.
+        candidates: What can be selected.
+        what: What the candidates are, in the plural, for the error message.
+
+    Raises:
+        PlanError: Some pattern matches nothing (all such patterns are listed, with the nearest paths), or no
+            candidate is left.
+    """
+    pool = tuple(candidates)
+    wanted = as_tuple(patterns)
+    if not wanted:
+        raise PlanError(f"no pattern was given for the {what}")
+    stages = 1 + max((c.stage for c in pool if c.stage is not None), default=-1)
+    blocks = 1 + max((c.block for c in pool if c.block is not None), default=-1)
+    kept: set[int] = set() if any(not p.startswith("!") for p in wanted) else set(range(len(pool)))
+    problems = []
+    for pattern in wanted:
+        test = _matcher(pattern.removeprefix("!"), stages, blocks)
+        hits = {i for i, c in enumerate(pool) if test(c)}
+        if not hits:
+            problems.append(f"{pattern!r} matches none of the {len(pool)} {what}{_nearest(pattern, pool)}")
+        kept = kept - hits if pattern.startswith("!") else kept | hits
+    if problems:
+        raise PlanError(f"{len(problems)} of {len(wanted)} patterns match nothing:", problems=problems)
+    if not kept:
+        raise PlanError(f"the patterns {list(wanted)} exclude every one of the {len(pool)} {what}")
+    return tuple(c for i, c in enumerate(pool) if i in kept)
+
+
+def _matcher(pattern: str, stages: int, blocks: int) -> Callable[[Candidate], bool]:
+    if not re.match(r"(stage|block)=", pattern):
+        expression = compile_pattern(pattern)
+        dot = "" if pattern.startswith("re:") else "."
+        return lambda c: any(expression.fullmatch(dot + p) is not None for p in (c.path, *c.within))
+    chosen: dict[str, frozenset[int]] = {}
+    for term in pattern.split():
+        found = re.fullmatch(r"(stage|block)=([-0-9:,]+)", term)
+        if found is None or found[1] in chosen:
+            raise PlanError(f"cannot read place {pattern!r}; write 'stage=0', 'stage=1:4 block=-1' or 'stage=0,2'")
+        chosen[found[1]] = _numbers(found[2], stages if found[1] == "stage" else blocks, pattern)
+    return lambda c: all((c.stage if key == "stage" else c.block) in numbers for key, numbers in chosen.items())
+
+
+def _numbers(text: str, count: int, pattern: str) -> frozenset[int]:
+    numbers: set[int] = set()
+    try:
+        for item in text.split(","):
+            if ":" in item:
+                bounds = [int(b) if b else None for b in item.split(":")]
+                numbers.update(range(count)[slice(*bounds)])
+            else:
+                numbers.add(int(item) + (count if int(item) < 0 else 0))
+    except (ValueError, TypeError) as error:
+        raise PlanError(f"cannot read the numbers of place {pattern!r}: {error}") from error
+    return frozenset(numbers)
+
+
+def _nearest(pattern: str, pool: Sequence[Candidate]) -> str:
+    """The nearest paths, numbers written as `*`, so that a typo is seen once and not once per layer."""
+    if "=" in pattern:
+        stages = sorted({c.stage for c in pool if c.stage is not None})
+        return f" (stages here: {stages[0]}..{stages[-1]})" if stages else " (this network has no named stages)"
+    paths = dict.fromkeys(".".join("*" if p.isdigit() else p for p in c.path.split(".")) for c in pool)
+    literal = re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", pattern.removeprefix("!").removeprefix("re:"))
+    near = difflib.get_close_matches(literal, list(paths), n=3, cutoff=0.5)
+    if not near:
+        tails = {p.rsplit(".", 1)[-1]: p for p in paths}
+        hits = difflib.get_close_matches(literal.rsplit(".", 1)[-1], list(tails), n=3, cutoff=0.5)
+        near = [tails[t] for t in hits]
+    return f" (nearest: {', '.join(map(repr, near))})" if near else ""

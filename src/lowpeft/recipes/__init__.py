@@ -1,0 +1,295 @@
+"""Recipes: which adapters go where, and how they are trained; data, never code.
+
+A recipe is a TOML file (the bundled ones lie beside this module) or a `Recipe` value:
+
+    schema = 1
+    name = "stereo"
+    summary = "one line"
+
+    [[adapter]]
+    kind = "spatial"        # then the fields of that kind's config
+    reduction = 4
+
+    [training]              # fields of TrainSettings
+    steps = 200000
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ..errors import PlanError, did_you_mean
+from ..kinds import AdapterConfig, get_kind
+
+SCHEMA = 1
+Schedule = Literal["cosine", "constant"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How a recipe is trained.
+
+    Attributes:
+        steps: Optimiser steps.
+        batch: Pairs (or images) per step.
+        crop_height_px: Height of the HR crop.
+        crop_width_px: Width of the HR crop.
+        learning_rate: Peak rate of AdamW.
+        betas: Of AdamW.
+        weight_decay: Of AdamW.
+        schedule: `cosine` falls from the peak to `final_learning_rate`, `constant` stays.
+        final_learning_rate: At the end of the cosine.
+        warmup_steps: Linear rise to the peak.
+        clip_norm: Gradients are scaled down to this norm; 0 means never.
+        validate_every_steps: 0 means only at the end.
+        seed: Of crops, augmentation and new adapters.
+    """
+
+    steps: int = 2000
+    batch: int = 3
+    crop_height_px: int = 128
+    crop_width_px: int = 320
+    learning_rate: float = 5e-4
+    betas: tuple[float, float] = (0.9, 0.9)
+    weight_decay: float = 0.0
+    schedule: Schedule = "cosine"
+    final_learning_rate: float = 1e-7
+    warmup_steps: int = 0
+    clip_norm: float = 0.01
+    validate_every_steps: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range.
+
+        Raises:
+            PlanError: Listing every one.
+        """
+        object.__setattr__(self, "betas", tuple(self.betas))
+        problems = [
+            f"{name} must be a whole number of at least {low}, not {getattr(self, name)!r}"
+            for name, low in _WHOLE.items()
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < low
+        ]
+        problems += [
+            f"{name} must be a number of at least 0, not {getattr(self, name)!r}"
+            for name in ("learning_rate", "weight_decay", "final_learning_rate", "clip_norm")
+            if not isinstance(getattr(self, name), (int, float)) or not 0 <= getattr(self, name) < float("inf")
+        ]
+        if self.schedule not in get_args(Schedule):
+            problems.append(f"schedule must be one of {', '.join(get_args(Schedule))}, not {self.schedule!r}")
+        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
+            problems.append(f"betas must be two numbers in 0..1, not {self.betas!r}")
+        if problems:
+            raise PlanError("the training settings do not work:", problems=problems)
+
+
+_WHOLE = {
+    "steps": 1,
+    "batch": 1,
+    "crop_height_px": 1,
+    "crop_width_px": 1,
+    "warmup_steps": 0,
+    "validate_every_steps": 0,
+    "seed": 0,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A set of adapters, installed, trained, saved and removed as one.
+
+    Attributes:
+        name: Of the recipe.
+        adapters: One config per kind and place; their types choose the code.
+        summary: One line for people.
+        freeze_statistics: Keep the whole base in eval mode under `.train()` (BatchNorm statistics, DropPath, dropout).
+        training: How it is trained.
+    """
+
+    name: str
+    adapters: tuple[AdapterConfig, ...]
+    summary: str = ""
+    freeze_statistics: bool = True
+    training: TrainSettings = dataclasses.field(default_factory=TrainSettings)
+
+    @property
+    def multi_view(self) -> bool:
+        """Whether some adapter exchanges features between views."""
+        return any(get_kind(a.kind).pairs_views for a in self.adapters)
+
+
+def bundled() -> tuple[str, ...]:
+    """The names of the recipes that come with lowpeft."""
+    return tuple(sorted(p.name.removesuffix(".toml") for p in _folder().iterdir() if p.name.endswith(".toml")))
+
+
+def load_recipe(recipe: str | Path | Recipe | AdapterConfig | Sequence[AdapterConfig]) -> Recipe:
+    """A recipe from a bundled name, a path to a TOML file, or config objects.
+
+    Raises:
+        PlanError: No such name or file, or a file that is not a valid recipe; every problem is listed.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, AdapterConfig):
+        return Recipe(name=recipe.kind, adapters=(recipe,))
+    if isinstance(recipe, (str, Path)):
+        return _read(recipe)
+    configs = tuple(recipe)
+    if not configs or not all(isinstance(c, AdapterConfig) for c in configs):
+        raise PlanError(f"a recipe is a name, a path, a Recipe or adapter configs, not {recipe!r}")
+    return Recipe(name="+".join(dict.fromkeys(c.kind for c in configs)), adapters=configs)
+
+
+def _folder() -> Any:
+    return resources.files(__package__)
+
+
+def _read(recipe: str | Path) -> Recipe:
+    path = Path(recipe)
+    if isinstance(recipe, str) and recipe in bundled():
+        text, origin = _folder().joinpath(f"{recipe}.toml").read_text(encoding="utf-8"), f"bundled recipe {recipe!r}"
+    elif path.suffix == ".toml" and path.is_file():
+        text, origin = path.read_text(encoding="utf-8"), str(path)
+    else:
+        known = bundled()
+        raise PlanError(
+            f"no recipe {str(recipe)!r}: neither a file ending in .toml nor one of {', '.join(known)}"
+            + did_you_mean(str(recipe), known)
+        )
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise PlanError(f"{origin} is not TOML: {error}") from error
+    return recipe_from_dict(table, origin=origin)
+
+
+def recipe_from_dict(table: Mapping[str, Any], *, origin: str = "the recipe") -> Recipe:
+    """A recipe from the plain values of a TOML or JSON file.
+
+    Raises:
+        PlanError: Unknown or missing keys, another schema, or values that a config refuses; all are listed.
+    """
+    problems: list[str] = []
+    if table.get("schema") != SCHEMA:
+        problems.append(f"schema is {table.get('schema')!r}, this version of lowpeft reads {SCHEMA}")
+    _strict(table, ("schema", "name", "summary", "freeze_statistics", "adapter", "training"), "the recipe", problems)
+    if not isinstance(table.get("name"), str):
+        problems.append(f"name must be a string, not {table.get('name')!r}")
+    configs = []
+    rows = table.get("adapter", [])
+    if not isinstance(rows, list) or not rows:
+        problems.append("there is no [[adapter]] table")
+        rows = []
+    for row in rows:
+        try:
+            configs.append(config_from_dict(row))
+        except PlanError as error:
+            problems.append(str(error))
+    training = dict(table.get("training", {}))
+    _strict(training, [f.name for f in dataclasses.fields(TrainSettings)], "[training]", problems)
+    settings = TrainSettings()
+    try:
+        if not problems:
+            settings = TrainSettings(**training)
+    except PlanError as error:
+        problems += error.problems
+    if problems:
+        raise PlanError(f"{origin} is not a recipe that lowpeft can use:", problems=problems)
+    return Recipe(
+        name=table["name"],
+        adapters=tuple(configs),
+        summary=table.get("summary", ""),
+        freeze_statistics=table.get("freeze_statistics", True),
+        training=settings,
+    )
+
+
+def _strict(table: Mapping[str, Any], known: Sequence[str], where: str, problems: list[str]) -> None:
+    problems += [f"{where} has an unknown key {k!r}{did_you_mean(k, known)}" for k in table if k not in known]
+
+
+def config_from_dict(row: Mapping[str, Any]) -> AdapterConfig:
+    """An adapter config from plain values with a `kind` key; the inverse of `config_to_dict`.
+
+    Raises:
+        PlanError: No or an unknown kind, unknown fields, or values that the config refuses.
+    """
+    if "kind" not in row:
+        raise PlanError(f"an adapter table has no 'kind': {dict(row)}")
+    kind = get_kind(row["kind"])
+    problems: list[str] = []
+    fields = {k: v for k, v in row.items() if k != "kind"}
+    _strict(fields, kind.fields, f"the {kind.name} adapter", problems)
+    if problems:
+        raise PlanError("; ".join(problems))
+    return kind.config(**fields)
+
+
+def config_to_dict(config: AdapterConfig) -> dict[str, Any]:
+    """Plain values of a config, its kind first."""
+    values = dataclasses.asdict(config)
+    if config.target is not None:
+        values["target"] = list(config.target)
+    return {"kind": config.kind, **values}
+
+
+def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
+    """Plain values of a recipe; `recipe_from_dict` gives an equal recipe back."""
+    return {
+        "schema": SCHEMA,
+        "name": recipe.name,
+        "summary": recipe.summary,
+        "freeze_statistics": recipe.freeze_statistics,
+        "adapter": [config_to_dict(a) for a in recipe.adapters],
+        "training": {**dataclasses.asdict(recipe.training), "betas": list(recipe.training.betas)},
+    }
+
+
+def override(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """The recipe with some fields changed.
+
+    Args:
+        recipe: To start from.
+        overrides: A field of exactly one of the recipe's adapters (`every=1`), a kind with a mapping of its fields
+            (`spatial={"reduction": 8}`), or `train_also=[patterns]`, which adds a `full` adapter on these modules.
+
+    Raises:
+        PlanError: A key is none of these, or several adapters have that field; all such keys are listed.
+    """
+    adapters, problems = list(recipe.adapters), []
+    for key, value in overrides.items():
+        if key == "train_also":
+            adapters.append(get_kind("full").config(target=value))
+            continue
+        if isinstance(value, Mapping) and key in {a.kind for a in recipe.adapters}:
+            hits, fields = [i for i, a in enumerate(adapters) if a.kind == key], dict(value)
+        else:
+            hits = [i for i, a in enumerate(adapters) if key in get_kind(a.kind).fields]
+            fields = {key: value}
+        if len(hits) != 1:
+            problems.append(_override_problem(key, adapters, len(hits)))
+            continue
+        unknown = [f for f in fields if f not in get_kind(adapters[hits[0]].kind).fields]
+        if unknown:
+            problems.append(f"{key}: the {adapters[hits[0]].kind} adapter has no field {', '.join(map(repr, unknown))}")
+            continue
+        adapters[hits[0]] = dataclasses.replace(adapters[hits[0]], **fields)
+    if problems:
+        raise PlanError(f"cannot change recipe {recipe.name!r} like this:", problems=problems)
+    return dataclasses.replace(recipe, adapters=tuple(adapters))
+
+
+def _override_problem(key: str, adapters: Sequence[AdapterConfig], hits: int) -> str:
+    known = {f for a in adapters for f in get_kind(a.kind).fields} | {a.kind for a in adapters} | {"train_also"}
+    if hits:
+        kinds = ", ".join(a.kind for a in adapters if key in get_kind(a.kind).fields)
+        return f"{key!r} is a field of several adapters ({kinds}); say which: {adapters[0].kind}={{{key!r}: …}}"
+    return f"no adapter of the recipe has {key!r}{did_you_mean(key, known)}; known: {', '.join(sorted(known))}"

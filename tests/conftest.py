@@ -1,0 +1,93 @@
+"""What holds for every test: fixed seeds, one thread per worker, no network. Warnings are errors (pyproject.toml)."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+# Read at import time by the libraries they steer, so they are set before anything else is imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ.pop("HF_TOKEN", None)
+os.environ["MPLBACKEND"] = "agg"
+if "PYTEST_XDIST_WORKER" in os.environ:  # two workers with all cores each would only get in each other's way
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+# Every run tries the same examples: a failure in CI is a failure on the next machine. No deadline, because the first
+# call of many torch operations is slow.
+settings.register_profile("lowpeft", derandomize=True, deadline=None, max_examples=50, print_blob=True)
+settings.load_profile("lowpeft")
+
+_LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Point the Hub cache at an empty folder, so that no test depends on what this machine has downloaded."""
+    folder = tempfile.TemporaryDirectory(prefix="lowpeft-tests-")
+    os.environ["HF_HOME"] = folder.name
+    config.add_cleanup(folder.cleanup)
+
+
+@pytest.fixture(autouse=True)
+def _repeatable(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The same random numbers and, on the CPU, the same order of additions in every run."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    # On CUDA several operations of image networks have no deterministic form and would raise.
+    torch.use_deterministic_algorithms(request.node.get_closest_marker("gpu") is None)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_default_dtype(torch.float32)
+    torch.set_grad_enabled(True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_network() -> Iterator[None]:
+    """Make every attempt to reach another machine fail, look-ups of names included."""
+    real = {"connect": socket.socket.connect, "connect_ex": socket.socket.connect_ex}
+    getaddrinfo = socket.getaddrinfo
+
+    def guarded(method: str) -> Callable[[socket.socket, object], object]:
+        def call(self: socket.socket, address: object) -> object:
+            if self.family in (socket.AF_INET, socket.AF_INET6):
+                _refuse_unless_loopback(address[0])
+            return real[method](self, address)
+
+        return call
+
+    def guarded_getaddrinfo(host: object, *args: object, **kwargs: object) -> object:
+        _refuse_unless_loopback(host)
+        return getaddrinfo(host, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for method in real:
+            patch.setattr(socket.socket, method, guarded(method))
+        patch.setattr(socket, "getaddrinfo", guarded_getaddrinfo)
+        yield
+
+
+def _refuse_unless_loopback(host: object) -> None:
+    if host not in _LOOPBACK:
+        raise RuntimeError(f"a test tried to reach {host!r}: tests run offline")
+
+
+@pytest.fixture
+def data_root() -> Path:
+    """The folder with real images and weights, for tests marked `real_data`; the test is skipped without it."""
+    root = Path(os.environ.get("LOWPEFT_DATA", ""))
+    if not os.environ.get("LOWPEFT_DATA") or not root.is_dir():
+        pytest.skip("set LOWPEFT_DATA to the folder with real images to run this test")
+    return root
