@@ -18,7 +18,7 @@ extensions = ["myst_parser", "tables"]
 exclude_patterns = ["_build"]
 highlight_language = "none"  # indented blocks are formulas and trees; code names its language
 
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 
 html_theme = "furo"

@@ -152,14 +152,9 @@ def _sr(
     family: str | None = None,
     value_max: float = 1.0,
 ) -> Network:
+    build = _ready(make)
     return Network(
-        name=name,
-        build=_ready(make),
-        input_px=input_px,
-        scale=scale,
-        family=family,
-        task="sr",
-        value_max=value_max,
+        name=name, build=build, input_px=input_px, scale=scale, family=family, task="sr", value_max=value_max
     )
 
 
@@ -171,14 +166,9 @@ def _restoration(
     family: str | None = None,
     channels: int = 3,
 ) -> Network:
+    build = _ready(make)
     return Network(
-        name=name,
-        build=_ready(make),
-        input_px=input_px,
-        scale=1,
-        family=family,
-        task="restoration",
-        channels=channels,
+        name=name, build=build, input_px=input_px, scale=1, family=family, task="restoration", channels=channels
     )
 
 
@@ -208,15 +198,8 @@ def _fbcnn() -> nn.Module:
 
 
 def _swin2sr_hf() -> nn.Module:
-    config = Swin2SRConfig(
-        image_size=8,
-        embed_dim=12,
-        depths=[2, 2, 2, 2],
-        num_heads=[2, 2, 2, 2],
-        window_size=4,
-        upscale=2,
-        upsampler="pixelshuffledirect",
-    )
+    sizes = {"image_size": 8, "embed_dim": 12, "window_size": 4, "upscale": 2}
+    config = Swin2SRConfig(**sizes, depths=[2] * 4, num_heads=[2] * 4, upsampler="pixelshuffledirect")
     return Swin2SRForImageSuperResolution(config)
 
 
@@ -224,9 +207,9 @@ def _swin2sr_hf() -> nn.Module:
 _GROUPS = {"depths": (2, 2, 2, 2), "num_heads": (2, 2, 2, 2)}
 _SWIN = {**_GROUPS, "img_size": 8, "embed_dim": 12, "window_size": 4, "mlp_ratio": 2.0, "upscale": 2}
 _TIMM = {**_GROUPS, "img_size": 64, "embed_dim": 8, "window_size": 4, "strict_img_size": False}
-_UNPOOLED = {"num_classes": 0, "global_pool": ""}
+_TIMM |= {"num_classes": 0, "global_pool": ""}  # no head: the features themselves
 
-_HAT = _sr("hat", partial(HAT, **_SWIN, squeeze_factor=4, num_feat=16), (8, 12), 2, family="hat")
+_HAT = _sr("hat", partial(HAT, **_SWIN, squeeze_factor=1, num_feat=16), (8, 12), 2, family="hat")
 _SWINIR = _sr("swinir", partial(SwinIR, **_SWIN, upsampler="pixelshuffle"), (8, 12), 2, family="swinir")
 _SWINIR_3CONV = _sr(
     "swinir_3conv",
@@ -245,27 +228,13 @@ _NAFNET = _restoration(
     (16, 24),
     family="nafnet",
 )
-_RCAN = _sr(
-    "rcan",
-    partial(RCAN, n_resgroups=4, n_resblocks=2, n_feats=8, reduction=4, scale=2),
-    (8, 12),
-    2,
-    family="residual_cnn",
-)
+_RCAN_X2 = partial(RCAN, n_resgroups=4, n_resblocks=2, n_feats=8, reduction=1, scale=2)
+_RCAN = _sr("rcan", _RCAN_X2, (8, 12), 2, family="residual_cnn")
+_GRL_SIZES = {"depths": [2] * 4, "num_heads_window": [2] * 4, "num_heads_stripe": [2] * 4, "window_size": 4}
 _GRL = partial(
-    GRL,
-    img_size=16,
-    embed_dim=20,
-    upscale=2,
-    upsampler="pixelshuffledirect",
-    depths=[2, 2, 2, 2],
-    num_heads_window=[2, 2, 2, 2],
-    num_heads_stripe=[2, 2, 2, 2],
-    window_size=4,
-    stripe_shift=True,
-    mlp_ratio=2.0,
-    anchor_window_down_factor=2,
+    GRL, **_GRL_SIZES, img_size=16, embed_dim=20, stripe_shift=True, anchor_window_down_factor=2, mlp_ratio=2.0
 )
+_GRL_X2 = partial(_GRL, upscale=2, upsampler="pixelshuffledirect")
 _AURASR = partial(
     AuraSR,
     dim=4,
@@ -276,29 +245,26 @@ _AURASR = partial(
     down_dim_mults=(2, 2, 2),
     self_attn_dim_head=4,
     self_attn_heads=2,
-    attn_depths=(2, 2, 2, 2, 2),
+    attn_depths=(2,) * 5,
     mid_attn_depth=2,
     num_conv_kernels=2,
-    skip_connect_scale=0.4,
 )
 _PLKSR = partial(PLKSR, dim=16, n_blocks=4, upscaling_factor=2, kernel_size=5)
 _REALPLKSR = partial(RealPLKSR, dim=16, n_blocks=4, upscaling_factor=2, kernel_size=5)
 _MOESR = partial(MoESR, scale=2, dim=16, n_blocks=4, n_block=2)
 _ESRGAN = partial(ESRGAN, num_filters=4, num_blocks=4)
-_DAT = partial(DAT, img_size=8, embed_dim=16, split_size=[4, 8], expansion_factor=2.0, upscale=2)
+# The position bias networks of CRAFT, DAT and RGT have embed_dim // 32 channels, and a LayerNorm over them.
+_DAT = partial(DAT, img_size=8, embed_dim=64, split_size=[4, 8], expansion_factor=1.0, upscale=2)
+_RGT = partial(RGT, img_size=16, embed_dim=64, split_size=[4, 8], mlp_ratio=1.0, upscale=2)
+_CRAFT = partial(CRAFT, **{**_GROUPS, "depths": (1,) * 4}, embed_dim=64, window_size=8, split_size_0=4, split_size_1=8)
 _RESTOREFORMER = partial(RestoreFormer, n_embed=16, embed_dim=32, ch=32, ch_mult=(1, 1, 1, 1), z_channels=32)
 
 SPANDREL: tuple[Network, ...] = (
     _sr("atd", partial(ATD, **_SWIN, category_size=32, num_tokens=8, upsampler="pixelshuffledirect"), (8, 12), 2),
     _sr("aurasr", _AURASR, (16, 24), 4),
     _sr("compact", partial(Compact, num_feat=8, num_conv=4, upscale=2), (8, 12), 2),
-    _sr(
-        "craft",
-        partial(CRAFT, **_GROUPS, embed_dim=12, window_size=8, split_size_0=4, split_size_1=8, upscale=2),
-        (8, 12),
-        2,
-    ),
-    _sr("dat", partial(_DAT, depth=[4, 4, 4, 4]), (8, 12), 2),
+    _sr("craft", partial(_CRAFT, upscale=2), (8, 12), 2),
+    _sr("dat", _DAT, (8, 12), 2),
     _sr("dat_light", partial(_DAT, resi_connection="3conv", upsampler="pixelshuffledirect"), (8, 12), 2),
     _sr("dctlsa", partial(DCTLSA, nf=10, num_head=2, upscale=2), (16, 24), 2),
     _sr("ditn", partial(DITN, dim=8, ITL_blocks=2, SAL_blocks=2, UFONE_blocks=4, upscale=2), (16, 24), 2),
@@ -319,8 +285,8 @@ SPANDREL: tuple[Network, ...] = (
     ),
     _restoration("fftformer", partial(FFTformer, dim=8, num_blocks=[2, 2, 2], num_refinement_blocks=2), (32, 64)),
     _restoration("gfpgan", partial(GFPGAN, out_size=64, num_style_feat=16, num_mlp=2, narrow=1 / 32), (64, 64)),
-    _sr("grl", _GRL, (16, 24), 2),
-    _sr("grl_local", partial(_GRL, local_connection=True), (16, 24), 2),
+    _sr("grl", _GRL_X2, (16, 24), 2),
+    _sr("grl_local", partial(_GRL_X2, local_connection=True), (16, 24), 2),
     _HAT,
     _restoration("hvicidnet", partial(HVICIDNet, channels=[4, 4, 8, 16], heads=[1, 2, 2, 2]), (16, 24)),
     _IPT,
@@ -366,7 +332,7 @@ SPANDREL: tuple[Network, ...] = (
     _sr("realplksr_dysample", partial(_REALPLKSR, dysample=True, layer_norm=True), (8, 12), 2),
     _restoration("restoreformer", partial(_RESTOREFORMER, attn_resolutions=(4,), resolution=32, head_size=2), (32, 48)),
     _restoration("retinexformer", partial(RetinexFormer, n_feat=8, stage=3, num_blocks=[2, 2, 2]), (16, 24)),
-    _sr("rgt", partial(RGT, img_size=16, embed_dim=16, mlp_ratio=2.0, upscale=2, split_size=[4, 8]), (32, 48), 2),
+    _sr("rgt", _RGT, (32, 48), 2),
     _sr("safmn", partial(SAFMN, dim=8, n_blocks=4, upscaling_factor=2), (16, 24), 2),
     _restoration("safmnbcie", partial(SAFMNBCIE, dim=8, n_blocks=4, num_layers=2), (32, 48)),
     _restoration("scunet", partial(SCUNet, config=[2] * 7), (40, 48)),
@@ -398,8 +364,8 @@ FAMILIES: tuple[Network, ...] = (
     _SWINIR_3CONV,
     _SWIN2SR,
     _sr("swin2sr_hf", _swin2sr_hf, (8, 12), 2, family="swin2sr_hf"),
-    _features("timm_swin", partial(SwinTransformer, **_TIMM, **_UNPOOLED), (64, 96)),
-    _features("timm_swin_v2", partial(SwinTransformerV2, **_TIMM, **_UNPOOLED), (64, 96)),
+    _features("timm_swin", partial(SwinTransformer, **_TIMM), (64, 96)),
+    _features("timm_swin_v2", partial(SwinTransformerV2, **_TIMM), (64, 96)),
     _sr("edt", TinyEDT, (24, 48), 4, family="edt"),
     _IPT,
     _NAFNET,
@@ -421,3 +387,12 @@ COUPLED: dict[str, str] = {
     "seemore": "in eval mode it picks the experts of one image and fails on a batch of more",
 }
 """Rows whose output for a batch is not that of its images one by one."""
+
+NO_BACKWARD: dict[str, str] = dict.fromkeys(
+    ("plksr", "realplksr", "realplksr_dysample"),
+    "in eval mode PLKConv2d overwrites its input, which the backward pass needs; in train mode it computes the same",
+)
+"""Rows through which no gradient gets in eval mode, frozen or not."""
+
+SLOW = frozenset({"scunet"})
+"""Rows for which a test takes over a second."""

@@ -7,6 +7,7 @@ The tables of families, kinds and recipes come from lowpeft's registries, the co
 from __future__ import annotations
 
 import dataclasses
+import enum
 import importlib
 import inspect
 import os
@@ -111,7 +112,9 @@ def description(name: str, thing: object) -> str:
     if inspect.isclass(thing):
         members = [member(n, m) for n, m in vars(thing).items() if not n.startswith("_")]
         body = "\n\n".join([markdown(thing), *filter(None, members)])
-        kind, shown = ("exception", "") if issubclass(thing, Exception) else ("class", signature(thing))
+        plain = issubclass(thing, (Exception, enum.Enum))  # their constructors say nothing
+        kind = "exception" if issubclass(thing, Exception) else "class"
+        shown = "" if plain else signature(thing).removesuffix(" -> None")
         return directive(kind, f"lowpeft.{name}{shown}", body, ticks=8)
     if inspect.isroutine(thing):
         return directive("function", f"lowpeft.{name}{signature(thing)}", markdown(thing), ticks=8)
@@ -181,7 +184,7 @@ class Generated(SphinxDirective):
         try:
             text = GENERATED[self.arguments[0]]()
         except LookupError as missing:
-            text = f"*Not available: {missing} was not found when these pages were built.*"
+            text = f"*Not available: `{missing}` was not found when these pages were built.*"
         return self.parse_text_to_nodes(text)
 
 

@@ -1,1 +1,94 @@
-"""lowpeft"""
+"""lowpeft: parameter-efficient fine-tuning for low-level vision.
+
+    import lowpeft
+
+    stereo = lowpeft.adapt(model, "stereo")
+    left_sr, right_sr = stereo(left, right)
+    lowpeft.save_adapter(stereo, "my-adapter")
+    stereo = lowpeft.load_adapter(model, "my-adapter")
+"""
+
+from .api import adapt, inject_spatial_adapters, wrap_stereo
+from .backbones import Backbone, load_backbone
+from .errors import AdapterError, DataError, LowpeftError, PlanError, TrainingError
+from .families import Branch, Family, Place, register_family
+from .files import load_adapter, read_adapter, save_adapter
+from .inject import inject, restore
+from .kinds import (
+    AdapterConfig,
+    FeatureAdapter,
+    FullConfig,
+    LoRAConfig,
+    SpatialConfig,
+    StereoConfig,
+    WeightAdapter,
+    register_adapter,
+)
+from .layouts import Layout
+from .model import (
+    MergeReport,
+    Summary,
+    adapter_parameters,
+    adapter_state_dict,
+    check_trainable,
+    disabled,
+    load_adapter_state_dict,
+    merge,
+    set_strength,
+    summary,
+)
+from .plan import Plan, Site, plan
+from .recipes import Recipe, TrainSettings, load_recipe
+from .stereo_model import StereoModel
+from .version import version
+
+__version__ = version()
+
+__all__ = [
+    "AdapterConfig",
+    "AdapterError",
+    "Backbone",
+    "Branch",
+    "DataError",
+    "Family",
+    "FeatureAdapter",
+    "FullConfig",
+    "Layout",
+    "LoRAConfig",
+    "LowpeftError",
+    "MergeReport",
+    "Place",
+    "Plan",
+    "PlanError",
+    "Recipe",
+    "Site",
+    "SpatialConfig",
+    "StereoConfig",
+    "StereoModel",
+    "Summary",
+    "TrainSettings",
+    "TrainingError",
+    "WeightAdapter",
+    "__version__",
+    "adapt",
+    "adapter_parameters",
+    "adapter_state_dict",
+    "check_trainable",
+    "disabled",
+    "inject",
+    "inject_spatial_adapters",
+    "load_adapter",
+    "load_adapter_state_dict",
+    "load_backbone",
+    "load_recipe",
+    "merge",
+    "plan",
+    "read_adapter",
+    "register_adapter",
+    "register_family",
+    "restore",
+    "save_adapter",
+    "set_strength",
+    "summary",
+    "wrap_stereo",
+]

@@ -20,14 +20,14 @@ import copyreg
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .errors import PlanError
 from .families import SLOT, get_branch
-from .kinds import Adapter, FeatureAdapter, WeightAdapter
+from .kinds import Adapter, Attachment, FeatureAdapter, WeightAdapter
 from .layouts import Layout, Size, find_size, square_size, to_rows
 
 ROW_CHUNK_BYTES = 64 * 2**20
@@ -38,29 +38,6 @@ class PairedViews(NamedTuple):
     """A batch of N left views followed by their N right views, (2N, …): what a stereo-adapted backbone takes."""
 
     batch: Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attachment:
-    """Where on its module an adapter acts.
-
-    Attributes:
-        form: `feature`, `branch` or `weight`.
-        layout: Of the features.
-        source: Whether the adapter reads the module's output or its first argument.
-        item: The element of a tuple output that holds the features.
-        square: Tokens lie on a square grid where the module is not told the size.
-        branch: The family-specific forward.
-        tensor: The parameter that a weight adapter changes.
-    """
-
-    form: Literal["feature", "branch", "weight"]
-    layout: Layout = Layout.NCHW
-    source: Literal["output", "input"] = "output"
-    item: int | None = None
-    square: bool = False
-    branch: str | None = None
-    tensor: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,20 +64,14 @@ class Slot(nn.Module):
     def features(self, branch: str | None) -> list[FeatureAdapter]:
         """The active feature adapters on the module's output, or on the sum of the named branch."""
         return [
-            p for p in self.pieces() if isinstance(p, FeatureAdapter) and p.active and attachment(p).branch == branch
+            p for p in self.pieces() if isinstance(p, FeatureAdapter) and p.active and p.attachment.branch == branch
         ]
 
     def weights(self, tensor: str) -> list[WeightAdapter]:
         """The active adapters of that parameter."""
         return [
-            p for p in self.pieces() if isinstance(p, WeightAdapter) and p.active and attachment(p).tensor == tensor
+            p for p in self.pieces() if isinstance(p, WeightAdapter) and p.active and p.attachment.tensor == tensor
         ]
-
-
-def attachment(piece: Adapter) -> Attachment:
-    """Where the adapter acts."""
-    value: Attachment = piece.attachment  # type: ignore[assignment]
-    return value
 
 
 def slot_of(module: nn.Module) -> Slot | None:
@@ -126,7 +97,7 @@ def sum_of_deltas(
     """The sum of what the adapters add, each from the same features, so that their order does not matter."""
     total: Tensor | None = None
     for adapter in adapters:
-        site = attachment(adapter)
+        site = adapter.attachment
         x = features if site.source == "output" else _first_tensor(args, kwargs)
         delta = _delta(adapter, x, site.layout, _size(site, x, args, kwargs)).to(features.dtype)
         total = delta if total is None else total + delta
@@ -166,7 +137,7 @@ def _add_by_rows(
     kwargs: dict[str, Any],
 ) -> Tensor:
     """features + deltas, some image rows at a time and in place where nobody else holds the features' memory."""
-    site = attachment(adapters[0])
+    site = adapters[0].attachment
     held = {t.untyped_storage().data_ptr() for t in (*args, *kwargs.values()) if isinstance(t, Tensor)}
     held |= {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
     result = features.clone() if features.untyped_storage().data_ptr() in held else features
@@ -184,7 +155,7 @@ def _can_go_by_rows(adapters: list[FeatureAdapter], features: Tensor) -> bool:
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and any(a.pairs_views for a in adapters)
-        and all(a.row_local and attachment(a).source == "output" for a in adapters)
+        and all(a.row_local and a.attachment.source == "output" for a in adapters)
     )
 
 
@@ -192,7 +163,7 @@ def _with_deltas(module: nn.Module, slot: Slot, output: Any, args: tuple[Any, ..
     adapters = slot.features(None)
     if not adapters:
         return output
-    item = attachment(adapters[0]).item
+    item = adapters[0].attachment.item
     features = output if item is None else output[item]
     if _can_go_by_rows(adapters, features):
         new = _add_by_rows(module, adapters, features, args, kwargs)
@@ -202,9 +173,6 @@ def _with_deltas(module: nn.Module, slot: Slot, output: Any, args: tuple[Any, ..
 
 
 # --- the generated subclasses ----------------------------------------------------------------------------------------
-
-M = TypeVar("M", bound=nn.Module)
-
 
 @functools.cache
 def specialised(base: type[nn.Module], facets: Facets) -> type[nn.Module]:
@@ -250,7 +218,7 @@ def set_facets(module: nn.Module, **changes: Any) -> None:
 
 
 def _branch_forward(base: type[nn.Module], name: str) -> Callable[..., Any]:
-    branch = get_branch(name)
+    branch = get_branch(name).forward
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         slot = slot_of(self)
@@ -291,17 +259,16 @@ def _tensor_property(name: str) -> property:
         weight = self._parameters[name]
         slot = slot_of(self)
         adapters = slot.weights(name) if slot is not None and weight is not None else []
-        if weight is None or not adapters:
-            return weight
-        return (weight.to(next(adapters[0].parameters()).dtype) + weight_delta(adapters)).to(weight.dtype)
+        return adapted_weight(weight, adapters) if weight is not None and adapters else weight
 
     return property(read, doc=f"The base's {name} plus what its adapters add.")
 
 
-def weight_delta(adapters: list[WeightAdapter]) -> Tensor:
-    """The sum of the adapters' weight changes, each times its strength."""
+def adapted_weight(weight: Tensor, adapters: list[WeightAdapter]) -> Tensor:
+    """The weight plus each adapter's change times its strength, added in the adapters' dtype."""
     parts = [a.delta_weight() if a.strength == 1.0 else a.delta_weight() * a.strength for a in adapters]
-    return functools.reduce(torch.add, parts)
+    delta = functools.reduce(torch.add, parts)
+    return (weight.to(delta.dtype) + delta).to(weight.dtype)
 
 
 def _train(self: nn.Module, mode: bool = True) -> nn.Module:

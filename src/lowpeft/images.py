@@ -138,9 +138,9 @@ def _save(picture: Image, path: Path) -> None:
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
     format_name, options = _WRITERS[path.suffix.lower()]
     try:
-        with open(unfinished, "xb") as file:
+        with unfinished.open("xb") as file:
             picture.save(file, format=format_name, **options)
-        os.replace(unfinished, path)
+        unfinished.replace(path)
     except OSError as error:
         raise DataError(f"cannot write the image {path}: {error.strerror or error}") from None
     finally:

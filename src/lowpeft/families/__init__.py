@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import convolutional, edt, hat, ipt, swinir, timm_swin
 from .base import (
     SLOT,
+    Branch,
     Family,
     FoundPlace,
     Place,
@@ -20,6 +21,7 @@ from .base import (
 
 __all__ = [
     "SLOT",
+    "Branch",
     "Family",
     "FoundPlace",
     "Place",

@@ -18,9 +18,24 @@ SLOT = "lowpeft"
 
 PlaceName = Literal["attention", "mlp", "parallel", "stage"]
 AddDelta = Callable[[Tensor], Tensor | None]
-BranchForward = Callable[..., Any]
-"""`forward(block, delta, *args, **kwargs)`: the block's own forward, with `delta(features)` — what the adapters add to
-the features at the site, or None for nothing — added where the residual is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """A family-specific forward of a block, for a site that is a sum which no module outputs.
+
+    Attributes:
+        name: Unique, `family.block`.
+        forward: `forward(block, delta, *args, **kwargs)` computes what the block's own forward does, and adds
+            `delta(features)` (None for nothing) where the residual is.
+        example: Arguments for one call of a given block, so that planning can compare the two forwards and refuse a
+            copy of the code that has been changed.
+    """
+
+    name: str
+    forward: Callable[..., Any]
+    example: Callable[[nn.Module], tuple[Any, ...]]
+
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +47,8 @@ class Place:
             `parallel` is beside the MLP on its input, `stage` is a group's output before the group's shortcut.
         path: Dotted path of the module, with `{stage}` and `{block}` for the components that count them; `{part}`
             for one that is neither.
-        channels: Path, from that module, of a parameter whose first dimension is the number of channels.
+        channels: Path, from that module (from the one around it, after a `^`), of a parameter whose first dimension is
+            the number of channels.
         layout: Of the features.
         source: Whether the adapter reads the module's output or its first argument; it always adds to the output.
         item: The element of the output that holds the features, for a module that returns a tuple.
@@ -61,7 +77,7 @@ class Family:
             match for the network to be of this family. A leading `!` means that nothing may match.
         places: Where the sites are. Their order numbers the stages where several paths name the same place.
         output: The attribute of the network's output that holds the image, where it is not a tensor.
-        branches: The family-specific forwards, by name.
+        branches: The family-specific forwards that places name.
         source: Where the facts are from.
     """
 
@@ -70,15 +86,16 @@ class Family:
     signature: tuple[tuple[str, ...], ...]
     places: tuple[Place, ...]
     output: str | None = None
-    branches: tuple[tuple[str, BranchForward], ...] = ()
+    branches: tuple[Branch, ...] = ()
     source: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoundPlace(Candidate):
-    """A place in a concrete network: the module's path from the network's root, its stage and block."""
+    """A place in a concrete network: the module's path from the root, its stage and block, its number of channels."""
 
     place: Place
+    channels: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +107,7 @@ class Recognised:
 
 
 _FAMILIES: dict[str, Family] = {}
-_BRANCHES: dict[str, BranchForward] = {}
+_BRANCHES: dict[str, Branch] = {}
 
 
 def register_family(family: Family) -> Family:
@@ -99,7 +116,7 @@ def register_family(family: Family) -> Family:
     Raises:
         PlanError: The name is taken, or a place names a branch that the family does not have.
     """
-    branches = dict(family.branches)
+    branches = {b.name: b for b in family.branches}
     problems = [f"the family {family.name!r} is registered already"] if family.name in _FAMILIES else []
     problems += [f"the branch {b!r} is registered already" for b in branches if b in _BRANCHES]
     problems += [
@@ -119,8 +136,8 @@ def families() -> tuple[Family, ...]:
     return tuple(_FAMILIES.values())
 
 
-def get_branch(name: str) -> BranchForward:
-    """The family-specific forward of that name."""
+def get_branch(name: str) -> Branch:
+    """The branch of that name."""
     return _BRANCHES[name]
 
 
@@ -175,7 +192,7 @@ def _fits(signature: tuple[str, ...], names: list[str]) -> bool:
 
 def find_places(root: nn.Module, found: Recognised, name: str) -> tuple[FoundPlace, ...]:
     """Every place of that name in the network, in the order of stages and blocks."""
-    modules = [path for path, _ in base_modules(root)]
+    modules = dict(base_modules(root))
     lead = found.prefix + "." if found.prefix else ""
     hits: list[tuple[tuple[int, ...], int | None, str, Place]] = []
     stages: dict[tuple[int, ...], None] = {}
@@ -183,7 +200,7 @@ def find_places(root: nn.Module, found: Recognised, name: str) -> tuple[FoundPla
         expression = _expression(lead + place.path)
         for path in modules:
             match = expression.fullmatch(path)
-            if match:
+            if match and not _is_empty(modules[path]):
                 groups = match.groupdict()
                 stage = (order, int(groups["stage"])) if groups.get("stage") else (order,)
                 block = int(groups["block"]) if groups.get("block") else None
@@ -192,7 +209,23 @@ def find_places(root: nn.Module, found: Recognised, name: str) -> tuple[FoundPla
         stages.setdefault(stage)
     numbers = {stage: i for i, stage in enumerate(stages)}
     rows = sorted(hits, key=lambda h: (h[0], h[1] if h[1] is not None else -1))
-    return tuple(FoundPlace(path=path, stage=numbers[s], block=b, place=place) for s, b, path, place in rows)
+    return tuple(
+        FoundPlace(path=path, stage=numbers[s], block=b, place=place, channels=_channels(root, path, place))
+        for s, b, path, place in rows
+    )
+
+
+def _is_empty(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential) and len(module) == 0
+
+
+def _channels(root: nn.Module, path: str, place: Place) -> int:
+    around = path.rsplit(".", 1)[0] if place.channels.startswith("^") else path
+    module, _, name = f"{around}.{place.channels.removeprefix('^')}".rpartition(".")
+    parameter = root.get_submodule(module)._parameters[name]
+    if parameter is None:
+        raise PlanError(f"{module} has no {name} that would tell the channels of {path}")
+    return int(parameter.shape[0])
 
 
 def _expression(path: str) -> re.Pattern[str]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layouts import Layout
-from .base import AddDelta, Family, Place, register_family
+from .base import AddDelta, Branch, Family, Place, register_family
 
 
 def hab_forward(
@@ -56,6 +56,18 @@ def hab_forward(
     return result
 
 
+def hab_example(block: nn.Module) -> tuple[Any, ...]:
+    """Random tokens of 2x2 windows, and the index and mask that go with them."""
+    b: Any = block
+    window, weight = b.window_size, b.norm1.weight
+    generator = torch.Generator().manual_seed(0)
+    entries = b.attn.relative_position_bias_table.shape[0]
+    x = torch.randn(1, 4 * window**2, weight.shape[0], generator=generator).to(weight.device, weight.dtype)
+    index = torch.randint(0, entries, (window**2, window**2), generator=generator).to(weight.device)
+    mask = torch.randn(4, window**2, window**2, generator=generator).to(weight.device, weight.dtype)
+    return x, (2 * window, 2 * window), index, mask
+
+
 BLOCK = "layers.{stage}.residual_group.blocks.{block}"
 
 HAT = register_family(
@@ -81,7 +93,7 @@ HAT = register_family(
                 layout=Layout.NCHW,
             ),
         ),
-        branches=(("hat.hab", hab_forward),),
+        branches=(Branch(name="hat.hab", forward=hab_forward, example=hab_example),),
         source="arXiv 2205.04437; placement as in ASteISR, arXiv 2407.03598",
     )
 )

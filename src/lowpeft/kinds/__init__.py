@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from ..errors import PlanError, did_you_mean
-from .base import Adapter, AdapterConfig, FeatureAdapter, WeightAdapter
+from .base import Adapter, AdapterConfig, Attachment, FeatureAdapter, WeightAdapter
 from .full import Full, FullConfig
 from .lora import LoRA, LoRAConfig
 from .spatial import SpatialAdapter, SpatialConfig
@@ -15,6 +15,7 @@ from .stereo import StereoAdapter, StereoConfig
 __all__ = [
     "Adapter",
     "AdapterConfig",
+    "Attachment",
     "FeatureAdapter",
     "Full",
     "FullConfig",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -55,10 +55,34 @@ class AdapterConfig:
         return range(count)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Attachment:
+    """Where on its module an adapter acts.
+
+    Attributes:
+        form: `feature`, `branch` or `weight`.
+        layout: Of the features.
+        source: Whether the adapter reads the module's output or its first argument.
+        item: The element of a tuple output that holds the features.
+        square: Tokens lie on a square grid where the module is not told the size.
+        branch: The family-specific forward.
+        tensor: The parameter that a weight adapter changes.
+    """
+
+    form: Literal["feature", "branch", "weight"]
+    layout: Layout = Layout.NCHW
+    source: Literal["output", "input"] = "output"
+    item: int | None = None
+    square: bool = False
+    branch: str | None = None
+    tensor: str | None = None
+
+
 class Adapter(nn.Module, ABC):
     """One adapter at one site.
 
     Attributes:
+        attachment: Where on its module it acts; set when it is attached.
         strength: Factor of what the adapter adds, 0..1 (1 when new).
         enabled: False inside `lowpeft.disabled`.
     """
@@ -67,6 +91,7 @@ class Adapter(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
+        self.attachment = Attachment(form="feature")
         self.strength = 1.0
         self.enabled = True
 

@@ -1,0 +1,65 @@
+"""The model card of an adapter folder: what it is, which base it needs, how to use it; nothing that is not known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def model_card(config: dict[str, Any], size_bytes: int) -> str:
+    """The text of README.md for an adapter.
+
+    Args:
+        config: As in `adapter_config.json`.
+        size_bytes: Of the adapter's tensors.
+    """
+    base, recipe = config["base"], config["recipe"]
+    kinds: dict[str, list[int]] = {}
+    for site in config["sites"]:
+        row = kinds.setdefault(site["adapter"]["kind"], [0, 0])
+        row[0] += 1
+        row[1] += site["parameters"]
+    stereo = "stereo" in kinds
+    call = "left_sr, right_sr = model(left, right)" if stereo else "restored = model(image)"
+    tags = ["lowpeft", "image-restoration", *(["stereo-super-resolution"] if stereo else [])]
+    lines = [
+        "---",
+        "library_name: lowpeft",
+        "pipeline_tag: image-to-image",
+        "tags:",
+        *[f"- {t}" for t in tags],
+        "---",
+        "",
+        f"# {recipe['name']} adapter for {base['model']}",
+        "",
+        f"{recipe['summary'] or recipe['name']}. Only the adapter is here: {size_bytes / 1e6:.2f} MB, for a frozen base of "
+        f"{base['parameters']:,} parameters.",
+        "",
+        "```python",
+        "import lowpeft",
+        "",
+        'backbone = lowpeft.load_backbone("path/to/the/base/weights")',
+        'model = lowpeft.load_adapter(backbone, "path/to/this/folder")',
+        call,
+        "```",
+        "",
+        "| adapter | sites | parameters |",
+        "|---|---|---|",
+        *[f"| {kind} | {sites} | {count:,} |" for kind, (sites, count) in kinds.items()],
+        "",
+        "## Base",
+        "",
+        "The adapter is refused on any other base than this one.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| class | {base['model']} |",
+        f"| parameters | {base['parameters']:,} |",
+        f"| structure (SHA-256) | `{base['structure']}` |",
+        f"| weights (SHA-256) | `{base['weights']}` |",
+        "",
+    ]
+    if config["facts"]:
+        lines += ["## Facts", "", "| | |", "|---|---|"]
+        lines += [f"| {key} | {value} |" for key, value in config["facts"].items()] + [""]
+    lines += [f"Written by lowpeft {config['lowpeft']}.", ""]
+    return "\n".join(lines)

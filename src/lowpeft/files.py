@@ -1,0 +1,316 @@
+"""The adapter file: a folder with the tensors, the config and a model card. Never pickle, never code.
+
+    adapter_model.safetensors   the adapter's tensors; the config again in its metadata
+    adapter_config.json         schema, versions, recipe, sites, fingerprint of the base
+    README.md                   model card
+
+The safetensors file is complete in itself: replacing it is the one step that turns an old adapter into a new one. The
+other files are written beside it first, so a save that is killed at any moment leaves the old adapter or the new one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .card import model_card
+from .errors import AdapterError, LowpeftError
+from .families import base_parameters
+from .fingerprint import compare, digest, digests, fingerprint
+from .inject import inject, record_of, unwrap
+from .kinds import Attachment
+from .layouts import Layout
+from .model import adapter_state_dict, load_adapter_state_dict, only_name, tensor_problems
+from .plan import Plan, Site, backbone_of, build, plan_sites
+from .recipes import Recipe, config_from_dict, config_to_dict, recipe_from_dict, recipe_to_dict
+from .version import version
+
+SCHEMA = 1
+TENSORS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
+METADATA_KEY = "lowpeft"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterFile:
+    """An adapter as read from a folder, checked by itself but not yet against a network.
+
+    Attributes:
+        config: The plain values of `adapter_config.json`.
+        recipe: What was asked for.
+        sites: Where the adapters go.
+        base: Plain values of the fingerprint of the base.
+        facts: What the writer wanted to be known (figures, names of data and weights).
+        tensors: By key, on the CPU.
+    """
+
+    config: dict[str, Any]
+    recipe: Recipe
+    sites: tuple[Site, ...]
+    base: dict[str, Any]
+    facts: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def save_adapter(
+    model: object, folder: str | Path, *, name: str | None = None, facts: Mapping[str, str | float] | None = None
+) -> Path:
+    """Write one adapter, and nothing of the base, to a folder.
+
+    Args:
+        model: An adapted model.
+        folder: Created if needed; an adapter that is there is replaced in one step.
+        name: Of the adapter; needed where several are attached.
+        facts: What readers should know, as a table in the model card: data, figures, the name of the base's weights.
+
+    Returns:
+        The folder.
+
+    Raises:
+        AdapterError: Something trained would be lost (a base tensor was changed or set trainable), a tensor holds NaN
+            or infinity, or the folder cannot be written. What was in the folder is then as it was.
+        PlanError: The model holds no adapters, or `name` does not say which.
+    """
+    chosen = only_name(model, name)
+    root = unwrap(model)
+    tensors = {k: v.cpu().contiguous() for k, v in adapter_state_dict(model, name=chosen).items()}
+    problems = _losses(root) + [f"{k} holds NaN or infinity" for k, v in tensors.items() if not torch.isfinite(v).all()]
+    if problems:
+        raise AdapterError(f"the adapter {chosen!r} was not saved:", problems=problems)
+    config = _config(record_of(root).plans[chosen], record_of(root).base.as_dict(), tensors, dict(facts or {}))
+    target = Path(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        _write(target, tensors, config)
+    except OSError as error:
+        raise AdapterError(f"cannot write the adapter to {target}: {error}") from error
+    return target
+
+
+def _losses(root: nn.Module) -> list[str]:
+    """What was trained or written outside the adapters, and would not be in the file."""
+    record = record_of(root)
+    problems = [
+        f"{path} of the base requires a gradient, but only adapters are saved; adapt with train_also=[{path!r}]"
+        for path, parameter in base_parameters(root)
+        if parameter.requires_grad
+    ]
+    for path, now in digests(root).items():
+        before = record.digests.get(path)
+        if before != now and (before is None or before.split()[0] == now.split()[0]):
+            problems.append(f"{path} of the base has been changed since it was adapted, and would not be saved")
+    return problems
+
+
+def _config(plan: Plan, base: dict[str, Any], tensors: dict[str, Tensor], facts: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "lowpeft": version(),
+        "recipe": recipe_to_dict(plan.recipe),
+        "base": base,
+        "family": plan.family,
+        "sites": [_site_to_dict(s) for s in plan.sites],
+        "facts": facts,
+        "tensors": {"number": len(tensors), "sha256": _tensors_digest(tensors)},
+    }
+
+
+def _tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    lines = "\n".join(f"{k} {digest(tensors[k])}" for k in sorted(tensors))
+    return hashlib.sha256(lines.encode(), usedforsecurity=False).hexdigest()
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    new = {name: folder / f"{name}.new" for name in (TENSORS, CONFIG, CARD)}
+    save_file(tensors, new[TENSORS], {METADATA_KEY: text})
+    new[CONFIG].write_text(text, encoding="utf-8")
+    new[CARD].write_text(model_card(config, _bytes(tensors)), encoding="utf-8")
+    for path in new.values():
+        with path.open("rb") as handle:
+            os.fsync(handle.fileno())
+    for name, path in new.items():  # the tensors first: that is the step that counts
+        path.replace(folder / name)
+
+
+def _bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_adapter(folder: str | Path) -> AdapterFile:
+    """Read and check an adapter folder, without a network.
+
+    Raises:
+        AdapterError: A file is missing, truncated, of another schema, changed by hand, or holds NaN; all problems
+            that can be seen together are listed.
+    """
+    directory = Path(folder)
+    missing = [name for name in (TENSORS, CONFIG) if not (directory / name).is_file()]
+    if missing:
+        raise AdapterError(f"{directory} is not an adapter folder: {' and '.join(missing)} missing")
+    try:
+        with safe_open(directory / TENSORS, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise AdapterError(f"{directory / TENSORS} cannot be read: {error}") from error
+    config = _read_config(directory, metadata)
+    problems = [f"{key} holds NaN or infinity" for key, t in tensors.items() if not torch.isfinite(t).all()]
+    if config.get("schema") != SCHEMA:
+        found = f"schema is {config.get('schema')!r}, this version of lowpeft ({version()}) reads {SCHEMA}"
+        raise AdapterError(f"{directory} cannot be used:", problems=[found, *problems])
+    try:
+        if config["tensors"]["sha256"] != _tensors_digest(tensors):
+            problems.append("the tensors are not those that were saved (their checksum differs)")
+        recipe = recipe_from_dict(config["recipe"], origin="its recipe")
+        sites = tuple(_site_from_dict(row) for row in config["sites"])
+        facts, base = dict(config["facts"]), dict(config["base"])
+        problems += tensor_problems(_expected(sites), tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        text = str(error) if isinstance(error, LowpeftError) else f"{type(error).__name__}: {error}"
+        problems.append(f"{CONFIG} is not what lowpeft writes: {text}")
+    if problems:
+        raise AdapterError(f"{directory} cannot be used:", problems=problems)
+    return AdapterFile(config=config, recipe=recipe, sites=sites, base=base, facts=facts, tensors=tensors)
+
+
+def _read_config(directory: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The config in the tensors' metadata, which `adapter_config.json` must repeat.
+
+    After a save that was killed between replacing the two, the right config still lies in `adapter_config.json.new`.
+    """
+    inside = _json(metadata.get(METADATA_KEY, ""))
+    if inside is None:
+        raise AdapterError(f"{directory / TENSORS} holds no lowpeft config; was it made by something else?")
+    copies = [directory / CONFIG, directory / f"{CONFIG}.new"]
+    if not any(p.is_file() and _json(_text(p)) == inside for p in copies):
+        raise AdapterError(f"{directory / CONFIG} is not the config that {TENSORS} was saved with: one was changed")
+    return inside
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AdapterError(f"{path} cannot be read: {error}") from error
+
+
+def _json(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _expected(sites: tuple[Site, ...]) -> dict[str, Tensor]:
+    """The tensors that adapters on these sites have, without memory."""
+    with torch.device("meta"):
+        return {
+            ".".join(filter(None, (site.path, site.key, key))): tensor
+            for site in sites
+            for key, tensor in build(site.config, site.shape).state_dict().items()
+        }
+
+
+def load_adapter(
+    model: object,
+    folder_or_repo_id: str | Path,
+    *,
+    revision: str | None = None,
+    name: str = "default",
+    force: bool = False,
+) -> nn.Module:
+    """Attach a saved adapter to its base.
+
+    Args:
+        model: The base as it was when the adapter was made: a network or `Backbone`.
+        folder_or_repo_id: A folder that `save_adapter` wrote, or a Hugging Face Hub repository (`owner/name`).
+        revision: Commit, tag or branch of the Hub repository.
+        name: To attach it under; a base can hold several adapters.
+        force: Attach it even though the base is not the one it was made for. Sites and shapes must fit all the same.
+
+    Returns:
+        As `adapt`: the same object, or a `StereoModel` around it.
+
+    Raises:
+        AdapterError: The file is damaged, or made for another base; the model is as it was.
+        PlanError: The adapter cannot be attached; the model is as it was.
+    """
+    adapter = read_adapter(_folder(folder_or_repo_id, revision))
+    root = backbone_of(model)
+    problems = compare(adapter.base, fingerprint(root))
+    if problems and not force:
+        raise AdapterError(
+            f"the adapter {str(folder_or_repo_id)!r} belongs to another base (force=True attaches it all the same):",
+            problems=problems,
+        )
+    plan = plan_sites(root, adapter.recipe, adapter.sites, name=name)
+    adapted = inject(model, plan)
+    load_adapter_state_dict(adapted, adapter.tensors, name=name)
+    return adapted
+
+
+def _folder(place: str | Path, revision: str | None) -> Path:
+    path = Path(place)
+    if path.exists() or not isinstance(place, str) or place.count("/") != 1 or place.startswith((".", "/")):
+        if revision is not None:
+            raise AdapterError(f"revision={revision!r} is for Hub repositories; {place} is a folder")
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(place, revision=revision, allow_patterns=[TENSORS, CONFIG, CARD]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise AdapterError(f"{place!r} is neither a folder nor a Hub repository that can be read: {reason}") from error
+
+
+# --- sites as plain values -------------------------------------------------------------------------------------------
+
+
+def _site_to_dict(site: Site) -> dict[str, Any]:
+    act = {k: v for k, v in dataclasses.asdict(site.attachment).items() if v not in (None, False)}
+    return {
+        "path": site.path,
+        "key": site.key,
+        "module": site.module,
+        "stage": site.stage,
+        "block": site.block,
+        "shape": list(site.shape),
+        "parameters": site.parameters,
+        "adapter": config_to_dict(site.config),
+        "attachment": {**act, "layout": str(site.attachment.layout)},
+    }
+
+
+def _site_from_dict(row: Mapping[str, Any]) -> Site:
+    act = dict(row["attachment"])
+    return Site(
+        path=row["path"],
+        key=row["key"],
+        module=row["module"],
+        stage=row["stage"],
+        block=row["block"],
+        shape=tuple(row["shape"]),
+        parameters=row["parameters"],
+        config=config_from_dict(row["adapter"]),
+        attachment=Attachment(**{**act, "layout": Layout(act["layout"])}),
+    )

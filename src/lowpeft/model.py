@@ -1,0 +1,368 @@
+"""What one does with an adapted model: count, read and load its adapters, switch them, merge them, check them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .attach import adapted_weight, original_class, slots
+from .errors import AdapterError, PlanError, did_you_mean
+from .families import SLOT
+from .inject import drop_merged, pieces, record_of, unwrap
+from .kinds import WeightAdapter
+from .probe import evaluating, first_that_works
+from .stereo_model import StereoModel
+
+
+def adapter_parameters(model: object, *, name: str | None = None) -> Iterator[tuple[str, nn.Parameter]]:
+    """The adapters' parameters as (name, Parameter): exactly what an optimiser should get.
+
+    Args:
+        model: An adapted model.
+        name: Only those of this adapter.
+
+    Raises:
+        PlanError: The model holds no adapters, or none of that name.
+    """
+    root = unwrap(model)
+    wanted = {id(p) for _, _, piece in pieces(root, name) for p in piece.parameters()}
+    return ((path, p) for path, p in root.named_parameters() if id(p) in wanted)
+
+
+def only_name(model: object, name: str | None) -> str:
+    """The adapter that is meant: `name`, or the only one attached.
+
+    Raises:
+        PlanError: There is none of that name, or there are several and none was named.
+    """
+    known = record_of(unwrap(model)).plans
+    if name is None and len(known) == 1:
+        return next(iter(known))
+    if name is None:
+        raise PlanError(f"several adapters are attached ({', '.join(known)}); say which with name=")
+    if name not in known:
+        raise PlanError(f"no adapter named {name!r}; attached: {', '.join(known)}{did_you_mean(name, known)}")
+    return name
+
+
+def _tensors(model: object, name: str) -> dict[str, Tensor]:
+    """Every tensor of one adapter, buffers included, keyed by base path + kind + the adapter's own name for it."""
+    return {
+        f"{path}.{key}": tensor
+        for _, path, piece in pieces(unwrap(model), name)
+        for key, tensor in piece.state_dict(keep_vars=True).items()
+    }
+
+
+def adapter_state_dict(model: object, *, name: str | None = None) -> dict[str, Tensor]:
+    """The tensors of one adapter and no others, detached, not copied.
+
+    Args:
+        model: An adapted model.
+        name: Of the adapter; needed where several are attached.
+
+    Returns:
+        Keys are the base module's path, the kind, and the adapter's own parameter name:
+        `layers.1.conv.stereo.beta`.
+
+    Raises:
+        PlanError: The model holds no adapters, or `name` does not say which.
+    """
+    return {k: v.detach() for k, v in _tensors(model, only_name(model, name)).items()}
+
+
+def tensor_problems(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """All that keeps `given` from being loaded into `wanted`, as lines for people."""
+    problems = [f"missing: {k}" for k in wanted if k not in given]
+    problems += [f"unknown: {k}{did_you_mean(k, wanted, most=1)}" for k in given if k not in wanted]
+    for key, tensor in given.items():
+        if key not in wanted:
+            continue
+        if not isinstance(tensor, Tensor):
+            problems.append(f"{key} is a {type(tensor).__name__}, not a tensor")
+        elif tensor.shape != wanted[key].shape:
+            problems.append(f"{key} has shape {tuple(tensor.shape)}, the model needs {tuple(wanted[key].shape)}")
+        elif tensor.is_floating_point() != wanted[key].is_floating_point():
+            problems.append(f"{key} is {tensor.dtype}, the model needs {wanted[key].dtype}")
+        elif not torch.isfinite(tensor).all():
+            problems.append(f"{key} holds NaN or infinity")
+    return problems
+
+
+def load_adapter_state_dict(model: object, state: Mapping[str, Tensor], *, name: str | None = None) -> None:
+    """Copy tensors into an attached adapter; strict both ways.
+
+    Args:
+        model: An adapted model.
+        state: As `adapter_state_dict` gives it.
+        name: Of the adapter; needed where several are attached.
+
+    Raises:
+        AdapterError: Missing or unknown keys, wrong shapes, NaN or infinity; all are listed and nothing is loaded.
+        PlanError: The model holds no adapters, or `name` does not say which.
+    """
+    chosen = only_name(model, name)
+    wanted = _tensors(model, chosen)
+    problems = tensor_problems(wanted, state)
+    if problems:
+        raise AdapterError(f"these tensors do not fit the adapter {chosen!r}:", problems=problems)
+    with torch.no_grad():
+        for key, tensor in wanted.items():
+            tensor.copy_(state[key])
+
+
+# --- summary ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Counts of an adapted model; printing it gives a table per stage.
+
+    Attributes:
+        model: Class name of the network.
+        total: Every parameter, adapters included.
+        trainable: Those that require gradients.
+        by_kind: The adapters' parameters by kind.
+        adapter_bytes: Size of the adapters' tensors.
+        stages: (adapter, stage or None, kind, sites, parameters) rows.
+    """
+
+    model: str
+    total: int
+    trainable: int
+    by_kind: dict[str, int]
+    adapter_bytes: int
+    stages: tuple[tuple[str, int | None, str, int, int], ...]
+
+    @property
+    def frozen(self) -> int:
+        """Parameters that do not require gradients."""
+        return self.total - self.trainable
+
+    def __str__(self) -> str:
+        base = self.total - sum(self.by_kind.values())
+        lines = [
+            f"{self.model}: {self.trainable:,} trainable, {self.frozen:,} frozen "
+            f"({100 * self.trainable / max(1, base):.2f} % of the base), adapters {self.adapter_bytes / 1e6:.2f} MB",
+            f"{'adapter':<12}  {'stage':>5}  {'kind':<10}  {'sites':>5}  {'parameters':>12}",
+        ]
+        lines += [
+            f"{adapter:<12}  {'-' if stage is None else stage:>5}  {kind:<10}  {sites:>5}  {parameters:>12,}"
+            for adapter, stage, kind, sites, parameters in self.stages
+        ]
+        return "\n".join(lines)
+
+
+def summary(model: object) -> Summary:
+    """Count an adapted model.
+
+    Raises:
+        PlanError: The model holds no adapters.
+    """
+    root = unwrap(model)
+    rows: dict[tuple[str, int | None, str], list[int]] = {}
+    for name, plan in record_of(root).plans.items():
+        for site in plan.sites:
+            row = rows.setdefault((name, site.stage, site.config.kind), [0, 0])
+            row[0] += 1
+            row[1] += site.parameters
+    by_kind: dict[str, int] = {}
+    for (_, _, kind), (_, count) in rows.items():
+        by_kind[kind] = by_kind.get(kind, 0) + count
+    tensors = [t for _, _, piece in pieces(root) for t in piece.state_dict().values()]
+    return Summary(
+        model=original_class(root).__name__,
+        total=sum(p.numel() for p in root.parameters()),
+        trainable=sum(p.numel() for p in root.parameters() if p.requires_grad),
+        by_kind=by_kind,
+        adapter_bytes=sum(t.numel() * t.element_size() for t in tensors),
+        stages=tuple((*key, *counts) for key, counts in rows.items()),
+    )
+
+
+# --- switching -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def disabled(model: object, *, name: str | None = None) -> Iterator[None]:
+    """Within the block the adapters add nothing: the model is its frozen base, bit for bit.
+
+    The switch is on the model, so it counts for every thread that uses it.
+
+    Args:
+        model: An adapted model.
+        name: Switch off only this adapter.
+
+    Raises:
+        PlanError: The model holds no adapters, or none of that name.
+    """
+    chosen = [piece for _, _, piece in pieces(unwrap(model), name)]
+    before = [piece.enabled for piece in chosen]
+    try:
+        for piece in chosen:
+            piece.enabled = False
+        yield
+    finally:
+        for piece, enabled in zip(chosen, before, strict=True):
+            piece.enabled = enabled
+
+
+def set_strength(model: object, strength: float, *, name: str | None = None) -> None:
+    """Scale what the adapters add: 0 is the frozen base, 1 the adapted network.
+
+    Several adapters on one site add up, so `set_strength(m, 0.3, name="a")` and `set_strength(m, 0.7, name="b")` give
+    exactly the mixture.
+
+    Args:
+        model: An adapted model.
+        strength: 0..1.
+        name: Only this adapter.
+
+    Raises:
+        PlanError: The strength is outside 0..1, or there is no such adapter.
+    """
+    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0.0 <= strength <= 1.0:
+        raise PlanError(f"strength must be a number in 0..1, not {strength!r}")
+    for _, _, piece in pieces(unwrap(model), name):
+        piece.strength = float(strength)
+
+
+# --- merging ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeReport:
+    """What `merge` did.
+
+    Attributes:
+        merged: Paths of the adapters that are now part of the base's weights.
+        kept: Paths of the adapters that cannot be merged, and stay attached.
+        difference: Largest absolute difference between a merged weight and base + change, both in float64.
+    """
+
+    merged: tuple[str, ...]
+    kept: tuple[str, ...]
+    difference: float
+
+    def __str__(self) -> str:
+        text = f"{len(self.merged)} adapters merged, largest rounding difference of a weight {self.difference:.3g}"
+        if self.kept:
+            text += f"; {len(self.kept)} are not linear in a weight and stay attached: {', '.join(self.kept[:3])}"
+            text += ", …" if len(self.kept) > 3 else ""
+        return text
+
+
+def merge(model: object, *, name: str | None = None) -> MergeReport:
+    """Fold the adapters that are linear in a weight (LoRA, full) into the base, with their strength, and remove them.
+
+    This is the one call that writes the base. An adapter with pieces that cannot be merged keeps those; one that is
+    merged whole is gone.
+
+    Args:
+        model: An adapted model.
+        name: Only this adapter.
+
+    Returns:
+        What was merged, what was not, and the rounding difference.
+
+    Raises:
+        PlanError: Nothing can be merged, or a change is not finite; the model is as it was.
+    """
+    root = unwrap(model)
+    found = pieces(root, name)
+    linear = {p for _, _, p in found if isinstance(p, WeightAdapter)}
+    kept = tuple(path for _, path, p in found if p not in linear)
+    if not linear:
+        raise PlanError(f"nothing can be merged: {len(kept)} adapters are not linear in a weight ({kept[0]}, …)")
+    writes: list[tuple[nn.Parameter, Tensor]] = []
+    difference = 0.0
+    for path, module, slot in slots(root):
+        here = [p for p in slot.pieces() if isinstance(p, WeightAdapter) and p in linear]
+        for tensor in dict.fromkeys(p.attachment.tensor for p in here):
+            weight = cast(nn.Parameter, module._parameters[str(tensor)])
+            adapters = [p for p in here if p.attachment.tensor == tensor]
+            with torch.no_grad():
+                new = adapted_weight(weight, adapters)
+                exact = weight.double() + sum(p.delta_weight().double() * p.strength for p in adapters)
+            if not torch.isfinite(new).all():
+                raise PlanError(f"merging into {path}.{tensor} would give NaN or infinity; nothing was merged")
+            difference = max(difference, (new.double() - exact).abs().max().item())
+            writes.append((weight, new))
+    with torch.no_grad():
+        for weight, new in writes:
+            weight.copy_(new)
+    drop_merged(root, linear)
+    return MergeReport(
+        merged=tuple(path for _, path, p in found if p in linear), kept=kept, difference=difference
+    )
+
+
+def check_trainable(model: nn.Module, *example: Tensor) -> None:
+    """Run one backward pass and refuse trainable tensors that get no gradient.
+
+    The adapters' values are replaced by random ones for the pass, because a new adapter's zeros stop the gradient of
+    the layers before them; neither the values nor `.grad` of the model change.
+
+    Args:
+        model: An adapted model or `StereoModel` (or any module with trainable parameters).
+        example: Inputs for one call. Without any, random images of a size that the network takes.
+
+    Raises:
+        PlanError: Naming every trainable tensor whose gradient is missing, zero or not finite.
+    """
+    trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    if not trainable:
+        raise PlanError("no parameter of the model requires a gradient")
+    if example:
+        missing = _dead(model, trainable, example)
+    else:
+        pair = isinstance(model, StereoModel)
+        root = unwrap(model)
+        missing = first_that_works(
+            root, lambda x: _dead(model, trainable, (x[:1], x[1:]) if pair else (x,))
+        )
+    if missing:
+        raise PlanError(f"{len(missing)} of {len(trainable)} trainable tensors cannot be trained:", problems=missing)
+
+
+def _dead(model: nn.Module, trainable: dict[str, nn.Parameter], example: tuple[Tensor, ...]) -> list[str]:
+    generator = torch.Generator().manual_seed(0)
+    values = {
+        n: (torch.randn(p.shape, generator=generator) * 0.1).to(p.device, p.dtype).requires_grad_()
+        if SLOT in n.split(".")
+        else p
+        for n, p in trainable.items()
+    }
+    with torch.enable_grad():
+        output = functional_call(model, values, example)
+        loss = sum((_weighted(t, generator) for t in _float_tensors(output)), start=torch.zeros(()))
+        if not loss.requires_grad:
+            return [f"{n}: the output does not depend on it" for n in trainable]
+        gradients = torch.autograd.grad(loss, list(values.values()), allow_unused=True)
+    problems = []
+    for name, gradient in zip(values, gradients, strict=True):
+        if gradient is None:
+            problems.append(f"{name}: the output does not depend on it")
+        elif not torch.isfinite(gradient).all():
+            problems.append(f"{name}: its gradient is not finite")
+        elif not gradient.any():
+            problems.append(f"{name}: its gradient is zero everywhere")
+    return problems
+
+
+def _float_tensors(output: Any) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
+    return [t for v in values for t in _float_tensors(v)]
+
+
+def _weighted(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """A random projection, so that no gradient cancels by symmetry."""
+    return (tensor.float() * torch.randn(tensor.shape, generator=generator).to(tensor.device)).sum()
