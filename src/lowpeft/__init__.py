@@ -1,11 +1,11 @@
 """lowpeft: parameter-efficient fine-tuning for low-level vision.
 
-    import lowpeft
+import lowpeft
 
-    stereo = lowpeft.adapt(model, "stereo")
-    left_sr, right_sr = stereo(left, right)
-    lowpeft.save_adapter(stereo, "my-adapter")
-    stereo = lowpeft.load_adapter(model, "my-adapter")
+stereo = lowpeft.adapt(model, "stereo")
+left_sr, right_sr = stereo(left, right)
+lowpeft.save_adapter(stereo, "my-adapter")
+stereo = lowpeft.load_adapter(model, "my-adapter")
 """
 
 from .api import adapt, inject_spatial_adapters, wrap_stereo

@@ -34,6 +34,11 @@ ROW_CHUNK_BYTES = 64 * 2**20
 """Without gradients, features larger than this are adapted some rows at a time, which bounds the memory above them."""
 
 
+DIFFERENTIABLE_IN_TRAINING_ONLY = frozenset({"PLKConv2d", "RectSparsePLKConv2d"})
+"""Layers (of PLKSR) without statistics or randomness whose eval forward writes in place, which autograd refuses; in
+training mode they compute the same. They alone follow `train()` in a frozen base."""
+
+
 class PairedViews(NamedTuple):
     """A batch of N left views followed by their N right views, (2N, …): what a stereo-adapted backbone takes."""
 
@@ -69,9 +74,7 @@ class Slot(nn.Module):
 
     def weights(self, tensor: str) -> list[WeightAdapter]:
         """The active adapters of that parameter."""
-        return [
-            p for p in self.pieces() if isinstance(p, WeightAdapter) and p.active and p.attachment.tensor == tensor
-        ]
+        return [p for p in self.pieces() if isinstance(p, WeightAdapter) and p.active and p.attachment.tensor == tensor]
 
 
 def slot_of(module: nn.Module) -> Slot | None:
@@ -99,9 +102,20 @@ def sum_of_deltas(
     for adapter in adapters:
         site = adapter.attachment
         x = features if site.source == "output" else _first_tensor(args, kwargs)
-        delta = _delta(adapter, x, site.layout, _size(site, x, args, kwargs)).to(features.dtype)
+        delta = _delta(adapter, x, site.layout, _size(site, x, args, kwargs))
         total = delta if total is None else total + delta
-    return total
+    return None if total is None else _laid_out_like(total, features)
+
+
+def _laid_out_like(delta: Tensor, features: Tensor) -> Tensor:
+    """The delta in the features' dtype and memory layout.
+
+    Adding a tensor of other strides could change the sum's strides, and with them the kernel that the next layer of
+    the base runs on: the same numbers, rounded differently.
+    """
+    if delta.stride() == features.stride():
+        return delta.to(features.dtype)
+    return torch.empty_like(features).copy_(delta)
 
 
 def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -174,6 +188,7 @@ def _with_deltas(module: nn.Module, slot: Slot, output: Any, args: tuple[Any, ..
 
 # --- the generated subclasses ----------------------------------------------------------------------------------------
 
+
 @functools.cache
 def specialised(base: type[nn.Module], facets: Facets) -> type[nn.Module]:
     """The subclass of `base` that does what the facets say; the same one each time."""
@@ -243,7 +258,9 @@ def _views_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if args and isinstance(args[0], PairedViews):
             return inner(self, args[0].batch, *args[1:], **kwargs)
-        if any(isinstance(p, FeatureAdapter) and p.pairs_views and p.active for _, _, s in slots(self) for p in s.pieces()):
+        if any(
+            isinstance(p, FeatureAdapter) and p.pairs_views and p.active for _, _, s in slots(self) for p in s.pieces()
+        ):
             raise PlanError(
                 "this backbone carries stereo adapters, which pair the two halves of a batch as left and right views, "
                 "so it cannot be called by itself: call the StereoModel with (left, right), or use "
@@ -274,8 +291,11 @@ def adapted_weight(weight: Tensor, adapters: list[WeightAdapter]) -> Tensor:
 def _train(self: nn.Module, mode: bool = True) -> nn.Module:
     """`nn.Module.train`, but the frozen base stays in eval mode; the adapters follow `mode`."""
     original_class(self).train(self, False)
-    for _, _, slot in slots(self):
-        slot.train(mode)
+    for module in self.modules():
+        if isinstance(module, Slot):
+            module.train(mode)
+        elif original_class(module).__name__ in DIFFERENTIABLE_IN_TRAINING_ONLY:
+            module.training = mode
     return self
 
 

@@ -287,7 +287,7 @@ def _folder(place: str | Path, revision: str | None) -> Path:
 
 
 def _site_to_dict(site: Site) -> dict[str, Any]:
-    act = {k: v for k, v in dataclasses.asdict(site.attachment).items() if v not in (None, False)}
+    act = {k: v for k, v in dataclasses.asdict(site.attachment).items() if v is not None and v is not False}
     return {
         "path": site.path,
         "key": site.key,

@@ -16,7 +16,7 @@ from .errors import AdapterError, PlanError, did_you_mean
 from .families import SLOT
 from .inject import drop_merged, pieces, record_of, unwrap
 from .kinds import WeightAdapter
-from .probe import evaluating, first_that_works
+from .probe import first_that_works
 from .stereo_model import StereoModel
 
 
@@ -298,13 +298,11 @@ def merge(model: object, *, name: str | None = None) -> MergeReport:
         for weight, new in writes:
             weight.copy_(new)
     drop_merged(root, linear)
-    return MergeReport(
-        merged=tuple(path for _, path, p in found if p in linear), kept=kept, difference=difference
-    )
+    return MergeReport(merged=tuple(path for _, path, p in found if p in linear), kept=kept, difference=difference)
 
 
 def check_trainable(model: nn.Module, *example: Tensor) -> None:
-    """Run one backward pass and refuse trainable tensors that get no gradient.
+    """Run one backward pass in training mode and refuse trainable tensors that get no gradient.
 
     The adapters' values are replaced by random ones for the pass, because a new adapter's zeros stop the gradient of
     the layers before them; neither the values nor `.grad` of the model change.
@@ -319,14 +317,19 @@ def check_trainable(model: nn.Module, *example: Tensor) -> None:
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         raise PlanError("no parameter of the model requires a gradient")
-    if example:
-        missing = _dead(model, trainable, example)
-    else:
-        pair = isinstance(model, StereoModel)
-        root = unwrap(model)
-        missing = first_that_works(
-            root, lambda x: _dead(model, trainable, (x[:1], x[1:]) if pair else (x,))
-        )
+    pair = isinstance(model, StereoModel)
+    flags = {m: m.training for m in model.modules()}
+    try:
+        if example:
+            model.train()
+            missing = _dead(model, trainable, example)
+        else:
+            missing = first_that_works(
+                unwrap(model), lambda x: _dead(model.train(), trainable, (x[:1], x[1:]) if pair else (x,))
+            )
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
     if missing:
         raise PlanError(f"{len(missing)} of {len(trainable)} trainable tensors cannot be trained:", problems=missing)
 

@@ -67,7 +67,8 @@ def _component(part: str) -> str:
     pieces = re.split(r"(\*|\?|\[!?[^\]]+\])", part)
     wild = {"*": "[^.]*", "?": "[^.]"}
     return "".join(
-        wild.get(p) or (p.replace("[!", "[^") if p.startswith("[") and p.endswith("]") else re.escape(p)) for p in pieces
+        wild.get(p) or (p.replace("[!", "[^") if p.startswith("[") and p.endswith("]") else re.escape(p))
+        for p in pieces
     )
 
 

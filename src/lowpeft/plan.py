@@ -153,7 +153,9 @@ def plan_sites(root: nn.Module, recipe: Recipe, sites: tuple[Site, ...], *, name
     problems = []
     for site in sites:
         module = network.modules.get(site.path)
-        tensor = None if module is None or site.attachment.tensor is None else module._parameters.get(site.attachment.tensor)
+        tensor = (
+            None if module is None or site.attachment.tensor is None else module._parameters.get(site.attachment.tensor)
+        )
         if module is None:
             problems.append(f"there is no module {site.path}")
         elif original_class(module).__name__ != site.module:
@@ -242,7 +244,9 @@ def _feature_sites(network: _Network, config: AdapterConfig, kind: Kind) -> list
         chosen = _chosen_features(network, config, kind)
     keep = config.thin(len(chosen))
     if not keep:
-        raise PlanError(f"every={getattr(config, 'every', None)} keeps none of the {len(chosen)} chosen sites; use every=1")
+        raise PlanError(
+            f"every={getattr(config, 'every', None)} keeps none of the {len(chosen)} chosen sites; use every=1"
+        )
     return [_feature_site(network, config, kind, chosen[i]) for i in keep]
 
 

@@ -229,7 +229,7 @@ def _places(root: nn.Module, observed: dict[str, Observation]) -> dict[str, tupl
     found = _sequences(modules, observed)
     outer = [s for s in found if not any(_inside(s, other) for other in found)]
     stages = _only_or_largest(outer, modules[""])
-    inner = [_largest([s for s in found if _below(s, path)]) for path in stages.paths]
+    inner = [_blocks(path, modules, found) for path in stages.paths]
     stage_places = tuple(_place("stage", path, observed[path], stage=i) for i, path in enumerate(stages.paths))
     if any(blocks is None for blocks in inner):
         blocks = tuple(_place("attention", path, observed[path], stage=i) for i, path in enumerate(stages.paths))
@@ -244,29 +244,23 @@ def _places(root: nn.Module, observed: dict[str, Observation]) -> dict[str, tupl
 
 
 def _sequences(modules: dict[str, nn.Module], observed: dict[str, Observation]) -> list[Sequence]:
-    groups: dict[tuple[str, str, type[nn.Module]], list[str]] = {}
+    groups: dict[tuple[object, ...], list[str]] = {}
     for path, module in modules.items():
         parent, _, name = path.rpartition(".")
-        if re.search(r"\d", name):
-            groups.setdefault((parent, re.sub(r"\d+", "#", name), type(module)), []).append(path)
+        seen = observed.get(path)
+        if seen is not None and _is_stage(seen) and re.search(r"\d", name):
+            key = (parent, re.sub(r"\d+", "#", name), type(module), seen.shape, seen.item, seen.layout)
+            groups.setdefault(key, []).append(path)
     found = []
     for paths in groups.values():
-        seen = [observed.get(p) for p in paths]
-        first = seen[0]
-        if len(paths) > 1 and first is not None and all(_is_stage(o, first) for o in seen):
-            count = sum(p.numel() for path in paths for p in modules[path].parameters())
-            found.append(Sequence(paths=tuple(paths), sample=first, parameters=count))
+        count = sum(p.numel() for path in paths for p in modules[path].parameters())
+        if len(paths) > 1 and count:
+            found.append(Sequence(paths=tuple(paths), sample=observed[paths[0]], parameters=count))
     return found
 
 
-def _is_stage(one: Observation | None, first: Observation) -> bool:
-    return (
-        one is not None
-        and one.calls == 1
-        and one.layout is not None
-        and (one.shape, one.item, one.layout) == (first.shape, first.item, first.layout)
-        and one.shape == one.input_shape
-    )
+def _is_stage(seen: Observation) -> bool:
+    return seen.calls == 1 and seen.layout is not None and seen.shape == seen.input_shape
 
 
 def _inside(one: Sequence, other: Sequence) -> bool:
@@ -277,12 +271,19 @@ def _below(one: Sequence, path: str) -> bool:
     return one.paths[0].startswith(path + ".")
 
 
-def _largest(sequences: list[Sequence]) -> Sequence | None:
-    return max(sequences, key=lambda s: s.parameters, default=None)
+def _blocks(stage: str, modules: dict[str, nn.Module], found: list[Sequence]) -> Sequence | None:
+    """The blocks inside a stage: a sequence of composite modules that holds more than half of its parameters."""
+    total = sum(p.numel() for p in modules[stage].parameters())
+    composite = [s for s in found if _below(s, stage) and all(any(modules[p].children()) for p in s.paths)]
+    outer = [s for s in composite if not any(_inside(s, other) for other in composite)]
+    best = max(outer, key=lambda s: s.parameters, default=None)
+    return best if best is not None and 2 * best.parameters > total else None
 
 
 def _only_or_largest(outer: list[Sequence], root: nn.Module) -> Sequence:
-    advice = "name the sites yourself: `lowpeft.wrap_stereo(model, target='body.*')`, say, with patterns of module paths"
+    advice = (
+        "name the sites yourself: `lowpeft.wrap_stereo(model, target='body.*')`, say, with patterns of module paths"
+    )
     if not outer:
         raise PlanError(
             "this network is of no known family, and running it showed no sequence of stages (siblings of one class, "

@@ -57,8 +57,14 @@ class StereoModel(nn.Module):
         output = self.backbone(PairedViews(torch.cat((left, right))))
         if self.output is not None:
             output = getattr(output, self.output)
-        if isinstance(output, (list, tuple)):
-            halves = [o.chunk(2) for o in output]
-            return [h[0] for h in halves], [h[1] for h in halves]
-        first, second = output.chunk(2)
-        return first, second
+        return _view(output, 0), _view(output, 1)
+
+
+def _view(output: Any, index: int) -> Any:
+    """The left (0) or right (1) half of every tensor in a network's output."""
+    if isinstance(output, Tensor):
+        return output.chunk(2)[index]
+    if isinstance(output, (list, tuple)):
+        views = [_view(o, index) for o in output]
+        return views if isinstance(output, list) else tuple(views)
+    return output

@@ -37,7 +37,6 @@ class Branch:
     example: Callable[[nn.Module], tuple[Any, ...]]
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Place:
     """A place that a family names, for every stage and block of the network.

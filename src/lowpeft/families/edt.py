@@ -12,7 +12,9 @@ EDT = register_family(
     Family(
         name="edt",
         title="EDT",
-        signature=(("body.layers.*.residual_group.blocks.*.attns.*.lepe", "body.layers.*.residual_group.blocks.*.proj"),),
+        signature=(
+            ("body.layers.*.residual_group.blocks.*.attns.*.lepe", "body.layers.*.residual_group.blocks.*.proj"),
+        ),
         places=(
             Place(name="attention", path=f"{BLOCK}.proj", channels="weight", layout=Layout.NHWC),
             Place(name="mlp", path=f"{BLOCK}.mlp", channels="fc2.weight", layout=Layout.NLC),

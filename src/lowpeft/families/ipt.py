@@ -11,7 +11,9 @@ IPT = register_family(
     Family(
         name="ipt",
         title="IPT",
-        signature=(("body.linear_encoding", "body.encoder.layers.*.self_attn", "body.decoder.layers.*.multihead_attn"),),
+        signature=(
+            ("body.linear_encoding", "body.encoder.layers.*.self_attn", "body.decoder.layers.*.multihead_attn"),
+        ),
         places=(
             Place(
                 name="attention",
