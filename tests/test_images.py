@@ -161,6 +161,13 @@ def test_a_cut_file_is_refused_or_complete(tmp_path_factory: pytest.TempPathFact
         return
 
 
+def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(noise(4, 4), tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 7)
+    with pytest.raises(DataError, match="too large to be read safely"):
+        read_image(tmp_path / "a.png")
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no image file .*nowhere\.png"):
         read_image(tmp_path / "nowhere.png")
@@ -226,9 +233,11 @@ def test_eight_bit_form_is_the_nearest_value(value: float) -> None:
     assert found == nearest or (tie and abs(found - nearest) == 1)
 
 
-def test_half_precision_is_widened_before_scaling() -> None:
-    value = torch.tensor([0.498046875], dtype=torch.bfloat16)  # 127.002; in bfloat16 127.502 would be 127.5 or 128
-    assert int(to_uint8(value)) == 127
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_widened_before_scaling(dtype: torch.dtype) -> None:
+    """In bfloat16 itself 177 + 0.5 is 178."""
+    image = (torch.arange(256) / 255).to(dtype)
+    assert torch.equal(to_uint8(image), to_uint8(image.double()))
 
 
 def test_to_float_takes_only_uint8() -> None:

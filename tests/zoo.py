@@ -229,7 +229,7 @@ _NAFNET = _restoration(
     family="nafnet",
 )
 _RCAN_X2 = partial(RCAN, n_resgroups=4, n_resblocks=2, n_feats=8, reduction=1, scale=2)
-_RCAN = _sr("rcan", _RCAN_X2, (8, 12), 2, family="residual_cnn")
+_RCAN = _sr("rcan", _RCAN_X2, (8, 12), 2, family="rcan")
 _GRL_SIZES = {"depths": [2] * 4, "num_heads_window": [2] * 4, "num_heads_stripe": [2] * 4, "window_size": 4}
 _GRL = partial(
     GRL, **_GRL_SIZES, img_size=16, embed_dim=20, stripe_shift=True, anchor_window_down_factor=2, mlp_ratio=2.0
@@ -363,14 +363,14 @@ FAMILIES: tuple[Network, ...] = (
     _SWINIR,
     _SWINIR_3CONV,
     _SWIN2SR,
-    _sr("swin2sr_hf", _swin2sr_hf, (8, 12), 2, family="swin2sr_hf"),
+    _sr("swin2sr_hf", _swin2sr_hf, (8, 12), 2, family="swin2sr_transformers"),
     _features("timm_swin", partial(SwinTransformer, **_TIMM), (64, 96)),
     _features("timm_swin_v2", partial(SwinTransformerV2, **_TIMM), (64, 96)),
     _sr("edt", TinyEDT, (24, 48), 4, family="edt"),
     _IPT,
     _NAFNET,
     _RCAN,
-    _sr("edsr", EDSR, (8, 12), 2, family="residual_cnn", value_max=255.0),
+    _sr("edsr", EDSR, (8, 12), 2, family="edsr", value_max=255.0),
 )
 
 ALL: tuple[Network, ...] = (*SPANDREL, *(network for network in FAMILIES if network not in SPANDREL))

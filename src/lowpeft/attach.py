@@ -150,7 +150,7 @@ def _add_by_rows(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Tensor:
-    """features + deltas, some image rows at a time and in place where nobody else holds the features' memory."""
+    """Features + deltas, some image rows at a time and in place where nobody else holds the features' memory."""
     site = adapters[0].attachment
     held = {t.untyped_storage().data_ptr() for t in (*args, *kwargs.values()) if isinstance(t, Tensor)}
     held |= {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
@@ -229,7 +229,7 @@ def set_facets(module: nn.Module, **changes: Any) -> None:
     """Give the module the class with these facets changed; its own class back when none is left."""
     facets = replace(facets_of(module), **changes)
     base = original_class(module)
-    module.__class__ = base if facets == Facets() else specialised(base, facets)
+    module.__class__ = base if facets == Facets() else specialised(base, facets)  # type: ignore[arg-type]  # Module spells __hash__ in its own way
 
 
 def _branch_forward(base: type[nn.Module], name: str) -> Callable[..., Any]:
@@ -302,12 +302,13 @@ def _train(self: nn.Module, mode: bool = True) -> nn.Module:
 def _reduce_ex(self: nn.Module, protocol: Any) -> Any:
     """Pickle and copy by the user's class, because a generated class cannot be found by its name."""
     base, facets = original_class(self), facets_of(self)
-    function, args, *rest = base.__reduce_ex__(self, max(2, int(protocol)))
+    reduced: Any = base.__reduce_ex__(self, max(2, int(protocol)))
+    function, args, *rest = reduced
     if function is not copyreg.__newobj__:  # type: ignore[attr-defined]
         raise PlanError(f"{base.__name__} pickles itself in its own way, so an adapted one cannot be pickled or copied")
     return (_new, (base, facets, *args[1:]), *rest)
 
 
 def _new(base: type[nn.Module], facets: Facets, *args: Any) -> nn.Module:
-    cls = specialised(base, facets)
+    cls = specialised(base, facets)  # type: ignore[arg-type]
     return cls.__new__(cls, *args)

@@ -31,8 +31,8 @@ def model_card(config: dict[str, Any], size_bytes: int) -> str:
         "",
         f"# {recipe['name']} adapter for {base['model']}",
         "",
-        f"{recipe['summary'] or recipe['name']}. Only the adapter is here: {size_bytes / 1e6:.2f} MB, for a frozen base of "
-        f"{base['parameters']:,} parameters.",
+        f"{recipe['summary'] or recipe['name']}.",
+        f"Only the adapter is here: {size_bytes / 1e6:.2f} MB, for a frozen base of {base['parameters']:,} parameters.",
         "",
         "```python",
         "import lowpeft",

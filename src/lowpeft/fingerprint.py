@@ -50,7 +50,7 @@ def digest(tensor: Tensor) -> str:
     """A tensor's dtype, a space, and the SHA-256 of its shape and bytes."""
     plain = tensor.detach().cpu().contiguous()
     state = hashlib.sha256(str(list(plain.shape)).encode() + b"\0", usedforsecurity=False)
-    state.update(memoryview(plain.reshape(-1).view(torch.uint8).numpy()))
+    state.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return f"{str(plain.dtype).removeprefix('torch.')} {state.hexdigest()}"
 
 

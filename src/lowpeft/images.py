@@ -1,7 +1,6 @@
 """Image files, 8-bit and float images, and MATLAB's bicubic resizing.
 
-An image is a tensor (3, H, W), RGB, either uint8 0..255 or float 0..1. Pillow opens and writes the files; it is
-imported where a file is touched, so that resizing works without it.
+An image is a tensor (3, H, W), RGB, uint8 0..255 or float 0..1. Only files need Pillow; resizing works without it.
 
 MATLAB's `imresize` is here because the field's LR images are made with it and one pixel value of difference is a
 different benchmark. The kernel is the cubic convolution of Keys (IEEE Trans. ASSP 29(6), 1981) with a = -0.5; when

@@ -15,7 +15,7 @@ from .attach import adapted_weight, original_class, slots
 from .errors import AdapterError, PlanError, did_you_mean
 from .families import SLOT
 from .inject import drop_merged, pieces, record_of, unwrap
-from .kinds import WeightAdapter
+from .kinds import Adapter, WeightAdapter
 from .probe import first_that_works
 from .stereo_model import StereoModel
 
@@ -147,9 +147,12 @@ class Summary:
 
     def __str__(self) -> str:
         base = self.total - sum(self.by_kind.values())
-        lines = [
+        heading = (
             f"{self.model}: {self.trainable:,} trainable, {self.frozen:,} frozen "
-            f"({100 * self.trainable / max(1, base):.2f} % of the base), adapters {self.adapter_bytes / 1e6:.2f} MB",
+            f"({100 * self.trainable / max(1, base):.2f} % of the base), adapters {self.adapter_bytes / 1e6:.2f} MB"
+        )
+        lines = [
+            heading,
             f"{'adapter':<12}  {'stage':>5}  {'kind':<10}  {'sites':>5}  {'parameters':>12}",
         ]
         lines += [
@@ -182,7 +185,7 @@ def summary(model: object) -> Summary:
         trainable=sum(p.numel() for p in root.parameters() if p.requires_grad),
         by_kind=by_kind,
         adapter_bytes=sum(t.numel() * t.element_size() for t in tensors),
-        stages=tuple((*key, *counts) for key, counts in rows.items()),
+        stages=tuple((*key, sites, count) for key, (sites, count) in rows.items()),
     )
 
 
@@ -276,7 +279,7 @@ def merge(model: object, *, name: str | None = None) -> MergeReport:
     """
     root = unwrap(model)
     found = pieces(root, name)
-    linear = {p for _, _, p in found if isinstance(p, WeightAdapter)}
+    linear: set[Adapter] = {p for _, _, p in found if isinstance(p, WeightAdapter)}
     kept = tuple(path for _, path, p in found if p not in linear)
     if not linear:
         raise PlanError(f"nothing can be merged: {len(kept)} adapters are not linear in a weight ({kept[0]}, …)")

@@ -1,8 +1,8 @@
-"""The one pattern dialect of lowpeft: globs over dotted paths.
+r"""The one pattern dialect of lowpeft: globs over dotted paths.
 
     layers.*.conv          `*` is one path component (or a part of one: `fc*`)
     layers.**.qkv          `**` is any number of components, none included
-    re:layers\\.[02]\\..*  a regular expression that must match the whole path
+    re:layers\.[02]\..*  a regular expression that must match the whole path
     !**.conv_last          a leading `!` takes away
     stage=0                a place that the family names: the first group (never block 0 of every group)
     stage=1:4 block=-1     slices, lists (`stage=0,2`) and negative numbers work as in Python

@@ -81,10 +81,10 @@ class Plan:
 
     def __str__(self) -> str:
         share = 100 * self.parameters / max(1, self.base_parameters)
-        lines = [
+        heading = (
             f"{self.recipe.name!r} on {self.model} ({self.family or 'no known family'}): {len(self.sites)} sites, "
             f"{self.parameters:,} trained of {self.base_parameters:,} frozen parameters ({share:.2f} %)"
-        ]
+        )
         rows = [("kind", "stage", "site", "class", "shape", "parameters")]
         rows += [
             (
@@ -98,8 +98,8 @@ class Plan:
             for s in self.sites
         ]
         widths = [max(len(r[i]) for r in rows) for i in range(6)]
-        lines += ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
-        return "\n".join(lines)
+        lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+        return "\n".join([heading, *lines])
 
 
 def backbone_of(model: object) -> nn.Module:
@@ -153,9 +153,7 @@ def plan_sites(root: nn.Module, recipe: Recipe, sites: tuple[Site, ...], *, name
     problems = []
     for site in sites:
         module = network.modules.get(site.path)
-        tensor = (
-            None if module is None or site.attachment.tensor is None else module._parameters.get(site.attachment.tensor)
-        )
+        tensor = module._parameters.get(site.attachment.tensor or "") if module is not None else None
         if module is None:
             problems.append(f"there is no module {site.path}")
         elif original_class(module).__name__ != site.module:

@@ -103,7 +103,7 @@ def first_that_works(root: nn.Module, use: Callable[[Tensor], Found]) -> Found:
                 return use(example)
         except PlanError as error:
             refusals.append(error)
-        except Exception as error:  # whatever the user's network raises means: not this size
+        except Exception as error:  # noqa: BLE001  (whatever the user's network raises means: not this size)
             text = (str(error).splitlines() or [""])[0]
             failures.append(f"{tuple(example.shape)}: {type(error).__name__}: {text[:100]}")
         if len(refusals) == MOST_RUNS:
@@ -209,7 +209,10 @@ class Sequence:
 
     def __str__(self) -> str:
         shape = "x".join(map(str, self.sample.shape or ()))
-        return f"{self.paths[0]} … {self.paths[-1]}: {len(self.paths)} of {shape} ({self.sample.layout}), {self.parameters:,} parameters"
+        return (
+            f"{self.paths[0]} … {self.paths[-1]}: {len(self.paths)} of {shape} ({self.sample.layout}), "
+            f"{self.parameters:,} parameters"
+        )
 
 
 def probe_places(root: nn.Module) -> dict[str, tuple[FoundPlace, ...]]:

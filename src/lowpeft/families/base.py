@@ -201,7 +201,7 @@ def find_places(root: nn.Module, found: Recognised, name: str) -> tuple[FoundPla
             match = expression.fullmatch(path)
             if match and not _is_empty(modules[path]):
                 groups = match.groupdict()
-                stage = (order, int(groups["stage"])) if groups.get("stage") else (order,)
+                stage: tuple[int, ...] = (order, int(groups["stage"])) if groups.get("stage") else (order,)
                 block = int(groups["block"]) if groups.get("block") else None
                 hits.append((stage, block, path, place))
     for stage, *_ in sorted(hits, key=lambda h: h[0]):
