@@ -42,8 +42,7 @@ IMAGE_SUFFIXES = frozenset(_WRITERS)
 
 _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
 
-# Keys' parameter in MATLAB's "bicubic"; torch's own bicubic uses -0.75.
-_KEYS_A = -0.5
+_KEYS_A = -0.5  # in MATLAB's "bicubic"; torch's own uses -0.75
 
 
 # ---------------------------------------------------------------------------------------------------------- files

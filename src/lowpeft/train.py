@@ -74,7 +74,7 @@ def train(
         model: An adapted model, in the value range 0..1; only its adapters are trained.
         pairs: Where crops come from; their size and scale must be the settings' and the network's.
         settings: Of the recipe.
-        out: A folder that gets a log, and the adapter every `settings.validate_every_steps` steps and at the end.
+        out: A folder that gets a log, and the adapter every `settings.save_every_steps` steps and at the end.
         report: Called after every step.
 
     Returns:
@@ -102,7 +102,7 @@ def train(
                 f"the loss is {loss.item()} at step {number + 1}: lower the learning rate (now {rate:.3g}) or the "
                 "gradient clip. Nothing was saved since the last checkpoint"
             )
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         if settings.clip_norm:
             nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
         optimizer.step()
@@ -111,7 +111,7 @@ def train(
         steps.append(Step(step=number + 1, loss=loss.item(), learning_rate=rate, seconds=elapsed))
         if report is not None:
             report(steps[-1])
-        every = settings.validate_every_steps
+        every = settings.save_every_steps
         if out is not None and (number + 1 == settings.steps or (every and (number + 1) % every == 0)):
             save_adapter(model, out)
             _write_log(out / LOG, steps)

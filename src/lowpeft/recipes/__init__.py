@@ -47,7 +47,7 @@ class TrainSettings:
         final_learning_rate: At the end of the cosine.
         warmup_steps: Linear rise to the peak.
         clip_norm: Gradients are scaled down to this norm; 0 means never.
-        validate_every_steps: 0 means only at the end.
+        save_every_steps: How often the adapter is saved on the way; 0 means only at the end.
         seed: Of crops, augmentation and new adapters.
     """
 
@@ -62,7 +62,7 @@ class TrainSettings:
     final_learning_rate: float = 1e-7
     warmup_steps: int = 0
     clip_norm: float = 0.01
-    validate_every_steps: int = 0
+    save_every_steps: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -96,7 +96,7 @@ _WHOLE = {
     "crop_height_px": 1,
     "crop_width_px": 1,
     "warmup_steps": 0,
-    "validate_every_steps": 0,
+    "save_every_steps": 0,
     "seed": 0,
 }
 

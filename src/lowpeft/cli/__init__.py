@@ -1,0 +1,56 @@
+"""The command line: plan, train, upscale, info, demo."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from ..errors import LowpeftError
+from ..version import version
+from . import demo, show, train, upscale
+
+EXTRAS = {"PIL": "train", "rich": "train", "skimage": "demo", "spandrel": "spandrel"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Without the program's name; None means those of the process.
+
+    Returns:
+        The exit code: 0, 2 for bad input, 130 after Ctrl-C.
+    """
+    options = parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], None] = options.run
+    try:
+        run(options)
+    except LowpeftError as error:
+        return _fail(options.command, str(error), 2)
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get(error.name or "")
+        if extra is None:
+            raise
+        return _fail(options.command, f"{error.name} is not installed: pip install 'lowpeft[{extra}]'", 2)
+    except KeyboardInterrupt:
+        return _fail(options.command, "interrupted", 130)
+    return 0
+
+
+def _fail(command: str, message: str, code: int) -> int:
+    print(f"lowpeft {command}: {message}", file=sys.stderr)
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's parser; docs/cli.md is made from it."""
+    top = argparse.ArgumentParser(
+        prog="lowpeft",
+        description="Parameter-efficient fine-tuning for low-level vision: small adapters on frozen networks.",
+    )
+    top.add_argument("--version", action="version", version=f"lowpeft {version()}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="command")
+    for module in (show, train, upscale, demo):
+        module.add_to(commands)
+    return top

@@ -1,0 +1,102 @@
+"""What several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import tomllib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..backbones import Backbone, load_backbone
+from ..errors import LowpeftError
+from ..recipes import bundled
+
+
+def new_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], text: str, example: str
+) -> argparse.ArgumentParser:
+    """A sub-command with its one-line description and an example in its help."""
+    sub: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sub.set_defaults(run=run)
+    return sub
+
+
+def add_weights(sub: argparse.ArgumentParser) -> None:
+    """The option that names the frozen network."""
+    sub.add_argument(
+        "--weights",
+        required=True,
+        metavar="FILE",
+        help="checkpoint of the frozen network (.pth, .pt, .safetensors), or 'demo' for the built-in one",
+    )
+
+
+def add_device(sub: argparse.ArgumentParser) -> None:
+    """The option that names the device."""
+    sub.add_argument("--device", default="auto", help="auto (default: cuda where there is one), cpu, cuda, cuda:1, …")
+
+
+def add_recipe(sub: argparse.ArgumentParser) -> None:
+    """The recipe, the network it goes on, and changes of its fields."""
+    sub.add_argument("recipe", help=f"a bundled recipe ({', '.join(bundled())}) or a path to a .toml recipe")
+    add_weights(sub)
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change a field of the recipe's adapters: every=1, spatial.reduction=8, "
+        "stereo.target='[\"stage=0\"]', train_also='[\"conv_last\"]'; may be repeated",
+    )
+
+
+def backbone(weights: str) -> Backbone:
+    """The network that `--weights` names."""
+    if weights == "demo":
+        from ..demo import demo_backbone
+
+        return demo_backbone()
+    return load_backbone(weights)
+
+
+def overrides(settings: list[str]) -> dict[str, Any]:
+    """`--set` options as keyword arguments of `adapt`; values are read as TOML, and as text where they are not."""
+    found: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or not name:
+            raise LowpeftError(f"--set {setting!r} is not FIELD=VALUE, as in --set every=1")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        kind, dot, field = name.partition(".")
+        if dot:
+            found.setdefault(kind, {})[field] = value
+        else:
+            found[name] = value
+    return found
+
+
+def device(name: str) -> torch.device:
+    """The device that `--device` names.
+
+    Raises:
+        LowpeftError: It cannot be used here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(name)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise LowpeftError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return chosen

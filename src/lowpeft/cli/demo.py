@@ -1,0 +1,34 @@
+"""`lowpeft demo`: the whole way on built-in data."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from .common import new_command
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the parser."""
+    sub = new_command(
+        commands,
+        "demo",
+        run,
+        "adapt a small built-in network to stereo, train, measure, save, reload and draw; nothing is downloaded",
+        "lowpeft demo --out lowpeft-demo",
+    )
+    sub.add_argument(
+        "--data", metavar="DIR", help="your own HR pairs (NAME_L.png, NAME_R.png) instead of built-in ones"
+    )
+    sub.add_argument(
+        "--out", default="lowpeft-demo", metavar="DIR", help="folder for all results (default: %(default)s)"
+    )
+    sub.add_argument("--steps", type=int, metavar="N", help="training steps instead of the demo's own number")
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of new adapters and crops (default: 0)")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the demo."""
+    from ..demo.run import run_demo
+
+    run_demo(out=options.out, data=options.data, steps=options.steps, seed=options.seed)

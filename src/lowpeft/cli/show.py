@@ -1,0 +1,53 @@
+"""`lowpeft plan` and `lowpeft info`: look, change nothing."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..files import read_adapter
+from ..plan import plan
+from .common import add_recipe, backbone, new_command, overrides
+
+
+def add_to(commands: Any) -> None:
+    """Add both commands to the parser."""
+    sub = new_command(
+        commands,
+        "plan",
+        run_plan,
+        "show where a recipe's adapters would go, and how many parameters they train",
+        "lowpeft plan stereo --weights demo --set every=1",
+    )
+    add_recipe(sub)
+    sub = new_command(commands, "info", run_info, "show what is in an adapter folder", "lowpeft info my-adapter")
+    sub.add_argument("folder", help="an adapter folder")
+
+
+def run_plan(options: argparse.Namespace) -> None:
+    """Print the plan."""
+    print(plan(backbone(options.weights), options.recipe, **overrides(options.set)))
+
+
+def run_info(options: argparse.Namespace) -> None:
+    """Print what the adapter's file says."""
+    adapter = read_adapter(options.folder)
+    kinds: dict[str, list[int]] = {}
+    for site in adapter.sites:
+        row = kinds.setdefault(site.config.kind, [0, 0])
+        row[0] += 1
+        row[1] += site.parameters
+    size = sum(t.numel() * t.element_size() for t in adapter.tensors.values())
+    rows = {
+        "recipe": f"{adapter.recipe.name}: {adapter.recipe.summary}",
+        "written by": f"lowpeft {adapter.config['lowpeft']}",
+        **{kind: f"{sites} sites, {count:,} parameters" for kind, (sites, count) in kinds.items()},
+        "tensors": f"{len(adapter.tensors)}, {size / 1e6:.2f} MB",
+        "base": f"{adapter.base['model']}, {adapter.base['parameters']:,} parameters",
+        "base structure": adapter.base["structure"],
+        "base weights": adapter.base["weights"],
+        **adapter.facts,
+    }
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {value}")

@@ -1,0 +1,62 @@
+"""`lowpeft upscale`: two images in, two out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from ..files import load_adapter
+from .common import add_device, add_weights, backbone, device, new_command
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the parser."""
+    sub = new_command(
+        commands,
+        "upscale",
+        run,
+        "super-resolve a pair of views with a frozen network and an adapter",
+        "lowpeft upscale left.png right.png --weights CRAFT_x4.pth --adapter my-adapter --out results",
+    )
+    sub.add_argument("left", help="left view")
+    sub.add_argument("right", help="right view, of the same size")
+    add_weights(sub)
+    sub.add_argument("--adapter", required=True, metavar="DIR", help="adapter folder, or a Hub repository owner/name")
+    sub.add_argument("--revision", help="commit, tag or branch of the Hub repository")
+    sub.add_argument("--out", default=".", metavar="DIR", help="folder for NAME_x4.png (default: the current one)")
+    sub.add_argument("--scale", type=int, help="refuse a network of another scale")
+    add_device(sub)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Read, enlarge, write."""
+    from ..evaluate import super_resolve
+    from ..images import read_image, to_float, write_image
+    from ..progress import progress
+
+    left, right = read_image(options.left), read_image(options.right)
+    if left.shape != right.shape:
+        sizes = [f"{v.shape[-1]}x{v.shape[-2]} px" for v in (left, right)]
+        raise DataError(f"the views differ in size: {options.left} is {sizes[0]}, {options.right} is {sizes[1]}")
+    base = backbone(options.weights)
+    if options.scale not in (None, base.scale):
+        raise DataError(f"--scale {options.scale} was asked for, but {options.weights} is a x{base.scale} network")
+    names = [f"{Path(p).stem}_x{base.scale}.png" for p in (options.left, options.right)]
+    if names[0] == names[1]:
+        raise DataError(f"both views would be written to {names[0]}: give them different file names")
+    model = load_adapter(base, options.adapter, revision=options.revision).to(device(options.device))
+    with progress("upscaling", 1) as advance:
+        views = super_resolve(
+            model, to_float(left), to_float(right), scale=base.scale, size_multiple=base.size_multiple
+        )
+        advance("")
+    folder = Path(options.out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot make the folder {folder}: {error.strerror}") from error
+    for name, view in zip(names, views, strict=True):
+        write_image(view, folder / name)
+        print(folder / name)
