@@ -26,7 +26,7 @@ def add_to(commands: Any) -> None:
         "train",
         run,
         "train a recipe's adapters on a folder of stereo pairs",
-        "lowpeft train stereo --weights CRAFT_x4.pth --data pairs/train --test pairs/test --out my-adapter --steps 2000",
+        "lowpeft train stereo --weights CRAFT_x4.pth --data pairs/train --test pairs/test --out my-adapter",
     )
     add_recipe(sub)
     sub.add_argument(
@@ -80,9 +80,7 @@ def run(options: argparse.Namespace) -> None:
     }
     for folder, scenes in tests.items():
         with progress("measuring", len(scenes)) as advance:
-            found = compare(
-                model, scenes, scale=base.scale, size_multiple=base.size_multiple, advance=lambda name: advance(name)
-            )
+            found = compare(model, scenes, scale=base.scale, size_multiple=base.size_multiple, advance=advance)
         print(f"\n{folder}\n{found}")
         for name, value in found.means_db().items():
             facts[f"PSNR in dB, (L+R)/2, {Path(folder).name}, {name}"] = round(value, 4)

@@ -1,7 +1,8 @@
-"""Demonstrations that need no download: stereo scenes made from the photographs that scikit-image ships."""
+"""Demonstrations without a download: a small pre-trained network, and stereo scenes from scikit-image's photographs."""
 
 from __future__ import annotations
 
-from lowpeft.demo.scenes import DemoScene, make_scene, test_scenes, train_scenes, write_scenes
+from .network import demo_backbone
+from .scenes import DemoScene, make_scene, test_scenes, train_scenes, write_scenes
 
-__all__ = ["DemoScene", "make_scene", "test_scenes", "train_scenes", "write_scenes"]
+__all__ = ["DemoScene", "demo_backbone", "make_scene", "test_scenes", "train_scenes", "write_scenes"]

@@ -1,0 +1,136 @@
+"""What `lowpeft demo` does: adapt, train, measure, save, reload in a fresh process, draw."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ..api import adapt
+from ..backbones import Backbone
+from ..data import Pair, Scene, StereoPairs, find_scenes, load_pair
+from ..errors import DataError, LowpeftError
+from ..evaluate import Comparison, compare
+from ..files import save_adapter
+from ..model import summary
+from ..progress import progress
+from ..recipes import TrainSettings
+from ..train import train
+from ..version import version
+from .network import demo_backbone
+from .picture import draw_comparison
+from .scenes import write_scenes
+from .verify import outputs_digest
+
+TRAIN_SCENES, TEST_SCENES = 24, 4
+SETTINGS = TrainSettings(
+    steps=160,
+    batch=2,
+    crop_height_px=64,
+    crop_width_px=160,
+    learning_rate=3e-3,
+    betas=(0.9, 0.99),
+    warmup_steps=10,
+    clip_norm=0.1,
+)
+
+
+def run_demo(*, out: str | Path, data: str | Path | None = None, steps: int | None = None, seed: int = 0) -> Comparison:
+    """The main job on a built-in default, from a frozen network to a measured, saved and reloaded stereo adapter.
+
+    Args:
+        out: Folder for the scenes, the adapter, `results.json` and `comparison.png`.
+        data: The user's own HR pairs; every fifth scene by name is held out. None means built-in scenes.
+        steps: Training steps, instead of the demo's own number.
+        seed: Of new adapters and crops.
+
+    Returns:
+        What was measured on the held-out scenes.
+
+    Raises:
+        DataError: The user's pairs cannot be used.
+        LowpeftError: The adapter gives other images in a fresh process.
+    """
+    folder = Path(out)
+    settings = TrainSettings(**{**vars(SETTINGS), "seed": seed, "steps": SETTINGS.steps if steps is None else steps})
+    training, held_out = _split(data) if data is not None else _built_in(folder)
+    backbone = demo_backbone()
+    print(f"frozen network: a HAT x{backbone.scale} of {backbone.parameters:,} parameters, pre-trained on photographs")
+    crop = (settings.crop_height_px, settings.crop_width_px)
+    pairs = StereoPairs(training, backbone.scale, crop_px=crop)
+    tests = [load_pair(s, backbone.scale) for s in held_out]
+
+    torch.manual_seed(seed)
+    model = adapt(backbone, "stereo")
+    print(summary(model))
+    with progress(f"training on {len(training)} scenes", settings.steps) as advance:
+        taken = train(model, pairs, settings, report=lambda s: advance(f"L1 {s.loss:.4f}"))
+    with progress(f"measuring on {len(tests)} unseen scenes", len(tests)) as advance:
+        found = compare(model, tests, scale=backbone.scale, size_multiple=backbone.size_multiple, advance=advance)
+    print(found)
+
+    adapter = save_adapter(model, folder / "adapter", facts=_facts(found, taken[-1].seconds))
+    _reload_elsewhere(model, adapter, held_out[0], backbone)
+    picture = draw_comparison(model, _most_gained(found, tests), backbone, folder / "comparison.png")
+    _write_results(folder / "results.json", found, settings, taken[-1].seconds)
+    print(f"adapter {adapter}\npicture {picture}\nfigures {folder / 'results.json'}")
+    return found
+
+
+def _built_in(folder: Path) -> tuple[Sequence[Scene], Sequence[Scene]]:
+    """Scenes made from scikit-image's photographs; training and held-out ones share no photograph."""
+    write_scenes(folder / "scenes" / "train", range(TRAIN_SCENES))
+    write_scenes(folder / "scenes" / "test", range(TEST_SCENES), split="test")
+    return find_scenes(folder / "scenes" / "train"), find_scenes(folder / "scenes" / "test")
+
+
+def _split(data: str | Path) -> tuple[Sequence[Scene], Sequence[Scene]]:
+    scenes = find_scenes(data)
+    if len(scenes) < 2:
+        raise DataError(f"{data} holds one pair; the demo trains on some pairs and measures on others")
+    held_out = scenes[::5]
+    return tuple(s for s in scenes if s not in held_out), held_out
+
+
+def _facts(found: Comparison, seconds: float) -> dict[str, str | float]:
+    psnr = {f"PSNR in dB, (L+R)/2, {name}": round(value, 4) for name, value in found.means_db().items()}
+    return {"base weights": "built into lowpeft ('demo')", "training": f"lowpeft demo, {seconds:.0f} s", **psnr}
+
+
+def _reload_elsewhere(model: torch.nn.Module, adapter: Path, scene: Scene, backbone: Backbone) -> None:
+    """Load the adapter in a fresh process and compare what it computes, bit for bit."""
+    command = [sys.executable, "-m", "lowpeft.demo.verify", str(adapter), str(scene.left), str(scene.right)]
+    environment = {**os.environ, "LOWPEFT_DEMO_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)  # noqa: S603
+    if done.returncode:
+        raise LowpeftError(f"reloading the adapter in a fresh process failed: {done.stderr.strip()[-500:]}")
+    here = outputs_digest(model, scene.left, scene.right, backbone)
+    if done.stdout.split()[-1:] != [here]:
+        raise LowpeftError("the saved adapter gives other images in a fresh process; please report this")
+    print("saved, reloaded in a fresh process: outputs are bit-equal")
+
+
+def _most_gained(found: Comparison, tests: Sequence[Pair]) -> Pair:
+    gains = [a.mean_db - f.mean_db for a, f in zip(found.adapted, found.frozen, strict=True)]
+    return tests[gains.index(max(gains))]
+
+
+def _write_results(path: Path, found: Comparison, settings: TrainSettings, seconds: float) -> None:
+    results = {
+        "command": "lowpeft " + " ".join(sys.argv[1:]),
+        "lowpeft": version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "training": {**vars(settings), "seconds": round(seconds, 1)},
+        "mean_db": found.means_db(),
+        "scenes": [s.scene for s in found.frozen],
+        "frozen_db": [s.mean_db for s in found.frozen],
+        "adapted_db": [s.mean_db for s in found.adapted],
+        "same_view_db": [s.mean_db for s in found.same_view],
+    }
+    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

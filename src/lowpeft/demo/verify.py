@@ -1,0 +1,41 @@
+"""What an adapted demo network computes, as a number to compare between processes.
+
+python -m lowpeft.demo.verify ADAPTER LEFT RIGHT
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..backbones import Backbone
+from ..data import Scene, load_pair
+from ..evaluate import super_resolve
+from ..files import load_adapter
+from ..fingerprint import digest
+from ..images import to_float
+from .network import demo_backbone
+
+
+def outputs_digest(model: nn.Module, left: Path, right: Path, backbone: Backbone) -> str:
+    """SHA-256 of both float32 outputs for the LR views made from two HR files."""
+    pair = load_pair(Scene("scene", left, right), backbone.scale)
+    views = super_resolve(
+        model,
+        to_float(pair.lr_left),
+        to_float(pair.lr_right),
+        scale=backbone.scale,
+        size_multiple=backbone.size_multiple,
+    )
+    return hashlib.sha256(" ".join(map(digest, views)).encode()).hexdigest()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(os.environ["LOWPEFT_DEMO_THREADS"]))
+    network = demo_backbone()
+    print(outputs_digest(load_adapter(network, sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), network))
