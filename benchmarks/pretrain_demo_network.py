@@ -49,6 +49,7 @@ BATCH = 8
 PEAK_LR = 1e-3
 WARMUP_STEPS = 200
 EMA_DECAY = 0.998
+LOG_EVERY_STEPS = 100
 
 
 def read_images(folders: list[Path]) -> list[Image.Image]:
@@ -143,13 +144,13 @@ def main() -> None:
         for shadow, parameter in zip(ema.parameters(), model.parameters(), strict=True):
             shadow.lerp_(parameter.detach(), 1 - decay)
         step, running = step + 1, running + loss.item()
-        if step % 250 == 0 or step == args.steps:
+        if step % LOG_EVERY_STEPS == 0 or step == args.steps:
             seconds = time.monotonic() - started
             state = {"model": model.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict()}
             torch.save({**state, "step": step, "seconds": seconds}, checkpoint.with_suffix(".new"))
             checkpoint.with_suffix(".new").replace(checkpoint)
             print(
-                f"step {step}/{args.steps} L1 {running / 250:.5f} {seconds:.0f} s {validate(ema, validation_images[:4])}",
+                f"step {step}/{args.steps} L1 {running / LOG_EVERY_STEPS:.5f} {seconds:.0f} s {validate(ema, validation_images[:4])}",
                 flush=True,
             )
             running = 0.0

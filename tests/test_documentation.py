@@ -110,7 +110,8 @@ def test_links_and_files_exist(page: Path) -> None:
 def documented_commands(page: Path) -> set[str]:
     """Every line of the page's shell blocks, without prompt and comment."""
     shell = (b.code for b in blocks(page) if b.language in {"bash", "console", "sh", "shell"})
-    return {re.sub(r"\s+#.*", "", line).removeprefix("$ ").strip() for code in shell for line in code.splitlines()}
+    lines = [re.sub(r"\s+#.*", "", line).removeprefix("$ ") for code in shell for line in code.splitlines()]
+    return {command.strip() for line in lines for command in line.split("&&")}
 
 
 def ci_commands() -> list[str]:

@@ -49,6 +49,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("images",),
     ("metrics",),
     ("data",),
+    ("evaluate", "progress"),
     ("train",),
     ("demo",),
     ("cli",),

@@ -1,4 +1,4 @@
-"""The pattern dialect: what each form means, the order of results, and that a pattern which matches nothing is an error."""
+"""The pattern dialect: what each form means, the order of results, and that a pattern must match something."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lowpeft.errors import PlanError
 from lowpeft.patterns import Candidate, as_tuple, compile_pattern, matches, select
 from reference import glob
 
-# Four groups of three blocks, as in a small SwinIR: layers.S.blocks.B.(qkv|fc1|fc2), layers.S.conv, conv_first, conv_last.
+# Four groups of three blocks, as in a small SwinIR.
 NETWORK = (
     Candidate(path="conv_first"),
     *(
@@ -106,7 +106,7 @@ def test_a_set_of_characters_is_never_a_dot(pattern: str) -> None:
 
 
 @pytest.mark.xfail(reason="the set is passed on to the regular expression as it stands", strict=True)
-@pytest.mark.parametrize(("pattern", "path"), [("[^a]", "^"), (r"[\d]", "d"), ("[[]", "["), ("[a&&b]", "&")])
+@pytest.mark.parametrize(("pattern", "path"), [("[^a]", "a"), (r"[\d]", "d"), ("[[]", "["), ("[a&&b]", "&")])
 def test_characters_in_a_set_stand_for_themselves(pattern: str, path: str) -> None:
     assert matches(pattern, path)
 
@@ -287,7 +287,7 @@ def test_every_typo_is_listed() -> None:
 
 
 def test_an_exclusion_that_matches_nothing_is_an_error() -> None:
-    with pytest.raises(PlanError, match="'!layers.9.conv' matches none of the 42 modules"):
+    with pytest.raises(PlanError, match=r"'!layers\.9\.conv' matches none of the 42 modules"):
         chosen("layers.*.conv", "!layers.9.conv")
 
 
@@ -325,7 +325,9 @@ def test_a_regular_expression_with_an_equals_sign_gets_paths_not_stages() -> Non
 # --- Properties
 component = st.text(alphabet="ab01_", min_size=1, max_size=4)
 paths = st.lists(component, min_size=1, max_size=4).map(".".join)
-piece = st.one_of(component, st.sampled_from(["*", "**", "?", "a*", "*b", "[ab]", "[!a]b", "[0-1]", "?*", "a?b", "*_*"]))
+piece = st.one_of(
+    component, st.sampled_from(["*", "**", "?", "a*", "*b", "[ab]", "[!a]b", "[0-1]", "?*", "a?b", "*_*"])
+)
 globs = st.lists(piece, min_size=1, max_size=4).map(".".join)
 
 
@@ -365,11 +367,13 @@ def test_an_escaped_path_is_its_own_regular_expression(path: str) -> None:
     assert compile_pattern("re:" + re.escape(path)).fullmatch(path)
 
 
-@given(st.lists(paths, min_size=1, max_size=8, unique=True), globs)
-def test_a_pattern_and_its_exclusion_split_the_network(network: list[str], pattern: str) -> None:
+@given(st.lists(paths, min_size=3, max_size=8, unique=True), st.integers(0, 3), st.sampled_from(["*", "**", "?*"]))
+def test_a_pattern_and_its_exclusion_split_the_network(network: list[str], position: int, star: str) -> None:
     pool = [Candidate(path=p) for p in network]
+    parts = network[0].split(".")
+    pattern = ".".join(star if i == position else p for i, p in enumerate(parts))
     hits = [c for c in pool if glob.matches(pattern, c.path)]
-    assume(0 < len(hits) < len(pool))
+    assume(len(hits) < len(pool))
     kept, dropped = select(pattern, pool, what="modules"), select(f"!{pattern}", pool, what="modules")
     assert (list(kept), list(dropped)) == (hits, [c for c in pool if c not in hits])
 

@@ -40,9 +40,9 @@ from .model import (
 from .plan import Plan, Site, plan
 from .recipes import Recipe, TrainSettings, load_recipe
 from .stereo_model import StereoModel
-from .version import version
+from .version import version as _version
 
-__version__ = version()
+__version__ = _version()
 
 __all__ = [
     "AdapterConfig",

@@ -1,4 +1,4 @@
-"""The version, read from the installed package's metadata when asked for."""
+"""The version, from the installed package's metadata."""
 
 from __future__ import annotations
 
@@ -6,5 +6,8 @@ from importlib import metadata
 
 
 def version() -> str:
-    """The installed version of lowpeft."""
-    return metadata.version("lowpeft")
+    """The installed version of lowpeft, `unknown` where it only lies on the path."""
+    try:
+        return metadata.version("lowpeft")
+    except metadata.PackageNotFoundError:
+        return "unknown"
