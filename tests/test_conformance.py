@@ -1,6 +1,6 @@
 """Every adapter kind and every bundled recipe on every family's tiny network: the semantics that all of them obey.
 
-The cases come from the tables of lowpeft and of `zoo`; a new kind, recipe, placement or family is tested by being there.
+The cases come from the tables of lowpeft and of `zoo`: a new kind, recipe, placement or family is tested at once.
 """
 
 from __future__ import annotations
@@ -155,9 +155,26 @@ def train(model: nn.Module, network: Network, steps: int = 2) -> nn.Module:
 
 
 @functools.cache
+def training(case: Case) -> tuple[dict[str, Tensor], nn.Module]:
+    """The case's adapter parameters when new, and its network after two steps, in eval mode: write neither."""
+    model = case.adapt(fresh(case.network))
+    new = {name: p.detach().clone() for name, p in lowpeft.adapter_parameters(model)}
+    return new, train(model, case.network).eval()
+
+
 def trained(case: Case) -> nn.Module:
     """The case's network after two steps, in eval mode: read it, never write it."""
-    return train(case.adapt(fresh(case.network)), case.network).eval()
+    return training(case)[1]
+
+
+@functools.cache
+def trained_output(case: Case) -> Tensor:
+    return look(trained(case), case.network)
+
+
+@functools.cache
+def base_output(network: Network) -> Tensor:
+    return look(pristine(network), network)
 
 
 def tensors(root: nn.Module) -> dict[str, Tensor]:
@@ -220,8 +237,7 @@ def test_a_network_is_recognised_as_its_family(network: Network) -> None:
 
 @every_case
 def test_a_new_adapter_changes_no_bit(case: Case) -> None:
-    expected = look(pristine(case.network), case.network)
-    assert torch.equal(look(case.adapt(fresh(case.network)), case.network), expected)
+    assert torch.equal(look(case.adapt(fresh(case.network)), case.network), base_output(case.network))
 
 
 @every_network
@@ -235,15 +251,14 @@ def test_a_new_adapter_changes_no_bit_of_a_single_image(network: Network) -> Non
 
 @every_case
 def test_every_adapter_parameter_moves_in_two_steps(case: Case) -> None:
-    model = case.adapt(fresh(case.network))
-    before = {name: p.detach().clone() for name, p in lowpeft.adapter_parameters(model)}
-    after = dict(lowpeft.adapter_parameters(train(model, case.network)))
+    before, model = training(case)
+    after = dict(lowpeft.adapter_parameters(model))
     assert [name for name in before if torch.equal(before[name], after[name])] == []
 
 
 @every_case
 def test_training_changes_the_output(case: Case) -> None:
-    assert not torch.equal(look(trained(case), case.network), look(pristine(case.network), case.network))
+    assert not torch.equal(trained_output(case), base_output(case.network))
 
 
 @every_case
@@ -294,7 +309,7 @@ def test_check_trainable_passes(case: Case) -> None:
 def test_a_saved_adapter_on_a_fresh_base_gives_bit_equal_outputs(case: Case, tmp_path: Path) -> None:
     lowpeft.save_adapter(trained(case), tmp_path)
     loaded = lowpeft.load_adapter(fresh(case.network), tmp_path)
-    assert torch.equal(look(loaded, case.network), look(trained(case), case.network))
+    assert torch.equal(look(loaded, case.network), trained_output(case))
 
 
 @every_case
@@ -312,7 +327,7 @@ def test_the_file_holds_the_adapter_tensors_and_no_others(case: Case, tmp_path: 
 def test_restore_gives_the_same_object_as_it_was(case: Case) -> None:
     root = mix_flags(fresh(case.network))
     with untouched(root):
-        model = train(case.adapt(root), case.network)
+        model = train(case.adapt(root), case.network, steps=1)
         assert lowpeft.restore(model) is root
 
 
@@ -339,7 +354,7 @@ def test_a_deep_copy_trains_on_its_own(case: Case) -> None:
 @every_combination
 def test_a_pickled_model_computes_the_same(case: Case) -> None:
     loaded = pickle.loads(pickle.dumps(trained(case)))
-    assert torch.equal(look(loaded, case.network), look(trained(case), case.network))
+    assert torch.equal(look(loaded, case.network), trained_output(case))
 
 
 @every_combination
@@ -398,10 +413,9 @@ def test_an_original_checkpoint_loads_into_an_adapted_network(case: Case) -> Non
 @every_case
 def test_disabled_is_the_base_bit_for_bit_and_ends_with_the_block(case: Case) -> None:
     model = copy.deepcopy(trained(case))
-    adapted, base = look(model, case.network), look(pristine(case.network), case.network)
     with lowpeft.disabled(model):
-        assert torch.equal(look(model, case.network), base)
-    assert torch.equal(look(model, case.network), adapted)
+        assert torch.equal(look(model, case.network), base_output(case.network))
+    assert torch.equal(look(model, case.network), trained_output(case))
 
 
 @every_combination
@@ -409,7 +423,7 @@ def test_disabled_ends_with_an_exception(case: Case) -> None:
     model = copy.deepcopy(trained(case))
     with pytest.raises(KeyError, match="out of the block"), lowpeft.disabled(model):
         raise KeyError("out of the block")
-    assert torch.equal(look(model, case.network), look(trained(case), case.network))
+    assert torch.equal(look(model, case.network), trained_output(case))
 
 
 @every_network
@@ -424,7 +438,7 @@ def test_a_disabled_stereo_backbone_takes_single_images(network: Network) -> Non
 def test_strength_0_is_the_base_bit_for_bit(case: Case) -> None:
     model = copy.deepcopy(trained(case))
     lowpeft.set_strength(model, 0)
-    assert torch.equal(look(model, case.network), look(pristine(case.network), case.network))
+    assert torch.equal(look(model, case.network), base_output(case.network))
 
 
 @every_combination
@@ -433,8 +447,8 @@ def test_strength_1_is_the_trained_network_again(case: Case) -> None:
     lowpeft.set_strength(model, 0.5)
     half = look(model, case.network)
     lowpeft.set_strength(model, 1)
-    assert torch.equal(look(model, case.network), look(trained(case), case.network))
-    assert not torch.equal(half, look(trained(case), case.network))
+    assert torch.equal(look(model, case.network), trained_output(case))
+    assert not torch.equal(half, trained_output(case))
 
 
 @every_network
@@ -532,7 +546,7 @@ def test_removing_both_adapters_leaves_the_base_as_it_was(network: Network) -> N
 def test_an_adapter_attached_to_a_stereo_model_keeps_it_one(network: Network) -> None:
     model = lowpeft.adapt(fresh(network), "stereo", name="a")
     assert lowpeft.adapt(model, LoRAConfig(target="**", rank=1), name="b") is model
-    assert torch.equal(look(model, network), look(pristine(network), network))
+    assert torch.equal(look(model, network), base_output(network))
 
 
 # --- Merging ---------------------------------------------------------------------------------------------------------
@@ -575,7 +589,7 @@ def test_merging_a_combination_keeps_the_feature_adapters(case: Case) -> None:
     assert report.merged
     assert report.kept
     assert set(lowpeft.summary(model).by_kind) == {"spatial", "stereo"}
-    assert torch.equal(look(model, case.network), look(trained(case), case.network))
+    assert torch.equal(look(model, case.network), trained_output(case))
 
 
 # --- All or nothing --------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The adapter file: round trips, what it holds, what is refused, and that a killed save leaves the old or the new one."""
+"""The adapter file: round trips, what it holds, what is refused, and that a killed save leaves old or new."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from spandrel.architectures.SwinIR import SwinIR
@@ -165,7 +165,7 @@ def test_a_stereo_adapter_loads_as_a_stereo_model_around_the_object(tmp_path: Pa
 @settings(max_examples=15)
 @given(
     st.sampled_from(ON_PLAIN),
-    st.floats(-1e30, 1e30, width=32),
+    st.floats(-(2.0**100), 2.0**100, width=32),
     st.dictionaries(st.text(max_size=5), st.text(max_size=9) | st.floats(allow_nan=False), max_size=3),
 )
 def test_any_values_and_facts_survive_the_file(config: Any, value: float, facts: dict[str, str | float]) -> None:
@@ -384,7 +384,7 @@ A = "entry.lora_weight.a"
     ("changes", "problem"),
     [
         ({A: None}, f"missing: {A}"),
-        ({"entry.lora_weight.c": torch.zeros(1)}, "unknown: entry.lora_weight.c (did you mean 'entry.lora_weight.a'?)"),
+        ({"entry.lora_weight.c": torch.zeros(1)}, "unknown: entry.lora_weight.c (did you mean 'entry.lora_weight."),
         ({A: torch.zeros(3, 27)}, f"{A} has shape (3, 27), the model needs (2, 27)"),
         ({A: torch.full((2, 27), float("nan"))}, f"{A} holds NaN or infinity"),
         ({A: torch.full((2, 27), float("-inf"))}, f"{A} holds NaN or infinity"),
@@ -551,8 +551,8 @@ def leaves(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int
     return [p for k, v in items for p in ((*path, k), *leaves(v, (*path, k)))]
 
 
-@pytest.mark.xfail(reason="values of other types raise AttributeError, IndexError, KeyError, TypeError …", strict=True)
-@pytest.mark.parametrize("junk", [None, [], {}, "x", -1, 2.5, [[]]], ids=repr)
+@pytest.mark.xfail(reason="recipe, base.parameters and shapes of other types raise whatever they raise", strict=True)
+@pytest.mark.parametrize("junk", [None, [], "x", -1, [[]]], ids=repr)
 @pytest.mark.parametrize("config", [LORA, StereoConfig(target="entry", every=1)], ids=lambda c: c.kind)
 def test_junk_anywhere_in_a_config_is_taken_or_refused_on_purpose(config: Any, junk: Any, tmp_path: Path) -> None:
     lowpeft.save_adapter(trained(plain(), config), tmp_path)
@@ -570,14 +570,34 @@ def test_junk_anywhere_in_a_config_is_taken_or_refused_on_purpose(config: Any, j
         except LowpeftError:
             if state_of(model) != before:
                 surprises.append(f"{path}: refused, but the model was changed")
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (whatever it is, it is a surprise)
             surprises.append(f"{path}: {type(error).__name__}: {error}")
     assert surprises == []
 
 
-@pytest.mark.xfail(reason="the recorded number of parameters is believed", strict=True)
-def test_a_wrong_number_of_parameters_is_refused(folder: Path) -> None:
-    refused(plain(), rewrite(folder, config=set_in("sites", 0, "parameters", to=1)))
+@pytest.mark.xfail(reason="what a site says beside its path, class and shape is believed", strict=True)
+@pytest.mark.parametrize(
+    "change",
+    [
+        set_in("sites", 0, "parameters", to=1),
+        set_in("sites", 0, "stage", to="x"),
+        set_in("sites", 0, "block", to=-1),
+        set_in("sites", 0, "attachment", "form", to="weigth"),
+        set_in("sites", 0, "attachment", "form", to="feature"),
+        set_in("sites", 0, "attachment", "source", to="x"),
+        set_in("sites", 0, "attachment", "tensor", to=None),
+    ],
+)
+def test_a_site_that_lowpeft_does_not_write_is_refused(change: Any, folder: Path) -> None:
+    refused(plain(), rewrite(folder, config=change))
+
+
+@pytest.mark.xfail(reason="an unknown branch is looked up without a check", strict=True, raises=KeyError)
+def test_an_unknown_branch_is_refused(tmp_path: Path) -> None:
+    lowpeft.save_adapter(trained(network("hat"), "spatial"), tmp_path)
+    rewrite(tmp_path, config=set_in("sites", 0, "attachment", "branch", to="hat.hub"))
+    with pytest.raises(LowpeftError, match=r"hat\.hub"):
+        lowpeft.load_adapter(network("hat"), tmp_path)
 
 
 # --- What is not saved
@@ -669,10 +689,11 @@ def test_other_files_of_the_folder_are_left_alone(tmp_path: Path) -> None:
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(AdapterError, match="cannot write the adapter to .*file"):
+    with pytest.raises(AdapterError, match=r"cannot write the adapter to .*file"):
         lowpeft.save_adapter(trained(plain(), LORA), tmp_path / "file")
 
 
+@pytest.mark.xfail(reason="SafetensorError is no OSError and gets out", strict=True)
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is read-only for this user")
 def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
@@ -795,49 +816,66 @@ def test_the_save_after_one_that_stopped_is_whole(step: str, call: int, tmp_path
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([TENSORS, CONFIG, CARD])
 
 
-@pytest.mark.parametrize(("step", "call"), STEPS)
+@pytest.mark.parametrize(("step", "call"), STEPS[:-1])
 def test_a_first_save_that_stops_leaves_no_half_adapter(step: str, call: int, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         interrupt(patch, step, call, Killed())
         with pytest.raises(Killed):
             save_marked(1.0, tmp_path)
-    try:
-        assert mark_of(tmp_path) == 1.0
-    except AdapterError as error:
-        assert "is not an adapter folder" in str(error)
+    with pytest.raises(AdapterError, match="is not an adapter folder"):
+        lowpeft.read_adapter(tmp_path)
 
 
-# Saves without end in a child process and kills it at a random moment; the parent reads what is left.
+def test_a_first_save_that_stops_before_its_card_is_in_place_is_whole(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, *STEPS[-1], Killed())
+        with pytest.raises(Killed):
+            save_marked(1.0, tmp_path)
+    assert mark_of(tmp_path) == 1.0
+
+
+# Saves without end in a child process, kills it at a random moment after the first save, and prints the value of every
+# tensor and the value that the config says. It imports nothing slow, so that the time goes into saving.
 KILL = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
+import lowpeft
+
 torch.set_num_threads(1)
-from test_files import mark_of, save_marked
 random.seed(0)
-for round in range(8):
-    folder = Path(sys.argv[1]) / str(round)
-    save_marked(0.0, folder)
+
+def save(value, folder):
+    adapted = lowpeft.adapt(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3)), lowpeft.LoRAConfig(target="**", rank=2))
+    with torch.no_grad():
+        for _, parameter in lowpeft.adapter_parameters(adapted):
+            parameter.fill_(value)
+    lowpeft.save_adapter(adapted, folder, facts={"value": value})
+
+for number in range(6):
+    folder = Path(sys.argv[1]) / str(number)
+    heard, said = os.pipe()
     child = os.fork()
     if child == 0:
         value = 0.0
         while True:
             value += 1.0
-            save_marked(value, folder)
-    time.sleep(random.uniform(0.05, 0.25))
+            save(value, folder)
+            os.write(said, b".")
+    os.read(heard, 1)
+    time.sleep(random.uniform(0.0, 0.1))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    print(mark_of(folder))
+    adapter = lowpeft.read_adapter(folder)
+    found = sorted({v for t in adapter.tensors.values() for v in t.flatten().tolist()})
+    print(found == [adapter.facts["value"]], found[0] >= 1.0)
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_process_that_is_killed_while_saving_leaves_a_whole_adapter(tmp_path: Path) -> None:
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (here, here.parent / "src")))}
-    done = subprocess.run([sys.executable, "-c", KILL, str(tmp_path)], env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout.count("\n")) == (0, 8), done.stderr[-2000:]
-    assert any(float(line) > 0 for line in done.stdout.split())
+    done = subprocess.run([sys.executable, "-c", KILL, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["True True"] * 6, done.stderr[-2000:]
 
 
 # --- Several adapters

@@ -1,4 +1,4 @@
-"""`adapt(model, "stereo")` on every super-resolution architecture of spandrel: it works, or it is refused with a reason."""
+"""`adapt(model, "stereo")` on every super-resolution architecture of spandrel works, or is refused with a reason."""
 
 from __future__ import annotations
 

@@ -14,10 +14,10 @@ def model_card(config: dict[str, Any], size_bytes: int) -> str:
     """
     base, recipe = config["base"], config["recipe"]
     kinds: dict[str, list[int]] = {}
-    for site in config["sites"]:
-        row = kinds.setdefault(site["adapter"]["kind"], [0, 0])
-        row[0] += 1
-        row[1] += site["parameters"]
+    for group in config["sites"]:
+        row = kinds.setdefault(group["adapter"]["kind"], [0, 0])
+        row[0] += len(group["places"])
+        row[1] += len(group["places"]) * group["parameters"]
     stereo = "stereo" in kinds
     call = "left_sr, right_sr = model(left, right)" if stereo else "restored = model(image)"
     tags = ["lowpeft", "image-restoration", *(["stereo-super-resolution"] if stereo else [])]

@@ -122,7 +122,7 @@ def _config(plan: Plan, base: dict[str, Any], tensors: dict[str, Tensor], facts:
         "recipe": recipe_to_dict(plan.recipe),
         "base": base,
         "family": plan.family,
-        "sites": [_site_to_dict(s) for s in plan.sites],
+        "sites": _sites_to_dicts(plan.sites),
         "facts": facts,
         "tensors": {"number": len(tensors), "sha256": _tensors_digest(tensors)},
     }
@@ -134,9 +134,9 @@ def _tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
-    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
     new = {name: folder / f"{name}.new" for name in (TENSORS, CONFIG, CARD)}
-    save_file(tensors, new[TENSORS], {METADATA_KEY: text})
+    save_file(tensors, new[TENSORS], {METADATA_KEY: json.dumps(config)})
     new[CONFIG].write_text(text, encoding="utf-8")
     new[CARD].write_text(model_card(config, _bytes(tensors)), encoding="utf-8")
     for path in new.values():
@@ -179,7 +179,7 @@ def read_adapter(folder: str | Path) -> AdapterFile:
         if config["tensors"]["sha256"] != _tensors_digest(tensors):
             problems.append("the tensors are not those that were saved (their checksum differs)")
         recipe = recipe_from_dict(config["recipe"], origin="its recipe")
-        sites = tuple(_site_from_dict(row) for row in config["sites"])
+        sites = _sites_from_dicts(config["sites"])
         facts, base = dict(config["facts"]), dict(config["base"])
         problems += tensor_problems(_expected(sites), tensors)
     except (KeyError, TypeError, ValueError) as error:
@@ -286,31 +286,42 @@ def _folder(place: str | Path, revision: str | None) -> Path:
 # --- sites as plain values -------------------------------------------------------------------------------------------
 
 
-def _site_to_dict(site: Site) -> dict[str, Any]:
-    act = {k: v for k, v in dataclasses.asdict(site.attachment).items() if v is not None and v is not False}
-    return {
-        "path": site.path,
-        "key": site.key,
-        "module": site.module,
-        "stage": site.stage,
-        "block": site.block,
-        "shape": list(site.shape),
-        "parameters": site.parameters,
-        "adapter": config_to_dict(site.config),
-        "attachment": {**act, "layout": str(site.attachment.layout)},
-    }
+def _sites_to_dicts(sites: tuple[Site, ...]) -> list[dict[str, Any]]:
+    """Sites as groups that share everything but their place, because a network has many that are alike."""
+    groups: dict[str, dict[str, Any]] = {}
+    for site in sites:
+        act = {k: v for k, v in dataclasses.asdict(site.attachment).items() if v is not None and v is not False}
+        shared = {
+            "adapter": config_to_dict(site.config),
+            "attachment": {**act, "layout": str(site.attachment.layout)},
+            "key": site.key,
+            "module": site.module,
+            "shape": list(site.shape),
+            "parameters": site.parameters,
+        }
+        group = groups.setdefault(json.dumps(shared), {**shared, "places": []})
+        group["places"].append([site.path, site.stage, site.block])
+    return list(groups.values())
 
 
-def _site_from_dict(row: Mapping[str, Any]) -> Site:
-    act = dict(row["attachment"])
-    return Site(
-        path=row["path"],
-        key=row["key"],
-        module=row["module"],
-        stage=row["stage"],
-        block=row["block"],
-        shape=tuple(row["shape"]),
-        parameters=row["parameters"],
-        config=config_from_dict(row["adapter"]),
-        attachment=Attachment(**{**act, "layout": Layout(act["layout"])}),
-    )
+def _sites_from_dicts(groups: list[Mapping[str, Any]]) -> tuple[Site, ...]:
+    """The inverse of `_sites_to_dicts`, up to the order of the sites."""
+    sites = []
+    for group in groups:
+        act = dict(group["attachment"])
+        attachment = Attachment(**{**act, "layout": Layout(act["layout"])})
+        config, shape = config_from_dict(group["adapter"]), tuple(group["shape"])
+        for path, stage, block in group["places"]:
+            site = Site(
+                path=path,
+                key=group["key"],
+                module=group["module"],
+                stage=stage,
+                block=block,
+                shape=shape,
+                parameters=group["parameters"],
+                config=config,
+                attachment=attachment,
+            )
+            sites.append(site)
+    return tuple(sites)

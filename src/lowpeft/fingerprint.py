@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,7 +57,9 @@ def digest(tensor: Tensor) -> str:
 
 def digests(root: nn.Module) -> dict[str, str]:
     """The digest of every tensor of the base."""
-    return {path: digest(tensor) for path, tensor in base_state(root)}
+    tensors = dict(base_state(root))
+    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter lock
+        return dict(zip(tensors, pool.map(digest, tensors.values()), strict=True))
 
 
 def fingerprint(root: nn.Module, tensors: dict[str, str] | None = None) -> Fingerprint:

@@ -12,7 +12,7 @@ from torch import nn
 
 from .attach import Slot, facets_of, set_facets, slot_of, slots
 from .errors import PlanError
-from .families import SLOT, base_modules, base_parameters, recognise
+from .families import SLOT, base_modules, base_parameters, family_output
 from .fingerprint import Fingerprint, digests, fingerprint
 from .kinds import Adapter
 from .plan import Plan, Site, backbone_of, build
@@ -118,7 +118,7 @@ def inject(model: object, plan: Plan) -> nn.Module:
     root.train(mode)
     if isinstance(model, StereoModel):
         return model
-    return StereoModel(root, output=_output_attribute(root)) if facets_of(root).views else root
+    return StereoModel(root, output=family_output(plan.family)) if facets_of(root).views else root
 
 
 def _set_root_facets(root: nn.Module, record: Record) -> None:
@@ -165,11 +165,6 @@ def _attach(module: nn.Module, name: str, site: Site, adapter: Adapter) -> None:
         set_facets(module, branch=site.attachment.branch)
     else:
         set_facets(module, feature=True)
-
-
-def _output_attribute(root: nn.Module) -> str | None:
-    found = recognise(root)
-    return found.family.output if found else None
 
 
 def restore(model: object, *, name: str | None = None) -> nn.Module:

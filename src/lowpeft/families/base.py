@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import PlanError
 from ..layouts import Layout
-from ..patterns import Candidate, matches
+from ..patterns import Candidate, compile_pattern
 
 SLOT = "lowpeft"
 """The reserved name under which a module holds its adapters."""
@@ -135,6 +135,11 @@ def families() -> tuple[Family, ...]:
     return tuple(_FAMILIES.values())
 
 
+def family_output(name: str | None) -> str | None:
+    """The attribute of the family's output that holds the image; None for networks that give the image itself."""
+    return _FAMILIES[name].output if name is not None else None
+
+
 def get_branch(name: str) -> Branch:
     """The branch of that name."""
     return _BRANCHES[name]
@@ -162,9 +167,10 @@ def recognise(root: nn.Module) -> Recognised | None:
     Raises:
         PlanError: Two families fit the same network.
     """
-    names = [path for path, _ in base_modules(root) if path] + [path for path, _ in base_parameters(root)]
+    names = [f".{path}" for path, _ in (*base_modules(root), *base_parameters(root)) if path]
     for prefix in _prefixes(root):
-        inner = [n.removeprefix(prefix + ".") for n in names if n.startswith(prefix + ".")] if prefix else names
+        lead = f".{prefix}" if prefix else ""
+        inner = [n.removeprefix(lead) for n in names if n.startswith(lead + ".")]
         fits = [f for f in _FAMILIES.values() if any(_fits(alternative, inner) for alternative in f.signature)]
         if len(fits) > 1:
             raise PlanError(
@@ -183,10 +189,11 @@ def _prefixes(root: nn.Module) -> list[str]:
 
 
 def _fits(signature: tuple[str, ...], names: list[str]) -> bool:
-    return all(
-        any(matches(pattern.removeprefix("!"), name) for name in names) != pattern.startswith("!")
-        for pattern in signature
-    )
+    for pattern in signature:
+        expression = compile_pattern(pattern.removeprefix("!"))
+        if any(expression.fullmatch(name) for name in names) == pattern.startswith("!"):
+            return False
+    return True
 
 
 def find_places(root: nn.Module, found: Recognised, name: str) -> tuple[FoundPlace, ...]:

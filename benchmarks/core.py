@@ -1,0 +1,172 @@
+"""The core's figures: HAT-L x4 counts and times, file size, import time, memory of the stereo adapter on large rows.
+
+    python benchmarks/core.py --out benchmarks/results/core.json
+
+Needs the extra `spandrel`. Times are medians; memory is compared side by side in child processes of this one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import lowpeft
+from lowpeft.kinds import StereoAdapter, StereoConfig
+from lowpeft.layouts import Layout
+
+HAT_L = {
+    "embed_dim": 180,
+    "depths": [6] * 12,
+    "num_heads": [6] * 12,
+    "window_size": 16,
+    "compress_ratio": 3,
+    "squeeze_factor": 30,
+    "overlap_ratio": 0.5,
+    "mlp_ratio": 2,
+    "upscale": 4,
+}
+CHANNELS, HEIGHT, WIDTH = 60, 1080, 1920
+
+
+def median_seconds(call: Callable[[], object], runs: int = 5) -> float:
+    """Median wall time of a call."""
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def hat_l() -> dict[str, object]:
+    """What the stereo recipe does to HAT-L x4."""
+    from spandrel.architectures.HAT import HAT
+
+    model = HAT(**HAT_L).eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        stereo = lowpeft.adapt(model, "stereo")
+        seconds.append(time.perf_counter() - start)
+        if len(seconds) < 5:
+            lowpeft.restore(stereo)
+    counts = lowpeft.summary(stereo)
+    with tempfile.TemporaryDirectory() as folder:
+        lowpeft.save_adapter(stereo, folder)
+        size = sum(p.stat().st_size for p in Path(folder).iterdir())
+    same = lowpeft.restore(stereo) is model
+    after = model.state_dict()
+    return {
+        "frozen": counts.frozen,
+        "by_kind": counts.by_kind,
+        "trained": counts.trainable,
+        "share_percent": round(100 * counts.trainable / counts.frozen, 3),
+        "adapt_seconds_median": round(statistics.median(seconds), 3),
+        "adapter_folder_bytes": size,
+        "restore_same_object": same,
+        "restore_bit_equal": list(before) == list(after) and all(torch.equal(before[k], after[k]) for k in before),
+    }
+
+
+def import_seconds() -> dict[str, float]:
+    """Median import time of torch and of lowpeft, each in fresh processes, in turn."""
+    times: dict[str, list[float]] = {"torch": [], "lowpeft": []}
+    for _ in range(7):
+        for name, found in times.items():
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-c", f"import {name}"], check=True)
+            found.append(time.perf_counter() - start)
+    medians = {name: round(statistics.median(found), 3) for name, found in times.items()}
+    return {**medians, "lowpeft_minus_torch": round(medians["lowpeft"] - medians["torch"], 3)}
+
+
+def explicit(adapter: StereoAdapter, features: Tensor) -> Tensor:
+    """The same formula with the attention maps of all rows written out: what the adapter avoids."""
+    left, right = features.movedim(1, -1).chunk(2)
+    scores = adapter.query_left(adapter.norm_left(left)) @ adapter.query_right(adapter.norm_right(right)).mT
+    to_left = (scores * adapter.scale).softmax(-1) @ adapter.value_right(right) * adapter.beta
+    to_right = (scores.mT * adapter.scale).softmax(-1) @ adapter.value_left(left) * adapter.gamma
+    return features + torch.cat((to_left, to_right)).movedim(-1, 1)
+
+
+class Stage(nn.Module):
+    """Gives new features of one pair, as the last convolution of a group would."""
+
+    def __init__(self, features: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(CHANNELS))
+        self.features = features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features
+
+
+def peak_bytes(way: str, height: int) -> int:
+    """Peak memory above the features while one pair's rows are adapted; run in a process of its own."""
+    torch.manual_seed(0)
+    features = torch.rand(2, CHANNELS, height, WIDTH)
+    adapter = StereoAdapter(CHANNELS, StereoConfig()).requires_grad_(False)
+    nn.init.normal_(adapter.beta)
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with torch.no_grad():
+        if way == "lowpeft":
+            from lowpeft.attach import _add_by_rows
+
+            _add_by_rows(nn.Identity(), [adapter], features, (), {})
+        elif way == "one call":
+            features + adapter.delta(features, Layout.NCHW, None)
+        else:
+            explicit(adapter, features)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) * 1024
+
+
+def memory() -> dict[str, object]:
+    """Peak bytes above the features of a 1920-px-wide pair, by three ways of computing the same."""
+    rows: dict[str, object] = {"channels": CHANNELS, "width": WIDTH}
+    for way, height in (("lowpeft", HEIGHT), ("one call", HEIGHT), ("lowpeft", 120), ("explicit maps", 120)):
+        command = [sys.executable, __file__, "--peak", way, "--height", str(height)]
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        rows[f"{way}, {height} rows"] = int(found)
+    rows["features, 1080 rows"] = 2 * CHANNELS * HEIGHT * WIDTH * 4
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    parser.add_argument("--height", type=int, default=HEIGHT, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peak:
+        print(peak_bytes(options.peak, options.height))
+        return
+    results = {
+        "command": "python benchmarks/core.py",
+        "device": f"cpu, {torch.get_num_threads()} threads",
+        "versions": {"lowpeft": lowpeft.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "hat_l_x4": hat_l(),
+        "import_seconds": import_seconds(),
+        "stereo_memory_bytes_above_features": memory(),
+    }
+    text = json.dumps(results, indent=2) + "\n"
+    print(text)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""The command line: every command, and exit code 2 with one clear sentence for bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import lowpeft
+from lowpeft.cli import main, parser
+from lowpeft.demo import demo_backbone, write_scenes
+from lowpeft.images import matlab_downscale, read_image, write_image
+
+COMMANDS = ("plan", "train", "upscale", "info", "demo")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two scenes, an LR pair and an adapter of the demo network."""
+    folder = tmp_path_factory.mktemp("cli")
+    write_scenes(folder / "pairs", range(2), size_px=(64, 128))
+    for side in "LR":
+        view = matlab_downscale(read_image(folder / "pairs" / f"train_0000_{side}.png"), 2)[:, :16, :24]
+        write_image(view, folder / f"{side}.png")
+    model = lowpeft.adapt(demo_backbone(), "stereo")
+    lowpeft.save_adapter(model, folder / "adapter", facts={"note": "of the tests"})
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"example:\n  lowpeft {command}" in capsys.readouterr().out
+
+
+def test_every_command_is_in_the_parser() -> None:
+    assert all(command in parser().format_help() for command in COMMANDS)
+
+
+def test_plan_prints_the_sites(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "stereo", "--weights", "demo", "--set", "every=1", "--set", "spatial.reduction=8"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("stereo  ") == 4
+    assert "layers.3.residual_group.blocks.1" in printed
+
+
+def test_info_says_what_is_in_the_file(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(work / "adapter")]) == 0
+    printed = capsys.readouterr().out
+    assert "8 sites" in printed
+    assert "of the tests" in printed
+
+
+def test_upscale_writes_what_the_model_gives(work: Path, tmp_path: Path) -> None:
+    code = main(
+        [
+            "upscale",
+            str(work / "L.png"),
+            str(work / "R.png"),
+            "--weights",
+            "demo",
+            "--adapter",
+            str(work / "adapter"),
+            "--out",
+            str(tmp_path),
+        ]
+    )
+    assert code == 0
+    left, right = read_image(work / "L.png"), read_image(work / "R.png")
+    model = lowpeft.load_adapter(demo_backbone(), work / "adapter").eval()
+    with torch.no_grad():
+        wanted = model(left[None] / 255, right[None] / 255)[0][0].clamp(0, 1)
+    got = read_image(tmp_path / "L_x2.png")
+    assert got.shape == (3, 32, 48)
+    assert (got.float() - wanted * 255).abs().max() <= 0.5 + 1e-3
+
+
+def test_train_writes_a_loadable_adapter_with_figures(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "trained"
+    arguments = ["train", "stereo", "--weights", "demo", "--data", str(work / "pairs"), "--test", str(work / "pairs")]
+    arguments += ["--out", str(out), "--steps", "2", "--batch", "1", "--crop", "32", "64", "--device", "cpu"]
+    assert main(arguments) == 0
+    assert "same view" in capsys.readouterr().out
+    facts = lowpeft.read_adapter(out).facts
+    assert {"PSNR in dB, (L+R)/2, pairs, frozen", "PSNR in dB, (L+R)/2, pairs, adapted"} <= facts.keys()
+
+
+def bad_inputs() -> list[tuple[list[str], str]]:
+    """Arguments with {work} for the folder, and a part of the sentence that they get."""
+    up = ["upscale", "{work}/L.png", "{work}/R.png", "--weights", "demo", "--adapter", "{work}/adapter"]
+    train = ["train", "stereo", "--weights", "demo", "--data", "{work}/pairs", "--out", "{work}/x", "--steps", "1"]
+    return [
+        (["plan", "stereoo", "--weights", "demo"], "did you mean 'stereo'"),
+        (["plan", "stereo", "--weights", "{work}/none.pth"], "no checkpoint file"),
+        (["plan", "stereo", "--weights", "{work}/L.png"], "not a checkpoint"),
+        (["plan", "stereo", "--weights", "demo", "--set", "evry=1"], "did you mean 'every'"),
+        (["plan", "stereo", "--weights", "demo", "--set", "every"], "FIELD=VALUE"),
+        (["info", "{work}"], "not an adapter folder"),
+        (["info", "{work}/nothing"], "not an adapter folder"),
+        (["upscale", "{work}/none.png", *up[2:]], "none.png"),
+        (["upscale", "{work}/pairs/train_0000_L.png", *up[2:]], "differ in size"),
+        (["upscale", "{work}/adapter/README.md", *up[2:]], "README.md"),
+        ([*up, "--scale", "4"], "x2 network"),
+        ([*up[:-1], "{work}/nothing"], "nothing"),
+        (["upscale", up[1], up[1], *up[3:]], "different file names"),
+        ([*up, "--device", "cuda:77"], "cannot be used here"),
+        ([*up, "--out", "{work}/L.png"], "L.png"),
+        ([*train[:5], "{work}/nothing", *train[6:]], "nothing"),
+        ([*train, "--crop", "999", "999"], "999"),
+        ([*train, "--batch", "0"], "batch"),
+        ([*train, "--test-lr", "{work}"], "--test-lr"),
+        (["demo", "--data", "{work}/nothing", "--out", "{work}/demo"], "nothing"),
+    ]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), bad_inputs())
+def test_bad_input_exits_with_2_and_says_why(
+    arguments: list[str], sentence: str, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([a.replace("{work}", str(work)) for a in arguments]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"lowpeft {arguments[0]}: ")
+    assert sentence in message
+    assert "Traceback" not in message
+
+
+def test_an_adapter_of_another_base_is_refused(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = demo_backbone()
+    with torch.no_grad():
+        base.module.conv_last.bias.add_(1)
+    lowpeft.save_adapter(lowpeft.adapt(base, "stereo"), tmp_path / "other")
+    up = [
+        "upscale",
+        str(work / "L.png"),
+        str(work / "R.png"),
+        "--weights",
+        "demo",
+        "--adapter",
+        str(tmp_path / "other"),
+    ]
+    assert main(up) == 2
+    assert "belongs to another base" in capsys.readouterr().err
+
+
+def test_python_m_lowpeft_is_the_command_line() -> None:
+    done = subprocess.run([sys.executable, "-m", "lowpeft", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["lowpeft", lowpeft.__version__]
+
+
+def test_demo_on_own_pairs(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_scenes(tmp_path / "mine", range(2), size_px=(64, 160))
+    assert main(["demo", "--data", str(tmp_path / "mine"), "--out", str(tmp_path / "out"), "--steps", "2"]) == 0
+    assert "bit-equal" in capsys.readouterr().out
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["scenes"] == ["train_0000"]
+    assert set(results["mean_db"]) == {"bicubic", "frozen", "adapted", "same view"}
+    assert read_image(tmp_path / "out" / "comparison.png").shape[0] == 3
