@@ -126,12 +126,6 @@ def test_a_backbone_is_a_value() -> None:
     assert Backbone.__dataclass_params__.frozen
 
 
-@pytest.mark.xfail(reason="channels are those of spandrel's descriptor call, which adds a noise map", strict=True)
-def test_the_channels_of_drunet_are_those_of_its_module(tmp_path: Path) -> None:
-    assert load_backbone(saved("drunet", tmp_path)[1]).channels == ROWS["drunet"].channels
-
-
-@pytest.mark.xfail(reason="the range is that of spandrel's descriptor call, which scales", strict=True)
 def test_the_value_range_of_ipt_is_that_of_its_module(tmp_path: Path) -> None:
     assert load_backbone(saved("ipt", tmp_path)[1]).value_range == (0.0, 255.0)
 
@@ -152,7 +146,7 @@ class Payload:
 def test_a_pickle_with_a_payload_is_refused_and_does_not_run(save: Any, suffix: str, tmp_path: Path) -> None:
     path, marker = tmp_path / f"network{suffix}", tmp_path / "marker"
     save({"params": Payload(marker)}, path)
-    with pytest.raises(LowpeftError, match="is not a checkpoint that spandrel can open"):
+    with pytest.raises(LowpeftError, match="is not a checkpoint"):
         load_backbone(path)
     assert not marker.exists()
 
@@ -174,7 +168,7 @@ def test_what_is_not_a_file_is_refused(name: str, tmp_path: Path) -> None:
 def test_a_file_that_is_no_checkpoint_is_refused(content: bytes, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"network{suffix}"
     path.write_bytes(content)
-    with pytest.raises(LowpeftError, match=r"is not a checkpoint that spandrel can open: .") as caught:
+    with pytest.raises(LowpeftError, match=r"is not a checkpoint .*: .") as caught:
         load_backbone(path)
     assert f"network{suffix} is not" in str(caught.value)
 
@@ -185,7 +179,7 @@ def test_a_truncated_checkpoint_is_refused(write: Callable[[State, Path], Path],
     path = write(ROWS["swinir"].build().state_dict(), tmp_path)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(LowpeftError, match="is not a checkpoint that spandrel can open"):
+    with pytest.raises(LowpeftError, match="is not a checkpoint"):
         load_backbone(path)
 
 
@@ -196,20 +190,20 @@ def test_a_truncated_checkpoint_is_refused(write: Callable[[State, Path], Path],
 )
 def test_tensors_of_no_known_architecture_are_refused(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "network.pth")
-    with pytest.raises(LowpeftError, match="is not a checkpoint that spandrel can open"):
+    with pytest.raises(LowpeftError, match="is not a checkpoint"):
         load_backbone(tmp_path / "network.pth")
 
 
 def test_a_checkpoint_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
     state = ROWS["swinir"].build().state_dict()
     del state["layers.1.conv.weight"]
-    with pytest.raises(LowpeftError, match="is not a checkpoint that spandrel can open"):
+    with pytest.raises(LowpeftError, match="is not a checkpoint"):
         load_backbone(write_pth(state, tmp_path))
 
 
 def test_an_adapter_file_is_refused(tmp_path: Path) -> None:
     folder = lowpeft.save_adapter(lowpeft.adapt(ROWS["swinir"].build(), "spatial"), tmp_path / "adapter")
-    with pytest.raises(LowpeftError, match="is not a checkpoint that spandrel can open"):
+    with pytest.raises(LowpeftError, match="is not a checkpoint"):
         load_backbone(folder / "adapter_model.safetensors")
 
 
@@ -221,10 +215,6 @@ REAL = {
     "DCTLSA_x4.pt": ("DCTLSA", 4, 885_328),
     "DITN_Real_x4.pth": ("DITN", 4, 444_112),
 }
-TORCHSCRIPT_FIRST = pytest.mark.xfail(
-    reason="spandrel tries torch.jit.load on .pt files, whose FutureWarning is an error here", strict=True
-)
-FILES = [pytest.param(f, marks=[TORCHSCRIPT_FIRST] if f.endswith(".pt") else []) for f in REAL]
 
 
 @pytest.fixture
@@ -238,14 +228,14 @@ def weights() -> Path:
 
 
 @pytest.mark.real_data
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", REAL)
 def test_a_public_checkpoint_opens(file: str, weights: Path) -> None:
     backbone = load_backbone(weights / file)
     assert (backbone.architecture, backbone.scale, backbone.parameters) == REAL[file]
 
 
 @pytest.mark.real_data
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", REAL)
 def test_a_public_checkpoint_enlarges_by_its_scale(file: str, weights: Path) -> None:
     backbone = load_backbone(weights / file)
     height, width = (n * max(16, backbone.size_multiple) for n in (1, 2))

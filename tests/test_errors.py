@@ -46,7 +46,6 @@ def test_errors_pickle_and_copy(error: type[LowpeftError], problems: tuple[str, 
     assert (type(copied), str(copied), copied.problems) == (error, str(raised), problems)
 
 
-@pytest.mark.xfail(reason="the message is cut at the first line that looks like a problem", strict=True)
 def test_a_message_with_a_list_of_its_own_pickles() -> None:
     raised = PlanError("nested:\n  - from another error", problems=["one"])
     assert str(pickle.loads(pickle.dumps(raised))) == str(raised)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import zoo
 from torch import nn
 
 import lowpeft
+import zoo
 from lowpeft.data import Pair, StereoPairs, find_scenes
 from lowpeft.errors import DataError, PlanError, TrainingError
 from lowpeft.evaluate import Score, compare, mean_db, score, super_resolve
@@ -153,7 +153,7 @@ def test_whole_views_of_any_size_are_padded_and_cut_back() -> None:
     for multiple in (1, 8, 32):
         first, second = super_resolve(model, left, right, scale=EDSR.scale, size_multiple=multiple)
         assert first.shape == second.shape == (3, 13 * EDSR.scale, 21 * EDSR.scale)
-        assert 0 <= first.min()
+        assert first.min() >= 0
         assert first.max() <= 1
 
 

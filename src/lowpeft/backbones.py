@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from .errors import LowpeftError
@@ -22,7 +25,7 @@ class Backbone:
         scale: Output sides over input sides.
         value_range: Lowest and highest value of images in and out.
         size_multiple: Sides that the network takes without padding are multiples of this.
-        channels: Of input images.
+        channels: Of input images, without the further maps that some networks take (DRUNet's noise level).
     """
 
     module: nn.Module
@@ -59,9 +62,10 @@ def load_backbone(path: str | Path) -> Backbone:
         from spandrel import ImageModelDescriptor, ModelLoader
     except ImportError as error:
         raise LowpeftError("opening public checkpoints needs spandrel: pip install 'lowpeft[spandrel]'") from error
+    state = _read(file)
     try:
-        descriptor = ModelLoader(device="cpu").load_from_file(str(file))
-    except Exception as error:  # spandrel passes on whatever reading and building raise
+        descriptor = ModelLoader(device="cpu").load_from_state_dict(state)
+    except Exception as error:  # spandrel passes on whatever building a network from wrong tensors raises
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise LowpeftError(f"{file} is not a checkpoint that spandrel can open: {reason}") from error
     if not isinstance(descriptor, ImageModelDescriptor):
@@ -74,7 +78,24 @@ def load_backbone(path: str | Path) -> Backbone:
         architecture=descriptor.architecture.name,
         family=found.family.name if found else None,
         scale=descriptor.scale,
-        value_range=(0.0, 1.0),
+        value_range=(0.0, float(module.rgb_range) if found and found.family.rgb_range else 1.0),
         size_multiple=requirements.multiple_of,
         channels=descriptor.input_channels,
     )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The tensors of a checkpoint; code in a file is never run."""
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise many kinds for a file that is not what it should be
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise LowpeftError(
+            f"{file} is not a checkpoint of plain tensors: {reason}. If you trust where it is from, load it "
+            "yourself and save its state dict as .safetensors"
+        ) from error
+    if not isinstance(state, dict):
+        raise LowpeftError(f"{file} holds a {type(state).__name__}, not a state dict")
+    return state

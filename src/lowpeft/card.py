@@ -60,6 +60,11 @@ def model_card(config: dict[str, Any], size_bytes: int) -> str:
     ]
     if config["facts"]:
         lines += ["## Facts", "", "| | |", "|---|---|"]
-        lines += [f"| {key} | {value} |" for key, value in config["facts"].items()] + [""]
+        lines += [f"| {_cell(key)} | {_cell(value)} |" for key, value in config["facts"].items()] + [""]
     lines += [f"Written by lowpeft {config['lowpeft']}.", ""]
     return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    """A value as the text of one table cell."""
+    return " ".join(str(value).split()).replace("|", "\\|")

@@ -18,16 +18,17 @@ from collections.abc import Iterable, Sequence
 class LowpeftError(ValueError):
     """Base of every error that lowpeft raises on purpose.
 
-    `problems` keeps each finding as a line of its own, so that a program can show them as it likes.
+    `message` is the first line or lines, and `problems` keeps each finding as a line of its own, so that a program can
+    show them as it likes.
     """
 
     def __init__(self, message: str, *, problems: Sequence[str] = ()) -> None:
+        self.message = message
         self.problems = tuple(problems)
         super().__init__("\n".join([message, *(f"  - {p}" for p in self.problems)]))
 
     def __reduce__(self) -> tuple[object, ...]:
-        message = self.args[0].split("\n  - ")[0] if self.problems else self.args[0]
-        return _rebuild, (type(self), message, self.problems)
+        return _rebuild, (type(self), self.message, self.problems)
 
 
 def _rebuild(cls: type[LowpeftError], message: str, problems: tuple[str, ...]) -> LowpeftError:

@@ -27,12 +27,12 @@ from torch import Tensor, nn
 from .card import model_card
 from .errors import AdapterError, LowpeftError
 from .families import base_parameters
-from .fingerprint import compare, digest, digests, fingerprint
+from .fingerprint import Fingerprint, compare, digest, digests, fingerprint
 from .inject import inject, record_of, unwrap
 from .kinds import Attachment
 from .layouts import Layout
 from .model import adapter_state_dict, load_adapter_state_dict, only_name, tensor_problems
-from .plan import Plan, Site, backbone_of, build, plan_sites
+from .plan import Plan, Site, backbone_of, build, count_parameters, plan_sites, site_key
 from .recipes import Recipe, config_from_dict, config_to_dict, recipe_from_dict, recipe_to_dict
 from .version import version
 
@@ -49,7 +49,7 @@ class AdapterFile:
         config: The plain values of `adapter_config.json`.
         recipe: What was asked for.
         sites: Where the adapters go.
-        base: Plain values of the fingerprint of the base.
+        base: Fingerprint of the base.
         facts: What the writer wanted to be known (figures, names of data and weights).
         tensors: By key, on the CPU.
     """
@@ -57,7 +57,7 @@ class AdapterFile:
     config: dict[str, Any]
     recipe: Recipe
     sites: tuple[Site, ...]
-    base: dict[str, Any]
+    base: Fingerprint
     facts: dict[str, Any]
     tensors: dict[str, Tensor]
 
@@ -95,7 +95,7 @@ def save_adapter(
     try:
         target.mkdir(parents=True, exist_ok=True)
         _write(target, tensors, config)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise AdapterError(f"cannot write the adapter to {target}: {error}") from error
     return target
 
@@ -134,6 +134,7 @@ def _tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+    _finish_pending(folder)
     text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
     new = {name: folder / f"{name}.new" for name in (TENSORS, CONFIG, CARD)}
     save_file(tensors, new[TENSORS], {METADATA_KEY: json.dumps(config)})
@@ -144,6 +145,20 @@ def _write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> 
             os.fsync(handle.fileno())
     for name, path in new.items():  # the tensors first: that is the step that counts
         path.replace(folder / name)
+
+
+def _finish_pending(folder: Path) -> None:
+    """If the last save here was killed after its tensors were in place, put its config in place too."""
+    pending = folder / f"{CONFIG}.new"
+    if not (folder / TENSORS).is_file() or not pending.is_file():
+        return
+    try:
+        with safe_open(folder / TENSORS, framework="pt") as file:
+            inside = _json((file.metadata() or {}).get(METADATA_KEY, ""))
+    except SafetensorError:
+        return
+    if inside is not None and _json(_text(pending)) == inside:
+        pending.replace(folder / CONFIG)
 
 
 def _bytes(tensors: Mapping[str, Tensor]) -> int:
@@ -171,18 +186,18 @@ def read_adapter(folder: str | Path) -> AdapterFile:
     except (SafetensorError, OSError, ValueError) as error:
         raise AdapterError(f"{directory / TENSORS} cannot be read: {error}") from error
     config = _read_config(directory, metadata)
-    problems = [f"{key} holds NaN or infinity" for key, t in tensors.items() if not torch.isfinite(t).all()]
+    problems = []
     if config.get("schema") != SCHEMA:
         found = f"schema is {config.get('schema')!r}, this version of lowpeft ({version()}) reads {SCHEMA}"
-        raise AdapterError(f"{directory} cannot be used:", problems=[found, *problems])
+        raise AdapterError(f"{directory} cannot be used:", problems=[found])
     try:
         if config["tensors"]["sha256"] != _tensors_digest(tensors):
             problems.append("the tensors are not those that were saved (their checksum differs)")
         recipe = recipe_from_dict(config["recipe"], origin="its recipe")
         sites = _sites_from_dicts(config["sites"])
-        facts, base = dict(config["facts"]), dict(config["base"])
+        facts, base = dict(config["facts"]), Fingerprint(**config["base"])
         problems += tensor_problems(_expected(sites), tensors)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         text = str(error) if isinstance(error, LowpeftError) else f"{type(error).__name__}: {error}"
         problems.append(f"{CONFIG} is not what lowpeft writes: {text}")
     if problems:
@@ -261,7 +276,7 @@ def load_adapter(
             f"the adapter {str(folder_or_repo_id)!r} belongs to another base (force=True attaches it all the same):",
             problems=problems,
         )
-    plan = plan_sites(root, adapter.recipe, adapter.sites, name=name)
+    plan = plan_sites(root, adapter.recipe, adapter.sites, name=name, measure=bool(problems))
     adapted = inject(model, plan)
     load_adapter_state_dict(adapted, adapter.tensors, name=name)
     return adapted
@@ -311,10 +326,16 @@ def _sites_from_dicts(groups: list[Mapping[str, Any]]) -> tuple[Site, ...]:
         act = dict(group["attachment"])
         attachment = Attachment(**{**act, "layout": Layout(act["layout"])})
         config, shape = config_from_dict(group["adapter"]), tuple(group["shape"])
+        key = site_key(config, shape, attachment)
+        if (group["key"], group["parameters"]) != (key, count_parameters(config, shape)):
+            raise AdapterError(
+                f"a {config.kind} site of shape {shape} cannot be {group['key']!r} of {group['parameters']!r}"
+            )
         for path, stage, block in group["places"]:
+            _check_place(path, stage, block)
             site = Site(
                 path=path,
-                key=group["key"],
+                key=key,
                 module=group["module"],
                 stage=stage,
                 block=block,
@@ -325,3 +346,9 @@ def _sites_from_dicts(groups: list[Mapping[str, Any]]) -> tuple[Site, ...]:
             )
             sites.append(site)
     return tuple(sites)
+
+
+def _check_place(path: object, stage: object, block: object) -> None:
+    numbers = all(n is None or (type(n) is int and n >= 0) for n in (stage, block))
+    if not isinstance(path, str) or not numbers:
+        raise AdapterError(f"[{path!r}, {stage!r}, {block!r}] is no place of a site")

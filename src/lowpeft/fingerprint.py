@@ -33,6 +33,16 @@ class Fingerprint:
     structure: str
     weights: str
 
+    def __post_init__(self) -> None:
+        """Refuse values of other types, which a damaged file could hold.
+
+        Raises:
+            AdapterError: Naming the values.
+        """
+        texts = (self.model, self.structure, self.weights)
+        if type(self.parameters) is not int or not all(isinstance(t, str) for t in texts):
+            raise AdapterError(f"{(self.parameters, *texts)} is not a fingerprint")
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
@@ -83,16 +93,8 @@ def _sum(lines: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode(), usedforsecurity=False).hexdigest()
 
 
-def compare(wanted: dict[str, Any], found: Fingerprint) -> list[str]:
-    """What differs between the fingerprint in a file and that of a network, as lines for people.
-
-    Raises:
-        AdapterError: `wanted` is not a fingerprint.
-    """
-    try:
-        expected = Fingerprint(**wanted)
-    except TypeError as error:
-        raise AdapterError(f"the adapter's record of its base is not a fingerprint: {error}") from error
+def compare(expected: Fingerprint, found: Fingerprint) -> list[str]:
+    """What differs between the fingerprint in a file and that of a network, as lines for people."""
     problems = []
     if expected.model != found.model:
         problems.append(f"the adapter was made for a {expected.model}, this network is a {found.model}")

@@ -78,22 +78,25 @@ def from_rows(rows: Tensor, layout: Layout) -> Tensor:
 def find_size(arguments: Iterable[Any], tokens: int) -> Size | None:
     """The height and width that a module was called with: the first pair of integers whose product is `tokens`.
 
-    A pair is a tuple or list of two integers, or two integers that follow each other. Without one, a square grid is
-    assumed where `tokens` is a square number (IPT's 48x48 crops).
+    A pair is a tuple or list of two integers, or two integers that follow each other.
     """
     previous: int | None = None
     for argument in arguments:
-        if isinstance(argument, (tuple, list)) and len(argument) == 2 and all(isinstance(v, int) for v in argument):
+        if isinstance(argument, (tuple, list)) and len(argument) == 2 and all(map(_is_side, argument)):
             if argument[0] * argument[1] == tokens:
                 return int(argument[0]), int(argument[1])
             previous = None
-        elif isinstance(argument, int) and not isinstance(argument, bool):
+        elif _is_side(argument):
             if previous is not None and previous * argument == tokens:
                 return previous, argument
             previous = argument
         else:
             previous = None
     return None
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def square_size(tokens: int) -> Size | None:

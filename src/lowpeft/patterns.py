@@ -7,7 +7,8 @@ r"""The one pattern dialect of lowpeft: globs over dotted paths.
     stage=0                a place that the family names: the first group (never block 0 of every group)
     stage=1:4 block=-1     slices, lists (`stage=0,2`) and negative numbers work as in Python
 
-A sequence of patterns is their union. Every pattern must match something.
+A sequence of patterns is their union, less what any `!` takes away, in whatever order they stand. Every pattern must
+match something.
 """
 
 from __future__ import annotations
@@ -60,16 +61,25 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     expression = ""
     for part in pattern.split("."):
         expression += r"(?:\.[^.]+)*" if part == "**" else r"\." + _component(part)
-    return re.compile(expression)
+    try:
+        return re.compile(expression)
+    except re.error as error:
+        raise PlanError(f"pattern {pattern!r} has a set in brackets that cannot be read: {error}") from error
+
+
+SET = r"\[!?[^\]]+\]"
 
 
 def _component(part: str) -> str:
-    pieces = re.split(r"(\*|\?|\[!?[^\]]+\])", part)
     wild = {"*": "[^.]*", "?": "[^.]"}
-    return "".join(
-        wild.get(p) or (p.replace("[!", "[^") if p.startswith("[") and p.endswith("]") else re.escape(p))
-        for p in pieces
-    )
+    pieces = re.split(rf"(\*|\?|{SET})", part)
+    return "".join(wild.get(p) or (_set(p) if re.fullmatch(SET, p) else re.escape(p)) for p in pieces)
+
+
+def _set(piece: str) -> str:
+    """`[abc]`, `[a-z]` or `[!abc]`: one character that is no dot; nothing else in the brackets has a meaning."""
+    negated, inside = ("^", piece[2:-1]) if piece.startswith("[!") else ("", piece[1:-1])
+    return rf"(?!\.)[{negated}" + re.sub(r"([\\\[\^&|~])", r"\\\1", inside) + "]"
 
 
 def matches(pattern: str, path: str) -> bool:
@@ -97,16 +107,18 @@ def select(patterns: Patterns, candidates: Iterable[C], *, what: str) -> tuple[C
         raise PlanError(f"no pattern was given for the {what}")
     stages = 1 + max((c.stage for c in pool if c.stage is not None), default=-1)
     blocks = 1 + max((c.block for c in pool if c.block is not None), default=-1)
-    kept: set[int] = set() if any(not p.startswith("!") for p in wanted) else set(range(len(pool)))
+    chosen: set[int] = set() if any(not p.startswith("!") for p in wanted) else set(range(len(pool)))
+    excluded: set[int] = set()
     problems = []
     for pattern in wanted:
         test = _matcher(pattern.removeprefix("!"), stages, blocks)
         hits = {i for i, c in enumerate(pool) if test(c)}
         if not hits:
             problems.append(f"{pattern!r} matches none of the {len(pool)} {what}{_nearest(pattern, pool)}")
-        kept = kept - hits if pattern.startswith("!") else kept | hits
+        (excluded if pattern.startswith("!") else chosen).update(hits)
     if problems:
         raise PlanError(f"{len(problems)} of {len(wanted)} patterns match nothing:", problems=problems)
+    kept = chosen - excluded
     if not kept:
         raise PlanError(f"the patterns {list(wanted)} exclude every one of the {len(pool)} {what}")
     return tuple(c for i, c in enumerate(pool) if i in kept)
@@ -142,7 +154,7 @@ def _numbers(text: str, count: int, pattern: str) -> frozenset[int]:
 
 def _nearest(pattern: str, pool: Sequence[Candidate]) -> str:
     """The nearest paths, numbers written as `*`, so that a typo is seen once and not once per layer."""
-    if "=" in pattern:
+    if re.match(r"!?(stage|block)=", pattern):
         stages = sorted({c.stage for c in pool if c.stage is not None})
         return f" (stages here: {stages[0]}..{stages[-1]})" if stages else " (this network has no named stages)"
     paths = dict.fromkeys(".".join("*" if p.isdigit() else p for p in c.path.split(".")) for c in pool)

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .attach import original_class, slot_of
+from .attach import Slot, original_class, slot_of
 from .backbones import Backbone
 from .errors import PlanError
 from .families import (
@@ -28,7 +28,7 @@ from .families import (
 from .kinds import Adapter, AdapterConfig, Attachment, FeatureAdapter, Kind, WeightAdapter, get_kind
 from .layouts import Layout
 from .patterns import Candidate, select
-from .probe import evaluating, first_that_works, observe, probe_places
+from .probe import Observation, evaluating, first_that_works, observe, probe_places
 from .recipes import Recipe, load_recipe, override
 from .stereo_model import StereoModel
 
@@ -142,8 +142,15 @@ def plan(
     return _checked_plan(network, name, wanted, sites)
 
 
-def plan_sites(root: nn.Module, recipe: Recipe, sites: tuple[Site, ...], *, name: str) -> Plan:
+def plan_sites(root: nn.Module, recipe: Recipe, sites: tuple[Site, ...], *, name: str, measure: bool = False) -> Plan:
     """A plan from recorded sites (those of an adapter file), checked against a network.
+
+    Args:
+        root: The network.
+        recipe: That the sites belong to.
+        sites: Where the adapters go.
+        name: Of the adapter.
+        measure: Run the network once and compare the channels of its features, where it is not known to be the same.
 
     Raises:
         PlanError: A module or parameter is not there or has another class or shape, or the adapters cannot be
@@ -162,9 +169,23 @@ def plan_sites(root: nn.Module, recipe: Recipe, sites: tuple[Site, ...], *, name
             problems.append(f"{site.path} has no parameter {site.attachment.tensor} of shape {site.shape}")
         elif site.attachment.branch is not None:
             _check_branch(network, site.path, site.attachment.branch)
+    if not problems and measure:
+        problems = first_that_works(root, lambda example: _other_channels(sites, observe(root, example)))
     if problems:
         raise PlanError(f"the adapter does not fit this {original_class(root).__name__}:", problems=problems)
     return _checked_plan(network, name, recipe, sites)
+
+
+def _other_channels(sites: tuple[Site, ...], observed: dict[str, Observation]) -> list[str]:
+    problems = []
+    for site in sites:
+        if site.attachment.form == "weight":
+            continue
+        shape = observed[site.path].shape if site.path in observed else None
+        found = shape[site.attachment.layout.channel_dim] if shape else None
+        if found != site.shape[0]:
+            problems.append(f"{site.path} gives {found} channels, the adapter is for {site.shape[0]}")
+    return problems
 
 
 def _checked_plan(network: _Network, name: str, recipe: Recipe, sites: Sequence[Site]) -> Plan:
@@ -228,11 +249,16 @@ def _weight_sites(network: _Network, config: AdapterConfig, kind: Kind) -> list[
     if config.target is None:
         raise PlanError(f"a {kind.name} adapter needs a target; '**' means every parameter it fits ({len(candidates)})")
     chosen = set(select(config.target, [c for c, _, _ in candidates], what=f"parameters for {kind.name} adapters"))
-    return [
-        _site(network, config, path, f"{kind.name}_{tensor}", Attachment(form="weight", tensor=tensor), None)
-        for candidate, path, tensor in candidates
-        if candidate in chosen
-    ]
+    sites, problems = [], []
+    for candidate, path, tensor in candidates:
+        if candidate in chosen:
+            try:
+                sites.append(_site(network, config, path, Attachment(form="weight", tensor=tensor), None))
+            except PlanError as error:
+                problems.append(f"{candidate.path}: {error}")
+    if problems:
+        raise PlanError(f"{kind.name} adapters do not fit {len(problems)} of the chosen parameters:", problems=problems)
+    return sites
 
 
 def _feature_sites(network: _Network, config: AdapterConfig, kind: Kind) -> list[Site]:
@@ -300,7 +326,7 @@ def _feature_site(network: _Network, config: AdapterConfig, kind: Kind, candidat
         branch=place.branch,
     )
     path = candidate.path if place.branch else output_module(network.modules, candidate.path)
-    return _site(network, config, path, kind.name, act, candidate)
+    return _site(network, config, path, act, candidate)
 
 
 def output_module(modules: dict[str, nn.Module], path: str) -> str:
@@ -315,22 +341,36 @@ def output_module(modules: dict[str, nn.Module], path: str) -> str:
     return path
 
 
-def _site(
-    network: _Network, config: AdapterConfig, path: str, key: str, act: Attachment, where: FoundPlace | None
-) -> Site:
+def _site(network: _Network, config: AdapterConfig, path: str, act: Attachment, where: FoundPlace | None) -> Site:
     module = network.modules[path]
-    shape = (where.channels,) if where is not None else tuple(module._parameters[cast(str, act.tensor)].shape)  # type: ignore[union-attr]
+    weight = module._parameters.get(act.tensor or "")
+    shape = (where.channels,) if where is not None else tuple(cast(Tensor, weight).shape)
     return Site(
         path=path,
         stage=where.stage if where else None,
         block=where.block if where else None,
         config=config,
-        key=key,
+        key=site_key(config, shape, act),
         module=original_class(module).__name__,
         shape=shape,
         attachment=act,
-        parameters=_count(config, shape),
+        parameters=count_parameters(config, shape),
     )
+
+
+def site_key(config: AdapterConfig, shape: tuple[int, ...], act: Attachment) -> str:
+    """The name of an adapter within its module's slot: its kind, for weights followed by the parameter.
+
+    Raises:
+        PlanError: Kind, shape and attachment do not go together.
+    """
+    on_weight = issubclass(get_kind(config.kind).module, WeightAdapter)
+    sides = all(type(n) is int and n > 0 for n in shape)
+    if on_weight != (act.form == "weight") or not sides or not shape or (not on_weight and len(shape) != 1):
+        raise PlanError(f"a {config.kind} adapter cannot be a {act.form} of shape {shape}")
+    if act.branch is not None:
+        get_branch(act.branch)
+    return f"{config.kind}_{act.tensor}" if on_weight else config.kind
 
 
 def build(config: AdapterConfig, shape: tuple[int, ...]) -> Adapter:
@@ -342,7 +382,8 @@ def build(config: AdapterConfig, shape: tuple[int, ...]) -> Adapter:
 
 
 @functools.lru_cache(maxsize=4096)
-def _count(config: AdapterConfig, shape: tuple[int, ...]) -> int:
+def count_parameters(config: AdapterConfig, shape: tuple[int, ...]) -> int:
+    """How many parameters an adapter for features of (channels,) or a weight of that shape has."""
     with torch.device("meta"):
         return sum(p.numel() for p in build(config, shape).parameters())
 
@@ -365,7 +406,9 @@ def _refuse_conflicts(network: _Network, name: str, sites: Iterable[Site]) -> No
             problems.append(f"{site.path} is a container ({type(module).__name__}); name the layer inside it")
         if isinstance(module, torch.jit.ScriptModule):
             problems.append(f"{site.path} is a TorchScript module, whose class cannot be specialised")
-    if _holds(network.root, name):
+    if hasattr(Slot(), name):
+        problems.append(f"every torch module has an attribute {name!r}, so an adapter cannot have that name")
+    elif _holds(network.root, name):
         problems.append(f"an adapter named {name!r} is attached already; choose another name=, or restore() first")
     if problems:
         raise PlanError("the adapters cannot be attached:", problems=list(dict.fromkeys(problems)))

@@ -58,8 +58,12 @@ class Observation:
 
 @contextmanager
 def evaluating(root: nn.Module) -> Iterator[None]:
-    """Run in eval mode, without gradients and without touching the random state; every flag is put back."""
+    """Run in eval mode, without gradients and without touching the random state.
+
+    Every flag is put back, and every tensor, because some networks (SPAN) rewrite weights when they run.
+    """
     flags = {module: module.training for module in root.modules()}
+    held = [(t, t.data, t.detach().clone()) for t in (*root.parameters(), *root.buffers())]
     try:
         for module in flags:
             module.training = False
@@ -68,6 +72,11 @@ def evaluating(root: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in flags.items():
             module.training = flag
+        for tensor, data, copy in held:
+            if tensor.data_ptr() != data.data_ptr():
+                tensor.data = data
+            if not torch.equal(data, copy):
+                data.copy_(copy)
 
 
 def examples(root: nn.Module, *, batch: int = BATCH) -> Iterator[Tensor]:

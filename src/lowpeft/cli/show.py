@@ -43,9 +43,9 @@ def run_info(options: argparse.Namespace) -> None:
         "written by": f"lowpeft {adapter.config['lowpeft']}",
         **{kind: f"{sites} sites, {count:,} parameters" for kind, (sites, count) in kinds.items()},
         "tensors": f"{len(adapter.tensors)}, {size / 1e6:.2f} MB",
-        "base": f"{adapter.base['model']}, {adapter.base['parameters']:,} parameters",
-        "base structure": adapter.base["structure"],
-        "base weights": adapter.base["weights"],
+        "base": f"{adapter.base.model}, {adapter.base.parameters:,} parameters",
+        "base structure": adapter.base.structure,
+        "base weights": adapter.base.weights,
         **adapter.facts,
     }
     width = max(map(len, rows))

@@ -46,17 +46,17 @@ def run(options: argparse.Namespace) -> None:
     names = [f"{Path(p).stem}_x{base.scale}.png" for p in (options.left, options.right)]
     if names[0] == names[1]:
         raise DataError(f"both views would be written to {names[0]}: give them different file names")
+    folder = Path(options.out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot make the folder {folder}: {error.strerror}") from error
     model = load_adapter(base, options.adapter, revision=options.revision).to(device(options.device))
     with progress("upscaling", 1) as advance:
         views = super_resolve(
             model, to_float(left), to_float(right), scale=base.scale, size_multiple=base.size_multiple
         )
         advance("")
-    folder = Path(options.out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot make the folder {folder}: {error.strerror}") from error
     for name, view in zip(names, views, strict=True):
         write_image(view, folder / name)
         print(folder / name)

@@ -77,6 +77,7 @@ class Family:
         places: Where the sites are. Their order numbers the stages where several paths name the same place.
         output: The attribute of the network's output that holds the image, where it is not a tensor.
         branches: The family-specific forwards that places name.
+        rgb_range: The network takes and gives values 0..`module.rgb_range`, not 0..1.
         source: Where the facts are from.
     """
 
@@ -86,6 +87,7 @@ class Family:
     places: tuple[Place, ...]
     output: str | None = None
     branches: tuple[Branch, ...] = ()
+    rgb_range: bool = False
     source: str = ""
 
 
@@ -141,7 +143,13 @@ def family_output(name: str | None) -> str | None:
 
 
 def get_branch(name: str) -> Branch:
-    """The branch of that name."""
+    """The branch of that name.
+
+    Raises:
+        PlanError: No family has it.
+    """
+    if name not in _BRANCHES:
+        raise PlanError(f"no family has a branch {name!r}; known: {', '.join(_BRANCHES)}")
     return _BRANCHES[name]
 
 

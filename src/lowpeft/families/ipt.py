@@ -35,6 +35,7 @@ IPT = register_family(
             Place(name="mlp", path=f"{DECODER}.linear2", channels="weight", layout=Layout.LNC, square=True),
             Place(name="stage", path=ENCODER, channels="linear2.weight", layout=Layout.LNC, square=True),
         ),
+        rgb_range=True,
         source="arXiv 2012.00364",
     )
 )

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from ..errors import PlanError, did_you_mean
-from .base import Adapter, AdapterConfig, Attachment, FeatureAdapter, WeightAdapter
+from .base import Adapter, AdapterConfig, Attachment, FeatureAdapter, WeightAdapter, is_number
 from .full import Full, FullConfig
 from .lora import LoRA, LoRAConfig
 from .spatial import SpatialAdapter, SpatialConfig
@@ -28,6 +28,7 @@ __all__ = [
     "StereoConfig",
     "WeightAdapter",
     "get_kind",
+    "is_number",
     "kinds",
     "register_adapter",
 ]

@@ -7,6 +7,7 @@ added to a weight tensor. Both must return exactly zero when new, so that an ada
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,9 +34,13 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         """Normalise `target` to a tuple, so that equal configs compare equal, and check the values."""
-        if self.target is not None and not isinstance(self.target, tuple):
-            value = (self.target,) if isinstance(self.target, str) else tuple(self.target)
-            object.__setattr__(self, "target", value)
+        if self.target is not None:
+            value = (self.target,) if isinstance(self.target, str) else self.target
+            if not isinstance(value, (list, tuple)) or not all(isinstance(p, str) for p in value):
+                raise PlanError(
+                    f"{self.kind} adapter: target must be a pattern or a list of patterns, not {self.target!r}"
+                )
+            object.__setattr__(self, "target", tuple(value))
         self.check()
 
     def check(self) -> None:
@@ -76,6 +81,25 @@ class Attachment:
     square: bool = False
     branch: str | None = None
     tensor: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that mean nothing, which a damaged file could hold.
+
+        Raises:
+            PlanError: Naming the first.
+        """
+        tests = {
+            "form": self.form in ("feature", "branch", "weight"),
+            "layout": isinstance(self.layout, Layout),
+            "source": self.source in ("output", "input"),
+            "item": self.item is None or (type(self.item) is int and self.item >= 0),
+            "square": isinstance(self.square, bool),
+            "branch": isinstance(self.branch, str) if self.form == "branch" else self.branch is None,
+            "tensor": isinstance(self.tensor, str) if self.form == "weight" else self.tensor is None,
+        }
+        for name, right in tests.items():
+            if not right:
+                raise PlanError(f"an attachment of form {self.form!r} cannot have {name}={getattr(self, name)!r}")
 
 
 class Adapter(nn.Module, ABC):
@@ -130,6 +154,11 @@ class WeightAdapter(Adapter):
     @abstractmethod
     def delta_weight(self) -> Tensor:
         """What is added to the weight, in the weight's shape."""
+
+
+def is_number(value: object, *, above: float) -> bool:
+    """Whether the value is a finite number, not a bool, that is greater than `above`."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and above < value < math.inf
 
 
 def at_least(config: AdapterConfig, **minimum: int) -> None:

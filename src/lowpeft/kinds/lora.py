@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..errors import PlanError
-from .base import AdapterConfig, WeightAdapter, at_least
+from .base import AdapterConfig, WeightAdapter, at_least, is_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class LoRAConfig(AdapterConfig):
     def check(self) -> None:
         """Refuse a rank below 1 or an alpha that is not positive."""
         at_least(self, rank=1)
-        if self.alpha is not None and not 0 < self.alpha < math.inf:
+        if self.alpha is not None and not is_number(self.alpha, above=0):
             raise PlanError(f"lora adapter: alpha must be a positive number, not {self.alpha!r}")
 
 

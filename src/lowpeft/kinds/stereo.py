@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..errors import PlanError
 from ..layouts import Layout, Size, from_rows, to_rows
-from .base import AdapterConfig, FeatureAdapter, at_least
+from .base import AdapterConfig, FeatureAdapter, at_least, is_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class StereoConfig(AdapterConfig):
     def check(self) -> None:
         """Refuse a step below 1 or a scale that is not positive."""
         at_least(self, every=1)
-        if not (isinstance(self.logit_scale, (int, float)) and 0 < self.logit_scale < math.inf):
+        if not is_number(self.logit_scale, above=0):
             raise PlanError(f"stereo adapter: logit_scale must be a positive number, not {self.logit_scale!r}")
 
     @property

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..errors import PlanError, did_you_mean
-from ..kinds import AdapterConfig, get_kind
+from ..kinds import AdapterConfig, get_kind, is_number
 
 SCHEMA = 1
 Schedule = Literal["cosine", "constant"]
@@ -71,20 +71,22 @@ class TrainSettings:
         Raises:
             PlanError: Listing every one.
         """
-        object.__setattr__(self, "betas", tuple(self.betas))
+        if isinstance(self.betas, list):
+            object.__setattr__(self, "betas", tuple(self.betas))
         problems = [
             f"{name} must be a whole number of at least {low}, not {getattr(self, name)!r}"
             for name, low in _WHOLE.items()
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < low
+            if type(getattr(self, name)) is not int or getattr(self, name) < low
         ]
         problems += [
             f"{name} must be a number of at least 0, not {getattr(self, name)!r}"
             for name in ("learning_rate", "weight_decay", "final_learning_rate", "clip_norm")
-            if not isinstance(getattr(self, name), (int, float)) or not 0 <= getattr(self, name) < float("inf")
+            if getattr(self, name) != 0 and not is_number(getattr(self, name), above=0)
         ]
         if self.schedule not in get_args(Schedule):
             problems.append(f"schedule must be one of {', '.join(get_args(Schedule))}, not {self.schedule!r}")
-        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
+        pair = isinstance(self.betas, tuple) and len(self.betas) == 2
+        if not pair or not all(b == 0 or (is_number(b, above=0) and b < 1) for b in self.betas):
             problems.append(f"betas must be two numbers in 0..1, not {self.betas!r}")
         if problems:
             raise PlanError("the training settings do not work:", problems=problems)
@@ -142,7 +144,7 @@ def load_recipe(recipe: str | Path | Recipe | AdapterConfig | Sequence[AdapterCo
         return Recipe(name=recipe.kind, adapters=(recipe,))
     if isinstance(recipe, (str, Path)):
         return _read(recipe)
-    configs = tuple(recipe)
+    configs = tuple(recipe) if isinstance(recipe, (list, tuple)) else ()
     if not configs or not all(isinstance(c, AdapterConfig) for c in configs):
         raise PlanError(f"a recipe is a name, a path, a Recipe or adapter configs, not {recipe!r}")
     return Recipe(name="+".join(dict.fromkeys(c.kind for c in configs)), adapters=configs)
@@ -155,9 +157,9 @@ def _folder() -> Any:
 def _read(recipe: str | Path) -> Recipe:
     path = Path(recipe)
     if isinstance(recipe, str) and recipe in bundled():
-        text, origin = _folder().joinpath(f"{recipe}.toml").read_text(encoding="utf-8"), f"bundled recipe {recipe!r}"
+        text, origin = _folder().joinpath(f"{recipe}.toml").read_bytes(), f"bundled recipe {recipe!r}"
     elif path.suffix == ".toml" and path.is_file():
-        text, origin = path.read_text(encoding="utf-8"), str(path)
+        text, origin = path.read_bytes(), str(path)
     else:
         known = bundled()
         raise PlanError(
@@ -165,8 +167,8 @@ def _read(recipe: str | Path) -> Recipe:
             + did_you_mean(str(recipe), known)
         )
     try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        table = tomllib.loads(text.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise PlanError(f"{origin} is not TOML: {error}") from error
     return recipe_from_dict(table, origin=origin)
 
@@ -177,39 +179,52 @@ def recipe_from_dict(table: Mapping[str, Any], *, origin: str = "the recipe") ->
     Raises:
         PlanError: Unknown or missing keys, another schema, or values that a config refuses; all are listed.
     """
+    if not isinstance(table, Mapping):
+        raise PlanError(f"{origin} is a {type(table).__name__}, not a table")
     problems: list[str] = []
-    if table.get("schema") != SCHEMA:
+    if type(table.get("schema")) is not int or table["schema"] != SCHEMA:
         problems.append(f"schema is {table.get('schema')!r}, this version of lowpeft reads {SCHEMA}")
     _strict(table, ("schema", "name", "summary", "freeze_statistics", "adapter", "training"), "the recipe", problems)
-    if not isinstance(table.get("name"), str):
-        problems.append(f"name must be a string, not {table.get('name')!r}")
+    for key, kind, default in (("name", str, None), ("summary", str, ""), ("freeze_statistics", bool, True)):
+        if not isinstance(table.get(key, default), kind):
+            problems.append(f"{key} must be a {kind.__name__}, not {table.get(key)!r}")
+    configs = _configs(table.get("adapter"), problems)
+    settings = _settings(table.get("training", {}), problems)
+    if problems:
+        raise PlanError(f"{origin} is not a recipe that lowpeft can use:", problems=problems)
+    return Recipe(
+        name=table["name"],
+        adapters=configs,
+        summary=table.get("summary", ""),
+        freeze_statistics=table.get("freeze_statistics", True),
+        training=settings,
+    )
+
+
+def _configs(rows: object, problems: list[str]) -> tuple[AdapterConfig, ...]:
     configs = []
-    rows = table.get("adapter", [])
     if not isinstance(rows, list) or not rows:
         problems.append("there is no [[adapter]] table")
-        rows = []
+        return ()
     for row in rows:
         try:
             configs.append(config_from_dict(row))
         except PlanError as error:
             problems.append(str(error))
-    training = dict(table.get("training", {}))
-    _strict(training, [f.name for f in dataclasses.fields(TrainSettings)], "[training]", problems)
-    settings = TrainSettings()
+    return tuple(configs)
+
+
+def _settings(training: object, problems: list[str]) -> TrainSettings:
+    if not isinstance(training, Mapping):
+        problems.append(f"[training] must be a table, not {training!r}")
+        return TrainSettings()
+    known = [f.name for f in dataclasses.fields(TrainSettings)]
+    _strict(training, known, "[training]", problems)
     try:
-        if not problems:
-            settings = TrainSettings(**training)
+        return TrainSettings(**{k: v for k, v in training.items() if k in known})
     except PlanError as error:
         problems += error.problems
-    if problems:
-        raise PlanError(f"{origin} is not a recipe that lowpeft can use:", problems=problems)
-    return Recipe(
-        name=table["name"],
-        adapters=tuple(configs),
-        summary=table.get("summary", ""),
-        freeze_statistics=table.get("freeze_statistics", True),
-        training=settings,
-    )
+        return TrainSettings()
 
 
 def _strict(table: Mapping[str, Any], known: Sequence[str], where: str, problems: list[str]) -> None:
@@ -222,8 +237,10 @@ def config_from_dict(row: Mapping[str, Any]) -> AdapterConfig:
     Raises:
         PlanError: No or an unknown kind, unknown fields, or values that the config refuses.
     """
-    if "kind" not in row:
-        raise PlanError(f"an adapter table has no 'kind': {dict(row)}")
+    if not isinstance(row, Mapping):
+        raise PlanError(f"an adapter must be a table, not {row!r}")
+    if not isinstance(row.get("kind"), str):
+        raise PlanError(f'an adapter table needs kind = "NAME", not {row.get("kind")!r}')
     kind = get_kind(row["kind"])
     problems: list[str] = []
     fields = {k: v for k, v in row.items() if k != "kind"}
@@ -266,30 +283,41 @@ def override(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     """
     adapters, problems = list(recipe.adapters), []
     for key, value in overrides.items():
-        if key == "train_also":
-            adapters.append(get_kind("full").config(target=value))
-            continue
-        if isinstance(value, Mapping) and key in {a.kind for a in recipe.adapters}:
-            hits, fields = [i for i, a in enumerate(adapters) if a.kind == key], dict(value)
-        else:
-            hits = [i for i, a in enumerate(adapters) if key in get_kind(a.kind).fields]
-            fields = {key: value}
-        if len(hits) != 1:
-            problems.append(_override_problem(key, adapters, len(hits)))
-            continue
-        unknown = [f for f in fields if f not in get_kind(adapters[hits[0]].kind).fields]
-        if unknown:
-            problems.append(f"{key}: the {adapters[hits[0]].kind} adapter has no field {', '.join(map(repr, unknown))}")
-            continue
-        adapters[hits[0]] = dataclasses.replace(adapters[hits[0]], **fields)
+        try:
+            if key == "train_also":
+                adapters.append(get_kind("full").config(target=value))
+                continue
+            index, fields = _addressed(adapters, key, value)
+            adapters[index] = dataclasses.replace(adapters[index], **fields)
+        except PlanError as error:
+            problems.append(str(error))
     if problems:
         raise PlanError(f"cannot change recipe {recipe.name!r} like this:", problems=problems)
     return dataclasses.replace(recipe, adapters=tuple(adapters))
 
 
-def _override_problem(key: str, adapters: Sequence[AdapterConfig], hits: int) -> str:
-    known = {f for a in adapters for f in get_kind(a.kind).fields} | {a.kind for a in adapters} | {"train_also"}
+def _addressed(adapters: Sequence[AdapterConfig], key: str, value: object) -> tuple[int, dict[str, Any]]:
+    """Which adapter an override means, and its fields."""
+    of_kind = [i for i, a in enumerate(adapters) if a.kind == key]
+    if of_kind:
+        if not isinstance(value, Mapping):
+            raise PlanError(f"{key!r} is an adapter of the recipe; give a table of its fields, not {value!r}")
+        if len(of_kind) > 1:
+            raise PlanError(f"the recipe has {len(of_kind)} {key} adapters; change the recipe itself")
+        problems: list[str] = []
+        _strict(value, get_kind(key).fields, f"the {key} adapter", problems)
+        if problems:
+            raise PlanError("; ".join(problems))
+        return of_kind[0], dict(value)
+    hits = [i for i, a in enumerate(adapters) if key in get_kind(a.kind).fields]
+    if len(hits) == 1:
+        return hits[0], {key: value}
     if hits:
-        kinds = ", ".join(a.kind for a in adapters if key in get_kind(a.kind).fields)
-        return f"{key!r} is a field of several adapters ({kinds}); say which: {adapters[0].kind}={{{key!r}: …}}"
-    return f"no adapter of the recipe has {key!r}{did_you_mean(key, known)}; known: {', '.join(sorted(known))}"
+        kinds = [adapters[i].kind for i in hits]
+        raise PlanError(
+            f"{key!r} is a field of several adapters ({', '.join(kinds)}); say which: {kinds[0]}={{{key!r}: …}}"
+        )
+    known = {f for a in adapters for f in get_kind(a.kind).fields} | {a.kind for a in adapters} | {"train_also"}
+    raise PlanError(
+        f"no adapter of the recipe has {key!r}{did_you_mean(key, known)}; known: {', '.join(sorted(known))}"
+    )
