@@ -95,11 +95,11 @@ def import_seconds() -> dict[str, float]:
 
 def explicit(adapter: StereoAdapter, features: Tensor) -> Tensor:
     """The same formula with the attention maps of all rows written out: what the adapter avoids."""
-    left, right = features.movedim(1, -1).chunk(2)
+    left, right = features.movedim(1, -1)[0::2], features.movedim(1, -1)[1::2]
     scores = adapter.query_left(adapter.norm_left(left)) @ adapter.query_right(adapter.norm_right(right)).mT
     to_left = (scores * adapter.scale).softmax(-1) @ adapter.value_right(right) * adapter.beta
     to_right = (scores.mT * adapter.scale).softmax(-1) @ adapter.value_left(left) * adapter.gamma
-    return features + torch.cat((to_left, to_right)).movedim(-1, 1)
+    return features + torch.stack((to_left, to_right), dim=1).flatten(0, 1).movedim(-1, 1)
 
 
 class Stage(nn.Module):

@@ -149,10 +149,8 @@ def main() -> None:
             state = {"model": model.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict()}
             torch.save({**state, "step": step, "seconds": seconds}, checkpoint.with_suffix(".new"))
             checkpoint.with_suffix(".new").replace(checkpoint)
-            print(
-                f"step {step}/{args.steps} L1 {running / LOG_EVERY_STEPS:.5f} {seconds:.0f} s {validate(ema, validation_images[:4])}",
-                flush=True,
-            )
+            first = validate(ema, validation_images[:4])
+            print(f"step {step}/{args.steps} L1 {running / LOG_EVERY_STEPS:.5f} {seconds:.0f} s {first}", flush=True)
             running = 0.0
 
     record = {

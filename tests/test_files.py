@@ -215,7 +215,7 @@ def test_the_config_is_also_in_the_metadata_of_the_tensors(folder: Path) -> None
 def test_the_config_says_schema_version_recipe_sites_and_base(folder: Path) -> None:
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     assert (config["schema"], config["lowpeft"], config["recipe"]["name"]) == (1, lowpeft.__version__, "lora")
-    assert [s["path"] for s in config["sites"]] == ["entry", "exit"]
+    assert [path for group in config["sites"] for path, _, _ in group["places"]] == ["entry", "exit"]
     assert set(config["base"]) == {"model", "parameters", "structure", "weights"}
 
 
@@ -575,8 +575,8 @@ def test_junk_anywhere_in_a_config_is_taken_or_refused_on_purpose(config: Any, j
     "change",
     [
         set_in("sites", 0, "parameters", to=1),
-        set_in("sites", 0, "stage", to="x"),
-        set_in("sites", 0, "block", to=-1),
+        set_in("sites", 0, "places", 0, 1, to="x"),
+        set_in("sites", 0, "places", 0, 2, to=-1),
         set_in("sites", 0, "attachment", "form", to="weigth"),
         set_in("sites", 0, "attachment", "form", to="feature"),
         set_in("sites", 0, "attachment", "source", to="x"),

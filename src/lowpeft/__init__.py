@@ -13,7 +13,7 @@ from .backbones import Backbone, load_backbone
 from .errors import AdapterError, DataError, LowpeftError, PlanError, TrainingError
 from .families import Branch, Family, Place, register_family
 from .files import load_adapter, read_adapter, save_adapter
-from .inject import inject, restore
+from .injection import inject, restore
 from .kinds import (
     AdapterConfig,
     FeatureAdapter,
@@ -37,8 +37,9 @@ from .model import (
     set_strength,
     summary,
 )
-from .plan import Plan, Site, plan
+from .planning import Plan, plan
 from .recipes import Recipe, TrainSettings, load_recipe
+from .sites import Site
 from .stereo_model import StereoModel
 from .version import version as _version
 

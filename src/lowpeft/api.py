@@ -8,11 +8,11 @@ from typing import Any, cast
 
 from torch import nn
 
-from .inject import inject
+from .injection import inject
 from .kinds import AdapterConfig, SpatialConfig, StereoConfig
 from .kinds.spatial import Placement
 from .patterns import Patterns
-from .plan import plan
+from .planning import plan
 from .recipes import Recipe
 from .stereo_model import StereoModel
 

@@ -11,6 +11,7 @@ What the subclass changes, by `Facets`:
 * `branch`: `forward` is a family-specific one, for a site that is a sum which no module outputs;
 * `tensors`: reading one of these parameters as an attribute gives W + ΔW, for every reader of the attribute;
 * `root`: `train()` leaves the frozen base in eval mode;
+* `live_input`: the root's input requires a gradient, without which reentrant checkpointing would cut off what it runs;
 * `views`: the root takes `PairedViews` only, while an adapter below pairs the halves of the batch.
 """
 
@@ -24,11 +25,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from .errors import PlanError
 from .families import SLOT, get_branch
 from .kinds import Adapter, Attachment, FeatureAdapter, WeightAdapter
 from .layouts import Layout, Size, find_size, square_size, to_rows
+
+RECORD = "_lowpeft_record"
+"""The attribute of an adapted root module that says what was changed."""
 
 ROW_CHUNK_BYTES = 64 * 2**20
 """Without gradients, features larger than this are adapted some rows at a time, which bounds the memory above them."""
@@ -40,7 +45,10 @@ training mode they compute the same. They alone follow `train()` in a frozen bas
 
 
 class PairedViews(NamedTuple):
-    """A batch of N left views followed by their N right views, (2N, …): what a stereo-adapted backbone takes."""
+    """N pairs as one batch, left and right of each pair next to each other: what a stereo-adapted backbone takes.
+
+    Neighbours stay together where a network (or DataParallel) runs its batch in parts.
+    """
 
     batch: Tensor
 
@@ -53,6 +61,7 @@ class Facets:
     branch: str | None = None
     tensors: frozenset[str] = frozenset()
     root: bool = False
+    live_input: bool = False
     views: bool = False
 
 
@@ -135,7 +144,10 @@ def _size(site: Attachment, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, 
 def _delta(adapter: FeatureAdapter, x: Tensor, layout: Layout, size: Size | None) -> Tensor:
     """The adapter's delta, computed in the dtype of its own parameters unless autocast decides."""
     if adapter.pairs_views and x.shape[layout.batch_dim] % 2:
-        raise PlanError(f"a stereo adapter got {x.shape[layout.batch_dim]} images, which are not left and right views")
+        raise PlanError(
+            f"a stereo adapter got {x.shape[layout.batch_dim]} images, which are no pairs of views: call the StereoModel "
+            "with (left, right), or use `with lowpeft.disabled(model):` for single images"
+        )
     dtype = next(adapter.parameters()).dtype
     if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
         x = x.to(dtype)
@@ -152,8 +164,8 @@ def _add_by_rows(
 ) -> Tensor:
     """Features + deltas, some image rows at a time and in place where nobody else holds the features' memory."""
     site = adapters[0].attachment
-    held = {t.untyped_storage().data_ptr() for t in (*args, *kwargs.values()) if isinstance(t, Tensor)}
-    held |= {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
+    others = (*tree_leaves((args, kwargs)), *module.parameters(), *module.buffers())
+    held = {t.untyped_storage().data_ptr() for t in others if isinstance(t, Tensor)}
     result = features.clone() if features.untyped_storage().data_ptr() in held else features
     rows = to_rows(result, site.layout, _size(site, features, args, kwargs))
     step = max(1, int(rows.shape[1] * ROW_CHUNK_BYTES / (rows.numel() * rows.element_size())))
@@ -183,7 +195,13 @@ def _with_deltas(module: nn.Module, slot: Slot, output: Any, args: tuple[Any, ..
         new = _add_by_rows(module, adapters, features, args, kwargs)
     else:
         new = features + sum_of_deltas(adapters, features, args, kwargs)
-    return new if item is None else type(output)(new if i == item else v for i, v in enumerate(output))
+    return new if item is None else _with_item(output, item, new)
+
+
+def _with_item(output: Any, item: int, new: Tensor) -> Any:
+    """The tuple or list with one element replaced, in its own type."""
+    values = [new if i == item else v for i, v in enumerate(output)]
+    return output._make(values) if hasattr(output, "_make") else type(output)(values)
 
 
 # --- the generated subclasses ----------------------------------------------------------------------------------------
@@ -197,6 +215,8 @@ def specialised(base: type[nn.Module], facets: Facets) -> type[nn.Module]:
         forward = _branch_forward(base, facets.branch)
     if facets.feature:
         forward = _feature_forward(forward)
+    if facets.live_input:
+        forward = _live_input_forward(forward)
     if facets.views:
         forward = _views_forward(forward)
     body: dict[str, Any] = {name: _tensor_property(name) for name in sorted(facets.tensors)}
@@ -250,6 +270,20 @@ def _feature_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
         output = inner(self, *args, **kwargs)
         slot = slot_of(self)
         return output if slot is None else _with_deltas(self, slot, output, args, kwargs)
+
+    return forward
+
+
+def _live_input_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
+    def live(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_floating_point() and not value.requires_grad:
+            return value.detach().requires_grad_()
+        return value
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled():
+            args, kwargs = tuple(map(live, args)), {k: live(v) for k, v in kwargs.items()}
+        return inner(self, *args, **kwargs)
 
     return forward
 

@@ -97,5 +97,5 @@ def _read(file: Path) -> dict[str, Any]:
             "yourself and save its state dict as .safetensors"
         ) from error
     if not isinstance(state, dict):
-        raise LowpeftError(f"{file} holds a {type(state).__name__}, not a state dict")
+        raise LowpeftError(f"{file} is not a checkpoint: it holds a {type(state).__name__}, not a state dict")
     return state

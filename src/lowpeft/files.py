@@ -27,13 +27,14 @@ from torch import Tensor, nn
 from .card import model_card
 from .errors import AdapterError, LowpeftError
 from .families import base_parameters
-from .fingerprint import Fingerprint, compare, digest, digests, fingerprint
-from .inject import inject, record_of, unwrap
+from .fingerprint import Fingerprint, compare, digest, digests, fingerprint, fingerprint_from_dict
+from .injection import inject, record_of, restore, unwrap
 from .kinds import Attachment
 from .layouts import Layout
 from .model import adapter_state_dict, load_adapter_state_dict, only_name, tensor_problems
-from .plan import Plan, Site, backbone_of, build, count_parameters, plan_sites, site_key
+from .planning import Plan, backbone_of, plan_sites
 from .recipes import Recipe, config_from_dict, config_to_dict, recipe_from_dict, recipe_to_dict
+from .sites import Site, build, count_parameters, site_key
 from .version import version
 
 SCHEMA = 1
@@ -195,11 +196,12 @@ def read_adapter(folder: str | Path) -> AdapterFile:
             problems.append("the tensors are not those that were saved (their checksum differs)")
         recipe = recipe_from_dict(config["recipe"], origin="its recipe")
         sites = _sites_from_dicts(config["sites"])
-        facts, base = dict(config["facts"]), Fingerprint(**config["base"])
+        facts, base = dict(config["facts"]), fingerprint_from_dict(config["base"])
         problems += tensor_problems(_expected(sites), tensors)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         text = str(error) if isinstance(error, LowpeftError) else f"{type(error).__name__}: {error}"
         problems.append(f"{CONFIG} is not what lowpeft writes: {text}")
+        problems += [f"{key} holds NaN or infinity" for key, t in tensors.items() if not torch.isfinite(t).all()]
     if problems:
         raise AdapterError(f"{directory} cannot be used:", problems=problems)
     return AdapterFile(config=config, recipe=recipe, sites=sites, base=base, facts=facts, tensors=tensors)
@@ -278,7 +280,11 @@ def load_adapter(
         )
     plan = plan_sites(root, adapter.recipe, adapter.sites, name=name, measure=bool(problems))
     adapted = inject(model, plan)
-    load_adapter_state_dict(adapted, adapter.tensors, name=name)
+    try:
+        load_adapter_state_dict(adapted, adapter.tensors, name=name)
+    except BaseException:
+        restore(adapted, name=name)
+        raise
     return adapted
 
 

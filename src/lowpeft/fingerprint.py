@@ -93,6 +93,18 @@ def _sum(lines: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode(), usedforsecurity=False).hexdigest()
 
 
+def fingerprint_from_dict(values: object) -> Fingerprint:
+    """The inverse of `Fingerprint.as_dict`.
+
+    Raises:
+        AdapterError: These are not the values of a fingerprint.
+    """
+    try:
+        return Fingerprint(**values)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise AdapterError(f"the record of its base is not a fingerprint: {error}") from error
+
+
 def compare(expected: Fingerprint, found: Fingerprint) -> list[str]:
     """What differs between the fingerprint in a file and that of a network, as lines for people."""
     problems = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch.func import functional_call
 from .attach import adapted_weight, original_class, slots
 from .errors import AdapterError, PlanError, did_you_mean
 from .families import SLOT
-from .inject import drop_merged, pieces, record_of, unwrap
+from .injection import drop_merged, pieces, record_of, unwrap
 from .kinds import Adapter, WeightAdapter
 from .probe import first_that_works
 from .stereo_model import StereoModel
@@ -220,7 +221,7 @@ def set_strength(model: object, strength: float, *, name: str | None = None) -> 
     """Scale what the adapters add: 0 is the frozen base, 1 the adapted network.
 
     Several adapters on one site add up, so `set_strength(m, 0.3, name="a")` and `set_strength(m, 0.7, name="b")` give
-    exactly the mixture.
+    exactly the mixture. The strength is a switch of this model, and no part of the adapter file.
 
     Args:
         model: An adapted model.
@@ -283,6 +284,7 @@ def merge(model: object, *, name: str | None = None) -> MergeReport:
     kept = tuple(path for _, path, p in found if p not in linear)
     if not linear:
         raise PlanError(f"nothing can be merged: {len(kept)} adapters are not linear in a weight ({kept[0]}, …)")
+    shared = _shared_weights(root)
     writes: list[tuple[nn.Parameter, Tensor]] = []
     difference = 0.0
     for path, module, slot in slots(root):
@@ -290,6 +292,8 @@ def merge(model: object, *, name: str | None = None) -> MergeReport:
         for tensor in dict.fromkeys(p.attachment.tensor for p in here):
             weight = cast(nn.Parameter, module._parameters[str(tensor)])
             adapters = [p for p in here if p.attachment.tensor == tensor]
+            if weight in shared:
+                raise PlanError(f"{path}.{tensor} is shared by several modules, so a change at one cannot be merged")
             with torch.no_grad():
                 new = adapted_weight(weight, adapters)
                 exact = weight.double() + sum(p.delta_weight().double() * p.strength for p in adapters)
@@ -302,6 +306,12 @@ def merge(model: object, *, name: str | None = None) -> MergeReport:
             weight.copy_(new)
     drop_merged(root, linear)
     return MergeReport(merged=tuple(path for _, path, p in found if p in linear), kept=kept, difference=difference)
+
+
+def _shared_weights(root: nn.Module) -> set[nn.Parameter]:
+    """Parameters that more than one module holds."""
+    holders = Counter(p for m in root.modules() for p in m._parameters.values() if p is not None)
+    return {p for p, count in holders.items() if count > 1}
 
 
 def check_trainable(model: nn.Module, *example: Tensor) -> None:

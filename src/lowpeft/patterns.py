@@ -157,7 +157,8 @@ def _nearest(pattern: str, pool: Sequence[Candidate]) -> str:
     if re.match(r"!?(stage|block)=", pattern):
         stages = sorted({c.stage for c in pool if c.stage is not None})
         return f" (stages here: {stages[0]}..{stages[-1]})" if stages else " (this network has no named stages)"
-    paths = dict.fromkeys(".".join("*" if p.isdigit() else p for p in c.path.split(".")) for c in pool)
+    known = (path for c in pool for path in (c.path, *c.within))
+    paths = dict.fromkeys(".".join("*" if p.isdigit() else p for p in path.split(".")) for path in known)
     literal = re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", pattern.removeprefix("!").removeprefix("re:"))
     near = difflib.get_close_matches(literal, list(paths), n=3, cutoff=0.5)
     if not near:

@@ -60,18 +60,19 @@ class Observation:
 def evaluating(root: nn.Module) -> Iterator[None]:
     """Run in eval mode, without gradients and without touching the random state.
 
-    Every flag is put back, and every tensor, because some networks (SPAN) rewrite weights when they run.
+    Every attribute and every tensor is put back, because some networks (SPAN) rewrite weights when they run.
     """
-    flags = {module: module.training for module in root.modules()}
+    attributes = {module: dict(module.__dict__) for module in root.modules()}
     held = [(t, t.data, t.detach().clone()) for t in (*root.parameters(), *root.buffers())]
     try:
-        for module in flags:
+        for module in attributes:
             module.training = False
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             yield
     finally:
-        for module, flag in flags.items():
-            module.training = flag
+        for module, before in attributes.items():
+            module.__dict__.clear()
+            module.__dict__.update(before)
         for tensor, data, copy in held:
             if tensor.data_ptr() != data.data_ptr():
                 tensor.data = data

@@ -14,8 +14,12 @@ from .errors import PlanError
 class StereoModel(nn.Module):
     """Runs a stereo-adapted backbone on pairs of views; made by `lowpeft.adapt` or `lowpeft.wrap_stereo`.
 
+    The backbone itself refuses plain batches. A module inside it does not know what it is called with: called directly,
+    it takes neighbouring images of the batch for pairs.
+
     Attributes:
-        backbone: The very object that was adapted. All left views, then all right views, go through it as one batch.
+        backbone: The very object that was adapted. Left and right views, next to each
+            other, go through it as one batch.
         output: The attribute of the backbone's output that holds the image, None where the output is the image.
     """
 
@@ -54,16 +58,16 @@ class StereoModel(nn.Module):
             raise PlanError(
                 f"the views must be two N,C,H,W tensors of one shape, not {tuple(left.shape)} and {tuple(right.shape)}"
             )
-        output = self.backbone(PairedViews(torch.cat((left, right))))
+        output = self.backbone(PairedViews(torch.stack((left, right), dim=1).flatten(0, 1)))
         if self.output is not None:
             output = getattr(output, self.output)
         return _view(output, 0), _view(output, 1)
 
 
 def _view(output: Any, index: int) -> Any:
-    """The left (0) or right (1) half of every tensor in a network's output."""
+    """The left (0) or right (1) views of every tensor in a network's output."""
     if isinstance(output, Tensor):
-        return output.chunk(2)[index]
+        return output[index::2]
     if isinstance(output, (list, tuple)):
         views = [_view(o, index) for o in output]
         return views if isinstance(output, list) else tuple(views)

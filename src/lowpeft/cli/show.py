@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from ..files import read_adapter
-from ..plan import plan
+from ..planning import plan
 from .common import add_recipe, backbone, new_command, overrides
 
 

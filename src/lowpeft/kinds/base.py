@@ -137,7 +137,8 @@ class FeatureAdapter(Adapter):
         """What is added to `features`, same shape.
 
         Args:
-            features: In the given layout; for a kind that pairs views, the batch holds all left views, then all right.
+            features: In the given layout; for a kind that pairs views, left and right of a pair are neighbours
+                in the batch.
             layout: Of `features`.
             size: Height and width, where `layout` is of tokens and the kind needs rows.
         """

@@ -80,14 +80,14 @@ class StereoAdapter(FeatureAdapter):
         self.gamma = nn.Parameter(torch.zeros(channels))
 
     def delta(self, features: Tensor, layout: Layout, size: Size | None) -> Tensor:
-        """What each view takes from the other; the batch of `features` is all left views, then all right views."""
+        """What each view takes from the other; in the batch of `features`, left and right of a pair are neighbours."""
         rows = to_rows(features, layout, size)
-        left, right = rows.chunk(2)
+        left, right = rows[0::2], rows[1::2]
         query_left = self.query_left(self.norm_left(left))
         query_right = self.query_right(self.norm_right(right))
         to_left = _attend(query_left, query_right, self.value_right(right), self.scale) * self.beta
         to_right = _attend(query_right, query_left, self.value_left(left), self.scale) * self.gamma
-        return from_rows(torch.cat((to_left, to_right)), layout)
+        return from_rows(torch.stack((to_left, to_right), dim=1).flatten(0, 1), layout)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

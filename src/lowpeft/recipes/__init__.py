@@ -92,6 +92,7 @@ class TrainSettings:
             raise PlanError("the training settings do not work:", problems=problems)
 
 
+_WORDS = {str: "a string", bool: "true or false"}
 _WHOLE = {
     "steps": 1,
     "batch": 1,
@@ -187,7 +188,7 @@ def recipe_from_dict(table: Mapping[str, Any], *, origin: str = "the recipe") ->
     _strict(table, ("schema", "name", "summary", "freeze_statistics", "adapter", "training"), "the recipe", problems)
     for key, kind, default in (("name", str, None), ("summary", str, ""), ("freeze_statistics", bool, True)):
         if not isinstance(table.get(key, default), kind):
-            problems.append(f"{key} must be a {kind.__name__}, not {table.get(key)!r}")
+            problems.append(f"{key} must be {_WORDS[kind]}, not {table.get(key)!r}")
     configs = _configs(table.get("adapter"), problems)
     settings = _settings(table.get("training", {}), problems)
     if problems:
@@ -304,10 +305,10 @@ def _addressed(adapters: Sequence[AdapterConfig], key: str, value: object) -> tu
             raise PlanError(f"{key!r} is an adapter of the recipe; give a table of its fields, not {value!r}")
         if len(of_kind) > 1:
             raise PlanError(f"the recipe has {len(of_kind)} {key} adapters; change the recipe itself")
-        problems: list[str] = []
-        _strict(value, get_kind(key).fields, f"the {key} adapter", problems)
-        if problems:
-            raise PlanError("; ".join(problems))
+        known = get_kind(key).fields
+        unknown = [f"{f!r}{did_you_mean(f, known)}" for f in value if f not in known]
+        if unknown:
+            raise PlanError(f"the {key} adapter has no field {', '.join(unknown)}")
         return of_kind[0], dict(value)
     hits = [i for i, a in enumerate(adapters) if key in get_kind(a.kind).fields]
     if len(hits) == 1:

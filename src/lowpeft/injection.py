@@ -10,15 +10,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from .attach import Slot, facets_of, set_facets, slot_of, slots
+from .attach import RECORD, Slot, facets_of, set_facets, slot_of, slots
 from .errors import PlanError
 from .families import SLOT, base_modules, base_parameters, family_output
 from .fingerprint import Fingerprint, digests, fingerprint
 from .kinds import Adapter
-from .plan import Plan, Site, backbone_of, build
+from .planning import Plan, backbone_of
+from .sites import Site, build
 from .stereo_model import StereoModel
-
-RECORD = "_lowpeft_record"
 
 
 @dataclass
@@ -126,8 +125,14 @@ def _set_root_facets(root: nn.Module, record: Record) -> None:
     set_facets(
         root,
         root=bool(recipes) and all(r.freeze_statistics for r in recipes),
+        live_input=bool(recipes) and any(_checkpoints(m) for _, m in base_modules(root)),
         views=any(r.multi_view for r in recipes),
     )
+
+
+def _checkpoints(module: nn.Module) -> bool:
+    """Whether the module runs parts of itself under activation checkpointing (SwinIR's and transformers' switches)."""
+    return any(getattr(module, switch, False) is True for switch in ("use_checkpoint", "gradient_checkpointing"))
 
 
 def _new_adapter(module: nn.Module, site: Site) -> Adapter:

@@ -1,36 +1,22 @@
-"""Planning: what an adapter would change, as a value. Reads the model, never writes it; every refusal is here."""
+"""Choosing sites: which modules and weights an adapter config means on a network. Reads, never writes."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from .attach import Slot, original_class, slot_of
-from .backbones import Backbone
+from .attach import original_class
 from .errors import PlanError
-from .families import (
-    SLOT,
-    FoundPlace,
-    Place,
-    Recognised,
-    base_modules,
-    base_parameters,
-    find_places,
-    get_branch,
-    recognise,
-)
+from .families import SLOT, FoundPlace, Place, Recognised, base_modules, find_places, get_branch, recognise
 from .kinds import Adapter, AdapterConfig, Attachment, FeatureAdapter, Kind, WeightAdapter, get_kind
 from .layouts import Layout
 from .patterns import Candidate, select
-from .probe import Observation, evaluating, first_that_works, observe, probe_places
-from .recipes import Recipe, load_recipe, override
-from .stereo_model import StereoModel
+from .probe import evaluating, first_that_works, observe, probe_places
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,156 +40,7 @@ class Site(Candidate):
     parameters: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What `adapt` would do; printing it gives a table.
-
-    Attributes:
-        model: Class name of the network.
-        family: Of the network, or None where its stages were found by running it or the sites were named.
-        name: The adapter's name.
-        recipe: What was asked for.
-        sites: Where the adapters go.
-        base_parameters: Of the frozen network.
-    """
-
-    model: str
-    family: str | None
-    name: str
-    recipe: Recipe
-    sites: tuple[Site, ...] = field(repr=False)
-    base_parameters: int
-
-    @property
-    def parameters(self) -> int:
-        """How many parameters the adapters train."""
-        return sum(s.parameters for s in self.sites)
-
-    def __str__(self) -> str:
-        share = 100 * self.parameters / max(1, self.base_parameters)
-        heading = (
-            f"{self.recipe.name!r} on {self.model} ({self.family or 'no known family'}): {len(self.sites)} sites, "
-            f"{self.parameters:,} trained of {self.base_parameters:,} frozen parameters ({share:.2f} %)"
-        )
-        rows = [("kind", "stage", "site", "class", "shape", "parameters")]
-        rows += [
-            (
-                s.config.kind,
-                "" if s.stage is None else str(s.stage),
-                s.path + (f" [{s.attachment.tensor}]" if s.attachment.tensor else ""),
-                s.module,
-                "x".join(map(str, s.shape)),
-                f"{s.parameters:,}",
-            )
-            for s in self.sites
-        ]
-        widths = [max(len(r[i]) for r in rows) for i in range(6)]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
-        return "\n".join([heading, *lines])
-
-
-def backbone_of(model: object) -> nn.Module:
-    """The module to adapt, from a module, a `StereoModel`, or a `Backbone`.
-
-    Raises:
-        PlanError: `model` is none of these.
-    """
-    inner = model.module if isinstance(model, Backbone) else model
-    inner = inner.backbone if isinstance(inner, StereoModel) else inner
-    if not isinstance(inner, nn.Module):
-        hint = "; a spandrel descriptor holds the trainable network in `.model`" if hasattr(model, "model") else ""
-        raise PlanError(f"lowpeft adapts a torch.nn.Module or a Backbone, not {type(model).__name__}{hint}")
-    return inner
-
-
-def plan(
-    model: object,
-    recipe: str | Path | Recipe | AdapterConfig | Sequence[AdapterConfig] = "stereo",
-    *,
-    name: str = "default",
-    **overrides: Any,
-) -> Plan:
-    """What `adapt` with the same arguments would do. The model is not changed.
-
-    Args:
-        model: A network, a `Backbone`, or an adapted network or `StereoModel` that gets one more adapter.
-        recipe: A bundled name, a path to a TOML recipe, a `Recipe`, or adapter configs.
-        name: Of the adapter; one base can hold several.
-        overrides: Fields of the recipe's adapters (`every=1`, `spatial={"reduction": 8}`), or `train_also=[patterns]`
-            for layers of the base that are trained too.
-
-    Raises:
-        PlanError: Anything at all that would keep the adapters from being attached.
-    """
-    root = backbone_of(model)
-    wanted = override(load_recipe(recipe), overrides)
-    network = _Network(root)
-    sites = [site for config in wanted.adapters for site in _sites(network, config)]
-    return _checked_plan(network, name, wanted, sites)
-
-
-def plan_sites(root: nn.Module, recipe: Recipe, sites: tuple[Site, ...], *, name: str, measure: bool = False) -> Plan:
-    """A plan from recorded sites (those of an adapter file), checked against a network.
-
-    Args:
-        root: The network.
-        recipe: That the sites belong to.
-        sites: Where the adapters go.
-        name: Of the adapter.
-        measure: Run the network once and compare the channels of its features, where it is not known to be the same.
-
-    Raises:
-        PlanError: A module or parameter is not there or has another class or shape, or the adapters cannot be
-            attached; the model is not changed.
-    """
-    network = _Network(root)
-    problems = []
-    for site in sites:
-        module = network.modules.get(site.path)
-        tensor = module._parameters.get(site.attachment.tensor or "") if module is not None else None
-        if module is None:
-            problems.append(f"there is no module {site.path}")
-        elif original_class(module).__name__ != site.module:
-            problems.append(f"{site.path} is a {original_class(module).__name__}, the adapter is for a {site.module}")
-        elif site.attachment.tensor is not None and (tensor is None or tuple(tensor.shape) != site.shape):
-            problems.append(f"{site.path} has no parameter {site.attachment.tensor} of shape {site.shape}")
-        elif site.attachment.branch is not None:
-            _check_branch(network, site.path, site.attachment.branch)
-    if not problems and measure:
-        problems = first_that_works(root, lambda example: _other_channels(sites, observe(root, example)))
-    if problems:
-        raise PlanError(f"the adapter does not fit this {original_class(root).__name__}:", problems=problems)
-    return _checked_plan(network, name, recipe, sites)
-
-
-def _other_channels(sites: tuple[Site, ...], observed: dict[str, Observation]) -> list[str]:
-    problems = []
-    for site in sites:
-        if site.attachment.form == "weight":
-            continue
-        shape = observed[site.path].shape if site.path in observed else None
-        found = shape[site.attachment.layout.channel_dim] if shape else None
-        if found != site.shape[0]:
-            problems.append(f"{site.path} gives {found} channels, the adapter is for {site.shape[0]}")
-    return problems
-
-
-def _checked_plan(network: _Network, name: str, recipe: Recipe, sites: Sequence[Site]) -> Plan:
-    if not name.isidentifier() or not name.isascii():
-        raise PlanError(f"an adapter's name must be letters, digits and underscores, not {name!r}")
-    _refuse_conflicts(network, name, sites)
-    root = network.root
-    return Plan(
-        model=original_class(root).__name__,
-        family=network.recognised.family.name if network.recognised else None,
-        name=name,
-        recipe=recipe,
-        sites=tuple(sites),
-        base_parameters=sum(p.numel() for _, p in base_parameters(root)),
-    )
-
-
-class _Network:
+class Network:
     """What planning learns of one network, each thing once."""
 
     def __init__(self, root: nn.Module) -> None:
@@ -226,14 +63,19 @@ class _Network:
         return found
 
 
-def _sites(network: _Network, config: AdapterConfig) -> list[Site]:
+def choose_sites(network: Network, config: AdapterConfig) -> list[Site]:
+    """The sites that a config's target means, or the family's place for its kind.
+
+    Raises:
+        PlanError: The target matches nothing, or the kind does not fit what it matches.
+    """
     kind = get_kind(config.kind)
     if issubclass(kind.module, WeightAdapter):
         return _weight_sites(network, config, kind)
     return _feature_sites(network, config, kind)
 
 
-def _weight_sites(network: _Network, config: AdapterConfig, kind: Kind) -> list[Site]:
+def _weight_sites(network: Network, config: AdapterConfig, kind: Kind) -> list[Site]:
     adapter = cast(type[WeightAdapter], kind.module)
     candidates = []
     for path, module in network.modules.items():
@@ -261,7 +103,7 @@ def _weight_sites(network: _Network, config: AdapterConfig, kind: Kind) -> list[
     return sites
 
 
-def _feature_sites(network: _Network, config: AdapterConfig, kind: Kind) -> list[Site]:
+def _feature_sites(network: Network, config: AdapterConfig, kind: Kind) -> list[Site]:
     if config.target is None:
         chosen: Sequence[Candidate] = [p for name in config.places for p in network.places(name)]
     else:
@@ -274,7 +116,7 @@ def _feature_sites(network: _Network, config: AdapterConfig, kind: Kind) -> list
     return [_feature_site(network, config, kind, chosen[i]) for i in keep]
 
 
-def _chosen_features(network: _Network, config: AdapterConfig, kind: Kind) -> tuple[Candidate, ...]:
+def _chosen_features(network: Network, config: AdapterConfig, kind: Kind) -> tuple[Candidate, ...]:
     """What the patterns choose among the family's places for this kind and all other modules."""
     named: dict[str, FoundPlace] = {}
     if network.recognised or any("=" in t for t in config.target or ()):
@@ -286,7 +128,7 @@ def _chosen_features(network: _Network, config: AdapterConfig, kind: Kind) -> tu
     return tuple(measured.get(c.path, c) for c in chosen)
 
 
-def _measure(network: _Network, paths: list[str], kind: Kind) -> dict[str, FoundPlace]:
+def _measure(network: Network, paths: list[str], kind: Kind) -> dict[str, FoundPlace]:
     """The layout and channels of modules that no family names, from one run of the network."""
     pairs = kind.pairs_views
 
@@ -311,12 +153,12 @@ def _measure(network: _Network, paths: list[str], kind: Kind) -> dict[str, Found
     return first_that_works(network.root, look)
 
 
-def _feature_site(network: _Network, config: AdapterConfig, kind: Kind, candidate: Candidate) -> Site:
+def _feature_site(network: Network, config: AdapterConfig, kind: Kind, candidate: Candidate) -> Site:
     if not isinstance(candidate, FoundPlace):
         raise PlanError(f"{candidate.path} was not measured")
     place = candidate.place
     if place.branch is not None:
-        _check_branch(network, candidate.path, place.branch)
+        check_branch(network, candidate.path, place.branch)
     act = Attachment(
         form="feature" if place.branch is None else "branch",
         layout=place.layout,
@@ -341,7 +183,7 @@ def output_module(modules: dict[str, nn.Module], path: str) -> str:
     return path
 
 
-def _site(network: _Network, config: AdapterConfig, path: str, act: Attachment, where: FoundPlace | None) -> Site:
+def _site(network: Network, config: AdapterConfig, path: str, act: Attachment, where: FoundPlace | None) -> Site:
     module = network.modules[path]
     weight = module._parameters.get(act.tensor or "")
     shape = (where.channels,) if where is not None else tuple(cast(Tensor, weight).shape)
@@ -388,37 +230,7 @@ def count_parameters(config: AdapterConfig, shape: tuple[int, ...]) -> int:
         return sum(p.numel() for p in build(config, shape).parameters())
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
-
-
-def _refuse_conflicts(network: _Network, name: str, sites: Iterable[Site]) -> None:
-    problems: list[str] = []
-    taken: set[tuple[str, str]] = set()
-    for site in sites:
-        module = network.modules[site.path]
-        slot = slot_of(module)
-        if (site.path, site.key) in taken:
-            problems.append(f"{site.path} would get two {site.config.kind} adapters of one name")
-        taken.add((site.path, site.key))
-        if slot is None and hasattr(module, SLOT):
-            problems.append(f"{site.path} has an attribute {SLOT!r} of its own")
-        if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
-            problems.append(f"{site.path} is a container ({type(module).__name__}); name the layer inside it")
-        if isinstance(module, torch.jit.ScriptModule):
-            problems.append(f"{site.path} is a TorchScript module, whose class cannot be specialised")
-    if hasattr(Slot(), name):
-        problems.append(f"every torch module has an attribute {name!r}, so an adapter cannot have that name")
-    elif _holds(network.root, name):
-        problems.append(f"an adapter named {name!r} is attached already; choose another name=, or restore() first")
-    if problems:
-        raise PlanError("the adapters cannot be attached:", problems=list(dict.fromkeys(problems)))
-
-
-def _holds(root: nn.Module, name: str) -> bool:
-    return any(slot is not None and name in slot._modules for slot in map(slot_of, root.modules()))
-
-
-def _check_branch(network: _Network, path: str, branch: str) -> None:
+def check_branch(network: Network, path: str, branch: str) -> None:
     """Refuse a block whose own forward is not the one that the family's adapted forward stands for.
 
     One block of each class (and shift) is run both ways; a fork that changed the block (a mask also in unshifted

@@ -1,0 +1,213 @@
+"""Planning: what an adapter would change, as a value. Reads the model, never writes it; every refusal is here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .attach import RECORD, Slot, original_class, slot_of, slots
+from .backbones import Backbone
+from .errors import PlanError
+from .families import SLOT, base_parameters
+from .kinds import AdapterConfig
+from .probe import Observation, first_that_works, observe
+from .recipes import Recipe, load_recipe, override
+from .sites import Network, Site, check_branch, choose_sites
+from .stereo_model import StereoModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What `adapt` would do; printing it gives a table.
+
+    Attributes:
+        model: Class name of the network.
+        family: Of the network, or None where its stages were found by running it or the sites were named.
+        name: The adapter's name.
+        recipe: What was asked for.
+        sites: Where the adapters go.
+        base_parameters: Of the frozen network.
+    """
+
+    model: str
+    family: str | None
+    name: str
+    recipe: Recipe
+    sites: tuple[Site, ...] = field(repr=False)
+    base_parameters: int
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters the adapters train."""
+        return sum(s.parameters for s in self.sites)
+
+    def __str__(self) -> str:
+        share = 100 * self.parameters / max(1, self.base_parameters)
+        heading = (
+            f"{self.recipe.name!r} on {self.model} ({self.family or 'no known family'}): {len(self.sites)} sites, "
+            f"{self.parameters:,} trained of {self.base_parameters:,} frozen parameters ({share:.2f} %)"
+        )
+        rows = [("kind", "stage", "site", "class", "shape", "parameters")]
+        rows += [
+            (
+                s.config.kind,
+                "" if s.stage is None else str(s.stage),
+                s.path + (f" [{s.attachment.tensor}]" if s.attachment.tensor else ""),
+                s.module,
+                "x".join(map(str, s.shape)),
+                f"{s.parameters:,}",
+            )
+            for s in self.sites
+        ]
+        widths = [max(len(r[i]) for r in rows) for i in range(6)]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+        return "\n".join([heading, *lines])
+
+
+def backbone_of(model: object) -> nn.Module:
+    """The module to adapt, from a module, a `StereoModel`, or a `Backbone`.
+
+    Raises:
+        PlanError: `model` is none of these.
+    """
+    inner = model.module if isinstance(model, Backbone) else model
+    inner = inner.backbone if isinstance(inner, StereoModel) else inner
+    if not isinstance(inner, nn.Module):
+        hint = "; a spandrel descriptor holds the trainable network in `.model`" if hasattr(model, "model") else ""
+        raise PlanError(f"lowpeft adapts a torch.nn.Module or a Backbone, not {type(model).__name__}{hint}")
+    return inner
+
+
+def plan(
+    model: object,
+    recipe: str | Path | Recipe | AdapterConfig | Sequence[AdapterConfig] = "stereo",
+    *,
+    name: str = "default",
+    **overrides: Any,
+) -> Plan:
+    """What `adapt` with the same arguments would do. The model is not changed.
+
+    Args:
+        model: A network, a `Backbone`, or an adapted network or `StereoModel` that gets one more adapter.
+        recipe: A bundled name, a path to a TOML recipe, a `Recipe`, or adapter configs.
+        name: Of the adapter; one base can hold several.
+        overrides: Fields of the recipe's adapters (`every=1`, `spatial={"reduction": 8}`), or `train_also=[patterns]`
+            for layers of the base that are trained too.
+
+    Raises:
+        PlanError: Anything at all that would keep the adapters from being attached.
+    """
+    root = backbone_of(model)
+    wanted = override(load_recipe(recipe), overrides)
+    network = Network(root)
+    sites = [site for config in wanted.adapters for site in choose_sites(network, config)]
+    return _checked_plan(network, name, wanted, sites)
+
+
+def plan_sites(root: nn.Module, recipe: Recipe, sites: tuple[Site, ...], *, name: str, measure: bool = False) -> Plan:
+    """A plan from recorded sites (those of an adapter file), checked against a network.
+
+    Args:
+        root: The network.
+        recipe: That the sites belong to.
+        sites: Where the adapters go.
+        name: Of the adapter.
+        measure: Run the network once and compare the channels of its features, where it is not known to be the same.
+
+    Raises:
+        PlanError: A module or parameter is not there or has another class or shape, or the adapters cannot be
+            attached; the model is not changed.
+    """
+    network = Network(root)
+    problems = []
+    for site in sites:
+        module = network.modules.get(site.path)
+        tensor = module._parameters.get(site.attachment.tensor or "") if module is not None else None
+        if module is None:
+            problems.append(f"there is no module {site.path}")
+        elif original_class(module).__name__ != site.module:
+            problems.append(f"{site.path} is a {original_class(module).__name__}, the adapter is for a {site.module}")
+        elif site.attachment.tensor is not None and (tensor is None or tuple(tensor.shape) != site.shape):
+            problems.append(f"{site.path} has no parameter {site.attachment.tensor} of shape {site.shape}")
+        elif site.attachment.branch is not None:
+            check_branch(network, site.path, site.attachment.branch)
+    if not problems and measure:
+        problems = first_that_works(root, lambda example: _other_channels(sites, observe(root, example)))
+    if problems:
+        raise PlanError(f"the adapter does not fit this {original_class(root).__name__}:", problems=problems)
+    return _checked_plan(network, name, recipe, sites)
+
+
+def _other_channels(sites: tuple[Site, ...], observed: dict[str, Observation]) -> list[str]:
+    problems = []
+    for site in sites:
+        if site.attachment.form == "weight":
+            continue
+        shape = observed[site.path].shape if site.path in observed else None
+        found = shape[site.attachment.layout.channel_dim] if shape else None
+        if found != site.shape[0]:
+            problems.append(f"{site.path} gives {found} channels, the adapter is for {site.shape[0]}")
+    return problems
+
+
+def _checked_plan(network: Network, name: str, recipe: Recipe, sites: Sequence[Site]) -> Plan:
+    if not name.isidentifier() or not name.isascii():
+        raise PlanError(f"an adapter's name must be letters, digits and underscores, not {name!r}")
+    _refuse_conflicts(network, name, sites)
+    root = network.root
+    return Plan(
+        model=original_class(root).__name__,
+        family=network.recognised.family.name if network.recognised else None,
+        name=name,
+        recipe=recipe,
+        sites=tuple(sites),
+        base_parameters=sum(p.numel() for _, p in base_parameters(root)),
+    )
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def _refuse_conflicts(network: Network, name: str, sites: Iterable[Site]) -> None:
+    problems: list[str] = []
+    taken: set[tuple[str, str]] = set()
+    for site in sites:
+        module = network.modules[site.path]
+        slot = slot_of(module)
+        if (site.path, site.key) in taken:
+            problems.append(f"{site.path} would get two {site.config.kind} adapters of one name")
+        taken.add((site.path, site.key))
+        if "forward" in module.__dict__:
+            problems.append(f"{site.path} has a forward of its own on the instance, which would hide the adapters")
+        if slot is None and hasattr(module, SLOT):
+            problems.append(f"{site.path} has an attribute {SLOT!r} of its own")
+        if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+            problems.append(f"{site.path} is a container ({type(module).__name__}); name the layer inside it")
+        if isinstance(module, torch.jit.ScriptModule):
+            problems.append(f"{site.path} is a TorchScript module, whose class cannot be specialised")
+    problems += _other_adapters(network.root)
+    if hasattr(Slot(), name):
+        problems.append(f"every torch module has an attribute {name!r}, so an adapter cannot have that name")
+    elif _holds(network.root, name):
+        problems.append(f"an adapter named {name!r} is attached already; choose another name=, or restore() first")
+    if problems:
+        raise PlanError("the adapters cannot be attached:", problems=list(dict.fromkeys(problems)))
+
+
+def _other_adapters(root: nn.Module) -> list[str]:
+    """Adapters that another call attached above or below this module, which one record could not put back."""
+    inner = [path for path, m in root.named_modules() if path and RECORD in m.__dict__]
+    if inner:
+        return [f"{inner[0]} is an adapted network itself: adapt that, or restore it first"]
+    if RECORD not in root.__dict__ and next(iter(slots(root)), None) is not None:
+        return ["this module is part of an adapted network: adapt the whole, or restore it first"]
+    return []
+
+
+def _holds(root: nn.Module, name: str) -> bool:
+    return any(slot is not None and name in slot._modules for slot in map(slot_of, root.modules()))
