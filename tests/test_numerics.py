@@ -48,11 +48,10 @@ def stereo_adapter(channels: int, *, logit_scale: float = 1.5, dtype: torch.dtyp
 
 
 def expected_stereo(rows: Tensor, adapter: StereoAdapter, scale: float) -> Tensor:
-    """N left views and N right views, (2N,H,W,C), after the reference's adapter."""
-    count = len(rows) // 2
+    """N pairs, (2N,H,W,C) with left and right as neighbours, after the reference's adapter."""
     pairs = [
-        adapters.stereo(rows[i].permute(2, 0, 1), rows[count + i].permute(2, 0, 1), adapter.state_dict(), scale)
-        for i in range(count)
+        adapters.stereo(rows[2 * i].permute(2, 0, 1), rows[2 * i + 1].permute(2, 0, 1), adapter.state_dict(), scale)
+        for i in range(len(rows) // 2)
     ]
     images = [view for pair in pairs for view in pair]
     return torch.stack([image.permute(1, 2, 0) for image in images])

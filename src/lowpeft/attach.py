@@ -145,7 +145,7 @@ def _delta(adapter: FeatureAdapter, x: Tensor, layout: Layout, size: Size | None
     """The adapter's delta, computed in the dtype of its own parameters unless autocast decides."""
     if adapter.pairs_views and x.shape[layout.batch_dim] % 2:
         raise PlanError(
-            f"a stereo adapter got {x.shape[layout.batch_dim]} images, which are no pairs of views: call the StereoModel "
+            f"a stereo adapter got {x.shape[layout.batch_dim]} images, which are no pairs: call the StereoModel "
             "with (left, right), or use `with lowpeft.disabled(model):` for single images"
         )
     dtype = next(adapter.parameters()).dtype

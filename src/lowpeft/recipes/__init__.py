@@ -240,8 +240,10 @@ def config_from_dict(row: Mapping[str, Any]) -> AdapterConfig:
     """
     if not isinstance(row, Mapping):
         raise PlanError(f"an adapter must be a table, not {row!r}")
-    if not isinstance(row.get("kind"), str):
-        raise PlanError(f'an adapter table needs kind = "NAME", not {row.get("kind")!r}')
+    if "kind" not in row:
+        raise PlanError(f"an adapter table has no 'kind': {dict(row)}")
+    if not isinstance(row["kind"], str):
+        raise PlanError(f"kind must be a string, not {row['kind']!r}")
     kind = get_kind(row["kind"])
     problems: list[str] = []
     fields = {k: v for k, v in row.items() if k != "kind"}
@@ -318,7 +320,7 @@ def _addressed(adapters: Sequence[AdapterConfig], key: str, value: object) -> tu
         raise PlanError(
             f"{key!r} is a field of several adapters ({', '.join(kinds)}); say which: {kinds[0]}={{{key!r}: …}}"
         )
-    known = {f for a in adapters for f in get_kind(a.kind).fields} | {a.kind for a in adapters} | {"train_also"}
+    names = {f for a in adapters for f in get_kind(a.kind).fields} | {a.kind for a in adapters} | {"train_also"}
     raise PlanError(
-        f"no adapter of the recipe has {key!r}{did_you_mean(key, known)}; known: {', '.join(sorted(known))}"
+        f"no adapter of the recipe has {key!r}{did_you_mean(key, names)}; known: {', '.join(sorted(names))}"
     )
