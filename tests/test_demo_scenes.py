@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowpeft.data import find_scenes, load_pair
-from lowpeft.demo import DemoScene, layers, make_scene, scenes, test_scenes, train_scenes, write_scenes
+from lowpeft.demo import DemoScene, held_out_scenes, layers, make_scene, scenes, train_scenes, write_scenes
 from lowpeft.errors import DataError
 from lowpeft.images import read_image
 
@@ -188,7 +188,7 @@ def test_scenes_are_cut_from_the_photographs_of_their_split_only(
 
     monkeypatch.setattr(layers, "photograph", recorded)
     monkeypatch.setattr(scenes, "photograph", recorded)
-    (train_scenes if split == "train" else test_scenes)(6, size_px=SMALL)
+    (train_scenes if split == "train" else held_out_scenes)(6, size_px=SMALL)
     assert used <= set(scenes.PHOTOGRAPHS[split])
 
 
@@ -199,7 +199,7 @@ def test_every_photograph_is_in_the_installed_scikit_image(name: str) -> None:
 
 def test_train_and_test_scenes_are_the_first_seeds_of_their_split() -> None:
     assert torch.equal(train_scenes(2, size_px=SMALL)[1].left, make_scene(1, split="train", size_px=SMALL).left)
-    assert torch.equal(test_scenes(2, size_px=SMALL)[1].left, make_scene(1, split="test", size_px=SMALL).left)
+    assert torch.equal(held_out_scenes(2, size_px=SMALL)[1].left, make_scene(1, split="test", size_px=SMALL).left)
 
 
 # --- Files

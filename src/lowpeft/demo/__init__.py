@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .network import demo_backbone
-from .scenes import DemoScene, make_scene, test_scenes, train_scenes, write_scenes
+from .scenes import DemoScene, held_out_scenes, make_scene, train_scenes, write_scenes
 
-__all__ = ["DemoScene", "demo_backbone", "make_scene", "test_scenes", "train_scenes", "write_scenes"]
+__all__ = ["DemoScene", "demo_backbone", "held_out_scenes", "make_scene", "train_scenes", "write_scenes"]

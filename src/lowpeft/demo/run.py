@@ -1,4 +1,8 @@
-"""What `lowpeft demo` does: adapt, train, measure, save, reload in a fresh process, draw."""
+"""What `lowpeft demo` does: adapt, train, measure, save, reload in a fresh process, draw.
+
+The task is stereo super-resolution from a noisy pair of cameras: the network was pre-trained on clean single images,
+and the adapters have to make it a stereo network that also denoises.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,9 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +23,7 @@ from ..data import Pair, Scene, StereoPairs, find_scenes, load_pair
 from ..errors import DataError, LowpeftError
 from ..evaluate import Comparison, compare
 from ..files import save_adapter
+from ..images import to_uint8, write_image
 from ..model import summary
 from ..progress import progress
 from ..recipes import TrainSettings
@@ -28,10 +35,12 @@ from .scenes import write_scenes
 from .verify import outputs_digest
 
 TRAIN_SCENES, TEST_SCENES = 24, 4
+NOISE = 10 / 255
+"""Standard deviation of the Gaussian noise on the LR views, values 0..1; independent in the two cameras."""
 SETTINGS = TrainSettings(
-    steps=160,
+    steps=240,
     batch=2,
-    crop_height_px=64,
+    crop_height_px=48,
     crop_width_px=160,
     learning_rate=3e-3,
     betas=(0.9, 0.99),
@@ -60,7 +69,11 @@ def run_demo(*, out: str | Path, data: str | Path | None = None, steps: int | No
     settings = TrainSettings(**{**vars(SETTINGS), "seed": seed, "steps": SETTINGS.steps if steps is None else steps})
     training, held_out = _split(data) if data is not None else _built_in(folder)
     backbone = demo_backbone()
-    print(f"frozen network: a HAT x{backbone.scale} of {backbone.parameters:,} parameters, pre-trained on photographs")
+    training, held_out = (_noisy(s, folder / "noisy_lr", backbone.scale) for s in (training, held_out))
+    print(
+        f"frozen network: a HAT x{backbone.scale} of {backbone.parameters:,} parameters, pre-trained on clean images\n"
+        f"task: stereo pairs from cameras with noise of {NOISE * 255:.0f}/255"
+    )
     crop = (settings.crop_height_px, settings.crop_width_px)
     pairs = StereoPairs(training, backbone.scale, crop_px=crop)
     tests = [load_pair(s, backbone.scale) for s in held_out]
@@ -97,6 +110,21 @@ def _split(data: str | Path) -> tuple[Sequence[Scene], Sequence[Scene]]:
     return tuple(s for s in scenes if s not in held_out), held_out
 
 
+def _noisy(scenes: Sequence[Scene], folder: Path, scale: int) -> tuple[Scene, ...]:
+    """The scenes with LR views made by MATLAB's bicubic and noise, written as 8-bit images."""
+    noisy = []
+    for scene in scenes:
+        pair = load_pair(scene, scale)
+        generator = torch.Generator().manual_seed(zlib.crc32(scene.name.encode()))
+        paths = [folder / f"{scene.name}_{side}.png" for side in "LR"]
+        folder.mkdir(parents=True, exist_ok=True)
+        for view, path in zip((pair.lr_left, pair.lr_right), paths, strict=True):
+            noise = NOISE * torch.randn(view.shape, generator=generator)
+            write_image(to_uint8((view / 255 + noise).clamp(0, 1)), path)
+        noisy.append(replace(scene, lr_left=paths[0], lr_right=paths[1]))
+    return tuple(noisy)
+
+
 def _facts(found: Comparison, seconds: float) -> dict[str, str | float]:
     psnr = {f"PSNR in dB, (L+R)/2, {name}": round(value, 4) for name, value in found.means_db().items()}
     return {"base weights": "built into lowpeft ('demo')", "training": f"lowpeft demo, {seconds:.0f} s", **psnr}
@@ -104,12 +132,13 @@ def _facts(found: Comparison, seconds: float) -> dict[str, str | float]:
 
 def _reload_elsewhere(model: torch.nn.Module, adapter: Path, scene: Scene, backbone: Backbone) -> None:
     """Load the adapter in a fresh process and compare what it computes, bit for bit."""
-    command = [sys.executable, "-m", "lowpeft.demo.verify", str(adapter), str(scene.left), str(scene.right)]
+    views = (str(scene.lr_left), str(scene.lr_right))
+    command = [sys.executable, "-m", "lowpeft.demo.verify", str(adapter), *views]
     environment = {**os.environ, "LOWPEFT_DEMO_THREADS": str(torch.get_num_threads())}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)  # noqa: S603
     if done.returncode:
         raise LowpeftError(f"reloading the adapter in a fresh process failed: {done.stderr.strip()[-500:]}")
-    here = outputs_digest(model, scene.left, scene.right, backbone)
+    here = outputs_digest(model, *views, backbone)
     if done.stdout.split()[-1:] != [here]:
         raise LowpeftError("the saved adapter gives other images in a fresh process; please report this")
     print("saved, reloaded in a fresh process: outputs are bit-equal")
@@ -126,6 +155,7 @@ def _write_results(path: Path, found: Comparison, settings: TrainSettings, secon
         "lowpeft": version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        "noise": NOISE,
         "training": {**vars(settings), "seconds": round(seconds, 1)},
         "mean_db": found.means_db(),
         "scenes": [s.scene for s in found.frozen],

@@ -93,13 +93,9 @@ def train_scenes(n: int, *, size_px: tuple[int, int] = (192, 384)) -> tuple[Demo
     return tuple(make_scene(seed, split="train", size_px=size_px) for seed in range(n))
 
 
-def test_scenes(n: int, *, size_px: tuple[int, int] = (192, 384)) -> tuple[DemoScene, ...]:  # noqa: PT028
+def held_out_scenes(n: int, *, size_px: tuple[int, int] = (192, 384)) -> tuple[DemoScene, ...]:
     """The first `n` held-out scenes; no training scene shows anything of their photographs. Raises as `make_scene`."""
     return tuple(make_scene(seed, split="test", size_px=size_px) for seed in range(n))
-
-
-# "Test" is the field's word for held-out data; this keeps pytest from running the function where a test imports it.
-test_scenes.__test__ = False  # type: ignore[attr-defined]
 
 
 def write_scenes(

@@ -8,27 +8,24 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from ..backbones import Backbone
-from ..data import Scene, load_pair
 from ..evaluate import super_resolve
 from ..files import load_adapter
 from ..fingerprint import digest
-from ..images import to_float
+from ..images import read_image, to_float
 from .network import demo_backbone
 
 
-def outputs_digest(model: nn.Module, left: Path, right: Path, backbone: Backbone) -> str:
-    """SHA-256 of both float32 outputs for the LR views made from two HR files."""
-    pair = load_pair(Scene("scene", left, right), backbone.scale)
+def outputs_digest(model: nn.Module, left: str, right: str, backbone: Backbone) -> str:
+    """SHA-256 of both float32 outputs for two files of LR views."""
     views = super_resolve(
         model,
-        to_float(pair.lr_left),
-        to_float(pair.lr_right),
+        to_float(read_image(left)),
+        to_float(read_image(right)),
         scale=backbone.scale,
         size_multiple=backbone.size_multiple,
     )
@@ -38,4 +35,4 @@ def outputs_digest(model: nn.Module, left: Path, right: Path, backbone: Backbone
 if __name__ == "__main__":
     torch.set_num_threads(int(os.environ["LOWPEFT_DEMO_THREADS"]))
     network = demo_backbone()
-    print(outputs_digest(load_adapter(network, sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), network))
+    print(outputs_digest(load_adapter(network, sys.argv[1]), sys.argv[2], sys.argv[3], network))
