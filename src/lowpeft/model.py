@@ -330,16 +330,13 @@ def check_trainable(model: nn.Module, *example: Tensor) -> None:
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         raise PlanError("no parameter of the model requires a gradient")
-    pair = isinstance(model, StereoModel)
+    if not example:
+        root = unwrap(model)
+        batch = first_that_works(root, lambda x: (x, root(x))[0])
+        example = (batch[:1], batch[1:]) if isinstance(model, StereoModel) else (batch,)
     flags = {m: m.training for m in model.modules()}
     try:
-        if example:
-            model.train()
-            missing = _dead(model, trainable, example)
-        else:
-            missing = first_that_works(
-                unwrap(model), lambda x: _dead(model.train(), trainable, (x[:1], x[1:]) if pair else (x,))
-            )
+        missing = _dead(model.train(), trainable, example)
     finally:
         for module, flag in flags.items():
             module.training = flag

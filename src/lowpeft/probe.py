@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .errors import PlanError
 from .families import FoundPlace, Place, base_modules
+from .kinds import Adapter
 from .layouts import Layout, Size, find_size, square_size
 
 PROBE_SIZES_PX: tuple[Size, ...] = ((32, 48), (64, 128), (48, 48), (64, 64), (24, 24), (128, 256), (256, 256))
@@ -58,7 +59,7 @@ class Observation:
 
 @contextmanager
 def evaluating(root: nn.Module) -> Iterator[None]:
-    """Run in eval mode, without gradients and without touching the random state.
+    """Run the base in eval mode, without adapters, gradients or a trace in the random state.
 
     Every attribute and every tensor is put back, because some networks (SPAN) rewrite weights when they run.
     """
@@ -67,6 +68,8 @@ def evaluating(root: nn.Module) -> Iterator[None]:
     try:
         for module in attributes:
             module.training = False
+            if isinstance(module, Adapter):
+                module.enabled = False
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             yield
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 
 from ..errors import LowpeftError
@@ -23,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 for bad input, 130 after Ctrl-C.
     """
     options = parser().parse_args(arguments)
+    # spandrel 0.4.2 calls torch.meshgrid without `indexing` in its copies of HAT and relatives; users can do nothing.
+    warnings.filterwarnings("ignore", message=r"torch\.meshgrid: in an upcoming release", category=UserWarning)
     run: Callable[[argparse.Namespace], None] = options.run
     try:
         run(options)

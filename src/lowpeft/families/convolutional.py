@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from ..layouts import Layout
-from .base import Family, Place, register_family
+from .base import Family, Place, PlaceName, register_family
 
 
-def _nchw(name: Literal["attention", "mlp", "stage"], path: str, channels: str) -> Place:
+def _nchw(name: PlaceName, path: str, channels: str) -> Place:
     return Place(name=name, path=path, channels=channels, layout=Layout.NCHW)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..layouts import Layout
 from .base import Family, Place, register_family
+from .swin import beside_mlp, mlp_contribution
 
 GROUP = "body.layers.{stage}.residual_group"
 BLOCK = GROUP + ".blocks.{block}"
@@ -17,8 +18,8 @@ EDT = register_family(
         ),
         places=(
             Place(name="attention", path=f"{BLOCK}.proj", channels="weight", layout=Layout.NHWC),
-            Place(name="mlp", path=f"{BLOCK}.mlp", channels="fc2.weight", layout=Layout.NLC),
-            Place(name="parallel", path=f"{BLOCK}.mlp", channels="fc2.weight", layout=Layout.NLC, source="input"),
+            mlp_contribution(BLOCK),
+            beside_mlp(BLOCK),
             # EDT's groups have no convolution: the shortcut is added to residual_group's tokens.
             Place(name="stage", path=GROUP, channels="blocks.0.norm1.weight", layout=Layout.NLC),
         ),

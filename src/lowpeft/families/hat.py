@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..layouts import Layout
 from .base import AddDelta, Branch, Family, Place, register_family
+from .swin import BLOCK, GROUP_CONV, beside_mlp, mlp_contribution
 
 
 def hab_forward(
@@ -68,8 +69,6 @@ def hab_example(block: nn.Module) -> tuple[Any, ...]:
     return x, (2 * window, 2 * window), index, mask
 
 
-BLOCK = "layers.{stage}.residual_group.blocks.{block}"
-
 HAT = register_family(
     Family(
         name="hat",
@@ -84,14 +83,9 @@ HAT = register_family(
         ),
         places=(
             Place(name="attention", path=BLOCK, channels="norm1.weight", layout=Layout.NLC, branch="hat.hab"),
-            Place(name="mlp", path=f"{BLOCK}.mlp", channels="fc2.weight", layout=Layout.NLC),
-            Place(name="parallel", path=f"{BLOCK}.mlp", channels="fc2.weight", layout=Layout.NLC, source="input"),
-            Place(
-                name="stage",
-                path="layers.{stage}.conv",
-                channels="^residual_group.blocks.0.norm1.weight",
-                layout=Layout.NCHW,
-            ),
+            mlp_contribution(BLOCK),
+            beside_mlp(BLOCK),
+            GROUP_CONV,
         ),
         branches=(Branch(name="hat.hab", forward=hab_forward, example=hab_example),),
         source="arXiv 2205.04437; placement as in ASteISR, arXiv 2407.03598",

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from ..layouts import Layout
-from .base import Family, Place, register_family
+from .base import Family, Place, PlaceName, register_family
 
 ENCODER, DECODER = "body.encoder.layers.{stage}", "body.decoder.layers.{stage}"
+
+
+def _tokens(name: PlaceName, path: str, channels: str, item: int | None = None) -> Place:
+    return Place(name=name, path=path, channels=channels, layout=Layout.LNC, item=item, square=True)
+
 
 IPT = register_family(
     Family(
@@ -15,25 +20,11 @@ IPT = register_family(
             ("body.linear_encoding", "body.encoder.layers.*.self_attn", "body.decoder.layers.*.multihead_attn"),
         ),
         places=(
-            Place(
-                name="attention",
-                path=f"{ENCODER}.self_attn",
-                channels="out_proj.weight",
-                layout=Layout.LNC,
-                item=0,
-                square=True,
-            ),
-            Place(
-                name="attention",
-                path=f"{DECODER}.self_attn",
-                channels="out_proj.weight",
-                layout=Layout.LNC,
-                item=0,
-                square=True,
-            ),
-            Place(name="mlp", path=f"{ENCODER}.linear2", channels="weight", layout=Layout.LNC, square=True),
-            Place(name="mlp", path=f"{DECODER}.linear2", channels="weight", layout=Layout.LNC, square=True),
-            Place(name="stage", path=ENCODER, channels="linear2.weight", layout=Layout.LNC, square=True),
+            _tokens("attention", f"{ENCODER}.self_attn", "out_proj.weight", item=0),
+            _tokens("attention", f"{DECODER}.self_attn", "out_proj.weight", item=0),
+            _tokens("mlp", f"{ENCODER}.linear2", "weight"),
+            _tokens("mlp", f"{DECODER}.linear2", "weight"),
+            _tokens("stage", ENCODER, "linear2.weight"),
         ),
         rgb_range=True,
         source="arXiv 2012.00364",

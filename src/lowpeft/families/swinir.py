@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ..layouts import Layout
 from .base import Family, Place, register_family
+from .swin import BLOCK, GROUP_CONV, beside_mlp, mlp_contribution, post_norm, window_attention
 
-BLOCK = "layers.{stage}.residual_group.blocks.{block}"
 HF_BLOCK = "encoder.stages.{stage}.layers.{block}"
 
 SWINIR = register_family(
@@ -22,39 +22,17 @@ SWINIR = register_family(
                 "!layers.*.residual_group.overlap_attn",
             ),
         ),
-        # The adapter works on each position by itself, so window attention's output serves before windows are merged.
-        places=(
-            Place(name="attention", path=f"{BLOCK}.attn", channels="proj.weight", layout=Layout.NLC),
-            Place(name="mlp", path=f"{BLOCK}.mlp", channels="fc2.weight", layout=Layout.NLC),
-            Place(name="parallel", path=f"{BLOCK}.mlp", channels="fc2.weight", layout=Layout.NLC, source="input"),
-            Place(
-                name="stage",
-                path="layers.{stage}.conv",
-                channels="^residual_group.blocks.0.norm1.weight",
-                layout=Layout.NCHW,
-            ),
-        ),
+        places=(window_attention(BLOCK), mlp_contribution(BLOCK), beside_mlp(BLOCK), GROUP_CONV),
         source="arXiv 2108.10257",
     )
 )
 
-# Post-norm networks: what a block adds to its residual stream is the norm's output.
 SWIN2SR = register_family(
     Family(
         name="swin2sr",
         title="Swin2SR",
         signature=(("layers.*.residual_group.blocks.*.attn.cpb_mlp", "layers.*.conv"),),
-        places=(
-            Place(name="attention", path=f"{BLOCK}.norm1", channels="weight", layout=Layout.NLC),
-            Place(name="mlp", path=f"{BLOCK}.norm2", channels="weight", layout=Layout.NLC),
-            Place(name="parallel", path=f"{BLOCK}.mlp", channels="fc2.weight", layout=Layout.NLC, source="input"),
-            Place(
-                name="stage",
-                path="layers.{stage}.conv",
-                channels="^residual_group.blocks.0.norm1.weight",
-                layout=Layout.NCHW,
-            ),
-        ),
+        places=(*post_norm(BLOCK), beside_mlp(BLOCK), GROUP_CONV),
         source="arXiv 2209.11345",
     )
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..layouts import Layout
 from .base import Family, Place, register_family
+from .swin import beside_mlp, mlp_contribution, post_norm, window_attention
 
 BLOCK = "layers.{stage}.blocks.{block}"
 STAGE = Place(
@@ -15,12 +16,7 @@ TIMM_SWIN = register_family(
         name="timm_swin",
         title="Swin Transformer v1 (timm)",
         signature=(("layers.*.blocks.*.attn.relative_position_bias_table", "layers.*.downsample", "patch_embed.proj"),),
-        places=(
-            Place(name="attention", path=f"{BLOCK}.attn", channels="proj.weight", layout=Layout.NLC),
-            Place(name="mlp", path=f"{BLOCK}.mlp", channels="fc2.weight", layout=Layout.NLC),
-            Place(name="parallel", path=f"{BLOCK}.mlp", channels="fc2.weight", layout=Layout.NLC, source="input"),
-            STAGE,
-        ),
+        places=(window_attention(BLOCK), mlp_contribution(BLOCK), beside_mlp(BLOCK), STAGE),
         source="arXiv 2103.14030; the timm package",
     )
 )
@@ -30,12 +26,7 @@ TIMM_SWIN_V2 = register_family(
         name="timm_swin_v2",
         title="Swin Transformer v2 (timm)",
         signature=(("layers.*.blocks.*.attn.cpb_mlp", "layers.*.downsample", "patch_embed.proj"),),
-        places=(
-            Place(name="attention", path=f"{BLOCK}.norm1", channels="weight", layout=Layout.NHWC),
-            Place(name="mlp", path=f"{BLOCK}.norm2", channels="weight", layout=Layout.NLC),
-            Place(name="parallel", path=f"{BLOCK}.mlp", channels="fc2.weight", layout=Layout.NLC, source="input"),
-            STAGE,
-        ),
+        places=(*post_norm(BLOCK, Layout.NHWC), beside_mlp(BLOCK), STAGE),
         source="arXiv 2111.09883; the timm package",
     )
 )
