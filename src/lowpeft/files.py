@@ -140,6 +140,7 @@ def _write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> 
     new = {name: folder / f"{name}.new" for name in (TENSORS, CONFIG, CARD)}
     save_file(tensors, new[TENSORS], {METADATA_KEY: json.dumps(config)})
     new[CONFIG].write_text(text, encoding="utf-8")
+    new[TENSORS].chmod(new[CONFIG].stat().st_mode)  # safetensors lets nobody else read what it writes
     new[CARD].write_text(model_card(config, _bytes(tensors)), encoding="utf-8")
     for path in new.values():
         with path.open("rb") as handle:

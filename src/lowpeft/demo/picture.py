@@ -1,4 +1,4 @@
-"""The demo's picture: one scene whole, and its most improved patch enlarged, by every method."""
+"""The demo's picture: one scene whole, and its patch of most contrast enlarged, by every method."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ PATCH_PX, ENLARGE, MARGIN_PX, TEXT_PX = 48, 5, 12, 16
 def draw_comparison(model: nn.Module, pair: Pair, backbone: Backbone, path: Path) -> Path:
     """Draw the left view of a scene: bicubic, frozen, adapted and HR.
 
-    The patch is the one whose squared error the adapter lowers most, so it shows what the adapter can do, not what it
-    does on average; the picture says so.
+    The patch is chosen by the HR image alone: where it varies most.
 
     Returns:
         `path`.
@@ -34,7 +33,7 @@ def draw_comparison(model: nn.Module, pair: Pair, backbone: Backbone, path: Path
         frozen, _ = super_resolve(model, left, right, scale=scale, size_multiple=multiple)
     adapted, _ = super_resolve(model, left, right, scale=scale, size_multiple=multiple)
     hr = to_float(pair.hr_left)
-    y, x = _best_patch((frozen - hr).square().mean(0) - (adapted - hr).square().mean(0))
+    y, x = _most_contrast(hr)
     panels = [("bicubic", bicubic_upscale(left, scale)), ("frozen", frozen), ("adapted", adapted), ("HR", hr)]
     side = PATCH_PX * ENLARGE
     whole = _image(hr).resize((4 * side + 3 * MARGIN_PX, round((4 * side + 3 * MARGIN_PX) * hr.shape[1] / hr.shape[2])))
@@ -52,18 +51,19 @@ def draw_comparison(model: nn.Module, pair: Pair, backbone: Backbone, path: Path
         sheet.paste(_image(patch).resize((side, side), Image.Resampling.NEAREST), (column, top))
         label = name if name == "HR" else f"{name}  {psnr(image, hr):.2f} dB"
         draw.text((column, top + side + 4), label, fill="black", font=font)
-    note = f"{pair.name}, left view, x{scale}. PSNR of the whole view; patch: where the adapter gains most."
+    note = f"{pair.name}, left view, x{scale}. PSNR of the whole view; patch: where the scene varies most."
     draw.text((MARGIN_PX, top + side + 2 * TEXT_PX), note, fill="gray", font=font)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
     return path
 
 
-def _best_patch(gain: Tensor) -> tuple[int, int]:
-    """Top and left of the patch with the largest sum of gains."""
-    sums = F.avg_pool2d(gain[None, None], PATCH_PX, stride=4)[0, 0]
-    index = int(torch.argmax(sums))
-    return 4 * (index // sums.shape[1]), 4 * (index % sums.shape[1])
+def _most_contrast(image: Tensor) -> tuple[int, int]:
+    """Top and left of the patch whose pixels vary most."""
+    mean = F.avg_pool2d(image[None], PATCH_PX, stride=4)
+    variance = (F.avg_pool2d(image[None] ** 2, PATCH_PX, stride=4) - mean**2).sum((0, 1))
+    index = int(torch.argmax(variance))
+    return 4 * (index // variance.shape[1]), 4 * (index % variance.shape[1])
 
 
 def _image(view: Tensor) -> Image.Image:

@@ -19,7 +19,7 @@ import torch
 
 from ..api import adapt
 from ..backbones import Backbone
-from ..data import Pair, Scene, StereoPairs, find_scenes, load_pair
+from ..data import Scene, StereoPairs, find_scenes, load_pair
 from ..errors import DataError, LowpeftError
 from ..evaluate import Comparison, compare
 from ..files import save_adapter
@@ -89,7 +89,7 @@ def run_demo(*, out: str | Path, data: str | Path | None = None, steps: int | No
 
     adapter = save_adapter(model, folder / "adapter", facts=_facts(found, taken[-1].seconds))
     _reload_elsewhere(model, adapter, held_out[0], backbone)
-    picture = draw_comparison(model, _most_gained(found, tests), backbone, folder / "comparison.png")
+    picture = draw_comparison(model, tests[0], backbone, folder / "comparison.png")
     _write_results(folder / "results.json", found, settings, taken[-1].seconds)
     print(f"adapter {adapter}\npicture {picture}\nfigures {folder / 'results.json'}")
     return found
@@ -142,11 +142,6 @@ def _reload_elsewhere(model: torch.nn.Module, adapter: Path, scene: Scene, backb
     if done.stdout.split()[-1:] != [here]:
         raise LowpeftError("the saved adapter gives other images in a fresh process; please report this")
     print("saved, reloaded in a fresh process: outputs are bit-equal")
-
-
-def _most_gained(found: Comparison, tests: Sequence[Pair]) -> Pair:
-    gains = [a.mean_db - f.mean_db for a, f in zip(found.adapted, found.frozen, strict=True)]
-    return tests[gains.index(max(gains))]
 
 
 def _write_results(path: Path, found: Comparison, settings: TrainSettings, seconds: float) -> None:
