@@ -86,8 +86,12 @@ def _refuse_unless_loopback(host: object) -> None:
 
 @pytest.fixture
 def data_root() -> Path:
-    """The folder with real images and weights, for tests marked `real_data`; the test is skipped without it."""
-    root = Path(os.environ.get("LOWPEFT_DATA", ""))
-    if not os.environ.get("LOWPEFT_DATA") or not root.is_dir():
-        pytest.skip("set LOWPEFT_DATA to the folder with real images to run this test")
+    """The folder with real images and weights, for tests marked `real_data`; the test is skipped without it.
+
+    It is the one that LOWPEFT_DATA names, or `shared/data` beside the repository.
+    """
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    root = Path(os.environ.get("LOWPEFT_DATA") or beside)
+    if not root.is_dir():
+        pytest.skip("set LOWPEFT_DATA to the folder with real images and weights to run this test")
     return root

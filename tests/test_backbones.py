@@ -217,27 +217,17 @@ REAL = {
 }
 
 
-@pytest.fixture
-def weights() -> Path:
-    """The folder of public checkpoints: below $LOWPEFT_DATA, or beside the repository."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
-    folder = Path(os.environ.get("LOWPEFT_DATA") or beside) / "weights"
-    if not folder.is_dir():
-        pytest.skip("set LOWPEFT_DATA to the folder with real weights to run this test")
-    return folder
-
-
 @pytest.mark.real_data
 @pytest.mark.parametrize("file", REAL)
-def test_a_public_checkpoint_opens(file: str, weights: Path) -> None:
-    backbone = load_backbone(weights / file)
+def test_a_public_checkpoint_opens(file: str, data_root: Path) -> None:
+    backbone = load_backbone(data_root / "weights" / file)
     assert (backbone.architecture, backbone.scale, backbone.parameters) == REAL[file]
 
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("file", REAL)
-def test_a_public_checkpoint_enlarges_by_its_scale(file: str, weights: Path) -> None:
-    backbone = load_backbone(weights / file)
+def test_a_public_checkpoint_enlarges_by_its_scale(file: str, data_root: Path) -> None:
+    backbone = load_backbone(data_root / "weights" / file)
     height, width = (n * max(16, backbone.size_multiple) for n in (1, 2))
     with torch.no_grad():
         sr = backbone.module(torch.rand(1, backbone.channels, height, width))
