@@ -67,6 +67,22 @@ def backbone(weights: str) -> Backbone:
     return load_backbone(weights)
 
 
+def runnable_backbone(weights: str) -> Backbone:
+    """The network that `--weights` names, for commands that run it on images.
+
+    Raises:
+        LowpeftError: Its values are not 0..1.
+    """
+    base = backbone(weights)
+    if base.value_range != (0.0, 1.0):
+        low, high = base.value_range
+        raise LowpeftError(
+            f"{weights} is a {base.architecture} for values {low:g}..{high:g}; this version's train and upscale run "
+            "networks for values 0..1 only (lowpeft.adapt and a loop of your own work on any)"
+        )
+    return base
+
+
 def overrides(settings: list[str]) -> dict[str, Any]:
     """`--set` options as keyword arguments of `adapt`; values are read as TOML, and as text where they are not."""
     found: dict[str, Any] = {}

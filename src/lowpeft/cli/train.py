@@ -14,7 +14,7 @@ from ..errors import LowpeftError
 from ..files import save_adapter
 from ..model import summary
 from ..recipes import Recipe, TrainSettings, load_recipe
-from .common import add_device, add_recipe, backbone, device, new_command, overrides
+from .common import add_device, add_recipe, device, new_command, overrides, runnable_backbone
 
 SETTINGS = ("steps", "batch", "learning_rate", "clip_norm", "warmup_steps", "save_every_steps", "seed")
 
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
 
     if options.test_lr and len(options.test) != 1:
         raise LowpeftError("--test-lr goes with exactly one --test folder")
-    base = backbone(options.weights)
+    base = runnable_backbone(options.weights)
     recipe = _settings(load_recipe(options.recipe), options)
     settings = recipe.training
     tests = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import DataError
 from ..files import load_adapter
-from .common import add_device, add_weights, backbone, device, new_command
+from .common import add_device, add_weights, device, new_command, runnable_backbone
 
 
 def add_to(commands: Any) -> None:
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
     if left.shape != right.shape:
         sizes = [f"{v.shape[-1]}x{v.shape[-2]} px" for v in (left, right)]
         raise DataError(f"the views differ in size: {options.left} is {sizes[0]}, {options.right} is {sizes[1]}")
-    base = backbone(options.weights)
+    base = runnable_backbone(options.weights)
     if options.scale not in (None, base.scale):
         raise DataError(f"--scale {options.scale} was asked for, but {options.weights} is a x{base.scale} network")
     names = [f"{Path(p).stem}_x{base.scale}.png" for p in (options.left, options.right)]
