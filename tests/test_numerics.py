@@ -398,3 +398,9 @@ def test_strength_counts_when_going_by_rows(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_adapters_scale_is_logit_scale_over_the_root_of_the_channels() -> None:
     assert StereoAdapter(9, StereoConfig(logit_scale=1.5)).scale == pytest.approx(1.5 / math.sqrt(9), rel=1e-12)
+
+
+def test_an_adapter_on_a_module_without_parameters_takes_the_dtype_of_the_network() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 3, 3, padding=1)).double()
+    lowpeft.inject_spatial_adapters(model, "1", reduction=2)
+    assert {p.dtype for _, p in lowpeft.adapter_parameters(model)} == {torch.float64}

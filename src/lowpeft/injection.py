@@ -5,6 +5,7 @@ Everything that an adapted model needs to be put back is in one `Record` on the 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -99,7 +100,7 @@ def inject(model: object, plan: Plan) -> nn.Module:
     """
     root = backbone_of(model)
     modules = dict(base_modules(root))
-    built = [(modules[s.path], s, _new_adapter(modules[s.path], s)) for s in plan.sites]
+    built = [(modules[s.path], s, _new_adapter(root, modules[s.path], s)) for s in plan.sites]
     first = RECORD not in root.__dict__
     record = _record(root) if first else record_of(root)
     mode = root.training if first else any(p.training for _, _, p in pieces(root))
@@ -135,9 +136,13 @@ def _checkpoints(module: nn.Module) -> bool:
     return any(getattr(module, switch, False) is True for switch in ("use_checkpoint", "gradient_checkpointing"))
 
 
-def _new_adapter(module: nn.Module, site: Site) -> Adapter:
-    """A new adapter on its module's device, in float32 (float64 on a float64 base)."""
-    tensor = next((p for p in module.parameters() if p.is_floating_point()), None)
+def _new_adapter(root: nn.Module, module: nn.Module, site: Site) -> Adapter:
+    """A new adapter on the device of its module (or, if that has no parameters, of the network), in float32.
+
+    A float64 base gets float64 adapters.
+    """
+    parameters = itertools.chain(module.parameters(), root.parameters())
+    tensor = next((p for p in parameters if p.is_floating_point()), None)
     dtype = torch.float64 if tensor is not None and tensor.dtype == torch.float64 else torch.float32
     adapter = build(site.config, site.shape).to(dtype)
     adapter.attachment = site.attachment
