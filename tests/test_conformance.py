@@ -27,6 +27,7 @@ from lowpeft.families import SLOT, families, recognise
 from lowpeft.kinds import AdapterConfig, WeightAdapter, get_kind, kinds
 from lowpeft.kinds.spatial import Placement
 from lowpeft.recipes import Recipe, bundled, load_recipe
+from states import assert_same_tensors, tensors
 from zoo import Network, image_of
 
 # spandrel's copy of NAFNet uses an old name in its own autograd function.
@@ -175,17 +176,6 @@ def trained_output(case: Case) -> Tensor:
 @functools.cache
 def base_output(network: Network) -> Tensor:
     return look(pristine(network), network)
-
-
-def tensors(root: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer, persistent or not, of a network or of the base of an adapted one; copies."""
-    named = [*root.named_parameters(), *root.named_buffers()]
-    return {name: t.detach().clone() for name, t in named if SLOT not in name.split(".")}
-
-
-def assert_same_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    assert found.keys() == wanted.keys()
-    assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
 
 
 def structure(root: nn.Module) -> dict[str, object]:

@@ -38,6 +38,7 @@ from lowpeft import (
     WeightAdapter,
 )
 from lowpeft.families import SLOT
+from states import assert_same_tensors, tensors
 from zoo import Network, image_of
 
 NETWORKS = {network.name: network for network in zoo.FAMILIES}
@@ -62,16 +63,6 @@ def pairs_for(network: Network, count: int) -> tuple[Tensor, Tensor]:
     shape = (2, count, network.channels, *network.input_px)
     left, right = network.value_max * torch.rand(shape, generator=generator)
     return left, right
-
-
-def tensors(root: nn.Module) -> dict[str, Tensor]:
-    named = [*root.named_parameters(), *root.named_buffers()]
-    return {name: t.detach().clone() for name, t in named if SLOT not in name.split(".")}
-
-
-def assert_same_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    assert found.keys() == wanted.keys()
-    assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
 
 
 def step(model: nn.Module, *inputs: Tensor) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .attach import RECORD, Slot, facets_of, set_facets, slot_of, slots
-from .errors import PlanError
+from .errors import PlanError, did_you_mean
 from .families import SLOT, base_modules, base_parameters, family_output
 from .fingerprint import Fingerprint, digests, fingerprint
 from .kinds import Adapter
@@ -62,6 +62,17 @@ def record_of(root: nn.Module) -> Record:
     return record
 
 
+def check_name(root: nn.Module, name: str) -> None:
+    """Refuse a name that no attached adapter has.
+
+    Raises:
+        PlanError: Saying which are attached.
+    """
+    known = record_of(root).plans
+    if name not in known:
+        raise PlanError(f"no adapter named {name!r}; attached: {', '.join(known)}{did_you_mean(name, known)}")
+
+
 def pieces(root: nn.Module, name: str | None = None) -> list[tuple[str, str, Adapter]]:
     """Every adapter module as (adapter name, path of its module + key, adapter), in the order of the modules.
 
@@ -72,9 +83,8 @@ def pieces(root: nn.Module, name: str | None = None) -> list[tuple[str, str, Ada
     Raises:
         PlanError: There is no adapter of that name.
     """
-    known = record_of(root).plans
-    if name is not None and name not in known:
-        raise PlanError(f"no adapter named {name!r}; attached: {', '.join(known)}")
+    if name is not None:
+        check_name(root, name)
     return [
         (group_name, f"{path}.{key}" if path else key, piece)
         for path, _, slot in slots(root)
@@ -193,8 +203,8 @@ def restore(model: object, *, name: str | None = None) -> nn.Module:
     """
     root = unwrap(model)
     record = record_of(root)
-    if name is not None and name not in record.plans:
-        raise PlanError(f"no adapter named {name!r}; attached: {', '.join(record.plans)}")
+    if name is not None:
+        check_name(root, name)
     for gone in [name] if name is not None else list(record.plans):
         del record.plans[gone]
         for _, module, slot in list(slots(root)):

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from .attach import adapted_weight, original_class, slots
 from .errors import AdapterError, PlanError, did_you_mean
 from .families import SLOT
-from .injection import drop_merged, pieces, record_of, unwrap
+from .injection import check_name, drop_merged, pieces, record_of, unwrap
 from .kinds import Adapter, WeightAdapter
 from .probe import first_that_works
 from .stereo_model import StereoModel
@@ -42,13 +42,13 @@ def only_name(model: object, name: str | None) -> str:
     Raises:
         PlanError: There is none of that name, or there are several and none was named.
     """
-    known = record_of(unwrap(model)).plans
+    root = unwrap(model)
+    known = record_of(root).plans
     if name is None and len(known) == 1:
         return next(iter(known))
     if name is None:
         raise PlanError(f"several adapters are attached ({', '.join(known)}); say which with name=")
-    if name not in known:
-        raise PlanError(f"no adapter named {name!r}; attached: {', '.join(known)}{did_you_mean(name, known)}")
+    check_name(root, name)
     return name
 
 

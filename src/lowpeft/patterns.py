@@ -82,11 +82,17 @@ def _set(piece: str) -> str:
     return rf"(?!\.)[{negated}" + re.sub(r"([\\\[\^&|~])", r"\\\1", inside) + "]"
 
 
+def matcher(pattern: str) -> Callable[[str], bool]:
+    """The test whether a path is one that `pattern` (without `!`) means. Raises as `compile_pattern`."""
+    expression = compile_pattern(pattern)
+    if pattern.startswith("re:"):
+        return lambda path: expression.fullmatch(path) is not None
+    return lambda path: expression.fullmatch("." + path) is not None
+
+
 def matches(pattern: str, path: str) -> bool:
     """Whether `path` is one that `pattern` means."""
-    if pattern.startswith("re:"):
-        return compile_pattern(pattern).fullmatch(path) is not None
-    return compile_pattern(pattern).fullmatch("." + path) is not None
+    return matcher(pattern)(path)
 
 
 def select(patterns: Patterns, candidates: Iterable[C], *, what: str) -> tuple[C, ...]:
@@ -126,9 +132,8 @@ def select(patterns: Patterns, candidates: Iterable[C], *, what: str) -> tuple[C
 
 def _matcher(pattern: str, stages: int, blocks: int) -> Callable[[Candidate], bool]:
     if not re.match(r"(stage|block)=", pattern):
-        expression = compile_pattern(pattern)
-        dot = "" if pattern.startswith("re:") else "."
-        return lambda c: any(expression.fullmatch(dot + p) is not None for p in (c.path, *c.within))
+        test = matcher(pattern)
+        return lambda c: any(map(test, (c.path, *c.within)))
     chosen: dict[str, frozenset[int]] = {}
     for term in pattern.split():
         found = re.fullmatch(r"(stage|block)=([-0-9:,]+)", term)

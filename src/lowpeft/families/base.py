@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import PlanError
 from ..layouts import Layout
-from ..patterns import Candidate, compile_pattern
+from ..patterns import Candidate, matcher
 
 SLOT = "lowpeft"
 """The reserved name under which a module holds its adapters."""
@@ -175,10 +175,10 @@ def recognise(root: nn.Module) -> Recognised | None:
     Raises:
         PlanError: Two families fit the same network.
     """
-    names = [f".{path}" for path, _ in (*base_modules(root), *base_parameters(root)) if path]
+    names = [path for path, _ in (*base_modules(root), *base_parameters(root)) if path]
     for prefix in _prefixes(root):
-        lead = f".{prefix}" if prefix else ""
-        inner = [n.removeprefix(lead) for n in names if n.startswith(lead + ".")]
+        lead = f"{prefix}." if prefix else ""
+        inner = [n.removeprefix(lead) for n in names if n.startswith(lead)]
         fits = [f for f in _FAMILIES.values() if any(_fits(alternative, inner) for alternative in f.signature)]
         if len(fits) > 1:
             raise PlanError(
@@ -197,11 +197,7 @@ def _prefixes(root: nn.Module) -> list[str]:
 
 
 def _fits(signature: tuple[str, ...], names: list[str]) -> bool:
-    for pattern in signature:
-        expression = compile_pattern(pattern.removeprefix("!"))
-        if any(expression.fullmatch(name) for name in names) == pattern.startswith("!"):
-            return False
-    return True
+    return all(any(map(matcher(p.removeprefix("!")), names)) != p.startswith("!") for p in signature)
 
 
 def find_places(root: nn.Module, found: Recognised, name: str) -> tuple[FoundPlace, ...]:
