@@ -8,8 +8,6 @@ Needs the extra `spandrel`. Times are medians; memory is compared side by side i
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import resource
 import statistics
 import subprocess
@@ -23,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import lowpeft
+from common import provenance, write
 from lowpeft.kinds import StereoAdapter, StereoConfig
 from lowpeft.layouts import Layout
 
@@ -154,18 +153,12 @@ def main() -> None:
         print(peak_bytes(options.peak, options.height))
         return
     results = {
-        "command": "python benchmarks/core.py",
-        "device": f"cpu, {torch.get_num_threads()} threads",
-        "versions": {"lowpeft": lowpeft.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        **provenance("python benchmarks/core.py", "spandrel"),
         "hat_l_x4": hat_l(),
         "import_seconds": import_seconds(),
         "stereo_memory_bytes_above_features": memory(),
     }
-    text = json.dumps(results, indent=2) + "\n"
-    print(text)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text)
+    write(results, options.out)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,16 @@
-"""The tensors of a network's base, and their comparison, for tests that say what must not change."""
+"""The tensors of a network's base, and their comparison, for tests that say what must not change; random adapters."""
 
 from __future__ import annotations
+
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+import lowpeft
 from lowpeft.families import SLOT
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def tensors(root: nn.Module) -> dict[str, Tensor]:
@@ -17,3 +22,12 @@ def tensors(root: nn.Module) -> dict[str, Tensor]:
 def assert_same_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     assert found.keys() == wanted.keys()
     assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
+
+
+def randomise_adapters(model: Model, *, std: float = 0.1, seed: int = 5) -> Model:
+    """Fill the adapters with normal values, so that they do something; the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, parameter in lowpeft.adapter_parameters(model):
+            parameter.copy_(std * torch.randn(parameter.shape, generator=generator))
+    return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from spandrel.architectures.IPT import IPT
 from torch import Tensor, nn
 
 import lowpeft
 import zoo
 from lowpeft import Backbone, LowpeftError, load_backbone
+from lowpeft.networks import EDT, EDTConfig
 
 ROWS = {n.name: n for n in zoo.ALL}
 State = dict[str, Tensor]
@@ -44,6 +47,27 @@ def write_safetensors(state: State, folder: Path) -> Path:
 
 FORMATS = [write_pth, write_params, write_params_ema, write_safetensors]
 
+OTHER = {"loss.vgg.weight": torch.zeros(2, 2)}
+"""What Lightning puts beside the network."""
+
+
+def named(prefix: str, state: State) -> State:
+    return {prefix + key: tensor for key, tensor in state.items()}
+
+
+WRAPPED: dict[str, Callable[[State], object]] = {
+    "params-ema": lambda state: {"params": {}, "params-ema": state},
+    "state_dict": lambda state: {"state_dict": state, "epoch": 3, "optimizer": {"state": {}, "lr": 0.1}},
+    "model": lambda state: {"model": state, "iteration": 7},
+    "a single key": lambda state: {"generator_weights": state},
+    "two levels": lambda state: {"state_dict": {"model": state}},
+    "DataParallel": lambda state: named("module.", state),
+    "Lightning": lambda state: {"state_dict": named("model.", state), "pytorch-lightning_version": "2.5.0"},
+    "Lightning and a loss": lambda state: {"state_dict": named("net_g.", state) | OTHER},
+    "compiled in DDP": lambda state: {"params": named("module._orig_mod.", state)},
+    "a name of one's own": lambda state: named("restorer.", state),
+}
+
 
 def saved(name: str, folder: Path) -> tuple[nn.Module, Path]:
     """A tiny network, and the file that holds its weights."""
@@ -59,6 +83,15 @@ def test_the_module_has_the_weights_that_were_saved(
 ) -> None:
     state = ROWS[name].build().state_dict()
     loaded = load_backbone(write(state, tmp_path)).module.state_dict()
+    assert [k for k in state if not torch.equal(state[k], loaded[k])] == []
+
+
+@pytest.mark.parametrize("wrap", WRAPPED)
+@pytest.mark.parametrize("name", ["edt", "hat", "ipt"])
+def test_a_state_dict_is_found_however_it_is_wrapped(name: str, wrap: str, tmp_path: Path) -> None:
+    state = ROWS[name].build().state_dict() if name != "edt" else tiny_edt().state_dict()
+    torch.save(WRAPPED[wrap](state), tmp_path / "network.pth")
+    loaded = load_backbone(tmp_path / "network.pth").module.state_dict()
     assert [k for k in state if not torch.equal(state[k], loaded[k])] == []
 
 
@@ -126,8 +159,100 @@ def test_a_backbone_is_a_value() -> None:
     assert Backbone.__dataclass_params__.frozen
 
 
-def test_the_value_range_of_ipt_is_that_of_its_module(tmp_path: Path) -> None:
-    assert load_backbone(saved("ipt", tmp_path)[1]).value_range == (0.0, 255.0)
+# --- EDT, which spandrel does not know
+def tiny_edt(*tasks: str) -> EDT:
+    """As thin as a published width allows: the number of heads is inferred from the width."""
+    torch.manual_seed(0)
+    return EDT(EDTConfig(tasks=tasks or ("sr_x2",), features=2, dim=60, depths=(2,), heads=6)).eval()
+
+
+def test_an_edt_opens_without_spandrel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in [name for name in sys.modules if name.split(".")[0] == "spandrel"]:
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, "lowpeft.spandrel_reader", raising=False)
+    assert load_backbone(write_pth(tiny_edt().state_dict(), tmp_path)).architecture == "EDT"
+    with pytest.raises(LowpeftError, match="needs spandrel"):
+        load_backbone(write_pth({"conv_first.weight": torch.zeros(3)}, tmp_path))
+
+
+def test_the_facts_of_an_edt(tmp_path: Path) -> None:
+    network = tiny_edt("sr_x3")
+    backbone = load_backbone(write_pth(network.state_dict(), tmp_path))
+    facts = (backbone.family, backbone.scale, backbone.value_range, backbone.size_multiple, backbone.channels)
+    assert facts == ("edt", 3, (0.0, 1.0), 24, 3)
+    assert (backbone.fixed_px, backbone.tasks) == (None, ())
+    assert backbone.parameters == sum(p.numel() for p in network.parameters())
+    x = torch.rand(1, 3, 10, 30)
+    with torch.no_grad():
+        assert torch.equal(backbone.module(x), network(x))
+
+
+def test_a_denoising_edt_has_scale_1_and_halves_its_sides_twice(tmp_path: Path) -> None:
+    backbone = load_backbone(write_pth(tiny_edt("dn_g25").state_dict(), tmp_path))
+    assert (backbone.scale, backbone.size_multiple) == (1, 96)
+
+
+def test_one_task_of_several_can_be_kept(tmp_path: Path) -> None:
+    network = tiny_edt("sr_x2", "sr_x3", "sr_x4")
+    path = write_pth(network.state_dict(), tmp_path)
+    everything = load_backbone(path)
+    assert (everything.scale, everything.tasks) == (4, ("sr_x2", "sr_x3", "sr_x4"))
+    one = load_backbone(path, task="sr_x3")
+    assert (one.scale, one.tasks) == (3, everything.tasks)
+    x = torch.rand(1, 3, 24, 24)
+    with torch.no_grad():
+        assert torch.equal(one.module(x), network(x)[1])
+    with pytest.raises(LowpeftError, match="no task 'sr_x5'; its tasks are sr_x2, sr_x3, sr_x4"):
+        load_backbone(path, task="sr_x5")
+
+
+# --- IPT
+def test_the_facts_of_an_ipt(tmp_path: Path) -> None:
+    backbone = load_backbone(saved("ipt", tmp_path)[1])
+    assert (backbone.family, backbone.scale, backbone.value_range) == ("ipt", 2, (0.0, 255.0))
+    assert (backbone.fixed_px, backbone.tasks) == (48, ())
+
+
+@pytest.mark.parametrize(("task", "index", "scale"), [(None, 1, 4), ("0_x2", 0, 2), ("2_x1", 2, 1)])
+def test_an_ipt_for_several_tasks_runs_the_one_that_is_asked_for(
+    task: str | None, index: int, scale: int, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    network = IPT(n_feats=4, num_heads=12, num_layers=2, scale=[2, 4, 1], num_queries=3).eval()
+    backbone = load_backbone(write_pth(network.state_dict(), tmp_path), task=task)
+    assert (backbone.scale, backbone.tasks) == (scale, ("0_x2", "1_x4", "2_x1"))
+    network.set_scale(index)
+    x = 255 * torch.rand(1, 3, 48, 48)
+    with torch.no_grad():
+        assert torch.equal(backbone.module(x), network(x))
+
+
+def test_a_task_of_a_network_with_a_single_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LowpeftError, match="a HAT has a single one"):
+        load_backbone(saved("hat", tmp_path)[1], task="sr_x2")
+
+
+# --- Masks, whose size is that of the training crop
+def without_masks(state: State) -> State:
+    return {key: tensor for key, tensor in state.items() if "attn_mask" not in key}
+
+
+def with_other_masks(state: State) -> State:
+    """As after training on crops of 5 by 3 windows."""
+    return {k: t.new_ones(15, *t.shape[1:]) if "attn_mask" in k else t for k, t in state.items()}
+
+
+@pytest.mark.parametrize("change", [without_masks, with_other_masks])
+@pytest.mark.parametrize("name", ["swinir", "swin2sr", "edt"])
+def test_masks_are_dropped_and_computed_anew(name: str, change: Callable[[State], State], tmp_path: Path) -> None:
+    network = tiny_edt() if name == "edt" else ROWS[name].build()
+    state = change(network.state_dict())
+    assert state.keys() != network.state_dict().keys() or change is with_other_masks
+    module = load_backbone(write_pth(state, tmp_path)).module
+    for size in ((8, 12), (32, 32), (48, 48)):
+        x = torch.rand(1, 3, *size)
+        with torch.no_grad():
+            torch.testing.assert_close(module(x), network(x), rtol=0, atol=1e-6)
 
 
 # --- What is refused
@@ -156,10 +281,15 @@ def test_the_payload_of_these_tests_would_run(tmp_path: Path) -> None:
     assert (tmp_path / "marker").exists()
 
 
-@pytest.mark.parametrize("name", ["nothing.pth", ".", "folder.pth"])
-def test_what_is_not_a_file_is_refused(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("nothing.pth", ""), ("folder.pth", ": it is a folder$"), (".", "a folder with a.pth, b.safetensors$")],
+)
+def test_what_is_not_a_file_is_refused(name: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "folder.pth").mkdir()
-    with pytest.raises(LowpeftError, match="no checkpoint file at"):
+    for file in ("a.pth", "b.safetensors", "notes.txt"):
+        (tmp_path / file).touch()
+    with pytest.raises(LowpeftError, match="no checkpoint file at .*" + words):
         load_backbone(tmp_path / name)
 
 
@@ -194,11 +324,78 @@ def test_tensors_of_no_known_architecture_are_refused(content: object, tmp_path:
         load_backbone(tmp_path / "network.pth")
 
 
-def test_a_checkpoint_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
+def renamed(old: str, new: str) -> Callable[[State], State]:
+    return lambda state: {new if key == old else key: tensor for key, tensor in state.items()}
+
+
+WRONG: dict[str, tuple[str, Callable[[State], State], tuple[str, ...]]] = {
+    "one key renamed": (
+        "swinir",
+        renamed("layers.1.conv.weight", "layers.1.convolution.weight"),
+        ("looks like SwinIR", "missing: layers.1.conv.weight", "not of this network: layers.1.convolution.weight"),
+    ),
+    "a key renamed by which it is recognised": (
+        "swinir",
+        renamed("layers.0.residual_group.blocks.0.norm1.weight", "layers.0.residual_group.blocks.0.norm_1.weight"),
+        (
+            "the nearest is SwinIR",
+            "missing: layers.0.residual_group.blocks.0.norm1.weight",
+            "did you mean 'layers.0.residual_group.blocks.0.norm_1.weight'",
+        ),
+    ),
+    "a key renamed from which its shape is read": (
+        "hat",
+        renamed("conv_last.weight", "conv_final.weight"),
+        ("the nearest is HAT", "missing: conv_last.weight", "did you mean"),
+    ),
+    "a wrong shape": (
+        "swinir",
+        lambda state: state | {"layers.1.conv.weight": torch.zeros(3, 3, 3, 3)},
+        ("looks like SwinIR", "size mismatch for layers.1.conv.weight"),
+    ),
+    "EDT, one key renamed": (
+        "edt",
+        renamed("body.conv_after_body.weight", "body.conv_after.weight"),
+        (
+            "almost those of an EDT",
+            "missing: body.conv_after_body.weight",
+            "not of this network: body.conv_after.weight",
+        ),
+    ),
+    "transformers' Swin2SR": (
+        "swin2sr_hf",
+        lambda state: state,
+        ("transformers' Swin2SR", "Swin2SRForImageSuperResolution.from_pretrained"),
+    ),
+    "no super-resolution network": (
+        "swinir",
+        lambda state: {"encoder.layer.0.attention.self.query.weight": torch.zeros(4, 4)},
+        ("no architecture of spandrel or lowpeft is near", "encoder.layer.0.attention.self.query.weight"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_tensors_that_fit_no_network_are_named(case: str, tmp_path: Path) -> None:
+    name, change, words = WRONG[case]
+    state = tiny_edt().state_dict() if name == "edt" else ROWS[name].build().state_dict()
+    with pytest.raises(LowpeftError, match="is not a checkpoint that can be opened") as caught:
+        load_backbone(write_pth(change(state), tmp_path))
+    assert [w for w in words if w not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize("write", [write_pth, write_safetensors])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_refused_unless_it_is_asked_for(
+    dtype: torch.dtype, write: Callable[[State, Path], Path], tmp_path: Path
+) -> None:
     state = ROWS["swinir"].build().state_dict()
-    del state["layers.1.conv.weight"]
-    with pytest.raises(LowpeftError, match="is not a checkpoint"):
-        load_backbone(write_pth(state, tmp_path))
+    half = {k: t.to(dtype) if t.is_floating_point() else t for k, t in state.items()}
+    path = write(half, tmp_path)
+    with pytest.raises(LowpeftError, match=f"half precision .*{dtype}.*allow_half=True"):
+        load_backbone(path)
+    loaded = load_backbone(path, allow_half=True).module.state_dict()
+    assert [k for k in half if "mask" not in k and not torch.equal(loaded[k], half[k].to(state[k].dtype))] == []
 
 
 def test_an_adapter_file_is_refused(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -149,16 +148,6 @@ def test_an_adapter_of_another_base_is_refused(work: Path, tmp_path: Path, capsy
     ]
     assert main(up) == 2
     assert "belongs to another base" in capsys.readouterr().err
-
-
-def test_a_network_of_another_value_range_is_refused(
-    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = dataclasses.replace(demo_backbone(), value_range=(0.0, 255.0))
-    monkeypatch.setattr("lowpeft.cli.common.backbone", lambda weights: other)
-    arguments = ["train", "stereo", "--weights", "x", "--data", str(work / "pairs"), "--out", str(work / "x")]
-    assert main(arguments) == 2
-    assert "values 0..255" in capsys.readouterr().err
 
 
 def test_python_m_lowpeft_is_the_command_line() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import lowpeft
 import zoo
 from lowpeft import Layout, Plan, Recipe, Site, SpatialConfig, StereoConfig, StereoModel
+from lowpeft.conversion import swin2sr_from_transformers
 from lowpeft.families import SLOT
 from lowpeft.kinds import Attachment, SpatialAdapter, StereoAdapter
 from lowpeft.layouts import from_rows
@@ -21,9 +22,9 @@ from zoo import Network
 
 ATTACH = importlib.import_module("lowpeft.attach")
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
-HAT, SWINIR, SWIN2SR, TIMM, TIMM_V2 = (
+HAT, SWINIR, SWIN2SR, SWIN2SR_HF, TIMM, TIMM_V2 = (
     next(n for n in zoo.FAMILIES if n.name == name)
-    for name in ("hat", "swinir", "swin2sr", "timm_swin", "timm_swin_v2")
+    for name in ("hat", "swinir", "swin2sr", "swin2sr_hf", "timm_swin", "timm_swin_v2")
 )
 
 every_layout = pytest.mark.parametrize("layout", list(Layout), ids=str)
@@ -155,6 +156,7 @@ def spatial_network(network: Network, dtype: torch.dtype) -> nn.Module:
 
 
 BLOCKS = "layers.0.residual_group.blocks"
+BLOCKS_HF = "swin2sr.encoder.stages.0.layers"
 TIMM_BLOCKS = "layers.0.blocks"
 
 
@@ -190,6 +192,23 @@ def test_an_adapted_swinir_or_swin2sr_block_is_its_description(
     found = block(tokens, (8, 12)).view(8, 12, 12)
     wanted = reference(tokens.view(8, 12, 12), part_of(root, path), adapter_of(root, path), **block_settings(block))
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@torch.no_grad()
+def test_an_adapted_swin2sr_block_of_transformers_is_its_description(number: int) -> None:
+    """In float32 only: its table of coordinates is computed in float32, whatever the network is."""
+    root = spatial_network(SWIN2SR_HF, torch.float32)
+    path = f"{BLOCKS_HF}.{number}"
+    block = root.get_submodule(path)
+    assert (block.shift_size > 0) == (number == 1)
+    settings = {"window": block.window_size, "shift": block.shift_size, "heads": 2}
+    weights = blocks.part(swin2sr_from_transformers(part_of(root, "")), f"{BLOCKS}.{number}")
+    adapter = adapter_of(root, f"{path}.layernorm_before")
+    tokens = torch.randn(1, 96, 12)
+    (found,) = block(tokens, (8, 12))
+    wanted = blocks.post_norm(tokens.view(8, 12, 12), weights, adapter, **settings)
+    torch.testing.assert_close(found.view(8, 12, 12), wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -235,19 +254,20 @@ def test_a_whole_hat_with_adapters_is_one_with_its_blocks_rewritten() -> None:
     torch.testing.assert_close(adapted(x.clone()), rewritten(x.clone()), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("network", [HAT, SWINIR, SWIN2SR], ids=lambda n: n.name)
+@pytest.mark.parametrize("network", [HAT, SWINIR, SWIN2SR, SWIN2SR_HF], ids=lambda n: n.name)
 @torch.no_grad()
 def test_the_stereo_adapter_sits_on_the_groups_convolution_before_the_shortcut(network: Network) -> None:
     model = randomise_adapters(lowpeft.wrap_stereo(network.build().double()))
     root = model.backbone
-    conv = root.get_submodule("layers.1.conv")
+    stages = "swin2sr.encoder.stages" if network is SWIN2SR_HF else "layers"
+    conv = root.get_submodule(f"{stages}.1.conv")
     x = torch.randn(2, 12, 4, 8, dtype=torch.float64)
     piece = next(conv._modules[SLOT].pieces())
     plain = nn.functional.conv2d(x, conv.weight, conv.bias, padding=1)
     wanted = expected_stereo(plain.permute(0, 2, 3, 1), piece, 1.5).permute(0, 3, 1, 2)
     torch.testing.assert_close(conv(x), wanted, rtol=0, atol=1e-10)
     groups = [path for path, m in root.named_modules() if SLOT in m._modules]
-    assert groups == ["layers.1.conv", "layers.3.conv"]
+    assert groups == [f"{stages}.1.conv", f"{stages}.3.conv"]
 
 
 # --- Bounded memory --------------------------------------------------------------------------------------------------

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 import lowpeft
 import zoo
+from lowpeft.backbones import Backbone
 from lowpeft.data import Pair, StereoPairs, find_scenes
 from lowpeft.errors import DataError, PlanError, TrainingError
-from lowpeft.evaluate import Score, compare, mean_db, score, super_resolve
+from lowpeft.evaluate import Score, compare, mean_db, score
 from lowpeft.images import matlab_downscale, write_image
 from lowpeft.metrics import psnr
 from lowpeft.recipes import TrainSettings
@@ -24,20 +24,21 @@ EDSR = next(n for n in zoo.FAMILIES if n.name == "edsr")
 SETTINGS = TrainSettings(steps=4, batch=2, crop_height_px=16, crop_width_px=32, learning_rate=1e-3, clip_norm=0.1)
 
 
-class UnitRange(nn.Module):
-    """The zoo's EDSR in the value range 0..1."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.network = EDSR.build()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.network(x * EDSR.value_max) / EDSR.value_max
-
-
-def network() -> nn.Module:
+def network() -> Backbone:
+    """The zoo's EDSR, which takes values 0..255."""
     torch.manual_seed(0)
-    return UnitRange().eval()
+    return Backbone(
+        module=EDSR.build(),
+        architecture="EDSR",
+        family="edsr",
+        scale=EDSR.scale,
+        value_range=(0.0, EDSR.value_max),
+        size_multiple=1,
+        channels=3,
+    )
+
+
+FACTS = network()
 
 
 @pytest.fixture(scope="module")
@@ -57,17 +58,17 @@ def pairs(folder: Path, settings: TrainSettings = SETTINGS) -> StereoPairs:
 
 
 def test_training_lowers_the_loss_and_leaves_the_base_alone(folder: Path) -> None:
-    base = network()
+    base = network().module
     before = {k: v.clone() for k, v in base.state_dict().items()}
     model = lowpeft.adapt(base, "stereo")
     settings = TrainSettings(**{**vars(SETTINGS), "steps": 30, "learning_rate": 1e-2})
     data = pairs(folder)
     fixed = data.batch(4, torch.Generator().manual_seed(9))
     with torch.no_grad():
-        first = pair_loss(model, fixed).item()
-    train(model, data, settings)
+        first = pair_loss(model, fixed, FACTS).item()
+    train(model, data, settings, FACTS)
     with torch.no_grad():
-        assert pair_loss(model, fixed).item() < first
+        assert pair_loss(model, fixed, FACTS).item() < first
     state = base.state_dict()
     assert all(torch.equal(state[k], v) for k, v in before.items())
 
@@ -75,7 +76,7 @@ def test_training_lowers_the_loss_and_leaves_the_base_alone(folder: Path) -> Non
 def test_the_same_seed_gives_the_same_adapter(folder: Path) -> None:
     def run(seed: int) -> dict[str, torch.Tensor]:
         model = lowpeft.adapt(network(), "stereo")
-        train(model, pairs(folder), TrainSettings(**{**vars(SETTINGS), "seed": seed}))
+        train(model, pairs(folder), TrainSettings(**{**vars(SETTINGS), "seed": seed}), FACTS)
         return lowpeft.adapter_state_dict(model)
 
     one, same, other = run(1), run(1), run(2)
@@ -86,13 +87,13 @@ def test_the_same_seed_gives_the_same_adapter(folder: Path) -> None:
 def test_a_single_image_recipe_trains_on_both_views(folder: Path) -> None:
     model = lowpeft.adapt(network(), "spatial")
     before = {k: v.clone() for k, v in lowpeft.adapter_state_dict(model).items()}
-    train(model, pairs(folder), SETTINGS)
+    train(model, pairs(folder), SETTINGS, FACTS)
     assert any(not torch.equal(before[k], v) for k, v in lowpeft.adapter_state_dict(model).items())
 
 
 def test_adapter_and_log_are_written(folder: Path, tmp_path: Path) -> None:
     model = lowpeft.adapt(network(), "stereo")
-    steps = train(model, pairs(folder), SETTINGS, out=tmp_path / "adapter")
+    steps = train(model, pairs(folder), SETTINGS, FACTS, out=tmp_path / "adapter")
     rows = [json.loads(r) for r in (tmp_path / "adapter" / "training.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] == steps[-1].loss
     again = lowpeft.load_adapter(network(), tmp_path / "adapter")
@@ -110,7 +111,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_adapter(folder: Path
                 next(p for _, p in lowpeft.adapter_parameters(model)).fill_(math.nan)
 
     with pytest.raises(TrainingError, match="step 4"):
-        train(model, pairs(folder), settings, out=tmp_path, report=poison)
+        train(model, pairs(folder), settings, FACTS, out=tmp_path, report=poison)
     assert lowpeft.read_adapter(tmp_path).tensors
 
 
@@ -147,34 +148,16 @@ def scene() -> Pair:
     return Pair("scene", lr, lr, hr, hr)
 
 
-def test_whole_views_of_any_size_are_padded_and_cut_back() -> None:
-    left, right = torch.rand(2, 3, 13, 21)
-    model = lowpeft.adapt(network(), "stereo")
-    for multiple in (1, 8, 32):
-        first, second = super_resolve(model, left, right, scale=EDSR.scale, size_multiple=multiple)
-        assert first.shape == second.shape == (3, 13 * EDSR.scale, 21 * EDSR.scale)
-        assert first.min() >= 0
-        assert first.max() <= 1
-
-
-def test_views_of_different_size_and_a_wrong_scale_are_refused() -> None:
-    model = network()
-    with pytest.raises(DataError, match="differ in size"):
-        super_resolve(model, torch.rand(3, 8, 8), torch.rand(3, 8, 9), scale=EDSR.scale)
-    with pytest.raises(DataError, match="not 7 times"):
-        super_resolve(model, torch.rand(3, 8, 8), torch.rand(3, 8, 8), scale=7)
-
-
 def test_measuring_puts_the_mode_back() -> None:
     model = lowpeft.adapt(network(), "stereo").train()
-    score(model, scene(), scale=EDSR.scale)
+    score(model, scene(), backbone=FACTS)
     assert model.training
     assert next(s for _, _, s in lowpeft.attach.slots(model)).training
 
 
 def test_comparison_of_a_new_adapter_has_no_gain_and_no_use_of_the_other_view() -> None:
     model = lowpeft.adapt(network(), "stereo")
-    found = compare(model, [scene()], scale=EDSR.scale)
+    found = compare(model, [scene()], backbone=FACTS)
     assert found.frozen == found.adapted
     assert found.same_view[0].mean_db == pytest.approx(found.adapted[0].mean_db, abs=1e-3)
     assert str(found).splitlines()[-1].split()[0] == "mean"
@@ -184,12 +167,12 @@ def test_mean_is_over_views_then_scenes() -> None:
     scores = [Score(scene="a", left_db=20, right_db=30), Score(scene="b", left_db=10, right_db=40)]
     assert mean_db(scores) == 25
     with pytest.raises(DataError, match="no scenes"):
-        compare(network(), [], scale=2)
+        compare(FACTS.module, [], backbone=FACTS)
 
 
 def test_bicubic_is_measured_on_the_same_views() -> None:
     pair = scene()
-    found = compare(lowpeft.adapt(network(), "spatial"), [pair], scale=EDSR.scale)
+    found = compare(lowpeft.adapt(network(), "spatial"), [pair], backbone=FACTS)
     assert found.same_view == ()
     from lowpeft.images import bicubic_upscale
 

@@ -60,7 +60,8 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
 from transformers import Swin2SRConfig, Swin2SRForImageSuperResolution
 
-from tiny_edt import RGB_MEAN, TinyEDT
+from lowpeft.networks import EDT, EDTConfig
+from lowpeft.networks.edt import RGB_MEAN
 
 Task = Literal["sr", "restoration", "features"]
 
@@ -195,6 +196,11 @@ def _fbcnn() -> nn.Module:
     network = FBCNN(nc=[4, 8, 16, 32], nb=2)
     network.qf_pred[4] = nn.Linear(32, 512)
     return network
+
+
+def _edt(**changes: object) -> Callable[[], nn.Module]:
+    sizes = {"features": 4, "dim": 16, "heads": 2, "depths": (2, 2, 2, 2), "image_px": 24}
+    return partial(EDT, EDTConfig(**{**sizes, **changes}))
 
 
 def _swin2sr_hf() -> nn.Module:
@@ -366,7 +372,8 @@ FAMILIES: tuple[Network, ...] = (
     _sr("swin2sr_hf", _swin2sr_hf, (8, 12), 2, family="swin2sr_transformers"),
     _features("timm_swin", partial(SwinTransformer, **_TIMM), (64, 96)),
     _features("timm_swin_v2", partial(SwinTransformerV2, **_TIMM), (64, 96)),
-    _sr("edt", TinyEDT, (24, 48), 4, family="edt"),
+    _sr("edt", _edt(), (24, 48), 4, family="edt"),
+    _restoration("edt_dn", _edt(tasks=("dn_g15",)), (8, 12), family="edt"),
     _IPT,
     _NAFNET,
     _RCAN,

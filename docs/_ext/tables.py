@@ -1,7 +1,8 @@
 """A Sphinx directive, `{generated} NAME`, that writes what the package itself knows.
 
-The tables of families, kinds and recipes come from lowpeft's registries, the command line from its parser, the API from
-`lowpeft.__all__`. Every function here returns Markdown. Where the package does not have a thing, the page says so.
+The tables of families, kinds, recipes and experiments come from lowpeft's registries and files, the command line from
+its parser, the API from `lowpeft.__all__`. Every function here returns Markdown. Where the package does not have a
+thing, the page says so.
 """
 
 from __future__ import annotations
@@ -77,6 +78,27 @@ def recipes() -> str:
         return [f"`{name}`", recipe.summary, ", ".join(f"`{config.kind}`" for config in recipe.adapters)]
 
     return table(["recipe", "what", "adapters"], map(row, need("lowpeft.recipes", "bundled")()))
+
+
+def experiments() -> str:
+    load = need("lowpeft.experiments", "load_experiment")
+    header = ["row", "network", "family", "file of its authors", "recipe", "HR crop", "frozen", "adapted"]
+
+    def shown(figure: float | None) -> str:
+        return "not known" if figure is None else f"{figure:.2f}"
+
+    def row(each: Any) -> list[str]:
+        training = each.recipe.training
+        crop = f"{training.crop_height_px}x{training.crop_width_px}"
+        network = [f"`{each.name}`", each.summary, f"`{each.family}`", f"`{each.weights}`"]
+        return [*network, f"`{each.recipe.name}`", crop, shown(each.paper.frozen_db), shown(each.paper.adapted_db)]
+
+    def section(name: str) -> str:
+        found = load(name)
+        about = f"**`{name}`**: {found.summary}. The two last columns are those of {found.source}: {found.metric}."
+        return f"{about}\n\n{table(header, map(row, found.rows))}"
+
+    return "\n\n".join(map(section, need("lowpeft.experiments", "bundled_experiments")()))
 
 
 # --- The command line
@@ -169,6 +191,7 @@ def markdown(thing: object) -> str:
 GENERATED: dict[str, Callable[[], str]] = {
     "api": api,
     "cli": cli,
+    "experiments": experiments,
     "families": families,
     "kinds": kinds,
     "recipes": recipes,

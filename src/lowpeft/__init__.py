@@ -10,9 +10,11 @@ stereo = lowpeft.load_adapter(model, "my-adapter")
 
 from .api import adapt, inject_spatial_adapters, wrap_stereo
 from .backbones import Backbone, load_backbone
+from .conversion import convert_adapter, swin2sr_from_transformers, swin2sr_to_transformers
 from .errors import AdapterError, DataError, LowpeftError, PlanError, TrainingError
 from .families import Branch, Family, Place, register_family
 from .files import load_adapter, read_adapter, save_adapter
+from .inference import super_resolve
 from .injection import inject, restore
 from .kinds import (
     AdapterConfig,
@@ -75,6 +77,7 @@ __all__ = [
     "adapter_parameters",
     "adapter_state_dict",
     "check_trainable",
+    "convert_adapter",
     "disabled",
     "inject",
     "inject_spatial_adapters",
@@ -91,5 +94,8 @@ __all__ = [
     "save_adapter",
     "set_strength",
     "summary",
+    "super_resolve",
+    "swin2sr_from_transformers",
+    "swin2sr_to_transformers",
     "wrap_stereo",
 ]

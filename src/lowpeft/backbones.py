@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import nn
 
-from .errors import LowpeftError
+from .checkpoints import State, read_checkpoint, unwrapped
+from .errors import LowpeftError, did_you_mean
 from .families import recognise
 
 
@@ -22,10 +22,13 @@ class Backbone:
         module: The trainable network, in eval mode. Never an inference wrapper.
         architecture: Its name, as the checkpoint reader calls it.
         family: lowpeft's family, None where there is none (then its stages are found by running it).
-        scale: Output sides over input sides.
-        value_range: Lowest and highest value of images in and out.
+        scale: Output sides over input sides; of the task that is chosen, or the largest, in a network for several.
+        value_range: Lowest and highest value of images in and out of the module; `lowpeft.super_resolve` and the
+            commands take and give 0..1 whatever it is.
         size_multiple: Sides that the network takes without padding are multiples of this.
         channels: Of input images, without the further maps that some networks take (DRUNet's noise level).
+        fixed_px: The only side, in pixels, of the square images that the module takes (IPT's 48); None for any size.
+        tasks: What the checkpoint can do, in a network for several tasks; empty otherwise.
     """
 
     module: nn.Module
@@ -35,6 +38,8 @@ class Backbone:
     value_range: tuple[float, float]
     size_multiple: int
     channels: int
+    fixed_px: int | None = None
+    tasks: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -42,60 +47,108 @@ class Backbone:
         return sum(p.numel() for p in self.module.parameters())
 
 
-def load_backbone(path: str | Path) -> Backbone:
-    """Open a checkpoint file (.pth, .pt, .safetensors) of any architecture that spandrel recognises.
+def load_backbone(path: str | Path, *, task: str | None = None, allow_half: bool = False) -> Backbone:
+    """Open a checkpoint file: EDT's are read by lowpeft itself, all others by spandrel.
+
+    The state dict may be bare or under a usual key (`params_ema`, `params`, `state_dict`, `model`, …), and its names
+    may begin with what held the network in training (`module.`, Lightning's `model.`, …). Masks of window attention,
+    whose size follows from the training crop, are dropped and computed anew.
 
     Args:
-        path: Of the file.
+        path: A .safetensors file, or one of `torch.save` (.pth, .pt, .ckpt). Code in a file is never run.
+        task: Of a network for several tasks, the one to keep: an EDT then has one head and one tail and gives one image
+            (`sr_x4`), an IPT runs the head with that number and scale (`2_x4`). Without it, an EDT for several tasks
+            gives a list, and an IPT runs its largest scale.
+        allow_half: Open weights of half precision as float32, instead of refusing them: they were rounded, so an
+            adapter made on them does not fit the float32 network.
 
     Returns:
         The network, ready to be adapted: `.module` is a plain trainable module on the CPU in eval mode.
 
     Raises:
-        LowpeftError: No such file, spandrel is not installed, the file cannot be read as plain tensors, or its
-            architecture is not recognised.
+        LowpeftError: There is no such file, it cannot be read as plain tensors, its architecture is not recognised (the
+            nearest is named, with what is missing), its tensors are not those of that architecture, it has no such
+            task, or spandrel is not installed.
     """
     file = Path(path)
-    if not file.is_file():
-        raise LowpeftError(f"no checkpoint file at {file}")
+    state = read_checkpoint(file, allow_half=allow_half)
     try:
-        from spandrel import ImageModelDescriptor, ModelLoader
+        for candidate in unwrapped(state):
+            if _is_edt(candidate):
+                return _edt(candidate, task)
+        if any(key.startswith("swin2sr.encoder.") for key in state):
+            raise LowpeftError(
+                "it holds transformers' Swin2SR, whose shape is in the config.json beside it: open it with "
+                "Swin2SRForImageSuperResolution.from_pretrained(folder), and pass that to adapt"
+            )
+        return _spandrel(state, task)
+    except LowpeftError as error:
+        raise LowpeftError(
+            f"{file} is not a checkpoint that can be opened: {error.message}", problems=error.problems
+        ) from error
+
+
+def _is_edt(state: State) -> bool:
+    return any(k.startswith("body.layers.") and ".attns." in k for k in state)
+
+
+def _edt(state: State, task: str | None) -> Backbone:
+    from .networks import EDT, EDTConfig
+
+    tasks = EDTConfig.from_state_dict(state).tasks
+    if task is not None:
+        _check_task(task, tasks)
+        kept = (f"head_{task}.", f"tail_{task}.", "body.")
+        state = {key: tensor for key, tensor in state.items() if key.startswith(kept)}
+    module = EDT.from_state_dict(state).eval()
+    return Backbone(
+        module=module,
+        architecture="EDT",
+        family="edt",
+        scale=max(map(module.scale, module.config.tasks)),
+        value_range=(0.0, 1.0),
+        size_multiple=module.size_multiple,
+        channels=3,
+        tasks=tasks if len(tasks) > 1 else (),
+    )
+
+
+def _spandrel(state: State, task: str | None) -> Backbone:
+    try:
+        from .spandrel_reader import load
     except ImportError as error:
         raise LowpeftError("opening public checkpoints needs spandrel: pip install 'lowpeft[spandrel]'") from error
-    state = _read(file)
-    try:
-        descriptor = ModelLoader(device="cpu").load_from_state_dict(state)
-    except Exception as error:  # spandrel passes on whatever building a network from wrong tensors raises
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-        raise LowpeftError(f"{file} is not a checkpoint that spandrel can open: {reason}") from error
-    if not isinstance(descriptor, ImageModelDescriptor):
-        raise LowpeftError(f"{file} holds a {descriptor.architecture.name}, which does not map one image to one image")
+    descriptor = load(state)
     module = descriptor.model.eval()
     found = recognise(module)
-    requirements = descriptor.size_requirements
+    facts: dict[str, Any] = {"scale": descriptor.scale, "value_range": (0.0, 1.0)}
+    if found and found.family.rgb_range:
+        facts["value_range"] = (0.0, float(module.rgb_range))
+    if found and found.family.name == "ipt":
+        facts |= _choose_ipt_task(module, task)
+    elif task is not None:
+        raise LowpeftError(f"task {task!r} was asked for, and a {descriptor.architecture.name} has a single one")
     return Backbone(
         module=module,
         architecture=descriptor.architecture.name,
         family=found.family.name if found else None,
-        scale=descriptor.scale,
-        value_range=(0.0, float(module.rgb_range) if found and found.family.rgb_range else 1.0),
-        size_multiple=requirements.multiple_of,
+        size_multiple=descriptor.size_requirements.multiple_of,
         channels=descriptor.input_channels,
+        **facts,
     )
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """The tensors of a checkpoint; code in a file is never run."""
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise many kinds for a file that is not what it should be
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-        raise LowpeftError(
-            f"{file} is not a checkpoint of plain tensors: {reason}. If you trust where it is from, load it "
-            "yourself and save its state dict as .safetensors"
-        ) from error
-    if not isinstance(state, dict):
-        raise LowpeftError(f"{file} is not a checkpoint: it holds a {type(state).__name__}, not a state dict")
-    return state
+def _choose_ipt_task(module: Any, task: str | None) -> dict[str, Any]:
+    """Set the head and tail that an IPT runs, and say what follows from it."""
+    tasks = tuple(f"{i}_x{scale}" for i, scale in enumerate(module.scale))
+    if task is not None:
+        _check_task(task, tasks)
+    index = tasks.index(task) if task is not None else module.scale.index(max(module.scale))
+    module.set_scale(index)
+    facts = {"scale": module.scale[index], "fixed_px": module.patch_size}
+    return facts | {"tasks": tasks if len(tasks) > 1 else ()}
+
+
+def _check_task(task: str, known: Sequence[str]) -> None:
+    if task not in known:
+        raise LowpeftError(f"it has no task {task!r}; its tasks are {', '.join(known)}{did_you_mean(task, known)}")

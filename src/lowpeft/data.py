@@ -255,6 +255,7 @@ class StereoPairs:
             raise DataError(f"cannot take crops of {width}x{height} HR px from all the scenes:", problems=problems)
         self.pairs = tuple(pairs)
         self.scale = scale
+        self.crop_px = (height, width)
         self._crop_lr = (height // scale, width // scale)
         self._augment = augment
         self._areas = list(itertools.accumulate(pair.lr_left[0].numel() for pair in pairs))

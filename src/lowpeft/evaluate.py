@@ -1,4 +1,4 @@
-"""Running a network on whole scenes, and the PSNR of what comes out."""
+"""Measuring networks on whole scenes."""
 
 from __future__ import annotations
 
@@ -7,77 +7,18 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
+from .backbones import Backbone
 from .data import Pair
 from .errors import DataError
 from .images import bicubic_upscale, to_float
+from .inference import super_resolve
 from .metrics import psnr
 from .model import disabled
 from .stereo_model import StereoModel
 
 OtherView = Literal["other", "same"]
-
-
-def run_pair(model: nn.Module, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Both views through a stereo model as a pair, or through a single-image network as a batch.
-
-    Args:
-        model: In the value range 0..1.
-        left: (N,3,H,W), 0..1.
-        right: The same shape.
-
-    Returns:
-        Two (N,3,sH,sW) tensors, not clamped.
-    """
-    if isinstance(model, StereoModel):
-        first, second = model(left, right)
-    else:
-        first, second = model(torch.cat((left, right))).chunk(2)
-    return first, second
-
-
-def super_resolve(
-    model: nn.Module, left: Tensor, right: Tensor, *, scale: int, size_multiple: int = 1
-) -> tuple[Tensor, Tensor]:
-    """Whole views of any size, in eval mode and without gradients.
-
-    Sides are reflected at the right and bottom up to a multiple of `size_multiple`, and cut back.
-
-    Args:
-        model: A stereo model or single-image network, in the value range 0..1.
-        left: (3,H,W), 0..1, on any device.
-        right: The same shape.
-        scale: Output sides over input sides.
-        size_multiple: What the network needs its input sides to be multiples of.
-
-    Returns:
-        Two (3, scale·H, scale·W) tensors on the CPU, clamped to 0..1.
-
-    Raises:
-        DataError: The views differ in size, or the network does not enlarge by `scale`.
-    """
-    if left.shape != right.shape:
-        raise DataError(f"the views differ in size: {_size(left)} on the left, {_size(right)} on the right")
-    height, width = left.shape[-2:]
-    pad = (0, -width % size_multiple, 0, -height % size_multiple)
-    mode = "reflect" if pad[1] < width and pad[3] < height else "replicate"
-    device = next(model.parameters()).device
-    views = [F.pad(v[None].to(device), pad, mode=mode) for v in (left, right)]
-    flag = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            results = [r[0].clamp(0, 1).cpu() for r in run_pair(model, *views)]
-    finally:
-        model.train(flag)
-    wanted = (views[0].shape[-2] * scale, views[0].shape[-1] * scale)
-    if results[0].shape[-2:] != wanted:
-        raise DataError(f"the network gave {_size(results[0])}, which is not {scale} times its input {_size(views[0])}")
-    first, second = (r[:, : height * scale, : width * scale] for r in results)
-    return first, second
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,25 +40,22 @@ def mean_db(scores: Iterable[Score]) -> float:
     return fmean(s.mean_db for s in scores)
 
 
-def score(
-    model: nn.Module, pair: Pair, *, scale: int, size_multiple: int = 1, other_view: OtherView = "other"
-) -> Score:
+def score(model: nn.Module, pair: Pair, *, backbone: Backbone, other_view: OtherView = "other") -> Score:
     """PSNR of a network on one scene.
 
     Args:
         model: A stereo model or single-image network.
         pair: With its HR views.
-        scale: Of the network.
-        size_multiple: What the network needs its input sides to be multiples of.
+        backbone: The facts of its network.
         other_view: `same` gives the network each view twice, instead of the pair: what is lost is what the network
             takes from the other view.
     """
     left, right = to_float(pair.lr_left), to_float(pair.lr_right)
     if other_view == "same":
-        left_sr, _ = super_resolve(model, left, left, scale=scale, size_multiple=size_multiple)
-        _, right_sr = super_resolve(model, right, right, scale=scale, size_multiple=size_multiple)
+        left_sr, _ = super_resolve(model, left, left, backbone=backbone)
+        _, right_sr = super_resolve(model, right, right, backbone=backbone)
     else:
-        left_sr, right_sr = super_resolve(model, left, right, scale=scale, size_multiple=size_multiple)
+        left_sr, right_sr = super_resolve(model, left, right, backbone=backbone)
     return Score(scene=pair.name, left_db=psnr(left_sr, pair.hr_left), right_db=psnr(right_sr, pair.hr_right))
 
 
@@ -156,17 +94,15 @@ def compare(
     model: nn.Module,
     pairs: Sequence[Pair],
     *,
-    scale: int,
-    size_multiple: int = 1,
+    backbone: Backbone,
     advance: Callable[[str], None] = lambda note: None,
 ) -> Comparison:
     """Measure an adapted model against its frozen base on the same scenes.
 
     Args:
-        model: Adapted, in the value range 0..1.
+        model: Adapted.
         pairs: At least one.
-        scale: Of the network.
-        size_multiple: What the network needs its input sides to be multiples of.
+        backbone: The facts of its network.
         advance: Called with the scene's name after each scene.
 
     Raises:
@@ -176,16 +112,12 @@ def compare(
         raise DataError("there are no scenes to measure on")
     rows: dict[str, list[Score]] = {"bicubic": [], "frozen": [], "adapted": [], "same_view": []}
     for pair in pairs:
-        rows["bicubic"].append(score_bicubic(pair, scale=scale))
+        rows["bicubic"].append(score_bicubic(pair, scale=backbone.scale))
         with disabled(model):
-            rows["frozen"].append(score(model, pair, scale=scale, size_multiple=size_multiple))
-        rows["adapted"].append(score(model, pair, scale=scale, size_multiple=size_multiple))
+            rows["frozen"].append(score(model, pair, backbone=backbone))
+        rows["adapted"].append(score(model, pair, backbone=backbone))
         if isinstance(model, StereoModel):
-            same = score(model, pair, scale=scale, size_multiple=size_multiple, other_view="same")
+            same = score(model, pair, backbone=backbone, other_view="same")
             rows["same_view"].append(same)
         advance(pair.name)
     return Comparison(**{name: tuple(scores) for name, scores in rows.items()})
-
-
-def _size(view: Tensor) -> str:
-    return f"{view.shape[-1]}x{view.shape[-2]} px"

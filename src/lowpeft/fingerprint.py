@@ -25,7 +25,8 @@ class Fingerprint:
         parameters: Their number.
         structure: SHA-256 over the names and shapes of all parameters.
         weights: SHA-256 over the names, dtypes and bytes of all parameters and floating-point buffers. Buffers that
-            depend on the image size (`attn_mask*`) and integer buffers (indices, counters) are left out.
+            depend on the image size (`attn_mask*`), integer buffers (indices, counters) and those that a state dict
+            leaves out, because the network computes them, do not count.
     """
 
     model: str
@@ -51,9 +52,11 @@ class Fingerprint:
 def base_state(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The tensors that make the base compute what it computes."""
     yield from base_parameters(root)
+    saved = root.state_dict().keys()
     for path, buffer in root.named_buffers():
         name = path.rpartition(".")[2]
-        if SLOT not in path.split(".") and buffer.is_floating_point() and not name.startswith("attn_mask"):
+        plain = SLOT not in path.split(".") and path in saved
+        if plain and buffer.is_floating_point() and not name.startswith("attn_mask"):
             yield path, buffer
 
 

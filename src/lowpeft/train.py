@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .backbones import Backbone
 from .data import Crop, StereoPairs
 from .errors import TrainingError
-from .evaluate import run_pair
 from .files import save_adapter
+from .inference import run
 from .model import adapter_parameters
 from .recipes import TrainSettings
 
@@ -52,9 +53,17 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
     return settings.final_learning_rate + span * (1 + math.cos(math.pi * done)) / 2
 
 
-def pair_loss(model: nn.Module, crop: Crop) -> Tensor:
+def crop_for(backbone: Backbone) -> tuple[int, int] | None:
+    """Height and width of the only HR crop that the network can be trained on; None for any."""
+    if backbone.fixed_px is None:
+        return None
+    side = backbone.fixed_px * backbone.scale
+    return side, side
+
+
+def pair_loss(model: nn.Module, crop: Crop, backbone: Backbone) -> Tensor:
     """Mean absolute error over both views, values 0..1."""
-    left, right = run_pair(model, crop.lr_left, crop.lr_right)
+    left, right = run(model, (crop.lr_left, crop.lr_right), backbone)
     return (F.l1_loss(left, crop.hr_left) + F.l1_loss(right, crop.hr_right)) / 2
 
 
@@ -62,6 +71,7 @@ def train(
     model: nn.Module,
     pairs: StereoPairs,
     settings: TrainSettings,
+    backbone: Backbone,
     *,
     out: Path | None = None,
     report: Callable[[Step], None] | None = None,
@@ -71,9 +81,10 @@ def train(
     Crops and augmentation depend on `settings.seed` alone, so the same call gives the same adapter on one machine.
 
     Args:
-        model: An adapted model, in the value range 0..1; only its adapters are trained.
+        model: An adapted model; only its adapters are trained.
         pairs: Where crops come from; their size and scale must be the settings' and the network's.
         settings: Of the recipe.
+        backbone: The facts of its network.
         out: A folder that gets a log, and the adapter every `settings.save_every_steps` steps and at the end.
         report: Called after every step.
 
@@ -81,8 +92,12 @@ def train(
         Every step.
 
     Raises:
-        TrainingError: The loss is not finite; the adapter that was last saved is intact.
+        TrainingError: The network takes crops of another size only; or the loss is not finite; the adapter that was
+            last saved is intact.
     """
+    wanted, crop_px = crop_for(backbone), pairs.crop_px
+    if wanted not in (None, crop_px):
+        raise TrainingError(f"a {backbone.architecture} is trained on crops of {wanted} HR px, not {crop_px}")
     parameters = [p for _, p in adapter_parameters(model)]
     device = parameters[0].device
     optimizer = torch.optim.AdamW(
@@ -96,7 +111,7 @@ def train(
         rate = learning_rate(settings, number)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = pair_loss(model, _on(pairs.batch(settings.batch, generator), device))
+        loss = pair_loss(model, _on(pairs.batch(settings.batch, generator), device), backbone)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at step {number + 1}: lower the learning rate (now {rate:.3g}) or the "

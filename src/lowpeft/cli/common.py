@@ -37,6 +37,7 @@ def add_weights(sub: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="checkpoint of the frozen network (.pth, .pt, .safetensors), or 'demo' for the built-in one",
     )
+    sub.add_argument("--task", help="of a network for several tasks, the one to keep: sr_x4 (EDT), 2_x4 (IPT), …")
 
 
 def add_device(sub: argparse.ArgumentParser) -> None:
@@ -58,29 +59,15 @@ def add_recipe(sub: argparse.ArgumentParser) -> None:
     )
 
 
-def backbone(weights: str) -> Backbone:
-    """The network that `--weights` names."""
-    if weights == "demo":
-        from ..demo import demo_backbone
+def backbone(options: argparse.Namespace) -> Backbone:
+    """The network that `--weights` and `--task` name."""
+    if options.weights != "demo":
+        return load_backbone(options.weights, task=options.task)
+    if options.task is not None:
+        raise LowpeftError(f"--task {options.task} was asked for, and the demo network has a single task")
+    from ..demo import demo_backbone
 
-        return demo_backbone()
-    return load_backbone(weights)
-
-
-def runnable_backbone(weights: str) -> Backbone:
-    """The network that `--weights` names, for commands that run it on images.
-
-    Raises:
-        LowpeftError: Its values are not 0..1.
-    """
-    base = backbone(weights)
-    if base.value_range != (0.0, 1.0):
-        low, high = base.value_range
-        raise LowpeftError(
-            f"{weights} is a {base.architecture} for values {low:g}..{high:g}; this version's train and upscale run "
-            "networks for values 0..1 only (lowpeft.adapt and a loop of your own work on any)"
-        )
-    return base
+    return demo_backbone()
 
 
 def overrides(settings: list[str]) -> dict[str, Any]:

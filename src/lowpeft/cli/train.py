@@ -14,7 +14,7 @@ from ..errors import LowpeftError
 from ..files import save_adapter
 from ..model import summary
 from ..recipes import Recipe, TrainSettings, load_recipe
-from .common import add_device, add_recipe, device, new_command, overrides, runnable_backbone
+from .common import add_device, add_recipe, backbone, device, new_command, overrides
 
 SETTINGS = ("steps", "batch", "learning_rate", "clip_norm", "warmup_steps", "save_every_steps", "seed")
 
@@ -52,12 +52,12 @@ def run(options: argparse.Namespace) -> None:
     from ..data import StereoPairs, find_scenes, load_pair, read_clean_crops
     from ..evaluate import compare
     from ..progress import progress
-    from ..train import train
+    from ..train import crop_for, train
 
     if options.test_lr and len(options.test) != 1:
         raise LowpeftError("--test-lr goes with exactly one --test folder")
-    base = runnable_backbone(options.weights)
-    recipe = _settings(load_recipe(options.recipe), options)
+    base = backbone(options)
+    recipe = _settings(load_recipe(options.recipe), options, crop_for(base))
     settings = recipe.training
     tests = {
         folder: [load_pair(s, base.scale) for s in find_scenes(folder, lr_folder=options.test_lr)]
@@ -72,7 +72,8 @@ def run(options: argparse.Namespace) -> None:
     print(summary(model))
     print(f"{len(pairs.pairs)} training scenes, {settings.steps} steps of {settings.batch} pairs")
     with progress("training", settings.steps) as advance:
-        steps = train(model, pairs, settings, out=Path(options.out), report=lambda s: advance(f"L1 {s.loss:.4f}"))
+        out = Path(options.out)
+        steps = train(model, pairs, settings, base, out=out, report=lambda s: advance(f"L1 {s.loss:.4f}"))
     facts: dict[str, str | float] = {
         "base weights": Path(options.weights).name,
         "training": f"{len(pairs.pairs)} scenes, {settings.steps} steps of {settings.batch} pairs, "
@@ -80,7 +81,7 @@ def run(options: argparse.Namespace) -> None:
     }
     for folder, scenes in tests.items():
         with progress("measuring", len(scenes)) as advance:
-            found = compare(model, scenes, scale=base.scale, size_multiple=base.size_multiple, advance=advance)
+            found = compare(model, scenes, backbone=base, advance=advance)
         print(f"\n{folder}\n{found}")
         for name, value in found.means_db().items():
             facts[f"PSNR in dB, (L+R)/2, {Path(folder).name}, {name}"] = round(value, 4)
@@ -88,9 +89,9 @@ def run(options: argparse.Namespace) -> None:
     print(f"\nadapter written to {options.out}")
 
 
-def _settings(recipe: Recipe, options: argparse.Namespace) -> Recipe:
-    """The recipe with the training settings that the command line changes."""
+def _settings(recipe: Recipe, options: argparse.Namespace, only_crop: tuple[int, int] | None) -> Recipe:
+    """The recipe with the training settings that the command line changes, and the only crop that the network takes."""
     changes = {n: getattr(options, n) for n in (*SETTINGS, "schedule") if getattr(options, n) is not None}
-    if options.crop is not None:
-        changes["crop_height_px"], changes["crop_width_px"] = options.crop
+    if crop := options.crop or only_crop:
+        changes["crop_height_px"], changes["crop_width_px"] = crop
     return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, **changes))

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import DataError
 from ..files import load_adapter
-from .common import add_device, add_weights, device, new_command, runnable_backbone
+from .common import add_device, add_weights, backbone, device, new_command
 
 
 def add_to(commands: Any) -> None:
@@ -32,15 +32,15 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Read, enlarge, write."""
-    from ..evaluate import super_resolve
     from ..images import read_image, to_float, write_image
+    from ..inference import super_resolve
     from ..progress import progress
 
     left, right = read_image(options.left), read_image(options.right)
     if left.shape != right.shape:
         sizes = [f"{v.shape[-1]}x{v.shape[-2]} px" for v in (left, right)]
         raise DataError(f"the views differ in size: {options.left} is {sizes[0]}, {options.right} is {sizes[1]}")
-    base = runnable_backbone(options.weights)
+    base = backbone(options)
     if options.scale not in (None, base.scale):
         raise DataError(f"--scale {options.scale} was asked for, but {options.weights} is a x{base.scale} network")
     names = [f"{Path(p).stem}_x{base.scale}.png" for p in (options.left, options.right)]
@@ -53,9 +53,7 @@ def run(options: argparse.Namespace) -> None:
         raise DataError(f"cannot make the folder {folder}: {error.strerror}") from error
     model = load_adapter(base, options.adapter, revision=options.revision).to(device(options.device))
     with progress("upscaling", 1) as advance:
-        views = super_resolve(
-            model, to_float(left), to_float(right), scale=base.scale, size_multiple=base.size_multiple
-        )
+        views = super_resolve(model, to_float(left), to_float(right), backbone=base)
         advance("")
     for name, view in zip(names, views, strict=True):
         write_image(view, folder / name)

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from ..backbones import Backbone
 from ..data import Pair
-from ..evaluate import super_resolve
 from ..images import bicubic_upscale, to_float, to_uint8
+from ..inference import super_resolve
 from ..metrics import psnr
 from ..model import disabled
 
@@ -28,13 +28,12 @@ def draw_comparison(model: nn.Module, pair: Pair, backbone: Backbone, path: Path
         `path`.
     """
     left, right = to_float(pair.lr_left), to_float(pair.lr_right)
-    scale, multiple = backbone.scale, backbone.size_multiple
     with disabled(model):
-        frozen, _ = super_resolve(model, left, right, scale=scale, size_multiple=multiple)
-    adapted, _ = super_resolve(model, left, right, scale=scale, size_multiple=multiple)
+        frozen, _ = super_resolve(model, left, right, backbone=backbone)
+    adapted, _ = super_resolve(model, left, right, backbone=backbone)
     hr = to_float(pair.hr_left)
     y, x = _most_contrast(hr)
-    panels = [("bicubic", bicubic_upscale(left, scale)), ("frozen", frozen), ("adapted", adapted), ("HR", hr)]
+    panels = [("bicubic", bicubic_upscale(left, backbone.scale)), ("frozen", frozen), ("adapted", adapted), ("HR", hr)]
     side = PATCH_PX * ENLARGE
     whole = _image(hr).resize((4 * side + 3 * MARGIN_PX, round((4 * side + 3 * MARGIN_PX) * hr.shape[1] / hr.shape[2])))
     width, top = whole.width + 2 * MARGIN_PX, whole.height + 2 * MARGIN_PX
@@ -51,7 +50,7 @@ def draw_comparison(model: nn.Module, pair: Pair, backbone: Backbone, path: Path
         sheet.paste(_image(patch).resize((side, side), Image.Resampling.NEAREST), (column, top))
         label = name if name == "HR" else f"{name}  {psnr(image, hr):.2f} dB"
         draw.text((column, top + side + 4), label, fill="black", font=font)
-    note = f"{pair.name}, left view, x{scale}. PSNR of the whole view; patch: where the scene varies most."
+    note = f"{pair.name}, left view, x{backbone.scale}. PSNR of the whole view; patch: where the scene varies most."
     draw.text((MARGIN_PX, top + side + 2 * TEXT_PX), note, fill="gray", font=font)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)

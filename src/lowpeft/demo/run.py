@@ -82,9 +82,9 @@ def run_demo(*, out: str | Path, data: str | Path | None = None, steps: int | No
     model = adapt(backbone, "stereo")
     print(summary(model))
     with progress(f"training on {len(training)} scenes", settings.steps) as advance:
-        taken = train(model, pairs, settings, report=lambda s: advance(f"L1 {s.loss:.4f}"))
+        taken = train(model, pairs, settings, backbone, report=lambda s: advance(f"L1 {s.loss:.4f}"))
     with progress(f"measuring on {len(tests)} unseen scenes", len(tests)) as advance:
-        found = compare(model, tests, scale=backbone.scale, size_multiple=backbone.size_multiple, advance=advance)
+        found = compare(model, tests, backbone=backbone, advance=advance)
     print(found)
 
     adapter = save_adapter(model, folder / "adapter", facts=_facts(found, taken[-1].seconds))

@@ -13,22 +13,16 @@ import torch
 from torch import nn
 
 from ..backbones import Backbone
-from ..evaluate import super_resolve
 from ..files import load_adapter
 from ..fingerprint import digest
 from ..images import read_image, to_float
+from ..inference import super_resolve
 from .network import demo_backbone
 
 
 def outputs_digest(model: nn.Module, left: str, right: str, backbone: Backbone) -> str:
     """SHA-256 of both float32 outputs for two files of LR views."""
-    views = super_resolve(
-        model,
-        to_float(read_image(left)),
-        to_float(read_image(right)),
-        scale=backbone.scale,
-        size_multiple=backbone.size_multiple,
-    )
+    views = super_resolve(model, to_float(read_image(left)), to_float(read_image(right)), backbone=backbone)
     return hashlib.sha256(" ".join(map(digest, views)).encode()).hexdigest()
 
 

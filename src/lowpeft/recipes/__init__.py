@@ -21,6 +21,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -92,7 +93,8 @@ class TrainSettings:
             raise PlanError("the training settings do not work:", problems=problems)
 
 
-_WORDS = {str: "a string", bool: "true or false"}
+_WORDS: dict[type, str] = {str: "a string", bool: "true or false"}
+_PLAIN = {"name": (str, None), "summary": (str, ""), "freeze_statistics": (bool, True)}
 _WHOLE = {
     "steps": 1,
     "batch": 1,
@@ -130,7 +132,7 @@ class Recipe:
 
 def bundled() -> tuple[str, ...]:
     """The names of the recipes that come with lowpeft."""
-    return tuple(sorted(p.name.removesuffix(".toml") for p in _folder().iterdir() if p.name.endswith(".toml")))
+    return toml_names(resources.files(__package__))
 
 
 def load_recipe(recipe: str | Path | Recipe | AdapterConfig | Sequence[AdapterConfig]) -> Recipe:
@@ -151,27 +153,41 @@ def load_recipe(recipe: str | Path | Recipe | AdapterConfig | Sequence[AdapterCo
     return Recipe(name="+".join(dict.fromkeys(c.kind for c in configs)), adapters=configs)
 
 
-def _folder() -> Any:
-    return resources.files(__package__)
-
-
 def _read(recipe: str | Path) -> Recipe:
-    path = Path(recipe)
-    if isinstance(recipe, str) and recipe in bundled():
-        text, origin = _folder().joinpath(f"{recipe}.toml").read_bytes(), f"bundled recipe {recipe!r}"
+    table, origin = read_toml(recipe, resources.files(__package__), what="recipe")
+    return recipe_from_dict(table, origin=origin)
+
+
+def toml_names(folder: Traversable) -> tuple[str, ...]:
+    """The names of the TOML files in a folder, sorted, without `.toml`."""
+    return tuple(sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml")))
+
+
+def read_toml(name_or_path: str | Path, folder: Traversable, *, what: str) -> tuple[dict[str, Any], str]:
+    """The table in a TOML file, and what errors call the file.
+
+    Args:
+        name_or_path: Of a file in `folder` without `.toml`, or the path of a file anywhere.
+        folder: Holds the bundled files.
+        what: Such a file is, in the words of errors (`recipe`).
+
+    Raises:
+        PlanError: No such name or file, or a file that is not TOML.
+    """
+    path, known = Path(name_or_path), toml_names(folder)
+    if isinstance(name_or_path, str) and name_or_path in known:
+        text, origin = folder.joinpath(f"{name_or_path}.toml").read_bytes(), f"bundled {what} {name_or_path!r}"
     elif path.suffix == ".toml" and path.is_file():
         text, origin = path.read_bytes(), str(path)
     else:
-        known = bundled()
         raise PlanError(
-            f"no recipe {str(recipe)!r}: neither a file ending in .toml nor one of {', '.join(known)}"
-            + did_you_mean(str(recipe), known)
+            f"no {what} {str(name_or_path)!r}: neither a file ending in .toml nor one of {', '.join(known)}"
+            + did_you_mean(str(name_or_path), known)
         )
     try:
-        table = tomllib.loads(text.decode())
+        return tomllib.loads(text.decode()), origin
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise PlanError(f"{origin} is not TOML: {error}") from error
-    return recipe_from_dict(table, origin=origin)
 
 
 def recipe_from_dict(table: Mapping[str, Any], *, origin: str = "the recipe") -> Recipe:
@@ -183,23 +199,14 @@ def recipe_from_dict(table: Mapping[str, Any], *, origin: str = "the recipe") ->
     if not isinstance(table, Mapping):
         raise PlanError(f"{origin} is a {type(table).__name__}, not a table")
     problems: list[str] = []
-    if type(table.get("schema")) is not int or table["schema"] != SCHEMA:
-        problems.append(f"schema is {table.get('schema')!r}, this version of lowpeft reads {SCHEMA}")
-    _strict(table, ("schema", "name", "summary", "freeze_statistics", "adapter", "training"), "the recipe", problems)
-    for key, kind, default in (("name", str, None), ("summary", str, ""), ("freeze_statistics", bool, True)):
-        if not isinstance(table.get(key, default), kind):
-            problems.append(f"{key} must be {_WORDS[kind]}, not {table.get(key)!r}")
+    check_schema(table, SCHEMA, problems)
+    check_keys(table, ("schema", *_PLAIN, "adapter", "training"), "the recipe", problems)
+    values = plain_values(table, _PLAIN, problems)
     configs = _configs(table.get("adapter"), problems)
-    settings = _settings(table.get("training", {}), problems)
+    settings = changed_settings(TrainSettings(), table.get("training", {}), problems)
     if problems:
         raise PlanError(f"{origin} is not a recipe that lowpeft can use:", problems=problems)
-    return Recipe(
-        name=table["name"],
-        adapters=configs,
-        summary=table.get("summary", ""),
-        freeze_statistics=table.get("freeze_statistics", True),
-        training=settings,
-    )
+    return Recipe(**values, adapters=configs, training=settings)
 
 
 def _configs(rows: object, problems: list[str]) -> tuple[AdapterConfig, ...]:
@@ -215,21 +222,45 @@ def _configs(rows: object, problems: list[str]) -> tuple[AdapterConfig, ...]:
     return tuple(configs)
 
 
-def _settings(training: object, problems: list[str]) -> TrainSettings:
+def changed_settings(settings: TrainSettings, training: object, problems: list[str]) -> TrainSettings:
+    """The settings with the fields of a `[training]` table; what is wrong with the table goes to `problems`."""
     if not isinstance(training, Mapping):
         problems.append(f"[training] must be a table, not {training!r}")
-        return TrainSettings()
+        return settings
     known = [f.name for f in dataclasses.fields(TrainSettings)]
-    _strict(training, known, "[training]", problems)
+    check_keys(training, known, "[training]", problems)
     try:
-        return TrainSettings(**{k: v for k, v in training.items() if k in known})
+        return dataclasses.replace(settings, **{k: v for k, v in training.items() if k in known})
     except PlanError as error:
         problems += error.problems
-        return TrainSettings()
+        return settings
 
 
-def _strict(table: Mapping[str, Any], known: Sequence[str], where: str, problems: list[str]) -> None:
+def check_schema(table: Mapping[str, Any], schema: int, problems: list[str]) -> None:
+    """Note in `problems` a table whose `schema` is not this one."""
+    if type(table.get("schema")) is not int or table["schema"] != schema:
+        problems.append(f"schema is {table.get('schema')!r}, this version of lowpeft reads {schema}")
+
+
+def check_keys(table: Mapping[str, Any], known: Sequence[str], where: str, problems: list[str]) -> None:
+    """Note in `problems` every key that is not known, with the nearest ones."""
     problems += [f"{where} has an unknown key {k!r}{did_you_mean(k, known)}" for k in table if k not in known]
+
+
+def plain_values(
+    table: Mapping[str, Any], fields: Mapping[str, tuple[type, Any]], problems: list[str]
+) -> dict[str, Any]:
+    """Every field's value in the table; a field is its type and its default, None where there must be a value.
+
+    A value of another type is noted in `problems`.
+    """
+    values = {key: table.get(key, default) for key, (_, default) in fields.items()}
+    problems += [
+        f"{key} must be {_WORDS[kind]}, not {values[key]!r}"
+        for key, (kind, _) in fields.items()
+        if not isinstance(values[key], kind)
+    ]
+    return values
 
 
 def config_from_dict(row: Mapping[str, Any]) -> AdapterConfig:
@@ -247,7 +278,7 @@ def config_from_dict(row: Mapping[str, Any]) -> AdapterConfig:
     kind = get_kind(row["kind"])
     problems: list[str] = []
     fields = {k: v for k, v in row.items() if k != "kind"}
-    _strict(fields, kind.fields, f"the {kind.name} adapter", problems)
+    check_keys(fields, kind.fields, f"the {kind.name} adapter", problems)
     if problems:
         raise PlanError("; ".join(problems))
     return kind.config(**fields)

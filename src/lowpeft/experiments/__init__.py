@@ -1,0 +1,240 @@
+"""Experiments: tables of papers as data, one row per network that is adapted; nothing here runs them.
+
+An experiment is a TOML file (the bundled ones lie beside this module):
+
+    schema = 1
+    name = "backbones"
+    summary = "one line"
+    metric = "PSNR in dB, Flickr1024 x4, mean of both views"
+    source = "arXiv 2407.03598"
+
+    [[row]]
+    name = "ipt"
+    family = "ipt"
+    scale = 4
+    weights = "IPT_sr4.pt"              # as the network's authors call the file
+    recipe = "stereo"                   # a bundled recipe, or a file's path from the working folder
+
+    [row.overrides]                     # fields of the recipe's adapters, as in `recipes.override`
+    logit_scale = 1.0
+
+    [row.training]                      # fields of TrainSettings that differ from the recipe's
+    crop_width_px = 192
+
+    [row.paper]                         # what the paper prints; absent where it is not known
+    frozen_db = 23.68
+    adapted_db = 23.87
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ..errors import PlanError, did_you_mean
+from ..families import families
+from ..kinds import is_number
+from ..recipes import (
+    Recipe,
+    TrainSettings,
+    changed_settings,
+    check_keys,
+    check_schema,
+    load_recipe,
+    override,
+    plain_values,
+    read_toml,
+    toml_names,
+)
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperFigures:
+    """What a paper prints for a row, in the experiment's metric; None where it is not known.
+
+    Attributes:
+        frozen_db: Of the network as its authors publish it, each view by itself.
+        adapted_db: Of the same network with trained adapters.
+    """
+
+    frozen_db: float | None = None
+    adapted_db: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One network, and how it is adapted.
+
+    Attributes:
+        name: Of the row, unique in the experiment, and usable as a file name.
+        family: Of the network, a registered one.
+        scale: Output sides over input sides.
+        weights: The name under which the network's authors publish the checkpoint file.
+        recipe: With the row's overrides and training settings applied.
+        summary: One line for people.
+        paper: The printed figures.
+    """
+
+    name: str
+    family: str
+    scale: int
+    weights: str
+    recipe: Recipe
+    summary: str = ""
+    paper: PaperFigures = PaperFigures()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A table of a paper.
+
+    Attributes:
+        name: Of the experiment.
+        summary: One line for people.
+        metric: What the figures are: metric and unit, test set, scale, views.
+        source: Where they are printed.
+        rows: In the order of the file.
+    """
+
+    name: str
+    summary: str
+    metric: str
+    source: str
+    rows: tuple[Row, ...]
+
+
+_PLAIN = dict.fromkeys(("name", "summary", "metric", "source"), (str, None))
+_PLAIN_OF_ROW = {
+    **dict.fromkeys(("name", "family", "weights", "recipe"), (str, None)),
+    "summary": (str, ""),
+}
+
+
+def bundled_experiments() -> tuple[str, ...]:
+    """The names of the experiments that come with lowpeft."""
+    return toml_names(resources.files(__package__))
+
+
+def load_experiment(name_or_path: str | Path) -> Experiment:
+    """An experiment from a bundled name or the path of a TOML file.
+
+    Raises:
+        PlanError: No such name or file, or a file that is not a valid experiment; every problem is listed.
+    """
+    table, origin = read_toml(name_or_path, resources.files(__package__), what="experiment")
+    return experiment_from_dict(table, origin=origin)
+
+
+def experiment_from_dict(table: Mapping[str, Any], *, origin: str = "the experiment") -> Experiment:
+    """An experiment from the plain values of a TOML file.
+
+    Raises:
+        PlanError: Unknown or missing keys, another schema, no rows, rows of one name, a family or a recipe that does
+            not exist, or settings that the recipe refuses; all are listed.
+    """
+    if not isinstance(table, Mapping):
+        raise PlanError(f"{origin} is a {type(table).__name__}, not a table")
+    problems: list[str] = []
+    check_schema(table, SCHEMA, problems)
+    check_keys(table, ("schema", *_PLAIN, "row"), "the experiment", problems)
+    values = plain_values(table, _PLAIN, problems)
+    rows = _rows(table.get("row"), problems)
+    if problems:
+        raise PlanError(f"{origin} is not an experiment that lowpeft can use:", problems=problems)
+    return Experiment(**values, rows=rows)
+
+
+def _rows(tables: object, problems: list[str]) -> tuple[Row, ...]:
+    if not isinstance(tables, list) or not tables:
+        problems.append("there is no [[row]] table")
+        return ()
+    rows: list[Row] = []
+    names: list[object] = []
+    for number, table in enumerate(tables, start=1):
+        found: list[str] = []
+        row = _row(table, found)
+        if row is not None:
+            rows.append(row)
+        name = table.get("name") if isinstance(table, Mapping) else None
+        if name is not None and name in names:
+            found.append("another row has this name")
+        names.append(name)
+        problems += [f"row {number}{'' if name is None else f' ({name!r})'}: {problem}" for problem in found]
+    return tuple(rows)
+
+
+def _row(table: object, problems: list[str]) -> Row | None:
+    """The row, or None and what is wrong with it."""
+    if not isinstance(table, Mapping):
+        problems.append(f"a row must be a table, not {table!r}")
+        return None
+    check_keys(table, (*_PLAIN_OF_ROW, "scale", "overrides", "training", "paper"), "the row", problems)
+    values = plain_values(table, _PLAIN_OF_ROW, problems)
+    problems += [
+        f"{key} must be the name of a file, without folders, not {values[key]!r}"
+        for key in ("name", "weights")
+        if isinstance(values[key], str) and not _is_file_name(values[key])
+    ]
+    known = [family.name for family in families()]
+    if isinstance(values["family"], str) and values["family"] not in known:
+        near = did_you_mean(values["family"], known)
+        problems.append(f"no family {values['family']!r}; known: {', '.join(known)}{near}")
+    scale = _scale(table.get("scale"), problems)
+    recipe = _recipe(values["recipe"], table, problems)
+    paper = _paper(table.get("paper", {}), problems)
+    if recipe is not None and not problems:
+        crop = (recipe.training.crop_height_px, recipe.training.crop_width_px)
+        if any(side % scale for side in crop):
+            problems.append(f"a crop of {crop[0]}x{crop[1]} HR px cannot be scaled down by {scale}")
+    if recipe is None or problems:
+        return None
+    return Row(**{**values, "recipe": recipe}, scale=scale, paper=paper)
+
+
+def _scale(value: object, problems: list[str]) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    problems.append(f"scale must be a whole number of at least 1, not {value!r}")
+    return 1
+
+
+def _is_file_name(text: str) -> bool:
+    return text not in ("", "..") and Path(text).name == text
+
+
+def _recipe(name: object, table: Mapping[str, Any], problems: list[str]) -> Recipe | None:
+    """The row's recipe with its overrides and training settings; None where there is no such recipe."""
+    recipe = None
+    if isinstance(name, str):
+        try:
+            recipe = load_recipe(name)
+        except PlanError as error:
+            problems.append(str(error))
+    overrides = table.get("overrides", {})
+    if not isinstance(overrides, Mapping):
+        problems.append(f"[overrides] must be a table, not {overrides!r}")
+    elif recipe is not None:
+        try:
+            recipe = override(recipe, overrides)
+        except PlanError as error:
+            problems += error.problems
+    settings = changed_settings(recipe.training if recipe else TrainSettings(), table.get("training", {}), problems)
+    return dataclasses.replace(recipe, training=settings) if recipe else None
+
+
+def _paper(table: object, problems: list[str]) -> PaperFigures:
+    if not isinstance(table, Mapping):
+        problems.append(f"[paper] must be a table, not {table!r}")
+        return PaperFigures()
+    known = [f.name for f in dataclasses.fields(PaperFigures)]
+    check_keys(table, known, "[paper]", problems)
+    figures = {key: table[key] for key in known if key in table}
+    wrong = [f"{key} must be a number above 0, not {v!r}" for key, v in figures.items() if not is_number(v, above=0)]
+    problems += wrong
+    return PaperFigures() if wrong else PaperFigures(**figures)

@@ -1,0 +1,8 @@
+"""Networks of our own: those that the field uses and that no maintained library has."""
+
+from __future__ import annotations
+
+from .edt import EDT
+from .edt_config import EDTConfig
+
+__all__ = ["EDT", "EDTConfig"]

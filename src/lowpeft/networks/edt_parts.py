@@ -1,0 +1,294 @@
+"""The parts of EDT: transformer body, convolutional heads and tails."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .edt_config import EDTConfig
+
+MASKED = -100.0
+"""What the authors add to the logits of pixels that are not neighbours."""
+
+Size = tuple[int, int]
+Masks = tuple[Tensor, Tensor]
+
+
+# --- Body
+def shift_mask(size: Size, window: Size, *, like: Tensor) -> Tensor:
+    """What keeps pixels apart that became neighbours only by shifting the image by half a window.
+
+    Args:
+        size: Height and width of the features; multiples of the window's.
+        window: Height and width.
+        like: Gives device and dtype.
+
+    Returns:
+        (windows, L, L) with L the pixels of a window: 0, or `MASKED`, added to the logits.
+    """
+    labels = []
+    for side, step in zip(size, window, strict=True):
+        positions = torch.arange(side, device=like.device)
+        labels.append((positions >= side - step).int() + (positions >= side - step // 2).int())
+    regions = 3 * labels[0][:, None] + labels[1][None, :]
+    windows = rearrange(regions, "(y h) (x w) -> (y x) (h w)", h=window[0], w=window[1])
+    apart = windows[:, :, None] != windows[:, None, :]
+    return torch.zeros(apart.shape, device=like.device, dtype=like.dtype).masked_fill_(apart, MASKED)
+
+
+class WindowAttention(nn.Module):
+    """Attention within windows of one shape, with a depth-wise convolution of the values as position term (LePE).
+
+    The convolution sees each window by itself. There is no position bias.
+    """
+
+    def __init__(self, dim: int, window: Size, heads: int) -> None:
+        super().__init__()
+        self.window = window
+        self.heads = heads
+        self.lepe = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+
+    def forward(self, qkv: Tensor, mask: Tensor | None) -> Tensor:
+        """(3,N,H,W,C), queries, keys and values, to (N,H,W,C); `mask` as of `shift_mask`."""
+        (h, w), count = self.window, qkv.shape[1]
+        y, x = qkv.shape[2] // h, qkv.shape[3] // w
+        q, k, v = rearrange(
+            qkv, "t n (y h) (x w) (heads c) -> t (n y x) heads (h w) c", h=h, w=w, heads=self.heads
+        ).unbind()
+        if mask is not None:
+            mask = mask[None, :, None].expand(count, -1, -1, -1, -1).flatten(0, 1)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        position = self.lepe(rearrange(v, "b heads (h w) c -> b (heads c) h w", h=h))
+        out = rearrange(out, "b heads (h w) c -> b (heads c) h w", h=h) + position
+        joined: Tensor = rearrange(out, "(n y x) c h w -> n (y h) (x w) c", y=y, x=x)
+        return joined
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a depth-wise 5x5 convolution between them."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.dwconv = nn.Conv2d(hidden, hidden, 5, padding=2, groups=hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N,H,W,C) to (N,H,W,C)."""
+        x = F.gelu(self.fc1(x)).permute(0, 3, 1, 2)
+        return self.fc2(F.gelu(self.dwconv(x)).permute(0, 2, 3, 1))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Attention in wide windows on one half of the channels, in tall ones on the other; then the MLP; both pre-norm."""
+
+    attn_mask_h: Tensor | None
+    attn_mask_v: Tensor | None
+
+    def __init__(self, config: EDTConfig, *, shifted: bool) -> None:
+        super().__init__()
+        dim, half = config.dim, config.dim // 2
+        self.windows = (config.window, config.window[::-1])
+        self.shifted = shifted
+        self.size = (config.image_px, config.image_px)
+        masks = [shift_mask(self.size, w, like=torch.empty(0)) if shifted else None for w in self.windows]
+        self.register_buffer("attn_mask_h", masks[0])
+        self.register_buffer("attn_mask_v", masks[1])
+        self.norm1 = nn.LayerNorm(dim)
+        self.attns = nn.ModuleList(WindowAttention(half, window, config.heads) for window in self.windows)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, config.mlp_ratio * dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Masks follow from the image's size alone: those of a file are ignored, whatever size they are for."""
+        own = {"attn_mask_h": self.attn_mask_h, "attn_mask_v": self.attn_mask_v}
+        state_dict.update({prefix + name: mask for name, mask in own.items() if mask is not None})
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def forward(self, x: Tensor, x_size: Size, masks: Masks | None = None) -> Tensor:
+        """Tokens (N,L,C) to (N,L,C), `x_size` their height and width; without `masks` it is the size of the buffers."""
+        x = x.unflatten(1, x_size)
+        qkv = rearrange(self.qkv(self.norm1(x)), "n h w (t half c) -> half t n h w c", t=3, half=2)
+        own = (self.attn_mask_h, self.attn_mask_v)
+        parts = []
+        for i, attend in enumerate(self.attns):
+            if not self.shifted:
+                parts.append(attend(qkv[i], None))
+                continue
+            down, right = self.windows[i][0] // 2, self.windows[i][1] // 2
+            rolled = torch.roll(qkv[i], (-down, -right), (2, 3))
+            part = attend(rolled, own[i] if masks is None else masks[i])
+            parts.append(torch.roll(part, (down, right), (1, 2)))
+        x = x + self.proj(torch.cat(parts, -1))
+        x = x + self.mlp(self.norm2(x))
+        return x.flatten(1, 2)
+
+
+class Group(nn.Module):
+    """Blocks, every second one with shifted windows."""
+
+    def __init__(self, config: EDTConfig, depth: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(config, shifted=i % 2 == 1) for i in range(depth))
+
+    def forward(self, x: Tensor, x_size: Size, masks: Masks | None = None) -> Tensor:
+        """Tokens (N,L,C) to (N,L,C)."""
+        for block in self.blocks:
+            x = block(x, x_size, masks)
+        return x
+
+
+class ResidualGroup(nn.Module):
+    """A group and its shortcut; no convolution stands between."""
+
+    def __init__(self, config: EDTConfig, depth: int) -> None:
+        super().__init__()
+        self.residual_group = Group(config, depth)
+
+    def forward(self, x: Tensor, x_size: Size, masks: Masks | None = None) -> Tensor:
+        """Tokens (N,L,C) to (N,L,C)."""
+        return x + self.residual_group(x, x_size, masks)  # type: ignore[no-any-return]
+
+
+class PatchEmbed(nn.Module):
+    """Every pixel becomes a token."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N,C,H,W) to tokens (N,L,C)."""
+        return self.norm(x.flatten(2).transpose(1, 2))  # type: ignore[no-any-return]
+
+
+class Body(nn.Module):
+    """The transformer, shared by all tasks."""
+
+    def __init__(self, config: EDTConfig) -> None:
+        super().__init__()
+        self.windows = (config.window, config.window[::-1])
+        self.size = (config.image_px, config.image_px)
+        self.patch_embed = PatchEmbed(config.dim)
+        self.layers = nn.ModuleList(ResidualGroup(config, depth) for depth in config.depths)
+        self.norm = nn.LayerNorm(config.dim)
+        self.conv_after_body = nn.Conv2d(config.dim, config.dim, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N,C,H,W) to (N,C,H,W); sides are multiples of the windows'."""
+        x_size = (x.shape[2], x.shape[3])
+        masks = None
+        if x_size != self.size:
+            masks = (shift_mask(x_size, self.windows[0], like=x), shift_mask(x_size, self.windows[1], like=x))
+        tokens = self.patch_embed(x)
+        for layer in self.layers:
+            tokens = layer(tokens, x_size, masks)
+        deep = self.norm(tokens).transpose(1, 2).reshape(x.shape)
+        return x + self.conv_after_body(deep)  # type: ignore[no-any-return]
+
+
+# --- Heads and tails
+class ConvBlock(nn.Module):
+    """Two convolutions beside a 1x1 shortcut; with `down`, there is one more that halves the sides."""
+
+    def __init__(self, dim_in: int, dim_out: int, *, down: bool = False) -> None:
+        super().__init__()
+        narrow = min(dim_in, dim_out)
+        self.conv_1 = nn.Conv2d(dim_in, narrow, 3, padding=1)
+        self.conv_2 = nn.Conv2d(narrow, dim_out, 3, padding=1)
+        self.shortcut = nn.Conv2d(dim_in, dim_out, 1)
+        self.conv_down = nn.Conv2d(dim_out, dim_out, 4, stride=2, padding=1, bias=False) if down else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N,C,H,W) to (N,C',H,W)."""
+        out = F.leaky_relu(self.conv_1(x), 0.2)
+        return F.leaky_relu(self.conv_2(out), 0.2) + self.shortcut(x)  # type: ignore[no-any-return]
+
+    def halve(self, x: Tensor) -> Tensor:
+        """(N,C',H,W) to (N,C',H/2,W/2) in a block with `down`; in others `x` itself."""
+        return x if self.conv_down is None else self.conv_down(x)
+
+
+class Head(nn.Sequential):
+    """A convolution, two levels (`ConvBlock`) and a convolution: image to features."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(N,3,H,W) to (N,C,H,W) and two skips; each level of denoising and deraining halves the sides."""
+        first, *levels, last = self
+        x, skips = first(x), []
+        for level in levels:
+            x = level(x)
+            skips.append(x)
+            x = cast(ConvBlock, level).halve(x)
+        return last(x), skips
+
+
+class Level(nn.Module):
+    """One level up in the tail: meets the head's features of the same level."""
+
+    def __init__(self, dim_in: int, dim_out: int, *, up: bool) -> None:
+        super().__init__()
+        if up:
+            self.up = nn.ConvTranspose2d(dim_in, dim_out, 2, stride=2)
+        else:
+            self.conv = nn.Conv2d(dim_in, dim_out, 3, padding=1)
+        self.upwards = up
+        self.block = ConvBlock(2 * dim_out, dim_out)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """(N,C,H,W) and the skip (N,C',H',W') to (N,C',H',W')."""
+        x = self.up(x) if self.upwards else self.conv(x)
+        return self.block(torch.cat((x, skip), 1))  # type: ignore[no-any-return]
+
+
+class Upsampler(nn.Sequential):
+    """Sub-pixel convolutions: in one step to `dim_out` channels, or by factors of 2 (or one of 3) as wide as before."""
+
+    def __init__(self, dim: int, scale: int, dim_out: int | None = None) -> None:
+        steps = [scale] if dim_out or scale == 3 else [2] * (scale.bit_length() - 1)
+        layers: list[nn.Module] = []
+        for step in steps:
+            layers += [nn.Conv2d(dim, (dim_out or dim) * step**2, 3, padding=1), nn.PixelShuffle(step)]
+        super().__init__(*layers)
+
+
+class Tail(nn.Sequential):
+    """Features to image."""
+
+    def forward(self, x: Tensor, skips: list[Tensor]) -> Tensor:  # type: ignore[override]
+        """(N,C,H,W) and the head's skips to (N,3,H',W')."""
+        deep, shallow, *rest = self
+        x = shallow(deep(x, skips[1]), skips[0])
+        for layer in rest:
+            x = layer(x)
+        return x
+
+
+def make_head(task: str, features: int, dim: int) -> Head:
+    """The head of a task."""
+    down = not task.startswith("sr_")
+    return Head(
+        nn.Conv2d(3, features, 3, padding=1),
+        ConvBlock(features, 2 * features, down=down),
+        ConvBlock(2 * features, 4 * features, down=down),
+        nn.Conv2d(4 * features, dim, 3, padding=1),
+    )
+
+
+def make_tail(task: str, features: int, dim: int, *, direct: bool) -> Tail:
+    """The tail of a task."""
+    sr = task.startswith("sr_")
+    wide = 2 * features
+    levels = (Level(dim, 4 * features, up=not sr), Level(4 * features, wide, up=not sr))
+    if not sr:
+        return Tail(*levels, nn.Conv2d(wide, 3, 3, padding=1))
+    scale = int(task[-1])
+    if direct:
+        return Tail(*levels, Upsampler(wide, scale, 3))
+    return Tail(*levels, Upsampler(wide, scale), nn.Conv2d(wide, 3, 3, padding=1))

@@ -1,0 +1,129 @@
+"""Building the network of a state dict with spandrel, and saying why not where that fails."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from spandrel import MAIN_REGISTRY, ImageModelDescriptor
+from torch import Tensor
+
+from .checkpoints import State, unwrapped
+from .errors import LowpeftError, did_you_mean
+
+BLOCK = "layers.0.residual_group.blocks.0.attn.relative_position_index"
+MASKED_BLOCK = re.compile(r"(layers\.\d+\.residual_group\.blocks\.\d*[13579])\.attn\.relative_position_index")
+WINDOWS_PER_SIDE = 8
+"""Of the image for which masks are made where the file has none: 64 pixels, as published, with windows of 8."""
+
+
+def load(state: State) -> ImageModelDescriptor[Any]:
+    """The network and its facts.
+
+    Raises:
+        LowpeftError: Nothing in spandrel looks like it (the nearest is named), its tensors are not those that the
+            architecture has, or it does not map one image to one image.
+    """
+    for candidate in unwrapped(state):
+        for support in MAIN_REGISTRY.architectures("detection"):
+            if support.detect(candidate):
+                return _build(support.architecture, candidate)
+    raise _nearest(state)
+
+
+def _build(architecture: Any, state: State) -> ImageModelDescriptor[Any]:
+    if architecture.name in ("SwinIR", "Swin2SR"):
+        state = with_masks(state)
+    try:
+        descriptor = architecture.load(state)
+    except Exception as error:  # spandrel passes on whatever building a network from wrong tensors raises
+        problems = _tensor_problems(str(error), state) or [f"{type(error).__name__}: {_first_line(error)}"]
+        raise LowpeftError(
+            f"it looks like {architecture.name}, but its tensors are not those of one:", problems=problems
+        ) from error
+    if not isinstance(descriptor, ImageModelDescriptor):
+        raise LowpeftError(f"it holds a {architecture.name}, which does not map one image to one image")
+    return descriptor
+
+
+def with_masks(state: State) -> State:
+    """The state dict of a SwinIR or Swin2SR with new masks, which depend on the training image's size alone.
+
+    Those in the file give the size if they are of a square image. A file without masks is taken for one from which
+    they were removed: every published network shifts the windows of its odd blocks.
+    """
+    from .networks.edt_parts import shift_mask
+
+    window = math.isqrt(state[BLOCK].shape[0])
+    masks = [key for key in state if key.endswith(".attn_mask")]
+    side = math.isqrt(len(state[masks[0]])) if masks else 0
+    if not masks or side**2 != len(state[masks[0]]):
+        side = WINDOWS_PER_SIDE
+    mask = shift_mask((side * window,) * 2, (window, window), like=state[BLOCK].float())
+    blocks = [found[1] for key in state if (found := MASKED_BLOCK.fullmatch(key))]
+    rest = {key: tensor for key, tensor in state.items() if key not in masks}
+    return rest | {f"{block}.attn_mask": mask for block in blocks}
+
+
+def _tensor_problems(message: str, state: State) -> list[str]:
+    """The tensors that PyTorch's own message about a state dict names."""
+    problems = []
+    for words, label in (("Missing key", "missing"), ("Unexpected key", "not of this network")):
+        for part in re.findall(rf"{words}\(s\) in state_dict: (.*?)\.\s*(?:\n|$)", message):
+            problems += [f"{label}: {key}" for key in re.findall(r'"([^"]+)"', part)]
+    problems += re.findall(r"size mismatch for .*", message)
+    if not problems and (key := re.fullmatch(r"'([^']+)'", message)):
+        problems = [f"missing: {key[1]}{did_you_mean(key[1], state, most=1)}"]
+    return problems
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:300]
+
+
+class _Asked(Mapping[str, Any]):
+    """A state dict that says yes to every question whether it has a key, and remembers the questions."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.keys_asked: dict[str, None] = {}
+
+    def __contains__(self, key: object) -> bool:
+        self.keys_asked.setdefault(str(key))
+        return True
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self.state[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.state)
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+
+def _nearest(state: State) -> LowpeftError:
+    """The error for a state dict that no architecture claims: which one would with the fewest keys more."""
+    best: tuple[float, int, str, State, list[str]] = (0.0, 0, "", state, [])
+    for candidate in unwrapped(state):
+        for support in MAIN_REGISTRY.architectures("detection"):
+            asked = _Asked(candidate)
+            try:
+                support.detect(asked)
+            except (KeyError, AttributeError, IndexError, ValueError):
+                continue  # this architecture reads tensors that are not there, so it is not near
+            missing = [key for key in asked.keys_asked if key not in candidate]
+            found = len(asked.keys_asked) - len(missing)
+            row = (found / max(1, len(asked.keys_asked)), found, support.architecture.name, candidate, missing)
+            best = max(best, row, key=lambda r: r[:2])
+    _, found, name, candidate, missing = best
+    some = ", ".join(list(candidate)[:3])
+    if not found:
+        return LowpeftError(f"no architecture of spandrel or lowpeft is near; it holds {len(state)} tensors, as {some}")
+    return LowpeftError(
+        f"no architecture of spandrel or lowpeft has these {len(candidate)} tensors (as {some}); the nearest is "
+        f"{name}, of which {found} keys are there, but:",
+        problems=[f"missing: {key}{did_you_mean(key, candidate, most=1)}" for key in missing],
+    )

@@ -1,0 +1,385 @@
+"""Swin2SR in the official layout and that of transformers: weights and adapters, both ways."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from spandrel.architectures.Swin2SR import Swin2SR
+from torch import Tensor, nn
+from transformers import Swin2SRConfig, Swin2SRForImageSuperResolution
+
+import lowpeft
+from lowpeft import AdapterError, FullConfig, LoRAConfig, PlanError, SpatialConfig, StereoConfig
+from lowpeft.conversion import ROWS, convert_adapter, swin2sr_from_transformers, swin2sr_to_transformers
+from lowpeft.fingerprint import fingerprint
+from states import assert_same_tensors, tensors
+from zoo import image_of
+
+OFFICIAL, TRANSFORMERS = "official", "transformers"
+UPSAMPLERS = [
+    ("pixelshuffle", 2),
+    ("pixelshuffle", 3),
+    ("pixelshuffle", 8),
+    ("pixelshuffle_aux", 4),
+    ("pixelshuffledirect", 2),
+    ("pixelshuffledirect", 3),
+    ("nearest+conv", 4),
+    ("", 1),
+]
+MEAN_IN_ITS_TAIL = {"pixelshuffle_aux", ""}
+"""Upsamplers for which transformers does not subtract the mean from the image that its tail uses."""
+
+SIZES = {"embed_dim": 12, "window_size": 4, "mlp_ratio": 2.0, "depths": [2, 2], "num_heads": [2, 3]}
+both_ways = pytest.mark.parametrize("made_on", [OFFICIAL, TRANSFORMERS])
+
+
+def randomised(network: nn.Module, seed: int) -> nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return network.eval()
+
+
+def official(upsampler: str = "pixelshuffle", upscale: int = 2, seed: int = 0, **sizes: object) -> nn.Module:
+    network = Swin2SR(**{**SIZES, "img_size": 8, **sizes}, upsampler=upsampler, upscale=upscale)
+    return randomised(network, seed)
+
+
+def of_transformers(upsampler: str = "pixelshuffle", upscale: int = 2, seed: int = 1, **sizes: object) -> nn.Module:
+    settings = {**SIZES, "image_size": 8, **sizes, "upsampler": upsampler, "upscale": upscale}
+    if "in_chans" in settings:
+        settings["num_channels"] = settings["num_channels_out"] = settings.pop("in_chans")
+    return randomised(Swin2SRForImageSuperResolution(Swin2SRConfig(**settings)), seed)
+
+
+BUILD = {OFFICIAL: official, TRANSFORMERS: of_transformers}
+
+
+def copy_weights(source: nn.Module, target: nn.Module) -> nn.Module:
+    """Put the weights of one layout into a network of the other; only buffers of the target may stay its own."""
+    if isinstance(source, Swin2SR):
+        target.load_state_dict(swin2sr_to_transformers(source.state_dict()))
+    else:
+        left = target.load_state_dict(swin2sr_from_transformers(source.state_dict()), strict=False)
+        assert left.unexpected_keys == []
+        assert set(left.missing_keys) <= {name for name, _ in target.named_buffers()}
+    return target
+
+
+def pair(made_on: str, **settings: object) -> tuple[nn.Module, nn.Module]:
+    """A network of that layout, and one of the other with the same weights."""
+    other = OFFICIAL if made_on == TRANSFORMERS else TRANSFORMERS
+    source = BUILD[made_on](**settings)
+    return source, copy_weights(source, BUILD[other](**settings))
+
+
+@torch.no_grad()
+def difference(a: nn.Module, b: nn.Module, channels: int = 3) -> float:
+    x = torch.rand(2, channels, 8, 12)
+    return (image_of(a(x)) - image_of(b(x))).abs().max().item()
+
+
+def without_mean(network: nn.Module) -> nn.Module:
+    holder = network if isinstance(network, Swin2SR) else network.swin2sr
+    holder.mean = torch.zeros_like(holder.mean)
+    return network
+
+
+# --- Weights ---------------------------------------------------------------------------------------------------------
+
+
+@both_ways
+@pytest.mark.parametrize(("upsampler", "upscale"), UPSAMPLERS)
+def test_converted_weights_give_the_same_images(made_on: str, upsampler: str, upscale: int) -> None:
+    source, target = pair(made_on, upsampler=upsampler, upscale=upscale)
+    if upsampler in MEAN_IN_ITS_TAIL:
+        assert difference(source, target) > 1e-3  # when this fails, transformers has changed: see the docstring
+        source, target = without_mean(source), without_mean(target)
+    assert difference(source, target) < 1e-5
+
+
+@both_ways
+@pytest.mark.parametrize("sizes", [{"qkv_bias": False}, {"in_chans": 1}], ids=str)
+def test_networks_without_biases_or_colours_convert(made_on: str, sizes: dict[str, object]) -> None:
+    source, target = pair(made_on, **sizes)
+    assert difference(source, target, channels=sizes.get("in_chans", 3)) < 1e-5
+
+
+@pytest.mark.parametrize(("upsampler", "upscale"), UPSAMPLERS)
+def test_there_and_back_gives_every_parameter_bit_for_bit(upsampler: str, upscale: int) -> None:
+    network = official(upsampler, upscale)
+    back = swin2sr_from_transformers(swin2sr_to_transformers(network.state_dict()))
+    assert_same_tensors(back, dict(network.named_parameters()))
+    other = of_transformers(upsampler, upscale)
+    back = swin2sr_to_transformers(swin2sr_from_transformers(other.state_dict()))
+    assert_same_tensors(back, dict(other.named_parameters()))
+
+
+def test_every_row_of_the_table_is_in_some_network() -> None:
+    """No row is left over from another version of either library."""
+    names = {"group": "0", "block": "0", "layer": "0", "tensor": "weight", "part": "key"}
+    rows = {tuple(template.format(**names) for template in row) for row in ROWS}
+    networks = [(official(u, s).state_dict(), of_transformers(u, s).state_dict()) for u, s in UPSAMPLERS]
+    for side in (0, 1):
+        used = set().union(*(states[side] for states in networks))
+        assert {row[side] for row in rows} - used == set()
+
+
+def test_weights_of_other_sizes_of_image_convert() -> None:
+    """Masks depend on the size that a network was built for, so they are left behind."""
+    source, target = official(img_size=16), of_transformers()
+    assert any("attn_mask" in key for key in source.state_dict())
+    assert difference(copy_weights(source, target), source) < 1e-5
+
+
+def test_buffers_that_other_versions_save_are_dropped() -> None:
+    network = of_transformers()
+    state = {**dict(network.named_buffers()), **network.state_dict()}
+    assert "swin2sr.mean" in state
+    assert swin2sr_from_transformers(state).keys() == dict(official().named_parameters()).keys()
+
+
+def test_converted_weights_can_be_written_to_safetensors(tmp_path: Path) -> None:
+    save_file(swin2sr_to_transformers(official().state_dict()), tmp_path / "weights.safetensors")
+    save_file(swin2sr_from_transformers(of_transformers().state_dict()), tmp_path / "weights.safetensors")
+
+
+def test_all_unknown_keys_are_listed_in_one_error() -> None:
+    state = {**official().state_dict(), "absolute_pos_embed": torch.zeros(1), "extra.weight": torch.zeros(1)}
+    with pytest.raises(AdapterError) as caught:
+        swin2sr_to_transformers(state)
+    assert caught.value.problems == ("unknown: absolute_pos_embed", "unknown: extra.weight")
+
+
+@pytest.mark.parametrize(
+    ("convert", "network"),
+    [
+        (swin2sr_to_transformers, of_transformers),
+        (swin2sr_from_transformers, official),
+        (swin2sr_to_transformers, partial(official, resi_connection="3conv")),
+        (swin2sr_from_transformers, partial(of_transformers, resi_connection="3conv")),
+        (swin2sr_to_transformers, partial(official, "pixelshuffle_hf")),
+    ],
+    ids=["to, is", "from, is", "to, 3conv", "from, 3conv", "to, hf"],
+)
+def test_networks_of_one_layout_only_are_refused(convert: object, network: object) -> None:
+    with pytest.raises(AdapterError, match="has both layouts") as caught:
+        convert(network().state_dict())
+    assert caught.value.problems
+    assert all(problem.startswith("unknown: ") for problem in caught.value.problems)
+
+
+def test_two_keys_that_would_become_one_are_refused() -> None:
+    state = {**of_transformers("pixelshuffle").state_dict(), **of_transformers("", 1).state_dict()}
+    with pytest.raises(AdapterError) as caught:
+        swin2sr_from_transformers(state)
+    assert set(caught.value.problems) == {"unknown: final_convolution.weight", "unknown: final_convolution.bias"}
+
+
+def test_a_weight_that_lacks_a_part_is_refused() -> None:
+    state = of_transformers().state_dict()
+    lead = "swin2sr.encoder.stages.1.layers.0.attention.self"
+    del state[f"{lead}.key.weight"]
+    with pytest.raises(AdapterError) as caught:
+        swin2sr_from_transformers(state)
+    qkv = "layers.1.residual_group.blocks.0.attn.qkv.weight"
+    assert caught.value.problems == (f"missing: {lead}.key.weight, a part of {qkv}",)
+
+
+def test_a_weight_that_is_not_three_parts_is_refused() -> None:
+    key = "layers.0.residual_group.blocks.0.attn.qkv.weight"
+    with pytest.raises(AdapterError, match="not 3 equal parts"):
+        swin2sr_to_transformers({**official().state_dict(), key: torch.zeros(35, 12)})
+    lead = "swin2sr.encoder.stages.1.layers.0.attention.self"
+    with pytest.raises(AdapterError, match="differ in shape"):
+        swin2sr_from_transformers({**of_transformers().state_dict(), f"{lead}.key.weight": torch.zeros(11, 12)})
+
+
+# --- Adapters --------------------------------------------------------------------------------------------------------
+
+NORM_AND_PROJECTION = {
+    OFFICIAL: ["norm", "patch_embed.proj", "**.attn.proj", "**.mlp.fc1"],
+    TRANSFORMERS: [
+        "swin2sr.layernorm",
+        "**.patch_embeddings.projection",
+        "**.attention.output.dense",
+        "**.inter*.dense",
+    ],
+}
+WEIGHTS = {
+    OFFICIAL: ["conv_*", "**.cpb_mlp.*", "**.attn.proj", "**.mlp.fc*"],
+    TRANSFORMERS: ["**.*convolution*", "**.continuous_position_bias_mlp.*", "**.dense"],
+}
+BIASES = {
+    OFFICIAL: ["**.q_bias", "**.logit_scale", "layers.*.conv", "**.norm1"],
+    TRANSFORMERS: ["**.query.bias", "**.logit_scale", "swin2sr.encoder.stages.*.conv", "**.layernorm_before"],
+}
+RECIPES = {
+    "stereo": lambda layout: "stereo",
+    "stereo everywhere": lambda layout: [SpatialConfig(placement="both", reduction=2), StereoConfig(every=1)],
+    "spatial, named": lambda layout: SpatialConfig(target=NORM_AND_PROJECTION[layout]),
+    "lora": lambda layout: LoRAConfig(target=WEIGHTS[layout], rank=2),
+    "full": lambda layout: FullConfig(target=BIASES[layout]),
+}
+
+
+def trained(network: nn.Module, recipe: object) -> nn.Module:
+    """The network with adapters, all of them with random values."""
+    adapted = lowpeft.adapt(network, recipe)
+    with torch.no_grad():
+        for _, parameter in lowpeft.adapter_parameters(adapted):
+            parameter.normal_(std=0.1)
+    return adapted
+
+
+@torch.no_grad()
+def images(model: nn.Module) -> Tensor:
+    """What the model makes of two fixed images."""
+    x = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(3))
+    if isinstance(model, lowpeft.StereoModel):
+        return torch.cat([image_of(view) for view in model(x[:1], x[1:])])
+    return image_of(model(x))
+
+
+def saved(made_on: str, recipe: object, folder: Path) -> tuple[nn.Module, nn.Module]:
+    """A trained adapter in that folder; the model, and a network of the other layout with its base's weights."""
+    source, target = pair(made_on)
+    adapted = trained(source, recipe)
+    lowpeft.save_adapter(adapted, folder, facts={"data": "none"})
+    return adapted, target
+
+
+@both_ways
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_converted_adapter_gives_the_same_images(made_on: str, recipe: str, tmp_path: Path) -> None:
+    adapted, target = saved(made_on, RECIPES[recipe](made_on), tmp_path / "a")
+    before = images(target)
+    assert convert_adapter(tmp_path / "a", tmp_path / "b", target) == tmp_path / "b"
+    found = images(lowpeft.load_adapter(target, tmp_path / "b"))
+    torch.testing.assert_close(found, images(adapted), rtol=0, atol=1e-5)
+    assert (found - before).abs().max() > 1e-2
+
+
+@both_ways
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_an_adapter_converted_there_and_back_is_the_first(made_on: str, recipe: str, tmp_path: Path) -> None:
+    adapted, target = saved(made_on, RECIPES[recipe](made_on), tmp_path)
+    first = lowpeft.read_adapter(tmp_path)
+    convert_adapter(tmp_path, tmp_path, target)
+    convert_adapter(tmp_path, tmp_path, adapted)  # an adapted base will do
+    last = lowpeft.read_adapter(tmp_path)
+    assert_same_tensors(last.tensors, first.tensors)
+    assert (set(last.sites), last.recipe, last.base) == (set(first.sites), first.recipe, first.base)
+
+
+@both_ways
+def test_a_converted_adapter_is_that_of_its_new_base(made_on: str, tmp_path: Path) -> None:
+    adapted, target = saved(made_on, "stereo", tmp_path / "a")
+    convert_adapter(tmp_path / "a", tmp_path / "b", target)
+    first, found = lowpeft.read_adapter(tmp_path / "a"), lowpeft.read_adapter(tmp_path / "b")
+    assert found.base == fingerprint(target)
+    assert found.recipe == first.recipe
+    assert found.facts == {"data": "none", "converted from": first.base.model}
+    assert set(found.sites) == set(lowpeft.plan(target, "stereo").sites)
+    with pytest.raises(AdapterError, match="another base"):
+        lowpeft.load_adapter(adapted.backbone, tmp_path / "b", name="second")
+
+
+@both_ways
+def test_converting_leaves_the_network_as_it_was(made_on: str, tmp_path: Path) -> None:
+    _, target = saved(made_on, "stereo", tmp_path / "a")
+    target.train()
+    before = tensors(target), [type(m) for m in target.modules()], [p.requires_grad for p in target.parameters()]
+    convert_adapter(tmp_path / "a", tmp_path / "b", target)
+    assert_same_tensors(tensors(target), before[0])
+    assert [type(m) for m in target.modules()] == before[1]
+    assert [p.requires_grad for p in target.parameters()] == before[2]
+    assert all(m.training for m in target.modules())
+
+
+@both_ways
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_adapters_of_bases_of_other_precision_convert(made_on: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    source, target = pair(made_on)
+    lowpeft.save_adapter(trained(source.to(dtype), "spatial"), tmp_path / "a")
+    with pytest.raises(AdapterError, match="another checkpoint"):
+        convert_adapter(tmp_path / "a", tmp_path / "b", target)
+    convert_adapter(tmp_path / "a", tmp_path / "b", target.to(dtype))
+    lowpeft.load_adapter(target, tmp_path / "b")
+
+
+def test_a_grey_network_has_no_mean(tmp_path: Path) -> None:
+    source, target = pair(TRANSFORMERS, in_chans=1)
+    lowpeft.save_adapter(trained(source, "spatial"), tmp_path)
+    convert_adapter(tmp_path, tmp_path, target)
+    lowpeft.load_adapter(target, tmp_path)
+
+
+UNMATCHED = {
+    "fused": (OFFICIAL, LoRAConfig(target=["**.qkv", "**.attn.proj"], rank=2), "**.qkv.weight"),
+    "parts": (TRANSFORMERS, LoRAConfig(target="**.key", rank=2), "**.key.weight"),
+    "part with a bias": (TRANSFORMERS, SpatialConfig(target="**.query"), "**.query"),
+    "attention": (OFFICIAL, SpatialConfig(target="**.attn"), "**.attn"),
+    "beside the mlp": (OFFICIAL, SpatialConfig(placement="parallel"), "**.mlp"),
+}
+
+
+@pytest.mark.parametrize("case", UNMATCHED)
+def test_sites_without_a_counterpart_are_refused_and_all_are_listed(case: str, tmp_path: Path) -> None:
+    made_on, recipe, unmatched = UNMATCHED[case]
+    _, target = saved(made_on, recipe, tmp_path / "a")
+    with pytest.raises(AdapterError, match="cannot take over") as caught:
+        convert_adapter(tmp_path / "a", tmp_path / "b", target)
+    last = unmatched.removeprefix("**")
+    names = [
+        f"{site.path}.{site.attachment.tensor}".removesuffix(".None")
+        for site in lowpeft.read_adapter(tmp_path / "a").sites
+    ]
+    wanted = {f"the {recipe.kind} adapter on {name} has no counterpart" for name in names if name.endswith(last)}
+    assert len(wanted) == 4
+    assert set(caught.value.problems) == wanted
+    assert not (tmp_path / "b").exists()
+
+
+@both_ways
+def test_a_base_with_other_weights_is_refused(made_on: str, tmp_path: Path) -> None:
+    _, target = saved(made_on, "stereo", tmp_path / "a")
+    with torch.no_grad():
+        next(target.parameters()).view(-1)[0] += 1e-3
+    with pytest.raises(AdapterError, match="another checkpoint"):
+        convert_adapter(tmp_path / "a", tmp_path / "b", target)
+    assert not (tmp_path / "b").exists()
+
+
+@both_ways
+def test_a_base_of_another_size_is_refused_with_every_reason(made_on: str, tmp_path: Path) -> None:
+    saved(made_on, "stereo", tmp_path / "a")
+    other = BUILD[TRANSFORMERS if made_on == OFFICIAL else OFFICIAL](depths=[2], num_heads=[2])
+    with pytest.raises(AdapterError) as caught:
+        convert_adapter(tmp_path / "a", tmp_path / "b", other)
+    text = str(caught.value)
+    assert "names or shapes of the parameters differ" in text
+    assert text.count("has no counterpart") == 3  # two blocks and one group are not there
+
+
+@both_ways
+def test_a_base_that_is_no_whole_network_of_the_other_layout_is_refused(made_on: str, tmp_path: Path) -> None:
+    adapted, target = saved(made_on, "stereo", tmp_path / "a")
+    part = nn.ModuleDict({"net": target}) if made_on == TRANSFORMERS else target.swin2sr
+    for base in (lowpeft.restore(adapted), part, nn.Sequential(target), nn.Conv2d(3, 3, 1)):
+        with pytest.raises(AdapterError, match="base must be a whole"):
+            convert_adapter(tmp_path / "a", tmp_path / "b", base)
+    with pytest.raises(PlanError):
+        convert_adapter(tmp_path / "a", tmp_path / "b", "weights.pth")
+
+
+def test_adapters_of_other_families_are_refused(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(8, 3, 3, 1, 1))
+    lowpeft.save_adapter(trained(network, SpatialConfig(target="0")), tmp_path)
+    with pytest.raises(AdapterError, match=r"only adapters of Swin2SR and Swin2SR \(transformers\)"):
+        convert_adapter(tmp_path, tmp_path / "b", official())

@@ -1,0 +1,315 @@
+"""Experiments: the bundled tables of the paper, strict files, and recipes that fit the networks of their rows."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import pickle
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import lowpeft
+from lowpeft import PlanError, SpatialConfig, StereoConfig, load_recipe
+from lowpeft.experiments import (
+    Experiment,
+    PaperFigures,
+    Row,
+    bundled_experiments,
+    experiment_from_dict,
+    load_experiment,
+)
+from zoo import FAMILIES
+
+BUNDLED = pytest.mark.parametrize("name", bundled_experiments())
+ROWS = [(name, row) for name in bundled_experiments() for row in load_experiment(name).rows]
+EACH_ROW = pytest.mark.parametrize("row", [row for _, row in ROWS], ids=[f"{name}-{row.name}" for name, row in ROWS])
+STEREO = load_recipe("stereo")
+
+EDT_CROP = HAT_CROP = (128, 320)
+IPT_CROP = (192, 192)
+NOT_KNOWN = (None, None)
+
+
+def row_table(**changes: Any) -> dict[str, Any]:
+    """The plain values of a row, some of them changed; a key with the value `...` is left out."""
+    row = {"name": "one", "family": "hat", "scale": 4, "weights": "HAT.pth", "recipe": "stereo", **changes}
+    return {k: v for k, v in row.items() if v is not ...}
+
+
+def table(**changes: Any) -> dict[str, Any]:
+    """The plain values of an experiment with one row, some of them changed; a key with the value `...` is left out."""
+    texts = {"name": "small", "summary": "one row", "metric": "PSNR in dB", "source": "nowhere"}
+    values = {"schema": 1, **texts, "row": [row_table()], **changes}
+    return {k: v for k, v in values.items() if v is not ...}
+
+
+def problems_of(values: dict[str, Any]) -> tuple[str, ...]:
+    with pytest.raises(PlanError) as caught:
+        experiment_from_dict(values)
+    return caught.value.problems
+
+
+# --- The bundled experiments
+@pytest.mark.parametrize(
+    ("experiment", "row", "family", "weights", "crop", "figures"),
+    [
+        ("backbones", "ipt", "ipt", "IPT_sr4.pt", IPT_CROP, (23.68, 23.87)),
+        ("backbones", "edt", "edt", "SRx4_EDTB_Div2kFlickr2K__SRx4_ImageNet200K.pth", EDT_CROP, (23.93, 24.13)),
+        ("backbones", "hat-l", "hat", "HAT-L_SRx4_ImageNet-pretrain.pth", HAT_CROP, (24.21, 24.43)),
+        ("pretraining", "df2k", "edt", "SRx4_EDTB_Div2kFlickr2K.pth", EDT_CROP, NOT_KNOWN),
+        ("pretraining", "imagenet", "edt", "SRx4_EDTB_ImageNet200K.pth", EDT_CROP, NOT_KNOWN),
+        (
+            "pretraining",
+            "imagenet-df2k",
+            "edt",
+            "SRx4_EDTB_Div2kFlickr2K__SRx4_ImageNet200K.pth",
+            EDT_CROP,
+            NOT_KNOWN,
+        ),
+    ],
+)
+def test_a_bundled_row_is_what_the_paper_and_the_authors_say(
+    experiment: str, row: str, family: str, weights: str, crop: tuple[int, int], figures: tuple[float | None, ...]
+) -> None:
+    (found,) = [r for r in load_experiment(experiment).rows if r.name == row]
+    training = found.recipe.training
+    assert (found.family, found.scale, found.weights) == (family, 4, weights)
+    assert (training.crop_height_px, training.crop_width_px) == crop
+    assert (found.paper.frozen_db, found.paper.adapted_db) == figures
+
+
+def test_the_rows_above_are_all() -> None:
+    assert [(name, row.name) for name, row in ROWS] == [
+        ("backbones", "ipt"),
+        ("backbones", "edt"),
+        ("backbones", "hat-l"),
+        ("pretraining", "df2k"),
+        ("pretraining", "imagenet"),
+        ("pretraining", "imagenet-df2k"),
+    ]
+
+
+@BUNDLED
+def test_a_bundled_experiment_is_known_by_its_file_name(name: str) -> None:
+    assert load_experiment(name).name == name
+
+
+@BUNDLED
+@pytest.mark.parametrize("word", ["hardware", "expected", "source", "choices", "files"])
+def test_the_header_of_a_bundled_experiment_says_where_it_is_from(name: str, word: str) -> None:
+    text = (resources.files("lowpeft.experiments") / f"{name}.toml").read_text(encoding="utf-8")
+    header = list(itertools.takewhile(lambda line: line.startswith("#"), text.splitlines()))
+    assert [line for line in header if re.match(rf"# {word} +\S", line)]
+
+
+@EACH_ROW
+def test_a_bundled_row_changes_the_crop_of_the_stereo_recipe_and_nothing_else(row: Row) -> None:
+    crop = {"crop_height_px": 128, "crop_width_px": 320}
+    training = dataclasses.replace(row.recipe.training, **crop)
+    assert dataclasses.replace(row.recipe, training=training) == STEREO
+
+
+@EACH_ROW
+def test_the_recipe_of_a_bundled_row_plans_on_its_family(row: Row) -> None:
+    (network,) = [n for n in FAMILIES if n.family == row.family]
+    torch.manual_seed(0)
+    plan = lowpeft.plan(network.build(), row.recipe)
+    assert plan.family == row.family
+    assert {site.config.kind for site in plan.sites} == {"spatial", "stereo"}
+
+
+@pytest.mark.parametrize(("family", "fits"), [("ipt", lambda px: px == 48), ("hat", lambda px: px % 16 == 0)])
+def test_crops_of_bundled_rows_are_what_the_network_takes(family: str, fits: Any) -> None:
+    training = [row.recipe.training for _, row in ROWS if row.family == family]
+    sides = [side // 4 for t in training for side in (t.crop_height_px, t.crop_width_px)]
+    assert sides
+    assert all(map(fits, sides))
+
+
+def test_rows_that_are_compared_have_different_weights() -> None:
+    for name in bundled_experiments():
+        weights = [row.weights for row in load_experiment(name).rows]
+        assert len(set(weights)) == len(weights)
+
+
+# --- Reading
+def test_a_table_gives_its_values() -> None:
+    row = row_table(summary="HAT", paper={"frozen_db": 24, "adapted_db": 24.5})
+    assert experiment_from_dict(table(row=[row])) == Experiment(
+        name="small",
+        summary="one row",
+        metric="PSNR in dB",
+        source="nowhere",
+        rows=(
+            Row(
+                name="one",
+                summary="HAT",
+                family="hat",
+                scale=4,
+                weights="HAT.pth",
+                recipe=STEREO,
+                paper=PaperFigures(frozen_db=24, adapted_db=24.5),
+            ),
+        ),
+    )
+
+
+def test_overrides_and_training_settings_are_in_the_recipe() -> None:
+    overrides = {"every": 1, "spatial": {"reduction": 8}}
+    training = {"crop_height_px": 192, "betas": [0.9, 0.99]}
+    (row,) = experiment_from_dict(table(row=[row_table(overrides=overrides, training=training)])).rows
+    assert row.recipe.adapters == (SpatialConfig(reduction=8), StereoConfig(every=1))
+    assert row.recipe.training == dataclasses.replace(STEREO.training, crop_height_px=192, betas=(0.9, 0.99))
+
+
+def test_a_figure_that_is_not_given_is_none() -> None:
+    (row,) = experiment_from_dict(table(row=[row_table(paper={"adapted_db": 24.5})])).rows
+    assert row.paper == PaperFigures(frozen_db=None, adapted_db=24.5)
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_a_path_is_an_experiment(tmp_path: Path, as_text: bool) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes((resources.files("lowpeft.experiments") / "backbones.toml").read_bytes())
+    assert load_experiment(str(path) if as_text else path) == load_experiment("backbones")
+
+
+def test_a_recipe_may_be_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes((resources.files("lowpeft.recipes") / "spatial.toml").read_bytes())
+    (row,) = experiment_from_dict(table(row=[row_table(recipe=str(path))])).rows
+    assert row.recipe == load_recipe("spatial")
+
+
+def test_an_experiment_is_a_value() -> None:
+    found = load_experiment("backbones")
+    assert copy.deepcopy(found) == pickle.loads(pickle.dumps(found)) == found
+    assert len({found, load_experiment("backbones")}) == 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.rows[0].scale = 2  # type: ignore[misc]
+
+
+# --- Files that cannot be used
+@pytest.mark.parametrize("name", ["backbone", "backbones.toml", "no/such.toml", "", "."])
+def test_an_unknown_experiment_is_refused_with_the_known_ones(name: str) -> None:
+    with pytest.raises(PlanError, match=r"no experiment .* one of backbones, pretraining"):
+        load_experiment(name)
+
+
+def test_an_unknown_experiment_gets_the_nearest_name() -> None:
+    with pytest.raises(PlanError, match="did you mean 'backbones'"):
+        load_experiment("backbone")
+
+
+@pytest.mark.parametrize("content", [b"schema = = 1", b"\xff\xfe\x00"], ids=["not-toml", "not-text"])
+def test_a_file_that_is_not_toml_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_bytes(content)
+    with pytest.raises(PlanError, match=r"broken\.toml is not TOML"):
+        load_experiment(path)
+
+
+def test_the_file_is_named_in_the_error(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("schema = 1\n", encoding="utf-8")
+    with pytest.raises(PlanError, match=r"mine\.toml is not an experiment that lowpeft can use"):
+        load_experiment(path)
+
+
+@pytest.mark.parametrize("values", [[], "stereo", None], ids=repr)
+def test_something_that_is_no_table_is_refused(values: Any) -> None:
+    with pytest.raises(PlanError, match=r"the experiment is a \w+, not a table"):
+        experiment_from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"schema": 2}, "schema is 2, this version of lowpeft reads 1"),
+        ({"schema": True}, "schema is True, this version of lowpeft reads 1"),
+        ({"schema": ...}, "schema is None, this version of lowpeft reads 1"),
+        ({"sumary": "x"}, "the experiment has an unknown key 'sumary' (did you mean 'summary'?)"),
+        ({"rows": []}, "the experiment has an unknown key 'rows' (did you mean 'row'?)"),
+        ({"name": 3}, "name must be a string, not 3"),
+        ({"metric": ...}, "metric must be a string, not None"),
+        ({"source": ...}, "source must be a string, not None"),
+        ({"row": ...}, "there is no [[row]] table"),
+        ({"row": []}, "there is no [[row]] table"),
+        ({"row": row_table()}, "there is no [[row]] table"),
+        ({"row": [3]}, "row 1: a row must be a table, not 3"),
+        ({"row": [row_table(), row_table(family="edt")]}, "row 2 ('one'): another row has this name"),
+    ],
+    ids=str,
+)
+def test_a_table_is_read_strictly(changes: dict[str, Any], problem: str) -> None:
+    assert problems_of(table(**changes)) == (problem,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"wieghts": "x"}, "the row has an unknown key 'wieghts' (did you mean 'weights'?)"),
+        ({"summary": 3}, "summary must be a string, not 3"),
+        ({"family": "hta"}, "no family 'hta'; known: "),
+        ({"family": "hta"}, "(did you mean 'hat'?)"),
+        ({"family": ...}, "family must be a string, not None"),
+        ({"scale": 0}, "scale must be a whole number of at least 1, not 0"),
+        ({"scale": True}, "scale must be a whole number of at least 1, not True"),
+        ({"scale": "4"}, "scale must be a whole number of at least 1, not '4'"),
+        ({"scale": ...}, "scale must be a whole number of at least 1, not None"),
+        ({"scale": 3}, "a crop of 128x320 HR px cannot be scaled down by 3"),
+        ({"weights": ...}, "weights must be a string, not None"),
+        ({"weights": "folder/HAT.pth"}, "weights must be the name of a file, without folders, not 'folder/HAT.pth'"),
+        ({"name": ""}, "name must be the name of a file, without folders, not ''"),
+        ({"name": ".."}, "name must be the name of a file, without folders, not '..'"),
+        ({"recipe": "steroe"}, "no recipe 'steroe'"),
+        ({"recipe": "steroe"}, "(did you mean 'stereo'"),
+        ({"recipe": 3}, "recipe must be a string, not 3"),
+        ({"recipe": ...}, "recipe must be a string, not None"),
+        ({"overrides": 3}, "[overrides] must be a table, not 3"),
+        ({"overrides": {"evry": 1}}, "no adapter of the recipe has 'evry' (did you mean 'every'?)"),
+        ({"overrides": {"every": 0}}, "every must be a whole number of at least 1, not 0"),
+        ({"training": 3}, "[training] must be a table, not 3"),
+        ({"training": {"stps": 1}}, "[training] has an unknown key 'stps' (did you mean 'steps'"),
+        ({"training": {"steps": 0}}, "steps must be a whole number of at least 1, not 0"),
+        ({"paper": 24.4}, "[paper] must be a table, not 24.4"),
+        ({"paper": {"frozen": 24.4}}, "[paper] has an unknown key 'frozen' (did you mean 'frozen_db'?)"),
+        ({"paper": {"frozen_db": "24.4"}}, "frozen_db must be a number above 0, not '24.4'"),
+        ({"paper": {"frozen_db": True}}, "frozen_db must be a number above 0, not True"),
+        ({"paper": {"adapted_db": float("nan")}}, "adapted_db must be a number above 0, not nan"),
+    ],
+    ids=str,
+)
+def test_a_row_is_read_strictly(changes: dict[str, Any], problem: str) -> None:
+    (found,) = problems_of(table(row=[row_table(), row_table(**{"name": "two", **changes})]))
+    assert found.startswith("row 2 (")
+    assert problem in found
+
+
+def test_all_problems_are_listed_at_once() -> None:
+    changes = {"family": "hta", "weights": 3, "overrides": {"evry": 1}, "training": {"stps": 1, "batch": 0}}
+    rows = [row_table(**changes, paper={"frozen": 1}), row_table(scale=0, recipe="steroe", training={"sed": 1}), 3]
+    found = problems_of(table(schema=9, extra=1, row=rows))
+    words = (
+        "schema",
+        "extra",
+        "hta",
+        "weights",
+        "evry",
+        "stps",
+        "batch",
+        "frozen",
+        "scale",
+        "steroe",
+        "sed",
+        "another row",
+        "3",
+    )
+    assert [w for w in words if not any(w in p for p in found)] == []
+    assert len(found) == len(words)

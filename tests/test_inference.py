@@ -1,0 +1,251 @@
+"""Whole images through networks: value range, padding, and chopping where a network takes one size only."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from spandrel.architectures.IPT import IPT
+from torch import Tensor, nn
+
+import lowpeft
+import zoo
+from lowpeft import Backbone, DataError, StereoModel, super_resolve
+from lowpeft.inference import crop_starts, run
+from states import randomise_adapters
+
+EDSR = next(n for n in zoo.FAMILIES if n.name == "edsr")
+
+
+def facts(module: nn.Module, **changes: object) -> Backbone:
+    plain: dict[str, object] = {
+        "architecture": type(module).__name__,
+        "family": None,
+        "scale": 2,
+        "value_range": (0.0, 1.0),
+        "size_multiple": 1,
+        "channels": 3,
+    }
+    return Backbone(module=module, **(plain | changes))
+
+
+def ipt(scale: int = 2) -> Backbone:
+    torch.manual_seed(0)
+    module = IPT(n_feats=4, num_heads=2, num_layers=2, scale=[scale]).eval()
+    return facts(module, family="ipt", scale=scale, value_range=(0.0, 255.0), fixed_px=48)
+
+
+def edsr() -> Backbone:
+    torch.manual_seed(0)
+    return facts(EDSR.build(), family="edsr", value_range=(0.0, 255.0))
+
+
+def stereo(backbone: Backbone) -> StereoModel:
+    return randomise_adapters(lowpeft.adapt(backbone, "stereo"))
+
+
+def images(*shape: int, count: int = 2) -> tuple[Tensor, ...]:
+    return tuple(torch.rand(count, *shape, generator=torch.Generator().manual_seed(1)))
+
+
+class Enlarge(nn.Module):
+    """Repeats every pixel, and remembers what it saw; `only_px` refuses other sizes as IPT does."""
+
+    def __init__(self, scale: int = 2, only_px: int | None = None) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(()))
+        self.scale, self.only_px = scale, only_px
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.only_px is not None and x.shape[-2:] != (self.only_px, self.only_px):
+            raise RuntimeError(f"only {self.only_px}")
+        self.seen.append(x)
+        return self.gain * x.repeat_interleave(self.scale, -1).repeat_interleave(self.scale, -2)
+
+
+# --- Any size, any form
+@pytest.mark.parametrize("multiple", [1, 8, 32])
+@pytest.mark.parametrize("shape", [(3, 13, 21), (2, 3, 5, 7), (1, 3, 1, 1)], ids=str)
+def test_a_pair_of_any_size_is_padded_and_cut_back(shape: tuple[int, ...], multiple: int) -> None:
+    left, right = images(*shape)
+    backbone = dataclasses.replace(edsr(), size_multiple=multiple)
+    views = super_resolve(stereo(backbone), left, right, backbone=backbone)
+    for view in views:
+        assert view.shape == (*shape[:-2], 2 * shape[-2], 2 * shape[-1])
+        assert view.min() >= 0
+        assert view.max() <= 1
+
+
+def test_padding_is_as_much_as_the_network_needs_and_no_more() -> None:
+    network = Enlarge()
+    super_resolve(network, images(3, 16, 20)[0], backbone=facts(network, size_multiple=8))
+    assert [x.shape for x in network.seen] == [(1, 3, 16, 24)]
+
+
+def test_one_image_goes_through_a_single_image_network() -> None:
+    network = Enlarge()
+    (image,) = images(3, 9, 11, count=1)
+    found = super_resolve(network, image, backbone=facts(network))
+    assert torch.equal(found, image.repeat_interleave(2, 1).repeat_interleave(2, 2))
+
+
+def test_users_see_0_to_1_whatever_the_network_takes() -> None:
+    backbone = edsr()
+    (image,) = images(3, 8, 12, count=1)
+    with torch.no_grad():
+        wanted = (backbone.module(image[None] * 255) / 255).clamp(0, 1)[0]
+    found = super_resolve(backbone.module, image, backbone=backbone)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+
+
+def test_training_and_inference_share_the_value_range() -> None:
+    backbone = edsr()
+    left, right = images(1, 3, 8, 12)
+    with torch.no_grad():
+        wanted = backbone.module(torch.cat((left, right)) * 255) / 255
+        found = torch.cat(run(backbone.module, (left, right), backbone))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+
+
+def test_the_mode_is_put_back_also_after_a_failure() -> None:
+    backbone = edsr()
+    model = stereo(backbone).train()
+    super_resolve(model, *images(3, 8, 8), backbone=backbone)
+    assert model.training
+    with pytest.raises(DataError):
+        super_resolve(model, *images(3, 8, 8), backbone=dataclasses.replace(backbone, scale=3))
+    assert model.training
+
+
+def test_transformers_outputs_are_unpacked() -> None:
+    network = next(n for n in zoo.FAMILIES if n.family == "swin2sr_transformers")
+    module = network.build()
+    (image,) = images(3, *network.input_px, count=1)
+    backbone = facts(module, family=network.family, scale=network.scale)
+    assert super_resolve(module, image, backbone=backbone).shape[-1] == network.scale * network.input_px[1]
+
+
+# --- Chopping
+@pytest.mark.parametrize(
+    ("length", "starts"),
+    [(48, [0]), (49, [0, 1]), (72, [0, 24]), (100, [0, 24, 48, 52]), (200, [0, 24, 48, 72, 96, 120, 144, 152])],
+)
+def test_crops_stand_half_a_crop_apart_and_end_at_the_border(length: int, starts: list[int]) -> None:
+    assert crop_starts(length, 48) == starts
+
+
+@pytest.mark.parametrize("size", [(48, 48), (100, 200), (49, 48), (30, 70), (5, 5)], ids=str)
+def test_chopping_gives_what_a_local_network_gives_at_once(size: tuple[int, int]) -> None:
+    network = Enlarge(only_px=48)
+    (image,) = images(3, *size, count=1)
+    found = super_resolve(network, image, backbone=facts(network, fixed_px=48))
+    wanted = image.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+
+
+def test_an_image_of_the_fixed_size_is_not_chopped() -> None:
+    backbone = ipt()
+    left, right = images(3, 48, 48)
+    model = stereo(backbone)
+    with torch.no_grad():
+        wanted = [(view[0] / 255).clamp(0, 1) for view in model(left[None] * 255, right[None] * 255)]
+    found = super_resolve(model, left, right, backbone=backbone)
+    for view, expected in zip(found, wanted, strict=True):
+        torch.testing.assert_close(view, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_the_result_does_not_depend_on_the_chunk_size(scale: int) -> None:
+    backbone = ipt(scale)
+    left, right = images(3, 100, 200)
+    model = stereo(backbone)
+    everything = len(crop_starts(100, 48)) * len(crop_starts(200, 48))
+    first, *others = [
+        torch.stack(super_resolve(model, left, right, backbone=backbone, chunk=chunk)) for chunk in (1, 3, everything)
+    ]
+    assert first.shape == (2, 3, 100 * scale, 200 * scale)
+    for other in others:
+        torch.testing.assert_close(other, first, rtol=0, atol=1e-6)
+
+
+def test_a_batch_gives_what_its_pairs_give_one_by_one() -> None:
+    backbone = ipt()
+    left, right = images(2, 3, 50, 60)
+    model = stereo(backbone)
+    together = super_resolve(model, left, right, backbone=backbone, chunk=5)
+    for i in range(2):
+        alone = super_resolve(model, left[i], right[i], backbone=backbone)
+        for one, many in zip(alone, together, strict=True):
+            torch.testing.assert_close(many[i], one, rtol=0, atol=1e-6)
+
+
+class PairOf(StereoModel):
+    """Runs a single-image network on each view, and remembers the pairs."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network)
+        self.pairs: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, left: Tensor, right: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self.pairs.append((left, right))
+        return self.backbone(left), self.backbone(right)
+
+
+def test_both_views_are_cut_at_the_same_coordinates() -> None:
+    """The right view is the left one plus 0.5, so a pair of crops from one place differs by just that."""
+    model = PairOf(Enlarge(only_px=48))
+    (left,) = images(3, 100, 200, count=1)
+    left = left / 2
+    super_resolve(model, left, left + 0.5, backbone=facts(model, fixed_px=48), chunk=7)
+    assert [len(crops) for crops, _ in model.pairs] == [7, 7, 7, 7, 4]
+    for crops, others in model.pairs:
+        torch.testing.assert_close(others, crops + 0.5, rtol=0, atol=1e-6)
+
+
+def test_views_chopped_in_lock_step_see_each_other() -> None:
+    backbone = ipt()
+    left, right = images(3, 60, 80)
+    model = stereo(backbone)
+    one, _ = super_resolve(model, left, right, backbone=backbone)
+    other, _ = super_resolve(model, left, right.flip(-1), backbone=backbone)
+    assert not torch.equal(one, other)
+
+
+# --- What is refused
+@pytest.mark.parametrize(
+    ("left", "right", "words"),
+    [
+        (torch.rand(3, 8, 8), torch.rand(3, 8, 9), "8x8 px on the left, 9x8 px on the right"),
+        (torch.rand(8, 8), torch.rand(8, 8), r"\(3,H,W\) or \(N,3,H,W\)"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(3, 8, 8, dtype=torch.uint8), "torch.uint8"),
+        (torch.rand(3, 0, 8), torch.rand(3, 0, 8), r"\(3, 0, 8\)"),
+        (torch.rand(3, 8, 8), None, "takes two views"),
+    ],
+)
+def test_what_is_no_pair_of_images_is_refused(left: Tensor, right: Tensor | None, words: str) -> None:
+    backbone = edsr()
+    views = (left,) if right is None else (left, right)
+    with pytest.raises(DataError, match=words):
+        super_resolve(stereo(backbone), *views, backbone=backbone)
+
+
+def test_a_wrong_scale_and_a_senseless_chunk_are_refused() -> None:
+    network = Enlarge()
+    (image,) = images(3, 8, 8, count=1)
+    with pytest.raises(DataError, match="not 7 times"):
+        super_resolve(network, image, backbone=facts(network, scale=7))
+    with pytest.raises(DataError, match="chunk must be at least 1, not 0"):
+        super_resolve(network, image, backbone=facts(network), chunk=0)
+
+
+def test_a_network_for_several_tasks_is_refused_with_its_tasks() -> None:
+    from lowpeft.networks import EDT, EDTConfig
+
+    config = EDTConfig(tasks=("sr_x2", "sr_x3"), features=4, dim=16, heads=2, depths=(2,), image_px=24)
+    network = EDT(config).eval()
+    backbone = facts(network, family="edt", tasks=config.tasks)
+    (image,) = images(3, 24, 24, count=1)
+    with pytest.raises(DataError, match="sr_x2, sr_x3"):
+        super_resolve(network, image, backbone=backbone)
