@@ -26,6 +26,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from spandrel.architectures.HAT import HAT
 
+from lowpeft.metrics import psnr
+
 CONFIG = {
     "img_size": 32,
     "embed_dim": 40,
@@ -80,14 +82,6 @@ def crop_pair(image: Image.Image, rng: random.Random) -> tuple[torch.Tensor, tor
     return tensor(lr), tensor(hr)
 
 
-def psnr_y(sr: torch.Tensor, hr: torch.Tensor, shave_px: int) -> float:
-    """PSNR in dB on ITU-R BT.601 luma of uint8-rounded RGB, borders shaved (the single-image SR convention)."""
-    weights = torch.tensor([65.481, 128.553, 24.966]).view(3, 1, 1) / 255
-    luma = [((v.clamp(0, 1) * 255).round() * weights).sum(0) for v in (sr, hr)]
-    a, b = (v[shave_px:-shave_px, shave_px:-shave_px] for v in luma)
-    return 10 * math.log10(255**2 / (a - b).square().mean().item())
-
-
 @torch.inference_mode()
 def validate(model: HAT, images: list[Image.Image]) -> dict[str, float]:
     """Mean PSNR-Y of the network and of bicubic upsampling."""
@@ -96,8 +90,8 @@ def validate(model: HAT, images: list[Image.Image]) -> dict[str, float]:
         image = image.crop((0, 0, image.width // 16 * 16, image.height // 16 * 16))
         lr = image.resize((image.width // SCALE, image.height // SCALE), Image.Resampling.BICUBIC)
         hr = tensor(image)
-        ours.append(psnr_y(model(tensor(lr)[None])[0], hr, SCALE))
-        bicubic.append(psnr_y(tensor(lr.resize(image.size, Image.Resampling.BICUBIC)), hr, SCALE))
+        ours.append(psnr(model(tensor(lr)[None])[0], hr, border_px=SCALE, channels="y"))
+        bicubic.append(psnr(tensor(lr.resize(image.size, Image.Resampling.BICUBIC)), hr, border_px=SCALE, channels="y"))
     return {"network_db": sum(ours) / len(ours), "bicubic_db": sum(bicubic) / len(bicubic)}
 
 

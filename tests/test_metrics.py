@@ -87,3 +87,21 @@ def test_bicubic_on_kitti_2015_is_the_printed_figure(data_root: Path) -> None:
         sr = [bicubic_upscale(read_image(data_root / "stereo" / "test_lr_x4_matlab" / path), 4) for path in paths]
         values.append(pair_psnr(*sr, *hr))
     assert sum(values) / len(values) == pytest.approx(24.38, abs=0.005)
+
+
+def test_luma_counts_a_grey_error_less_by_its_narrower_range() -> None:
+    """BT.601 maps 0..255 to 16..235, so an error that is equal in R, G and B shrinks to 219/255."""
+    hr = torch.randint(0, 250, (3, 20, 20), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    sr = hr + 5
+    assert psnr(sr, hr, channels="y") == pytest.approx(psnr(sr, hr) + 20 * math.log10(255 / 219), abs=1e-6)
+
+
+def test_luma_weighs_green_most() -> None:
+    hr = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    values = []
+    for channel in range(3):
+        sr = hr.clone()
+        sr[channel] = 10
+        values.append(psnr(sr, hr, channels="y"))
+    assert values[1] < values[0] < values[2]
+    assert 10 ** (-values[1] / 20) * 255 == pytest.approx(10 * 128.553 / 255)

@@ -1,4 +1,4 @@
-"""How good a super-resolved image is, by the protocol that the stereo SR tables share.
+"""How good a super-resolved image is, by the protocols that the tables of the field share.
 
 Every value is taken on RGB as it would be saved: float images are clamped and rounded to 8 bits first (`to_uint8`).
 """
@@ -6,20 +6,29 @@ Every value is taken on RGB as it would be saved: float images are clamped and r
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 
 from lowpeft.errors import DataError
 from lowpeft.images import to_uint8
 
+Channels = Literal["rgb", "y"]
 
-def psnr(sr: torch.Tensor, hr: torch.Tensor, *, border_px: int = 0) -> float:
-    """Peak signal-to-noise ratio in dB, 10 log10(255² / mean squared error over C, H and W); inf if equal.
+Y_WEIGHTS = (65.481, 128.553, 24.966)
+"""Of R, G and B in 0..1, for the luma of ITU-R BT.601 in 16..235; MATLAB's `rgb2ycbcr` and BasicSR have the same."""
+
+
+def psnr(sr: torch.Tensor, hr: torch.Tensor, *, border_px: int = 0, channels: Channels = "rgb") -> float:
+    """Peak signal-to-noise ratio in dB, 10 log10(255² / mean squared error); inf if equal.
 
     Args:
         sr: (3, H, W), uint8 or float 0..1.
         hr: the same shape, uint8 or float 0..1.
-        border_px: rows and columns to shave at each of the four edges; the stereo tables shave none.
+        border_px: rows and columns to shave at each of the four edges; the stereo tables shave none, those of single
+            images shave the scale.
+        channels: `rgb` is the mean over all three, as in the stereo tables; `y` is luma alone, as in those of single
+            images (not rounded to 8 bits again).
 
     Raises:
         DataError: the shapes differ, are not (3, H, W), or nothing is left after shaving.
@@ -30,6 +39,8 @@ def psnr(sr: torch.Tensor, hr: torch.Tensor, *, border_px: int = 0) -> float:
         raise DataError(f"shaving {border_px} px at each edge of a {width}x{height} px image leaves nothing to compare")
     inside = (slice(None), slice(border_px, height - border_px), slice(border_px, width - border_px))
     difference = _eight_bit(sr)[inside].double() - _eight_bit(hr)[inside].double()
+    if channels == "y":
+        difference = (difference * difference.new_tensor(Y_WEIGHTS)[:, None, None] / 255).sum(0)
     mean_squared = difference.square().mean().item()
     return math.inf if mean_squared == 0 else 10 * math.log10(255**2 / mean_squared)
 
