@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from spandrel.architectures.IPT import IPT
 
 import lowpeft
 from lowpeft.cli import main, parser
 from lowpeft.demo import demo_backbone, write_scenes
 from lowpeft.images import matlab_downscale, read_image, write_image
+from lowpeft.networks import EDT, EDTConfig
 
 COMMANDS = ("plan", "train", "upscale", "info", "demo")
 
@@ -93,6 +95,42 @@ def test_train_writes_a_loadable_adapter_with_figures(
     assert {"PSNR in dB, (L+R)/2, pairs, frozen", "PSNR in dB, (L+R)/2, pairs, adapted"} <= facts.keys()
 
 
+def other_network(name: str, folder: Path) -> Path:
+    """A checkpoint of a tiny network that is trained and run otherwise than the demo's."""
+    torch.manual_seed(0)
+    if name == "edt":
+        network = EDT(EDTConfig(tasks=("sr_x2", "sr_x3"), features=2, dim=60, depths=(2, 2), heads=6))
+    else:
+        network = IPT(n_feats=4, num_heads=12, num_layers=2, scale=[2, 3], num_queries=2)
+    torch.save(network.state_dict(), folder / f"{name}.pth")
+    return folder / f"{name}.pth"
+
+
+@pytest.mark.parametrize(("name", "task"), [("edt", "sr_x2"), ("ipt", "0_x2")])
+@pytest.mark.parametrize("recipe", ["stereo", "spatial"])
+def test_networks_of_fixed_size_other_range_or_several_tasks_train_and_run(
+    name: str, task: str, recipe: str, work: Path, tmp_path: Path
+) -> None:
+    """IPT takes only 48x48 px with values 0..255, so its crops are 96x96 HR px whatever the recipe says."""
+    network = ["--weights", str(other_network(name, tmp_path)), "--task", task, "--device", "cpu"]
+    write_scenes(tmp_path / "pairs", range(1), size_px=(100, 128))
+    crop = ["--crop", "48", "96"] if name == "edt" else []
+    train = ["train", recipe, *network, "--data", str(tmp_path / "pairs"), "--steps", "1", "--batch", "1", *crop]
+    assert main([*train, "--out", str(tmp_path / "adapter")]) == 0
+    views = [str(work / "L.png"), str(work / "R.png")][: 2 if recipe == "stereo" else 1]
+    assert main(["upscale", *views, *network, "--adapter", str(tmp_path / "adapter"), "--out", str(tmp_path)]) == 0
+    assert read_image(tmp_path / "L_x2.png").shape == (3, 32, 48)
+
+
+def test_ipt_refuses_another_crop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_scenes(tmp_path / "pairs", range(1), size_px=(100, 128))
+    arguments = ["train", "stereo", "--weights", str(other_network("ipt", tmp_path)), "--task", "0_x2"]
+    arguments += ["--data", str(tmp_path / "pairs"), "--out", str(tmp_path / "x"), "--crop", "32", "80"]
+    assert main(arguments) == 2
+    assert "IPT is trained on crops of 96x96 HR px, not 32x80" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
 def bad_inputs() -> list[tuple[list[str], str]]:
     """Arguments with {work} for the folder, and a part of the sentence that they get."""
     up = ["upscale", "{work}/L.png", "{work}/R.png", "--weights", "demo", "--adapter", "{work}/adapter"]
@@ -101,11 +139,13 @@ def bad_inputs() -> list[tuple[list[str], str]]:
         (["plan", "stereoo", "--weights", "demo"], "did you mean 'stereo'"),
         (["plan", "stereo", "--weights", "{work}/none.pth"], "no checkpoint file"),
         (["plan", "stereo", "--weights", "{work}/L.png"], "not a checkpoint"),
+        (["plan", "stereo", "--weights", "demo", "--task", "sr_x4"], "single task"),
         (["plan", "stereo", "--weights", "demo", "--set", "evry=1"], "did you mean 'every'"),
         (["plan", "stereo", "--weights", "demo", "--set", "every"], "FIELD=VALUE"),
         (["info", "{work}"], "not an adapter folder"),
         (["info", "{work}/nothing"], "not an adapter folder"),
         (["upscale", "{work}/none.png", *up[2:]], "none.png"),
+        ([*up[:2], *up[3:]], "makes a stereo model: give it two views"),
         (["upscale", "{work}/pairs/train_0000_L.png", *up[2:]], "differ in size"),
         (["upscale", "{work}/adapter/README.md", *up[2:]], "README.md"),
         ([*up, "--scale", "4"], "x2 network"),

@@ -96,8 +96,11 @@ def train(
             last saved is intact.
     """
     wanted, crop_px = crop_for(backbone), pairs.crop_px
-    if wanted not in (None, crop_px):
-        raise TrainingError(f"a {backbone.architecture} is trained on crops of {wanted} HR px, not {crop_px}")
+    if wanted is not None and wanted != crop_px:
+        raise TrainingError(
+            f"{backbone.architecture} is trained on crops of {wanted[0]}x{wanted[1]} HR px, "
+            f"not {crop_px[0]}x{crop_px[1]}"
+        )
     parameters = [p for _, p in adapter_parameters(model)]
     device = parameters[0].device
     optimizer = torch.optim.AdamW(

@@ -1,4 +1,4 @@
-"""`lowpeft upscale`: two images in, two out."""
+"""`lowpeft upscale`: a pair of views, or one image, through a frozen network and an adapter."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ..errors import DataError
 from ..files import load_adapter
+from ..stereo_model import StereoModel
 from .common import add_device, add_weights, backbone, device, new_command
 
 
@@ -17,11 +20,13 @@ def add_to(commands: Any) -> None:
         commands,
         "upscale",
         run,
-        "super-resolve a pair of views with a frozen network and an adapter",
+        "super-resolve a pair of views, or one image, with a frozen network and an adapter",
         "lowpeft upscale left.png right.png --weights CRAFT_x4.pth --adapter my-adapter --out results",
     )
-    sub.add_argument("left", help="left view")
-    sub.add_argument("right", help="right view, of the same size")
+    sub.add_argument("left", help="left view, or the only image")
+    sub.add_argument(
+        "right", nargs="?", help="right view, of the same size; adapters of single-image recipes need none"
+    )
     add_weights(sub)
     sub.add_argument("--adapter", required=True, metavar="DIR", help="adapter folder, or a Hub repository owner/name")
     sub.add_argument("--revision", help="commit, tag or branch of the Hub repository")
@@ -36,15 +41,16 @@ def run(options: argparse.Namespace) -> None:
     from ..inference import super_resolve
     from ..progress import progress
 
-    left, right = read_image(options.left), read_image(options.right)
-    if left.shape != right.shape:
-        sizes = [f"{v.shape[-1]}x{v.shape[-2]} px" for v in (left, right)]
-        raise DataError(f"the views differ in size: {options.left} is {sizes[0]}, {options.right} is {sizes[1]}")
+    paths = [options.left] if options.right is None else [options.left, options.right]
+    images = [read_image(path) for path in paths]
+    if images[0].shape != images[-1].shape:
+        sizes = [f"{v.shape[-1]}x{v.shape[-2]} px" for v in images]
+        raise DataError(f"the views differ in size: {paths[0]} is {sizes[0]}, {paths[1]} is {sizes[1]}")
     base = backbone(options)
     if options.scale not in (None, base.scale):
         raise DataError(f"--scale {options.scale} was asked for, but {options.weights} is a x{base.scale} network")
-    names = [f"{Path(p).stem}_x{base.scale}.png" for p in (options.left, options.right)]
-    if names[0] == names[1]:
+    names = [f"{Path(p).stem}_x{base.scale}.png" for p in paths]
+    if len(set(names)) < len(paths):
         raise DataError(f"both views would be written to {names[0]}: give them different file names")
     folder = Path(options.out)
     try:
@@ -52,9 +58,11 @@ def run(options: argparse.Namespace) -> None:
     except OSError as error:
         raise DataError(f"cannot make the folder {folder}: {error.strerror}") from error
     model = load_adapter(base, options.adapter, revision=options.revision).to(device(options.device))
+    if isinstance(model, StereoModel) and options.right is None:
+        raise DataError(f"the adapter {options.adapter} makes a stereo model: give it two views, left and right")
     with progress("upscaling", 1) as advance:
-        views = super_resolve(model, to_float(left), to_float(right), backbone=base)
+        views = super_resolve(model, *map(to_float, images), backbone=base)
         advance("")
-    for name, view in zip(names, views, strict=True):
+    for name, view in zip(names, (views,) if isinstance(views, Tensor) else views, strict=True):
         write_image(view, folder / name)
         print(folder / name)
