@@ -30,7 +30,7 @@ SMALL_IPT = Network(
     name="IPT x4, small",
     family="ipt",
     build=lambda: IPT(n_feats=4, num_heads=2, num_layers=4, scale=[4]).eval(),
-    parameters=107_827,
+    parameters=181_391,
     source="4 features and 4 layers, not published",
     input_px=(48, 48),
     value_max=255.0,

@@ -1,8 +1,8 @@
 """A Sphinx directive, `{generated} NAME`, that writes what the package itself knows.
 
 The tables of families, kinds, recipes and experiments come from lowpeft's registries and files, the command line from
-its parser, the API from `lowpeft.__all__`. Every function here returns Markdown. Where the package does not have a
-thing, the page says so.
+its parser, the API from `lowpeft.__all__`, the table of published networks from a results file. Every function here
+returns Markdown. Where the package does not have a thing, the page says so.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import dataclasses
 import enum
 import importlib
 import inspect
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -25,6 +27,7 @@ from sphinx.util.typing import ExtensionMetadata
 
 SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields|Examples?):$")
 ENTRY = re.compile(r"    (\*{0,2}\w[\w.]*): (.*)")
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 
 
 def need(module: str, name: str) -> Any:
@@ -55,6 +58,67 @@ def families() -> str:
 
     header = ["network", "family", "places", "feature layouts", "source of the facts"]
     return table(header, map(row, need("lowpeft.families", "families")()))
+
+
+def sites() -> str:
+    """Of every family: how a network is recognised, and where its places are."""
+    return "\n\n".join(map(family_sites, need("lowpeft.families", "families")()))
+
+
+def family_sites(family: Any) -> str:
+    facts = [f"Family `{family.name}`, recognised by {'; or by '.join(map(recognised_by, family.signature))}."]
+    facts += ["Images have values in 0..`module.rgb_range`."] * family.rgb_range
+    facts += [f"The image is the output's `.{family.output}`."] * (family.output is not None)
+    rows = [[f"`{p.name}`", f"`{p.path}`", str(p.layout), read_by_adapter(p)] for p in family.places]
+    heading = f"```{{rubric}} {family.title}\n```"
+    header = ["place", "module", "layout", "what the adapter reads"]
+    return "\n\n".join([heading, " ".join(facts), table(header, rows)])
+
+
+def recognised_by(signature: Sequence[str]) -> str:
+    """One alternative of a signature, in words."""
+    there = [f"`{p}`" for p in signature if not p.startswith("!")]
+    absent = [f"`{p.removeprefix('!')}`" for p in signature if p.startswith("!")]
+    return ", ".join(there) + (f", with no {' and no '.join(absent)}" if absent else "")
+
+
+def read_by_adapter(place: Any) -> str:
+    if place.branch is not None:
+        return f"a sum inside its forward (`{place.branch}`)"
+    what = "its input" if place.source == "input" else "its output"
+    what = what if place.item is None else f"element {place.item} of {what}"
+    return f"{what}, on a square grid" if place.square else what
+
+
+def published() -> str:
+    """Counts of published networks, from the results of a benchmark."""
+    file = RESULTS / "backbones.json"
+    if not file.exists():
+        raise LookupError(f"benchmarks/results/{file.name}")
+    results = json.loads(file.read_text(encoding="utf-8"))
+    kinds = list(dict.fromkeys(kind for row in results["networks"] for kind in row["by_kind"]))
+    trips = {row["name"]: row["loaded_equals_trained"] for row in results["round_trips"]}
+
+    def row(each: Any) -> list[str]:
+        trained = sum(each["by_kind"].values())
+        counts = [f"{n:,}" for n in (each["frozen"], *(each["by_kind"].get(kind, 0) for kind in kinds), trained)]
+        share = f"{100 * trained / each['frozen']:.2f} %"
+        trip = {True: "bit-equal", False: "differs", None: ""}[trips.get(each["name"])]
+        return [each["name"], f"`{each['family']}`", *counts, share, trip, each["source"]]
+
+    header = ["network", "family", "frozen", *(f"`{kind}`" for kind in kinds), "trained", "share", "round trip"]
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    made = f"Recipe `{results['recipe']}`. Made by `{results['command']}` on {results['date']} ({versions})."
+    return f"{table([*header, 'configuration'], map(row, results['networks']))}\n\n{made}"
+
+
+def fingerprint() -> str:
+    """The fields of a fingerprint, each with its entry in the docstring."""
+    cls = need("lowpeft.fingerprint", "Fingerprint")
+    entries = dict(re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", inspect.getdoc(cls) or "", re.MULTILINE))
+    return table(
+        ["field", "what"], [[f"`{f.name}`", " ".join(entries[f.name].split())] for f in dataclasses.fields(cls)]
+    )
 
 
 def kinds() -> str:
@@ -193,8 +257,11 @@ GENERATED: dict[str, Callable[[], str]] = {
     "cli": cli,
     "experiments": experiments,
     "families": families,
+    "fingerprint": fingerprint,
     "kinds": kinds,
+    "published": published,
     "recipes": recipes,
+    "sites": sites,
 }
 
 
