@@ -5,7 +5,6 @@ Weights are random: nothing is downloaded. Needs the extras `spandrel` and `tran
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -108,8 +107,6 @@ def _edt(size: str, counts: dict[str, int], *, of_authors: tuple[str, ...]) -> I
     for tasks, parameters in counts.items():
         names = ("sr_x2", "sr_x3", "sr_x4") if tasks == "x2x3x4" else (tasks if "_" in tasks else f"sr_{tasks}",)
         config = EDTConfig.published(size, names)
-        if (size, tasks) == ("T", "x2x3x4"):  # the one file of EDT-T whose tail goes up by steps
-            config = dataclasses.replace(config, direct=False)
         yield Network(
             name=f"EDT-{size} {tasks}",
             family="edt",

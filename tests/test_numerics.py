@@ -17,14 +17,15 @@ from lowpeft.conversion import swin2sr_from_transformers
 from lowpeft.families import SLOT
 from lowpeft.kinds import Attachment, SpatialAdapter, StereoAdapter
 from lowpeft.layouts import from_rows
+from lowpeft.networks.edt_parts import shift_mask
 from reference import adapters, blocks
 from zoo import Network
 
 ATTACH = importlib.import_module("lowpeft.attach")
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
-HAT, SWINIR, SWIN2SR, SWIN2SR_HF, TIMM, TIMM_V2 = (
+HAT, SWINIR, SWIN2SR, SWIN2SR_HF, TIMM, TIMM_V2, EDT = (
     next(n for n in zoo.FAMILIES if n.name == name)
-    for name in ("hat", "swinir", "swin2sr", "swin2sr_hf", "timm_swin", "timm_swin_v2")
+    for name in ("hat", "swinir", "swin2sr", "swin2sr_hf", "timm_swin", "timm_swin_v2", "edt")
 )
 
 every_layout = pytest.mark.parametrize("layout", list(Layout), ids=str)
@@ -157,6 +158,7 @@ def spatial_network(network: Network, dtype: torch.dtype) -> nn.Module:
 
 BLOCKS = "layers.0.residual_group.blocks"
 BLOCKS_HF = "swin2sr.encoder.stages.0.layers"
+BLOCKS_EDT = f"body.{BLOCKS}"
 TIMM_BLOCKS = "layers.0.blocks"
 
 
@@ -226,6 +228,27 @@ def test_an_adapted_timm_block_is_its_description(network: Network, reference: o
     torch.testing.assert_close(block(image)[0], wanted, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("strength", [0.0, 1.0], ids=["plain", "adapted"])
+@pytest.mark.parametrize("number", [0, 1])
+@torch.no_grad()
+def test_an_edt_block_is_its_description(number: int, strength: float, dtype: torch.dtype) -> None:
+    root = randomise(spatial_network(EDT, dtype))
+    lowpeft.set_strength(root, strength)
+    path = f"{BLOCKS_EDT}.{number}"
+    block = root.get_submodule(path)
+    assert block.shifted == (number == 1)
+    size, channels, window = (24, 48), 16, (6, 24)
+    tokens = torch.randn(1, 24 * 48, channels, dtype=dtype)
+    masks = (shift_mask(size, window, like=tokens), shift_mask(size, window[::-1], like=tokens))
+    adapter = {name: strength * value for name, value in adapter_of(root, f"{path}.proj").items()}
+    wanted = blocks.enhanced(
+        tokens.view(*size, channels), part_of(root, path), adapter, window=window, shifted=block.shifted, heads=2
+    )
+    found = block(tokens, size, masks).view(*size, channels)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=TOLERANCE[dtype])
+
+
 @torch.no_grad()
 def test_a_whole_hat_with_adapters_is_one_with_its_blocks_rewritten() -> None:
     adapted = spatial_network(HAT, torch.float64)
@@ -268,6 +291,18 @@ def test_the_stereo_adapter_sits_on_the_groups_convolution_before_the_shortcut(n
     torch.testing.assert_close(conv(x), wanted, rtol=0, atol=1e-10)
     groups = [path for path, m in root.named_modules() if SLOT in m._modules]
     assert groups == [f"{stages}.1.conv", f"{stages}.3.conv"]
+
+
+@torch.no_grad()
+def test_the_stereo_adapter_of_edt_sits_on_the_groups_tokens_before_the_shortcut() -> None:
+    model = randomise_adapters(lowpeft.wrap_stereo(EDT.build().double()))
+    layer = model.backbone.body.layers[1]
+    tokens = torch.randn(2, 24 * 24, 16, dtype=torch.float64)
+    with lowpeft.disabled(model):
+        plain = layer.residual_group(tokens, (24, 24))
+    piece = next(layer.residual_group._modules[SLOT].pieces())
+    wanted = tokens + expected_stereo(plain.unflatten(1, (24, 24)), piece, 1.5).flatten(1, 2)
+    torch.testing.assert_close(layer(tokens, (24, 24)), wanted, rtol=0, atol=1e-10)
 
 
 # --- Bounded memory --------------------------------------------------------------------------------------------------

@@ -198,11 +198,6 @@ def _fbcnn() -> nn.Module:
     return network
 
 
-def _edt(**changes: object) -> Callable[[], nn.Module]:
-    sizes = {"features": 4, "dim": 16, "heads": 2, "depths": (2, 2, 2, 2), "image_px": 24}
-    return partial(EDT, EDTConfig(**{**sizes, **changes}))
-
-
 def _swin2sr_hf() -> nn.Module:
     sizes = {"image_size": 8, "embed_dim": 12, "window_size": 4, "upscale": 2}
     config = Swin2SRConfig(**sizes, depths=[2] * 4, num_heads=[2] * 4, upsampler="pixelshuffledirect")
@@ -241,6 +236,7 @@ _GRL = partial(
     GRL, **_GRL_SIZES, img_size=16, embed_dim=20, stripe_shift=True, anchor_window_down_factor=2, mlp_ratio=2.0
 )
 _GRL_X2 = partial(_GRL, upscale=2, upsampler="pixelshuffledirect")
+_EDT = partial(EDT, EDTConfig(features=4, dim=16, heads=2, depths=(2, 2, 2, 2), image_px=24))
 _AURASR = partial(
     AuraSR,
     dim=4,
@@ -372,8 +368,7 @@ FAMILIES: tuple[Network, ...] = (
     _sr("swin2sr_hf", _swin2sr_hf, (8, 12), 2, family="swin2sr_transformers"),
     _features("timm_swin", partial(SwinTransformer, **_TIMM), (64, 96)),
     _features("timm_swin_v2", partial(SwinTransformerV2, **_TIMM), (64, 96)),
-    _sr("edt", _edt(), (24, 48), 4, family="edt"),
-    _restoration("edt_dn", _edt(tasks=("dn_g15",)), (8, 12), family="edt"),
+    _sr("edt", _EDT, (24, 48), 4, family="edt"),
     _IPT,
     _NAFNET,
     _RCAN,

@@ -22,16 +22,22 @@ def part(w: Weights, name: str) -> Weights:
     return {key.removeprefix(name + "."): value for key, value in w.items() if key.startswith(name + ".")}
 
 
-def windows(size: Position, window: int) -> Iterator[list[Position]]:
+def windows(size: Position, window: Position) -> Iterator[list[Position]]:
     """The positions of each window, row by row."""
-    for top in range(0, size[0], window):
-        for left in range(0, size[1], window):
-            yield [(top + i, left + j) for i in range(window) for j in range(window)]
+    for top in range(0, size[0], window[0]):
+        for left in range(0, size[1], window[1]):
+            yield [(top + i, left + j) for i in range(window[0]) for j in range(window[1])]
 
 
-def region(position: Position, size: Position, window: int, shift: int) -> tuple[int, int]:
+def region(position: Position, size: Position, window: Position, shift: Position) -> tuple[int, ...]:
     """Which piece of the original image a position of the rolled map belongs to, within the last windows."""
-    return tuple((p >= n - window) + (p >= n - shift) for p, n in zip(position, size, strict=True))
+    return tuple((p >= n - w) + (p >= n - s) for p, n, w, s in zip(position, size, window, shift, strict=True))
+
+
+def apart(positions: list[Position], size: Position, window: Position, shift: Position) -> Tensor:
+    """(L,L), true where two positions of a window must not see each other."""
+    pieces = [region(p, size, window, shift) for p in positions]
+    return torch.tensor([[query != key for key in pieces] for query in pieces])
 
 
 def offset_index(query: Position, key: Position, window: int) -> int:
@@ -63,7 +69,8 @@ def window_attention(x: Tensor, w: Weights, *, window: int, shift: int, heads: i
     bias = torch.cat((w["q_bias"], torch.zeros_like(w["q_bias"]), w["v_bias"])) if second else w["qkv.bias"]
     rolled = torch.roll(x, (-shift, -shift), (0, 1))
     out = torch.zeros_like(x)
-    for positions in windows(size, window):
+    for positions in windows(size, (window, window)):
+        masked = apart(positions, size, (window, window), (shift, shift))
         tokens = torch.stack([rolled[p] for p in positions])
         qkv = tokens @ w["qkv.weight"].T + bias
         results = []
@@ -77,9 +84,7 @@ def window_attention(x: Tensor, w: Weights, *, window: int, shift: int, heads: i
             for i, query in enumerate(positions):
                 for j, key in enumerate(positions):
                     logits[i, j] += table[offset_index(query, key, window), head]
-                    if region(query, size, window, shift) != region(key, size, window, shift):
-                        logits[i, j] = -math.inf
-            results.append(softmax(logits) @ v)
+            results.append(softmax(logits.masked_fill(masked, -math.inf)) @ v)
         for position, value in zip(positions, linear(torch.cat(results, -1), w, "proj"), strict=True):
             out[position] = value
     return torch.roll(out, (shift, shift), (0, 1))
@@ -126,3 +131,51 @@ def post_norm(x: Tensor, w: Weights, a: Weights, *, window: int, shift: int, hea
     attended = norm(attended, w, "norm1")
     x = x + attended + spatial_delta(attended, a)
     return x + norm(mlp(x, part(w, "mlp")), w, "norm2")
+
+
+def depthwise(x: Tensor, w: Weights, name: str) -> Tensor:
+    """A depth-wise convolution of a map (H,W,C) that keeps its size; beyond the map there are zeros."""
+    kernel = w[f"{name}.weight"]  # C,1,side,side
+    (height, width, _), side = x.shape, kernel.shape[-1]
+    padded = x.new_zeros(height + side - 1, width + side - 1, x.shape[2])
+    padded[side // 2 :, side // 2 :][:height, :width] = x
+    shifted = (padded[i:, j:][:height, :width] * kernel[:, 0, i, j] for i in range(side) for j in range(side))
+    return sum(shifted) + w[f"{name}.bias"]
+
+
+def enhanced_attention(
+    q: Tensor, k: Tensor, v: Tensor, w: Weights, *, window: Position, shift: Position, heads: int
+) -> Tensor:
+    """EDT's attention in windows of (H,W,C), without position bias; a convolution of each window's values is added."""
+    size, width = (q.shape[0], q.shape[1]), q.shape[2] // heads
+    q, k, v = (torch.roll(t, (-shift[0], -shift[1]), (0, 1)) for t in (q, k, v))
+    out = torch.zeros_like(v)
+    for positions in windows(size, window):
+        masked = apart(positions, size, window, shift)
+        tokens = [torch.stack([t[p] for p in positions]) for t in (q, k, v)]
+        results = []
+        for head in range(heads):
+            q_head, k_head, v_head = (t[:, head * width :][:, :width] for t in tokens)
+            logits = q_head @ k_head.T / math.sqrt(width)
+            results.append(softmax(logits.masked_fill(masked, -math.inf)) @ v_head)
+        local = depthwise(tokens[2].view(*window, -1), w, "lepe").flatten(0, 1)
+        for position, value in zip(positions, torch.cat(results, -1) + local, strict=True):
+            out[position] = value
+    return torch.roll(out, shift, (0, 1))
+
+
+def enhanced(x: Tensor, w: Weights, a: Weights, *, window: Position, shifted: bool, heads: int) -> Tensor:
+    """EDT's block: lying windows for the first half of the channels, standing ones for the second; `proj` joins them.
+
+    The adapter sees what `proj` gives. The MLP has a convolution and a second GELU between its two layers.
+    """
+    half, parts = x.shape[2] // 2, []
+    q, k, v = linear(norm(x, w, "norm1"), w, "qkv").chunk(3, -1)
+    for i, shape in enumerate((window, window[::-1])):
+        shift = (shape[0] // 2, shape[1] // 2) if shifted else (0, 0)
+        mine = (t[..., i * half :][..., :half] for t in (q, k, v))
+        parts.append(enhanced_attention(*mine, part(w, f"attns.{i}"), window=shape, shift=shift, heads=heads))
+    attended = linear(torch.cat(parts, -1), w, "proj")
+    x = x + attended + spatial_delta(attended, a)
+    hidden = depthwise(gelu(linear(norm(x, w, "norm2"), w, "mlp.fc1")), w, "mlp.dwconv")
+    return x + linear(gelu(hidden), w, "mlp.fc2")

@@ -68,8 +68,9 @@ class EDT(nn.Module):
         Raises:
             LowpeftError: As `EDTConfig.from_state_dict`; or tensors are missing, too many or of the wrong shape.
         """
+        config = EDTConfig.from_state_dict(state)
         with torch.device("meta"):
-            listed = cls(EDTConfig.from_state_dict(state)).state_dict()
+            listed = cls(config).state_dict()
         wanted = {k: v.shape for k, v in listed.items() if "attn_mask" not in k}
         given = {k: v.shape for k, v in state.items() if "attn_mask" not in k}
         problems = [f"missing: {k}" for k in wanted if k not in given]
@@ -79,7 +80,7 @@ class EDT(nn.Module):
         ]
         if problems:
             raise LowpeftError("the tensors are almost those of an EDT:", problems=problems)
-        network = cls(EDTConfig.from_state_dict(state))
+        network = cls(config)
         network.load_state_dict({k: state[k] for k in wanted}, strict=False)
         return network
 
@@ -87,7 +88,7 @@ class EDT(nn.Module):
         """Restore images; see the class for what goes in and out.
 
         Raises:
-            LowpeftError: There are not as many images as tasks.
+            LowpeftError: There are not as many images as tasks, or one is not N,3,H,W.
         """
         tasks = self.config.tasks
         if isinstance(images, Tensor):
@@ -98,6 +99,8 @@ class EDT(nn.Module):
         return [self._restore(task, image) for task, image in zip(tasks, images, strict=True)]
 
     def _restore(self, task: str, image: Tensor) -> Tensor:
+        if image.dim() != 4 or image.shape[1] != 3:
+            raise LowpeftError(f"EDT takes RGB images N,3,H,W, not {tuple(image.shape)}")
         head, tail = (self.get_submodule(f"{part}_{task}") for part in ("head", "tail"))
         scale = self.scale(task)
         height, width = image.shape[-2:]

@@ -35,7 +35,8 @@ class EDTConfig:
         mlp_ratio: Hidden over outer channels.
         direct: The tail goes from features to sub-pixels in one convolution (EDT-T), instead of by steps of x2.
         window: Height and width of the first half's windows; the second half's are transposed.
-        image_px: Side of the square image whose masks are part of the state dict, as in the authors' files.
+        image_px: Side of the square features whose masks are part of the state dict, as in the authors' files; they are
+            as large as the image, and with denoising and deraining a quarter of it.
     """
 
     tasks: tuple[str, ...] = ("sr_x4",)
@@ -54,9 +55,14 @@ class EDTConfig:
         Raises:
             LowpeftError: Listing every problem.
         """
-        problems = [f"unknown task {t!r}{did_you_mean(t, TASKS)}" for t in self.tasks if t not in TASKS]
-        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
-            problems.append(f"tasks must be different ones of {', '.join(TASKS)}, not {self.tasks!r}")
+        sizes = (self.features, self.dim, *self.depths, self.heads, self.mlp_ratio, *self.window, self.image_px)
+        if not self.depths or min(sizes) < 1:
+            raise LowpeftError(f"this EDT cannot be built: it needs a group, and no number may be below 1, not {self}")
+        unknown = [t for t in self.tasks if t not in TASKS]
+        problems = [f"unknown task {t!r}{did_you_mean(t, TASKS)}" for t in unknown]
+        # A state dict does not tell the order of its tasks, so there is one order only.
+        if not unknown and (not self.tasks or self.tasks != tuple(t for t in TASKS if t in self.tasks)):
+            problems.append(f"tasks must be different ones of {', '.join(TASKS)}, in this order, not {self.tasks!r}")
         if self.dim % (2 * self.heads):
             problems.append(f"{self.dim} channels cannot be split into two halves of {self.heads} heads")
         if self.image_px % max(self.window) or max(self.window) % min(self.window):
@@ -80,7 +86,7 @@ class EDTConfig:
             dim=dim,
             depths=(BLOCKS_PER_GROUP,) * groups,
             heads=heads,
-            direct=size.upper() == "T",
+            direct=size.upper() == "T" and len(tasks) == 1,  # the authors' EDT-T for several scales goes by steps
         )
 
     @classmethod
@@ -99,7 +105,7 @@ class EDTConfig:
         if missing or not tasks:
             what = ", ".join(missing) or f"a head of one of the tasks {', '.join(TASKS)}"
             raise LowpeftError(f"the tensors look like EDT's, but lack {what}")
-        dim = state["body.norm.weight"].shape[0]
+        dim, hidden, features = ((*state[k].shape, 0)[0] for k in needed)  # a scalar has no width
         heads = {d: h for _, d, _, h in SIZES.values()}
         if dim not in heads:
             raise LowpeftError(
@@ -108,16 +114,16 @@ class EDTConfig:
             )
         counts: dict[int, int] = {}
         for key in state:
-            if found := re.match(r"body\.layers\.(\d+)\.residual_group\.blocks\.(\d+)\.", key):
+            if found := re.match(r"body\.layers\.(\d{1,3})\.residual_group\.blocks\.(\d{1,3})\.", key):
                 group, block = map(int, found.groups())
                 counts[group] = max(counts.get(group, 0), block + 1)
         sr = [t for t in tasks if t.startswith("sr_")]
         return cls(
             tasks=tasks,
-            features=state[needed[-1]].shape[0],
+            features=features,
             dim=dim,
-            depths=tuple(counts.get(g, 0) for g in range(max(counts) + 1)),
+            depths=tuple(counts.get(g, 1) for g in range(max(counts) + 1)),  # so that a missing group is missed
             heads=heads[dim],
-            mlp_ratio=state[needed[1]].shape[0] // dim,
+            mlp_ratio=max(1, hidden // dim),
             direct=bool(sr) and f"tail_{sr[0]}.3.weight" not in state,
         )

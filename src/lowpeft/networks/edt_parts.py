@@ -94,8 +94,8 @@ class Block(nn.Module):
         dim, half = config.dim, config.dim // 2
         self.windows = (config.window, config.window[::-1])
         self.shifted = shifted
-        self.size = (config.image_px, config.image_px)
-        masks = [shift_mask(self.size, w, like=torch.empty(0)) if shifted else None for w in self.windows]
+        size = (config.image_px, config.image_px)
+        masks = [shift_mask(size, w, like=torch.empty(0)) if shifted else None for w in self.windows]
         self.register_buffer("attn_mask_h", masks[0])
         self.register_buffer("attn_mask_v", masks[1])
         self.norm1 = nn.LayerNorm(dim)
@@ -106,14 +106,16 @@ class Block(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Masks follow from the image's size alone: those of a file are ignored, whatever size they are for."""
-        own = {"attn_mask_h": self.attn_mask_h, "attn_mask_v": self.attn_mask_v}
-        state_dict.update({prefix + name: mask for name, mask in own.items() if mask is not None})
+        """Masks follow from the image's size alone: a file may lack them, or hold those of another size."""
+        own = {prefix + "attn_mask_h": self.attn_mask_h, prefix + "attn_mask_v": self.attn_mask_v}
+        for key, mask in own.items():
+            if mask is not None and (key not in state_dict or state_dict[key].shape != mask.shape):
+                state_dict[key] = mask
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, x: Tensor, x_size: Size, masks: Masks | None = None) -> Tensor:
         """Tokens (N,L,C) to (N,L,C), `x_size` their height and width; without `masks` it is the size of the buffers."""
-        x = x.unflatten(1, x_size)
+        x = x.view(x.shape[0], *x_size, -1)  # `len(x)` would fix the batch of an exported network
         qkv = rearrange(self.qkv(self.norm1(x)), "n h w (t half c) -> half t n h w c", t=3, half=2)
         own = (self.attn_mask_h, self.attn_mask_v)
         parts = []
