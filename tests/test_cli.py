@@ -17,7 +17,7 @@ from lowpeft.demo import demo_backbone, write_scenes
 from lowpeft.images import matlab_downscale, read_image, write_image
 from lowpeft.networks import EDT, EDTConfig
 
-COMMANDS = ("plan", "train", "upscale", "info", "demo")
+COMMANDS = ("plan", "prepare", "verify-lr", "train", "upscale", "info", "demo")
 
 
 @pytest.fixture(scope="module")

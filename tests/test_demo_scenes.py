@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowpeft.data import find_scenes, load_pair
+from lowpeft.data import find_scenes, load_example
 from lowpeft.demo import DemoScene, held_out_scenes, layers, make_scene, scenes, train_scenes, write_scenes
 from lowpeft.errors import DataError
 from lowpeft.images import read_image
@@ -207,8 +207,8 @@ def test_written_scenes_are_found_and_loaded(tmp_path: Path) -> None:
     write_scenes(tmp_path / "demo", [0, 7], split="test", size_px=SMALL)
     found = find_scenes(tmp_path / "demo")
     assert [scene.name for scene in found] == ["test_0000", "test_0007"]
-    assert torch.equal(read_image(found[1].right), make_scene(7, split="test", size_px=SMALL).right)
-    assert load_pair(found[0], 2).lr_left.shape == (3, 32, 80)
+    assert torch.equal(read_image(found[1].hr[1]), make_scene(7, split="test", size_px=SMALL).right)
+    assert load_example(found[0], 2).lr[0].shape == (3, 32, 80)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -53,9 +53,11 @@ LAYERS: list[tuple[str, ...]] = [
     ("images",),
     ("metrics",),
     ("data",),
-    ("evaluate", "progress"),
-    ("train",),
+    ("evaluate", "progress", "lam"),
+    ("lam_picture",),
+    ("training",),
     ("demo",),
+    ("reproduce",),
     ("cli",),
     ("__main__",),
 ]

@@ -18,7 +18,9 @@ from lowpeft.errors import DataError
 from lowpeft.images import (
     IMAGE_SUFFIXES,
     bicubic_upscale,
+    image_size,
     matlab_downscale,
+    matlab_halve,
     mod_crop,
     read_image,
     to_float,
@@ -106,6 +108,21 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     exif[0x0112] = 6  # to be shown turned by a quarter
     image.save(tmp_path / "a.png", exif=exif)
     assert read_image(tmp_path / "a.png").shape == (3, 3, 2)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_from_the_header_is_that_of_the_image(tmp_path: Path, suffix: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (3, 2)).save(tmp_path / f"a{suffix}", exif=exif)
+    assert image_size(tmp_path / f"a{suffix}") == tuple(read_image(tmp_path / f"a{suffix}").shape[1:])
+
+
+def test_the_size_needs_no_more_than_the_header(tmp_path: Path) -> None:
+    write_image(noise(50, 70), tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:200])
+    assert image_size(tmp_path / "a.png") == (50, 70)
 
 
 def saved(image: Image.Image, kind: str) -> bytes:
@@ -271,6 +288,21 @@ def test_downscale_equals_the_reference_on_small_images(scale: int, height: int,
     image = noise(height * scale, width * scale, seed)[:1]
     expected = reference(image, 1 / scale, "symmetric", round_to_uint8=True)
     assert torch.equal(matlab_downscale(image, scale).double(), expected)
+
+
+@pytest.mark.parametrize("border", ["symmetric", "replicate"])
+@pytest.mark.parametrize("size", [(8, 6), (7, 6), (8, 5), (7, 5), (1, 1)])
+def test_halving_equals_the_reference_also_for_odd_sides(size: tuple[int, int], border: str) -> None:
+    """`imresize` rounds the sides up, so the last pixel of an odd side lies half beyond the edge."""
+    image = noise(*size)
+    expected = reference(image, 0.5, border, round_to_uint8=True)
+    assert expected.shape == (3, -(-size[0] // 2), -(-size[1] // 2))
+    assert torch.equal(matlab_halve(image, border=border).double(), expected)
+
+
+def test_halving_refuses_floats() -> None:
+    with pytest.raises(DataError, match="uint8"):
+        matlab_halve(torch.zeros(3, 4, 4))
 
 
 @pytest.mark.parametrize("border", ["symmetric", "replicate"])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import lowpeft
 import zoo
 from lowpeft import Backbone, DataError, StereoModel, super_resolve
-from lowpeft.inference import crop_starts, run
+from lowpeft.inference import Tiling, crop_starts, run
 from states import randomise_adapters
 
 EDSR = next(n for n in zoo.FAMILIES if n.name == "edsr")
@@ -163,7 +163,8 @@ def test_the_result_does_not_depend_on_the_chunk_size(scale: int) -> None:
     model = stereo(backbone)
     everything = len(crop_starts(100, 48)) * len(crop_starts(200, 48))
     first, *others = [
-        torch.stack(super_resolve(model, left, right, backbone=backbone, chunk=chunk)) for chunk in (1, 3, everything)
+        torch.stack(super_resolve(model, left, right, backbone=backbone, tiling=Tiling(chunk=chunk)))
+        for chunk in (1, 3, everything)
     ]
     assert first.shape == (2, 3, 100 * scale, 200 * scale)
     for other in others:
@@ -174,7 +175,7 @@ def test_a_batch_gives_what_its_pairs_give_one_by_one() -> None:
     backbone = ipt()
     left, right = images(2, 3, 50, 60)
     model = stereo(backbone)
-    together = super_resolve(model, left, right, backbone=backbone, chunk=5)
+    together = super_resolve(model, left, right, backbone=backbone, tiling=Tiling(chunk=5))
     for i in range(2):
         alone = super_resolve(model, left[i], right[i], backbone=backbone)
         for one, many in zip(alone, together, strict=True):
@@ -198,7 +199,7 @@ def test_both_views_are_cut_at_the_same_coordinates() -> None:
     model = PairOf(Enlarge(only_px=48))
     (left,) = images(3, 100, 200, count=1)
     left = left / 2
-    super_resolve(model, left, left + 0.5, backbone=facts(model, fixed_px=48), chunk=7)
+    super_resolve(model, left, left + 0.5, backbone=facts(model, fixed_px=48), tiling=Tiling(chunk=7))
     assert [len(crops) for crops, _ in model.pairs] == [7, 7, 7, 7, 4]
     for crops, others in model.pairs:
         torch.testing.assert_close(others, crops + 0.5, rtol=0, atol=1e-6)
@@ -231,13 +232,11 @@ def test_what_is_no_pair_of_images_is_refused(left: Tensor, right: Tensor | None
         super_resolve(stereo(backbone), *views, backbone=backbone)
 
 
-def test_a_wrong_scale_and_a_senseless_chunk_are_refused() -> None:
+def test_a_wrong_scale_is_refused() -> None:
     network = Enlarge()
     (image,) = images(3, 8, 8, count=1)
     with pytest.raises(DataError, match="not 7 times"):
         super_resolve(network, image, backbone=facts(network, scale=7))
-    with pytest.raises(DataError, match="chunk must be at least 1, not 0"):
-        super_resolve(network, image, backbone=facts(network), chunk=0)
 
 
 def test_a_network_for_several_tasks_is_refused_with_its_tasks() -> None:

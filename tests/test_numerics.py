@@ -19,6 +19,7 @@ from lowpeft.kinds import Attachment, SpatialAdapter, StereoAdapter
 from lowpeft.layouts import from_rows
 from lowpeft.networks.edt_parts import shift_mask
 from reference import adapters, blocks
+from states import randomise_adapters
 from zoo import Network
 
 ATTACH = importlib.import_module("lowpeft.attach")
@@ -34,13 +35,6 @@ every_layout = pytest.mark.parametrize("layout", list(Layout), ids=str)
 def randomise(model: nn.Module, std: float = 0.3) -> nn.Module:
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.normal_(std=std)
-    return model
-
-
-def randomise_adapters(model: nn.Module, std: float = 0.3) -> nn.Module:
-    with torch.no_grad():
-        for _, parameter in lowpeft.adapter_parameters(model):
             parameter.normal_(std=std)
     return model
 
@@ -153,7 +147,7 @@ def block_settings(block: nn.Module) -> dict[str, int]:
 
 def spatial_network(network: Network, dtype: torch.dtype) -> nn.Module:
     root = lowpeft.adapt(network.build().to(dtype), SpatialConfig(placement="attention", reduction=2))
-    return randomise_adapters(root).to(dtype)
+    return randomise_adapters(root, std=0.3).to(dtype)
 
 
 BLOCKS = "layers.0.residual_group.blocks"
@@ -280,7 +274,7 @@ def test_a_whole_hat_with_adapters_is_one_with_its_blocks_rewritten() -> None:
 @pytest.mark.parametrize("network", [HAT, SWINIR, SWIN2SR, SWIN2SR_HF], ids=lambda n: n.name)
 @torch.no_grad()
 def test_the_stereo_adapter_sits_on_the_groups_convolution_before_the_shortcut(network: Network) -> None:
-    model = randomise_adapters(lowpeft.wrap_stereo(network.build().double()))
+    model = randomise_adapters(lowpeft.wrap_stereo(network.build().double()), std=0.3)
     root = model.backbone
     stages = "swin2sr.encoder.stages" if network is SWIN2SR_HF else "layers"
     conv = root.get_submodule(f"{stages}.1.conv")
@@ -295,7 +289,7 @@ def test_the_stereo_adapter_sits_on_the_groups_convolution_before_the_shortcut(n
 
 @torch.no_grad()
 def test_the_stereo_adapter_of_edt_sits_on_the_groups_tokens_before_the_shortcut() -> None:
-    model = randomise_adapters(lowpeft.wrap_stereo(EDT.build().double()))
+    model = randomise_adapters(lowpeft.wrap_stereo(EDT.build().double()), std=0.3)
     layer = model.backbone.body.layers[1]
     tokens = torch.randn(2, 24 * 24, 16, dtype=torch.float64)
     with lowpeft.disabled(model):
@@ -361,7 +355,7 @@ def hosted(site: nn.Module, layout: Layout) -> nn.Module:
     plan = Plan(model="Host", family=None, name="default", recipe=recipe, sites=(planned,), base_parameters=1)
     model = lowpeft.inject(Host(site).eval(), plan)
     assert isinstance(model, StereoModel)
-    return randomise_adapters(model).backbone.site
+    return randomise_adapters(model, std=0.3).backbone.site
 
 
 def in_chunks(monkeypatch: pytest.MonkeyPatch, features: Tensor) -> list[int]:

@@ -130,7 +130,7 @@ def test_a_path_is_a_recipe(tmp_path: Path, as_text: bool) -> None:
 
 @pytest.mark.parametrize("recipe", ["steroe", "stereo.toml", "no/such.toml", "", "."])
 def test_an_unknown_recipe_is_refused_with_the_known_ones(recipe: str) -> None:
-    with pytest.raises(PlanError, match=r"no recipe .* one of spatial, stereo, stereo-only"):
+    with pytest.raises(PlanError, match=r"no recipe .* one of full, scratch, spatial, stereo, stereo-only"):
         load_recipe(recipe)
 
 
@@ -183,6 +183,7 @@ def test_a_file_that_is_not_text_is_refused_by_name(tmp_path: Path) -> None:
         ({"adapter": [{"kind": "spatial", "reduction": 0}]}, "reduction must be a whole number of at least 1, not 0"),
         ({"training": {"step": 3}}, "[training] has an unknown key 'step' (did you mean 'steps'"),
         ({"training": {"steps": 0}}, "steps must be a whole number of at least 1, not 0"),
+        ({"from_scratch": True}, "with from_scratch = true there can be no [[adapter]] table"),
     ],
     ids=str,
 )
@@ -237,6 +238,7 @@ def test_a_value_of_the_wrong_type_is_a_plan_error(changes: dict[str, Any]) -> N
     [
         {"summary": 3},
         {"freeze_statistics": "no"},
+        {"from_scratch": 1},
         {"schema": True},
         {"adapter": [{"kind": "spatial", "target": [1]}]},
         {"adapter": [{"kind": "stereo", "logit_scale": True}]},
@@ -299,6 +301,25 @@ INF, NAN = float("inf"), float("nan")
         (TrainSettings, "final_learning_rate", NAN),
         (TrainSettings, "clip_norm", -0.01),
         (TrainSettings, "schedule", "cosin"),
+        (TrainSettings, "schedule", 3),
+        (TrainSettings, "loss", "l2"),
+        (TrainSettings, "precision", "fp16"),
+        (TrainSettings, "accumulate", 0),
+        (TrainSettings, "workers", -1),
+        (TrainSettings, "keep_checkpoints", 0),
+        (TrainSettings, "save_every_steps", -1),
+        (TrainSettings, "validate_every_steps", True),
+        (TrainSettings, "ema_decay", 1.0),
+        (TrainSettings, "ema_decay", -0.5),
+        (TrainSettings, "ema_decay", "0.9"),
+        (TrainSettings, "ema_decay", NAN),
+        (TrainSettings, "milestone_factor", 0),
+        (TrainSettings, "milestone_factor", INF),
+        (TrainSettings, "milestones", (5,)),
+        (TrainSettings, "milestones", (5, 5)),
+        (TrainSettings, "milestones", (0, 5)),
+        (TrainSettings, "milestones", (5.0,)),
+        (TrainSettings, "milestones", 5),
         (TrainSettings, "betas", (0.9,)),
         (TrainSettings, "betas", (0.9, 1.0)),
         (TrainSettings, "betas", (-0.1, 0.9)),
@@ -309,6 +330,18 @@ def test_a_value_out_of_range_is_refused_by_name(config: type, field: str, value
     with pytest.raises(PlanError, match=field) as caught:
         config(**{field: value})
     assert repr(value) in str(caught.value)
+
+
+def test_milestones_go_with_multistep_and_only_with_it() -> None:
+    settings = TrainSettings(schedule="multistep", milestones=[10, 20])  # type: ignore[arg-type]  # as TOML gives them
+    assert settings.milestones == (10, 20)
+    with pytest.raises(PlanError, match="milestones go with schedule multistep"):
+        TrainSettings(schedule="multistep")
+
+
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(TrainSettings)])
+def test_every_training_setting_is_described(name: str) -> None:
+    assert re.search(rf"^ +{name}: \S", TrainSettings.__doc__ or "", re.MULTILINE)
 
 
 def test_all_bad_training_settings_are_listed() -> None:
@@ -349,16 +382,34 @@ settings_of_training = st.builds(
     learning_rate=st.floats(0, 1),
     betas=st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)),
     schedule=st.sampled_from(["cosine", "constant"]),
+    loss=st.sampled_from(["l1", "charbonnier", "mse"]),
+    precision=st.sampled_from(["no", "bf16"]),
+    ema_decay=st.floats(0, 0.9999),
+    milestone_factor=positive,
+    accumulate=st.integers(1, 9),
     seed=st.integers(0, 2**63 - 1),
 )
-recipes = st.builds(
+settings_with_milestones = st.builds(
+    TrainSettings,
+    schedule=st.just("multistep"),
+    milestones=st.sets(st.integers(1, 10**6), min_size=1, max_size=4).map(lambda steps: tuple(sorted(steps))),
+)
+adapting = st.builds(
     Recipe,
     name=st.text(min_size=1, max_size=8),
     adapters=st.lists(st.one_of(*CONFIGS.values()), min_size=1, max_size=3).map(tuple),
     summary=st.text(max_size=20),
     freeze_statistics=st.booleans(),
+    training=settings_of_training | settings_with_milestones,
+)
+from_scratch = st.builds(
+    Recipe,
+    name=st.text(min_size=1, max_size=8),
+    adapters=st.just(()),
+    from_scratch=st.just(True),
     training=settings_of_training,
 )
+recipes = adapting | from_scratch
 
 
 def test_every_kind_takes_part_in_the_round_trips() -> None:

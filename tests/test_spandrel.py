@@ -13,6 +13,7 @@ import lowpeft
 import zoo
 from lowpeft import PlanError, StereoModel
 from lowpeft.families import SLOT
+from states import randomise_adapters
 from zoo import Network, image_of
 
 # spandrel's copy of OmniSR uses an old name in its own autograd function.
@@ -54,18 +55,10 @@ def look(model: StereoModel, network: Network) -> Tensor:
     return torch.cat([image_of(view) for view in model(*views_for(network))])
 
 
-def randomised(model: StereoModel) -> StereoModel:
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for _, parameter in lowpeft.adapter_parameters(model):
-            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
 @functools.cache
 def adapted(network: Network) -> StereoModel:
     """The network with random adapters: read it, never write it."""
-    return randomised(lowpeft.adapt(build(network), "stereo"))
+    return randomise_adapters(lowpeft.adapt(build(network), "stereo"))
 
 
 def test_the_refused_are_rows_of_the_table() -> None:
@@ -92,7 +85,7 @@ def test_a_new_stereo_network_is_the_base_bit_for_bit(network: Network) -> None:
 
 @every_network
 def test_every_adapter_parameter_gets_a_gradient(network: Network) -> None:
-    model = randomised(lowpeft.adapt(build(network), "stereo")).train()
+    model = randomise_adapters(lowpeft.adapt(build(network), "stereo")).train()
     left, right = model(*views_for(network))
     generator = torch.Generator().manual_seed(0)
     out = torch.cat((image_of(left), image_of(right)))
@@ -122,7 +115,7 @@ def test_a_saved_adapter_on_a_fresh_base_gives_bit_equal_outputs(network: Networ
 def test_restore_gives_back_the_network(network: Network) -> None:
     root = build(network)
     classes, before = {p: type(m) for p, m in root.named_modules()}, tensors(root)
-    model = randomised(lowpeft.adapt(root, "stereo"))
+    model = randomise_adapters(lowpeft.adapt(root, "stereo"))
     look(model, network)
     assert lowpeft.restore(model) is root
     assert {p: type(m) for p, m in root.named_modules()} == classes

@@ -1,31 +1,437 @@
-"""The training loop and the measuring, on a tiny network and generated pairs."""
+"""The training loop on tiny networks: what is trained, how, what is written, and what is refused."""
 
 from __future__ import annotations
 
+import csv
 import json
-import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import lowpeft
 import zoo
-from lowpeft.backbones import Backbone
-from lowpeft.data import Pair, StereoPairs, find_scenes
+from lowpeft.backbones import Backbone, load_backbone
+from lowpeft.data import Example
 from lowpeft.errors import DataError, PlanError, TrainingError
 from lowpeft.evaluate import Score, compare, mean_db, score
-from lowpeft.images import matlab_downscale, write_image
+from lowpeft.images import bicubic_upscale, matlab_downscale, to_float
+from lowpeft.inference import run, super_resolve
 from lowpeft.metrics import psnr
-from lowpeft.recipes import TrainSettings
-from lowpeft.train import learning_rate, pair_loss, train
+from lowpeft.networks import EDT, EDTConfig
+from lowpeft.recipes import TrainSettings, load_recipe
+from lowpeft.training import image_loss, learning_rate, reinitialise, train, trained_parameters, validation
+from lowpeft.training.average import Average
+from training_runs import SETTINGS, Samples, edt, go, model_of, small
 
+PLAIN = replace(SETTINGS, ema_decay=0.0, warmup_steps=0, steps=4)
+
+
+def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of what is trained."""
+    return {name: p.detach().clone() for name, p in trained_parameters(model).items()}
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+# --- What is trained
+def test_training_lowers_the_loss_and_leaves_the_base_alone() -> None:
+    model, base = model_of("stereo")
+    before = {k: v.clone() for k, v in base.module.state_dict().items() if "lowpeft" not in k}
+    samples = Samples()
+    lr, hr = (torch.stack(views) for views in zip(*(samples[n] for n in range(900, 904)), strict=True))
+
+    def loss() -> float:
+        with torch.no_grad():
+            outputs = run(model, lr.unbind(1), base)
+        return torch.stack([(o - h).abs().mean() for o, h in zip(outputs, hr.unbind(1), strict=True)]).mean().item()
+
+    first = loss()
+    done = train(model, samples, replace(PLAIN, steps=30, learning_rate=1e-2), backbone=base)
+    assert loss() < first
+    assert done.parameters == lowpeft.summary(model).trainable
+    state = base.module.state_dict()
+    assert all(torch.equal(state[k], v) for k, v in before.items())
+
+
+def test_the_same_seed_gives_the_same_adapter() -> None:
+    def run_with(seed: int) -> dict[str, torch.Tensor]:
+        model, base = model_of("stereo")
+        train(model, Samples(seed=seed), replace(PLAIN, seed=seed), backbone=base)
+        return state_of(model)
+
+    one, same, other = run_with(1), run_with(1), run_with(2)
+    assert equal(one, same)
+    assert not equal(one, other)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_a_single_image_recipe_trains_on_images_and_on_both_views_of_pairs(views: int) -> None:
+    model, base = model_of("spatial")
+    before = state_of(model)
+    train(model, Samples(views=views), PLAIN, backbone=base)
+    assert not equal(before, state_of(model))
+
+
+def test_every_tensor_of_a_stereo_recipe_moves() -> None:
+    model, base = model_of("stereo")
+    before = state_of(model)
+    train(model, Samples(), PLAIN, backbone=base)
+    assert [n for n, p in state_of(model).items() if torch.equal(p, before[n])] == []
+
+
+def test_dropout_is_drawn_from_the_seed_and_the_step_alone() -> None:
+    """And nobody's random numbers are touched."""
+    results = []
+    for noise in (0, 5):
+        model, base = model_of("whole")
+        torch.manual_seed(3)
+        torch.rand(noise)
+        before = torch.get_rng_state()
+        train(model, Samples(), PLAIN, backbone=base)
+        assert torch.equal(torch.get_rng_state(), before)
+        results.append(state_of(model))
+    assert equal(*results)
+
+
+def test_readers_give_the_same_samples() -> None:
+    models = [go("full", replace(PLAIN, workers=workers))[0] for workers in (0, 2)]
+    assert equal(*map(state_of, models))
+
+
+def test_bf16_computes_the_same_to_its_precision() -> None:
+    losses = [go("stereo", replace(PLAIN, precision=p))[1].loss for p in ("no", "bf16")]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_the_model_is_in_eval_mode_afterwards_also_after_an_error() -> None:
+    model, base = model_of("whole")
+    with pytest.raises(TrainingError):
+        train(model, Samples(scale=4), PLAIN, backbone=base)
+
+    def stop(step: Any) -> None:
+        raise DataError("enough")
+
+    with pytest.raises(TrainingError, match=r"step 1\. Nothing was saved, because no folder was given\. .* enough"):
+        train(model, Samples(), PLAIN, backbone=base, report=stop)
+    assert not any(m.training for m in model.modules())
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_bf16_trains_and_a_stopped_run_goes_on(tmp_path: Path) -> None:
+    class Stop(BaseException):
+        pass
+
+    def stop(step: Any) -> None:
+        if step.step == 3:
+            raise Stop
+
+    settings = replace(SETTINGS, precision="bf16", workers=1)
+    model, base = model_of("stereo")
+    before = state_of(model)
+    with pytest.raises(Stop):
+        train(model.cuda(), Samples(), settings, backbone=base, out=tmp_path, report=stop)
+    model, base = model_of("stereo")
+    done = train(model.cuda(), Samples(), settings, backbone=base, out=tmp_path, resume=True)
+    assert (done.resumed_at, done.steps) == (2, 6)
+    after = {name: tensor.cpu() for name, tensor in state_of(model).items()}
+    assert not equal(before, after)
+    assert all(t.dtype == torch.float32 and torch.isfinite(t).all() for t in after.values())
+    assert equal(state_of(lowpeft.load_adapter(edt(), tmp_path)), after)
+
+
+# --- Loss, schedule, clip, average
+def test_losses_are_their_formulas() -> None:
+    output, target = torch.rand(2, 3, 4, 5), torch.rand(2, 3, 4, 5)
+    d = (output - target).double()
+    expected = {"l1": d.abs(), "mse": d**2, "charbonnier": torch.sqrt(d**2 + 1e-6)}
+    for kind, values in expected.items():
+        assert image_loss(kind, output, target).item() == pytest.approx(values.mean().item(), rel=1e-5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["l1", "mse", "charbonnier"])
+def test_the_loss_of_the_settings_is_what_is_minimised(kind: str) -> None:
+    model, base = model_of("spatial")
+    lr, hr = (torch.stack(views) for views in zip(*(Samples()[n] for n in range(3)), strict=True))
+    with torch.no_grad():
+        outputs = run(model, lr.unbind(1), base)
+    wanted = [image_loss(kind, o, h).item() for o, h in zip(outputs, hr.unbind(1), strict=True)]  # type: ignore[arg-type]
+    done = train(model, Samples(), replace(PLAIN, steps=1, loss=kind), backbone=base)  # type: ignore[arg-type]
+    assert done.loss == pytest.approx(sum(wanted) / 2, rel=1e-5)
+
+
+def test_schedules() -> None:
+    cosine = TrainSettings(steps=100, learning_rate=1.0, final_learning_rate=0.1, warmup_steps=10)
+    rates = [learning_rate(cosine, i) for i in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.55)
+    assert rates[100] == pytest.approx(0.1)
+    constant = TrainSettings(steps=100, learning_rate=1.0, schedule="constant")
+    assert {learning_rate(constant, i) for i in range(100)} == {1.0}
+    multistep = TrainSettings(
+        steps=100, learning_rate=1.0, schedule="multistep", milestones=(20, 50), milestone_factor=0.1, warmup_steps=2
+    )
+    rates = [learning_rate(multistep, i) for i in (0, 1, 19, 20, 49, 50, 99)]
+    assert rates == pytest.approx([0.5, 1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_the_gradient_is_clipped_and_its_norm_logged(tmp_path: Path) -> None:
+    seen = []
+    go("full", replace(PLAIN, clip_norm=1e-9), out=tmp_path, report=seen.append)
+    assert all(step.gradient_norm > 1e-6 for step in seen)
+    free, _ = go("full", replace(PLAIN, clip_norm=0.0, steps=1))
+    clipped, _ = go("full", replace(PLAIN, clip_norm=1e-9, steps=1))
+    moved = [max(p.abs().max().item() for p in state_of(m).values()) for m in (free, clipped)]
+    assert moved[1] < 0.2 * moved[0]  # below AdamW's epsilon of 1e-8 a small gradient makes a small step
+
+
+def test_the_average_is_its_formula() -> None:
+    tensor = torch.zeros(2)
+    average = Average({"a": tensor}, 0.5)
+    expected = torch.zeros(2, dtype=torch.float64)
+    for step in range(1, 9):
+        tensor.copy_(torch.rand(2))
+        average.update(step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * tensor.double()
+    assert torch.allclose(average.tensors["a"].double(), expected, atol=1e-6)
+    live = tensor.clone()
+    with average.applied():
+        assert torch.equal(tensor, average.tensors["a"])
+    assert torch.equal(tensor, live)
+
+
+def test_with_an_average_it_is_what_is_validated_saved_and_left_in_the_model(tmp_path: Path) -> None:
+    live: list[dict[str, torch.Tensor]] = []
+    seen: list[dict[str, torch.Tensor]] = []
+    model, base = model_of("stereo")
+    settings = replace(PLAIN, ema_decay=0.9, validate_every_steps=1)
+
+    def look(current: nn.Module) -> float:
+        seen.append(state_of(current))
+        assert not any(m.training for m in current.modules())
+        return float(len(seen))
+
+    train(
+        model, Samples(), settings, backbone=base, out=tmp_path, validate=look,
+        report=lambda step: live.append(state_of(model)),
+    )  # fmt: skip
+    expected = {k: v.double() for k, v in state_of(model_of("stereo")[0]).items()}
+    for step, tensors in enumerate(live, start=1):
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = {k: decay * expected[k] + (1 - decay) * v.double() for k, v in tensors.items()}
+        assert all(torch.allclose(seen[step - 1][k].double(), v, atol=1e-6) for k, v in expected.items())
+    assert equal(state_of(model), seen[-1])
+    assert not equal(live[-1], seen[-1])
+    saved = lowpeft.load_adapter(edt(), tmp_path)
+    assert equal(state_of(saved), seen[-1])
+    assert "EMA" in str(lowpeft.read_adapter(tmp_path).facts["trained tensors"])
+
+
+# --- What is written
+def test_the_log_has_every_step_in_each_form(tmp_path: Path) -> None:
+    seen = []
+    go("stereo", replace(PLAIN, validate_every_steps=3), out=tmp_path, validate=lambda m: 30.0, report=seen.append)
+    rows = [json.loads(r) for r in (tmp_path / "training.jsonl").read_text().splitlines()]
+    assert rows == [vars(step) for step in seen]
+    assert [row["validation"] for row in rows] == [None, None, 30.0, 30.0]
+    table = list(csv.DictReader((tmp_path / "training.csv").read_text().splitlines()))
+    assert [{k: float(v) if v else None for k, v in row.items()} for row in table] == rows
+    assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tensorboard_has_every_step(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _, done = go("full", PLAIN, out=tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [e.step for e in events] == [1, 2, 3, 4]
+    assert events[-1].value == pytest.approx(done.loss)
+
+
+def test_without_optional_libraries_there_is_a_log_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    go("full", PLAIN, out=tmp_path)
+    assert not (tmp_path / "tensorboard").exists()
+    assert not (tmp_path / "training.png").exists()
+    assert len((tmp_path / "training.jsonl").read_text().splitlines()) == 4
+
+
+def test_the_adapter_that_is_written_is_the_trained_one(tmp_path: Path) -> None:
+    model, _ = go("stereo", PLAIN, out=tmp_path)
+    assert equal(state_of(lowpeft.load_adapter(edt(), tmp_path)), state_of(model))
+
+
+def test_the_best_is_kept(tmp_path: Path) -> None:
+    figures = iter([1.0, 3.0, 2.0, 3.0])
+    states = {}
+    model, base = model_of("stereo")
+
+    def look(current: nn.Module) -> float:
+        states[len(states) + 1] = state_of(current)
+        return next(figures)
+
+    done = train(model, Samples(), replace(PLAIN, validate_every_steps=1), backbone=base, out=tmp_path, validate=look)
+    assert (done.best, done.best_step) == (3.0, 2)
+    assert equal(state_of(lowpeft.load_adapter(edt(), tmp_path / "best")), states[2])
+    assert lowpeft.read_adapter(tmp_path / "best").facts == {"training": "2 of 4 steps", "validation": 3.0}
+
+
+def test_validation_is_the_mean_psnr_over_views_and_scenes() -> None:
+    base = edt()
+    hr = [(torch.rand(3, 48, 96) * 255).to(torch.uint8) for _ in range(3)]
+    lr = [matlab_downscale(image, 2) for image in hr]
+    pair, single = Example("pair", tuple(lr[:2]), tuple(hr[:2])), Example("single", (lr[2],), (hr[2],))
+    each = [psnr(super_resolve(base.module, to_float(a), backbone=base), b) for a, b in zip(lr, hr, strict=True)]
+    found = validation([pair, single], base)(base.module)
+    assert found == pytest.approx((sum(each[:2]) / 2 + each[2]) / 2, abs=1e-3)
+    with pytest.raises(DataError, match="no scenes"):
+        validation([], base)
+
+
+# --- Full training and training from scratch
+def test_full_fine_tuning_trains_every_parameter_as_a_difference(tmp_path: Path) -> None:
+    base = edt()
+    count = base.parameters
+    model = lowpeft.adapt(base, "full")
+    done = train(model, Samples(views=1), PLAIN, backbone=base, out=tmp_path)
+    assert done.parameters == count
+    assert lowpeft.read_adapter(tmp_path).recipe.name == "full"
+    image = torch.rand(1, 3, 24, 48)
+    with torch.no_grad():
+        expected = model(image)
+        assert lowpeft.merge(model).kept == ()
+        assert torch.equal(model(image), expected)
+
+
+def test_full_fine_tuning_lets_droppath_and_dropout_be_active() -> None:
+    assert not load_recipe("full").freeze_statistics
+    network = next(n for n in zoo.FAMILIES if n.name == "swinir")
+    model = lowpeft.adapt(network.build(), "full").train()
+    assert {m.training for m in model.modules()} == {True}
+
+
+def test_statistics_that_no_adapter_file_could_hold_are_refused() -> None:
+    base = small()
+    model = lowpeft.adapt(base, load_recipe("full"))
+    with pytest.raises(TrainingError, match="set freeze_statistics = true") as caught:
+        train(model, Samples(), PLAIN, backbone=base)
+    assert caught.value.problems == ("norm",)
+    assert "norm.running_mean" in dict(base.module.named_buffers())
+    assert not base.module.norm.running_mean.any()
+
+
+@pytest.mark.parametrize("name", ["edt", "hat", "swinir", "ipt", "nafnet", "rcan", "swin2sr"])
+def test_new_weights_depend_on_the_seed_alone_and_replace_all(name: str) -> None:
+    network = next(n for n in zoo.FAMILIES if n.name == name)
+    torch.manual_seed(99)
+    module = network.build()
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    found = []
+    for seed in (0, 1, 0):
+        reinitialise(module, seed)
+        found.append({k: v.clone() for k, v in module.state_dict().items()})
+    assert equal(found[0], found[2])
+    assert not equal(found[0], found[1])
+    random = {k for k in found[0] if not torch.equal(found[0][k], found[1][k])}
+    assert not any(torch.equal(before[k], found[0][k]) for k in random)
+    assert sum(found[0][k].numel() for k in random) > 0.5 * sum(p.numel() for p in module.parameters())
+    image = torch.rand(1, 3, *network.input_px) * network.value_max
+    with torch.no_grad():
+        assert torch.isfinite(module(image)).all()
+
+
+def test_networks_that_do_not_say_how_they_were_built_are_refused() -> None:
+    with pytest.raises(PlanError, match="Small does not say how it was built"):
+        reinitialise(small().module, 0)
+    adapted = edt()
+    lowpeft.adapt(adapted, "spatial")
+    with pytest.raises(PlanError, match="is adapted"):
+        reinitialise(adapted.module, 0)
+
+
+def test_a_network_trained_from_scratch_is_a_checkpoint(tmp_path: Path) -> None:
+    config = EDTConfig(tasks=("sr_x2",), features=2, dim=60, depths=(1, 1), heads=6, image_px=24)
+    base = Backbone(**{**vars(edt()), "module": EDT(config)})
+    reinitialise(base.module, 0)
+    done = train(base.module, Samples(views=1), SETTINGS, backbone=base, out=tmp_path)
+    assert done.parameters == base.parameters
+    assert not (tmp_path / "adapter_model.safetensors").exists()
+    opened = load_backbone(tmp_path / "network.safetensors")
+    assert (opened.architecture, opened.scale) == ("EDT", 2)
+    image = torch.rand(1, 3, 24, 48)
+    with torch.no_grad():
+        assert torch.equal(opened.module(image), base.module(image))
+
+
+def test_the_scratch_recipe_attaches_nothing() -> None:
+    assert load_recipe("scratch").from_scratch
+    with pytest.raises(PlanError, match="'scratch' attaches no adapters"):
+        lowpeft.adapt(edt(), "scratch")
+    with pytest.raises(PlanError, match="trains from scratch, so it can have no adapters"):
+        lowpeft.adapt(edt(), "scratch", train_also="**")
+
+
+# --- What is refused
+@pytest.mark.parametrize(
+    ("samples", "sentence"),
+    [
+        (Samples(scale=4), "the crops are made for x4, the network is a x2 one"),
+        (Samples(views=1), "a stereo model is trained on pairs of views"),
+    ],
+    ids=["scale", "views"],
+)
+def test_crops_that_do_not_fit_are_refused(samples: Samples, sentence: str, tmp_path: Path) -> None:
+    model, base = model_of("stereo")
+    with pytest.raises(TrainingError, match=sentence):
+        train(model, samples, PLAIN, backbone=base, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_of_fixed_size_takes_its_own_crops() -> None:
+    base = edt()
+    fixed = Backbone(**{**vars(base), "fixed_px": 24})
+    model = lowpeft.adapt(fixed, "spatial")
+    with pytest.raises(TrainingError, match="EDT is trained on crops of 48x48 HR px, not 24x48"):
+        train(model, Samples(), PLAIN, backbone=fixed)
+
+
+def test_two_adapters_do_not_fit_into_one_folder(tmp_path: Path) -> None:
+    base = edt()
+    lowpeft.adapt(base, "spatial", name="a")
+    model = lowpeft.adapt(base, lowpeft.LoRAConfig(target="**.qkv.*"), name="b")
+    with pytest.raises(PlanError, match="several adapters"):
+        train(model, Samples(), PLAIN, backbone=base, out=tmp_path)
+    train(model, Samples(), PLAIN, backbone=base)
+
+
+def test_validating_needs_something_to_validate_with() -> None:
+    with pytest.raises(TrainingError, match="nothing to validate with"):
+        go("stereo", replace(PLAIN, validate_every_steps=1))
+
+
+def test_a_network_without_trainable_parameters_is_refused() -> None:
+    base = edt()
+    base.module.requires_grad_(False)
+    with pytest.raises(TrainingError, match="EDT has no parameter that requires a gradient"):
+        train(base.module, Samples(), PLAIN, backbone=base)
+
+
+# --- Measuring, on the zoo's EDSR, which takes values 0..255
 EDSR = next(n for n in zoo.FAMILIES if n.name == "edsr")
-SETTINGS = TrainSettings(steps=4, batch=2, crop_height_px=16, crop_width_px=32, learning_rate=1e-3, clip_norm=0.1)
 
 
 def network() -> Backbone:
-    """The zoo's EDSR, which takes values 0..255."""
     torch.manual_seed(0)
     return Backbone(
         module=EDSR.build(),
@@ -41,111 +447,20 @@ def network() -> Backbone:
 FACTS = network()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("pairs")
-    generator = torch.Generator().manual_seed(0)
-    for scene in ("a", "b"):
-        left = (torch.rand(3, 40, 64, generator=generator) * 255).to(torch.uint8)
-        write_image(left, path / f"{scene}_L.png")
-        write_image(left.roll(-3, dims=2), path / f"{scene}_R.png")
-    return path
-
-
-def pairs(folder: Path, settings: TrainSettings = SETTINGS) -> StereoPairs:
-    crop = (settings.crop_height_px, settings.crop_width_px)
-    return StereoPairs(find_scenes(folder), EDSR.scale, crop_px=crop)
-
-
-def test_training_lowers_the_loss_and_leaves_the_base_alone(folder: Path) -> None:
-    base = network().module
-    before = {k: v.clone() for k, v in base.state_dict().items()}
-    model = lowpeft.adapt(base, "stereo")
-    settings = TrainSettings(**{**vars(SETTINGS), "steps": 30, "learning_rate": 1e-2})
-    data = pairs(folder)
-    fixed = data.batch(4, torch.Generator().manual_seed(9))
+def test_the_loss_is_of_values_0_to_1_whatever_the_network_takes() -> None:
+    base = network()
+    done = train(lowpeft.adapt(base, "stereo"), Samples(), replace(PLAIN, steps=1), backbone=base)
+    lr, hr = (torch.stack(views) for views in zip(*(Samples()[n] for n in range(3)), strict=True))
     with torch.no_grad():
-        first = pair_loss(model, fixed, FACTS).item()
-    train(model, data, settings, FACTS)
-    with torch.no_grad():
-        assert pair_loss(model, fixed, FACTS).item() < first
-    state = base.state_dict()
-    assert all(torch.equal(state[k], v) for k, v in before.items())
+        outputs = [FACTS.module(view * 255) / 255 for view in lr.unbind(1)]
+    wanted = sum((o - h).abs().mean().item() for o, h in zip(outputs, hr.unbind(1), strict=True)) / 2
+    assert done.loss == pytest.approx(wanted, rel=1e-4)
 
 
-def test_the_same_seed_gives_the_same_adapter(folder: Path) -> None:
-    def run(seed: int) -> dict[str, torch.Tensor]:
-        model = lowpeft.adapt(network(), "stereo")
-        train(model, pairs(folder), TrainSettings(**{**vars(SETTINGS), "seed": seed}), FACTS)
-        return lowpeft.adapter_state_dict(model)
-
-    one, same, other = run(1), run(1), run(2)
-    assert all(torch.equal(one[k], same[k]) for k in one)
-    assert any(not torch.equal(one[k], other[k]) for k in one)
-
-
-def test_a_single_image_recipe_trains_on_both_views(folder: Path) -> None:
-    model = lowpeft.adapt(network(), "spatial")
-    before = {k: v.clone() for k, v in lowpeft.adapter_state_dict(model).items()}
-    train(model, pairs(folder), SETTINGS, FACTS)
-    assert any(not torch.equal(before[k], v) for k, v in lowpeft.adapter_state_dict(model).items())
-
-
-def test_adapter_and_log_are_written(folder: Path, tmp_path: Path) -> None:
-    model = lowpeft.adapt(network(), "stereo")
-    steps = train(model, pairs(folder), SETTINGS, FACTS, out=tmp_path / "adapter")
-    rows = [json.loads(r) for r in (tmp_path / "adapter" / "training.jsonl").read_text().splitlines()]
-    assert rows[-1]["loss"] == steps[-1].loss
-    again = lowpeft.load_adapter(network(), tmp_path / "adapter")
-    saved, now = lowpeft.adapter_state_dict(again), lowpeft.adapter_state_dict(model)
-    assert all(torch.equal(saved[k], now[k]) for k in now)
-
-
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_adapter(folder: Path, tmp_path: Path) -> None:
-    model = lowpeft.adapt(network(), "stereo")
-    settings = TrainSettings(**{**vars(SETTINGS), "steps": 6, "save_every_steps": 2})
-
-    def poison(step: object) -> None:
-        if getattr(step, "step", 0) == 3:
-            with torch.no_grad():
-                next(p for _, p in lowpeft.adapter_parameters(model)).fill_(math.nan)
-
-    with pytest.raises(TrainingError, match="step 4"):
-        train(model, pairs(folder), settings, FACTS, out=tmp_path, report=poison)
-    assert lowpeft.read_adapter(tmp_path).tensors
-
-
-def test_cosine_and_constant_schedules() -> None:
-    cosine = TrainSettings(steps=100, learning_rate=1.0, final_learning_rate=0.1, warmup_steps=10)
-    rates = [learning_rate(cosine, i) for i in range(101)]
-    assert rates[0] == pytest.approx(0.1)
-    assert rates[9] == rates[10] == pytest.approx(1.0)
-    assert rates[55] == pytest.approx(0.55)
-    assert rates[100] == pytest.approx(0.1)
-    constant = TrainSettings(steps=100, learning_rate=1.0, schedule="constant")
-    assert {learning_rate(constant, i) for i in range(100)} == {1.0}
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"steps": 0},
-        {"batch": 0},
-        {"learning_rate": -1.0},
-        {"schedule": "linear"},
-        {"betas": (0.9, 1.0)},
-        {"clip_norm": math.inf},
-    ],
-)
-def test_bad_settings_are_refused(bad: dict[str, object]) -> None:
-    with pytest.raises(PlanError, match=next(iter(bad))):
-        TrainSettings(**bad)
-
-
-def scene() -> Pair:
+def scene() -> Example:
     hr = (torch.rand(3, 30, 42, generator=torch.Generator().manual_seed(1)) * 255).to(torch.uint8)
     lr = matlab_downscale(hr, EDSR.scale)
-    return Pair("scene", lr, lr, hr, hr)
+    return Example("scene", (lr, lr), (hr, hr))
 
 
 def test_measuring_puts_the_mode_back() -> None:
@@ -174,6 +489,4 @@ def test_bicubic_is_measured_on_the_same_views() -> None:
     pair = scene()
     found = compare(lowpeft.adapt(network(), "spatial"), [pair], backbone=FACTS)
     assert found.same_view == ()
-    from lowpeft.images import bicubic_upscale
-
-    assert found.bicubic[0].left_db == psnr(bicubic_upscale(pair.lr_left, EDSR.scale), pair.hr_left)
+    assert found.bicubic[0].left_db == psnr(bicubic_upscale(pair.lr[0], EDSR.scale), pair.hr[0])

@@ -38,7 +38,7 @@ from lowpeft import (
     WeightAdapter,
 )
 from lowpeft.families import SLOT
-from states import assert_same_tensors, tensors
+from states import assert_same_tensors, randomise_adapters, tensors
 from zoo import Network, image_of
 
 NETWORKS = {network.name: network for network in zoo.FAMILIES}
@@ -48,14 +48,6 @@ EVERYWHERE = LoRAConfig(target="**", rank=1)
 def build(name: str) -> nn.Module:
     torch.manual_seed(7)
     return NETWORKS[name].build()
-
-
-def randomised(model: nn.Module, std: float = 0.1) -> nn.Module:
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for _, parameter in lowpeft.adapter_parameters(model):
-            parameter.copy_(std * torch.randn(parameter.shape, generator=generator))
-    return model
 
 
 def pairs_for(network: Network, count: int) -> tuple[Tensor, Tensor]:
@@ -151,7 +143,7 @@ class Holder(nn.Module):
 def with_lora(layer: str, *, rank: int = 1) -> nn.Module:
     make, target = LAYERS[layer]
     patterns = ["layer" if target == "**" else target]
-    return randomised(lowpeft.adapt(Holder(make()).eval(), LoRAConfig(target=patterns, rank=rank)), std=0.3)
+    return randomise_adapters(lowpeft.adapt(Holder(make()).eval(), LoRAConfig(target=patterns, rank=rank)), std=0.3)
 
 
 @every_layer
@@ -190,7 +182,7 @@ def test_300_bf16_forwards_leave_the_base_bit_equal(layer: str) -> None:
 
 
 def test_no_lora_tensor_of_ipt_is_without_a_gradient() -> None:
-    model = randomised(lowpeft.adapt(build("ipt"), EVERYWHERE)).train()
+    model = randomise_adapters(lowpeft.adapt(build("ipt"), EVERYWHERE)).train()
     attention = [n for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
     adapted = {n for n, m in model.named_modules() if SLOT in m._modules}
     assert attention
@@ -205,7 +197,7 @@ def test_lora_on_swin2sr_reaches_the_weight_that_is_read_functionally() -> None:
     (x, _), target = pairs_for(NETWORKS["swin2sr"], 1), "layers.0.residual_group.blocks.0.attn.qkv"
     with torch.no_grad():
         before = root(x.clone())
-        model = randomised(lowpeft.adapt(root, LoRAConfig(target=target, rank=2)))
+        model = randomise_adapters(lowpeft.adapt(root, LoRAConfig(target=target, rank=2)))
         assert not torch.equal(model(x.clone()), before)
     lowpeft.check_trainable(model, x)
 
@@ -329,7 +321,7 @@ RECIPES = ["stereo", "spatial", "lora"]
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
 @pytest.mark.parametrize("recipe", ["stereo", "spatial", EVERYWHERE], ids=RECIPES)
 def test_swinir_with_its_own_checkpointing_trains_with_the_same_gradients(recipe: object) -> None:
-    models = [randomised(lowpeft.adapt(tiny_swinir(use_checkpoint=c), recipe)) for c in (False, True)]
+    models = [randomise_adapters(lowpeft.adapt(tiny_swinir(use_checkpoint=c), recipe)) for c in (False, True)]
     left, right = torch.rand(2, 1, 3, 8, 12)
     inputs = (left, right) if isinstance(models[0], StereoModel) else (left,)
     plain, checkpointed = (gradients(model, *inputs) for model in models)
@@ -350,7 +342,7 @@ class Checkpointed(nn.Module):
 
 @pytest.mark.parametrize("recipe", ["stereo", "spatial", EVERYWHERE], ids=RECIPES)
 def test_non_reentrant_checkpoints_around_the_stages_leave_the_gradients_alone(recipe: object) -> None:
-    model = randomised(lowpeft.adapt(build("hat"), recipe))
+    model = randomise_adapters(lowpeft.adapt(build("hat"), recipe))
     left, right = pairs_for(NETWORKS["hat"], 1)
     inputs = (left, right) if isinstance(model, StereoModel) else (left,)
     plain = gradients(model, *inputs)
@@ -390,7 +382,7 @@ def test_check_trainable_names_every_tensor_that_gets_no_gradient() -> None:
 
 
 def test_an_averaged_model_averages_the_adapters_and_leaves_the_trained_one_alone() -> None:
-    model, views = randomised(lowpeft.adapt(build("edsr"), "stereo")), pairs_for(NETWORKS["edsr"], 1)
+    model, views = randomise_adapters(lowpeft.adapt(build("edsr"), "stereo")), pairs_for(NETWORKS["edsr"], 1)
     average = AveragedModel(model)
     average.update_parameters(model)
     start = {n: p.detach().clone() for n, p in lowpeft.adapter_parameters(model)}
@@ -405,7 +397,7 @@ def test_an_averaged_model_averages_the_adapters_and_leaves_the_trained_one_alon
 
 @pytest.mark.parametrize("name", ["hat", "ipt", "rcan"])
 def test_two_threads_on_one_model_give_the_serial_results(name: str) -> None:
-    model = randomised(lowpeft.adapt(build(name), "stereo"))
+    model = randomise_adapters(lowpeft.adapt(build(name), "stereo"))
     lowpeft.adapt(model, EVERYWHERE, name="lora")
     left, right = pairs_for(NETWORKS[name], 8)
     views = list(zip(left.split(1), right.split(1), strict=True))
@@ -443,7 +435,7 @@ def test_a_stereo_adapted_backbone_of_strength_0_takes_single_images() -> None:
 @pytest.mark.parametrize("name", [n for n in SR if n != "swin2sr_hf"])
 @torch.no_grad()
 def test_permuting_the_pairs_of_a_batch_permutes_the_outputs(name: str) -> None:
-    model = randomised(lowpeft.adapt(build(name), "stereo"))
+    model = randomise_adapters(lowpeft.adapt(build(name), "stereo"))
     left, right = pairs_for(NETWORKS[name], 3)
     order, tolerance = [2, 0, 1], 1e-6 * NETWORKS[name].value_max
     together, permuted = model(left, right), model(left[order], right[order])
@@ -454,7 +446,7 @@ def test_permuting_the_pairs_of_a_batch_permutes_the_outputs(name: str) -> None:
 @pytest.mark.parametrize("name", SR)
 @torch.no_grad()
 def test_a_pair_in_a_batch_is_the_pair_alone(name: str) -> None:
-    model = randomised(lowpeft.adapt(build(name), "stereo"))
+    model = randomise_adapters(lowpeft.adapt(build(name), "stereo"))
     left, right = pairs_for(NETWORKS[name], 3)
     together = model(left.clone(), right.clone())
     for i in range(3):
@@ -481,7 +473,7 @@ def test_the_other_view_counts_after_one_step_and_not_before(name: str) -> None:
 
 @pytest.mark.parametrize("name", SR)
 def test_another_pair_never_counts(name: str) -> None:
-    model = randomised(lowpeft.adapt(build(name), "stereo"))
+    model = randomise_adapters(lowpeft.adapt(build(name), "stereo"))
     left, right = pairs_for(NETWORKS[name], 2)
     for gradient in influence(model, left, right, of=0):
         assert gradient[0].any()
@@ -502,7 +494,7 @@ class InHalves(nn.Module):
 def test_a_wrapper_that_splits_the_batch_is_refused_or_pairs_the_right_images() -> None:
     left, right = pairs_for(NETWORKS["hat"], 2)
     try:
-        model = randomised(lowpeft.adapt(InHalves(build("hat")), "stereo"))
+        model = randomise_adapters(lowpeft.adapt(InHalves(build("hat")), "stereo"))
         gradients_of_inputs = influence(model, left, right, of=0)
     except PlanError:
         return
@@ -518,7 +510,7 @@ def test_a_single_image_through_the_network_inside_an_adapted_wrapper_is_refused
 
 @torch.no_grad()
 def test_one_tensor_of_two_views_is_answered_in_the_same_form() -> None:
-    model, (left, right) = randomised(lowpeft.adapt(build("edsr"), "stereo")), pairs_for(NETWORKS["edsr"], 2)
+    model, (left, right) = randomise_adapters(lowpeft.adapt(build("edsr"), "stereo")), pairs_for(NETWORKS["edsr"], 2)
     out_left, out_right = model(left, right)
     assert torch.equal(model(torch.stack((left, right), 1)), torch.stack((out_left, out_right), 1))
     assert torch.equal(model(torch.cat((left, right), 1)), torch.cat((out_left, out_right), 1))
@@ -603,7 +595,7 @@ def test_a_forward_that_is_set_on_the_instance_is_refused_or_kept_and_adapted(re
         module = root.get_submodule(path)
         module.forward = module.forward
     try:
-        model = randomised(lowpeft.adapt(root, recipe))
+        model = randomise_adapters(lowpeft.adapt(root, recipe))
     except PlanError:
         return
     inputs = (x[:1], x[1:]) if isinstance(model, StereoModel) else (x,)
@@ -625,7 +617,7 @@ class Tied(nn.Module):
 
 @torch.no_grad()
 def test_merging_into_a_shared_weight_is_refused_or_right() -> None:
-    model, x = randomised(lowpeft.adapt(Tied().eval(), EVERYWHERE)), torch.rand(1, 3, 8, 8)
+    model, x = randomise_adapters(lowpeft.adapt(Tied().eval(), EVERYWHERE)), torch.rand(1, 3, 8, 8)
     adapted = model(x)
     try:
         lowpeft.merge(model)
@@ -869,7 +861,7 @@ def test_the_tables_are_as_before() -> None:
 @pytest.mark.parametrize("name", ["hat", "edsr", "swinir", "ipt"])
 @pytest.mark.parametrize("recipe", ["stereo", EVERYWHERE], ids=["stereo", "lora"])
 def test_autocast_to_bf16_trains_and_keeps_adapters_in_fp32(name: str, recipe: object) -> None:
-    model, (left, right) = randomised(lowpeft.adapt(build(name), recipe)).train(), pairs_for(NETWORKS[name], 1)
+    model, (left, right) = randomise_adapters(lowpeft.adapt(build(name), recipe)).train(), pairs_for(NETWORKS[name], 1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = model(left, right)[0] if isinstance(model, StereoModel) else model(left)
         loss = (out * torch.randn(out.shape)).float().mean()
@@ -887,7 +879,7 @@ def test_adapters_of_a_bf16_base_are_fp32_and_train(recipe: object) -> None:
     left, right = (view.bfloat16() for view in pairs_for(NETWORKS["hat"], 1))
     inputs = (left, right) if isinstance(model, StereoModel) else (left,)
     assert {p.dtype for _, p in lowpeft.adapter_parameters(model)} == {torch.float32}
-    found = gradients(randomised(model), *inputs)
+    found = gradients(randomise_adapters(model), *inputs)
     assert found.keys() == {name for name, _ in lowpeft.adapter_parameters(model)}
     assert {g.dtype for g in found.values()} == {torch.float32}
 
@@ -899,7 +891,7 @@ def test_a_new_adapter_changes_no_bit_under_autocast() -> None:
         assert torch.equal(torch.cat(lowpeft.adapt(build("hat"), "stereo")(left, right)), expected)
 
 
-GRAPHS = {"hat": "stereo", "swinir": "stereo", "edsr": EVERYWHERE, "ipt": EVERYWHERE}
+GRAPHS = {"hat": "stereo", "swinir": "stereo", "edt": "stereo", "edsr": EVERYWHERE, "ipt": EVERYWHERE}
 # Inductor and the exporter warn of their own inner workings.
 graphs = pytest.mark.filterwarnings("ignore")
 
@@ -910,7 +902,7 @@ graphs = pytest.mark.filterwarnings("ignore")
 def test_a_compiled_model_is_one_graph_and_computes_the_same(name: str) -> None:
     torch.use_deterministic_algorithms(False)  # a guard of the compiler, not a matter of numbers on the CPU
     torch._dynamo.reset()
-    model, (left, right) = randomised(lowpeft.adapt(build(name), GRAPHS[name])), pairs_for(NETWORKS[name], 1)
+    model, (left, right) = randomise_adapters(lowpeft.adapt(build(name), GRAPHS[name])), pairs_for(NETWORKS[name], 1)
     inputs = (left, right) if isinstance(model, StereoModel) else (left,)
     with torch.no_grad():
         eager, compiled = model(*inputs), torch.compile(model, fullgraph=True)(*inputs)
@@ -922,7 +914,7 @@ def test_a_compiled_model_is_one_graph_and_computes_the_same(name: str) -> None:
 @pytest.mark.parametrize("name", GRAPHS)
 def test_a_compiled_model_trains_with_the_same_gradients(name: str) -> None:
     torch._dynamo.reset()
-    model, (left, right) = randomised(lowpeft.adapt(build(name), GRAPHS[name])), pairs_for(NETWORKS[name], 1)
+    model, (left, right) = randomise_adapters(lowpeft.adapt(build(name), GRAPHS[name])), pairs_for(NETWORKS[name], 1)
     inputs = (left, right) if isinstance(model, StereoModel) else (left,)
     eager = gradients(model, *inputs)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -939,7 +931,7 @@ def test_a_compiled_model_trains_with_the_same_gradients(name: str) -> None:
 @graphs
 @pytest.mark.parametrize("name", GRAPHS)
 def test_an_exported_model_computes_the_same(name: str) -> None:
-    model, (left, right) = randomised(lowpeft.adapt(build(name), GRAPHS[name])), pairs_for(NETWORKS[name], 1)
+    model, (left, right) = randomise_adapters(lowpeft.adapt(build(name), GRAPHS[name])), pairs_for(NETWORKS[name], 1)
     inputs = (left, right) if isinstance(model, StereoModel) else (left,)
     with torch.no_grad():
         exported = torch.export.export(model, inputs).module()

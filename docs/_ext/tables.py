@@ -146,23 +146,35 @@ def recipes() -> str:
 
 def experiments() -> str:
     load = need("lowpeft.experiments", "load_experiment")
-    header = ["row", "network", "family", "file of its authors", "recipe", "HR crop", "frozen", "adapted"]
+    header = ["row", "network", "file of its authors", "recipe", "HR crop", "printed: frozen → trained"]
 
-    def shown(figure: float | None) -> str:
-        return "not known" if figure is None else f"{figure:.2f}"
+    def printed(figures: Any) -> str:
+        frozen, trained = ("–" if f is None else f"{f:.2f}" for f in (figures.frozen_db, figures.adapted_db))
+        ensemble = "" if figures.ensemble_db is None else f" (ensemble {figures.ensemble_db:.2f})"
+        return f"{figures.test_set} {frozen} → {trained}{ensemble}"
 
     def row(each: Any) -> list[str]:
         training = each.recipe.training
         crop = f"{training.crop_height_px}x{training.crop_width_px}"
-        network = [f"`{each.name}`", each.summary, f"`{each.family}`", f"`{each.weights}`"]
-        return [*network, f"`{each.recipe.name}`", crop, shown(each.paper.frozen_db), shown(each.paper.adapted_db)]
+        network = [f"`{each.name}`", each.summary, f"`{each.weights}`"]
+        return [*network, f"`{each.recipe.name}`", crop, "; ".join(map(printed, each.paper)) or "not known"]
 
     def section(name: str) -> str:
         found = load(name)
-        about = f"**`{name}`**: {found.summary}. The two last columns are those of {found.source}: {found.metric}."
+        about = f"**`{name}`**: {found.summary}. The last column is that of {found.source}: {found.metric}."
         return f"{about}\n\n{table(header, map(row, found.rows))}"
 
     return "\n\n".join(map(section, need("lowpeft.experiments", "bundled_experiments")()))
+
+
+def layouts() -> str:
+    """The folder layouts that `find_scenes` recognises."""
+
+    def row(each: Any) -> list[str]:
+        files = "; or ".join(f"`{line}`" for line in each.shown.split("; or "))
+        return [f"`{each.id}`", each.title, "pairs" if each.views == 2 else "single images", files]
+
+    return table(["layout", "who uses it", "scenes", "files"], map(row, need("lowpeft.data", "LAYOUTS").values()))
 
 
 # --- The command line
@@ -259,6 +271,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "families": families,
     "fingerprint": fingerprint,
     "kinds": kinds,
+    "layouts": layouts,
     "published": published,
     "recipes": recipes,
     "sites": sites,

@@ -7,7 +7,7 @@ different benchmark. The kernel is the cubic convolution of Keys (IEEE Trans. AS
 shrinking by s it is stretched by s, and the taps are normalised to sum 1. For uint8 images MATLAB filters along the
 height, rounds half up and clips to uint8, then does the same along the width: two roundings, and their order decides
 pixels. With the symmetric border this gives every pixel of the x4 inputs of the KITTI 2015 stereo test archive, with
-the replicated border every pixel of NTIRE's Flickr1024 inputs.
+the replicated border every pixel of NTIRE's Flickr1024 inputs and of the Set5 inputs at x2, x3 and x4.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from __future__ import annotations
 import math
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -42,6 +44,8 @@ IMAGE_SUFFIXES = frozenset(_WRITERS)
 
 _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
 
+_EXIF_ORIENTATION, _FIRST_QUARTER_TURN = 0x0112, 5  # orientations 5 to 8 swap the sides
+
 _KEYS_A = -0.5  # in MATLAB's "bicubic"; torch's own uses -0.75
 
 
@@ -54,9 +58,30 @@ def read_image(path: str | os.PathLike[str]) -> torch.Tensor:
     Raises:
         DataError: the file is missing, a folder, unreadable, no image, truncated, or has more than 8 bits per sample.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import ImageOps
 
-    path = Path(path)
+    with _opened(Path(path)) as opened:
+        return _pixels(ImageOps.exif_transpose(opened))
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Height and width of what `read_image` would give, from the file's header alone.
+
+    Raises:
+        DataError: as `read_image`, but for damage behind the header, which is not looked at.
+    """
+    with _opened(Path(path)) as opened:
+        # Without an EXIF block before the pixels, Pillow would decode a whole PNG to look for one behind them.
+        exif = opened.getexif() if opened.format != "PNG" or "exif" in opened.info else {}
+        turned = exif.get(_EXIF_ORIENTATION, 1) >= _FIRST_QUARTER_TURN
+        return opened.size if turned else (opened.height, opened.width)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image]:
+    """An image file with at most 8 bits per sample, its pixels not yet read; what Pillow raises becomes a DataError."""
+    from PIL import Image, UnidentifiedImageError
+
     if path.is_dir():
         raise DataError(f"expected an image file, but {path} is a folder")
     if not path.exists():
@@ -64,7 +89,7 @@ def read_image(path: str | os.PathLike[str]) -> torch.Tensor:
     try:
         with Image.open(path) as opened:
             _refuse_deep_samples(opened, path)
-            return _pixels(ImageOps.exif_transpose(opened))
+            yield opened
     except UnidentifiedImageError:
         raise DataError(f"{path} is not an image in a format that Pillow reads") from None
     except Image.DecompressionBombError as error:
@@ -205,6 +230,29 @@ def matlab_downscale(image: torch.Tensor, scale: int, *, border: Border = "symme
         raise DataError(f"MATLAB's LR images come from uint8 images, got {image.dtype}: round with to_uint8 first")
     if image.shape[-1] % scale or image.shape[-2] % scale:
         raise DataError(f"an image of {_size(image)} cannot be shrunk by {scale} exactly: mod_crop it first")
+    return _shrink(image, scale, border)
+
+
+def matlab_halve(image: torch.Tensor, *, border: Border = "symmetric") -> torch.Tensor:
+    """What MATLAB's `imresize(image, 1/2, 'bicubic')` makes of a uint8 image (..., C, H, W) of any size.
+
+    This is the first step of the field's Middlebury scenes (`GenerateTrainingPatches.m` of iPASSR): they are halved
+    whole, and only then cut to multiples of the scale.
+
+    Returns:
+        uint8 (..., C, H', W'), half the sides, rounded up.
+
+    Raises:
+        DataError: another dtype or shape, or an unknown border.
+    """
+    _check(image, 2, border)
+    if image.dtype != torch.uint8:
+        raise DataError(f"MATLAB halves uint8 images here, got {image.dtype}: round with to_uint8 first")
+    return _shrink(image, 2, border)
+
+
+def _shrink(image: torch.Tensor, scale: int, border: Border) -> torch.Tensor:
+    """Both passes; a side that `scale` does not divide is rounded up, as `imresize` does."""
     phases = [_taps((scale - 1) / 2, stretch=scale)]
     rows = _resample(image, -2, phases, scale, border)
     return _resample(rows, -1, phases, scale, border)

@@ -104,6 +104,11 @@ def plan(
     """
     root = backbone_of(model)
     wanted = override(load_recipe(recipe), overrides)
+    if wanted.from_scratch:
+        raise PlanError(
+            f"recipe {wanted.name!r} attaches no adapters: it trains the whole network, from new weights, with "
+            "`lowpeft train`"
+        )
     network = Network(root)
     sites = [site for config in wanted.adapters for site in choose_sites(network, config)]
     return _checked_plan(network, name, wanted, sites)

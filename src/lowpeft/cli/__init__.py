@@ -1,17 +1,17 @@
-"""The command line: plan, train, upscale, info, demo."""
+"""The command line: plan, prepare, verify-lr, train, evaluate, upscale, lam, reproduce, info, demo."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 
 from ..errors import LowpeftError
+from ..progress import quiet
 from ..version import version
-from . import demo, show, train, upscale
+from . import data, demo, evaluate, lam, reproduce, show, train, upscale
 
-EXTRAS = {"PIL": "train", "rich": "train", "skimage": "demo", "spandrel": "spandrel"}
+EXTRAS = {"accelerate": "train", "PIL": "train", "rich": "train", "skimage": "demo", "spandrel": "spandrel"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,14 +21,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Without the program's name; None means those of the process.
 
     Returns:
-        The exit code: 0, 2 for bad input, 130 after Ctrl-C.
+        The exit code: 0, 1 where a command compares and finds a difference, 2 for bad input, 130 after Ctrl-C.
     """
     options = parser().parse_args(arguments)
-    # spandrel 0.4.2 calls torch.meshgrid without `indexing` in its copies of HAT and relatives; users can do nothing.
-    warnings.filterwarnings("ignore", message=r"torch\.meshgrid: in an upcoming release", category=UserWarning)
-    run: Callable[[argparse.Namespace], None] = options.run
+    quiet()
+    run: Callable[[argparse.Namespace], int | None] = options.run
     try:
-        run(options)
+        return run(options) or 0
     except LowpeftError as error:
         return _fail(options.command, str(error), 2)
     except ModuleNotFoundError as error:
@@ -38,7 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(options.command, f"{error.name} is not installed: pip install 'lowpeft[{extra}]'", 2)
     except KeyboardInterrupt:
         return _fail(options.command, "interrupted", 130)
-    return 0
 
 
 def _fail(command: str, message: str, code: int) -> int:
@@ -54,6 +52,6 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"lowpeft {version()}")
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
-    for module in (show, train, upscale, demo):
+    for module in (show, data, train, evaluate, upscale, lam, reproduce, demo):
         module.add_to(commands)
     return top

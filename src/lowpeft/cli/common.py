@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import tomllib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..backbones import Backbone, load_backbone
-from ..errors import LowpeftError
+from ..errors import DataError, LowpeftError
+from ..inference import Tiling
 from ..recipes import bundled
 
 
 def new_command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], None], text: str, example: str
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str, example: str
 ) -> argparse.ArgumentParser:
     """A sub-command with its one-line description and an example in its help."""
     sub: argparse.ArgumentParser = commands.add_parser(
@@ -29,11 +31,11 @@ def new_command(
     return sub
 
 
-def add_weights(sub: argparse.ArgumentParser) -> None:
+def add_weights(sub: argparse.ArgumentParser, *, required: bool = True) -> None:
     """The option that names the frozen network."""
     sub.add_argument(
         "--weights",
-        required=True,
+        required=required,
         metavar="FILE",
         help="checkpoint of the frozen network (.pth, .pt, .safetensors), or 'demo' for the built-in one",
     )
@@ -43,6 +45,41 @@ def add_weights(sub: argparse.ArgumentParser) -> None:
 def add_device(sub: argparse.ArgumentParser) -> None:
     """The option that names the device."""
     sub.add_argument("--device", default="auto", help="auto (default: cuda where there is one), cpu, cuda, cuda:1, …")
+
+
+def add_inference(sub: argparse.ArgumentParser) -> None:
+    """How whole images are run."""
+    sub.add_argument(
+        "--ensemble",
+        action="store_true",
+        help="mean of several passes: 6 for pairs (flips that swap the views, colours permuted), 8 for single images",
+    )
+    sub.add_argument(
+        "--memory-mb",
+        type=float,
+        metavar="N",
+        help="run in full-width strips that take at most N MB above what the process or the GPU holds already; on the "
+        "CPU that includes the results",
+    )
+
+
+def tiling(options: argparse.Namespace) -> Tiling:
+    """How images are cut, by `--memory-mb`."""
+    return Tiling(memory_mb=options.memory_mb)
+
+
+def new_folder(name: str) -> Path:
+    """A folder for results, made where there is none.
+
+    Raises:
+        DataError: It cannot be made.
+    """
+    folder = Path(name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot make the folder {folder}: {error.strerror}") from error
+    return folder
 
 
 def add_recipe(sub: argparse.ArgumentParser) -> None:

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
+import re
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-import torch
+from torch import nn
 
-from ..api import adapt
+from ..backbones import Backbone
+from ..data import Crops, Example, find_scenes, load_example, read_clean_crops
 from ..errors import LowpeftError
-from ..files import save_adapter
-from ..model import summary
-from ..recipes import Recipe, TrainSettings, load_recipe
+from ..kinds import WeightAdapter, get_kind
+from ..model import disabled, summary
+from ..recipes import Recipe, TrainSettings, load_recipe, override
 from .common import add_device, add_recipe, backbone, device, new_command, overrides
 
-SETTINGS = ("steps", "batch", "learning_rate", "clip_norm", "warmup_steps", "save_every_steps", "seed")
+if TYPE_CHECKING:
+    from ..training import Processes, Step, Trained
+
+CROP = ("crop_height_px", "crop_width_px")
+"""Settings that one option, `--crop`, takes together."""
 
 
 def add_to(commands: Any) -> None:
@@ -25,73 +34,218 @@ def add_to(commands: Any) -> None:
         commands,
         "train",
         run,
-        "train a recipe's adapters on a folder of stereo pairs",
+        "train a recipe on a folder of stereo pairs or single images; several GPUs: accelerate launch -m lowpeft train",
         "lowpeft train stereo --weights CRAFT_x4.pth --data pairs/train --test pairs/test --out my-adapter",
     )
     add_recipe(sub)
-    sub.add_argument(
-        "--data", required=True, metavar="DIR", help="HR pairs: NAME_L.png and NAME_R.png, or NAME/hr0.png and hr1.png"
+    source = sub.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", metavar="DIR", help="stereo pairs to train on, in any of the known layouts")
+    source.add_argument(
+        "--images", metavar="DIR", help="single images instead, for recipes that exchange nothing between views"
     )
+    sub.add_argument("--data-lr", metavar="DIR", help="LR images of --data or --images, instead of making them")
     sub.add_argument(
-        "--test", action="append", default=[], metavar="DIR", help="HR pairs to measure afterwards; may be repeated"
+        "--border",
+        default="symmetric",
+        choices=("symmetric", "replicate"),
+        help="what MATLAB's bicubic finds beyond the edge where LR images are made (default: %(default)s)",
     )
-    sub.add_argument("--test-lr", metavar="DIR", help="LR views of the one --test folder, instead of making them")
-    sub.add_argument("--out", required=True, metavar="DIR", help="adapter folder to write")
+    sub.add_argument("--validate", metavar="DIR", help="scenes to measure on the way: the best is kept in OUT/best")
+    sub.add_argument(
+        "--test", action="append", default=[], metavar="DIR", help="scenes to measure afterwards; may be repeated"
+    )
+    sub.add_argument("--test-lr", metavar="DIR", help="LR images of the one --test folder, instead of making them")
+    sub.add_argument("--out", required=True, metavar="DIR", help="folder for the adapter, log and checkpoints")
+    sub.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out, if there is one")
+    sub.add_argument(
+        "--merge", action="store_true", help="also write network.safetensors with the adapters folded in (lora, full)"
+    )
     add_device(sub)
-    defaults = {f.name: f for f in dataclasses.fields(TrainSettings)}
-    for name in SETTINGS:
-        kind = float if isinstance(defaults[name].default, float) else int
-        option = "--" + name.replace("_", "-")
-        sub.add_argument(option, type=kind, metavar="N", help=f"instead of the recipe's {name.replace('_', ' ')}")
-    sub.add_argument("--schedule", help="cosine or constant, instead of the recipe's")
-    sub.add_argument("--crop", type=int, nargs=2, metavar=("H", "W"), help="HR crop in px, instead of the recipe's")
+    _add_settings(sub)
+
+
+def _add_settings(sub: argparse.ArgumentParser) -> None:
+    """An option for every field of TrainSettings."""
+    group = sub.add_argument_group("settings, instead of the recipe's")
+    about = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", inspect.getdoc(TrainSettings) or "", re.MULTILINE))
+    for name, kind in get_type_hints(TrainSettings).items():
+        if name in CROP:
+            continue
+        options: dict[str, Any] = {"type": kind, "metavar": "N" if kind is int else "X"}
+        if get_origin(kind) is Literal:
+            options = {"metavar": "|".join(get_args(kind))}
+        elif get_origin(kind) is tuple:
+            inner, *rest = get_args(kind)
+            options = {"type": inner, "nargs": "*" if rest == [...] else 2, "metavar": "N" if inner is int else "X"}
+        text = " ".join(about.get(name, "").split()).replace("`", "").replace("%", "%%").rstrip(".")
+        group.add_argument("--" + name.replace("_", "-"), help=text[:1].lower() + text[1:], **options)
+    group.add_argument("--crop", type=int, nargs=2, metavar=("H", "W"), help="height and width of the HR crop in px")
 
 
 def run(options: argparse.Namespace) -> None:
     """Train, measure, save."""
-    from ..data import StereoPairs, find_scenes, load_pair, read_clean_crops
-    from ..evaluate import compare
     from ..progress import progress
-    from ..train import crop_for, train
+    from ..training import build_model, connect, crop_for, last_step, train, validation
 
-    if options.test_lr and len(options.test) != 1:
-        raise LowpeftError("--test-lr goes with exactly one --test folder")
+    processes = connect()
     base = backbone(options)
-    recipe = _settings(load_recipe(options.recipe), options, crop_for(base))
-    settings = recipe.training
-    tests = {
-        folder: [load_pair(s, base.scale) for s in find_scenes(folder, lr_folder=options.test_lr)]
-        for folder in options.test
-    }
-    crop = (settings.crop_height_px, settings.crop_width_px)
-    clean = read_clean_crops(options.data)
-    pairs = StereoPairs(find_scenes(options.data), base.scale, crop_px=crop, crops=clean)
+    recipe = override(load_recipe(options.recipe), overrides(options.set))
+    recipe = dataclasses.replace(recipe, training=_settings(recipe.training, options, crop_for(base)))
+    settings, out = recipe.training, Path(options.out)
+    _check(recipe, options)
+    crops = _crops(options, base, settings)
+    tests: dict[str, list[Example]] = {}
+    validate = None
+    if processes.main:
+        tests = {folder: _examples(options, folder, base, options.test_lr) for folder in options.test}
+        if options.validate:
+            validate = validation(_examples(options, options.validate, base), base)
+    model = build_model(base, recipe).to(device(options.device) if processes.device is None else processes.device)
+    if processes.main:
+        _print_plan(model, recipe, crops, processes)
+    left = max(0, settings.steps - last_step(out)) if options.resume else settings.steps
+    with progress("training", left) if processes.main else nullcontext(lambda note: None) as advance:
+        done = train(
+            model,
+            crops,
+            settings,
+            backbone=base,
+            out=out,
+            validate=validate,
+            resume=options.resume,
+            report=lambda step: advance(_note(step)),
+        )
+    if processes.main:
+        _finish(options, model, base, recipe, _facts(options, crops, settings, done), tests)
+    processes.leave()
 
-    torch.manual_seed(settings.seed)
-    model = adapt(base, recipe, **overrides(options.set)).to(device(options.device))
-    print(summary(model))
-    print(f"{len(pairs.pairs)} training scenes, {settings.steps} steps of {settings.batch} pairs")
-    with progress("training", settings.steps) as advance:
-        out = Path(options.out)
-        steps = train(model, pairs, settings, base, out=out, report=lambda s: advance(f"L1 {s.loss:.4f}"))
+
+def _note(step: Step) -> str:
+    """What stands beside the progress bar."""
+    return f"loss {step.loss:.4f}" + ("" if step.validation is None else f", validation {step.validation:.3f}")
+
+
+def _settings(settings: TrainSettings, options: argparse.Namespace, only_crop: tuple[int, int] | None) -> TrainSettings:
+    """The recipe's settings with what the command line changes, and the only crop that the network takes."""
+    names = [f.name for f in dataclasses.fields(settings) if f.name not in CROP]
+    changes = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if crop := options.crop or only_crop:
+        changes |= dict(zip(CROP, crop, strict=True))
+    return dataclasses.replace(settings, **changes)
+
+
+def _check(recipe: Recipe, options: argparse.Namespace) -> None:
+    """Refuse options that do not go together, before anything is read."""
+    problems = []
+    if options.test_lr and len(options.test) != 1:
+        problems.append("--test-lr goes with exactly one --test folder")
+    if bool(options.validate) != bool(recipe.training.validate_every_steps):
+        problems.append("--validate DIR and --validate-every-steps N go together")
+    if options.images and recipe.multi_view:
+        problems.append(f"recipe {recipe.name!r} makes a stereo model, which is trained on pairs: use --data")
+    kinds = {adapter.kind for adapter in recipe.adapters}
+    fixed = sorted(kind for kind in kinds if not issubclass(get_kind(kind).module, WeightAdapter))
+    if options.merge and (fixed or not kinds):
+        why = f"{', '.join(fixed)} adapters are not linear in a weight" if fixed else "there are no adapters"
+        problems.append(f"--merge cannot be done for recipe {recipe.name!r}: {why}")
+    if problems:
+        raise LowpeftError("these options do not work:", problems=problems)
+
+
+def _crops(options: argparse.Namespace, base: Backbone, settings: TrainSettings) -> Crops:
+    """The training samples."""
+    folder = options.images or options.data
+    scenes = find_scenes(folder, scale=base.scale, lr_folder=options.data_lr, views=1 if options.images else 2)
+    return Crops(
+        scenes,
+        base.scale,
+        crop_px=(settings.crop_height_px, settings.crop_width_px),
+        seed=settings.seed,
+        clean_crops=read_clean_crops(folder),
+        border=options.border,
+    )
+
+
+def _examples(options: argparse.Namespace, folder: str, base: Backbone, lr: str | None = None) -> list[Example]:
+    """The scenes of a folder, in memory, with as many views as those that are trained on."""
+    scenes = find_scenes(folder, scale=base.scale, lr_folder=lr, views=1 if options.images else 2)
+    return [load_example(scene, base.scale, border=options.border) for scene in scenes]
+
+
+def _print_plan(model: nn.Module, recipe: Recipe, crops: Crops, processes: Processes) -> None:
+    if recipe.from_scratch:
+        count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        print(f"{type(model).__name__}: {count:,} parameters, all trained, from new weights")
+    else:
+        print(summary(model))
+    settings = recipe.training
+    several = f" on {processes.number} processes" if processes.number > 1 else ""
+    samples = "pairs" if crops.views == 2 else "images"
+    print(f"{len(crops.scenes)} training scenes, {settings.steps} steps of {settings.batch} {samples}{several}")
+
+
+def _facts(options: argparse.Namespace, crops: Crops, settings: TrainSettings, done: Trained) -> dict[str, str | float]:
+    """What readers of the result should know of the run."""
+    batch = f"{settings.batch} {'pairs' if crops.views == 2 else 'images'}"
     facts: dict[str, str | float] = {
         "base weights": Path(options.weights).name,
-        "training": f"{len(pairs.pairs)} scenes, {settings.steps} steps of {settings.batch} pairs, "
-        f"{steps[-1].seconds:.0f} s",
+        "training": f"{len(crops.scenes)} scenes, {done.steps} steps of {batch}, {done.seconds:.0f} s",
+        "trained parameters": done.parameters,
     }
-    for folder, scenes in tests.items():
-        with progress("measuring", len(scenes)) as advance:
-            found = compare(model, scenes, backbone=base, advance=advance)
-        print(f"\n{folder}\n{found}")
-        for name, value in found.means_db().items():
-            facts[f"PSNR in dB, (L+R)/2, {Path(folder).name}, {name}"] = round(value, 4)
-    save_adapter(model, options.out, facts=facts)
-    print(f"\nadapter written to {options.out}")
+    if settings.ema_decay:
+        facts["trained tensors"] = f"moving average (EMA), decay {settings.ema_decay}"
+    if done.best is not None:
+        facts["best validation"] = f"{done.best:.4f} dB after {done.best_step} steps (in the folder best)"
+    return facts
 
 
-def _settings(recipe: Recipe, options: argparse.Namespace, only_crop: tuple[int, int] | None) -> Recipe:
-    """The recipe with the training settings that the command line changes, and the only crop that the network takes."""
-    changes = {n: getattr(options, n) for n in (*SETTINGS, "schedule") if getattr(options, n) is not None}
-    if crop := options.crop or only_crop:
-        changes["crop_height_px"], changes["crop_width_px"] = crop
-    return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, **changes))
+def _finish(
+    options: argparse.Namespace,
+    model: nn.Module,
+    base: Backbone,
+    recipe: Recipe,
+    facts: dict[str, str | float],
+    tests: dict[str, list[Example]],
+) -> None:
+    """Measure on the test scenes, and save with the figures."""
+    from ..training import save_merged, save_product
+
+    for folder, examples in tests.items():
+        for name, value in _measured(model, base, folder, examples).items():
+            facts[f"PSNR in dB, {_MEAN[len(examples[0].lr)]}, {Path(folder).name}, {name}"] = round(value, 4)
+    print()
+    written = [save_product(model, Path(options.out), facts=facts)]
+    if options.merge:
+        written.append(save_merged(model, Path(options.out), facts=facts))
+    what = "network" if recipe.from_scratch else "adapter"
+    print(f"{what} written to {' and '.join(map(str, written))}")
+
+
+_MEAN = {1: "RGB", 2: "(L+R)/2"}
+"""What the figure of a scene is, by its number of views."""
+
+
+def _measured(model: nn.Module, base: Backbone, folder: str, examples: list[Example]) -> dict[str, float]:
+    """Mean figures on the scenes, printed as a table."""
+    from ..evaluate import by_bicubic, by_network, compare
+    from ..progress import progress
+    from ..training import is_adapted, psnr_db
+
+    adapted = is_adapted(model)
+    with progress("measuring", len(examples)) as advance:
+        if adapted and len(examples[0].lr) == 2:
+            found = compare(model, examples, backbone=base, advance=advance)
+            print(f"\n{folder}\n{found}")
+            return found.means_db()
+        bicubic, network = by_bicubic(base.scale), by_network(model, base)
+        rows: dict[str, list[float]] = {}
+        for example in examples:
+            rows.setdefault("bicubic", []).append(psnr_db(bicubic(example), example))
+            if adapted:
+                with disabled(model):
+                    rows.setdefault("frozen", []).append(psnr_db(network(example), example))
+            rows.setdefault("adapted" if adapted else "trained", []).append(psnr_db(network(example), example))
+            advance(example.name)
+    means = {name: fmean(values) for name, values in rows.items()}
+    print(f"\n{folder}: PSNR in dB, " + ", ".join(f"{name} {value:.3f}" for name, value in means.items()))
+    return means

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import DataError
 from ..files import load_adapter
 from ..stereo_model import StereoModel
-from .common import add_device, add_weights, backbone, device, new_command
+from .common import add_device, add_inference, add_weights, backbone, device, new_command, new_folder, tiling
 
 
 def add_to(commands: Any) -> None:
@@ -32,6 +32,7 @@ def add_to(commands: Any) -> None:
     sub.add_argument("--revision", help="commit, tag or branch of the Hub repository")
     sub.add_argument("--out", default=".", metavar="DIR", help="folder for NAME_x4.png (default: the current one)")
     sub.add_argument("--scale", type=int, help="refuse a network of another scale")
+    add_inference(sub)
     add_device(sub)
 
 
@@ -52,16 +53,13 @@ def run(options: argparse.Namespace) -> None:
     names = [f"{Path(p).stem}_x{base.scale}.png" for p in paths]
     if len(set(names)) < len(paths):
         raise DataError(f"both views would be written to {names[0]}: give them different file names")
-    folder = Path(options.out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot make the folder {folder}: {error.strerror}") from error
+    folder = new_folder(options.out)
     model = load_adapter(base, options.adapter, revision=options.revision).to(device(options.device))
     if isinstance(model, StereoModel) and options.right is None:
         raise DataError(f"the adapter {options.adapter} makes a stereo model: give it two views, left and right")
     with progress("upscaling", 1) as advance:
-        views = super_resolve(model, *map(to_float, images), backbone=base)
+        floats = map(to_float, images)
+        views = super_resolve(model, *floats, backbone=base, ensemble=options.ensemble, tiling=tiling(options))
         advance("")
     for name, view in zip(names, (views,) if isinstance(views, Tensor) else views, strict=True):
         write_image(view, folder / name)

@@ -19,7 +19,7 @@ import torch
 
 from ..api import adapt
 from ..backbones import Backbone
-from ..data import Scene, StereoPairs, find_scenes, load_pair
+from ..data import Crops, Scene, find_scenes, load_example
 from ..errors import DataError, LowpeftError
 from ..evaluate import Comparison, compare
 from ..files import save_adapter
@@ -27,7 +27,7 @@ from ..images import to_uint8, write_image
 from ..model import summary
 from ..progress import progress
 from ..recipes import TrainSettings
-from ..train import train
+from ..training import train
 from ..version import version
 from .network import demo_backbone
 from .picture import draw_comparison
@@ -75,22 +75,22 @@ def run_demo(*, out: str | Path, data: str | Path | None = None, steps: int | No
         f"task: stereo pairs from cameras with noise of {NOISE * 255:.0f}/255"
     )
     crop = (settings.crop_height_px, settings.crop_width_px)
-    pairs = StereoPairs(training, backbone.scale, crop_px=crop)
-    tests = [load_pair(s, backbone.scale) for s in held_out]
+    crops = Crops(training, backbone.scale, crop_px=crop, seed=seed)
+    tests = [load_example(s, backbone.scale) for s in held_out]
 
     torch.manual_seed(seed)
     model = adapt(backbone, "stereo")
     print(summary(model))
     with progress(f"training on {len(training)} scenes", settings.steps) as advance:
-        taken = train(model, pairs, settings, backbone, report=lambda s: advance(f"L1 {s.loss:.4f}"))
+        done = train(model, crops, settings, backbone=backbone, report=lambda s: advance(f"L1 {s.loss:.4f}"))
     with progress(f"measuring on {len(tests)} unseen scenes", len(tests)) as advance:
         found = compare(model, tests, backbone=backbone, advance=advance)
     print(found)
 
-    adapter = save_adapter(model, folder / "adapter", facts=_facts(found, taken[-1].seconds))
+    adapter = save_adapter(model, folder / "adapter", facts=_facts(found, done.seconds))
     _reload_elsewhere(model, adapter, held_out[0], backbone)
     picture = draw_comparison(model, tests[0], backbone, folder / "comparison.png")
-    _write_results(folder / "results.json", found, settings, taken[-1].seconds)
+    _write_results(folder / "results.json", found, settings, done.seconds)
     print(f"adapter {adapter}\npicture {picture}\nfigures {folder / 'results.json'}")
     return found
 
@@ -114,14 +114,14 @@ def _noisy(scenes: Sequence[Scene], folder: Path, scale: int) -> tuple[Scene, ..
     """The scenes with LR views made by MATLAB's bicubic and noise, written as 8-bit images."""
     noisy = []
     for scene in scenes:
-        pair = load_pair(scene, scale)
+        example = load_example(scene, scale)
         generator = torch.Generator().manual_seed(zlib.crc32(scene.name.encode()))
         paths = [folder / f"{scene.name}_{side}.png" for side in "LR"]
         folder.mkdir(parents=True, exist_ok=True)
-        for view, path in zip((pair.lr_left, pair.lr_right), paths, strict=True):
+        for view, path in zip(example.lr, paths, strict=True):
             noise = NOISE * torch.randn(view.shape, generator=generator)
             write_image(to_uint8((view / 255 + noise).clamp(0, 1)), path)
-        noisy.append(replace(scene, lr_left=paths[0], lr_right=paths[1]))
+        noisy.append(replace(scene, lr=tuple(paths)))
     return tuple(noisy)
 
 
@@ -132,7 +132,7 @@ def _facts(found: Comparison, seconds: float) -> dict[str, str | float]:
 
 def _reload_elsewhere(model: torch.nn.Module, adapter: Path, scene: Scene, backbone: Backbone) -> None:
     """Load the adapter in a fresh process and compare what it computes, bit for bit."""
-    views = (str(scene.lr_left), str(scene.lr_right))
+    views = (str(scene.lr[0]), str(scene.lr[1]))
     command = [sys.executable, "-m", "lowpeft.demo.verify", str(adapter), *views]
     environment = {**os.environ, "LOWPEFT_DEMO_THREADS": str(torch.get_num_threads())}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)  # noqa: S603

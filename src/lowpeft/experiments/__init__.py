@@ -5,7 +5,7 @@ An experiment is a TOML file (the bundled ones lie beside this module):
     schema = 1
     name = "backbones"
     summary = "one line"
-    metric = "PSNR in dB, Flickr1024 x4, mean of both views"
+    metric = "PSNR in dB, mean of both views"
     source = "arXiv 2407.03598"
 
     [[row]]
@@ -21,7 +21,7 @@ An experiment is a TOML file (the bundled ones lie beside this module):
     [row.training]                      # fields of TrainSettings that differ from the recipe's
     crop_width_px = 192
 
-    [row.paper]                         # what the paper prints; absent where it is not known
+    [row.paper.flickr1024]              # what the paper prints for a test set; absent where it is not known
     frozen_db = 23.68
     adapted_db = 23.87
 """
@@ -56,15 +56,19 @@ SCHEMA = 1
 
 @dataclass(frozen=True, kw_only=True)
 class PaperFigures:
-    """What a paper prints for a row, in the experiment's metric; None where it is not known.
+    """What a paper prints for a row on a test set, in the experiment's metric; None where it is not known.
 
     Attributes:
+        test_set: Its name.
         frozen_db: Of the network as its authors publish it, each view by itself.
-        adapted_db: Of the same network with trained adapters.
+        adapted_db: Of the network as the row's recipe trains it.
+        ensemble_db: Of that one, mean over the passes of the self-ensemble.
     """
 
+    test_set: str
     frozen_db: float | None = None
     adapted_db: float | None = None
+    ensemble_db: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +82,7 @@ class Row:
         weights: The name under which the network's authors publish the checkpoint file.
         recipe: With the row's overrides and training settings applied.
         summary: One line for people.
-        paper: The printed figures.
+        paper: The printed figures, for each test set that has some.
     """
 
     name: str
@@ -87,7 +91,7 @@ class Row:
     weights: str
     recipe: Recipe
     summary: str = ""
-    paper: PaperFigures = PaperFigures()
+    paper: tuple[PaperFigures, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +101,7 @@ class Experiment:
     Attributes:
         name: Of the experiment.
         summary: One line for people.
-        metric: What the figures are: metric and unit, test set, scale, views.
+        metric: What the figures are: metric, unit, views.
         source: Where they are printed.
         rows: In the order of the file.
     """
@@ -228,13 +232,16 @@ def _recipe(name: object, table: Mapping[str, Any], problems: list[str]) -> Reci
     return dataclasses.replace(recipe, training=settings) if recipe else None
 
 
-def _paper(table: object, problems: list[str]) -> PaperFigures:
-    if not isinstance(table, Mapping):
-        problems.append(f"[paper] must be a table, not {table!r}")
-        return PaperFigures()
-    known = [f.name for f in dataclasses.fields(PaperFigures)]
-    check_keys(table, known, "[paper]", problems)
-    figures = {key: table[key] for key in known if key in table}
-    wrong = [f"{key} must be a number above 0, not {v!r}" for key, v in figures.items() if not is_number(v, above=0)]
-    problems += wrong
-    return PaperFigures() if wrong else PaperFigures(**figures)
+def _paper(tables: object, problems: list[str]) -> tuple[PaperFigures, ...]:
+    if not isinstance(tables, Mapping) or not all(isinstance(t, Mapping) for t in tables.values()):
+        problems.append(f"[paper] must hold a table for each test set, not {tables!r}")
+        return ()
+    known = [f.name for f in dataclasses.fields(PaperFigures) if f.name != "test_set"]
+    before = len(problems)
+    for name, table in tables.items():
+        check_keys(table, known, f"[paper.{name}]", problems)
+        wrong = {k: v for k, v in table.items() if k in known and not is_number(v, above=0)}
+        problems += [f"{k} must be a number above 0, not {v!r}" for k, v in wrong.items()]
+    if len(problems) > before:
+        return ()
+    return tuple(PaperFigures(test_set=name, **table) for name, table in tables.items())

@@ -12,6 +12,8 @@ A recipe is a TOML file (the bundled ones lie beside this module) or a `Recipe` 
 
     [training]              # fields of TrainSettings
     steps = 200000
+
+A recipe with `from_scratch = true` has no adapters: the whole network is trained, from new weights.
 """
 
 from __future__ import annotations
@@ -23,86 +25,39 @@ from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from ..errors import PlanError, did_you_mean
-from ..kinds import AdapterConfig, get_kind, is_number
+from ..kinds import AdapterConfig, get_kind
+from .settings import TrainSettings
+
+__all__ = [
+    "Recipe",
+    "TrainSettings",
+    "bundled",
+    "changed_settings",
+    "check_keys",
+    "check_schema",
+    "config_from_dict",
+    "config_to_dict",
+    "load_recipe",
+    "override",
+    "plain_values",
+    "read_toml",
+    "recipe_from_dict",
+    "recipe_to_dict",
+    "settings_to_dict",
+    "toml_names",
+]
 
 SCHEMA = 1
-Schedule = Literal["cosine", "constant"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """How a recipe is trained.
-
-    Attributes:
-        steps: Optimiser steps.
-        batch: Pairs (or images) per step.
-        crop_height_px: Height of the HR crop.
-        crop_width_px: Width of the HR crop.
-        learning_rate: Peak rate of AdamW.
-        betas: Of AdamW.
-        weight_decay: Of AdamW.
-        schedule: `cosine` falls from the peak to `final_learning_rate`, `constant` stays.
-        final_learning_rate: At the end of the cosine.
-        warmup_steps: Linear rise to the peak.
-        clip_norm: Gradients are scaled down to this norm; 0 means never.
-        save_every_steps: How often the adapter is saved on the way; 0 means only at the end.
-        seed: Of crops, augmentation and new adapters.
-    """
-
-    steps: int = 2000
-    batch: int = 3
-    crop_height_px: int = 128
-    crop_width_px: int = 320
-    learning_rate: float = 5e-4
-    betas: tuple[float, float] = (0.9, 0.9)
-    weight_decay: float = 0.0
-    schedule: Schedule = "cosine"
-    final_learning_rate: float = 1e-7
-    warmup_steps: int = 0
-    clip_norm: float = 0.01
-    save_every_steps: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range.
-
-        Raises:
-            PlanError: Listing every one.
-        """
-        if isinstance(self.betas, list):
-            object.__setattr__(self, "betas", tuple(self.betas))
-        problems = [
-            f"{name} must be a whole number of at least {low}, not {getattr(self, name)!r}"
-            for name, low in _WHOLE.items()
-            if type(getattr(self, name)) is not int or getattr(self, name) < low
-        ]
-        problems += [
-            f"{name} must be a number of at least 0, not {getattr(self, name)!r}"
-            for name in ("learning_rate", "weight_decay", "final_learning_rate", "clip_norm")
-            if getattr(self, name) != 0 and not is_number(getattr(self, name), above=0)
-        ]
-        if self.schedule not in get_args(Schedule):
-            problems.append(f"schedule must be one of {', '.join(get_args(Schedule))}, not {self.schedule!r}")
-        pair = isinstance(self.betas, tuple) and len(self.betas) == 2
-        if not pair or not all(b == 0 or (is_number(b, above=0) and b < 1) for b in self.betas):
-            problems.append(f"betas must be two numbers in 0..1, not {self.betas!r}")
-        if problems:
-            raise PlanError("the training settings do not work:", problems=problems)
-
 
 _WORDS: dict[type, str] = {str: "a string", bool: "true or false"}
-_PLAIN = {"name": (str, None), "summary": (str, ""), "freeze_statistics": (bool, True)}
-_WHOLE = {
-    "steps": 1,
-    "batch": 1,
-    "crop_height_px": 1,
-    "crop_width_px": 1,
-    "warmup_steps": 0,
-    "save_every_steps": 0,
-    "seed": 0,
+_PLAIN = {
+    "name": (str, None),
+    "summary": (str, ""),
+    "freeze_statistics": (bool, True),
+    "from_scratch": (bool, False),
 }
 
 
@@ -115,6 +70,7 @@ class Recipe:
         adapters: One config per kind and place; their types choose the code.
         summary: One line for people.
         freeze_statistics: Keep the whole base in eval mode under `.train()` (BatchNorm statistics, DropPath, dropout).
+        from_scratch: There are no adapters: every weight of the network is drawn anew and trained.
         training: How it is trained.
     """
 
@@ -122,7 +78,17 @@ class Recipe:
     adapters: tuple[AdapterConfig, ...]
     summary: str = ""
     freeze_statistics: bool = True
+    from_scratch: bool = False
     training: TrainSettings = dataclasses.field(default_factory=TrainSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse adapters on a network that is trained from scratch.
+
+        Raises:
+            PlanError: There are some.
+        """
+        if self.from_scratch and self.adapters:
+            raise PlanError(f"recipe {self.name!r} trains from scratch, so it can have no adapters")
 
     @property
     def multi_view(self) -> bool:
@@ -202,7 +168,12 @@ def recipe_from_dict(table: Mapping[str, Any], *, origin: str = "the recipe") ->
     check_schema(table, SCHEMA, problems)
     check_keys(table, ("schema", *_PLAIN, "adapter", "training"), "the recipe", problems)
     values = plain_values(table, _PLAIN, problems)
-    configs = _configs(table.get("adapter"), problems)
+    if values["from_scratch"] is True:
+        configs: tuple[AdapterConfig, ...] = ()
+        if table.get("adapter"):
+            problems.append("with from_scratch = true there can be no [[adapter]] table")
+    else:
+        configs = _configs(table.get("adapter"), problems)
     settings = changed_settings(TrainSettings(), table.get("training", {}), problems)
     if problems:
         raise PlanError(f"{origin} is not a recipe that lowpeft can use:", problems=problems)
@@ -292,6 +263,11 @@ def config_to_dict(config: AdapterConfig) -> dict[str, Any]:
     return {"kind": config.kind, **values}
 
 
+def settings_to_dict(settings: TrainSettings) -> dict[str, Any]:
+    """Plain values of training settings, as in a `[training]` table."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(settings).items()}
+
+
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     """Plain values of a recipe; `recipe_from_dict` gives an equal recipe back."""
     return {
@@ -299,8 +275,9 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
         "name": recipe.name,
         "summary": recipe.summary,
         "freeze_statistics": recipe.freeze_statistics,
+        "from_scratch": recipe.from_scratch,
         "adapter": [config_to_dict(a) for a in recipe.adapters],
-        "training": {**dataclasses.asdict(recipe.training), "betas": list(recipe.training.betas)},
+        "training": settings_to_dict(recipe.training),
     }
 
 

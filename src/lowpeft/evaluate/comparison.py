@@ -1,4 +1,4 @@
-"""Measuring networks on whole scenes."""
+"""An adapted model beside its frozen base, bicubic, and itself without the other view."""
 
 from __future__ import annotations
 
@@ -9,16 +9,26 @@ from typing import Literal
 
 from torch import nn
 
-from .backbones import Backbone
-from .data import Pair
-from .errors import DataError
-from .images import bicubic_upscale, to_float
-from .inference import super_resolve
-from .metrics import psnr
-from .model import disabled
-from .stereo_model import StereoModel
+from ..backbones import Backbone
+from ..data import Example
+from ..errors import DataError
+from ..metrics import Column, Protocol, psnr
+from ..model import disabled
+from ..stereo_model import StereoModel
+from .measure import Upscale, by_bicubic, by_network, by_network_alone, measure
 
 OtherView = Literal["other", "same"]
+
+_EACH_VIEW = Protocol(
+    name="each view",
+    views=2,
+    summary="PSNR in dB of each view, uint8 RGB, whole",
+    columns=(
+        Column(name="left", digits=3, measure=lambda sr, hr, scale: psnr(sr[0], hr[0])),
+        Column(name="right", digits=3, measure=lambda sr, hr, scale: psnr(sr[1], hr[1])),
+    ),
+    source="the (L+R)/2 of the stereo tables is their mean",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,29 +50,23 @@ def mean_db(scores: Iterable[Score]) -> float:
     return fmean(s.mean_db for s in scores)
 
 
-def score(model: nn.Module, pair: Pair, *, backbone: Backbone, other_view: OtherView = "other") -> Score:
+def score(model: nn.Module, pair: Example, *, backbone: Backbone, other_view: OtherView = "other") -> Score:
     """PSNR of a network on one scene.
 
     Args:
         model: A stereo model or single-image network.
-        pair: With its HR views.
+        pair: A scene of two views.
         backbone: The facts of its network.
         other_view: `same` gives the network each view twice, instead of the pair: what is lost is what the network
             takes from the other view.
     """
-    left, right = to_float(pair.lr_left), to_float(pair.lr_right)
-    if other_view == "same":
-        left_sr, _ = super_resolve(model, left, left, backbone=backbone)
-        _, right_sr = super_resolve(model, right, right, backbone=backbone)
-    else:
-        left_sr, right_sr = super_resolve(model, left, right, backbone=backbone)
-    return Score(scene=pair.name, left_db=psnr(left_sr, pair.hr_left), right_db=psnr(right_sr, pair.hr_right))
+    upscale = by_network_alone(model, backbone) if other_view == "same" else by_network(model, backbone)
+    return _score(upscale, pair, backbone.scale)
 
 
-def score_bicubic(pair: Pair, *, scale: int) -> Score:
-    """PSNR of plain bicubic enlargement on one scene."""
-    left, right = (bicubic_upscale(v, scale) for v in (pair.lr_left, pair.lr_right))
-    return Score(scene=pair.name, left_db=psnr(left, pair.hr_left), right_db=psnr(right, pair.hr_right))
+def _score(upscale: Upscale, pair: Example, scale: int) -> Score:
+    (row,) = measure(upscale, [pair], scale=scale, protocol=_EACH_VIEW).rows
+    return Score(scene=row.scene, left_db=row.values[0], right_db=row.values[1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +96,7 @@ class Comparison:
 
 def compare(
     model: nn.Module,
-    pairs: Sequence[Pair],
+    pairs: Sequence[Example],
     *,
     backbone: Backbone,
     advance: Callable[[str], None] = lambda note: None,
@@ -112,12 +116,11 @@ def compare(
         raise DataError("there are no scenes to measure on")
     rows: dict[str, list[Score]] = {"bicubic": [], "frozen": [], "adapted": [], "same_view": []}
     for pair in pairs:
-        rows["bicubic"].append(score_bicubic(pair, scale=backbone.scale))
+        rows["bicubic"].append(_score(by_bicubic(backbone.scale), pair, backbone.scale))
         with disabled(model):
             rows["frozen"].append(score(model, pair, backbone=backbone))
         rows["adapted"].append(score(model, pair, backbone=backbone))
         if isinstance(model, StereoModel):
-            same = score(model, pair, backbone=backbone, other_view="same")
-            rows["same_view"].append(same)
+            rows["same_view"].append(score(model, pair, backbone=backbone, other_view="same"))
         advance(pair.name)
     return Comparison(**{name: tuple(scores) for name, scores in rows.items()})

@@ -1,0 +1,85 @@
+"""`lowpeft prepare` and `lowpeft verify-lr`: LR images as MATLAB's bicubic makes them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..data import LAYOUTS, find_scenes, prepare, read_clean_crops, scenes_with_lr, verify_lr
+from .common import new_command
+
+
+def add_to(commands: Any) -> None:
+    """Add both commands to the parser."""
+    sub = new_command(
+        commands,
+        "prepare",
+        run_prepare,
+        "write the HR and LR images of a data set, LR by MATLAB's bicubic, in the layout of the field's test sets",
+        "lowpeft prepare Flickr1024/Test --out Flickr1024_TEST --scale 4 --border replicate",
+    )
+    _add_source(sub)
+    sub.add_argument("--out", required=True, metavar="DIR", help="folder to write; run again to go on after a stop")
+    sub.add_argument(
+        "--border",
+        default="symmetric",
+        choices=("symmetric", "replicate"),
+        help="what MATLAB's bicubic finds beyond the edge (default: %(default)s; NTIRE's files have replicate)",
+    )
+    sub = new_command(
+        commands,
+        "verify-lr",
+        run_verify,
+        "compare the LR images of a data set with those that MATLAB's bicubic makes of its HR images",
+        "lowpeft verify-lr KITTI2015 --scale 4",
+    )
+    _add_source(sub)
+    sub.add_argument("--lr", metavar="DIR", help="LR images, where they are not in DIR; HR images without are left out")
+
+
+def _add_source(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("data", metavar="DIR", help="a data set in any of the known layouts")
+    sub.add_argument("--scale", type=int, required=True, metavar="N", help="SR factor")
+    sub.add_argument("--views", type=int, default=2, choices=(1, 2), help="2 for stereo pairs (default), 1 for images")
+    sub.add_argument("--layout", choices=list(LAYOUTS), help="of DIR, where it fits several")
+    sub.add_argument(
+        "--halve", action="store_true", help="halve the HR images first, as the field does with Middlebury"
+    )
+
+
+def run_prepare(options: argparse.Namespace) -> None:
+    """Write the data set."""
+    from ..progress import progress
+
+    scenes = find_scenes(options.data, scale=options.scale, views=options.views, layout=options.layout)
+    clean = read_clean_crops(options.data)
+    with progress("preparing", len(scenes)) as advance:
+        written = prepare(
+            scenes,
+            options.out,
+            options.scale,
+            border=options.border,
+            halve=options.halve,
+            clean_crops=clean,
+            advance=advance,
+        )
+    print(f"{options.out}: {len(scenes)} scenes at x{options.scale}, {written} of them written now")
+    if cut := sum(scene.name in clean for scene in scenes):
+        print(f"the clean_crop of {Path(options.data) / 'manifest.json'} was applied to {cut} scenes")
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    """Compare; 1 if neither border gives every value."""
+    from ..progress import progress
+
+    scenes, without = scenes_with_lr(
+        options.data, scale=options.scale, lr_folder=options.lr, views=options.views, layout=options.layout
+    )
+    with progress("comparing", len(scenes)) as advance:
+        report = verify_lr(scenes, options.scale, halve=options.halve, advance=advance)
+    print(report)
+    if without:
+        print(f"not compared, because they have no LR files: {', '.join(without)}", file=sys.stderr)
+    return 0 if report.borders else 1

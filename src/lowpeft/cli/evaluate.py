@@ -1,0 +1,178 @@
+"""`lowpeft evaluate`: PSNR and SSIM on whole scenes, by the protocols of the literature."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..backbones import Backbone
+from ..data import Example, Scene, find_scenes, load_example
+from ..errors import LowpeftError
+from ..files import load_adapter
+from ..inference import DEFAULT_WINDOW_PX, local_pooling
+from ..metrics import PROTOCOLS, Protocol, get_protocol
+from ..version import version
+from .common import add_device, add_inference, add_weights, backbone, device, new_command, new_folder, tiling
+
+if TYPE_CHECKING:
+    from ..evaluate import Report
+    from ..evaluate.measure import Views
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the parser."""
+    sub = new_command(
+        commands,
+        "evaluate",
+        run,
+        "measure a network, with or without an adapter, on stereo pairs or single images",
+        "lowpeft evaluate --weights CRAFT_x4.pth --adapter my-adapter --data KITTI2015 --bicubic --out measured",
+    )
+    add_weights(sub, required=False)
+    sub.add_argument("--adapter", metavar="DIR", help="adapter folder, or a Hub repository owner/name")
+    sub.add_argument("--revision", help="commit, tag or branch of the Hub repository")
+    sub.add_argument("--data", required=True, metavar="DIR", help="scenes, in any of the known layouts")
+    sub.add_argument("--lr", metavar="DIR", help="their LR views, instead of those that the layout has")
+    sub.add_argument(
+        "--border",
+        default="symmetric",
+        choices=("symmetric", "replicate"),
+        help="what MATLAB's bicubic finds beyond the edge where LR images are made (default: %(default)s)",
+    )
+    sub.add_argument("--halve", action="store_true", help="shrink the HR files by 2 first, the rule for Middlebury")
+    sub.add_argument(
+        "--protocol",
+        default="literature",
+        metavar="NAME",
+        help=f"{', '.join(PROTOCOLS)} (default: %(default)s); see docs/evaluation.md",
+    )
+    sub.add_argument("--bicubic", action="store_true", help="also measure bicubic; with --scale it needs no --weights")
+    sub.add_argument("--scale", type=int, metavar="N", help="of bicubic alone; refuse a network of another scale")
+    add_inference(sub)
+    sub.add_argument(
+        "--local-pooling",
+        type=int,
+        nargs="*",
+        metavar="PX",
+        help="local instead of global average pools (TLC): side, or height and width, of the window in LR px; without "
+        f"numbers {DEFAULT_WINDOW_PX[0]} {DEFAULT_WINDOW_PX[1]}, 1.5 times the crops of ASteISR",
+    )
+    sub.add_argument("--out", metavar="DIR", help="folder for report.json, report.md and a picture of each scene")
+    add_device(sub)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure, print, write."""
+    from ..evaluate import overview, write_reports
+
+    protocol = get_protocol(options.protocol)
+    base = backbone(options) if options.weights else None
+    scale = _scale(options, base)
+    scenes = find_scenes(options.data, scale=scale, lr_folder=options.lr, views=protocol.views)
+    out = new_folder(options.out) if options.out else None
+    reports = []
+    if options.bicubic:
+        reports.append(_bicubic(options, scenes, scale, protocol))
+    if base is not None:
+        reports.append(_network(options, scenes, base, protocol, out))
+    print(reports[-1])
+    if len(reports) > 1:
+        print(f"\n{overview(reports)}")
+    if out is not None:
+        for path in write_reports(reports, out, facts=_facts(options, scenes, scale)):
+            print(path)
+
+
+def _scale(options: argparse.Namespace, base: Backbone | None) -> int:
+    if base is None:
+        for option in ("adapter", "ensemble", "memory_mb", "local_pooling", "task"):
+            if getattr(options, option):
+                raise LowpeftError(f"--{option.replace('_', '-')} is about a network: give --weights")
+        if not options.bicubic or options.scale is None:
+            raise LowpeftError("give --weights, or --bicubic with --scale to measure bicubic alone")
+        return int(options.scale)
+    if options.scale not in (None, base.scale):
+        raise LowpeftError(f"--scale {options.scale} was asked for, but {options.weights} is a x{base.scale} network")
+    return base.scale
+
+
+def _examples(options: argparse.Namespace, scenes: tuple[Scene, ...], scale: int) -> Iterator[Example]:
+    return (load_example(s, scale, border=options.border, halve=options.halve) for s in scenes)
+
+
+def _bicubic(options: argparse.Namespace, scenes: tuple[Scene, ...], scale: int, protocol: Protocol) -> Report:
+    from ..evaluate import by_bicubic, measure
+    from ..progress import progress
+
+    with progress("bicubic", len(scenes)) as advance:
+        return measure(
+            by_bicubic(scale),
+            _examples(options, scenes, scale),
+            scale=scale,
+            protocol=protocol,
+            method="bicubic",
+            seen=lambda example, results: advance(example.name),
+        )
+
+
+def _network(
+    options: argparse.Namespace, scenes: tuple[Scene, ...], base: Backbone, protocol: Protocol, out: Path | None
+) -> Report:
+    from ..evaluate import evaluate
+    from ..evaluate.pictures import draw_scene
+    from ..progress import progress
+
+    model = load_adapter(base, options.adapter, revision=options.revision) if options.adapter else base.module
+    model = model.to(device(options.device))
+    name = "adapted" if options.adapter else "frozen"
+    with progress(name, len(scenes)) as advance, _pools(model, options.local_pooling):
+
+        def seen(example: Example, results: Views) -> None:
+            if out is not None:
+                path = out / "pictures" / f"{example.name.replace('/', '_')}.png"
+                draw_scene(path, example, {name: results[0]}, scale=base.scale)
+            advance(example.name)
+
+        found = evaluate(
+            model,
+            _examples(options, scenes, base.scale),
+            backbone=base,
+            protocol=protocol.name,
+            ensemble=options.ensemble,
+            tiling=tiling(options),
+            seen=seen,
+        )
+    return replace(found, method=name)
+
+
+def _pools(model: nn.Module, window: list[int] | None) -> AbstractContextManager[object]:
+    if window is None:
+        return nullcontext()
+    if len(window) > 2:
+        raise LowpeftError(f"--local-pooling takes a side, or height and width, not {len(window)} numbers")
+    return local_pooling(model, (window[0], window[-1]) if window else DEFAULT_WINDOW_PX)
+
+
+def _facts(options: argparse.Namespace, scenes: tuple[Scene, ...], scale: int) -> dict[str, object]:
+    """How the figures were made."""
+    found = all(scene.lr for scene in scenes)
+    facts = {
+        "lowpeft": version(),
+        "torch": torch.__version__,
+        "data": Path(options.data).resolve().name,
+        "HR images": "halved" if options.halve else "as they are",
+        "LR images": "files" if found else f"made by MATLAB's bicubic, {options.border} border",
+        "scale": scale,
+    }
+    if options.weights:
+        facts["base weights"] = Path(options.weights).name
+        facts["device"] = str(device(options.device))
+    names = ("task", "adapter", "revision", "ensemble", "memory_mb", "local_pooling")
+    return facts | {name: getattr(options, name) for name in names if getattr(options, name) not in (None, False)}

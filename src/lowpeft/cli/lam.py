@@ -1,0 +1,169 @@
+"""`lowpeft lam`: which pixels, of which view, a patch of the result was made from."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from ..backbones import Backbone
+from ..errors import DataError, LowpeftError
+from ..files import load_adapter, read_adapter
+from ..lam import PUBLISHED, Attribution, LamSettings, Patch, View, as_table, attribute, chunks
+from ..model import disabled
+from ..version import version
+from .common import add_device, add_weights, backbone, device, new_command
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the parser."""
+    sub = new_command(
+        commands,
+        "lam",
+        run,
+        "local attribution maps: show which pixels of both views, or of one image, a patch of the result was made from",
+        "lowpeft lam left.png right.png --weights CRAFT_x4.pth --adapter my-adapter --patch 96 200 16 --out lam",
+    )
+    sub.add_argument("left", help="left view, or the only image")
+    sub.add_argument("right", nargs="?", help="right view, of the same size")
+    add_weights(sub)
+    sub.add_argument(
+        "--adapter", metavar="DIR", help="adapter folder, or a Hub repository; the frozen network is shown beside it"
+    )
+    sub.add_argument("--revision", help="commit, tag or branch of the Hub repository")
+    sub.add_argument(
+        "--patch", required=True, type=int, nargs=3, metavar=("Y", "X", "SIDE"), help="square of the result, in HR px"
+    )
+    sub.add_argument("--view", choices=("left", "right"), default="left", help="the patch's view (default: left)")
+    sub.add_argument("--steps", type=int, default=PUBLISHED.steps, help="of the sum (default: %(default)s)")
+    sub.add_argument(
+        "--sigma", type=float, default=PUBLISHED.sigma_px, help="of the strongest blur, in LR px (default: %(default)s)"
+    )
+    sub.add_argument(
+        "--chunk",
+        type=int,
+        default=PUBLISHED.chunk,
+        help="steps at once, which takes memory (default: %(default)s)",
+    )
+    sub.add_argument(
+        "--out", default=".", metavar="DIR", help="folder for lam.json, lam.png and the maps (default: the current one)"
+    )
+    add_device(sub)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Read, attribute, print, write."""
+    from ..images import read_image, to_float
+    from ..lam_picture import draw_attributions
+
+    if options.revision is not None and options.adapter is None:
+        raise LowpeftError("--revision is of an --adapter, and none was given")
+    settings = LamSettings(steps=options.steps, sigma_px=options.sigma, chunk=options.chunk)
+    y, x, side = options.patch
+    patch = Patch(y_px=y, x_px=x, side_px=side, view=options.view)
+    paths = [options.left] if options.right is None else [options.left, options.right]
+    views = [to_float(read_image(path)) for path in paths]
+    base = backbone(options)
+    folder = Path(options.out)
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    columns = _attributions(options, base, views, patch, settings)
+    print(as_table(columns))
+    record = json.dumps(_record(options, base, patch, settings, columns), indent=2)
+    picture = draw_attributions(columns, views, scale=base.scale, notes=_notes(options, base, settings, columns))
+    with _writing(folder):
+        (folder / "lam.json").write_text(record + "\n", encoding="utf-8")
+        (folder / "lam.safetensors").write_bytes(save(_maps(columns)))
+        picture.save(folder / "lam.png", optimize=True)
+    for name, what in {"figures": "lam.json", "maps": "lam.safetensors", "picture": "lam.png"}.items():
+        print(f"{name:<8}{folder / what}")
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"cannot write to the folder {folder}: {error.strerror or error}") from error
+
+
+def _attributions(
+    options: argparse.Namespace, base: Backbone, views: list[Tensor], patch: Patch, settings: LamSettings
+) -> dict[str, Attribution]:
+    """The adapted network's and its frozen base's; the network's alone where there is no adapter."""
+    from ..progress import progress
+
+    adapted = options.adapter is not None
+    model = load_adapter(base, options.adapter, revision=options.revision) if adapted else base.module
+    model.to(device(options.device))
+    total = chunks(settings) * (2 if adapted else 1)
+    with progress("attributing", total) as advance:
+
+        def attributed(network: nn.Module) -> Attribution:
+            return attribute(network, *views, backbone=base, patch=patch, settings=settings, advance=advance)
+
+        if not adapted:
+            return {"network": attributed(model)}
+        columns = {"adapted": attributed(model)}
+        with disabled(model):
+            return {**columns, "frozen": attributed(model)}
+
+
+def _record(
+    options: argparse.Namespace,
+    base: Backbone,
+    patch: Patch,
+    settings: LamSettings,
+    columns: dict[str, Attribution],
+) -> dict[str, Any]:
+    return {
+        "lowpeft": version(),
+        "torch": torch.__version__,
+        "device": str(device(options.device)),
+        "network": {"weights": options.weights, "architecture": base.architecture, "scale": base.scale},
+        "adapter": options.adapter,
+        "views": [options.left] if options.right is None else [options.left, options.right],
+        "patch": dataclasses.asdict(patch),
+        "settings": dataclasses.asdict(settings),
+        "figures": {name: each.figures() for name, each in columns.items()},
+    }
+
+
+def _maps(columns: dict[str, Attribution]) -> dict[str, Tensor]:
+    """The signed maps by network and view."""
+    return {
+        f"{name}.{view}": values
+        for name, each in columns.items()
+        for view, values in zip(get_args(View), each.maps, strict=False)
+    }
+
+
+def _notes(
+    options: argparse.Namespace, base: Backbone, settings: LamSettings, columns: dict[str, Attribution]
+) -> list[str]:
+    """What stands below the picture: what was explained, of which network, how it was trained, and the figures."""
+    network = f"Network: {base.architecture} x{base.scale}, {Path(options.weights).name}"
+    if options.adapter is not None:
+        network += f", with the adapter {options.adapter}"
+        if Path(options.adapter).is_dir():
+            adapter = read_adapter(options.adapter)
+            network += f" (recipe {adapter.recipe.name}; training: {adapter.facts.get('training', 'not recorded')})"
+    shown = []
+    for name, each in columns.items():
+        share, index = each.share_other_view, each.diffusion_index
+        parts = [] if share is None else [f"share of the other view {100 * share:.3g} %"]
+        parts += [] if index is None else [f"diffusion index {index:.3g}"]
+        shown.append(f"{name}: {', '.join(parts)}")
+    return [
+        f"Explained: {next(iter(columns.values())).where} (outlined). {network}.",
+        f"Figures: {'; '.join(shown)}.",
+        f"Heat: root of |attribution| over the map's largest. {settings.steps} steps, sigma {settings.sigma_px} px.",
+    ]

@@ -1,0 +1,32 @@
+"""Data: scenes on disk in any of the field's layouts, scenes in memory, training crops, and LR images as MATLAB makes.
+
+find_scenes(folder) -> Scene (paths) -> load_example -> Example (pixels), or Crops (training samples)
+"""
+
+from __future__ import annotations
+
+from .crops import Crops
+from .examples import load_example, read_clean_crops
+from .finding import find_scenes, scenes_with_lr
+from .layouts import LAYOUTS, Layout
+from .model import Example, Rectangle, Scene, Views
+from .preparing import prepare
+from .verifying import LRReport, Match, verify_lr
+
+__all__ = [
+    "LAYOUTS",
+    "Crops",
+    "Example",
+    "LRReport",
+    "Layout",
+    "Match",
+    "Rectangle",
+    "Scene",
+    "Views",
+    "find_scenes",
+    "load_example",
+    "prepare",
+    "read_clean_crops",
+    "scenes_with_lr",
+    "verify_lr",
+]

@@ -1,0 +1,153 @@
+"""The folder layouts that are recognised, as a table: what is shown, what is searched and what is documented.
+
+A row says where the HR and LR views lie below the folder, and by which templates their files are named. Templates are
+paths without suffix; `{name}` is the scene's name, `{part}` the number of a patch of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+
+from .model import Views
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """One way to name files: a template for each view, left first."""
+
+    hr: tuple[str, ...]
+    lr: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """One row of the table.
+
+    Attributes:
+        id: What `--layout` takes.
+        title: Who uses it.
+        views: Of each scene.
+        hr_folder: Pattern of the name of the folder with the HR views; empty for the folder itself.
+        lr_folder: Pattern of the names of folders with LR views, in which a group `scale` may tell them apart; empty
+            for the HR folder, None where the layout has no LR views.
+        forms: How files are named in them.
+        gives_way_to: Layouts, by id, that a folder of theirs belongs to, though it would fit this one too.
+        folders: Where its HR and LR views lie as people write it; `prepare` writes there.
+    """
+
+    id: str
+    title: str
+    views: Views
+    hr_folder: str = ""
+    lr_folder: str | None = None
+    forms: tuple[Form, ...]
+    gives_way_to: tuple[str, ...] = ()
+    folders: tuple[str, str] = ("", "")
+
+    @property
+    def depth(self) -> int:
+        """How many folders down from the HR or LR folder the files lie; 0 for right in it."""
+        return self.forms[0].hr[0].count("/")
+
+    @property
+    def fixed_folders(self) -> frozenset[str] | None:
+        """The names of the folders with files in the HR folder, where the layout sets them; None where it does not."""
+        tops = frozenset(t.split("/")[0] for form in self.forms for t in form.hr)
+        return None if any("{" in top for top in tops) else tops
+
+    @property
+    def shown(self) -> str:
+        """Its files in one line, as in `hr/NAME/{hr0, hr1}.png`."""
+        lines = []
+        for form in self.forms:
+            names = [f"{self.folders[0]}{t}" for t in form.hr]
+            if self.lr_folder is not None:
+                names += [f"{self.folders[1]}{t}" for t in form.lr]
+            lines.append(", ".join(f"{n}.png" for n in names))
+        return "; or ".join(map(written, lines))
+
+
+def written(template: str) -> str:
+    """A template as people write it."""
+    return template.format(name="NAME", part="001", scale=4)
+
+
+@functools.cache
+def pattern(template: str) -> re.Pattern[str]:
+    """What a template matches: a whole relative path without its suffix."""
+    groups = {"name": "[^/]+", "part": r"\d+"}
+    parts = re.split(r"\{(\w+)\}", template)
+    text = [f"(?P<{p}>{groups[p]})" if i % 2 else re.escape(p) for i, p in enumerate(parts)]
+    return re.compile("".join(text))
+
+
+NESTED = Form(hr=("{name}/hr0", "{name}/hr1"), lr=("{name}/lr0", "{name}/lr1"))
+NUMBERED = Form(hr=("{name}_hr0", "{name}_hr1"), lr=("{name}_lr0", "{name}_lr1"))
+MARKED = Form(hr=("{name}_L", "{name}_R"), lr=("{name}_L", "{name}_R"))
+MARKED_PARTS = Form(hr=("{name}_L_s{part}", "{name}_R_s{part}"), lr=("{name}_L_s{part}", "{name}_R_s{part}"))
+KITTI_2012 = Form(hr=("colored_0/{name}_10", "colored_1/{name}_10"))
+KITTI_2015 = Form(hr=("image_2/{name}_10", "image_3/{name}_10"))
+SUFFIXED = Form(hr=("{name}_HR",), lr=("{name}_LR",))
+PLAIN = Form(hr=("{name}",), lr=("{name}",))
+
+_LAYOUTS = (
+    Layout(id="A", title="patches of iPASSR and NAFSSR", views=2, lr_folder="", forms=(NESTED,)),
+    Layout(
+        id="B",
+        title="test sets of iPASSR, NAFSSR, CVHSSR, ASteISR",
+        views=2,
+        hr_folder="hr",
+        lr_folder=r"lr_x(?P<scale>\d+)",
+        forms=(NESTED,),
+        folders=("hr/", "lr_x{scale}/"),
+    ),
+    Layout(
+        id="C",
+        title="NTIRE",
+        views=2,
+        hr_folder="HR",
+        lr_folder=r"LR_x(?P<scale>\d+)",
+        forms=(MARKED,),
+        folders=("HR/", "LR_x{scale}/"),
+    ),
+    Layout(
+        id="D",
+        title="sub-images of SCGLANet and ASteISR",
+        views=2,
+        hr_folder="HR_patch",
+        lr_folder="LR_patch",
+        forms=(MARKED,),
+        folders=("HR_patch/", "LR_patch/"),
+    ),
+    Layout(
+        id="E",
+        title="flat files of SwinFIRSSR",
+        views=2,
+        hr_folder="hr",
+        lr_folder=r"lr_x(?P<scale>\d+)",
+        forms=(NUMBERED, MARKED, MARKED_PARTS),
+        folders=("hr/", "lr_x{scale}/"),
+    ),
+    Layout(id="F", title="raw Flickr1024, and any plain folder of pairs", views=2, forms=(MARKED,)),
+    Layout(id="G", title="raw KITTI 2012 or 2015", views=2, forms=(KITTI_2012, KITTI_2015)),
+    Layout(
+        id="folders",
+        title="single images, HR and LR in folders of their own (DIV2K, Set5, …)",
+        views=1,
+        hr_folder=r"(?i:(?:.*_)?HR|GT(?:mod\d+)?)",
+        lr_folder=r"(?i:(?:.*_)?LR(?:_?bic(?:ubic)?)?(?:[_/]?x(?P<scale>\d+))?)",
+        forms=(PLAIN,),
+        folders=("HR/", "LR_x{scale}/"),
+    ),
+    Layout(
+        id="suffixes",
+        title="single images, HR and LR told apart by their names",
+        views=1,
+        lr_folder="",
+        forms=(SUFFIXED,),
+    ),
+    Layout(id="plain", title="any plain folder of single images", views=1, forms=(PLAIN,), gives_way_to=("suffixes",)),
+)
+LAYOUTS = {layout.id: layout for layout in _LAYOUTS}

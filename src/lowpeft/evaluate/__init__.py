@@ -1,0 +1,22 @@
+"""Measuring networks on whole scenes: by protocol, against their frozen base, with tables, files and pictures."""
+
+from .comparison import Comparison, Score, compare, mean_db, score
+from .measure import by_bicubic, by_network, by_network_alone, evaluate, measure
+from .report import Report, Row, overview, write_reports
+
+__all__ = [
+    "Comparison",
+    "Report",
+    "Row",
+    "Score",
+    "by_bicubic",
+    "by_network",
+    "by_network_alone",
+    "compare",
+    "evaluate",
+    "mean_db",
+    "measure",
+    "overview",
+    "score",
+    "write_reports",
+]

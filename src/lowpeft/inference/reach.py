@@ -1,0 +1,101 @@
+"""How far a network looks up and down: the context that makes strips exact."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..backbones import Backbone
+from ..errors import DataError
+from ..stereo_model import StereoModel
+from .network import Views, run_scaled
+from .tiling import Tiling
+
+WIDTH_PX = 32
+MOST_ROWS = 1024
+"""Of the image above the marked rows; a network that looks farther counts as one that sees everything."""
+
+SAME = 1e-6
+"""Of values 0..1: what rounding may change."""
+
+
+def reach_px(model: nn.Module, *, backbone: Backbone, align_px: int | None = None) -> int | None:
+    """How many LR rows beyond a strip can have a part in its result.
+
+    A few rows of a tall image are made NaN, and the rows of the result that become NaN are counted. Zeros do not stop a
+    NaN, so this is about what the network is connected to, not about what its weights make of it; far rows usually
+    have little influence, and less context then gives almost the same.
+
+    Args:
+        model: The network of `backbone`, adapted or not.
+        backbone: The facts.
+        align_px: Where strips begin, as in `Tiling`.
+
+    Returns:
+        The `context_px` with which strips give what the whole image gives, but for rounding. None if there is none:
+        every row depends on all rows (a global pool; see `local_pooling`), or on more than `MOST_ROWS`, or the top rows
+        depend on the bottom ones (shifted windows without a mask, as in DCTLSA).
+
+    Raises:
+        DataError: What a row depends on changes between multiples of `align_px`, so that strips would not cut windows
+            as the whole image does; or the network takes one size only.
+    """
+    if backbone.fixed_px is not None:
+        raise DataError(f"{backbone.architecture} takes {backbone.fixed_px} px only and is not run in strips")
+    align = Tiling(align_px=align_px).aligned_to(backbone)
+    flag = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            return _reach(model, backbone, align)
+    finally:
+        model.train(flag)
+
+
+def _reach(model: nn.Module, backbone: Backbone, align: int) -> int | None:
+    above = 2 * align
+    while (found := _spread(model, backbone, above, align)) is None:
+        above *= 2
+        if above > MOST_ROWS:
+            return None
+    if _spread(model, backbone, above + align, align) != found:
+        raise DataError(
+            f"the network's windows do not lie the same at all multiples of {align} rows: choose another align_px, "
+            "a multiple of their height"
+        )
+    return None if _wraps(model, backbone, 2 * above + align) else max(found)
+
+
+def _spread(model: nn.Module, backbone: Backbone, first: int, count: int) -> tuple[int, int] | None:
+    """How many rows above and below `count` rows from `first` on depend on them; None if that reaches a border."""
+    image = _grey(model, backbone, 2 * first + count)
+    image[..., first : first + count, :] = math.nan
+    touched = torch.stack([r.isnan().any(-1).any(1).any(0) for r in _results(model, backbone, image)]).any(0)
+    rows = touched.nonzero().flatten() // backbone.scale
+    low, high = int(rows[0]), int(rows[-1])
+    if low == 0 or high >= 2 * first + count - 1:
+        return None
+    return first - low, high - (first + count - 1)
+
+
+def _wraps(model: nn.Module, backbone: Backbone, height: int) -> bool:
+    """Whether the first rows depend on the last ones; by values, because masks of attention let a NaN pass."""
+    image = _grey(model, backbone, height)
+    other = image.clone()
+    other[..., -(image.shape[-2] // 4) :, :] = 0
+    top = slice(0, height // 4)
+    pairs = zip(_results(model, backbone, image), _results(model, backbone, other), strict=True)
+    return any(bool((a[..., top, :] - b[..., top, :]).abs().max() > SAME) for a, b in pairs)
+
+
+def _grey(model: nn.Module, backbone: Backbone, height: int) -> Tensor:
+    """A grey image of so many rows or a few more, as wide as need be."""
+    parameter, multiple = next(model.parameters()), backbone.size_multiple
+    shape = (1, backbone.channels, height + -height % multiple, math.lcm(WIDTH_PX, multiple))
+    return torch.full(shape, 0.5, device=parameter.device, dtype=parameter.dtype)
+
+
+def _results(model: nn.Module, backbone: Backbone, image: Tensor) -> Views:
+    return run_scaled(model, (image, image) if isinstance(model, StereoModel) else (image,), backbone)

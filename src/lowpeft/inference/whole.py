@@ -1,0 +1,201 @@
+"""Whole images, of any size, through a network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple, overload
+
+import torch
+from torch import Tensor, nn
+
+from ..backbones import Backbone
+from ..errors import DataError
+from ..padding import pad_to_multiple
+from .memory import MB, SAFE_SHARE, most_that_fits, peak_bytes
+from .network import Views, run_scaled, size
+from .passes import mean_image, passes
+from .tiling import Crops, Tiling, strips
+
+WHOLE = Tiling()
+
+COPIES = 3
+"""Of the LR views at most at a time: on the device, as a pass sees them, and padded."""
+
+
+@overload
+def super_resolve(
+    model: nn.Module, left: Tensor, *, backbone: Backbone, ensemble: bool = ..., tiling: Tiling = ...
+) -> Tensor: ...
+@overload
+def super_resolve(
+    model: nn.Module, left: Tensor, right: Tensor, *, backbone: Backbone, ensemble: bool = ..., tiling: Tiling = ...
+) -> tuple[Tensor, Tensor]: ...
+def super_resolve(
+    model: nn.Module,
+    left: Tensor,
+    right: Tensor | None = None,
+    *,
+    backbone: Backbone,
+    ensemble: bool = False,
+    tiling: Tiling = WHOLE,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Super-resolve (or restore) a pair of views, or one image, of any size, in eval mode and without gradients.
+
+    Sides are reflected at the right and bottom up to what the network takes, and cut back. A network of fixed input
+    size (IPT's 48x48) is run on crops of that size, half a crop apart, and on those that end at the right and bottom
+    borders; both views are cut at the same coordinates. Where crops overlap, their results are averaged with the
+    weights sin²(π(i+½)/n) along each side of n pixels, so that no border of a crop shows.
+
+    Args:
+        model: The network of `backbone`, adapted or not; on any device.
+        left: The left view, or the only one: (3,H,W) or (N,3,H,W), 0..1, RGB, on any device.
+        right: The right view, same shape. Goes with the left one through a stereo model as a pair, and through any
+            other network as a second image.
+        backbone: The facts, as `load_backbone` gives them.
+        ensemble: Give the mean of several passes: of a pair as it is, mirrored with the views swapped, upside down,
+            both, and with the channels as B, G, R and as G, B, R (ASteISR's six); of one image in the eight ways to
+            flip and turn it.
+        tiling: Run the image in full-width strips, to bound memory.
+
+    Returns:
+        (3,sH,sW) or (N,3,sH,sW) on the CPU, float32 (float64 from such a network), clamped to 0..1; two of them for
+        two views.
+
+    Raises:
+        DataError: The views differ in size, are not images, the network does not enlarge by the backbone's scale, or
+            `tiling` leaves too little memory for one strip.
+    """
+    views = _checked(left, right)
+    parameter = next(model.parameters())
+    batches = tuple((v if v.dim() == 4 else v[None]).to(parameter.device, parameter.dtype) for v in views)
+    flag = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            images = _mean_of_passes(model, batches, backbone, ensemble, tiling)
+    finally:
+        model.train(flag)
+    first, *others = (image if left.dim() == 4 else image[0] for image in images)
+    return (first, others[0]) if others else first
+
+
+def _checked(left: Tensor, right: Tensor | None) -> Views:
+    views = (left,) if right is None else (left, right)
+    if len({v.shape for v in views}) > 1:
+        raise DataError(f"the views differ in size: {size(views[0])} on the left, {size(views[-1])} on the right")
+    if left.dim() not in (3, 4) or not left.is_floating_point() or not left.numel():
+        raise DataError(f"an image is (3,H,W) or (N,3,H,W) of values 0..1, not {tuple(left.shape)} of {left.dtype}")
+    return views
+
+
+def _mean_of_passes(model: nn.Module, views: Views, backbone: Backbone, ensemble: bool, tiling: Tiling) -> Views:
+    ways = passes(len(views), ensemble=ensemble)
+    sides = tuple(side * backbone.scale for side in views[0].shape[-2:])
+    sums: Views = ()
+    chosen: dict[torch.Size, int] = {}
+    for way in ways:
+        seen = (pad_to_multiple(v, backbone.size_multiple, at_least=backbone.fixed_px or 1) for v in way.there(views))
+        cut = _Cut(model, tuple(seen), backbone, tiling)
+        shape = cut.shape
+        if shape not in chosen:
+            chosen[shape] = cut.choose(_kept_bytes(views, sides))
+        for part in cut.parts(chosen[shape]):
+            if not sums:
+                first = part.results[0]
+                dtype = torch.promote_types(first.dtype, torch.float32)
+                sums = tuple(torch.zeros(len(v), first.shape[1], *sides, dtype=dtype) for v in views)
+            way.add(part.results, tuple(total[part.images] for total in sums), part.top, part.left)
+            del part  # the memory of its results, before the next part is run
+    return tuple(mean_image(total, len(ways)) for total in sums)
+
+
+def _kept_bytes(views: Views, sides: tuple[int, ...]) -> int:
+    """What is held beside the network's own tensors: copies of the views, and the results if they are on the device."""
+    copies = COPIES * sum(v.nbytes for v in views)
+    if views[0].device.type != "cpu":
+        return copies
+    return copies + sum(len(v) * v.shape[1] * math.prod(sides) * max(4, v.element_size()) for v in views)
+
+
+class _Part(NamedTuple):
+    """The results of one part: of which images of the batch, and where they begin in HR px."""
+
+    results: Views
+    images: slice
+    top: int
+    left: int
+
+
+class _Cut:
+    """The padded views of one pass, and how they go through the network part by part."""
+
+    def __init__(self, model: nn.Module, views: Views, backbone: Backbone, tiling: Tiling) -> None:
+        self.views, self.scale, self.tiling = views, backbone.scale, tiling
+        self.run = partial(run_scaled, model, backbone=backbone)
+        self.shape = views[0].shape
+        images, _, self.height, width = self.shape
+        self.crops = (
+            None
+            if backbone.fixed_px is None
+            else Crops(images, self.height, width, side_px=backbone.fixed_px, scale=backbone.scale)
+        )
+        self.align = tiling.aligned_to(backbone)
+
+    def choose(self, kept_bytes: int) -> int:
+        """The crops at once, or the rows of a strip.
+
+        Raises:
+            DataError: Not even one crop, or the least strip, fits into the memory that is allowed.
+        """
+        tiling = self.tiling
+        if tiling.memory_mb is None:
+            return tiling.chunk if self.crops else tiling.strip_px or self.height
+        budget = (tiling.memory_mb * MB - kept_bytes) * SAFE_SHARE
+        context = -(-tiling.context_px // self.align) * self.align
+        if self.crops:
+            take, step, around, whole = self._crop_bytes, 1, 0, len(self.crops.all)
+        else:
+            take, step, around, whole = self._strip_bytes, self.align, 2 * context, self.height
+        found = most_that_fits(take, step=step, whole=whole, budget=budget)
+        if found == whole:
+            return found
+        if found >= step + around:
+            return found - around
+        least = min(step + around, whole)
+        needed = (kept_bytes + take(min(step, whole)) * least / min(step, whole) / SAFE_SHARE) / MB
+        what = "one crop" if self.crops else f"a strip of {step} rows with {context} more on either side"
+        raise DataError(
+            f"memory_mb={tiling.memory_mb:g} is too little: {what} takes about {needed:.0f} MB, "
+            f"{kept_bytes / MB:.0f} MB of them for the images themselves"
+        )
+
+    def parts(self, at_once: int) -> Iterator[_Part]:
+        """Run every part; no results are held while the next part is run."""
+        if self.crops:
+            for crops in self.crops.chunks(at_once):
+                results = self.run(tuple(self.crops.cut(v, crops) for v in self.views))
+                for i, crop in enumerate(crops):
+                    part = tuple((r[i] * self.crops.weight(crop, r))[None] for r in results)
+                    images = slice(crop.image, crop.image + 1)
+                    yield _Part(part, images, crop.top * self.scale, crop.left * self.scale)
+                del results, part
+        else:
+            for strip in strips(self.height, at_once, self.tiling.context_px, self.align):
+                kept = slice(
+                    (strip.keep_first - strip.first) * self.scale, (strip.keep_last - strip.first) * self.scale
+                )
+                rows = tuple(v[..., strip.first : strip.last, :] for v in self.views)
+                yield _Part(
+                    tuple(r[..., kept, :] for r in self.run(rows)), slice(None), strip.keep_first * self.scale, 0
+                )
+
+    def _strip_bytes(self, count: int) -> int:
+        return peak_bytes(lambda: self.run(tuple(v[..., :count, :] for v in self.views)))
+
+    def _crop_bytes(self, count: int) -> int:
+        crops = self.crops
+        if crops is None:
+            return 0
+        return peak_bytes(lambda: self.run(tuple(crops.cut(v, crops.all[:count]) for v in self.views)))

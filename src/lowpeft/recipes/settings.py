@@ -1,0 +1,131 @@
+"""How a recipe is trained: the `[training]` table of its file as a value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from ..errors import PlanError
+from ..kinds import is_number
+
+Loss = Literal["l1", "charbonnier", "mse"]
+Schedule = Literal["cosine", "multistep", "constant"]
+Precision = Literal["no", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How a recipe is trained.
+
+    Attributes:
+        steps: Optimiser steps.
+        batch: Pairs (or images) per optimiser step, over all processes.
+        accumulate: Parts that each process runs its share of the batch in, one after the other, to save memory.
+        crop_height_px: Height of the HR crop.
+        crop_width_px: Width of the HR crop.
+        loss: `l1`, `charbonnier` or `mse`, on values 0..1.
+        learning_rate: Peak rate of AdamW.
+        betas: Of AdamW.
+        weight_decay: Of AdamW.
+        schedule: `cosine` falls from the peak to `final_learning_rate`, `multistep` falls at `milestones`, `constant`
+            stays.
+        milestones: Steps after which the rate of `multistep` is multiplied by `milestone_factor`.
+        milestone_factor: What `multistep` multiplies the rate by.
+        final_learning_rate: At the end of the cosine.
+        warmup_steps: Linear rise to the peak.
+        clip_norm: Gradients are scaled down to this norm; 0 means never.
+        ema_decay: Of the moving average of the trained tensors, which is then what is measured and saved; 0 means none.
+        precision: `bf16` runs the network under autocast; `no` in its own precision.
+        workers: Processes that read crops ahead, for each training process; 0 reads them in the training process.
+        validate_every_steps: How often it is measured on the way; 0 means never.
+        save_every_steps: How often a checkpoint is written; 0 means only at the end.
+        keep_checkpoints: How many of the newest checkpoints stay.
+        seed: Of crops, augmentation, dropout and new adapters.
+    """
+
+    steps: int = 2000
+    batch: int = 3
+    accumulate: int = 1
+    crop_height_px: int = 128
+    crop_width_px: int = 320
+    loss: Loss = "l1"
+    learning_rate: float = 5e-4
+    betas: tuple[float, float] = (0.9, 0.9)
+    weight_decay: float = 0.0
+    schedule: Schedule = "cosine"
+    milestones: tuple[int, ...] = ()
+    milestone_factor: float = 0.5
+    final_learning_rate: float = 1e-7
+    warmup_steps: int = 0
+    clip_norm: float = 0.01
+    ema_decay: float = 0.0
+    precision: Precision = "no"
+    workers: int = 0
+    validate_every_steps: int = 0
+    save_every_steps: int = 500
+    keep_checkpoints: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range.
+
+        Raises:
+            PlanError: Listing every one.
+        """
+        for name in ("betas", "milestones"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        problems = [
+            f"{name} must be a whole number of at least {low}, not {getattr(self, name)!r}"
+            for name, low in _WHOLE.items()
+            if type(getattr(self, name)) is not int or getattr(self, name) < low
+        ]
+        problems += [
+            f"{name} must be a number of at least 0, not {getattr(self, name)!r}"
+            for name in ("learning_rate", "weight_decay", "final_learning_rate", "clip_norm")
+            if getattr(self, name) != 0 and not is_number(getattr(self, name), above=0)
+        ]
+        problems += [
+            f"{name} must be one of {', '.join(get_args(kind))}, not {getattr(self, name)!r}"
+            for name, kind in _CHOICES.items()
+            if getattr(self, name) not in get_args(kind)
+        ]
+        pair = isinstance(self.betas, tuple) and len(self.betas) == 2
+        if not pair or not all(_below_one(b) for b in self.betas):
+            problems.append(f"betas must be two numbers in 0..1, not {self.betas!r}")
+        if not _below_one(self.ema_decay):
+            problems.append(f"ema_decay must be a number of at least 0 and below 1, not {self.ema_decay!r}")
+        if problems := problems + self._milestone_problems():
+            raise PlanError("the training settings do not work:", problems=problems)
+
+    def _milestone_problems(self) -> list[str]:
+        problems = []
+        if not is_number(self.milestone_factor, above=0):
+            problems.append(f"milestone_factor must be a number above 0, not {self.milestone_factor!r}")
+        steps = self.milestones
+        whole = isinstance(steps, tuple) and all(type(s) is int and s >= 1 for s in steps)
+        if not whole or list(steps) != sorted(set(steps)):
+            problems.append(f"milestones must be rising whole numbers of at least 1, not {steps!r}")
+        elif bool(steps) != (self.schedule == "multistep"):
+            problems.append(f"milestones go with schedule multistep, and only with it: {steps!r}, {self.schedule!r}")
+        return problems
+
+
+def _below_one(value: object) -> bool:
+    return value == 0 or (isinstance(value, (int, float)) and is_number(value, above=0) and value < 1)
+
+
+_WHOLE = {
+    "steps": 1,
+    "batch": 1,
+    "accumulate": 1,
+    "crop_height_px": 1,
+    "crop_width_px": 1,
+    "warmup_steps": 0,
+    "workers": 0,
+    "validate_every_steps": 0,
+    "save_every_steps": 0,
+    "keep_checkpoints": 1,
+    "seed": 0,
+}
+_CHOICES = {"loss": Loss, "schedule": Schedule, "precision": Precision}

@@ -1,0 +1,178 @@
+"""Running an experiment: every row with every seed, each in a process of its own, and the table that comes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from ..errors import LowpeftError
+from ..experiments import Experiment, Row
+from ..recipes import changed_settings
+from .job import Job, Outcome, finished, run_job
+from .smoke import smoke_experiment, write_smoke_scenes, write_smoke_weights
+from .table import FROZEN, Line, Table, printed
+
+__all__ = ["Job", "Line", "Outcome", "Settings", "Sources", "Table", "reproduce", "smoke"]
+
+SMOKE_NOTE = (
+    "A smoke run: tiny networks with random weights, a few steps on made-up scenes. It shows that the experiment runs; "
+    "its figures mean nothing."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Where an experiment's files are.
+
+    Attributes:
+        weights: Folder with the checkpoints, under the names that their authors gave them.
+        data: Folder of training pairs.
+        tests: Folder of each test set, by name; figures of the paper stand beside sets of its names (`flickr1024`,
+            `kitti2012`, `kitti2015`, `middlebury`).
+    """
+
+    weights: Path
+    data: Path
+    tests: Mapping[str, Path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How an experiment is run.
+
+    Attributes:
+        seeds: Of the training runs; rows are printed with mean and spread over them.
+        training: Settings that differ from the rows' recipes, for all rows.
+        device: Where it runs.
+        ensemble: Also measure the self-ensemble.
+        memory_mb: Bound of the memory that inference takes.
+    """
+
+    seeds: Sequence[int] = (0,)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+    ensemble: bool = False
+    memory_mb: int | None = None
+
+
+def reproduce(
+    experiment: Experiment,
+    sources: Sources,
+    out: str | Path,
+    *,
+    settings: Settings | None = None,
+    note: str = "",
+    report: Callable[[str], None] = lambda note: None,
+) -> Table:
+    """Run what is not finished yet of an experiment, and write its table.
+
+    Each cell is trained and measured in a process of its own, so that its peak of memory is its own, and leaves a
+    `result.json` that later runs take over; a training that was cut off is resumed.
+
+    Args:
+        experiment: Its rows.
+        sources: Weights, training pairs and test sets.
+        out: Gets a folder for each row and seed, `table.json` and `table.md`.
+        settings: Seeds, training, device.
+        note: What readers of the table must know first.
+        report: Called with a line of text before each cell.
+
+    Returns:
+        The table.
+
+    Raises:
+        LowpeftError: Files are missing (all are listed), settings do not fit, results in `out` are of another run, or a
+            row failed; what was finished stays.
+    """
+    folder = Path(out)
+    cells = list(_cells(experiment, sources, settings or Settings()))
+    for job, place in cells:
+        finished(job, folder / place)
+    outcomes: dict[str, list[Outcome]] = {}
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        for number, (job, place) in enumerate(cells, start=1):
+            report(f"{number}/{len(cells)}: {place}")
+            outcome = finished(job, folder / place) or pool.submit(run_job, job, folder / place).result()
+            outcomes.setdefault(place.parent.name if job.recipe else place.name, []).append(outcome)
+    table = Table(experiment=experiment, lines=tuple(_lines(experiment, outcomes)), note=note)
+    (folder / "table.json").write_text(json.dumps(table.as_dict(), indent=1) + "\n", encoding="utf-8")
+    (folder / "table.md").write_text(table.markdown(), encoding="utf-8")
+    return table
+
+
+def smoke(experiment: Experiment, out: str | Path, **keywords: Any) -> Table:
+    """Run an experiment whole at a few steps, on tiny networks and scenes made here.
+
+    Args:
+        experiment: Its rows.
+        out: As of `reproduce`.
+        keywords: Further arguments of `reproduce`.
+
+    Raises:
+        LowpeftError: As `reproduce`.
+    """
+    folder = Path(out)
+    small = smoke_experiment(experiment)
+    sets = dict.fromkeys(figures.test_set for row in small.rows for figures in row.paper) or {"flickr1024": None}
+    write_smoke_weights(small, folder / "weights")
+    data, tests = write_smoke_scenes(folder / "scenes", tuple(sets))
+    sources = Sources(weights=folder / "weights", data=data, tests=tests)
+    return reproduce(small, sources, folder, note=SMOKE_NOTE, **keywords)
+
+
+def _cells(experiment: Experiment, sources: Sources, settings: Settings) -> Iterator[tuple[Job, Path]]:
+    """Every job and its folder: each frozen network once, then each row with each seed."""
+    rows = [_with_settings(row, settings.training) for row in experiment.rows]
+    networks = {row.weights: row for row in rows}
+    folders = {"weights": sources.weights, "training pairs": sources.data}
+    folders |= {f"test set {name}": path for name, path in sources.tests.items()}
+    missing = [f"no folder of {what} at {path}" for what, path in folders.items() if not path.is_dir()]
+    missing += [
+        f"no checkpoint {name} in {sources.weights} (row {row.name})"
+        for name, row in networks.items()
+        if sources.weights.is_dir() and not (sources.weights / name).is_file()
+    ]
+    if not sources.tests:
+        missing.append("no test set")
+    if missing:
+        raise LowpeftError(f"experiment {experiment.name!r} cannot be run:", problems=missing)
+    common: dict[str, Any] = {name: getattr(settings, name) for name in ("device", "ensemble", "memory_mb")}
+    common["tests"] = tuple(sources.tests.items())
+    for row in networks.values():
+        place = Path(FROZEN if len(networks) == 1 else f"{FROZEN}, {row.name}")
+        yield Job(row=str(place), recipe=None, seed=0, data=None, **_network(row, sources), **common), place
+    for row in rows:
+        for seed in settings.seeds:
+            recipe = dataclasses.replace(row.recipe, training=dataclasses.replace(row.recipe.training, seed=seed))
+            job = Job(row=row.name, recipe=recipe, seed=seed, data=sources.data, **_network(row, sources), **common)
+            yield job, Path(row.name) / f"seed-{seed}"
+
+
+def _network(row: Row, sources: Sources) -> dict[str, Any]:
+    return {"weights": sources.weights / row.weights, "family": row.family, "scale": row.scale}
+
+
+def _with_settings(row: Row, training: Mapping[str, Any]) -> Row:
+    problems: list[str] = []
+    settings = changed_settings(row.recipe.training, training, problems)
+    if problems:
+        raise LowpeftError(f"these training settings do not work for row {row.name!r}:", problems=problems)
+    return dataclasses.replace(row, recipe=dataclasses.replace(row.recipe, training=settings))
+
+
+def _lines(experiment: Experiment, outcomes: Mapping[str, list[Outcome]]) -> Iterator[Line]:
+    rows = {row.name: row for row in experiment.rows}
+    for name, found in outcomes.items():
+        if name in rows:
+            paper = printed(rows[name].paper, frozen=False)
+            yield Line(row=name, summary=rows[name].summary, outcomes=tuple(found), paper=paper)
+        else:
+            row = rows.get(name.removeprefix(f"{FROZEN}, "), experiment.rows[0])
+            paper = printed(row.paper, frozen=True)
+            yield Line(row=name, summary="the network alone", outcomes=tuple(found), paper=paper)

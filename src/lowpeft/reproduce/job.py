@@ -1,0 +1,230 @@
+"""One cell of an experiment: a row with one seed, trained and measured in a process of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import resource
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..backbones import Backbone, load_backbone
+from ..data import Crops, find_scenes, load_example, read_clean_crops
+from ..errors import LowpeftError
+from ..evaluate import by_network, by_network_alone, measure
+from ..inference import Tiling
+from ..progress import progress, quiet
+from ..recipes import Recipe, TrainSettings, recipe_to_dict
+from ..stereo_model import StereoModel
+from ..training import build_model, train
+from ..version import version
+
+RESULT = "result.json"
+MEAN = "PSNR (L+R)/2"
+"""The column of the protocol that the paper's figures are."""
+ENSEMBLE, SAME_VIEW = "ensemble ", "same view "
+"""What stands before that column's name."""
+MB = 10**6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is run.
+
+    Attributes:
+        row: Its name; `frozen` for the network without adapters.
+        weights: Checkpoint of the network.
+        family: That the network must be of.
+        scale: That it must have.
+        recipe: None for the frozen network.
+        seed: Of the training.
+        data: Folder of training pairs; not needed for the frozen network.
+        tests: Name and folder of each test set.
+        device: Where it runs.
+        ensemble: Also measure the self-ensemble.
+        memory_mb: Bound of the memory that inference takes.
+    """
+
+    row: str
+    weights: Path
+    family: str
+    scale: int
+    recipe: Recipe | None
+    seed: int
+    data: Path | None
+    tests: tuple[tuple[str, Path], ...]
+    device: str = "cpu"
+    ensemble: bool = False
+    memory_mb: int | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a finished result to count as this job's."""
+        plain = {k: v for k, v in vars(self).items() if k not in ("recipe", "weights", "data", "tests", "device")}
+        recipe = None if self.recipe is None else recipe_to_dict(self.recipe)
+        state = self.weights.stat()
+        found = {
+            **plain,
+            "recipe": recipe,
+            "weights": [self.weights.name, state.st_size],
+            "data": None if self.data is None else _listing(self.data),
+            "tests": {name: _listing(path) for name, path in self.tests},
+        }
+        as_read_again: dict[str, Any] = json.loads(json.dumps(found))
+        return as_read_again
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a job gave.
+
+    Attributes:
+        row: Of the job.
+        seed: Of the job.
+        frozen: Parameters of the network that were not trained.
+        trained: Parameters that were.
+        seconds: Of training; 0 for the frozen network.
+        peak_mb: Most memory during training: of the device on CUDA, of the process elsewhere.
+        figures: For each test set, the columns of the protocol `literature`. `ensemble PSNR (L+R)/2` is that of the
+            self-ensemble, if it was asked for; `same view PSNR (L+R)/2` that of a stereo model whose other view is a
+            copy of the same one.
+    """
+
+    row: str
+    seed: int
+    frozen: int
+    trained: int
+    seconds: float
+    peak_mb: float
+    figures: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def finished(job: Job, folder: Path) -> Outcome | None:
+    """The result that an earlier run left in the folder; None if there is none.
+
+    Raises:
+        LowpeftError: It is of other settings, data or weights, or is damaged.
+    """
+    path = folder / RESULT
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        outcome = Outcome(**content["outcome"])
+        then = content["identity"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise LowpeftError(f"{path} is damaged: {error}; remove it") from error
+    now = job.identity()
+    if then != now:
+        changed = sorted(k for k in now.keys() | then.keys() if now.get(k) != then.get(k))
+        raise LowpeftError(
+            f"{path} is the result of another run (it differs in {', '.join(changed)}); remove it "
+            "or choose another folder"
+        )
+    return outcome
+
+
+def run_job(job: Job, folder: Path) -> Outcome:
+    """Train and measure; what was finished or begun in the folder is taken up.
+
+    Raises:
+        LowpeftError: The network is not what the row says, or its training or measuring failed.
+    """
+    if (done := finished(job, folder)) is not None:
+        return done
+    quiet()
+    folder.mkdir(parents=True, exist_ok=True)
+    backbone = load_backbone(job.weights)
+    if (backbone.family, backbone.scale) != (job.family, job.scale):
+        raise LowpeftError(
+            f"{job.weights} is a {backbone.family} x{backbone.scale}, but row {job.row!r} is for "
+            f"{job.family} x{job.scale}"
+        )
+    model, facts = backbone.module, {"trained": 0, "seconds": 0.0}
+    device = torch.device(job.device)
+    if job.recipe is not None:
+        model = build_model(backbone, job.recipe).to(device)
+        facts = _train(model, job.recipe.training, job, backbone, folder)
+    peak_mb = torch.cuda.max_memory_allocated(device) / MB if device.type == "cuda" else _peak_of_process_mb()
+    model = model.to(device).eval()
+    total = sum(p.numel() for p in model.parameters())
+    outcome = Outcome(
+        row=job.row,
+        seed=job.seed,
+        frozen=total - int(facts["trained"]),
+        peak_mb=round(peak_mb, 1),
+        figures={name: _measure(model, job, backbone, name, path) for name, path in job.tests},
+        trained=int(facts["trained"]),
+        seconds=round(facts["seconds"], 2),
+    )
+    _write(
+        folder / RESULT, {"identity": job.identity(), "outcome": dataclasses.asdict(outcome), "made": _provenance(job)}
+    )
+    return outcome
+
+
+def _train(model: Any, settings: TrainSettings, job: Job, backbone: Backbone, folder: Path) -> dict[str, float]:
+    if job.data is None:
+        raise LowpeftError(f"row {job.row!r} is trained, and no folder of training pairs was given")
+    scenes = find_scenes(job.data, scale=job.scale)
+    crop_px = (settings.crop_height_px, settings.crop_width_px)
+    clean = read_clean_crops(job.data)
+    crops = Crops(scenes, job.scale, crop_px=crop_px, seed=settings.seed, clean_crops=clean)
+    with progress(f"{job.row}, seed {job.seed}", settings.steps) as advance:
+        done = train(
+            model,
+            crops,
+            settings,
+            backbone=backbone,
+            out=folder / "run",
+            resume=True,
+            report=lambda step: advance(f"loss {step.loss:.4f}"),
+        )
+    return {"trained": done.parameters, "seconds": done.seconds}
+
+
+def _measure(model: Any, job: Job, backbone: Backbone, name: str, path: Path) -> dict[str, float]:
+    scenes = find_scenes(path, scale=job.scale)
+    examples = [load_example(scene, job.scale) for scene in scenes]
+    tiling = Tiling(memory_mb=job.memory_mb)
+    ways = {"": by_network(model, backbone, tiling=tiling)}
+    if job.ensemble:
+        ways[ENSEMBLE] = by_network(model, backbone, ensemble=True, tiling=tiling)
+    if isinstance(model, StereoModel):
+        ways[SAME_VIEW] = by_network_alone(model, backbone, tiling=tiling)
+    figures: dict[str, float] = {}
+    with progress(f"{job.row}, {name}", len(ways) * len(examples)) as advance:
+        for way, upscale in ways.items():
+            found = measure(upscale, examples, scale=job.scale, seen=lambda example, _: advance(example.name))
+            means = {MEAN: found.means()[MEAN]} if way else found.means()
+            figures |= {way + column: round(value, 5) for column, value in means.items()}
+    return figures
+
+
+def _listing(folder: Path) -> str:
+    """A digest of the names and sizes of all files below a folder."""
+    files = sorted((str(p.relative_to(folder)), p.stat().st_size) for p in folder.rglob("*") if p.is_file())
+    return hashlib.sha256(json.dumps(files).encode(), usedforsecurity=False).hexdigest()[:16]
+
+
+def _peak_of_process_mb() -> float:
+    """Resident memory at its highest."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MB
+
+
+def _provenance(job: Job) -> dict[str, Any]:
+    device = torch.device(job.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return {"lowpeft": version(), "torch": torch.__version__, "device": name, "date": time.strftime("%Y-%m-%d")}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    new.replace(path)

@@ -1,0 +1,106 @@
+"""Before and after training: what a recipe trains, new weights for a network, and the checkpoint of a whole network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..api import adapt
+from ..backbones import Backbone
+from ..errors import PlanError
+from ..injection import unwrap
+from ..model import merge
+from ..networks import EDT
+from ..recipes import Recipe
+from .checkpoint import flush
+
+NETWORK = "network.safetensors"
+
+
+def build_model(backbone: Backbone, recipe: Recipe) -> nn.Module:
+    """What a recipe trains: the network with the recipe's adapters, or with new weights; drawn from the recipe's seed.
+
+    Args:
+        backbone: The network, which is changed in place.
+        recipe: Its `training.seed` counts, and nobody's random numbers are touched.
+
+    Raises:
+        PlanError: The recipe does not fit, or the network cannot be built anew; it is as it was.
+    """
+    if recipe.from_scratch:
+        reinitialise(backbone.module, recipe.training.seed)
+        return backbone.module
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.training.seed)
+        return adapt(backbone, recipe)
+
+
+def reinitialise(module: nn.Module, seed: int) -> None:
+    """Give a network the weights that its own constructor draws, in place.
+
+    Args:
+        module: lowpeft's EDT or a network of spandrel; these know how they were built.
+        seed: Of the weights.
+
+    Raises:
+        PlanError: It does not say how it was built, or carries adapters; it is as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = _twin(module).state_dict()
+    if fresh.keys() != module.state_dict().keys():
+        raise PlanError(f"this {type(module).__name__} has other tensors than a new one: it was changed, or is adapted")
+    module.load_state_dict(fresh)
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    if isinstance(module, EDT):
+        return EDT(module.config)
+    arguments = getattr(module, "hyperparameters", None)  # spandrel's networks keep their constructor's arguments there
+    if not isinstance(arguments, dict):
+        raise PlanError(
+            f"{type(module).__name__} does not say how it was built, so it cannot be built anew: "
+            "build it yourself, and pass it to lowpeft.training.train"
+        )
+    return type(module)(**arguments)
+
+
+def save_merged(model: nn.Module, folder: Path, *, facts: Mapping[str, str | float]) -> Path:
+    """Write the network with its adapters folded in; the model is left as it is.
+
+    Raises:
+        PlanError: Some adapters are not linear in a weight.
+        OSError: It cannot be written.
+        SafetensorError: Likewise.
+    """
+    merged = copy.deepcopy(unwrap(model))
+    report = merge(merged)
+    if report.kept:
+        raise PlanError(f"a network of its own cannot be written: {report}")
+    return save_network(merged, folder, facts=facts)
+
+
+def save_network(module: nn.Module, folder: Path, *, facts: Mapping[str, str | float]) -> Path:
+    """Write a network's weights as `network.safetensors`, in one step; `lowpeft.load_backbone` opens it.
+
+    Raises:
+        OSError: It cannot be written; what was there is as it was.
+        SafetensorError: Likewise.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / NETWORK
+    new = path.with_name(f"{NETWORK}.new")
+    tensors: dict[str, Tensor] = {k: t.detach().cpu().contiguous().clone() for k, t in module.state_dict().items()}
+    try:
+        save_file(tensors, new, {key: str(value) for key, value in facts.items()})
+        new.chmod(folder.stat().st_mode & 0o666)  # safetensors lets nobody else read what it writes
+        flush(new)
+        return new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,189 @@
+"""The training samples: what the loop needs of a data set, and the batches that each process reads."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..backbones import Backbone
+from ..errors import DataError, LowpeftError, TrainingError
+from ..fingerprint import digest
+from ..recipes import TrainSettings
+from .parallel import Processes, shares
+
+
+class Named(Protocol):
+    """Something with a name."""
+
+    @property
+    def name(self) -> str: ...
+
+
+class CropSource(Protocol):
+    """A data set of training crops; `lowpeft.data.Crops` is one.
+
+    `crops[i]` is (lr, hr), (V,3,h,w) and (V,3,sh,sw), float32, 0..1, and depends on i alone, for every i from 0 on.
+    """
+
+    @property
+    def crop_px(self) -> tuple[int, int]:
+        """Height and width of the HR crop."""
+
+    @property
+    def scale(self) -> int:
+        """HR sides over LR sides, s."""
+
+    @property
+    def views(self) -> int:
+        """V: 2 for stereo pairs, left first, 1 for single images."""
+
+    @property
+    def scenes(self) -> Sequence[Named]:
+        """What the crops are taken from."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one process runs at once: a part of its share of a step's batch.
+
+    Attributes:
+        first: Number of the first sample, counted from the beginning of the run.
+        lr: (n,V,3,h,w).
+        hr: (n,V,3,sh,sw).
+    """
+
+    first: int
+    lr: Tensor
+    hr: Tensor
+
+    @property
+    def size(self) -> int:
+        """Of how many samples it is."""
+        return self.lr.shape[0]
+
+
+def crop_for(backbone: Backbone) -> tuple[int, int] | None:
+    """Height and width of the only HR crop that the network can be trained on; None for any."""
+    if backbone.fixed_px is None:
+        return None
+    side = backbone.fixed_px * backbone.scale
+    return side, side
+
+
+def check_crops(crops: CropSource, backbone: Backbone, *, pairs: bool) -> None:
+    """Refuse crops that the network cannot be trained on.
+
+    Args:
+        crops: The data set.
+        backbone: The facts of the network.
+        pairs: Whether the model takes pairs of views.
+
+    Raises:
+        TrainingError: They have another scale or size than the network takes, or one view where it takes two.
+    """
+    problems = []
+    wanted = crop_for(backbone)
+    if wanted is not None and wanted != crops.crop_px:
+        problems.append(
+            f"{backbone.architecture} is trained on crops of {wanted[0]}x{wanted[1]} HR px, "
+            f"not {crops.crop_px[0]}x{crops.crop_px[1]}"
+        )
+    if crops.scale != backbone.scale:
+        problems.append(f"the crops are made for x{crops.scale}, the network is a x{backbone.scale} one")
+    if pairs and crops.views != 2:
+        problems.append("a stereo model is trained on pairs of views, these crops have one")
+    if problems:
+        raise TrainingError("the network cannot be trained on these crops:", problems=problems)
+
+
+def identity_of(crops: CropSource) -> dict[str, Any]:
+    """What two data sets must share for a run to go on with the other: names of the scenes, size, and the first crop.
+
+    Raises:
+        DataError: The first crop cannot be read.
+    """
+    names = hashlib.sha256("\n".join(s.name for s in crops.scenes).encode(), usedforsecurity=False).hexdigest()
+    return {
+        "scenes": len(crops.scenes),
+        "names of the scenes": names,
+        "crop px": list(crops.crop_px),
+        "scale": crops.scale,
+        "views": crops.views,
+        "first crop": [digest(image) for image in crops[0]],
+    }
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why a sample cannot be read; passed on as a value, because a reader process would bury it in its traceback."""
+
+    error: LowpeftError
+
+
+class _Guarded(Dataset[Any]):
+    """The data set, with readable errors as values."""
+
+    def __init__(self, crops: CropSource) -> None:
+        self._crops = crops
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            lr, hr = self._crops[index]
+        except LowpeftError as error:
+            return _Failure(error)
+        except OSError as error:
+            return _Failure(DataError(str(error)))
+        return index, lr, hr
+
+
+def _stacked(rows: list[Any]) -> Any:
+    for row in rows:
+        if isinstance(row, _Failure):
+            return row
+    return rows[0][0], torch.stack([lr for _, lr, _ in rows]), torch.stack([hr for _, _, hr in rows])
+
+
+def batches(
+    crops: CropSource, settings: TrainSettings, processes: Processes, *, start: int, device: torch.device
+) -> Iterator[list[Part]]:
+    """This process's share of the batch of every step from `start` on, on the device.
+
+    Step s runs the samples s·batch … s·batch + batch - 1, however many processes there are.
+
+    Raises:
+        DataError: A sample cannot be read.
+        TrainingError: A reading process died.
+    """
+    share = shares(settings.batch, processes.number, settings.accumulate)[processes.index]
+    steps = range(start, settings.steps)
+    loader: Iterator[Any] = iter(
+        DataLoader(
+            _Guarded(crops),
+            batch_sampler=([s * settings.batch + i for i in part] for s in steps for part in share),
+            num_workers=settings.workers,
+            collate_fn=_stacked,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # else a seed for the readers would be drawn from everybody's generator
+        )
+    )
+    for _ in steps:
+        yield [_next(loader, device) for _ in share]
+
+
+def _next(loader: Iterator[Any], device: torch.device) -> Part:
+    try:
+        row = next(loader)
+    except RuntimeError as error:
+        raise TrainingError(f"a process that reads crops died: {error}") from error
+    if isinstance(row, _Failure):
+        raise row.error
+    first, lr, hr = row
+    return Part(first=first, lr=lr.to(device, non_blocking=True), hr=hr.to(device, non_blocking=True))

@@ -1,0 +1,167 @@
+"""The state of a training run: what is trained, the optimiser, the average, and how it gets to the disk and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..attach import RECORD
+from ..errors import TrainingError
+from ..files import save_adapter
+from ..fingerprint import fingerprint
+from ..injection import record_of, unwrap
+from ..model import adapter_parameters, adapter_state_dict
+from ..recipes import TrainSettings, recipe_to_dict, settings_to_dict
+from .average import Average
+from .building import save_network
+from .checkpoint import Checkpoint, Progress, checkpoints, differences, read_checkpoint, write_checkpoint
+from .samples import CropSource, identity_of
+
+FREE = ("accumulate", "keep_checkpoints", "save_every_steps", "workers")
+"""Settings that a resumed run may have otherwise: they do not change what is computed, up to the order of additions."""
+
+OPTIMIZER = "optimizer."
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Whether the model, or a network inside it, carries adapters."""
+    return any(RECORD in module.__dict__ for module in model.modules())
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapters of an adapted model; of any other network every parameter that requires a gradient.
+
+    Raises:
+        TrainingError: There are none.
+    """
+    named = adapter_parameters(model) if is_adapted(model) else model.named_parameters()
+    found = {name: parameter for name, parameter in named if parameter.requires_grad}
+    if not found:
+        raise TrainingError(f"{type(model).__name__} has no parameter that requires a gradient")
+    return found
+
+
+def save_product(model: nn.Module, folder: Path, *, facts: Mapping[str, str | float]) -> Path:
+    """Write what training makes: the adapter, or the weights of a network without adapters, in one step.
+
+    Raises:
+        LowpeftError: As `save_adapter`.
+        OSError: The folder cannot be written.
+        SafetensorError: Likewise.
+    """
+    return save_adapter(model, folder, facts=facts) if is_adapted(model) else save_network(model, folder, facts=facts)
+
+
+def identity(model: nn.Module, crops: CropSource, settings: TrainSettings) -> dict[str, Any]:
+    """What a run is, as plain values: a checkpoint of another run is refused."""
+    kept = {key: value for key, value in settings_to_dict(settings).items() if key not in FREE}
+    found: dict[str, Any] = {"setting": kept, "data": identity_of(crops)}
+    if is_adapted(model):
+        record = record_of(unwrap(model))
+        recipes = {name: recipe_to_dict(plan.recipe) for name, plan in record.plans.items()}
+        found["adapter"] = {n: {k: r[k] for k in ("adapter", "freeze_statistics")} for n, r in recipes.items()}
+        found["base"] = record.base.as_dict()
+    else:
+        found["network"] = fingerprint(model).as_dict()
+    plain: dict[str, Any] = json.loads(json.dumps(found))
+    return plain
+
+
+class Session:
+    """A model in training.
+
+    Attributes:
+        model: As it was passed.
+        parameters: What is trained, by name.
+        optimizer: AdamW on these.
+        average: Of these, or None.
+        progress: How far it is.
+    """
+
+    def __init__(self, model: nn.Module, settings: TrainSettings) -> None:
+        self.model = model
+        self.parameters = trained_parameters(model)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+        )
+        self.average = Average(self.parameters, settings.ema_decay) if settings.ema_decay else None
+        self.progress = Progress()
+
+    def save(self, out: Path, identity: dict[str, Any], *, logs: Mapping[str, int], keep: int) -> Path:
+        """Write a checkpoint.
+
+        Raises:
+            TrainingError: A tensor holds NaN or infinity, so that nothing good could go on from it.
+            OSError: It cannot be written; older ones are intact.
+            SafetensorError: Likewise.
+        """
+        tensors = self._values() | self._moments()
+        if problems := [f"{name} holds NaN or infinity" for name, t in tensors.items() if not torch.isfinite(t).all()]:
+            raise TrainingError("no checkpoint was written:", problems=problems)
+        self.progress = replace(self.progress, logs=dict(logs))
+        checkpoint = Checkpoint(progress=self.progress, identity=identity, tensors=tensors)
+        return write_checkpoint(out, checkpoint, keep=keep)
+
+    def resume(self, out: Path, identity: dict[str, Any]) -> None:
+        """Go on from the newest checkpoint in the folder, if there is any.
+
+        Raises:
+            TrainingError: It is damaged, or of another run; nothing is loaded.
+        """
+        folders = checkpoints(out)
+        if not folders:
+            return
+        checkpoint = read_checkpoint(folders[-1])
+        problems = differences(identity, checkpoint.identity) or self._misfits(checkpoint.tensors)
+        if problems:
+            raise TrainingError(f"{folders[-1]} is of another run; this one cannot go on from it:", problems=problems)
+        with torch.no_grad():
+            for name, tensor in self._values().items():
+                tensor.copy_(checkpoint.tensors[name])
+            for full, tensor in checkpoint.tensors.items():
+                if full.startswith(OPTIMIZER):
+                    key, name = full.removeprefix(OPTIMIZER).split(".", 1)
+                    self._restore_moment(name, key, tensor)
+        self.progress = checkpoint.progress
+
+    def _restore_moment(self, name: str, key: str, tensor: Tensor) -> None:
+        """Put back one tensor of AdamW's state, as AdamW itself makes it: of the parameter's device and layout."""
+        parameter = self.parameters[name]
+        moment = tensor.clone() if key == "step" else torch.zeros_like(parameter).copy_(tensor)
+        self.optimizer.state[parameter][key] = moment
+
+    def _values(self) -> dict[str, Tensor]:
+        """What is trained, with its buffers, and the averages; not copied."""
+        state = adapter_state_dict(self.model) if is_adapted(self.model) else self.model.state_dict()
+        values = {f"model.{name}": tensor for name, tensor in state.items()}
+        if self.average is not None:
+            values |= {f"average.{name}": tensor for name, tensor in self.average.tensors.items()}
+        return values
+
+    def _moments(self) -> dict[str, Tensor]:
+        """AdamW's state; parameters that never had a gradient have none."""
+        return {
+            f"{OPTIMIZER}{key}.{name}": tensor
+            for name, parameter in self.parameters.items()
+            for key, tensor in self.optimizer.state.get(parameter, {}).items()
+        }
+
+    def _misfits(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """What keeps a checkpoint's tensors from being those of this run."""
+        wanted = {name: tensor.shape for name, tensor in self._values().items()}
+        for name, parameter in self.parameters.items():
+            moments = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+            wanted |= {full: s for k, s in moments.items() if (full := f"{OPTIMIZER}{k}.{name}") in tensors}
+        problems = [f"{name} is missing" for name in wanted if name not in tensors]
+        problems += [f"{name} is not of this run" for name in tensors if name not in wanted]
+        shared = [name for name in wanted if name in tensors]
+        return problems + [f"{name} has another shape" for name in shared if tensors[name].shape != wanted[name]]

@@ -1,0 +1,39 @@
+"""Validation on the way: one figure for a network on whole scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import fmean
+
+from torch import Tensor, nn
+
+from ..backbones import Backbone
+from ..data import Example
+from ..errors import DataError
+from ..evaluate import by_network
+from ..metrics import psnr
+
+
+def validation(examples: Sequence[Example], backbone: Backbone) -> Callable[[nn.Module], float]:
+    """What `train` takes as `validate`: the mean over scenes of the PSNR in dB, whole views, RGB, mean of the views.
+
+    Args:
+        examples: At least one scene, of one view or two, that the network is not trained on.
+        backbone: The facts of the network.
+
+    Raises:
+        DataError: There are no scenes; or, when it is called, a scene cannot be run.
+    """
+    if not examples:
+        raise DataError("there are no scenes to validate on")
+
+    def validate(model: nn.Module) -> float:
+        upscale = by_network(model, backbone)
+        return fmean(psnr_db(upscale(example), example) for example in examples)
+
+    return validate
+
+
+def psnr_db(views: Sequence[Tensor], example: Example) -> float:
+    """The mean of the PSNR of a scene's views, whole, RGB."""
+    return fmean(psnr(sr, hr) for sr, hr in zip(views, example.hr, strict=True))

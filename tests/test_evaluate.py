@@ -1,0 +1,343 @@
+"""Measuring on whole scenes: figures, tables, files, pictures, and the command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lowpeft
+import zoo
+from lowpeft import Backbone, DataError, LowpeftError
+from lowpeft.cli import main
+from lowpeft.data import Example
+from lowpeft.demo import demo_backbone
+from lowpeft.evaluate import Report, by_bicubic, by_network, compare, evaluate, measure, overview, write_reports
+from lowpeft.evaluate.pictures import draw_scene
+from lowpeft.images import bicubic_upscale, matlab_downscale, read_image, to_float, write_image
+from lowpeft.inference import Tiling
+from lowpeft.metrics import PROTOCOLS, psnr
+from states import randomise_adapters
+
+SCALE = 2
+
+
+def network() -> Backbone:
+    row = next(n for n in zoo.FAMILIES if n.name == "edsr")
+    torch.manual_seed(0)
+    return Backbone(
+        module=row.build(),
+        architecture="EDSR",
+        family="edsr",
+        scale=SCALE,
+        value_range=(0.0, 255.0),
+        size_multiple=1,
+        channels=3,
+    )
+
+
+def view(seed: int, height: int = 40, width: int = 96) -> Tensor:
+    """A smooth uint8 image, so that bicubic comes near it."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, 5, 9, generator=generator)
+    return (nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)[0] * 255).to(torch.uint8)
+
+
+def example(name: str = "scene", views: int = 2, seed: int = 0) -> Example:
+    hr = tuple(view(seed + i) for i in range(views))
+    return Example(name, tuple(matlab_downscale(v, SCALE) for v in hr), hr)
+
+
+# --- Figures
+def test_every_scene_is_measured_by_every_column() -> None:
+    scenes = [example("a"), example("b", seed=2)]
+    found = measure(by_bicubic(SCALE), scenes, scale=SCALE)
+    assert [row.scene for row in found.rows] == ["a", "b"]
+    for row, scene in zip(found.rows, scenes, strict=True):
+        sr = tuple(bicubic_upscale(v, SCALE) for v in scene.lr)
+        wanted = [c.measure(sr, scene.hr, SCALE) for c in PROTOCOLS["literature"].columns]
+        assert row.values == tuple(wanted)
+    for i, mean in enumerate(found.means().values()):
+        assert mean == pytest.approx((found.rows[0].values[i] + found.rows[1].values[i]) / 2)
+
+
+def test_a_network_is_run_as_super_resolve_runs_it() -> None:
+    backbone, scene = network(), example()
+    model = randomise_adapters(lowpeft.adapt(backbone, "stereo"))
+    tiling = Tiling(strip_px=8, context_px=8, align_px=8)
+    options = {"ensemble": True, "tiling": tiling}
+    results = lowpeft.super_resolve(model, *map(to_float, scene.lr), backbone=backbone, **options)
+    found = evaluate(model, [scene], backbone=backbone, **options)
+    assert found.means()["PSNR (L+R)/2"] == sum(map(psnr, results, scene.hr)) / 2
+    assert found.means() != evaluate(model, [scene], backbone=backbone).means()
+
+
+def test_single_images_have_their_own_protocol() -> None:
+    backbone, scene = network(), example(views=1)
+    found = evaluate(backbone.module, [scene], backbone=backbone, protocol="single-image")
+    sr = lowpeft.super_resolve(backbone.module, to_float(scene.lr[0]), backbone=backbone)
+    assert found.means()["PSNR Y"] == psnr(sr, scene.hr[0], border_px=SCALE, channels="y")
+
+
+def test_each_scene_is_shown_with_its_results_and_read_when_it_is_its_turn() -> None:
+    seen: list[tuple[str, torch.Size]] = []
+    read: list[str] = []
+
+    def scenes() -> Iterator[Example]:
+        for name in "ab":
+            read.append(name)
+            assert len(seen) == len(read) - 1
+            yield example(name)
+
+    measure(by_bicubic(SCALE), scenes(), scale=SCALE, seen=lambda e, results: seen.append((e.name, results[1].shape)))
+    assert seen == [("a", (3, 40, 96)), ("b", (3, 40, 96))]
+
+
+# --- Nothing is dropped
+class Fails(nn.Module):
+    """Raises at its second call."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.weight, self.error, self.calls = nn.Parameter(torch.ones(())), error, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == 2:
+            raise self.error
+        return (self.weight * x).repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+
+def run_failing(error: Exception) -> Report:
+    facts = {"value_range": (0.0, 1.0), "size_multiple": 1, "channels": 3}
+    module = Fails(error)
+    backbone = Backbone(module=module, architecture="Fails", family=None, scale=2, **facts)
+    return evaluate(module, [example("a"), example("b"), example("c")], backbone=backbone)
+
+
+def test_a_scene_that_fails_fails_the_run() -> None:
+    with pytest.raises(ZeroDivisionError) as error:
+        run_failing(ZeroDivisionError("of the network"))
+    assert error.value.__notes__ == ["while scene b was measured"]
+
+
+def test_a_scene_that_does_not_fit_into_memory_fails_the_run_with_advice() -> None:
+    with pytest.raises(LowpeftError, match="scene b: does not fit into memory: set a bound"):
+        run_failing(torch.OutOfMemoryError("of the device"))
+
+
+def test_errors_of_lowpeft_keep_their_kind_and_get_the_scene() -> None:
+    with pytest.raises(DataError, match="scene b: bad"):
+        run_failing(DataError("bad"))
+
+
+@pytest.mark.parametrize(
+    ("scenes", "protocol", "words"),
+    [
+        ([], "literature", "no scenes"),
+        ([example(views=1)], "literature", "scene scene: has 1 views, but the protocol 'literature' is about 2"),
+        ([example()], "single-image", "is about 1"),
+        ([example()], "litterature", "did you mean 'literature'"),
+    ],
+)
+def test_scenes_that_do_not_fit_the_protocol_are_refused(scenes: list[Example], protocol: str, words: str) -> None:
+    backbone = network()
+    with pytest.raises(DataError, match=words):
+        evaluate(backbone.module, scenes, backbone=backbone, protocol=protocol)
+
+
+def test_nan_is_no_image() -> None:
+    nothing = tuple(torch.full((3, 40, 96), torch.nan) for _ in range(2))
+    with pytest.raises(DataError, match="scene scene: the image holds NaN"):
+        measure(lambda e: nothing, [example()], scale=SCALE)
+
+
+# --- Tables
+def report(method: str = "bicubic", names: str = "ab") -> Report:
+    return measure(by_bicubic(SCALE), [example(n, seed=ord(n)) for n in names], scale=SCALE, method=method)
+
+
+def test_the_table_has_a_row_for_each_scene_and_the_mean() -> None:
+    lines = str(report()).splitlines()
+    assert [line.split()[0] for line in lines] == ["bicubic", "a", "b", "mean"]
+    assert lines[0].split()[1:] == ["PSNR", "Left", "SSIM", "Left", "PSNR", "(L+R)/2", "SSIM", "(L+R)/2"]
+    assert len({len(line) for line in lines}) == 1
+    assert report().as_markdown().splitlines()[1] == "| --- | ---: | ---: | ---: | ---: |"
+
+
+def test_the_dictionary_is_json_with_everything() -> None:
+    found = report()
+    again = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    assert again["protocol"] == "literature"
+    assert again["mean"] == found.means()
+    assert tuple(again["scenes"]["b"].values()) == found.rows[1].values
+
+
+def test_equal_images_are_told_apart_from_numbers_in_json() -> None:
+    found = measure(lambda e: e.hr, [example()], scale=SCALE)
+    assert found.as_dict()["mean"]["PSNR Left"] == "inf"
+    assert "inf" in str(found)
+
+
+def test_an_overview_is_of_one_set_and_protocol() -> None:
+    lines = overview([report(), report("other")]).splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["mean of 2 scenes", "bicubic", "other"]
+    with pytest.raises(DataError, match="only over the same scenes"):
+        overview([report(), report(names="ac")])
+
+
+def test_files_hold_the_facts_and_every_table(tmp_path: Path) -> None:
+    paths = write_reports([report(), report("other")], tmp_path, facts={"scale": SCALE})
+    content = json.loads(paths[0].read_text())
+    assert [m["method"] for m in content["methods"]] == ["bicubic", "other"]
+    assert content["scale"] == SCALE
+    text = paths[1].read_text()
+    assert text.startswith("- protocol: literature: uint8 RGB")
+    assert text.count("| mean |") == 2
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "report.json").mkdir()
+    with pytest.raises(DataError, match=r"cannot write .*report\.json"):
+        write_reports([report()], tmp_path, facts={})
+
+
+# --- Pictures
+@pytest.mark.parametrize("errors", [True, False])
+def test_a_picture_has_a_panel_for_each_method(tmp_path: Path, errors: bool) -> None:
+    scene = example()
+    sr = by_network(network().module, network())(scene)
+    path = draw_scene(tmp_path / "deep" / "a.png", scene, {"ours": sr[0]}, scale=SCALE, errors=errors)
+    panels = 4 if errors else 3
+    assert read_image(path).shape[2] == panels * 240 + (panels + 1) * 12
+
+
+def test_the_error_panel_is_black_where_the_image_is_right(tmp_path: Path) -> None:
+    scene = example(views=1)
+    path = draw_scene(tmp_path / "a.png", scene, {"perfect": scene.hr[0]}, scale=SCALE)
+    assert read_image(path)[:, -180:-100, -100:-30].max() == 0
+
+
+def test_images_smaller_than_the_patch_are_drawn(tmp_path: Path) -> None:
+    hr = view(0, 20, 30)
+    scene = Example("small", (matlab_downscale(hr, SCALE),), (hr,))
+    draw_scene(tmp_path / "a.png", scene, {}, scale=SCALE)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot write the picture"):
+        draw_scene(tmp_path / "file" / "a.png", scene, {}, scale=SCALE)
+
+
+# --- Against the frozen base
+def test_a_comparison_has_the_figures_of_each_method() -> None:
+    backbone, scenes = network(), [example("a"), example("b", seed=2)]
+    model = randomise_adapters(lowpeft.adapt(backbone, "stereo"))
+    found = compare(model, scenes, backbone=backbone)
+    adapted = evaluate(model, scenes, backbone=backbone).means()["PSNR (L+R)/2"]
+    with lowpeft.disabled(model):
+        frozen = evaluate(model, scenes, backbone=backbone).means()["PSNR (L+R)/2"]
+    bicubic = measure(by_bicubic(SCALE), scenes, scale=SCALE).means()["PSNR (L+R)/2"]
+    means = found.means_db()
+    same = means.pop("same view")
+    assert means == pytest.approx({"bicubic": bicubic, "frozen": frozen, "adapted": adapted}, abs=1e-9)
+    assert same != means["adapted"]
+
+
+# --- The command
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pairs, an adapter of the demo network, and single images."""
+    path = tmp_path_factory.mktemp("evaluate")
+    for name in ("pairs", "single"):
+        (path / name).mkdir()
+    for name, seed in (("one", 0), ("two", 5)):
+        for side, shift in (("L", 0), ("R", 3)):
+            write_image(view(seed, 32, 80).roll(-shift, 2), path / "pairs" / f"{name}_{side}.png")
+    write_image(view(9, 32, 48), path / "single" / "three.png")
+    lowpeft.save_adapter(randomise_adapters(lowpeft.adapt(demo_backbone(), "stereo")), path / "adapter")
+    return path
+
+
+def test_bicubic_needs_no_network(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--bicubic", "--scale", "4", "--data", str(folder / "pairs")]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["bicubic", "one", "two", "mean"]
+
+
+def test_the_command_measures_prints_and_writes(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", "--weights", "demo", "--adapter", str(folder / "adapter"), "--data", str(folder / "pairs")]
+    command += ["--bicubic", "--protocol", "asteisr", "--device", "cpu", "--memory-mb", "2000", "--out", str(tmp_path)]
+    assert main([*command, "--local-pooling", "16", "24"]) == 0
+    printed = capsys.readouterr().out
+    assert "mean of 2 scenes" in printed
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert [m["method"] for m in content["methods"]] == ["bicubic", "adapted"]
+    assert content["local_pooling"] == [16, 24]
+    assert content["LR images"] == "made by MATLAB's bicubic, symmetric border"
+    assert {p.name for p in (tmp_path / "pictures").iterdir()} == {"one.png", "two.png"}
+    model = lowpeft.load_adapter(demo_backbone(), folder / "adapter")
+    hr = tuple(read_image(folder / "pairs" / f"one_{side}.png") for side in "LR")
+    scene = Example("one", tuple(matlab_downscale(v, 2) for v in hr), hr)
+    with lowpeft.inference.local_pooling(model, (16, 24)):
+        wanted = evaluate(model, [scene], backbone=demo_backbone(), protocol="asteisr").means()
+    assert content["methods"][1]["scenes"]["one"] == pytest.approx(wanted, abs=1e-3)
+
+
+def test_single_images_are_measured_by_the_frozen_network_and_by_an_ensemble(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", "--weights", "demo", "--data", str(folder / "single"), "--protocol", "single-image"]
+    figures = []
+    for more in ([], ["--ensemble"]):
+        assert main([*command, "--device", "cpu", *more]) == 0
+        figures.append(capsys.readouterr().out.splitlines()[-1].split()[1:])
+    assert figures[0] != figures[1]
+
+
+def bad_inputs() -> list[tuple[list[str], str]]:
+    demo = ["--weights", "demo", "--data", "{folder}/pairs", "--device", "cpu"]
+    return [
+        (["--data", "{folder}/pairs"], "give --weights, or --bicubic with --scale"),
+        (["--data", "{folder}/pairs", "--bicubic"], "give --weights, or --bicubic with --scale"),
+        (["--data", "{folder}/pairs", "--bicubic", "--scale", "4", "--ensemble"], "--ensemble is about a network"),
+        (["--data", "{folder}/nothing", "--bicubic", "--scale", "4"], "nothing"),
+        ([*demo, "--scale", "4"], "x2 network"),
+        ([*demo, "--protocol", "Literature"], "did you mean 'literature'"),
+        ([*demo, "--memory-mb", "1"], "scene one: memory_mb=1 is too little"),
+        ([*demo, "--memory-mb", "-1"], "memory_mb must be at least 0"),
+        ([*demo, "--local-pooling", "1", "2", "3"], "not 3 numbers"),
+        ([*demo, "--local-pooling", "0"], "no pixels"),
+        ([*demo, "--out", "{folder}/adapter/README.md/x"], "cannot make the folder"),
+        ([*demo, "--adapter", "{folder}/pairs"], "not an adapter folder"),
+        (["--weights", "demo", "--data", "{folder}/single"], "found no scenes"),
+    ]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), bad_inputs())
+def test_bad_input_exits_with_2_and_says_why(
+    arguments: list[str], sentence: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", *(a.replace("{folder}", str(folder)) for a in arguments)]) == 2
+    message = capsys.readouterr().err
+    assert "lowpeft evaluate: " in message
+    assert sentence in message
+    assert "Traceback" not in message
+
+
+def test_upscale_takes_an_ensemble_and_a_bound(folder: Path, tmp_path: Path) -> None:
+    views = []
+    for side in "LR":
+        path = tmp_path / f"{side}.png"
+        write_image(matlab_downscale(read_image(folder / "pairs" / f"one_{side}.png"), 2), path)
+        views.append(str(path))
+    command = ["upscale", *views, "--weights", "demo", "--adapter", str(folder / "adapter"), "--device", "cpu"]
+    images = []
+    for name, more in (("plain", []), ("ensemble", ["--ensemble"]), ("bound", ["--memory-mb", "2000"])):
+        assert main([*command, "--out", str(tmp_path / name), *more]) == 0
+        images.append(read_image(tmp_path / name / "L_x2.png"))
+    assert not torch.equal(images[0], images[1])
+    assert torch.equal(images[0], images[2])

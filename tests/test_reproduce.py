@@ -1,0 +1,214 @@
+"""Experiments run whole: cells, caching, resuming, the table; one smoke run in processes of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from lowpeft import LowpeftError, reproduce
+from lowpeft.cli import main
+from lowpeft.experiments import Experiment, PaperFigures, bundled_experiments, load_experiment
+from lowpeft.reproduce import Job, Line, Outcome, Settings, Sources, Table, smoke
+from lowpeft.reproduce.job import MEAN, finished, run_job
+from lowpeft.reproduce.smoke import smoke_experiment, write_smoke_scenes, write_smoke_weights
+from lowpeft.reproduce.table import printed
+
+FINETUNING = smoke_experiment(load_experiment("finetuning"))
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    folder = tmp_path_factory.mktemp("sources")
+    write_smoke_weights(FINETUNING, folder / "weights")
+    data, tests = write_smoke_scenes(folder / "scenes", ("flickr1024",))
+    return Sources(weights=folder / "weights", data=data, tests=tests)
+
+
+def job(sources: Sources, row: str = "both", **changes: object) -> Job:
+    (found,) = [r for r in FINETUNING.rows if r.name == row]
+    plain = {
+        "row": row,
+        "weights": sources.weights / found.weights,
+        "family": found.family,
+        "scale": found.scale,
+        "recipe": found.recipe,
+        "seed": 0,
+        "data": sources.data,
+        "tests": tuple(sources.tests.items()),
+    }
+    return Job(**(plain | changes))
+
+
+# --- One cell
+@pytest.mark.parametrize(
+    ("row", "trained"), [("scratch", 83_667), ("full", 83_667), ("spatial", 1_044), ("both", 5_220)]
+)
+def test_a_cell_is_trained_and_measured(row: str, trained: int, sources: Sources, tmp_path: Path) -> None:
+    outcome = run_job(job(sources, row), tmp_path)
+    assert (outcome.trained, outcome.frozen) == (trained, 0 if row == "scratch" else 83_667)
+    figures = outcome.figures["flickr1024"]
+    assert ("same view " + MEAN in figures) is (row == "both")
+    assert {MEAN, "SSIM (L+R)/2", "PSNR Left", "SSIM Left"} <= figures.keys()
+    assert outcome.peak_mb > 0
+
+
+def test_a_frozen_cell_trains_nothing(sources: Sources, tmp_path: Path) -> None:
+    outcome = run_job(job(sources, recipe=None, data=None), tmp_path)
+    assert (outcome.trained, outcome.seconds) == (0, 0)
+
+
+def test_the_ensemble_is_measured_on_request(sources: Sources, tmp_path: Path) -> None:
+    figures = run_job(job(sources, recipe=None, ensemble=True), tmp_path).figures["flickr1024"]
+    assert figures["ensemble " + MEAN] != figures[MEAN]
+
+
+def test_a_finished_cell_is_taken_over(sources: Sources, tmp_path: Path) -> None:
+    first = run_job(job(sources), tmp_path)
+    assert finished(job(sources), tmp_path) == first
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    assert run_job(job(sources), tmp_path) == first
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cell_that_was_cut_off_after_training_is_measured_without_training_again(
+    sources: Sources, tmp_path: Path
+) -> None:
+    first = run_job(job(sources), tmp_path)
+    (tmp_path / "result.json").unlink()
+    log = (tmp_path / "run" / "training.jsonl").read_text()
+    again = run_job(job(sources), tmp_path)
+    assert (tmp_path / "run" / "training.jsonl").read_text() == log
+    assert again.figures == first.figures
+
+
+@pytest.mark.parametrize("change", ["seed", "ensemble", "data", "recipe", "weights"])
+def test_a_result_of_another_run_is_refused_and_kept(change: str, sources: Sources, tmp_path: Path) -> None:
+    frozen = job(sources, recipe=None)
+    run_job(frozen, tmp_path)
+    (tmp_path / "other.pth").write_bytes(b"1")
+    other = {
+        "seed": 1,
+        "ensemble": True,
+        "data": tmp_path,
+        "recipe": FINETUNING.rows[2].recipe,
+        "weights": tmp_path / "other.pth",
+    }
+    before = (tmp_path / "result.json").read_text()
+    with pytest.raises(LowpeftError, match=rf"another run \(it differs in {change}\)"):
+        run_job(dataclasses.replace(frozen, **{change: other[change]}), tmp_path)
+    assert (tmp_path / "result.json").read_text() == before
+
+
+def test_a_damaged_result_is_refused(sources: Sources, tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text("{")
+    with pytest.raises(LowpeftError, match="is damaged"):
+        run_job(job(sources), tmp_path)
+
+
+def test_weights_of_another_network_are_refused(sources: Sources, tmp_path: Path) -> None:
+    with pytest.raises(LowpeftError, match="is a hat x4, but row 'both' is for hat x2"):
+        run_job(job(sources, scale=2), tmp_path)
+
+
+# --- The table
+def outcome(row: str, seed: int, db: float, **more: float) -> Outcome:
+    figures = {"kitti2015": {MEAN: db, **more}}
+    return Outcome(row=row, seed=seed, frozen=100, trained=7, seconds=2.0, peak_mb=50.0, figures=figures)
+
+
+def line(*outcomes: Outcome, paper_db: float | None = None) -> Line:
+    paper = {} if paper_db is None else {"kitti2015": {MEAN: paper_db}}
+    return Line(row=outcomes[0].row, summary="", outcomes=outcomes, paper=paper)
+
+
+TABLE = Table(
+    experiment=load_experiment("finetuning"),
+    lines=(line(outcome("frozen", 0, 26.5)), line(outcome("both", 0, 26.9), outcome("both", 1, 27.1), paper_db=26.98)),
+    note="Small.",
+)
+
+
+def test_mean_and_spread_are_over_seeds() -> None:
+    frozen, both = TABLE.lines
+    assert both.mean("kitti2015", MEAN) == pytest.approx(27.0)
+    assert both.spread("kitti2015", MEAN) == pytest.approx(0.2 / 2**0.5)
+    assert frozen.spread("kitti2015", MEAN) is None
+    assert frozen.mean("kitti2012", MEAN) is None
+
+
+def test_the_papers_figure_and_the_difference_stand_beside_ours() -> None:
+    assert "| both | 7 | 2 | 50 | 27.000 ± 0.141 | 26.98 | +0.02 |" in TABLE.markdown()
+    assert "| frozen | 7 | 2 | 50 | 26.500 | – | – |" in TABLE.markdown()
+    assert "**Small.**" in TABLE.markdown()
+    assert str(TABLE).splitlines()[1] == "Small."
+
+
+def test_the_table_as_plain_values_is_json() -> None:
+    plain = json.loads(json.dumps(TABLE.as_dict()))
+    assert [row["row"] for row in plain["rows"]] == ["frozen", "both"]
+    assert plain["rows"][1]["sets"]["kitti2015"]["paper"] == {MEAN: 26.98}
+    assert len(plain["rows"][1]["outcomes"]) == 2
+
+
+def test_frozen_rows_get_the_papers_frozen_figure() -> None:
+    figures = [PaperFigures(test_set="a", frozen_db=1.0, adapted_db=2.0, ensemble_db=3.0)]
+    assert printed(figures, frozen=True) == {"a": {MEAN: 1.0}}
+    assert printed(figures, frozen=False) == {"a": {MEAN: 2.0, "ensemble " + MEAN: 3.0}}
+
+
+# --- The whole
+def one_row(experiment: Experiment) -> Experiment:
+    return dataclasses.replace(experiment, rows=experiment.rows[-1:])
+
+
+def test_an_experiment_runs_whole_and_again_from_what_is_finished(tmp_path: Path) -> None:
+    notes: list[str] = []
+    settings = Settings(seeds=(0, 1))
+    table = smoke(one_row(FINETUNING), tmp_path, settings=settings, report=notes.append)
+    assert notes == ["1/3: frozen", "2/3: both/seed-0", "3/3: both/seed-1"]
+    assert [(row.row, len(row.outcomes)) for row in table.lines] == [("frozen", 1), ("both", 2)]
+    assert "smoke run" in (tmp_path / "table.md").read_text()
+    assert json.loads((tmp_path / "table.json").read_text())["rows"][0]["row"] == "frozen"
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("result.json")}
+    assert smoke(one_row(FINETUNING), tmp_path, settings=settings).lines == table.lines
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("result.json")} == before
+
+
+def test_what_is_missing_is_listed_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    sources = Sources(weights=tmp_path / "weights", data=tmp_path / "none", tests={"kitti2015": tmp_path / "no"})
+    with pytest.raises(LowpeftError) as caught:
+        reproduce.reproduce(FINETUNING, sources, tmp_path / "out")
+    problems = "\n".join(caught.value.problems)
+    assert "no folder of training pairs" in problems
+    assert "no folder of test set kitti2015" in problems
+    assert "no checkpoint HAT-L_SRx4_ImageNet-pretrain.pth" in problems
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["finetunning", "--smoke"], "did you mean 'finetuning'"),
+        (["finetuning"], "needs --weights, --data, --test, or --smoke"),
+        (["finetuning", "--smoke", "--seeds", "0"], "--seeds must be at least 1"),
+        (["finetuning", "--smoke", "--set", "stps=1"], "did you mean 'steps'"),
+        (["finetuning", "--weights", "w", "--data", "d", "--test", "kitti"], "is not NAME=DIR"),
+    ],
+)
+def test_bad_arguments_get_a_clear_sentence(
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["reproduce", *arguments, "--out", str(tmp_path / "out")]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", bundled_experiments())
+def test_every_bundled_experiment_runs_whole(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", name, "--smoke", "--out", str(tmp_path), "--device", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert all(row.name in shown for row in load_experiment(name).rows)

@@ -1,0 +1,198 @@
+"""`lowpeft train`: its options, what it refuses, what it writes, and runs in processes of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import lowpeft
+from lowpeft.cli import main, parser
+from lowpeft.cli.train import CROP
+from lowpeft.demo import demo_backbone, write_scenes
+from lowpeft.recipes import TrainSettings
+
+SIZE = ["--crop", "32", "64", "--batch", "2", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pairs to train on, and one to test on."""
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder / "train", range(2), size_px=(64, 128))
+    write_scenes(folder / "test", range(1), size_px=(64, 128), split="test")
+    return folder
+
+
+def command(recipe: str, scenes: Path, out: Path, *more: str, source: str = "--data") -> list[str]:
+    return ["train", recipe, "--weights", "demo", source, str(scenes / "train"), "--out", str(out), *SIZE, *more]
+
+
+def tensors(out: Path) -> dict[str, torch.Tensor]:
+    return lowpeft.read_adapter(out).tensors
+
+
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(TrainSettings)])
+def test_every_setting_has_an_option_with_help(name: str) -> None:
+    options = vars(parser().parse_args(command("stereo", Path(), Path())))
+    assert name in (*options, *CROP)
+
+
+def test_settings_of_the_command_line_count(scenes: Path, tmp_path: Path) -> None:
+    more = ["--steps", "2", "--schedule", "multistep", "--milestones", "1", "--milestone-factor", "0.1", "--betas"]
+    more += ["0.8", "0.99", "--loss", "mse", "--ema-decay", "0.5", "--learning-rate", "1e-4", "--accumulate", "2"]
+    assert main(command("stereo", scenes, tmp_path, *more)) == 0
+    settings = lowpeft.read_adapter(tmp_path).recipe.training
+    expected = {"milestones": (1,), "betas": (0.8, 0.99), "loss": "mse", "ema_decay": 0.5, "accumulate": 2}
+    assert {name: getattr(settings, name) for name in expected} == expected
+    rows = [json.loads(line) for line in (tmp_path / "training.jsonl").read_text().splitlines()]
+    assert [row["learning_rate"] for row in rows] == pytest.approx([1e-4, 1e-5])
+
+
+def test_validation_keeps_the_best_and_says_so(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--steps", "2", "--validate", str(scenes / "test"), "--validate-every-steps", "1", "--ema-decay", "0.9"]
+    assert main(command("stereo", scenes, tmp_path, *more, "--test", str(scenes / "test"))) == 0
+    assert "same view" in capsys.readouterr().out
+    facts = lowpeft.read_adapter(tmp_path).facts
+    assert "dB after" in facts["best validation"]
+    assert facts["trained tensors"] == "moving average (EMA), decay 0.9"
+    assert facts["trained parameters"] == 20_400
+    assert lowpeft.read_adapter(tmp_path / "best").facts["training"].endswith("of 2 steps")
+
+
+def test_single_images_train_recipes_that_take_one_view(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--steps", "1", "--test", str(scenes / "test")]
+    assert main(command("spatial", scenes, tmp_path, *more, source="--images")) == 0
+    printed = capsys.readouterr().out
+    assert "4 training scenes, 1 steps of 2 images" in printed
+    assert all(word in printed for word in ("bicubic", "frozen", "adapted"))
+    assert "PSNR in dB, RGB, test, adapted" in lowpeft.read_adapter(tmp_path).facts
+
+
+def test_a_network_from_scratch_is_written_as_a_checkpoint(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command("scratch", scenes, tmp_path, "--steps", "1", "--test", str(scenes / "test"))) == 0
+    assert "478,795 parameters, all trained, from new weights" in capsys.readouterr().out
+    opened = lowpeft.load_backbone(tmp_path / "network.safetensors")
+    assert (opened.family, opened.scale, opened.parameters) == ("hat", 2, 478_795)
+    assert not (tmp_path / "adapter_config.json").exists()
+
+
+def test_full_fine_tuning_writes_the_differences_and_the_network(scenes: Path, tmp_path: Path) -> None:
+    assert main(command("full", scenes, tmp_path, "--steps", "1", "--merge")) == 0
+    adapted = lowpeft.load_adapter(demo_backbone(), tmp_path).eval()
+    network = lowpeft.load_backbone(tmp_path / "network.safetensors").module.eval()
+    image = torch.rand(1, 3, 16, 24)
+    with torch.no_grad():
+        assert torch.equal(adapted(image), network(image))
+        assert not torch.equal(adapted(image), demo_backbone().module(image))
+
+
+def test_a_run_goes_on_only_when_it_is_asked_to(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = command("stereo", scenes, tmp_path, "--steps", "2")
+    assert main([*arguments, "--resume"]) == 0
+    before = tensors(tmp_path)
+    assert main(arguments) == 2
+    assert "holds a run at step-00000002: resume it, or choose another folder" in capsys.readouterr().err
+    assert main([*arguments, "--resume", "--learning-rate", "1"]) == 2
+    assert "setting.learning rate is 1.0, in the checkpoint 0.0005" in capsys.readouterr().err
+    assert main([*arguments, "--resume"]) == 0
+    after = tensors(tmp_path)
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "more", "sentence"),
+    [
+        ("stereo", ["--merge"], "spatial, stereo adapters are not linear in a weight"),
+        ("scratch", ["--merge"], "there are no adapters"),
+        ("scratch", ["--set", "every=1"], "every"),
+        ("scratch", ["--set", "train_also='**'"], "trains from scratch, so it can have no adapters"),
+        ("stereo", ["--validate", "{scenes}/test"], "--validate DIR and --validate-every-steps N go together"),
+        ("stereo", ["--validate-every-steps", "2"], "--validate DIR and --validate-every-steps N go together"),
+        ("stereo", ["--accumulate", "3"], "a batch of 2 cannot be split"),
+        ("stereo", ["--precision", "fp16"], "precision must be one of no, bf16"),
+        ("stereo", ["--milestones", "3"], "milestones go with schedule multistep"),
+        ("stereo", ["--test-lr", "{scenes}"], "--test-lr goes with exactly one --test folder"),
+        ("stereo", ["--data-lr", "{scenes}/nothing"], "nothing"),
+    ],
+)
+def test_what_does_not_work_is_refused_before_training(
+    recipe: str, more: list[str], sentence: str, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = [part.replace("{scenes}", str(scenes)) for part in more]
+    assert main(command(recipe, scenes, tmp_path / "out", "--steps", "1", *more)) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stereo_recipe_does_not_train_on_single_images(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command("stereo", scenes, tmp_path, source="--images")) == 2
+    assert "makes a stereo model, which is trained on pairs: use --data" in capsys.readouterr().err
+
+
+# --- In processes of their own
+ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+def test_a_killed_command_that_is_resumed_ends_as_one_that_was_not(scenes: Path, tmp_path: Path) -> None:
+    arguments = ["--steps", "12", "--save-every-steps", "3", "--resume"]
+    lowpeft_command = [sys.executable, "-m", "lowpeft"]
+    killed = [*lowpeft_command, *command("stereo", scenes, tmp_path / "killed", *arguments)]
+    process = subprocess.Popen(killed, env=ALONE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = tmp_path / "killed" / "training.jsonl"
+    while not log.exists() or log.read_bytes().count(b"\n") < 5:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    subprocess.run(killed, env=ALONE, check=True, capture_output=True)
+    intact = [*lowpeft_command, *command("stereo", scenes, tmp_path / "intact", *arguments)]
+    subprocess.run(intact, env=ALONE, check=True, capture_output=True)
+    one, other = tensors(tmp_path / "killed"), tensors(tmp_path / "intact")
+    assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "processes"),
+    [
+        (["accelerate.commands.launch", "--cpu", "--num_processes", "1"], 1),
+        (["torch.distributed.run", "--standalone", "--nproc-per-node", "2"], 2),
+    ],
+    ids=["accelerate", "torchrun"],
+)
+def test_under_a_launcher_the_main_process_alone_prints_and_writes(
+    launcher: list[str], processes: int, scenes: Path, tmp_path: Path
+) -> None:
+    more = ["--steps", "2", "--test", str(scenes / "test")]
+    arguments = command("stereo", scenes, tmp_path / "launched", *more)
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, "-m", "lowpeft", *arguments],
+        env=ALONE, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("trainable") == done.stdout.count("adapter written") == 1
+    assert (f"on {processes} processes" in done.stdout) is (processes > 1)
+    assert main(command("stereo", scenes, tmp_path / "alone", *more)) == 0
+    one, other = tensors(tmp_path / "launched"), tensors(tmp_path / "alone")
+    assert max((one[k] - other[k]).abs().max().item() for k in one) < 1e-5
+    assert len((tmp_path / "launched" / "training.jsonl").read_text().splitlines()) == 2

@@ -1,0 +1,390 @@
+"""Killed, stopped and broken runs: what is resumed ends as if nothing had happened, and nothing good is ever lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import lowpeft
+import training_runs
+from lowpeft.errors import DataError, TrainingError
+from lowpeft.training import checkpoint, checkpoints, last_step, train
+from training_runs import SETTINGS, Samples, go, model_of
+
+RECIPES = ("stereo", "spatial", "full", "whole")
+PRODUCT = {"whole": "network.safetensors"}
+VALIDATED = replace(SETTINGS, validate_every_steps=2)
+
+
+class Stop(BaseException):
+    """What no code catches, as a power cut."""
+
+
+def stop_after(step: int) -> Callable[[Any], None]:
+    def report(done: Any) -> None:
+        if done.step == step:
+            raise Stop
+
+    return report
+
+
+def figure(model: torch.nn.Module) -> float:
+    """Something that depends on the trained tensors, and draws random numbers."""
+    torch.rand(3)
+    return -float(sum(p.double().abs().sum() for p in model.parameters()))
+
+
+def product(out: Path, recipe: str) -> dict[str, Tensor]:
+    return load_file(out / PRODUCT.get(recipe, "adapter_model.safetensors"))
+
+
+def log_of(out: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (out / "training.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def same(one: Path, other: Path, recipe: str) -> bool:
+    a, b = product(one, recipe), product(other, recipe)
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a) and log_of(one) == log_of(other)
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def intact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A recipe, and the folder of its run that was not disturbed."""
+    out = tmp_path_factory.mktemp("intact") / request.param
+    go(request.param, VALIDATED, out=out, validate=figure)
+    return request.param, out
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of `full` that was not disturbed."""
+    out = tmp_path_factory.mktemp("reference")
+    go("full", SETTINGS, out=out)
+    return out
+
+
+# --- Exactness
+@pytest.mark.parametrize("step", [1, 2, 5])
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(intact: tuple[str, Path], step: int, tmp_path: Path) -> None:
+    recipe, reference = intact
+    with pytest.raises(Stop):
+        go(recipe, VALIDATED, out=tmp_path, validate=figure, report=stop_after(step))
+    model, done = go(recipe, VALIDATED, out=tmp_path, validate=figure, resume=True)
+    assert done.resumed_at == step - step % 2
+    assert same(tmp_path, reference, recipe)
+    states = [load_file(last(folder) / "tensors.safetensors") for folder in (tmp_path, reference)]
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[1])
+    assert {key.split(".")[0] for key in states[1]} == {"model", "average", "optimizer"}
+    if recipe != "whole":
+        saved = product(reference, recipe)
+        assert all(torch.equal(v, saved[k]) for k, v in lowpeft.adapter_state_dict(model).items())
+
+
+def last(out: Path) -> Path:
+    return checkpoints(out)[-1]
+
+
+def test_the_best_is_that_of_the_whole_run(intact: tuple[str, Path], tmp_path: Path) -> None:
+    recipe, reference = intact
+    with pytest.raises(Stop):
+        go(recipe, VALIDATED, out=tmp_path, validate=figure, report=stop_after(5))
+    _, done = go(recipe, VALIDATED, out=tmp_path, validate=figure, resume=True)
+    best, expected = product(tmp_path / "best", recipe), product(reference / "best", recipe)
+    assert all(torch.equal(best[k], expected[k]) for k in expected)
+    rows = {row["step"]: row["validation"] for row in log_of(tmp_path) if row["validation"] is not None}
+    assert (done.best_step, done.best) == max(rows.items(), key=lambda item: item[1])
+
+
+@pytest.mark.parametrize("recipe", ["whole", pytest.param("stereo", marks=pytest.mark.slow)])
+def test_a_run_that_was_killed_ten_times_ends_as_one_that_was_not(recipe: str, tmp_path: Path) -> None:
+    """SIGKILL after ten random steps and delays; the checkpoints of `whole` are written at every step."""
+    out = tmp_path / recipe
+    command = [sys.executable, training_runs.__file__, "kills", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    report = json.loads(done.stdout)
+    assert report["ends"] == [0, 0]
+    assert len([rows for rows in report["moments"] if rows >= 0]) == 10
+    assert same(out / "killed", out / "intact", recipe)
+    assert [row["step"] for row in log_of(out / "killed")] == [*range(1, training_runs.KILLED[recipe].steps + 1)]
+    best = [product(out / name / "best", recipe) for name in ("killed", "intact")]
+    assert all(torch.equal(best[0][k], best[1][k]) for k in best[1])
+
+
+def test_a_finished_run_that_is_resumed_stays_as_it_is(tmp_path: Path) -> None:
+    model, done = go("full", SETTINGS, out=tmp_path)
+    before = product(tmp_path, "full")
+    again, same_run = go("full", SETTINGS, out=tmp_path, resume=True)
+    assert (same_run.steps, same_run.resumed_at, same_run.loss) == (6, 6, done.loss)
+    after = product(tmp_path, "full")
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    state = lowpeft.adapter_state_dict(model)
+    assert all(torch.equal(v, state[k]) for k, v in lowpeft.adapter_state_dict(again).items())
+    assert len(log_of(tmp_path)) == 6
+
+
+def test_settings_that_change_nothing_may_change(reference: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        go("full", SETTINGS, out=tmp_path, report=stop_after(3))
+    other = replace(SETTINGS, save_every_steps=1, keep_checkpoints=2, workers=1)
+    go("full", other, out=tmp_path, resume=True)
+    assert same(tmp_path, reference, "full")
+
+
+# --- Another run's checkpoint
+def other_base() -> tuple[torch.nn.Module, Any]:
+    base = training_runs.edt()
+    with torch.no_grad():
+        base.module.body.norm.bias.add_(1)
+    return lowpeft.adapt(base, "stereo"), base
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stereo run that was stopped after its first checkpoint."""
+    out = tmp_path_factory.mktemp("begun")
+    with pytest.raises(Stop):
+        go("stereo", SETTINGS, out=out, report=stop_after(3))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"settings": replace(SETTINGS, learning_rate=0.5)}, "setting.learning rate is 0.5, in the checkpoint 0.001"),
+        ({"settings": replace(SETTINGS, steps=7)}, "setting.steps is 7, in the checkpoint 6"),
+        ({"settings": replace(SETTINGS, ema_decay=0.0)}, "setting.ema decay is 0.0"),
+        ({"model": lambda: model_of("stereo-only")}, "adapter.default.adapter.0.kind is 'stereo'"),
+        ({"model": other_base}, "base.weights is"),
+        ({"crops": Samples(scenes=[training_runs.Named("c")])}, "data.scenes is 1, in the checkpoint 2"),
+        ({"crops": Samples(seed=1)}, "data.first crop.0 is"),
+        ({"crops": Samples(crop_px=(48, 48))}, "data.crop px.0 is 48, in the checkpoint 24"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_checkpoint_of_another_run_is_refused_with_what_differs(
+    change: dict[str, Any], sentence: str, begun: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(begun, tmp_path / "out")
+    model, base = change.get("model", lambda: model_of("stereo"))()
+    before = {k: v.clone() for k, v in lowpeft.adapter_state_dict(model).items()}
+    crops, settings = change.get("crops", Samples()), change.get("settings", SETTINGS)
+    with pytest.raises(TrainingError, match="is of another run") as caught:
+        train(model, crops, settings, backbone=base, out=out, resume=True)
+    assert any(sentence in problem for problem in caught.value.problems), caught.value.problems
+    assert files(out) == files(begun)
+    assert all(torch.equal(v, before[k]) for k, v in lowpeft.adapter_state_dict(model).items())
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_folder_with_a_run_is_not_overwritten(begun: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(begun, tmp_path / "out")
+    with pytest.raises(TrainingError, match="holds a run at step-00000002: resume it, or choose another folder"):
+        go("stereo", SETTINGS, out=out)
+    assert files(out) == files(begun)
+
+
+def test_without_a_checkpoint_resuming_is_beginning(tmp_path: Path) -> None:
+    _, done = go("stereo", SETTINGS, out=tmp_path / "new", resume=True)
+    assert (done.resumed_at, done.steps) == (0, 6)
+
+
+def test_resuming_needs_a_folder() -> None:
+    with pytest.raises(TrainingError, match="there is no out="):
+        go("full", SETTINGS, resume=True)
+
+
+def test_tied_weights_are_kept(tmp_path: Path) -> None:
+    def tied() -> torch.nn.Module:
+        model = training_runs.small().module
+        model.other_task.weight = model.tail.weight
+        return model
+
+    with pytest.raises(Stop):
+        train(tied(), Samples(), SETTINGS, backbone=training_runs.small(), out=tmp_path / "a", report=stop_after(3))
+    train(tied(), Samples(), SETTINGS, backbone=training_runs.small(), out=tmp_path / "a", resume=True)
+    train(tied(), Samples(), SETTINGS, backbone=training_runs.small(), out=tmp_path / "b")
+    assert same(tmp_path / "a", tmp_path / "b", "whole")
+
+
+# --- Damage
+def truncate(folder: Path) -> None:
+    path = folder / "tensors.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def change_a_byte(folder: Path) -> None:
+    path = folder / "tensors.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (truncate, "checksum differs"),
+        (change_a_byte, "checksum differs"),
+        (lambda folder: (folder / "tensors.safetensors").unlink(), "cannot be read"),
+        (lambda folder: (folder / "state.json").write_text("{"), "cannot be read"),
+        (lambda folder: (folder / "state.json").write_text('{"schema": 9}'), "schema 9"),
+        (lambda folder: (folder / "state.json").write_text('{"schema": 1}'), "cannot be read"),
+    ],
+    ids=["truncated", "changed", "no tensors", "no JSON", "schema", "empty"],
+)
+def test_a_damaged_checkpoint_is_refused(
+    damage: Callable[[Path], None], sentence: str, begun: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(begun, tmp_path / "out")
+    damage(last(out))
+    with pytest.raises(TrainingError, match=sentence):
+        go("stereo", SETTINGS, out=out, resume=True)
+
+
+def test_what_a_kill_leaves_is_no_checkpoint_and_goes_away(begun: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(begun, tmp_path / "out")
+    shutil.copytree(last(out), out / "checkpoints" / "step-00000004.new")
+    (out / "checkpoints" / "step-00000001").mkdir()
+    assert last_step(out) == 2
+    go("stereo", SETTINGS, out=out, resume=True)
+    assert [p.name for p in (out / "checkpoints").iterdir()] == ["step-00000006"]
+
+
+def test_the_newest_checkpoints_stay(tmp_path: Path) -> None:
+    go("whole", replace(SETTINGS, save_every_steps=1, keep_checkpoints=3), out=tmp_path)
+    assert [last_step(tmp_path), *(p.name[-1] for p in checkpoints(tmp_path))] == [6, "4", "5", "6"]
+
+
+def test_a_checkpoint_holds_tensors_and_json_alone(begun: Path) -> None:
+    assert sorted(p.name for p in last(begun).iterdir()) == ["state.json", "tensors.safetensors"]
+
+
+@pytest.mark.parametrize("kept", [0, 40])
+def test_a_log_that_was_cut_goes_on_with_whole_rows(kept: int, begun: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(begun, tmp_path / "out")
+    for name in ("training.jsonl", "training.csv"):
+        (out / name).write_bytes((out / name).read_bytes()[:kept])
+    go("stereo", SETTINGS, out=out, resume=True)
+    assert [row["step"] for row in log_of(out)] == [3, 4, 5, 6]
+    assert len((out / "training.csv").read_text().splitlines()) == 5
+
+
+# --- Disk full, bad numbers, bad images
+def full_disk(*args: Any, **options: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def partly(path: Path, *args: Any, **options: Any) -> None:
+    """Write some bytes, then find the disk full."""
+    path.write_bytes(b"x" * 100)
+    full_disk()
+
+
+PLACES: dict[str, tuple[Any, str, Any]] = {
+    "tensors": (checkpoint, "save_file", lambda tensors, path, *rest: partly(Path(path))),
+    "folder": (Path, "mkdir", full_disk),
+    "json": (Path, "write_text", full_disk),
+    "flush": (checkpoint, "flush", full_disk),
+    "rename": (Path, "rename", full_disk),
+    "adapter": (lowpeft.files, "save_file", lambda tensors, path, *rest: partly(Path(path))),
+    "log": (lowpeft.training.log.Log, "write", full_disk),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(
+    place: str, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(done: Any) -> None:
+        if done.step == 3:
+            monkeypatch.setattr(*PLACES[place])
+
+    with pytest.raises(TrainingError, match="No space left on device") as caught:
+        go("full", SETTINGS, out=tmp_path / "out", report=fill)
+    monkeypatch.undo()
+    found = last(tmp_path / "out")
+    assert found.name == ("step-00000004" if place == "adapter" else "step-00000002")
+    assert f"The last good checkpoint is {found}" in str(caught.value)
+    assert not [*(tmp_path / "out" / "checkpoints").glob("*.new")]
+    checkpoint.read_checkpoint(found)
+    lowpeft.read_adapter(tmp_path / "out")
+    go("full", SETTINGS, out=tmp_path / "out", resume=True)
+    assert same(tmp_path / "out", reference, "full")
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_before_the_first_step(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match="training stopped at step 0"):
+        go("stereo", SETTINGS, out=tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize(
+    ("where", "reason"),
+    [("tail", "the loss is nan: lower the learning rate"), ("other_task", "no checkpoint was written:\n.*holds NaN")],
+)
+def test_what_is_not_finite_stops_the_run_and_gets_into_no_checkpoint(
+    where: str, reason: str, reference: Path, tmp_path: Path
+) -> None:
+    model, base = model_of("full")
+
+    def poison(done: Any) -> None:
+        if done.step == 3:
+            with torch.no_grad():
+                next(p for n, p in lowpeft.adapter_parameters(model) if n.startswith(where)).fill_(math.nan)
+
+    with pytest.raises(TrainingError, match=rf"stopped at step 4\..*step-00000002\. The reason: {reason}"):
+        train(model, Samples(), SETTINGS, backbone=base, out=tmp_path, report=poison)
+    go("full", SETTINGS, out=tmp_path, resume=True)
+    assert same(tmp_path, reference, "full")
+
+
+def test_a_gradient_that_is_not_finite_changes_no_weight(tmp_path: Path) -> None:
+    """The square root of 0 has an infinite slope, and 0 times infinity is no number."""
+
+    class Edge(training_runs.Small):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = super().forward(x)
+            return out + (out - out).abs().sqrt().sum() * 0
+
+    model, base = Edge(), training_runs.small()
+    before = {k: v.clone() for k, v in model.state_dict().items() if "norm" not in k}
+    with pytest.raises(TrainingError, match=r"step 1\. There is no checkpoint yet\. .* gradient's norm is nan"):
+        train(model, Samples(), SETTINGS, backbone=base, out=tmp_path)
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
+
+
+class Holed(Samples):
+    """The eleventh crop is of a damaged image."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if index == 10:
+            raise DataError("scene b: b_L.png is damaged", problems=["the file ends early"])
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_ends_the_run_and_is_named(workers: int, reference: Path, tmp_path: Path) -> None:
+    model, base = model_of("full")
+    with pytest.raises(TrainingError, match=r"step 4\. The last good .*step-00000002\. .*scene b: b_L.png") as caught:
+        train(model, Holed(), replace(SETTINGS, workers=workers), backbone=base, out=tmp_path)
+    assert caught.value.problems == ("the file ends early",)
+    go("full", SETTINGS, out=tmp_path, resume=True)
+    assert same(tmp_path, reference, "full")

@@ -1,0 +1,171 @@
+"""Small training runs for the tests, and for processes that the tests start, which import nothing but lowpeft.
+
+python training_runs.py ranks OUT      one of several processes of the runs in RUNS
+python training_runs.py kills OUT      a run that is killed ten times, and one that is not
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import lowpeft
+from lowpeft.backbones import Backbone
+from lowpeft.networks import EDT, EDTConfig
+from lowpeft.recipes import TrainSettings
+from lowpeft.training import Trained, train
+
+
+@dataclass(frozen=True)
+class Named:
+    name: str
+
+
+@dataclass
+class Samples:
+    """Crops of noise: `samples[i]` depends on the seed and i alone."""
+
+    crop_px: tuple[int, int] = (24, 48)
+    scale: int = 2
+    views: int = 2
+    seed: int = 0
+    scenes: Sequence[Named] = (Named("a"), Named("b"))
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+        height, width = self.crop_px
+        lr = torch.rand(self.views, 3, height // self.scale, width // self.scale, generator=generator)
+        hr = lr.repeat_interleave(self.scale, -1).repeat_interleave(self.scale, -2)
+        return lr, (hr + 0.1 * torch.rand(hr.shape, generator=generator)).clamp(0, 1)
+
+
+class Small(nn.Module):
+    """A x2 network with all that a run must keep: dropout, moving statistics, a layer that takes no part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.drop = nn.Dropout(0.2)
+        self.other_task = nn.Conv2d(8, 12, 3, padding=1)
+        self.tail = nn.Conv2d(8, 12, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.pixel_shuffle(self.tail(self.drop(self.norm(self.head(x)).relu())), 2)
+
+
+def small() -> Backbone:
+    torch.manual_seed(0)
+    facts: dict[str, Any] = {"scale": 2, "value_range": (0.0, 1.0), "size_multiple": 1, "channels": 3}
+    return Backbone(module=Small(), architecture="Small", family=None, **facts)
+
+
+def edt() -> Backbone:
+    torch.manual_seed(0)
+    module = EDT(EDTConfig(tasks=("sr_x2",), features=4, dim=16, heads=2, depths=(1, 1), image_px=24))
+    facts: dict[str, Any] = {"scale": 2, "value_range": (0.0, 1.0), "size_multiple": 24, "channels": 3}
+    return Backbone(module=module.eval(), architecture="EDT", family="edt", **facts)
+
+
+SETTINGS = TrainSettings(
+    steps=6,
+    batch=3,
+    crop_height_px=24,
+    crop_width_px=48,
+    learning_rate=1e-3,
+    betas=(0.9, 0.99),
+    clip_norm=0.1,
+    ema_decay=0.9,
+    warmup_steps=2,
+    save_every_steps=2,
+)
+
+
+def model_of(recipe: str) -> tuple[nn.Module, Backbone]:
+    """What is trained, and the facts of its network; `whole` is a network without adapters."""
+    if recipe == "whole":
+        base = small()
+        return base.module, base
+    base = edt()
+    if recipe == "full":  # of two layers, one of which takes no part
+        base = small()
+        configs = [lowpeft.FullConfig(target=["tail.*", "other_task.*"])]
+        return lowpeft.adapt(base, configs), base
+    torch.manual_seed(1)
+    return lowpeft.adapt(base, recipe), base
+
+
+def go(recipe: str, settings: TrainSettings, **options: Any) -> tuple[nn.Module, Trained]:
+    """A whole run."""
+    model, base = model_of(recipe)
+    return model, train(model, Samples(), settings, backbone=base, **options)
+
+
+# --- Several processes
+RUNS = {
+    "stereo": ("stereo", SETTINGS),
+    "uneven": ("stereo-only", replace(SETTINGS, batch=5, accumulate=2)),
+    "unused": ("full", replace(SETTINGS, batch=4, accumulate=2)),
+}
+
+
+def ranks(out: Path) -> None:
+    for name, (recipe, settings) in RUNS.items():
+        go(recipe, settings, out=out / name)
+
+
+# --- Kills
+KILLED = {
+    "whole": replace(SETTINGS, steps=60, batch=2, save_every_steps=1, validate_every_steps=7),
+    "stereo": replace(SETTINGS, steps=30, batch=2, save_every_steps=2, validate_every_steps=7),
+}
+
+
+def fork(recipe: str, out: Path) -> int:
+    """A process that goes on with the run in the folder, or begins it."""
+    pid = os.fork()
+    if not pid:
+        go(recipe, KILLED[recipe], out=out, resume=True, validate=lambda model: float(model.training))
+        os._exit(0)
+    return pid
+
+
+def rows(out: Path) -> int:
+    """How many steps the log has."""
+    log = out / "training.jsonl"
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
+def kills(out: Path) -> None:
+    """Kill a run ten times at random moments, let it end, and run another one without being killed."""
+    recipe = out.name
+    draw, moments = random.Random(recipe), []
+    for module in ("accelerate", "matplotlib.figure", "tensorboard", "torch._dynamo", "torch.utils.tensorboard"):
+        importlib.import_module(module)  # here, so that the processes begin at once
+    for step in sorted(draw.sample(range(KILLED[recipe].steps), 10)):
+        pid = fork(recipe, out / "killed")
+        while rows(out / "killed") < step:
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0, 0.1))  # in a step, or while a checkpoint or an adapter is written
+        os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        moments.append(rows(out / "killed") if os.WIFSIGNALED(status) else -1)
+    ends = [os.waitpid(fork(recipe, out / name), 0)[1] for name in ("killed", "intact")]
+    print(json.dumps({"moments": moments, "ends": ends}))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    {"ranks": ranks, "kills": kills}[sys.argv[1]](Path(sys.argv[2]))
