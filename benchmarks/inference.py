@@ -30,7 +30,7 @@ from lowpeft.data import Example, find_scenes, load_example, scenes_with_lr
 from lowpeft.demo import demo_backbone
 from lowpeft.evaluate import evaluate
 from lowpeft.images import to_float, to_uint8
-from lowpeft.inference import Tiling, local_pooling, reach_px, whole
+from lowpeft.inference import Tiling, local_pooling, parts, reach_px
 
 HEIGHT, WIDTH = 1080, 1920
 BOUNDS_MB = (("Compact", 1200), ("Compact", 2400), ("RCAN", 1500), ("SwinIR", 5000), ("HAT", 5000))
@@ -76,8 +76,8 @@ def one_pair(name: str, memory_mb: float) -> dict[str, object]:
     model = lowpeft.adapt(base, "stereo")
     left, right = torch.rand(2, 3, HEIGHT, WIDTH)
     cuts = []
-    original = whole.strips
-    whole.strips = lambda *given: cuts.append(found := original(*given)) or found
+    original = parts.strips
+    parts.strips = lambda *given: cuts.append(found := original(*given)) or found
     before, start = held_mb(), time.perf_counter()
     views = lowpeft.super_resolve(model, left, right, backbone=base, tiling=Tiling(memory_mb=memory_mb))
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6

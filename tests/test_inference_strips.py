@@ -242,7 +242,7 @@ def strips_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         counts.append(len(found))
         return found
 
-    monkeypatch.setattr("lowpeft.inference.whole.strips", counted)
+    monkeypatch.setattr("lowpeft.inference.parts.strips", counted)
     return counts
 
 
@@ -262,7 +262,7 @@ def test_an_ensemble_measures_each_shape_once(monkeypatch: pytest.MonkeyPatch) -
     backbone = network("edsr")
     calls = []
     monkeypatch.setattr(
-        "lowpeft.inference.whole.most_that_fits", lambda take, *, step, whole, budget: calls.append(whole) or whole
+        "lowpeft.inference.parts.most_that_fits", lambda take, *, step, whole, budget: calls.append(whole) or whole
     )
     (image,) = noise(24, 40)
     super_resolve(backbone.module, image, backbone=backbone, ensemble=True, tiling=Tiling(memory_mb=10))

@@ -177,6 +177,66 @@ def layouts() -> str:
     return table(["layout", "who uses it", "scenes", "files"], map(row, need("lowpeft.data", "LAYOUTS").values()))
 
 
+def protocols() -> str:
+    """How PSNR and SSIM are taken, by name."""
+
+    def row(each: Any) -> list[str]:
+        views = "pairs" if each.views == 2 else "single images"
+        return [f"`{each.name}`", views, ", ".join(c.name for c in each.columns), each.summary, each.source]
+
+    every = need("lowpeft.metrics", "PROTOCOLS").values()
+    return table(["protocol", "scenes", "columns", "how", "as in"], map(row, every))
+
+
+# --- Figures that a benchmark measured
+
+
+def results_of(name: str) -> Any:
+    file = RESULTS / f"{name}.json"
+    if not file.exists():
+        raise LookupError(f"benchmarks/results/{file.name}")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def made_by(results: Any) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    return f"Made by `{results['command']}` on {results['date']} ({versions}; {results['device']})."
+
+
+def anchors() -> str:
+    """Plain bicubic beside the printed figures."""
+    results = results_of("bicubic_anchors")
+    other = "SSIM of unrounded bicubic, population covariance"
+
+    def psnr_ssim(row: Any, name: str) -> str:
+        return f"{row[f'PSNR {name}']:.2f} / {row[f'SSIM {name}']:.4f}"
+
+    def row(each: Any) -> list[str]:
+        sources = (each["printed"], each["literature"], each["asteisr"])
+        cells = [psnr_ssim(s, "Left") for s in sources] + [psnr_ssim(s, "(L+R)/2") for s in sources[:2]]
+        both = f"{each[other]['SSIM Left']:.4f}, {each[other]['SSIM (L+R)/2']:.4f}"
+        return [f"{each['set']} x{each['scale']}", each["lr"], *cells, both]
+
+    header = ["set", "LR files", "Left: printed", "`literature`", "`asteisr`", "(L+R)/2: printed", "measured"]
+    rows = table(
+        [*header, "SSIM of unrounded bicubic, population covariance: Left, (L+R)/2"], map(row, results["rows"])
+    )
+    return f"{rows}\n\nPrinted in: {results['printed_in']}. {made_by(results)}"
+
+
+def measured(section: str) -> Callable[[], str]:
+    """A table of one section of inference.json: what its rows hold, with their keys as heads."""
+
+    def write() -> str:
+        results = results_of("inference")
+        rows = results[section] if isinstance(results[section], list) else [results[section]]
+        heads = [key.replace("_", " ") for key in rows[0]]
+        cells = [["–" if value is None else str(value) for value in row.values()] for row in rows]
+        return f"{table(heads, cells)}\n\n{made_by(results)}"
+
+    return write
+
+
 # --- The command line
 
 
@@ -265,16 +325,22 @@ def markdown(thing: object) -> str:
 # --- The directive
 
 GENERATED: dict[str, Callable[[], str]] = {
+    "anchors": anchors,
     "api": api,
     "cli": cli,
+    "ensemble": measured("ensemble"),
     "experiments": experiments,
     "families": families,
     "fingerprint": fingerprint,
     "kinds": kinds,
     "layouts": layouts,
+    "memory": measured("memory_of_a_pair"),
+    "pools": measured("pools"),
+    "protocols": protocols,
     "published": published,
     "recipes": recipes,
     "sites": sites,
+    "strips": measured("strips"),
 }
 
 

@@ -14,7 +14,7 @@ from .conversion import convert_adapter, swin2sr_from_transformers, swin2sr_to_t
 from .errors import AdapterError, DataError, LowpeftError, PlanError, TrainingError
 from .families import Branch, Family, Place, register_family
 from .files import load_adapter, read_adapter, save_adapter
-from .inference import super_resolve
+from .inference import Tiling, super_resolve
 from .injection import inject, restore
 from .kinds import (
     AdapterConfig,
@@ -69,6 +69,7 @@ __all__ = [
     "StereoConfig",
     "StereoModel",
     "Summary",
+    "Tiling",
     "TrainSettings",
     "TrainingError",
     "WeightAdapter",

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from functools import partial
-from typing import NamedTuple, overload
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +11,10 @@ from torch import Tensor, nn
 from ..backbones import Backbone
 from ..errors import DataError
 from ..padding import pad_to_multiple
-from .memory import MB, SAFE_SHARE, most_that_fits, peak_bytes
-from .network import Views, run_scaled, size
+from .network import Views, size
+from .parts import cut_into_parts
 from .passes import mean_image, passes
-from .tiling import Crops, Tiling, strips
+from .tiling import Tiling
 
 WHOLE = Tiling()
 
@@ -97,11 +95,10 @@ def _mean_of_passes(model: nn.Module, views: Views, backbone: Backbone, ensemble
     chosen: dict[torch.Size, int] = {}
     for way in ways:
         seen = (pad_to_multiple(v, backbone.size_multiple, at_least=backbone.fixed_px or 1) for v in way.there(views))
-        cut = _Cut(model, tuple(seen), backbone, tiling)
-        shape = cut.shape
-        if shape not in chosen:
-            chosen[shape] = cut.choose(_kept_bytes(views, sides))
-        for part in cut.parts(chosen[shape]):
+        cut = cut_into_parts(model, tuple(seen), backbone, tiling)
+        if cut.shape not in chosen:
+            chosen[cut.shape] = cut.at_once(tiling, kept_bytes=_kept_bytes(views, sides))
+        for part in cut.parts(chosen[cut.shape]):
             if not sums:
                 first = part.results[0]
                 dtype = torch.promote_types(first.dtype, torch.float32)
@@ -117,85 +114,3 @@ def _kept_bytes(views: Views, sides: tuple[int, ...]) -> int:
     if views[0].device.type != "cpu":
         return copies
     return copies + sum(len(v) * v.shape[1] * math.prod(sides) * max(4, v.element_size()) for v in views)
-
-
-class _Part(NamedTuple):
-    """The results of one part: of which images of the batch, and where they begin in HR px."""
-
-    results: Views
-    images: slice
-    top: int
-    left: int
-
-
-class _Cut:
-    """The padded views of one pass, and how they go through the network part by part."""
-
-    def __init__(self, model: nn.Module, views: Views, backbone: Backbone, tiling: Tiling) -> None:
-        self.views, self.scale, self.tiling = views, backbone.scale, tiling
-        self.run = partial(run_scaled, model, backbone=backbone)
-        self.shape = views[0].shape
-        images, _, self.height, width = self.shape
-        self.crops = (
-            None
-            if backbone.fixed_px is None
-            else Crops(images, self.height, width, side_px=backbone.fixed_px, scale=backbone.scale)
-        )
-        self.align = tiling.aligned_to(backbone)
-
-    def choose(self, kept_bytes: int) -> int:
-        """The crops at once, or the rows of a strip.
-
-        Raises:
-            DataError: Not even one crop, or the least strip, fits into the memory that is allowed.
-        """
-        tiling = self.tiling
-        if tiling.memory_mb is None:
-            return tiling.chunk if self.crops else tiling.strip_px or self.height
-        budget = (tiling.memory_mb * MB - kept_bytes) * SAFE_SHARE
-        context = -(-tiling.context_px // self.align) * self.align
-        if self.crops:
-            take, step, around, whole = self._crop_bytes, 1, 0, len(self.crops.all)
-        else:
-            take, step, around, whole = self._strip_bytes, self.align, 2 * context, self.height
-        found = most_that_fits(take, step=step, whole=whole, budget=budget)
-        if found == whole:
-            return found
-        if found >= step + around:
-            return found - around
-        least = min(step + around, whole)
-        needed = (kept_bytes + take(min(step, whole)) * least / min(step, whole) / SAFE_SHARE) / MB
-        what = "one crop" if self.crops else f"a strip of {step} rows with {context} more on either side"
-        raise DataError(
-            f"memory_mb={tiling.memory_mb:g} is too little: {what} takes about {needed:.0f} MB, "
-            f"{kept_bytes / MB:.0f} MB of them for the images themselves"
-        )
-
-    def parts(self, at_once: int) -> Iterator[_Part]:
-        """Run every part; no results are held while the next part is run."""
-        if self.crops:
-            for crops in self.crops.chunks(at_once):
-                results = self.run(tuple(self.crops.cut(v, crops) for v in self.views))
-                for i, crop in enumerate(crops):
-                    part = tuple((r[i] * self.crops.weight(crop, r))[None] for r in results)
-                    images = slice(crop.image, crop.image + 1)
-                    yield _Part(part, images, crop.top * self.scale, crop.left * self.scale)
-                del results, part
-        else:
-            for strip in strips(self.height, at_once, self.tiling.context_px, self.align):
-                kept = slice(
-                    (strip.keep_first - strip.first) * self.scale, (strip.keep_last - strip.first) * self.scale
-                )
-                rows = tuple(v[..., strip.first : strip.last, :] for v in self.views)
-                yield _Part(
-                    tuple(r[..., kept, :] for r in self.run(rows)), slice(None), strip.keep_first * self.scale, 0
-                )
-
-    def _strip_bytes(self, count: int) -> int:
-        return peak_bytes(lambda: self.run(tuple(v[..., :count, :] for v in self.views)))
-
-    def _crop_bytes(self, count: int) -> int:
-        crops = self.crops
-        if crops is None:
-            return 0
-        return peak_bytes(lambda: self.run(tuple(crops.cut(v, crops.all[:count]) for v in self.views)))
