@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import lowpeft
+from lowpeft import Backbone
 from lowpeft.families import SLOT
+from zoo import Network
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -31,3 +33,23 @@ def randomise_adapters(model: Model, *, std: float = 0.1, seed: int = 5) -> Mode
         for _, parameter in lowpeft.adapter_parameters(model):
             parameter.copy_(std * torch.randn(parameter.shape, generator=generator))
     return model
+
+
+def facts(module: nn.Module, **changes: object) -> Backbone:
+    """A x2 backbone for values 0..1 of no family, or what `changes` says."""
+    plain: dict[str, object] = {
+        "architecture": type(module).__name__,
+        "family": None,
+        "scale": 2,
+        "value_range": (0.0, 1.0),
+        "size_multiple": 1,
+        "channels": 3,
+    }
+    return Backbone(module=module, **(plain | changes))
+
+
+def backbone_of(row: Network, **changes: object) -> Backbone:
+    """A tiny network of the zoo with its facts."""
+    torch.manual_seed(0)
+    known = {"architecture": row.name, "family": row.family, "scale": row.scale, "value_range": (0.0, row.value_max)}
+    return facts(row.build(), **(known | changes))

@@ -13,21 +13,9 @@ import lowpeft
 import zoo
 from lowpeft import Backbone, DataError, StereoModel, super_resolve
 from lowpeft.inference import Tiling, crop_starts, run
-from states import randomise_adapters
+from states import facts, randomise_adapters
 
 EDSR = next(n for n in zoo.FAMILIES if n.name == "edsr")
-
-
-def facts(module: nn.Module, **changes: object) -> Backbone:
-    plain: dict[str, object] = {
-        "architecture": type(module).__name__,
-        "family": None,
-        "scale": 2,
-        "value_range": (0.0, 1.0),
-        "size_multiple": 1,
-        "channels": 3,
-    }
-    return Backbone(module=module, **(plain | changes))
 
 
 def ipt(scale: int = 2) -> Backbone:

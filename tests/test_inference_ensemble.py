@@ -12,23 +12,13 @@ import lowpeft
 import zoo
 from lowpeft import Backbone, StereoModel, super_resolve
 from lowpeft.inference import IMAGE_PASSES, PAIR_PASSES, Pass, Tiling
-from states import randomise_adapters
+from states import backbone_of, randomise_adapters
 
 HEIGHT, WIDTH = 20, 28
 
 
 def network(name: str = "edsr") -> Backbone:
-    row = next(n for n in zoo.FAMILIES if n.name == name)
-    torch.manual_seed(0)
-    return Backbone(
-        module=row.build(),
-        architecture=name,
-        family=row.family,
-        scale=row.scale,
-        value_range=(0.0, row.value_max),
-        size_multiple=1,
-        channels=3,
-    )
+    return backbone_of(next(n for n in zoo.FAMILIES if n.name == name))
 
 
 def views(count: int = 2) -> tuple[Tensor, ...]:

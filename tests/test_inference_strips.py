@@ -21,23 +21,13 @@ import zoo
 from lowpeft import Backbone, DataError, super_resolve
 from lowpeft.inference import Tiling, local_pooling, peak_bytes, reach_px, strips
 from lowpeft.inference.memory import most_that_fits
-from states import randomise_adapters
+from states import backbone_of, randomise_adapters
 
 MB = 10**6
 
 
 def network(name: str, *, size_multiple: int = 1) -> Backbone:
-    row = next(n for n in zoo.ALL if n.name == name)
-    torch.manual_seed(0)
-    return Backbone(
-        module=row.build(),
-        architecture=name,
-        family=row.family,
-        scale=row.scale,
-        value_range=(0.0, row.value_max),
-        size_multiple=size_multiple,
-        channels=3,
-    )
+    return backbone_of(next(n for n in zoo.ALL if n.name == name), size_multiple=size_multiple)
 
 
 def noise(height: int, width: int = 16, count: int = 1) -> tuple[Tensor, ...]:

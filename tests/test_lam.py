@@ -24,23 +24,11 @@ from lowpeft.demo import demo_backbone
 from lowpeft.images import read_image, write_image
 from lowpeft.lam import EPSILON, LamSettings, Patch, attribute, blur, chunks, detect, diffusion_index
 from lowpeft.lam_picture import draw_attributions, heat
-from states import randomise_adapters
+from states import facts, randomise_adapters
 
 NETWORKS = {n.name: n for n in (*zoo.FAMILIES, *zoo.SPANDREL)}
 PATCH = Patch(y_px=4, x_px=6, side_px=6)
 FEW = LamSettings(steps=3)
-
-
-def facts(module: nn.Module, **changes: object) -> Backbone:
-    plain: dict[str, object] = {
-        "architecture": type(module).__name__,
-        "family": None,
-        "scale": 2,
-        "value_range": (0.0, 1.0),
-        "size_multiple": 1,
-        "channels": 3,
-    }
-    return Backbone(module=module, **(plain | changes))
 
 
 def local() -> nn.Sequential:

@@ -42,6 +42,17 @@ def add_weights(sub: argparse.ArgumentParser, *, required: bool = True) -> None:
     sub.add_argument("--task", help="of a network for several tasks, the one to keep: sr_x4 (EDT), 2_x4 (IPT), …")
 
 
+def add_border(sub: argparse.ArgumentParser) -> None:
+    """The option that says how LR images are made at the edge."""
+    sub.add_argument(
+        "--border",
+        default="symmetric",
+        choices=("symmetric", "replicate"),
+        help="what MATLAB's bicubic finds beyond the edge where LR images are made (default: %(default)s; "
+        "NTIRE's files have replicate)",
+    )
+
+
 def add_device(sub: argparse.ArgumentParser) -> None:
     """The option that names the device."""
     sub.add_argument("--device", default="auto", help="auto (default: cuda where there is one), cpu, cuda, cuda:1, …")

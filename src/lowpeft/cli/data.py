@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import LAYOUTS, find_scenes, prepare, read_clean_crops, scenes_with_lr, verify_lr
-from .common import new_command
+from .common import add_border, new_command
 
 
 def add_to(commands: Any) -> None:
@@ -22,12 +22,7 @@ def add_to(commands: Any) -> None:
     )
     _add_source(sub)
     sub.add_argument("--out", required=True, metavar="DIR", help="folder to write; run again to go on after a stop")
-    sub.add_argument(
-        "--border",
-        default="symmetric",
-        choices=("symmetric", "replicate"),
-        help="what MATLAB's bicubic finds beyond the edge (default: %(default)s; NTIRE's files have replicate)",
-    )
+    add_border(sub)
     sub = new_command(
         commands,
         "verify-lr",

@@ -19,7 +19,17 @@ from ..files import load_adapter
 from ..inference import DEFAULT_WINDOW_PX, local_pooling
 from ..metrics import PROTOCOLS, Protocol, get_protocol
 from ..version import version
-from .common import add_device, add_inference, add_weights, backbone, device, new_command, new_folder, tiling
+from .common import (
+    add_border,
+    add_device,
+    add_inference,
+    add_weights,
+    backbone,
+    device,
+    new_command,
+    new_folder,
+    tiling,
+)
 
 if TYPE_CHECKING:
     from ..evaluate import Report
@@ -40,12 +50,7 @@ def add_to(commands: Any) -> None:
     sub.add_argument("--revision", help="commit, tag or branch of the Hub repository")
     sub.add_argument("--data", required=True, metavar="DIR", help="scenes, in any of the known layouts")
     sub.add_argument("--lr", metavar="DIR", help="their LR views, instead of those that the layout has")
-    sub.add_argument(
-        "--border",
-        default="symmetric",
-        choices=("symmetric", "replicate"),
-        help="what MATLAB's bicubic finds beyond the edge where LR images are made (default: %(default)s)",
-    )
+    add_border(sub)
     sub.add_argument("--halve", action="store_true", help="shrink the HR files by 2 first, the rule for Middlebury")
     sub.add_argument(
         "--protocol",

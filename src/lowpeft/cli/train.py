@@ -19,7 +19,7 @@ from ..errors import LowpeftError
 from ..kinds import WeightAdapter, get_kind
 from ..model import disabled, summary
 from ..recipes import Recipe, TrainSettings, load_recipe, override
-from .common import add_device, add_recipe, backbone, device, new_command, overrides
+from .common import add_border, add_device, add_recipe, backbone, device, new_command, overrides
 
 if TYPE_CHECKING:
     from ..training import Processes, Step, Trained
@@ -44,12 +44,7 @@ def add_to(commands: Any) -> None:
         "--images", metavar="DIR", help="single images instead, for recipes that exchange nothing between views"
     )
     sub.add_argument("--data-lr", metavar="DIR", help="LR images of --data or --images, instead of making them")
-    sub.add_argument(
-        "--border",
-        default="symmetric",
-        choices=("symmetric", "replicate"),
-        help="what MATLAB's bicubic finds beyond the edge where LR images are made (default: %(default)s)",
-    )
+    add_border(sub)
     sub.add_argument("--validate", metavar="DIR", help="scenes to measure on the way: the best is kept in OUT/best")
     sub.add_argument(
         "--test", action="append", default=[], metavar="DIR", help="scenes to measure afterwards; may be repeated"
