@@ -49,7 +49,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("injection",),
     ("card", "model"),
     ("files",),
-    ("api", "conversion", "inference"),
+    ("api", "conversion", "hub", "inference"),
     ("images",),
     ("metrics",),
     ("data",),

@@ -14,6 +14,7 @@ from .conversion import convert_adapter, swin2sr_from_transformers, swin2sr_to_t
 from .errors import AdapterError, DataError, LowpeftError, PlanError, TrainingError
 from .families import Branch, Family, Place, register_family
 from .files import load_adapter, read_adapter, save_adapter
+from .hub import push_to_hub
 from .inference import Tiling, super_resolve
 from .injection import inject, restore
 from .kinds import (
@@ -88,6 +89,7 @@ __all__ = [
     "load_recipe",
     "merge",
     "plan",
+    "push_to_hub",
     "read_adapter",
     "register_adapter",
     "register_family",

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 
-def model_card(config: dict[str, Any], size_bytes: int) -> str:
+def model_card(config: dict[str, Any], size_bytes: int, place: str = "path/to/this/folder") -> str:
     """The text of README.md for an adapter.
 
     Args:
         config: As in `adapter_config.json`.
         size_bytes: Of the adapter's tensors.
+        place: What its users load: a folder, or a Hub repository.
     """
     base, recipe = config["base"], config["recipe"]
     kinds: dict[str, list[int]] = {}
@@ -38,7 +39,7 @@ def model_card(config: dict[str, Any], size_bytes: int) -> str:
         "import lowpeft",
         "",
         'backbone = lowpeft.load_backbone("path/to/the/base/weights")',
-        'model = lowpeft.load_adapter(backbone, "path/to/this/folder")',
+        f'model = lowpeft.load_adapter(backbone, "{place}")',
         call,
         "```",
         "",

@@ -38,7 +38,7 @@ from .sites import Site, build, count_parameters, site_key
 from .version import version
 
 SCHEMA = 1
-TENSORS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
+FILES = TENSORS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
 METADATA_KEY = "lowpeft"
 
 
@@ -61,6 +61,11 @@ class AdapterFile:
     base: Fingerprint
     facts: dict[str, Any]
     tensors: dict[str, Tensor]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the tensors."""
+        return _bytes(self.tensors)
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -159,7 +164,7 @@ def _finish_pending(folder: Path) -> None:
             inside = _json((file.metadata() or {}).get(METADATA_KEY, ""))
     except SafetensorError:
         return
-    if inside is not None and _json(_text(pending)) == inside:
+    if inside is not None and read_json(pending) == inside:
         pending.replace(folder / CONFIG)
 
 
@@ -217,9 +222,18 @@ def _read_config(directory: Path, metadata: Mapping[str, str]) -> dict[str, Any]
     if inside is None:
         raise AdapterError(f"{directory / TENSORS} holds no lowpeft config; was it made by something else?")
     copies = [directory / CONFIG, directory / f"{CONFIG}.new"]
-    if not any(p.is_file() and _json(_text(p)) == inside for p in copies):
+    if not any(p.is_file() and read_json(p) == inside for p in copies):
         raise AdapterError(f"{directory / CONFIG} is not the config that {TENSORS} was saved with: one was changed")
     return inside
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The table in a JSON file; None if it holds none.
+
+    Raises:
+        AdapterError: It cannot be read.
+    """
+    return _json(_text(path))
 
 
 def _text(path: Path) -> str:
@@ -299,7 +313,7 @@ def _folder(place: str | Path, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(place, revision=revision, allow_patterns=[TENSORS, CONFIG, CARD]))
+        return Path(snapshot_download(place, revision=revision, allow_patterns=list(FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise AdapterError(f"{place!r} is neither a folder nor a Hub repository that can be read: {reason}") from error

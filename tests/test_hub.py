@@ -1,0 +1,163 @@
+"""Pushing an adapter: what is sent, that a person's model card stays, and that refusals send nothing."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub.errors import HFValidationError
+from torch import Tensor, nn
+
+import lowpeft
+from lowpeft import AdapterError, LoRAConfig, PlanError, SpatialConfig
+from lowpeft.files import CARD, CONFIG, FILES, TENSORS
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 3, 3, 1, 1)).eval()
+
+
+def adapted() -> nn.Module:
+    model = lowpeft.adapt(network(), LoRAConfig(target="**", rank=2))
+    with torch.no_grad():
+        for _, parameter in lowpeft.adapter_parameters(model):
+            parameter.normal_(generator=torch.Generator().manual_seed(1))
+    return model
+
+
+class Hub:
+    """A Hub of one repository, in a folder; `calls` are what was asked of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.calls: dict[str, Any] = {}
+        self.refuses: Exception | None = None
+
+    def create_repo(self, repo_id: str, **options: Any) -> None:
+        if self.refuses:
+            raise self.refuses
+        self.calls["create_repo"] = (repo_id, options)
+
+    def create_branch(self, repo_id: str, **options: Any) -> None:
+        self.calls["create_branch"] = (repo_id, options)
+
+    def file_exists(self, repo_id: str, filename: str, **_: Any) -> bool:
+        return (self.folder / filename).exists()
+
+    def hf_hub_download(self, repo_id: str, filename: str, **_: Any) -> str:
+        return str(self.folder / filename)
+
+    def upload_folder(self, *, folder_path: Path, **options: Any) -> Any:
+        self.calls["upload_folder"] = options
+        self.sent = sorted(p.name for p in folder_path.iterdir())
+        shutil.copytree(folder_path, self.folder, dirs_exist_ok=True)
+        return SimpleNamespace(commit_url="https://hub/commit/1")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    found = Hub(tmp_path / "repository")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: found)
+    return found
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_what_is_pushed_is_the_adapter_and_loads_again(hub: Hub) -> None:
+    model = adapted()
+    assert lowpeft.push_to_hub(model, "owner/name", facts={"data": "Flickr1024"}) == "https://hub/commit/1"
+    assert hub.sent == sorted(FILES)
+    assert hub.calls["create_repo"] == ("owner/name", {"private": None, "exist_ok": True})
+    sent = hub.calls["upload_folder"]
+    assert (sent["repo_id"], sent["revision"]) == ("owner/name", None)
+    assert sent["commit_message"] == "lora adapter for Sequential"
+    loaded = lowpeft.load_adapter(network(), hub.folder)
+    assert same(lowpeft.adapter_state_dict(loaded), lowpeft.adapter_state_dict(model))
+    assert lowpeft.read_adapter(hub.folder).facts == {"data": "Flickr1024"}
+
+
+def test_the_card_loads_from_the_repository(hub: Hub) -> None:
+    lowpeft.push_to_hub(adapted(), "owner/name")
+    card = (hub.folder / CARD).read_text()
+    assert 'lowpeft.load_adapter(backbone, "owner/name")' in card
+    assert "library_name: lowpeft" in card
+    assert lowpeft.read_adapter(hub.folder).base.weights in card
+
+
+def test_branch_and_privacy_are_passed_on(hub: Hub) -> None:
+    lowpeft.push_to_hub(adapted(), "owner/name", revision="v2", private=True)
+    assert hub.calls["create_repo"][1]["private"] is True
+    assert hub.calls["create_branch"] == ("owner/name", {"branch": "v2", "exist_ok": True})
+    assert hub.calls["upload_folder"]["revision"] == "v2"
+
+
+def test_a_card_that_lowpeft_wrote_is_replaced(hub: Hub) -> None:
+    lowpeft.push_to_hub(adapted(), "owner/name", facts={"dB": 1})
+    lowpeft.push_to_hub(adapted(), "owner/name", facts={"dB": 2})
+    assert "| dB | 2 |" in (hub.folder / CARD).read_text()
+
+
+def test_a_card_that_somebody_edited_stays_until_asked(hub: Hub) -> None:
+    lowpeft.push_to_hub(adapted(), "owner/name")
+    edited = (hub.folder / CARD).read_text() + "\nOur paper.\n"
+    (hub.folder / CARD).write_text(edited)
+    with pytest.warns(UserWarning, match="the model card of owner/name was edited, so it stays; replace_card=True"):
+        lowpeft.push_to_hub(adapted(), "owner/name", facts={"dB": 2})
+    assert hub.sent == sorted((TENSORS, CONFIG))
+    assert (hub.folder / CARD).read_text() == edited
+    lowpeft.push_to_hub(adapted(), "owner/name", replace_card=True)
+    assert "Our paper" not in (hub.folder / CARD).read_text()
+
+
+@pytest.mark.parametrize("config", [None, "{}", "no json"])
+def test_a_card_beside_no_config_of_ours_is_somebody_elses(config: str | None, hub: Hub) -> None:
+    hub.folder.mkdir()
+    (hub.folder / CARD).write_text("# A project\n")
+    if config is not None:
+        (hub.folder / CONFIG).write_text(config)
+    with pytest.warns(UserWarning, match="stays"):
+        lowpeft.push_to_hub(adapted(), "owner/name")
+    assert (hub.folder / CARD).read_text() == "# A project\n"
+
+
+def test_an_adapter_that_cannot_be_saved_sends_nothing(hub: Hub) -> None:
+    model = adapted()
+    with torch.no_grad():
+        next(p for _, p in lowpeft.adapter_parameters(model)).fill_(torch.nan)
+    with pytest.raises(AdapterError, match="NaN"):
+        lowpeft.push_to_hub(model, "owner/name")
+    with pytest.raises(PlanError):
+        lowpeft.push_to_hub(network(), "owner/name")
+    assert hub.calls == {}
+
+
+@pytest.mark.parametrize("error", [HFValidationError("bad name"), ConnectionError("offline")], ids=repr)
+def test_an_error_of_the_hub_is_an_adapter_error(error: Exception, hub: Hub) -> None:
+    hub.refuses = error
+    with pytest.raises(AdapterError, match=f"the adapter was not pushed to 'owner/name': {error}"):
+        lowpeft.push_to_hub(adapted(), "owner/name")
+
+
+def test_one_of_several_adapters_is_chosen_by_name(hub: Hub) -> None:
+    model = adapted()
+    lowpeft.adapt(model, SpatialConfig(target="0", reduction=2), name="other")
+    with pytest.raises(PlanError, match="other"):
+        lowpeft.push_to_hub(model, "owner/name")
+    lowpeft.push_to_hub(model, "owner/name", name="other")
+    assert lowpeft.read_adapter(hub.folder).recipe.name == "spatial"
+
+
+def test_without_a_network_a_push_is_an_adapter_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    with pytest.raises(AdapterError, match="the adapter was not pushed to 'owner/name'"):
+        lowpeft.push_to_hub(adapted(), "owner/name")
