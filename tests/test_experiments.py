@@ -49,6 +49,13 @@ def table(**changes: Any) -> dict[str, Any]:
     return {k: v for k, v in values.items() if v is not ...}
 
 
+def test_a_row_of_a_network_of_no_family_names_its_architecture() -> None:
+    (row,) = experiment_from_dict(table(row=[row_table(family=..., architecture="DCTLSA")])).rows
+    assert (row.family, row.architecture, row.network) == (None, "DCTLSA", "DCTLSA")
+    (row,) = experiment_from_dict(table()).rows
+    assert (row.family, row.architecture, row.network) == ("hat", None, "hat")
+
+
 def problems_of(values: dict[str, Any]) -> tuple[str, ...]:
     with pytest.raises(PlanError) as caught:
         experiment_from_dict(values)
@@ -272,7 +279,9 @@ def test_a_table_is_read_strictly(changes: dict[str, Any], problem: str) -> None
         ({"summary": 3}, "summary must be a string, not 3"),
         ({"family": "hta"}, "no family 'hta'; known: "),
         ({"family": "hta"}, "(did you mean 'hat'?)"),
-        ({"family": ...}, "family must be a string, not None"),
+        ({"family": ...}, "there must be one of the two, a text, not {}"),
+        ({"architecture": "DCTLSA"}, "there must be one of the two, a text, not {'family': 'hat', "),
+        ({"family": ..., "architecture": 3}, "there must be one of the two, a text, not {'architecture': 3}"),
         ({"scale": 0}, "scale must be a whole number of at least 1, not 0"),
         ({"scale": True}, "scale must be a whole number of at least 1, not True"),
         ({"scale": "4"}, "scale must be a whole number of at least 1, not '4'"),

@@ -441,6 +441,13 @@ def test_several_overrides_apply_together() -> None:
     assert changed.adapters == (SpatialConfig(reduction=2), StereoConfig(every=1, logit_scale=1.0))
 
 
+def test_the_recipes_freezing_of_statistics_can_be_changed() -> None:
+    assert override(STEREO, {}).freeze_statistics is True
+    assert override(STEREO, {"freeze_statistics": False}) == dataclasses.replace(STEREO, freeze_statistics=False)
+    with pytest.raises(PlanError, match="freeze_statistics must be true or false, not 'no'"):
+        override(STEREO, {"freeze_statistics": "no"})
+
+
 def test_train_also_adds_full_training_of_these_modules() -> None:
     assert override(STEREO, {"train_also": ["conv_last"]}).adapters == (
         *STEREO.adapters,

@@ -32,7 +32,7 @@ def job(sources: Sources, row: str = "both", **changes: object) -> Job:
     plain = {
         "row": row,
         "weights": sources.weights / found.weights,
-        "family": found.family,
+        "network": found.network,
         "scale": found.scale,
         "recipe": found.recipe,
         "seed": 0,
@@ -177,6 +177,32 @@ def test_an_experiment_runs_whole_and_again_from_what_is_finished(tmp_path: Path
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("result.json")} == before
 
 
+def test_every_row_gets_its_first_seed_before_any_gets_its_second(tmp_path: Path) -> None:
+    rows = [dataclasses.replace(FINETUNING.rows[-1], name=name) for name in ("one", "two")]
+    experiment = dataclasses.replace(FINETUNING, rows=tuple(rows))
+    notes: list[str] = []
+    smoke(experiment, tmp_path, settings=Settings(seeds=(0, 1), jobs=2), report=notes.append)
+    assert [note.split()[1] for note in notes[1:]] == ["one/seed-0", "two/seed-0", "one/seed-1", "two/seed-1"]
+
+
+def test_cells_side_by_side_give_what_one_after_the_other_give(tmp_path: Path) -> None:
+    def figures(jobs: int) -> list[dict[str, dict[str, float]]]:
+        table = smoke(one_row(FINETUNING), tmp_path / str(jobs), settings=Settings(seeds=(0, 1), jobs=jobs))
+        return [outcome.figures for line in table.lines for outcome in line.outcomes]
+
+    for together, alone in zip(figures(2), figures(1), strict=True):
+        assert together["flickr1024"] == pytest.approx(alone["flickr1024"], abs=1e-3)
+
+
+def test_what_was_finished_beside_a_cell_that_fails_stays(tmp_path: Path) -> None:
+    (tmp_path / "both" / "seed-0").mkdir(parents=True)
+    (tmp_path / "both" / "seed-0" / "run").write_text("a file where the run's folder goes")
+    with pytest.raises((LowpeftError, OSError)):
+        smoke(one_row(FINETUNING), tmp_path, settings=Settings(seeds=(0, 1), jobs=2))
+    assert (tmp_path / "frozen" / "result.json").exists()
+    assert not (tmp_path / "table.md").exists()
+
+
 def test_what_is_missing_is_listed_before_anything_runs(tmp_path: Path) -> None:
     (tmp_path / "weights").mkdir()
     sources = Sources(weights=tmp_path / "weights", data=tmp_path / "none", tests={"kitti2015": tmp_path / "no"})
@@ -195,6 +221,7 @@ def test_what_is_missing_is_listed_before_anything_runs(tmp_path: Path) -> None:
         (["finetunning", "--smoke"], "did you mean 'finetuning'"),
         (["finetuning"], "needs --weights, --data, --test, or --smoke"),
         (["finetuning", "--smoke", "--seeds", "0"], "--seeds must be at least 1"),
+        (["finetuning", "--smoke", "--jobs", "0"], "at least 1 job at a time, not 0"),
         (["finetuning", "--smoke", "--set", "stps=1"], "did you mean 'steps'"),
         (["finetuning", "--weights", "w", "--data", "d", "--test", "kitti"], "is not NAME=DIR"),
     ],

@@ -33,6 +33,7 @@ def add_to(commands: Any) -> None:
     )
     sub.add_argument("--out", required=True, metavar="DIR", help="folder for runs, results and the table")
     sub.add_argument("--seeds", type=int, default=1, metavar="N", help="how many seeds each row gets (default: 1)")
+    sub.add_argument("--jobs", type=int, default=1, metavar="N", help="how many cells are run at a time (default: 1)")
     sub.add_argument("--ensemble", action="store_true", help="also measure the self-ensemble")
     sub.add_argument("--memory-mb", type=int, metavar="N", help="bound of the memory that inference takes")
     sub.add_argument(
@@ -58,6 +59,7 @@ def run(options: argparse.Namespace) -> None:
         device=str(device(options.device)),
         ensemble=options.ensemble,
         memory_mb=options.memory_mb,
+        jobs=options.jobs,
     )
     if options.smoke:
         table = smoke(experiment, options.out, settings=settings, report=print)

@@ -10,7 +10,7 @@ An experiment is a TOML file (the bundled ones lie beside this module):
 
     [[row]]
     name = "ipt"
-    family = "ipt"
+    family = "ipt"                      # or, for a network of no family: architecture = "DCTLSA"
     scale = 4
     weights = "IPT_sr4.pt"              # as the network's authors call the file
     recipe = "stereo"                   # a bundled recipe, or a file's path from the working folder
@@ -77,21 +77,28 @@ class Row:
 
     Attributes:
         name: Of the row, unique in the experiment, and usable as a file name.
-        family: Of the network, a registered one.
+        family: Of the network, a registered one; None for a network of none, which then has an `architecture`.
         scale: Output sides over input sides.
         weights: The name under which the network's authors publish the checkpoint file.
         recipe: With the row's overrides and training settings applied.
+        architecture: Of a network of no family, as `load_backbone` names it; otherwise None.
         summary: One line for people.
         paper: The printed figures, for each test set that has some.
     """
 
     name: str
-    family: str
+    family: str | None
     scale: int
     weights: str
     recipe: Recipe
+    architecture: str | None = None
     summary: str = ""
     paper: tuple[PaperFigures, ...] = ()
+
+    @property
+    def network(self) -> str:
+        """The family, or the architecture of a network of none."""
+        return self.family or self.architecture or ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +122,10 @@ class Experiment:
 
 _PLAIN = dict.fromkeys(("name", "summary", "metric", "source"), (str, None))
 _PLAIN_OF_ROW = {
-    **dict.fromkeys(("name", "family", "weights", "recipe"), (str, None)),
+    **dict.fromkeys(("name", "weights", "recipe"), (str, None)),
     "summary": (str, ""),
 }
+_NETWORK = ("family", "architecture")
 
 
 def bundled_experiments() -> tuple[str, ...]:
@@ -178,17 +186,14 @@ def _row(table: object, problems: list[str]) -> Row | None:
     if not isinstance(table, Mapping):
         problems.append(f"a row must be a table, not {table!r}")
         return None
-    check_keys(table, (*_PLAIN_OF_ROW, "scale", "overrides", "training", "paper"), "the row", problems)
+    check_keys(table, (*_PLAIN_OF_ROW, *_NETWORK, "scale", "overrides", "training", "paper"), "the row", problems)
     values = plain_values(table, _PLAIN_OF_ROW, problems)
     problems += [
         f"{key} must be the name of a file, without folders, not {values[key]!r}"
         for key in ("name", "weights")
         if isinstance(values[key], str) and not _is_file_name(values[key])
     ]
-    known = [family.name for family in families()]
-    if isinstance(values["family"], str) and values["family"] not in known:
-        near = did_you_mean(values["family"], known)
-        problems.append(f"no family {values['family']!r}; known: {', '.join(known)}{near}")
+    kind_of_network = _kind_of_network(table, problems)
     scale = _scale(table.get("scale"), problems)
     recipe = _recipe(values["recipe"], table, problems)
     paper = _paper(table.get("paper", {}), problems)
@@ -198,7 +203,23 @@ def _row(table: object, problems: list[str]) -> Row | None:
             problems.append(f"a crop of {crop[0]}x{crop[1]} HR px cannot be scaled down by {scale}")
     if recipe is None or problems:
         return None
-    return Row(**{**values, "recipe": recipe}, scale=scale, paper=paper)
+    return Row(**{**values, "recipe": recipe}, **kind_of_network, scale=scale, paper=paper)
+
+
+def _kind_of_network(table: Mapping[str, Any], problems: list[str]) -> dict[str, str | None]:
+    """A row's family or architecture, the other one None."""
+    given = {key: table[key] for key in _NETWORK if key in table}
+    if len(given) != 1 or not all(isinstance(value, str) and value for value in given.values()):
+        problems.append(
+            "a row names the network's family, or its architecture if it is of none: "
+            f"there must be one of the two, a text, not {given}"
+        )
+    known = [family.name for family in families()]
+    family = given.get("family")
+    if isinstance(family, str) and family not in known:
+        near = did_you_mean(family, known)
+        problems.append(f"no family {family!r}; known: {', '.join(known)}{near}")
+    return dict.fromkeys(_NETWORK) | given
 
 
 def _scale(value: object, problems: list[str]) -> int:

@@ -281,20 +281,29 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+_OF_THE_RECIPE = ("train_also", "freeze_statistics")
+
+
 def override(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     """The recipe with some fields changed.
 
     Args:
         recipe: To start from.
         overrides: A field of exactly one of the recipe's adapters (`every=1`), a kind with a mapping of its fields
-            (`spatial={"reduction": 8}`), or `train_also=[patterns]`, which adds a `full` adapter on these modules.
+            (`spatial={"reduction": 8}`), `train_also=[patterns]`, which adds a `full` adapter on these modules, or the
+            recipe's own `freeze_statistics`.
 
     Raises:
         PlanError: A key is none of these, or several adapters have that field; all such keys are listed.
     """
     adapters, problems = list(recipe.adapters), []
+    frozen = overrides.get("freeze_statistics", recipe.freeze_statistics)
+    if not isinstance(frozen, bool):
+        problems.append(f"freeze_statistics must be true or false, not {frozen!r}")
     for key, value in overrides.items():
         try:
+            if key == "freeze_statistics":
+                continue
             if key == "train_also":
                 adapters.append(get_kind("full").config(target=value))
                 continue
@@ -304,7 +313,7 @@ def override(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
             problems.append(str(error))
     if problems:
         raise PlanError(f"cannot change recipe {recipe.name!r} like this:", problems=problems)
-    return dataclasses.replace(recipe, adapters=tuple(adapters))
+    return dataclasses.replace(recipe, adapters=tuple(adapters), freeze_statistics=frozen)
 
 
 def _addressed(adapters: Sequence[AdapterConfig], key: str, value: object) -> tuple[int, dict[str, Any]]:
@@ -328,7 +337,7 @@ def _addressed(adapters: Sequence[AdapterConfig], key: str, value: object) -> tu
         raise PlanError(
             f"{key!r} is a field of several adapters ({', '.join(kinds)}); say which: {kinds[0]}={{{key!r}: …}}"
         )
-    names = {f for a in adapters for f in get_kind(a.kind).fields} | {a.kind for a in adapters} | {"train_also"}
+    names = {f for a in adapters for f in get_kind(a.kind).fields} | {a.kind for a in adapters} | {*_OF_THE_RECIPE}
     raise PlanError(
         f"no adapter of the recipe has {key!r}{did_you_mean(key, names)}; known: {', '.join(sorted(names))}"
     )

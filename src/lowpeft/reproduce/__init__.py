@@ -11,6 +11,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import LowpeftError
 from ..experiments import Experiment, Row
 from ..recipes import changed_settings
@@ -52,6 +54,7 @@ class Settings:
         device: Where it runs.
         ensemble: Also measure the self-ensemble.
         memory_mb: Bound of the memory that inference takes.
+        jobs: How many cells are run at a time; on the CPU its threads are shared out among them.
     """
 
     seeds: Sequence[int] = (0,)
@@ -59,6 +62,7 @@ class Settings:
     device: str = "cpu"
     ensemble: bool = False
     memory_mb: int | None = None
+    jobs: int = 1
 
 
 def reproduce(
@@ -73,7 +77,8 @@ def reproduce(
     """Run what is not finished yet of an experiment, and write its table.
 
     Each cell is trained and measured in a process of its own, so that its peak of memory is its own, and leaves a
-    `result.json` that later runs take over; a training that was cut off is resumed.
+    `result.json` that later runs take over; a training that was cut off is resumed. Every row is run with the first
+    seed before any is run with the second.
 
     Args:
         experiment: Its rows.
@@ -91,15 +96,20 @@ def reproduce(
             row failed; what was finished stays.
     """
     folder = Path(out)
-    cells = list(_cells(experiment, sources, settings or Settings()))
-    for job, place in cells:
-        finished(job, folder / place)
+    settings = settings or Settings()
+    cells = list(_cells(experiment, sources, settings))
+    done = {place: finished(job, folder / place) for job, place in cells}
     outcomes: dict[str, list[Outcome]] = {}
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        for number, (job, place) in enumerate(cells, start=1):
-            report(f"{number}/{len(cells)}: {place}")
-            outcome = finished(job, folder / place) or pool.submit(run_job, job, folder / place).result()
-            outcomes.setdefault(place.parent.name if job.recipe else place.name, []).append(outcome)
+    with _pool(settings.jobs) as pool:
+        pending = {place: pool.submit(run_job, job, folder / place) for job, place in cells if done[place] is None}
+        try:
+            for number, (job, place) in enumerate(cells, start=1):
+                report(f"{number}/{len(cells)}: {place}")
+                outcome = done[place] or pending[place].result()
+                outcomes.setdefault(place.parent.name if job.recipe else place.name, []).append(outcome)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     table = Table(experiment=experiment, lines=tuple(_lines(experiment, outcomes)), note=note)
     (folder / "table.json").write_text(json.dumps(table.as_dict(), indent=1) + "\n", encoding="utf-8")
     (folder / "table.md").write_text(table.markdown(), encoding="utf-8")
@@ -126,6 +136,20 @@ def smoke(experiment: Experiment, out: str | Path, **keywords: Any) -> Table:
     return reproduce(small, sources, folder, note=SMOKE_NOTE, **keywords)
 
 
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    """Runs each job in a new process."""
+    if jobs < 1:
+        raise LowpeftError(f"there must be at least 1 job at a time, not {jobs}")
+    threads = max(1, torch.get_num_threads() // jobs)
+    return ProcessPoolExecutor(
+        max_workers=jobs,
+        mp_context=get_context("spawn"),
+        max_tasks_per_child=1,
+        initializer=torch.set_num_threads,
+        initargs=(threads,),
+    )
+
+
 def _cells(experiment: Experiment, sources: Sources, settings: Settings) -> Iterator[tuple[Job, Path]]:
     """Every job and its folder: each frozen network once, then each row with each seed."""
     rows = [_with_settings(row, settings.training) for row in experiment.rows]
@@ -147,15 +171,15 @@ def _cells(experiment: Experiment, sources: Sources, settings: Settings) -> Iter
     for row in networks.values():
         place = Path(FROZEN if len(networks) == 1 else f"{FROZEN}, {row.name}")
         yield Job(row=str(place), recipe=None, seed=0, data=None, **_network(row, sources), **common), place
-    for row in rows:
-        for seed in settings.seeds:
+    for seed in settings.seeds:
+        for row in rows:
             recipe = dataclasses.replace(row.recipe, training=dataclasses.replace(row.recipe.training, seed=seed))
             job = Job(row=row.name, recipe=recipe, seed=seed, data=sources.data, **_network(row, sources), **common)
             yield job, Path(row.name) / f"seed-{seed}"
 
 
 def _network(row: Row, sources: Sources) -> dict[str, Any]:
-    return {"weights": sources.weights / row.weights, "family": row.family, "scale": row.scale}
+    return {"weights": sources.weights / row.weights, "network": row.network, "scale": row.scale}
 
 
 def _with_settings(row: Row, training: Mapping[str, Any]) -> Row:

@@ -40,7 +40,7 @@ class Job:
     Attributes:
         row: Its name; `frozen` for the network without adapters.
         weights: Checkpoint of the network.
-        family: That the network must be of.
+        network: The family that it must be of, or its architecture if it is of none.
         scale: That it must have.
         recipe: None for the frozen network.
         seed: Of the training.
@@ -53,7 +53,7 @@ class Job:
 
     row: str
     weights: Path
-    family: str
+    network: str
     scale: int
     recipe: Recipe | None
     seed: int
@@ -140,10 +140,10 @@ def run_job(job: Job, folder: Path) -> Outcome:
     quiet()
     folder.mkdir(parents=True, exist_ok=True)
     backbone = load_backbone(job.weights)
-    if (backbone.family, backbone.scale) != (job.family, job.scale):
+    found = (backbone.family or backbone.architecture, backbone.scale)
+    if found != (job.network, job.scale):
         raise LowpeftError(
-            f"{job.weights} is a {backbone.family} x{backbone.scale}, but row {job.row!r} is for "
-            f"{job.family} x{job.scale}"
+            f"{job.weights} is a {found[0]} x{found[1]}, but row {job.row!r} is for {job.network} x{job.scale}"
         )
     model, facts = backbone.module, {"trained": 0, "seconds": 0.0}
     device = torch.device(job.device)

@@ -47,18 +47,18 @@ def write_smoke_weights(experiment: Experiment, folder: Path) -> None:
     """A checkpoint of a tiny network with random weights for every one that the rows name.
 
     Raises:
-        LowpeftError: There is no tiny network of a row's family, or spandrel is not installed.
+        LowpeftError: There is no tiny network of a row's kind, or spandrel is not installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for row in experiment.rows:
         path = folder / row.weights
         if path.exists():
             continue
-        if row.family not in _TINY:
-            raise LowpeftError(f"there is no tiny network of the family {row.family}; known: {', '.join(_TINY)}")
+        if row.network not in _TINY:
+            raise LowpeftError(f"there is no tiny {row.network}; known: {', '.join(_TINY)}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            torch.save(_TINY[row.family](row.scale).state_dict(), path)
+            torch.save(_TINY[row.network](row.scale).state_dict(), path)
 
 
 def write_smoke_scenes(folder: Path, sets: tuple[str, ...]) -> tuple[Path, dict[str, Path]]:
