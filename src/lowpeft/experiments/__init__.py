@@ -206,7 +206,7 @@ def _row(table: object, problems: list[str]) -> Row | None:
     return Row(**{**values, "recipe": recipe}, **kind_of_network, scale=scale, paper=paper)
 
 
-def _kind_of_network(table: Mapping[str, Any], problems: list[str]) -> dict[str, str | None]:
+def _kind_of_network(table: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     """A row's family or architecture, the other one None."""
     given = {key: table[key] for key in _NETWORK if key in table}
     if len(given) != 1 or not all(isinstance(value, str) and value for value in given.values()):
