@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +17,29 @@ from spandrel.architectures.IPT import IPT
 
 import lowpeft
 from lowpeft.cli import main, parser
-from lowpeft.demo import demo_backbone, write_scenes
+from lowpeft.demo import demo_backbone, make_scene, write_scenes
 from lowpeft.images import matlab_downscale, read_image, write_image
 from lowpeft.networks import EDT, EDTConfig
 
-COMMANDS = ("plan", "prepare", "verify-lr", "train", "upscale", "info", "demo")
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# `lowpeft.` and `lowpeft-demo` are other words; a line that ends in \\ goes on, a # or && begins something else.
+PRINTED = re.compile(r"(?:^|&& )(?:\$ )?(?:[^\n`]* -m )?lowpeft (.*?)(?: +#.*| &&.*)?$", re.MULTILINE)
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    """Every command's own parser by its name."""
+    (action,) = (a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return dict(action.choices)
+
+
+def printed_commands() -> list[tuple[str, str]]:
+    """Every command line that a page shows in a block: the page, and what stands after `lowpeft`."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"^```(?:bash|console|text)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+            found += [(page.name, line) for line in PRINTED.findall(re.sub(r"\\\n\s*", "", block))]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -33,16 +55,37 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", commands())
+def test_help_has_an_example_that_parses(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
-    assert f"example:\n  lowpeft {command}" in capsys.readouterr().out
+    start, lead, example = capsys.readouterr().out.partition(f"example:\n  lowpeft {command} ")
+    assert start
+    assert lead
+    assert parser().parse_args([command, *shlex.split(example)]).command == command
 
 
-def test_every_command_is_in_the_parser() -> None:
-    assert all(command in parser().format_help() for command in COMMANDS)
+def test_pages_show_commands_as_they_are() -> None:
+    """Every command line in a block of README and docs is one that the parser takes."""
+    printed = printed_commands()
+    assert len(printed) >= 20
+    for page, line in printed:
+        try:
+            parser().parse_args(shlex.split(line))
+        except SystemExit:
+            pytest.fail(f"{page} shows a command that does not parse: lowpeft {line}")
+
+
+def test_the_readme_shows_every_command() -> None:
+    shown = {shlex.split(line)[0] for page, line in printed_commands() if page == "README.md"}
+    assert shown == set(commands())
+
+
+def test_the_package_names_every_command() -> None:
+    """The docstring of `lowpeft.cli` lists them."""
+    assert lowpeft.cli.__doc__ is not None
+    assert set(re.findall(r"[\w-]+", lowpeft.cli.__doc__.partition(":")[2])) == set(commands())
 
 
 def test_plan_prints_the_sites(capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,6 +185,8 @@ def bad_inputs() -> list[tuple[list[str], str]]:
         (["plan", "stereo", "--weights", "demo", "--task", "sr_x4"], "single task"),
         (["plan", "stereo", "--weights", "demo", "--set", "evry=1"], "did you mean 'every'"),
         (["plan", "stereo", "--weights", "demo", "--set", "every"], "FIELD=VALUE"),
+        (["plan", "stereo", "--weights", "demo", "--set", "every=1", "--set", "every=2"], "another --set"),
+        (["plan", "stereo", "--weights", "demo", "--set", "stereo=1", "--set", "stereo.every=2"], "another --set"),
         (["info", "{work}"], "not an adapter folder"),
         (["info", "{work}/nothing"], "not an adapter folder"),
         (["upscale", "{work}/none.png", *up[2:]], "none.png"),
@@ -158,6 +203,8 @@ def bad_inputs() -> list[tuple[list[str], str]]:
         ([*train, "--batch", "0"], "batch"),
         ([*train, "--test-lr", "{work}"], "--test-lr"),
         (["demo", "--data", "{work}/nothing", "--out", "{work}/demo"], "nothing"),
+        (["demo", "--data", "{work}/pairs", "--out", "{work}/L.png"], "cannot make the folder"),
+        (["demo", "--data", "{work}/pairs", "--out", "{work}/demo", "--steps", "0"], "steps must be"),
     ]
 
 
@@ -201,5 +248,25 @@ def test_demo_on_own_pairs(work: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "bit-equal" in capsys.readouterr().out
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["scenes"] == ["train_0000"]
+    assert results["data"] == str(tmp_path / "mine")
     assert set(results["mean_db"]) == {"bicubic", "frozen", "adapted", "same view"}
     assert read_image(tmp_path / "out" / "comparison.png").shape[0] == 3
+
+
+def test_demo_takes_pairs_that_have_lr_views_of_another_scale(work: Path, tmp_path: Path) -> None:
+    """The demo's network is x2; LR files for x4 are none of its business."""
+    for seed in range(2):
+        scene = make_scene(seed, size_px=(64, 160))
+        for number, view in enumerate((scene.left, scene.right)):
+            for kind, image in {"hr": view, "lr_x4": matlab_downscale(view, 4)}.items():
+                folder = tmp_path / "mine" / kind / f"{seed}"
+                folder.mkdir(parents=True, exist_ok=True)
+                write_image(image, folder / f"{kind[:2]}{number}.png")
+    assert main(["demo", "--data", str(tmp_path / "mine"), "--out", str(tmp_path / "out"), "--steps", "1"]) == 0
+
+
+def test_verify_of_the_demo_runs_by_itself(work: Path) -> None:
+    command = [sys.executable, "-m", "lowpeft.demo.verify", str(work / "adapter"), str(work / "L.png")]
+    environment = {k: v for k, v in os.environ.items() if k != "LOWPEFT_DEMO_THREADS"}
+    done = subprocess.run([*command, str(work / "R.png")], capture_output=True, text=True, env=environment, check=True)
+    assert re.fullmatch("[0-9a-f]{64}", done.stdout.split()[-1])

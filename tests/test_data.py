@@ -155,6 +155,30 @@ def test_lr_views_in_a_folder_of_another_name_are_not_passed_over(files: list[st
 
 
 @pytest.mark.parametrize(
+    ("views", "files", "place"),
+    [
+        (2, ["hr/a/hr0.png", "hr/a/hr1.png", "lr_x4/a_lr0.png", "lr_x4/a_lr1.png"], "lr_x4"),
+        (2, ["HR/a_L.png", "HR/a_R.png", "LR_x4/a/lr0.png", "LR_x4/a/lr1.png"], "LR_x4"),
+        (1, ["DIV2K_train_HR/1.png", "DIV2K_train_LR_unknown/1.png"], "DIV2K_train_LR_unknown"),
+        (1, ["DIV2K_train_HR/1.png", "DIV2K_train_LR_mild/X4/1.png"], "DIV2K_train_LR_mild/X4"),
+    ],
+    ids=["flat", "nested", "unknown", "mild"],
+)
+def test_lr_views_of_another_form_are_not_passed_over(views: int, files: list[str], place: str, tmp_path: Path) -> None:
+    touch(tmp_path, *files)
+    with pytest.raises(DataError, match=f"{place} may hold LR views, but not as layout"):
+        find_scenes(tmp_path, scale=4, views=views)
+
+
+def test_lr_views_of_another_form_matter_only_at_the_scale_that_is_asked_for(tmp_path: Path) -> None:
+    touch(tmp_path, "HR/a_L.png", "HR/a_R.png", "LR_x4/a/lr0.png", "lr1e-4/loss.png")
+    with pytest.raises(DataError, match="lr1e-4 may hold LR views"):
+        find_scenes(tmp_path, scale=2)
+    touch(tmp_path, "LR_x2/a_L.png", "LR_x2/a_R.png")
+    assert find_scenes(tmp_path, scale=2)[0].lr[0] == tmp_path / "LR_x2" / "a_L.png"
+
+
+@pytest.mark.parametrize(
     ("views", "hr_files", "lr_files"),
     [
         (2, ["a_L.png", "a_R.png"], ["a_L.bmp", "a_R.bmp"]),
@@ -262,6 +286,8 @@ def test_every_pair_that_is_written_is_found(tmp_path_factory: pytest.TempPathFa
         (["a/hr0.png", "a/hr1.png", "b/lr0.png", "b/lr1.png"], ["b: has LR views, but", "a: has HR views, but"]),
         (["a/hr0.png", "a/lr0.png", "a/lr1.png"], ["a/hr0.png: has no right view"]),
         (["hr/a_hr0.png", "hr/a_hr1.png", "hr/a_lr0.png"], ["a_lr0.png: is not named NAME_hr0 or NAME_hr1 or"]),
+        (["hr/a/hr0.png", "hr/a/hr1.png", "hr/b/left.png"], ["b: none of its images is named NAME/hr0 or NAME/hr1"]),
+        (["a/hr0.png", "a/hr1.png", "b/0.png", "b/1.png"], ["b: none of its images is named NAME/hr0 or NAME/hr1"]),
     ],
 )
 def test_views_without_a_partner_are_all_listed(tmp_path: Path, files: list[str], problems: list[str]) -> None:
@@ -304,6 +330,20 @@ def test_lr_folders_without_lr_views_are_refused(tmp_path: Path) -> None:
     touch(tmp_path, "a_L.png", "a_R.png", "b/c/d/lr0.png")
     with pytest.raises(DataError, match="holds no LR views"):
         find_scenes(tmp_path, lr_folder=tmp_path / "b")
+
+
+def test_images_beside_the_views_of_a_scene_are_passed_over(tmp_path: Path) -> None:
+    touch(tmp_path, "hr/a/hr0.png", "hr/a/hr1.png", "hr/a/disp0.png")
+    assert [scene.name for scene in find_scenes(tmp_path)] == ["a"]
+
+
+def test_links_to_nothing_are_scenes_that_cannot_be_read(tmp_path: Path) -> None:
+    """A disk that is not mounted makes no scene go away."""
+    for name in ("a_L.png", "a_R.png", "b_L.png", "b_R.png"):
+        write_image(noise(4, 4), tmp_path / name) if name < "b" else (tmp_path / name).symlink_to(tmp_path / "gone")
+    _, broken = find_scenes(tmp_path)
+    with pytest.raises(DataError, match=r"scene b: there is no image file .*b_L\.png"):
+        load_example(broken, 2)
 
 
 @pytest.mark.parametrize("place", ["nowhere", "a_L.png"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lowpeft.data import Example, Scene, find_scenes, load_example, read_clean_crops
-from lowpeft.data.examples import usable_size
+from lowpeft.data.examples import load_hr, usable_size
 from lowpeft.errors import DataError
 from lowpeft.images import matlab_downscale, matlab_halve, write_image
 from scene_files import noise, write_pair
@@ -99,6 +99,22 @@ def test_clean_rectangles_are_read_from_the_manifest(tmp_path: Path) -> None:
     assert read_clean_crops(tmp_path) == {"a": (1, 2, 30, 14)}
 
 
+def test_the_rectangle_of_a_pair_is_that_of_its_views_as_single_images(tmp_path: Path) -> None:
+    write_pair(tmp_path, "a")
+    (tmp_path / "manifest.json").write_text('[{"scene": "a", "clean_crop": [4, 4, 28, 12]}]')
+    scenes, crops = find_scenes(tmp_path, views=1), read_clean_crops(tmp_path, views=1)
+    found = [load_example(s, 4, clean_crop=crops.get(s.name)).hr[0] for s in scenes]
+    assert [s.name for s in scenes] == ["a_L", "a_R"]
+    assert torch.equal(found[1], noise(16, 32, 1000)[:, 4:12, 4:28])
+    assert crops["a"] == (4, 4, 28, 12)
+
+
+def test_a_manifest_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").mkdir()
+    with pytest.raises(DataError, match=r"cannot read .*manifest\.json: Is a directory"):
+        read_clean_crops(tmp_path)
+
+
 def test_without_a_manifest_there_are_no_rectangles(tmp_path: Path) -> None:
     assert read_clean_crops(tmp_path) == {}
 
@@ -129,6 +145,10 @@ def test_the_size_from_headers_is_the_loaded_size(
     scene = hr_and_lr(tmp_path, hr_px, (6, 10))
     example = load_example(scene, 4, clean_crop=clean_crop)
     assert usable_size(scene, 4, clean_crop=clean_crop) == tuple(example.hr[0].shape[1:])
+    (only_hr,) = find_scenes(tmp_path / "hr")
+    example = load_example(only_hr, 2, clean_crop=clean_crop, halve=True)
+    assert usable_size(only_hr, 2, clean_crop=clean_crop, halve=True) == tuple(example.hr[0].shape[1:])
+    assert torch.equal(load_hr(scene, 2, clean_crop=clean_crop, halve=True)[1], example.hr[1])
 
 
 @pytest.mark.real_data

@@ -75,6 +75,48 @@ def test_a_second_run_writes_what_is_missing_and_nothing_else(raw: Path, tmp_pat
     assert prepare(scenes, out, 4) == 0
 
 
+@pytest.mark.parametrize("changed", ["pixels", "size", "rectangle"])
+def test_a_scene_of_the_same_name_is_not_taken_for_the_one_that_is_there(
+    changed: str, raw: Path, tmp_path: Path
+) -> None:
+    """Flickr1024's Train and Validation both begin at 0001."""
+    out = tmp_path / "out"
+    prepare(find_scenes(raw), out, 4)
+    before = tree(out)
+    other = write_pair(
+        tmp_path / "other", "b", 26, 41 if changed == "pixels" else 45, 1 if changed == "rectangle" else 9
+    )
+    crops = {"b": (0, 0, 36, 24)} if changed == "rectangle" else {}
+    with pytest.raises(DataError, match="out holds another scene b already; give another folder"):
+        prepare([other], out, 4, clean_crops=crops)
+    assert tree(out) == before
+
+
+def test_a_damaged_image_in_the_folder_is_named(raw: Path, tmp_path: Path) -> None:
+    prepare(find_scenes(raw), tmp_path / "out", 4)
+    (tmp_path / "out" / "hr" / "b" / "hr1.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"b/hr1\.png is not an image"):
+        prepare(find_scenes(raw), tmp_path / "out", 4)
+
+
+def test_all_scenes_that_cannot_be_prepared_are_named_before_anything_is_written(raw: Path, tmp_path: Path) -> None:
+    write_image(noise(26, 40), raw / "a_R.png")
+    (raw / "c_L.png").write_text("<html>404</html>")
+    with pytest.raises(DataError, match="nothing was written") as caught:
+        prepare(find_scenes(raw), tmp_path / "out", 4)
+    assert [line.split(":")[0] for line in caught.value.problems] == ["scene a", "scene c"]
+    with pytest.raises(DataError, match="the scale must be at least 1, got 0"):
+        prepare(find_scenes(raw)[1:2], tmp_path / "out", 0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_rectangles_hold_for_the_views_of_pairs_one_by_one(raw: Path, tmp_path: Path) -> None:
+    (raw / "manifest.json").write_text('[{"scene": "b", "clean_crop": [4, 4, 36, 24]}]')
+    assert main(["prepare", str(raw), "--out", str(tmp_path / "out"), "--scale", "4", "--views", "1"]) == 0
+    sizes = {s.name: tuple(read_image(s.hr[0]).shape[1:]) for s in find_scenes(tmp_path / "out", views=1)}
+    assert (sizes["a_L"], sizes["b_L"], sizes["b_R"]) == ((24, 40), (20, 32), (20, 32))
+
+
 def test_lr_views_that_a_kill_left_alone_are_written_again(raw: Path, tmp_path: Path) -> None:
     """A kill may fall between the two moves of a scene: its LR views are there, its HR views are not."""
     out, scenes = tmp_path / "out", find_scenes(raw)

@@ -130,6 +130,15 @@ def test_a_scene_that_does_not_fit_into_memory_fails_the_run_with_advice() -> No
         run_failing(torch.OutOfMemoryError("of the device"))
 
 
+def test_so_does_one_that_does_not_fit_into_the_memory_of_the_process() -> None:
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**50, dtype=torch.uint8)
+    with pytest.raises(LowpeftError, match="scene b: does not fit into memory: set a bound"):
+        run_failing(error.value)
+    with pytest.raises(LowpeftError, match="scene b: does not fit into memory: set a bound"):
+        run_failing(MemoryError())
+
+
 def test_errors_of_lowpeft_keep_their_kind_and_get_the_scene() -> None:
     with pytest.raises(DataError, match="scene b: bad"):
         run_failing(DataError("bad"))
@@ -142,6 +151,7 @@ def test_errors_of_lowpeft_keep_their_kind_and_get_the_scene() -> None:
         ([example(views=1)], "literature", "scene scene: has 1 views, but the protocol 'literature' is about 2"),
         ([example()], "single-image", "is about 1"),
         ([example()], "litterature", "did you mean 'literature'"),
+        ([example(), example(seed=2)], "literature", "two scenes are called scene"),
     ],
 )
 def test_scenes_that_do_not_fit_the_protocol_are_refused(scenes: list[Example], protocol: str, words: str) -> None:
@@ -167,6 +177,12 @@ def test_the_table_has_a_row_for_each_scene_and_the_mean() -> None:
     assert lines[0].split()[1:] == ["PSNR", "Left", "SSIM", "Left", "PSNR", "(L+R)/2", "SSIM", "(L+R)/2"]
     assert len({len(line) for line in lines}) == 1
     assert report().as_markdown().splitlines()[1] == "| --- | ---: | ---: | ---: | ---: |"
+
+
+def test_names_with_bars_make_no_columns() -> None:
+    rows = report(names="|").as_markdown().splitlines()
+    assert rows[2].startswith(r"| \| | ")
+    assert {row.replace(r"\|", "").count("|") for row in rows} == {6}
 
 
 def test_the_dictionary_is_json_with_everything() -> None:
@@ -229,6 +245,8 @@ def test_images_smaller_than_the_patch_are_drawn(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot write the picture"):
         draw_scene(tmp_path / "file" / "a.png", scene, {}, scale=SCALE)
+    with pytest.raises(DataError, match=r"cannot write the picture .*\.piksel"):
+        draw_scene(tmp_path / "a.piksel", scene, {}, scale=SCALE)
 
 
 # --- Against the frozen base
@@ -241,6 +259,10 @@ def test_a_comparison_has_the_figures_of_each_method() -> None:
         frozen = evaluate(model, scenes, backbone=backbone).means()["PSNR (L+R)/2"]
     bicubic = measure(by_bicubic(SCALE), scenes, scale=SCALE).means()["PSNR (L+R)/2"]
     means = found.means_db()
+    lines = str(found).splitlines()
+    assert lines[0].split() == ["PSNR", "in", "dB,", "(L+R)/2", "bicubic", "frozen", "adapted", "same", "view"]
+    assert lines[-1].split() == ["mean", *(f"{value:.3f}" for value in means.values())]
+    assert len({len(line) for line in lines}) == 1
     same = means.pop("same view")
     assert means == pytest.approx({"bicubic": bicubic, "frozen": frozen, "adapted": adapted}, abs=1e-9)
     assert same != means["adapted"]
@@ -264,6 +286,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_bicubic_needs_no_network(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "--bicubic", "--scale", "4", "--data", str(folder / "pairs")]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["bicubic", "one", "two", "mean"]
+
+
+def test_bicubic_alone_is_drawn_too(folder: Path, tmp_path: Path) -> None:
+    command = ["evaluate", "--bicubic", "--scale", "4", "--data", str(folder / "pairs"), "--out", str(tmp_path)]
+    assert main(command) == 0
+    assert {p.name for p in (tmp_path / "pictures").iterdir()} == {"one.png", "two.png"}
+    assert read_image(tmp_path / "pictures" / "one.png").shape[2] == 3 * 240 + 4 * 12
+
+
+def test_files_state_the_window_of_local_pools_also_where_it_is_the_usual_one(folder: Path, tmp_path: Path) -> None:
+    command = ["evaluate", "--weights", "demo", "--data", str(folder / "pairs"), "--device", "cpu"]
+    assert main([*command, "--local-pooling", "--out", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "report.json").read_text())["local_pooling"] == [48, 120]
 
 
 def test_the_command_measures_prints_and_writes(
@@ -304,6 +339,8 @@ def bad_inputs() -> list[tuple[list[str], str]]:
         (["--data", "{folder}/pairs"], "give --weights, or --bicubic with --scale"),
         (["--data", "{folder}/pairs", "--bicubic"], "give --weights, or --bicubic with --scale"),
         (["--data", "{folder}/pairs", "--bicubic", "--scale", "4", "--ensemble"], "--ensemble is about a network"),
+        (["--data", "{folder}/pairs", "--bicubic", "--scale", "4", "--local-pooling"], "--local-pooling is about"),
+        ([*demo, "--revision", "main"], "--revision is about an adapter"),
         (["--data", "{folder}/nothing", "--bicubic", "--scale", "4"], "nothing"),
         ([*demo, "--scale", "4"], "x2 network"),
         ([*demo, "--protocol", "Literature"], "did you mean 'literature'"),
@@ -341,3 +378,16 @@ def test_upscale_takes_an_ensemble_and_a_bound(folder: Path, tmp_path: Path) -> 
         images.append(read_image(tmp_path / name / "L_x2.png"))
     assert not torch.equal(images[0], images[1])
     assert torch.equal(images[0], images[2])
+
+
+def test_upscale_gives_advice_where_memory_is_short(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*args: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("of the device")
+
+    monkeypatch.setattr("lowpeft.inference.super_resolve", fails)
+    views = [str(folder / "pairs" / f"one_{side}.png") for side in "LR"]
+    command = ["upscale", *views, "--weights", "demo", "--adapter", str(folder / "adapter"), "--out", str(tmp_path)]
+    assert main([*command, "--device", "cpu"]) == 2
+    assert "one_L.png does not fit into memory: set a bound (--memory-mb)" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import lowpeft
 import zoo
 from lowpeft import Backbone, DataError, StereoModel, super_resolve
-from lowpeft.inference import Tiling, crop_starts, run
+from lowpeft.inference import Tiling, crop_starts, reach_px, run
 from states import facts, randomise_adapters
 
 EDSR = next(n for n in zoo.FAMILIES if n.name == "edsr")
@@ -105,6 +105,18 @@ def test_the_mode_is_put_back_also_after_a_failure() -> None:
     with pytest.raises(DataError):
         super_resolve(model, *images(3, 8, 8), backbone=dataclasses.replace(backbone, scale=3))
     assert model.training
+
+
+def test_every_module_keeps_its_mode() -> None:
+    """An adapted network in train mode has a frozen base in eval mode above adapters in train mode."""
+    backbone = edsr()
+    model = lowpeft.adapt(backbone, "spatial").train()
+    before = {m: m.training for m in model.modules()}
+    assert len(set(before.values())) == 2
+    super_resolve(model, *images(3, 8, 8, count=1), backbone=backbone)
+    assert {m: m.training for m in model.modules()} == before
+    reach_px(model, backbone=backbone)
+    assert {m: m.training for m in model.modules()} == before
 
 
 def test_transformers_outputs_are_unpacked() -> None:
@@ -210,6 +222,8 @@ def test_views_chopped_in_lock_step_see_each_other() -> None:
         (torch.rand(8, 8), torch.rand(8, 8), r"\(3,H,W\) or \(N,3,H,W\)"),
         (torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(3, 8, 8, dtype=torch.uint8), "torch.uint8"),
         (torch.rand(3, 0, 8), torch.rand(3, 0, 8), r"\(3, 0, 8\)"),
+        (torch.rand(1, 8, 8), torch.rand(1, 8, 8), r"images of 3 channels, not \(1, 8, 8\)"),
+        (torch.rand(2, 6, 8, 8), torch.rand(2, 6, 8, 8), r"images of 3 channels, not \(2, 6, 8, 8\)"),
         (torch.rand(3, 8, 8), None, "takes two views"),
     ],
 )

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from spandrel.architectures.SPAN import SPAN
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -24,6 +25,7 @@ from lowpeft.demo import demo_backbone
 from lowpeft.images import read_image, write_image
 from lowpeft.lam import EPSILON, LamSettings, Patch, attribute, blur, chunks, detect, diffusion_index
 from lowpeft.lam_picture import draw_attributions, heat
+from lowpeft.networks import EDT, EDTConfig
 from states import facts, randomise_adapters
 
 NETWORKS = {n.name: n for n in (*zoo.FAMILIES, *zoo.SPANDREL)}
@@ -256,6 +258,18 @@ def test_networks_of_many_kinds_are_attributed(name: str) -> None:
     assert not any(m.training for m in module.modules())
 
 
+def test_bicubic_which_has_no_parameters_is_attributed() -> None:
+    """The cubic of 4x4 px and the detector's neighbours bound where its attribution can be."""
+    network = nn.Upsample(scale_factor=2, mode="bicubic")
+    (image,) = images(3, 16, 20, count=1)
+    patch = Patch(y_px=16, x_px=20, side_px=4)
+    (found,) = attribute(network, image, backbone=facts(network), patch=patch, settings=FEW).maps
+    assert found[8:10, 10:12].all()
+    inside = torch.zeros_like(found, dtype=torch.bool)
+    inside[5:13, 7:15] = True
+    assert not found[~inside].any()
+
+
 # --- Both views
 @pytest.mark.parametrize(("view", "other"), [("left", 1), ("right", 0)])
 def test_a_single_image_network_takes_nothing_from_the_other_view(view: str, other: int) -> None:
@@ -308,7 +322,9 @@ def test_a_stereo_adapter_looks_along_rows() -> None:
 def test_the_maps_of_a_pair_sum_to_the_change_of_the_detector() -> None:
     backbone = edsr()
     model = randomise_adapters(lowpeft.adapt(backbone, "stereo"))
-    found = attribute(model, *images(3, 11, 13), backbone=backbone, patch=PATCH, settings=LamSettings(steps=200))
+    found = attribute(
+        model, *images(3, 11, 13), backbone=backbone, patch=PATCH, settings=LamSettings(steps=200, chunk=20)
+    )
     assert found.share_other_view > 0
     assert found.completeness_error < 0.03
 
@@ -406,6 +422,8 @@ def test_networks_without_a_finite_gradient_are_refused(wrapper: type[nn.Module]
     [
         ([(3, 11, 13), (3, 11, 14)], PATCH, "13x11 px on the left, 14x11 px on the right"),
         ([(1, 3, 11, 13)], PATCH, r"\(3,H,W\)"),
+        ([(3, 11, 13), (11, 13)], PATCH, r"not \(11, 13\)"),
+        ([(4, 11, 13)], PATCH, "images of 3 channels, not 4"),
         ([(3, 4, 13)], PATCH, "too small for a blur"),
         ([(3, 11, 13)], Patch(y_px=17, x_px=0, side_px=6), "does not lie in the result of 26x22 px"),
         ([(3, 11, 13)], Patch(y_px=-1, x_px=0, side_px=6), "does not lie"),
@@ -427,6 +445,13 @@ def test_uint8_and_a_missing_view_are_refused() -> None:
         attribute(backbone.module, torch.zeros(3, 9, 9, dtype=torch.uint8), backbone=backbone, patch=PATCH)
     with pytest.raises(DataError, match="takes two views"):
         attribute(lowpeft.adapt(backbone, "stereo"), torch.rand(3, 9, 9), backbone=backbone, patch=PATCH)
+
+
+def test_images_that_are_not_finite_are_refused_as_such() -> None:
+    backbone, image = edsr(), torch.rand(3, 9, 9)
+    image[1, 2, 3] = torch.nan
+    with pytest.raises(DataError, match="an image holds NaN"):
+        attribute(backbone.module, image, backbone=backbone, patch=PATCH)
 
 
 def test_networks_of_fixed_size_take_no_other() -> None:
@@ -504,6 +529,23 @@ def test_the_command_takes_one_image_of_a_single_image_network(work: Path, capsy
     assert figures["network"]["diffusion_index"] > 0
 
 
+def test_the_record_names_the_task_of_a_network_for_several(work: Path) -> None:
+    torch.manual_seed(0)
+    network = EDT(EDTConfig(tasks=("sr_x2", "sr_x3"), features=2, dim=60, depths=(2, 2), heads=6))
+    torch.save(network.state_dict(), work / "edt.pth")
+    arguments = ["--weights", str(work / "edt.pth"), "--task", "sr_x3", *ARGUMENTS[2:], "--steps", "1"]
+    assert main(["lam", str(work / "L.png"), *arguments, "--out", str(work / "edt")]) == 0
+    assert json.loads((work / "edt" / "lam.json").read_text())["task"] == "sr_x3"
+
+
+def test_a_network_for_grey_images_is_refused_by_the_command(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    save_file(SPAN(num_in_ch=1, num_out_ch=1, feature_channels=4, upscale=2).state_dict(), work / "grey.safetensors")
+    arguments = ["--weights", str(work / "grey.safetensors"), *ARGUMENTS[2:]]
+    assert main(["lam", str(work / "L.png"), *arguments, "--out", str(work / "grey")]) == 2
+    assert "images of 1 channels, not 3" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -512,7 +554,7 @@ def test_the_command_takes_one_image_of_a_single_image_network(work: Path, capsy
         (["{work}/L.png", *ARGUMENTS, "--view", "right"], "no view 'right'"),
         (["{work}/L.png", *ARGUMENTS, "--revision", "main"], "--revision"),
         (["{work}/L.png", *ARGUMENTS, "--steps", "0"], "steps must be"),
-        (["{work}/L.png", *ARGUMENTS, "--out", "{work}/L.png"], "cannot write to the folder"),
+        (["{work}/L.png", *ARGUMENTS, "--out", "{work}/L.png"], "cannot make the folder"),
         (["{work}/none.png", *ARGUMENTS], "none.png"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from lowpeft.data import Example
 from lowpeft.errors import DataError
 from lowpeft.evaluate import by_bicubic, measure
 from lowpeft.images import read_image
+from lowpeft.inference import peak_bytes
 from lowpeft.metrics import LEFT_CUT_PX, PROTOCOLS, get_protocol, psnr, ssim
 
 
@@ -130,12 +132,29 @@ def test_ssim_on_luma_has_the_gaussian_window_of_11() -> None:
     assert ssim(a, b, channels="y") == pytest.approx(float(wanted), abs=1e-10)
 
 
+@pytest.mark.parametrize("channels", ["rgb", "y"])
+@pytest.mark.parametrize("height", [128, 129, 134, 135, 138, 139, 300])
+def test_images_are_compared_strip_by_strip_as_if_at_once(
+    channels: str, height: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = noise(0, height, 20), noise(1, height, 20)
+    found = [metric(a, b, channels=channels) for metric in (psnr, ssim)]
+    monkeypatch.setattr("lowpeft.metrics.STRIP_ROWS", 10**6)
+    assert found == pytest.approx([metric(a, b, channels=channels) for metric in (psnr, ssim)], abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim])
+def test_large_images_are_not_widened_at_once(metric: Callable[..., float]) -> None:
+    a, b = noise(0, 4000, 16), noise(1, 4000, 16)
+    assert peak_bytes(lambda: metric(a, b)) < 3 * a.nbytes
+
+
 def test_ssim_shaves_and_rounds_as_psnr_does() -> None:
     hr = noise(0, 20, 20)
     sr = hr.clone()
     sr[:, :3] = 0
     assert ssim(sr, hr, border_px=3) == 1
-    assert ssim((hr + 0.4) / 255 if hr.is_floating_point() else (hr.float() + 0.4) / 255, hr) == 1
+    assert ssim((hr.float() + 0.4) / 255, hr) == 1
 
 
 @pytest.mark.parametrize(("channels", "window"), [("rgb", 7), ("y", 11)])

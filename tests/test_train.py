@@ -420,6 +420,28 @@ def test_validating_needs_something_to_validate_with() -> None:
         go("stereo", replace(PLAIN, validate_every_steps=1))
 
 
+def test_a_validation_figure_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+    """Else nothing after it would count as better, and an arbitrary adapter would stay the best."""
+    figures = iter([20.0, float("nan"), 30.0, 30.0])
+    settings = replace(PLAIN, validate_every_steps=1, save_every_steps=1)
+    with pytest.raises(TrainingError, match=r"step 2\. .*step-00000001\. The reason: the validation figure is not a"):
+        go("stereo", settings, out=tmp_path, validate=lambda model: next(figures))
+    assert lowpeft.read_adapter(tmp_path / "best").facts["validation"] == 20.0
+
+
+def test_what_goes_wrong_in_a_data_set_of_ones_own_is_not_blamed_on_a_reader() -> None:
+    class Uneven(Samples):
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            return replace(self, crop_px=(24 + 24 * index, 48)).plain(index)
+
+        def plain(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            return super().__getitem__(index)
+
+    model, base = model_of("stereo")
+    with pytest.raises(RuntimeError, match="stack expects each tensor to be equal size"):
+        train(model, Uneven(), PLAIN, backbone=base)
+
+
 def test_a_network_without_trainable_parameters_is_refused() -> None:
     base = edt()
     base.module.requires_grad_(False)

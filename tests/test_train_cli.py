@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,6 +82,34 @@ def test_single_images_train_recipes_that_take_one_view(
     assert "PSNR in dB, RGB, test, adapted" in lowpeft.read_adapter(tmp_path).facts
 
 
+def test_figures_of_test_folders_of_one_name_are_all_kept(scenes: Path, tmp_path: Path) -> None:
+    shutil.copytree(scenes / "test", tmp_path / "other" / "test")
+    more = ["--steps", "1", "--test", str(scenes / "test"), "--test", str(tmp_path / "other" / "test")]
+    assert main(command("spatial", scenes, tmp_path / "out", *more)) == 0
+    facts = lowpeft.read_adapter(tmp_path / "out").facts
+    assert [f"PSNR in dB, (L+R)/2, {name}/test, adapted" in facts for name in (scenes.name, "other")] == [True, True]
+
+
+def test_single_images_are_cut_to_the_clean_rectangle_of_their_pair(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(scenes / "train", tmp_path / "train")
+    name = lowpeft.data.find_scenes(tmp_path / "train")[0].name
+    entries = [{"scene": name, "clean_crop": [0, 0, 60, 60]}]
+    (tmp_path / "train" / "manifest.json").write_text(json.dumps(entries))
+    assert main(command("spatial", tmp_path, tmp_path / "out", "--steps", "1", source="--images")) == 2
+    message = capsys.readouterr().err
+    assert [f"scene {name}_{side}: 60x60 px can be used" in message for side in "LR"] == [True, True]
+
+
+def test_a_network_that_cannot_be_written_is_one_line(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "network.safetensors.new").mkdir()
+    assert main(command("full", scenes, tmp_path, "--steps", "1", "--merge")) == 2
+    assert f"cannot write the network to {tmp_path}" in capsys.readouterr().err
+
+
 def test_a_network_from_scratch_is_written_as_a_checkpoint(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,6 +155,7 @@ def test_a_run_goes_on_only_when_it_is_asked_to(
         ("stereo", ["--validate", "{scenes}/test"], "--validate DIR and --validate-every-steps N go together"),
         ("stereo", ["--validate-every-steps", "2"], "--validate DIR and --validate-every-steps N go together"),
         ("stereo", ["--accumulate", "3"], "a batch of 2 cannot be split"),
+        ("stereo", ["--seed", str(2**63)], "seed must be below 2**63"),
         ("stereo", ["--precision", "fp16"], "precision must be one of no, bf16"),
         ("stereo", ["--milestones", "3"], "milestones go with schedule multistep"),
         ("stereo", ["--test-lr", "{scenes}"], "--test-lr goes with exactly one --test folder"),

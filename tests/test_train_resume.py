@@ -22,7 +22,7 @@ from torch import Tensor
 import lowpeft
 import training_runs
 from lowpeft.errors import DataError, TrainingError
-from lowpeft.training import checkpoint, checkpoints, last_step, train
+from lowpeft.training import Processes, checkpoint, checkpoints, last_step, train
 from training_runs import SETTINGS, Samples, go, model_of
 
 RECIPES = ("stereo", "spatial", "full", "whole")
@@ -202,9 +202,30 @@ def test_a_folder_with_a_run_is_not_overwritten(begun: Path, tmp_path: Path) -> 
     assert files(out) == files(begun)
 
 
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("recipe", ["full", "whole"])
+def test_a_result_whose_checkpoints_were_deleted_is_not_overwritten(recipe: str, resume: bool, tmp_path: Path) -> None:
+    go(recipe, SETTINGS, out=tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    before = files(tmp_path)
+    with pytest.raises(TrainingError, match=r"holds (adapter_model|network)\.safetensors, and no checkpoint"):
+        go(recipe, SETTINGS, out=tmp_path, resume=resume)
+    assert files(tmp_path) == before
+
+
 def test_without_a_checkpoint_resuming_is_beginning(tmp_path: Path) -> None:
     _, done = go("stereo", SETTINGS, out=tmp_path / "new", resume=True)
     assert (done.resumed_at, done.steps) == (0, 6)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_that_cannot_be_read_is_named(resume: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def locked(path: Path, pattern: str) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "glob", locked)
+    with pytest.raises(TrainingError, match=f"cannot read {tmp_path / 'checkpoints'}: Permission denied"):
+        go("full", SETTINGS, out=tmp_path, resume=resume)
 
 
 def test_resuming_needs_a_folder() -> None:
@@ -255,8 +276,24 @@ def test_a_damaged_checkpoint_is_refused(
 ) -> None:
     out = shutil.copytree(begun, tmp_path / "out")
     damage(last(out))
-    with pytest.raises(TrainingError, match=sentence):
+    with pytest.raises(TrainingError, match=rf"{sentence}(.|\n)*; remove {last_folder(out)} to begin again"):
         go("stereo", SETTINGS, out=out, resume=True)
+
+
+def last_folder(out: Path) -> Path:
+    return out / "checkpoints" / "step-00000002"
+
+
+def test_a_damaged_checkpoint_says_which_one_is_before_it(reference: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, keep_checkpoints=2)
+    with pytest.raises(Stop):
+        go("full", settings, out=tmp_path, report=stop_after(5))
+    truncate(last(tmp_path))
+    with pytest.raises(TrainingError, match=r"remove .*step-00000004 to go on from step-00000002"):
+        go("full", settings, out=tmp_path, resume=True)
+    shutil.rmtree(last(tmp_path))
+    assert go("full", settings, out=tmp_path, resume=True)[1].resumed_at == 2
+    assert same(tmp_path, reference, "full")
 
 
 def test_what_a_kill_leaves_is_no_checkpoint_and_goes_away(begun: Path, tmp_path: Path) -> None:
@@ -388,3 +425,25 @@ def test_a_damaged_image_ends_the_run_and_is_named(workers: int, reference: Path
     assert caught.value.problems == ("the file ends early",)
     go("full", SETTINGS, out=tmp_path, resume=True)
     assert same(tmp_path, reference, "full")
+
+
+class Second(Processes):
+    """Takes all samples, and writes nothing."""
+
+    @property
+    def main(self) -> bool:
+        return False
+
+
+def test_a_process_that_writes_nothing_names_the_checkpoint_too(
+    begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of several processes may be the one that finds the damaged image."""
+    out = shutil.copytree(begun, tmp_path / "out")
+    monkeypatch.setattr("lowpeft.training.loop.connect", lambda: Second(number=1, index=0, device=None))
+    model, base = model_of("stereo")
+    with pytest.raises(
+        TrainingError, match=r"step 4\. The last good checkpoint is .*step-00000002\. .*scene b: b_L.png"
+    ):
+        train(model, Holed(), SETTINGS, backbone=base, out=out, resume=True)
+    assert files(out) == files(begun)

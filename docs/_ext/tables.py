@@ -224,6 +224,19 @@ def anchors() -> str:
     return f"{rows}\n\nPrinted in: {results['printed_in']}. {made_by(results)}"
 
 
+def measured(section: str) -> Callable[[], str]:
+    """A table of one section of inference.json: what its rows hold, with their keys as heads."""
+
+    def write() -> str:
+        results = results_of("inference")
+        rows = results[section] if isinstance(results[section], list) else [results[section]]
+        heads = [key.replace("_", " ") for key in rows[0]]
+        cells = [["–" if value is None else str(value) for value in row.values()] for row in rows]
+        return f"{table(heads, cells)}\n\n{made_by(results)}"
+
+    return write
+
+
 # --- The command line
 
 
@@ -315,15 +328,19 @@ GENERATED: dict[str, Callable[[], str]] = {
     "anchors": anchors,
     "api": api,
     "cli": cli,
+    "ensemble": measured("ensemble"),
     "experiments": experiments,
     "families": families,
     "fingerprint": fingerprint,
     "kinds": kinds,
     "layouts": layouts,
+    "memory": measured("memory_of_a_pair"),
+    "pools": measured("pools"),
     "protocols": protocols,
     "published": published,
     "recipes": recipes,
     "sites": sites,
+    "strips": measured("strips"),
 }
 
 

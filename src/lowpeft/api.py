@@ -28,8 +28,8 @@ def adapt(
 
     Args:
         model: A network, a `Backbone`, or an adapted network or `StereoModel` that gets one more adapter.
-        recipe: A bundled name (`stereo`, `stereo-only`, `spatial`), a path to a TOML recipe, a `Recipe`, or adapter
-            configs.
+        recipe: A bundled name (`lowpeft.recipes.bundled()` lists them), a path to a TOML recipe, a `Recipe`, or
+            adapter configs.
         name: Of the adapter; one base can hold several, whose effects add up.
         overrides: Fields of the recipe's adapters (`every=1`, `spatial={"reduction": 8}`), or `train_also=[patterns]`
             for layers of the base that are trained too.

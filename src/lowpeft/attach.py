@@ -12,7 +12,7 @@ What the subclass changes, by `Facets`:
 * `tensors`: reading one of these parameters as an attribute gives W + ΔW, for every reader of the attribute;
 * `root`: `train()` leaves the frozen base in eval mode;
 * `live_input`: the root's input requires a gradient, without which reentrant checkpointing would cut off what it runs;
-* `views`: the root takes `PairedViews` only, while an adapter below pairs the halves of the batch.
+* `views`: the root takes `PairedViews` only, while an adapter below pairs neighbours in the batch.
 """
 
 from __future__ import annotations
@@ -296,7 +296,7 @@ def _views_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
             isinstance(p, FeatureAdapter) and p.pairs_views and p.active for _, _, s in slots(self) for p in s.pieces()
         ):
             raise PlanError(
-                "this backbone carries stereo adapters, which pair the two halves of a batch as left and right views, "
+                "this backbone carries stereo adapters, which pair neighbours in a batch as left and right views, "
                 "so it cannot be called by itself: call the StereoModel with (left, right), or use "
                 "`with lowpeft.disabled(model):` to run single images through the frozen network"
             )

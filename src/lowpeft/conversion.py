@@ -277,7 +277,8 @@ def _check_layouts(adapter: AdapterFile, root: nn.Module) -> int:
     names = [family.name for family in FAMILIES]
     family = adapter.config.get("family")
     if family not in names:
-        raise AdapterError(f"only adapters of {' and '.join(f.title for f in FAMILIES)} can be converted, not {family}")
+        known = " and ".join(f.title for f in FAMILIES)
+        raise AdapterError(f"only adapters of {known} can be converted, not one of {family or 'no known family'}")
     side = names.index(family)
     found = recognise(root)
     if found is None or (found.family.name, found.prefix) != (names[1 - side], PREFIXES[1 - side]):

@@ -150,10 +150,10 @@ def write_image(image: torch.Tensor, path: str | os.PathLike[str]) -> None:
             f"cannot tell the image format of {path} from its suffix {path.suffix!r}{hint}; "
             f"known: {', '.join(sorted(_WRITERS))}"
         )
-    pixels = image if image.dtype == torch.uint8 else to_uint8(image)
+    pixels = eight_bit(image)
     buffer = bytearray(pixels.numel())
     torch.frombuffer(buffer, dtype=torch.uint8).copy_(pixels.permute(1, 2, 0).reshape(-1))
-    _save(Image.frombytes("RGB", (pixels.shape[2], pixels.shape[1]), bytes(buffer)), path)
+    _save(Image.frombytes("RGB", (pixels.shape[2], pixels.shape[1]), buffer), path)
 
 
 def _save(picture: Image, path: Path) -> None:
@@ -193,8 +193,13 @@ def to_uint8(image: torch.Tensor) -> torch.Tensor:
     if not torch.isfinite(image).all():
         raise DataError("the image holds NaN or infinite values, so it has no 8-bit form: check what produced it")
     # Half precision cannot tell 254.5 from 254: widen before scaling.
-    wide = image.to(torch.promote_types(image.dtype, torch.float32))
-    return (wide.clamp(0, 1) * 255 + 0.5).floor().to(torch.uint8)
+    wide = image.detach().to(torch.promote_types(image.dtype, torch.float32))
+    return wide.clamp(0, 1).mul_(255).add_(0.5).floor_().to(torch.uint8)
+
+
+def eight_bit(image: torch.Tensor) -> torch.Tensor:
+    """A uint8 image as it is, a float one as `to_uint8` makes it, with the same errors."""
+    return image if image.dtype == torch.uint8 else to_uint8(image)
 
 
 # -------------------------------------------------------------------------------------------------------- resizing
@@ -333,7 +338,7 @@ def _resample(
         outputs.append(total)
     result = torch.stack(outputs, dim=-2).flatten(-3, -2).transpose(dim, -2)
     if image.dtype == torch.uint8:
-        return (result + 0.5).floor().clamp(0, 255).to(torch.uint8).contiguous()
+        return result.add_(0.5).floor_().clamp_(0, 255).to(torch.uint8).contiguous()
     return result.to(image.dtype).contiguous()
 
 

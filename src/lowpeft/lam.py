@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from .attach import DIFFERENTIABLE_IN_TRAINING_ONLY, original_class
 from .backbones import Backbone
 from .errors import DataError, did_you_mean
-from .inference import run
+from .inference.network import run_scaled, size
 from .padding import pad_to_multiple
 
 View = Literal["left", "right"]
@@ -65,14 +65,14 @@ class LamSettings:
         steps: Of the Riemann sum.
         sigma_px: Of the Gaussian at the start, in LR pixels. It falls to 0 in equal steps.
         kernel_px: Side of the square kernel; odd.
-        chunk: Steps that go through the network at once. Bounds memory; the result does not depend on it, but for the
-            rounding of batched kernels.
+        chunk: Steps that go through the network at once, which multiplies memory. The result does not depend on it, but
+            for the rounding of batched kernels.
     """
 
     steps: int = 50
     sigma_px: float = 1.2
     kernel_px: int = 9
-    chunk: int = 4
+    chunk: int = 1
 
     def __post_init__(self) -> None:
         """Refuse values out of range.
@@ -216,15 +216,17 @@ def attribute(
             does not lie in the result, the network's output has no finite gradient or another size, or nothing in the
             views acts on the patch.
     """
-    _check(left, right, backbone, patch, settings)
-    parameter = next(model.parameters())
+    _check_views(left, right, backbone, settings)
+    height, width = (side * backbone.scale for side in left.shape[-2:])
+    _check_patch(patch, get_args(View)[: 1 if right is None else 2], (height, width))
+    like = next(model.parameters(), left)  # bicubic, to compare with, has no parameters
     detected: list[Tensor] = []
     with _differentiable(model):
         given = (left,) if right is None else (left, right)
         views = tuple(v.detach().to("cpu", torch.float64, copy=True) for v in given)
         maps = [v.new_zeros(v.shape[-2:]) for v in views]
         for images, changes in _walk(views, settings):
-            inputs = tuple(i.to(parameter.device, parameter.dtype, copy=True).requires_grad_() for i in images)
+            inputs = tuple(i.to(like.device, like.dtype, copy=True).requires_grad_() for i in images)
             found = _detected(model, inputs, backbone, patch)
             found.sum().backward()  # type: ignore[no-untyped-call]  # not autograd.grad: reentrant checkpoints refuse it
             for total, image, change in zip(maps, inputs, changes, strict=True):
@@ -301,9 +303,7 @@ def _detected(model: nn.Module, inputs: tuple[Tensor, ...], backbone: Backbone, 
     """D of the network's result for each step: (steps,), differentiable by the inputs."""
     scale, (height, width) = backbone.scale, inputs[0].shape[-2:]
     padded = tuple(pad_to_multiple(i, backbone.size_multiple) for i in inputs)
-    result = run(model, padded, backbone)[0 if patch.view == "left" else 1]
-    if result.shape[-2:] != tuple(side * scale for side in padded[0].shape[-2:]):
-        raise DataError(f"the network gave {_size(result)}, which is not {scale} times its input {_size(padded[0])}")
+    result = run_scaled(model, padded, backbone)[0 if patch.view == "left" else 1]
     found = detect(result[..., : height * scale, : width * scale], patch)
     if not found.requires_grad:
         raise DataError(
@@ -334,29 +334,33 @@ def _differentiable(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def _check(left: Tensor, right: Tensor | None, backbone: Backbone, patch: Patch, settings: LamSettings) -> None:
+def _check_views(left: Tensor, right: Tensor | None, backbone: Backbone, settings: LamSettings) -> None:
     views = (left,) if right is None else (left, right)
-    if any(v.dim() != 3 or not v.is_floating_point() or not v.numel() for v in views):
-        raise DataError(f"an image is (3,H,W) of values 0..1, not {tuple(left.shape)} of {left.dtype}")
+    for view in views:
+        if view.dim() != 3 or not view.is_floating_point() or not view.numel():
+            raise DataError(f"an image is (3,H,W) of values 0..1, not {tuple(view.shape)} of {view.dtype}")
+        if len(view) != backbone.channels:
+            raise DataError(f"the network takes images of {backbone.channels} channels, not {len(view)}")
+        if not view.isfinite().all():
+            raise DataError("an image holds NaN or infinity")
     if left.shape != views[-1].shape:
-        raise DataError(f"the views differ in size: {_size(left)} on the left, {_size(views[-1])} on the right")
+        raise DataError(f"the views differ in size: {size(left)} on the left, {size(views[-1])} on the right")
     height, width = left.shape[-2:]
     if min(height, width) <= settings.kernel_px // 2:
-        raise DataError(f"a view of {_size(left)} is too small for a blur with a kernel of {settings.kernel_px} px")
+        raise DataError(f"a view of {size(left)} is too small for a blur with a kernel of {settings.kernel_px} px")
     fixed = backbone.fixed_px
     if fixed is not None and (height, width) != (fixed, fixed):
-        raise DataError(f"the network takes images of {fixed}x{fixed} px only, not {_size(left)}: cut the views first")
-    known = get_args(View)[: len(views)]
+        raise DataError(f"the network takes images of {fixed}x{fixed} px only, not {size(left)}: cut the views first")
+
+
+def _check_patch(patch: Patch, known: tuple[str, ...], size_px: tuple[int, int]) -> None:
+    """Refuse a patch of none of the known views, or beyond a result of that height and width."""
     if patch.view not in known:
         raise DataError(f"there is no view {patch.view!r}{did_you_mean(str(patch.view), known)}: {' and '.join(known)}")
     numbers = [getattr(patch, f.name) for f in fields(patch) if f.name != "view"]
     if any(type(n) is not int for n in numbers):
         raise DataError(f"a patch is given in whole HR pixels, not {numbers}")
-    high, wide = height * backbone.scale, width * backbone.scale
+    height, width = size_px
     y, x, side = numbers
-    if side < 1 or min(y, x) < 0 or y + side > high or x + side > wide:
-        raise DataError(f"the patch, {patch}, does not lie in the result of {wide}x{high} px")
-
-
-def _size(view: Tensor) -> str:
-    return f"{view.shape[-1]}x{view.shape[-2]} px"
+    if side < 1 or min(y, x) < 0 or y + side > height or x + side > width:
+        raise DataError(f"the patch, {patch}, does not lie in the result of {width}x{height} px")

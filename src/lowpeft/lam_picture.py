@@ -78,7 +78,7 @@ def _remark(attribution: Attribution, index: int) -> str:
     if not peaks[index]:
         return ": exactly 0"
     ratio = max(peaks) / peaks[index]
-    return f" (largest is 1/{ratio:.3g} of the other view's)" if ratio > 1 else ""
+    return f" (largest is 1/{ratio:{'.3g' if ratio < 100 else ',.0f'}} of the other view's)" if ratio > 1 else ""
 
 
 def _image(view: Tensor) -> Image.Image:

@@ -7,7 +7,7 @@ Papers differ in which part of which view they compare, and in the SSIM: `PROTOC
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 
 from lowpeft.errors import DataError, did_you_mean
-from lowpeft.images import to_uint8
+from lowpeft.images import eight_bit
 
 Channels = Literal["rgb", "y"]
 Views = Sequence[torch.Tensor]
@@ -28,6 +28,9 @@ LEFT_CUT_PX = 64
 """HR columns that the tables' "Left" leaves out at any scale, since StereoSR: they have no match in the right view."""
 
 SSIM_WINDOW_PX = {"rgb": 7, "y": 11}
+
+STRIP_ROWS = 128
+"""Images are compared so many rows at a time: SSIM takes over 150 bytes for each pixel that it is computed on."""
 
 
 def psnr(sr: torch.Tensor, hr: torch.Tensor, *, border_px: int = 0, channels: Channels = "rgb") -> float:
@@ -44,8 +47,11 @@ def psnr(sr: torch.Tensor, hr: torch.Tensor, *, border_px: int = 0, channels: Ch
     Raises:
         DataError: the shapes differ, are not (3, H, W), or nothing is left after shaving.
     """
-    difference = torch.sub(*_compared(sr, hr, border_px, channels))
-    mean_squared = difference.square().mean().item()
+    squares, count = 0.0, 0
+    for one, other in _compared(sr, hr, border_px, channels):
+        squares += (one - other).square_().sum().item()
+        count += one.numel()
+    mean_squared = squares / count
     return math.inf if mean_squared == 0 else 10 * math.log10(255**2 / mean_squared)
 
 
@@ -67,29 +73,39 @@ def ssim(sr: torch.Tensor, hr: torch.Tensor, *, border_px: int = 0, channels: Ch
     """
     from skimage.metrics import structural_similarity
 
-    one, other = _compared(sr, hr, border_px, channels)
-    window = SSIM_WINDOW_PX[channels]
-    if min(one.shape[-2:]) < window:
-        raise DataError(
-            f"{one.shape[-1]}x{one.shape[-2]} px are left to compare, less than SSIM's window of {window}x{window} px"
-        )
     options: dict[str, object] = {"data_range": 255, "channel_axis": 0}
     if channels == "y":
         options |= {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    return float(structural_similarity(one.numpy(), other.numpy(), **options))  # type: ignore[no-untyped-call]
+    window = SSIM_WINDOW_PX[channels]
+    total, count = 0.0, 0
+    for one, other in _compared(sr, hr, border_px, channels, window_px=window):
+        rows = one.shape[-2] - window + 1  # of windows that lie inside: the only ones that scikit-image counts
+        total += rows * float(structural_similarity(one.numpy(), other.numpy(), **options))  # type: ignore[no-untyped-call]
+        count += rows
+    return total / count
 
 
 def _compared(
-    sr: torch.Tensor, hr: torch.Tensor, border_px: int, channels: Channels
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What is compared of two images: float64 (3 or 1, h, w) on the CPU, 0..255, without the border."""
+    sr: torch.Tensor, hr: torch.Tensor, border_px: int, channels: Channels, *, window_px: int = 1
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """What is compared of two images, in strips of rows: float64 (3 or 1, h, w) on the CPU, 0..255, without the border.
+
+    Strips overlap by a row less than `window_px`, so that every window of that height lies in just one of them.
+    """
     _check_views(sr, hr)
     height, width = hr.shape[-2:]
     if border_px < 0 or 2 * border_px >= min(height, width):
         raise DataError(f"shaving {border_px} px at each edge of a {width}x{height} px image leaves nothing to compare")
     inside = (slice(None), slice(border_px, height - border_px), slice(border_px, width - border_px))
-    one, other = (_eight_bit(image)[inside].cpu().double() for image in (sr, hr))
-    return (_luma(one), _luma(other)) if channels == "y" else (one, other)
+    images = [eight_bit(image)[inside] for image in (sr, hr)]
+    rows, columns = images[0].shape[-2:]
+    if min(rows, columns) < window_px:
+        raise DataError(
+            f"{columns}x{rows} px are left to compare, less than SSIM's window of {window_px}x{window_px} px"
+        )
+    for top in range(0, rows - window_px + 1, STRIP_ROWS):
+        one, other = (v[:, top : top + STRIP_ROWS + window_px - 1].cpu().double() for v in images)
+        yield (_luma(one), _luma(other)) if channels == "y" else (one, other)
 
 
 def _luma(image: torch.Tensor) -> torch.Tensor:
@@ -105,10 +121,6 @@ def _check_views(sr: torch.Tensor, hr: torch.Tensor) -> None:
         )
     if hr.ndim != 3 or hr.shape[0] != 3:
         raise DataError(f"expected images (3, H, W), got shape {tuple(hr.shape)}: compare the images of a batch singly")
-
-
-def _eight_bit(image: torch.Tensor) -> torch.Tensor:
-    return image if image.dtype == torch.uint8 else to_uint8(image)
 
 
 # -------------------------------------------------------------------------------------------------------- protocols

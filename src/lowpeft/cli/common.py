@@ -130,10 +130,10 @@ def overrides(settings: list[str]) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             value = text
         kind, dot, field = name.partition(".")
-        if dot:
-            found.setdefault(kind, {})[field] = value
-        else:
-            found[name] = value
+        table, key = (found.setdefault(kind, {}), field) if dot else (found, name)
+        if not isinstance(table, dict) or key in table:
+            raise LowpeftError(f"--set {setting!r} changes what another --set has set; give one of them")
+        table[key] = value
     return found
 
 

@@ -49,7 +49,7 @@ def run_prepare(options: argparse.Namespace) -> None:
     from ..progress import progress
 
     scenes = find_scenes(options.data, scale=options.scale, views=options.views, layout=options.layout)
-    clean = read_clean_crops(options.data)
+    clean = read_clean_crops(options.data, views=options.views)
     with progress("preparing", len(scenes)) as advance:
         written = prepare(
             scenes,

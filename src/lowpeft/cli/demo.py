@@ -18,7 +18,7 @@ def add_to(commands: Any) -> None:
         "lowpeft demo --out lowpeft-demo",
     )
     sub.add_argument(
-        "--data", metavar="DIR", help="your own HR pairs (NAME_L.png, NAME_R.png) instead of built-in ones"
+        "--data", metavar="DIR", help="your own HR pairs, in any of the known layouts, instead of built-in ones"
     )
     sub.add_argument(
         "--out", default="lowpeft-demo", metavar="DIR", help="folder for all results (default: %(default)s)"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..backbones import Backbone
 from ..data import Example, Scene, find_scenes, load_example
@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> None:
     out = new_folder(options.out) if options.out else None
     reports = []
     if options.bicubic:
-        reports.append(_bicubic(options, scenes, scale, protocol))
+        reports.append(_bicubic(options, scenes, scale, protocol, None if base else out))
     if base is not None:
         reports.append(_network(options, scenes, base, protocol, out))
     print(reports[-1])
@@ -96,9 +96,11 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _scale(options: argparse.Namespace, base: Backbone | None) -> int:
+    if options.revision is not None and options.adapter is None:
+        raise LowpeftError("--revision is about an adapter of the Hub: give --adapter")
     if base is None:
         for option in ("adapter", "ensemble", "memory_mb", "local_pooling", "task"):
-            if getattr(options, option):
+            if getattr(options, option) not in (None, False):
                 raise LowpeftError(f"--{option.replace('_', '-')} is about a network: give --weights")
         if not options.bicubic or options.scale is None:
             raise LowpeftError("give --weights, or --bicubic with --scale to measure bicubic alone")
@@ -112,18 +114,25 @@ def _examples(options: argparse.Namespace, scenes: tuple[Scene, ...], scale: int
     return (load_example(s, scale, border=options.border, halve=options.halve) for s in scenes)
 
 
-def _bicubic(options: argparse.Namespace, scenes: tuple[Scene, ...], scale: int, protocol: Protocol) -> Report:
+def _bicubic(
+    options: argparse.Namespace, scenes: tuple[Scene, ...], scale: int, protocol: Protocol, out: Path | None
+) -> Report:
     from ..evaluate import by_bicubic, measure
     from ..progress import progress
 
     with progress("bicubic", len(scenes)) as advance:
+
+        def seen(example: Example, results: Views) -> None:
+            _draw(out, example, {}, scale)
+            advance(example.name)
+
         return measure(
             by_bicubic(scale),
             _examples(options, scenes, scale),
             scale=scale,
             protocol=protocol,
             method="bicubic",
-            seen=lambda example, results: advance(example.name),
+            seen=seen,
         )
 
 
@@ -131,7 +140,6 @@ def _network(
     options: argparse.Namespace, scenes: tuple[Scene, ...], base: Backbone, protocol: Protocol, out: Path | None
 ) -> Report:
     from ..evaluate import evaluate
-    from ..evaluate.pictures import draw_scene
     from ..progress import progress
 
     model = load_adapter(base, options.adapter, revision=options.revision) if options.adapter else base.module
@@ -140,9 +148,7 @@ def _network(
     with progress(name, len(scenes)) as advance, _pools(model, options.local_pooling):
 
         def seen(example: Example, results: Views) -> None:
-            if out is not None:
-                path = out / "pictures" / f"{example.name.replace('/', '_')}.png"
-                draw_scene(path, example, {name: results[0]}, scale=base.scale)
+            _draw(out, example, {name: results[0]}, base.scale)
             advance(example.name)
 
         found = evaluate(
@@ -157,18 +163,27 @@ def _network(
     return replace(found, method=name)
 
 
-def _pools(model: nn.Module, window: list[int] | None) -> AbstractContextManager[object]:
-    if window is None:
-        return nullcontext()
-    if len(window) > 2:
-        raise LowpeftError(f"--local-pooling takes a side, or height and width, not {len(window)} numbers")
-    return local_pooling(model, (window[0], window[-1]) if window else DEFAULT_WINDOW_PX)
+def _draw(out: Path | None, example: Example, results: dict[str, Tensor], scale: int) -> None:
+    from ..evaluate.pictures import draw_scene
+
+    if out is not None:
+        draw_scene(out / "pictures" / f"{example.name}.png", example, results, scale=scale)
+
+
+def _window_px(numbers: list[int]) -> tuple[int, int]:
+    if len(numbers) > 2:
+        raise LowpeftError(f"--local-pooling takes a side, or height and width, not {len(numbers)} numbers")
+    return (numbers[0], numbers[-1]) if numbers else DEFAULT_WINDOW_PX
+
+
+def _pools(model: nn.Module, numbers: list[int] | None) -> AbstractContextManager[object]:
+    return nullcontext() if numbers is None else local_pooling(model, _window_px(numbers))
 
 
 def _facts(options: argparse.Namespace, scenes: tuple[Scene, ...], scale: int) -> dict[str, object]:
     """How the figures were made."""
     found = all(scene.lr for scene in scenes)
-    facts = {
+    facts: dict[str, object] = {
         "lowpeft": version(),
         "torch": torch.__version__,
         "data": Path(options.data).resolve().name,
@@ -179,5 +194,7 @@ def _facts(options: argparse.Namespace, scenes: tuple[Scene, ...], scale: int) -
     if options.weights:
         facts["base weights"] = Path(options.weights).name
         facts["device"] = str(device(options.device))
-    names = ("task", "adapter", "revision", "ensemble", "memory_mb", "local_pooling")
+        if options.local_pooling is not None:
+            facts["local_pooling"] = list(_window_px(options.local_pooling))
+    names = ("task", "adapter", "revision", "ensemble", "memory_mb")
     return facts | {name: getattr(options, name) for name in names if getattr(options, name) not in (None, False)}

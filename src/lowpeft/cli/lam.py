@@ -20,7 +20,7 @@ from ..files import load_adapter, read_adapter
 from ..lam import PUBLISHED, Attribution, LamSettings, Patch, View, as_table, attribute, chunks
 from ..model import disabled
 from ..version import version
-from .common import add_device, add_weights, backbone, device, new_command
+from .common import add_device, add_weights, backbone, device, new_command, new_folder
 
 
 def add_to(commands: Any) -> None:
@@ -51,7 +51,7 @@ def add_to(commands: Any) -> None:
         "--chunk",
         type=int,
         default=PUBLISHED.chunk,
-        help="steps at once, which takes memory (default: %(default)s)",
+        help="steps at once: faster on a GPU, for as many times the memory (default: %(default)s)",
     )
     sub.add_argument(
         "--out", default=".", metavar="DIR", help="folder for lam.json, lam.png and the maps (default: the current one)"
@@ -72,9 +72,7 @@ def run(options: argparse.Namespace) -> None:
     paths = [options.left] if options.right is None else [options.left, options.right]
     views = [to_float(read_image(path)) for path in paths]
     base = backbone(options)
-    folder = Path(options.out)
-    with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    folder = new_folder(options.out)
     columns = _attributions(options, base, views, patch, settings)
     print(as_table(columns))
     record = json.dumps(_record(options, base, patch, settings, columns), indent=2)
@@ -133,6 +131,7 @@ def _record(
         "views": [options.left] if options.right is None else [options.left, options.right],
         "patch": dataclasses.asdict(patch),
         "settings": dataclasses.asdict(settings),
+        **{name: value for name in ("task", "revision") if (value := getattr(options, name)) is not None},
         "figures": {name: each.figures() for name, each in columns.items()},
     }
 

@@ -156,7 +156,7 @@ def _crops(options: argparse.Namespace, base: Backbone, settings: TrainSettings)
         base.scale,
         crop_px=(settings.crop_height_px, settings.crop_width_px),
         seed=settings.seed,
-        clean_crops=read_clean_crops(folder),
+        clean_crops=read_clean_crops(folder, views=1 if options.images else 2),
         border=options.border,
     )
 
@@ -205,15 +205,25 @@ def _finish(
     """Measure on the test scenes, and save with the figures."""
     from ..training import save_merged, save_product
 
-    for folder, examples in tests.items():
+    for (folder, examples), title in zip(tests.items(), _titles(list(tests)), strict=True):
         for name, value in _measured(model, base, folder, examples).items():
-            facts[f"PSNR in dB, {_MEAN[len(examples[0].lr)]}, {Path(folder).name}, {name}"] = round(value, 4)
+            facts[f"PSNR in dB, {_MEAN[len(examples[0].lr)]}, {title}, {name}"] = round(value, 4)
     print()
     written = [save_product(model, Path(options.out), facts=facts)]
     if options.merge:
         written.append(save_merged(model, Path(options.out), facts=facts))
     what = "network" if recipe.from_scratch else "adapter"
     print(f"{what} written to {' and '.join(map(str, written))}")
+
+
+def _titles(folders: list[str]) -> list[str]:
+    """What to call folders in a file that others read: by as few names from the end of each path as tell them apart."""
+    parts = [Path(folder).resolve().parts for folder in folders]
+    for count in range(1, max(map(len, parts), default=1) + 1):
+        titles = ["/".join(names[-count:]) for names in parts]
+        if len(set(titles)) == len(titles):
+            break
+    return titles
 
 
 _MEAN = {1: "RGB", 2: "(L+R)/2"}

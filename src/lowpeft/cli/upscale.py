@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, LowpeftError
 from ..files import load_adapter
 from ..stereo_model import StereoModel
 from .common import add_device, add_inference, add_weights, backbone, device, new_command, new_folder, tiling
@@ -39,7 +39,7 @@ def add_to(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Read, enlarge, write."""
     from ..images import read_image, to_float, write_image
-    from ..inference import super_resolve
+    from ..inference import is_out_of_memory, super_resolve
     from ..progress import progress
 
     paths = [options.left] if options.right is None else [options.left, options.right]
@@ -59,7 +59,12 @@ def run(options: argparse.Namespace) -> None:
         raise DataError(f"the adapter {options.adapter} makes a stereo model: give it two views, left and right")
     with progress("upscaling", 1) as advance:
         floats = map(to_float, images)
-        views = super_resolve(model, *floats, backbone=base, ensemble=options.ensemble, tiling=tiling(options))
+        try:
+            views = super_resolve(model, *floats, backbone=base, ensemble=options.ensemble, tiling=tiling(options))
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise LowpeftError(f"{options.left} does not fit into memory: set a bound (--memory-mb)") from error
+            raise
         advance("")
     for name, view in zip(names, (views,) if isinstance(views, Tensor) else views, strict=True):
         write_image(view, folder / name)

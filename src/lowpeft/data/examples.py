@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..images import Border, image_size, matlab_downscale, matlab_halve, mod_crop, read_image
-from .model import AnyPath, Example, Rectangle, Scene, px
+from .layouts import MARKED
+from .model import AnyPath, Example, Rectangle, Scene, Views, px
 
 
 def load_example(
@@ -37,22 +38,56 @@ def load_example(
             does not lie in the image; the scene is named.
     """
     try:
-        hr = [read_image(path) for path in scene.hr]
         lr = [read_image(path) for path in scene.lr]
-        cut = _cut(scene, [_size(v) for v in hr], [_size(v) for v in lr], scale, clean_crop, halve)
-        x0, y0, x1, y1 = cut.lr_rectangle
-        if clean_crop is not None:
-            hr = [v[:, y0 * cut.step : y1 * cut.step, x0 * cut.step : x1 * cut.step] for v in hr]
-        if halve:
-            hr = [matlab_halve(v, border=border) for v in hr]
-        hr = [mod_crop(v, scale) for v in hr]
+        hr, (x0, y0, x1, y1) = _read_hr(scene, [_size(v) for v in lr], scale, clean_crop, border, halve)
         lr = [v[:, y0:y1, x0:x1] for v in lr] or [matlab_downscale(v, scale, border=border) for v in hr]
     except DataError as error:
         raise _of_scene(scene, error) from None
     return Example(scene.name, tuple(v.contiguous() for v in lr), tuple(v.contiguous() for v in hr))
 
 
-def usable_size(scene: Scene, scale: int, *, clean_crop: Rectangle | None = None) -> tuple[int, int]:
+def load_hr(
+    scene: Scene,
+    scale: int,
+    *,
+    clean_crop: Rectangle | None = None,
+    border: Border = "symmetric",
+    halve: bool = False,
+) -> tuple[Tensor, ...]:
+    """The HR views that `load_example` would give; LR files are not looked at.
+
+    Raises:
+        DataError: As `load_example`.
+    """
+    try:
+        hr, _ = _read_hr(scene, [], scale, clean_crop, border, halve)
+    except DataError as error:
+        raise _of_scene(scene, error) from None
+    return tuple(hr)
+
+
+def _read_hr(
+    scene: Scene,
+    lr: Sequence[tuple[int, int]],
+    scale: int,
+    clean_crop: Rectangle | None,
+    border: Border,
+    halve: bool,
+) -> tuple[list[Tensor], Rectangle]:
+    """The HR views, checked against the sizes of the LR files, and the rectangle to keep of these."""
+    hr = [read_image(path) for path in scene.hr]
+    cut = _cut(scene, [_size(v) for v in hr], lr, scale, clean_crop, halve)
+    x0, y0, x1, y1 = (corner * cut.step for corner in cut.lr_rectangle)
+    if clean_crop is not None:
+        hr = [v[:, y0:y1, x0:x1] for v in hr]
+    if halve:
+        hr = [matlab_halve(v, border=border) for v in hr]
+    return [mod_crop(v, scale) for v in hr], cut.lr_rectangle
+
+
+def usable_size(
+    scene: Scene, scale: int, *, clean_crop: Rectangle | None = None, halve: bool = False
+) -> tuple[int, int]:
     """Height and width of the HR views that `load_example` would give, from the headers of the files alone.
 
     Raises:
@@ -60,7 +95,7 @@ def usable_size(scene: Scene, scale: int, *, clean_crop: Rectangle | None = None
     """
     try:
         sizes = [[image_size(path) for path in paths] for paths in (scene.hr, scene.lr)]
-        x0, y0, x1, y1 = _cut(scene, sizes[0], sizes[1], scale, clean_crop, halve=False).lr_rectangle
+        x0, y0, x1, y1 = _cut(scene, sizes[0], sizes[1], scale, clean_crop, halve).lr_rectangle
     except DataError as error:
         raise _of_scene(scene, error) from None
     return (y1 - y0) * scale, (x1 - x0) * scale
@@ -89,7 +124,7 @@ def _cut(
         raise DataError(f"the left view is {px(hr[0])}, but the right view is {px(hr[1])}")
     height, width = (-(-side // 2) for side in hr[0]) if halve else hr[0]
     whole = (height // scale, width // scale)
-    for size, path in zip(lr, scene.lr, strict=True):
+    for size, path in zip(lr, scene.lr if lr else (), strict=True):
         if size != whole:
             made = f"{px(hr[0])}, halved," if halve else px(hr[0])
             raise DataError(
@@ -116,22 +151,29 @@ def _size(view: Tensor) -> tuple[int, int]:
     return view.shape[-2], view.shape[-1]
 
 
-def read_clean_crops(folder: AnyPath) -> dict[str, Rectangle]:
+def read_clean_crops(folder: AnyPath, *, views: Views = 2) -> dict[str, Rectangle]:
     """The usable rectangle [x0, y0, x1, y1) in HR px of each scene that `manifest.json` gives a `clean_crop`.
 
     The manifest is a list of objects with `scene` (the name) and, where needed, `clean_crop`; without a manifest there
     are no such rectangles.
 
+    Args:
+        folder: With the manifest in it.
+        views: As `find_scenes` is asked for. With 1 the views NAME_L and NAME_R of a pair are scenes of their own, and
+            its rectangle is that of both.
+
     Raises:
-        DataError: The manifest is not of that form.
+        DataError: The manifest is not of that form, or cannot be read.
     """
     path = Path(folder) / "manifest.json"
-    if not path.exists():
-        return {}
     try:
+        if not path.exists():
+            return {}
         entries = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{path} is not valid JSON: {error}") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and "scene" in entry for entry in entries):
         raise DataError(f"{path} must be a list of objects, each with a 'scene'")
     crops: dict[str, Rectangle] = {}
@@ -141,5 +183,7 @@ def read_clean_crops(folder: AnyPath) -> dict[str, Rectangle]:
             continue
         if not isinstance(corners, list) or [type(corner) for corner in corners] != [int] * 4:
             raise DataError(f"{path}: 'clean_crop' of {entry['scene']} must be [x0, y0, x1, y1] in px, got {corners!r}")
-        crops[str(entry["scene"])] = (corners[0], corners[1], corners[2], corners[3])
+        name = str(entry["scene"])
+        for scene in (name, *(template.format(name=name) for template in MARKED.hr)) if views == 1 else (name,):
+            crops[scene] = (corners[0], corners[1], corners[2], corners[3])
     return crops

@@ -15,6 +15,8 @@ from .layouts import LAYOUTS, PLAIN, SUFFIXED, Layout, pattern, written
 from .model import SIDES, AnyPath, Scene, Views
 
 _MOST_SUGGESTIONS = 20
+_LR_LIKE = re.compile(r"(?i)lr.*|.*[^a-z]lr(?![a-z0-9]).*")
+"""Names of folders that may hold LR views, whatever the layout: LR_wild, DIV2K_train_LR_unknown."""
 
 
 # ------------------------------------------------------------------------------------------------------------- API
@@ -163,23 +165,30 @@ def _hr_place(root: Path, row: Layout) -> Path:
 
 def _lr_place(root: Path, row: Layout, scale: int | None) -> Path | None:
     """The folder of the layout's LR views at a scale; None where there is none."""
-    names = [name for name in _folders(root) if name.lower().startswith("lr") or _lr_scale(row, name) is not None]
+    names = [name for name in _folders(root) if _LR_LIKE.fullmatch(name) or _lr_scale(row, name) is not None]
     # DIV2K keeps its scales one folder further down: LR_bicubic/X4.
     deeper = [f"{name}/{inner}" for name in names for inner in _folders(root / name) if re.fullmatch(r"[xX]\d+", inner)]
-    fitting = []
+    names = [name for name in names if not any(place.startswith(f"{name}/") for place in deeper)]
+    fitting, strange = [], []
     for name in [*names, *deeper]:
-        if next(_listing(root / name, row.depth), None) is None:
-            continue
         found = _lr_scale(row, name)
-        if found is None:
-            raise DataError(
-                f"{root / name} may hold LR views, but not as layout {row.id} has them; name it as LR folder"
-            )
-        if scale is None or found in ("", str(scale)):
+        if found and scale is not None and found != str(scale):
+            continue
+        if found is not None and _has_images(root / name, row.depth):
             fitting.append(name)
+        elif any(_has_images(root / name, depth) for depth in (0, 1)):
+            strange.append(name)
     if len(fitting) > 1:
         raise DataError(f"{root} holds LR views in {', '.join(fitting)}; give the scale, or name the LR folder")
+    if strange and not fitting:
+        raise DataError(
+            f"{root / strange[0]} may hold LR views, but not as layout {row.id} has them; name it as LR folder"
+        )
     return root / fitting[0] if fitting else None
+
+
+def _has_images(place: Path, depth: int) -> bool:
+    return next(_listing(place, depth), None) is not None
 
 
 def _lr_scale(row: Layout, name: str) -> str | None:
@@ -243,15 +252,19 @@ def _collect(
     """
     found = _Found()
     views: dict[str, list[str | None]] = {}
+    others: set[str] = set()  # folders with images that are no views
+    nested = all(template.startswith("{name}/") for form in forms for template in form)
     for path in listing:
         for form in forms:
             if named := _named(path, form):
                 break
         else:
-            # In folders of scenes, disparities and the like lie beside the views.
-            if "/" not in path and known is not None and not any(_named(path, form) for form in known):
-                templates = dict.fromkeys(t for form in (*forms, *known) for t in form)
-                found.problems.append(f"{path}: is not named {' or '.join(map(written, templates))}")
+            if known is not None and not any(_named(path, form) for form in known):
+                if "/" not in path:
+                    templates = dict.fromkeys(t for form in (*forms, *known) for t in form)
+                    found.problems.append(f"{path}: is not named {' or '.join(map(written, templates))}")
+                elif nested:  # disparities and the like may lie beside the views, but not alone
+                    others.add(path.split("/")[0])
             continue
         name, side = named
         paths = views.setdefault(name, [None] * len(forms[0]))
@@ -264,6 +277,10 @@ def _collect(
             found.scenes[name] = tuple(place / path for path in there)
         else:
             found.problems.append(f"{there[0]}: has no {SIDES[paths.index(None)]} view")
+    found.problems += [
+        f"{folder}: none of its images is named {' or '.join(written(t) for form in forms for t in form)}"
+        for folder in sorted(others - views.keys())
+    ]
     found.names = set(views)
     return found
 
@@ -301,7 +318,7 @@ def _listing(folder: Path | str, depth: int, only: Container[str] | None = None)
     for entry in _visible(folder):
         if depth and (only is None or entry.name in only) and entry.is_dir():
             yield from (f"{entry.name}/{path}" for path in _listing(entry.path, depth - 1))
-        elif not depth and _is_image(entry.name) and entry.is_file():
+        elif not depth and _is_image(entry.name) and not entry.is_dir():  # a link to nothing fails when it is read
             yield entry.name
 
 

@@ -7,10 +7,12 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from ..errors import DataError
-from ..images import Border, write_image
+from ..images import Border, read_image, write_image
 from ..version import version
-from .examples import load_example
+from .examples import load_example, load_hr, usable_size
 from .layouts import LAYOUTS
 from .model import AnyPath, Example, Rectangle, Scene
 
@@ -36,7 +38,8 @@ def prepare(
 
     Args:
         scenes: With the same number of views each.
-        out: A folder that is new, empty, or of an earlier call with the same settings.
+        out: A folder that is new, empty, or of an earlier call with the same settings. Scenes that are there are
+            compared with those that would be written.
         scale: The SR factor.
         border: Of MATLAB's bicubic; see `load_example`.
         halve: Shrink the HR files by 2 first; see `load_example`.
@@ -47,19 +50,26 @@ def prepare(
         How many scenes were written; the others were there.
 
     Raises:
-        DataError: There are no scenes, a scene cannot be loaded, `out` cannot be written, or it holds something else.
+        DataError: There are no scenes, a scene cannot be loaded, `out` cannot be written, or it holds something else,
+            as a scene of the same name with other views. What the headers of the files show is found for all scenes
+            before anything is written.
     """
     if len({len(scene.hr) for scene in scenes}) != 1:
         raise DataError("prepare takes pairs or single images, at least one, and not both at once")
     crops = clean_crops or {}
     settings = {"scale": scale, "border": border, "halve": halve, "views": len(scenes[0].hr)}
     folder, written = Path(out), 0
+    _check(scenes, scale, halve, crops)
     try:
         _begin(folder, settings)
         for scene in scenes:
-            if not all(path.exists() for path in _paths(folder, scene.name, settings)):
-                only_hr = Scene(scene.name, scene.hr)
-                crop = crops.get(scene.name)
+            only_hr, crop = Scene(scene.name, scene.hr), crops.get(scene.name)
+            there = _paths(folder, scene.name, settings)
+            if all(path.exists() for path in there):
+                hr = load_hr(only_hr, scale, clean_crop=crop, border=border, halve=halve)
+                if not all(map(torch.equal, hr, map(read_image, there[len(hr) :]))):
+                    raise DataError(f"{folder} holds another scene {scene.name} already; give another folder")
+            else:
                 _write(load_example(only_hr, scale, clean_crop=crop, border=border, halve=halve), folder, settings)
                 written += 1
             advance(scene.name)
@@ -67,6 +77,18 @@ def prepare(
     except OSError as error:
         raise DataError(f"cannot write {error.filename or folder}: {error.strerror or error}") from None
     return written
+
+
+def _check(scenes: Sequence[Scene], scale: int, halve: bool, crops: Mapping[str, Rectangle]) -> None:
+    """Refuse scenes that cannot be prepared, as far as the headers of their files tell."""
+    problems = []
+    for scene in scenes:
+        try:
+            usable_size(Scene(scene.name, scene.hr), scale, clean_crop=crops.get(scene.name), halve=halve)
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError("nothing was written, because not all the scenes can be prepared:", problems=problems)
 
 
 def _begin(folder: Path, settings: Mapping[str, object]) -> None:

@@ -10,7 +10,7 @@ from typing import get_args
 from ..errors import DataError
 from ..images import Border, matlab_downscale
 from .examples import load_example
-from .model import Scene
+from .model import Example, Scene
 
 BORDERS: tuple[Border, ...] = get_args(Border)
 
@@ -90,13 +90,16 @@ def verify_lr(
         raise DataError("only scenes with LR files can be verified, and there must be at least one")
     found = {}
     for scene in scenes:
-        found[scene.name] = {border: _match(scene, scale, border, halve=halve) for border in BORDERS}
+        if halve:  # the border counts in the HR views too
+            examples = {border: load_example(scene, scale, border=border, halve=True) for border in BORDERS}
+        else:
+            examples = dict.fromkeys(BORDERS, load_example(scene, scale))
+        found[scene.name] = {border: _match(example, scale, border) for border, example in examples.items()}
         advance(scene.name)
     return LRReport(found)
 
 
-def _match(scene: Scene, scale: int, border: Border, *, halve: bool) -> Match:
-    example = load_example(scene, scale, border=border, halve=halve)
+def _match(example: Example, scale: int, border: Border) -> Match:
     pairs = zip(example.lr, example.hr, strict=True)
     errors = [(lr.int() - matlab_downscale(hr, scale, border=border).int()).abs() for lr, hr in pairs]
     exact = sum(int((e == 0).sum()) for e in errors)

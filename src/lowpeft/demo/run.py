@@ -31,7 +31,7 @@ from ..training import train
 from ..version import version
 from .network import demo_backbone
 from .picture import draw_comparison
-from .scenes import write_scenes
+from .scenes import make_folder, write_scenes
 from .verify import outputs_digest
 
 TRAIN_SCENES, TEST_SCENES = 24, 4
@@ -62,13 +62,14 @@ def run_demo(*, out: str | Path, data: str | Path | None = None, steps: int | No
         What was measured on the held-out scenes.
 
     Raises:
-        DataError: The user's pairs cannot be used.
+        DataError: The user's pairs cannot be used, or the folder cannot be written.
+        PlanError: `steps` or `seed` is out of range.
         LowpeftError: The adapter gives other images in a fresh process.
     """
     folder = Path(out)
-    settings = TrainSettings(**{**vars(SETTINGS), "seed": seed, "steps": SETTINGS.steps if steps is None else steps})
-    training, held_out = _split(data) if data is not None else _built_in(folder)
+    settings = replace(SETTINGS, seed=seed, steps=SETTINGS.steps if steps is None else steps)
     backbone = demo_backbone()
+    training, held_out = _split(data, backbone.scale) if data is not None else _built_in(folder)
     training, held_out = (_noisy(s, folder / "noisy_lr", backbone.scale) for s in (training, held_out))
     print(
         f"frozen network: a HAT x{backbone.scale} of {backbone.parameters:,} parameters, pre-trained on clean images\n"
@@ -90,7 +91,7 @@ def run_demo(*, out: str | Path, data: str | Path | None = None, steps: int | No
     adapter = save_adapter(model, folder / "adapter", facts=_facts(found, done.seconds))
     _reload_elsewhere(model, adapter, held_out[0], backbone)
     picture = draw_comparison(model, tests[0], backbone, folder / "comparison.png")
-    _write_results(folder / "results.json", found, settings, done.seconds)
+    _write_results(folder / "results.json", found, settings, done.seconds, data)
     print(f"adapter {adapter}\npicture {picture}\nfigures {folder / 'results.json'}")
     return found
 
@@ -102,8 +103,8 @@ def _built_in(folder: Path) -> tuple[Sequence[Scene], Sequence[Scene]]:
     return find_scenes(folder / "scenes" / "train"), find_scenes(folder / "scenes" / "test")
 
 
-def _split(data: str | Path) -> tuple[Sequence[Scene], Sequence[Scene]]:
-    scenes = find_scenes(data)
+def _split(data: str | Path, scale: int) -> tuple[Sequence[Scene], Sequence[Scene]]:
+    scenes = find_scenes(data, scale=scale)
     if len(scenes) < 2:
         raise DataError(f"{data} holds one pair; the demo trains on some pairs and measures on others")
     held_out = scenes[::5]
@@ -111,13 +112,13 @@ def _split(data: str | Path) -> tuple[Sequence[Scene], Sequence[Scene]]:
 
 
 def _noisy(scenes: Sequence[Scene], folder: Path, scale: int) -> tuple[Scene, ...]:
-    """The scenes with LR views made by MATLAB's bicubic and noise, written as 8-bit images."""
+    """The scenes with noise on their LR views, made by MATLAB's bicubic where there are none, as 8-bit images."""
+    make_folder(folder)
     noisy = []
     for scene in scenes:
         example = load_example(scene, scale)
         generator = torch.Generator().manual_seed(zlib.crc32(scene.name.encode()))
         paths = [folder / f"{scene.name}_{side}.png" for side in "LR"]
-        folder.mkdir(parents=True, exist_ok=True)
         for view, path in zip(example.lr, paths, strict=True):
             noise = NOISE * torch.randn(view.shape, generator=generator)
             write_image(to_uint8((view / 255 + noise).clamp(0, 1)), path)
@@ -144,9 +145,11 @@ def _reload_elsewhere(model: torch.nn.Module, adapter: Path, scene: Scene, backb
     print("saved, reloaded in a fresh process: outputs are bit-equal")
 
 
-def _write_results(path: Path, found: Comparison, settings: TrainSettings, seconds: float) -> None:
+def _write_results(
+    path: Path, found: Comparison, settings: TrainSettings, seconds: float, data: str | Path | None
+) -> None:
     results = {
-        "command": "lowpeft " + " ".join(sys.argv[1:]),
+        "data": "the built-in scenes" if data is None else str(data),
         "lowpeft": version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

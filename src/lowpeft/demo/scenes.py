@@ -110,15 +110,24 @@ def write_scenes(
     Raises:
         DataError: as `make_scene`, or the folder cannot be written.
     """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot make the folder {folder}: {error.strerror or error}") from None
+    folder = make_folder(folder)
     for seed in seeds:
         scene = make_scene(seed, split=split, size_px=size_px)
         write_image(scene.left, folder / f"{split}_{seed:04d}_L.png")
         write_image(scene.right, folder / f"{split}_{seed:04d}_R.png")
+
+
+def make_folder(folder: str | os.PathLike[str]) -> Path:
+    """A folder, made where there is none.
+
+    Raises:
+        DataError: it cannot be made.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot make the folder {folder}: {error.strerror or error}") from None
+    return Path(folder)
 
 
 # ----------------------------------------------------------------------------------------------------- composition

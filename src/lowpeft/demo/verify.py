@@ -1,6 +1,7 @@
 """What an adapted demo network computes, as a number to compare between processes.
 
-python -m lowpeft.demo.verify ADAPTER LEFT RIGHT
+python -m lowpeft.demo.verify ADAPTER LEFT RIGHT, with the number of threads of the other process, on which bits depend,
+in LOWPEFT_DEMO_THREADS.
 """
 
 from __future__ import annotations
@@ -27,6 +28,6 @@ def outputs_digest(model: nn.Module, left: str, right: str, backbone: Backbone) 
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(int(os.environ["LOWPEFT_DEMO_THREADS"]))
+    torch.set_num_threads(int(os.environ.get("LOWPEFT_DEMO_THREADS", torch.get_num_threads())))
     network = demo_backbone()
     print(outputs_digest(load_adapter(network, sys.argv[1]), sys.argv[2], sys.argv[3], network))

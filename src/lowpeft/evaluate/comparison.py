@@ -16,6 +16,7 @@ from ..metrics import Column, Protocol, psnr
 from ..model import disabled
 from ..stereo_model import StereoModel
 from .measure import Upscale, by_bicubic, by_network, by_network_alone, measure
+from .report import aligned
 
 OtherView = Literal["other", "same"]
 
@@ -85,13 +86,10 @@ class Comparison:
 
     def __str__(self) -> str:
         names = [n for n in ("bicubic", "frozen", "adapted", "same_view") if getattr(self, n)]
-        width = max(len(s.scene) for s in self.frozen)
-        lines = [f"{'PSNR in dB, (L+R)/2':<{width}}  " + "  ".join(f"{n.replace('_', ' '):>9}" for n in names)]
-        for i, first in enumerate(self.frozen):
-            values = [getattr(self, n)[i].mean_db for n in names]
-            lines.append(f"{first.scene:<{width}}  " + "  ".join(f"{v:>9.3f}" for v in values))
-        means = [mean_db(getattr(self, n)) for n in names]
-        return "\n".join([*lines, f"{'mean':<{width}}  " + "  ".join(f"{v:>9.3f}" for v in means)])
+        columns = [[s.mean_db for s in getattr(self, n)] for n in names]
+        rows = [*zip((s.scene for s in self.frozen), *columns, strict=True), ("mean", *map(fmean, columns))]
+        heading = ["PSNR in dB, (L+R)/2", *(n.replace("_", " ") for n in names)]
+        return aligned([heading, *([scene, *(f"{v:.3f}" for v in values)] for scene, *values in rows)])
 
 
 def compare(

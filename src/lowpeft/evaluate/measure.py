@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-import torch
 from torch import Tensor, nn
 
 from ..backbones import Backbone
 from ..data import Example
 from ..errors import DataError, LowpeftError
-from ..images import bicubic_upscale, to_float
-from ..inference import Tiling, super_resolve
+from ..images import bicubic_upscale, eight_bit, to_float
+from ..inference import Tiling, is_out_of_memory, super_resolve
 from ..metrics import PROTOCOLS, Protocol, get_protocol
 from .report import Report, Row
 
@@ -49,7 +48,8 @@ def evaluate(
         The figures of every scene, and their means.
 
     Raises:
-        DataError: There is no such protocol, there are no scenes, or a scene has another number of views.
+        DataError: There is no such protocol, there are no scenes, two have one name, or one has another number of
+            views.
         LowpeftError: A scene cannot be run or measured; it is named. No scene is ever left out of a mean.
     """
     upscale = by_network(model, backbone, ensemble=ensemble, tiling=tiling)
@@ -104,11 +104,14 @@ def measure(
         seen: As in `evaluate`.
 
     Raises:
-        DataError: There are no scenes, or a scene has another number of views than the protocol measures.
+        DataError: There are no scenes, two have one name, or one has another number of views than the protocol
+            measures.
         LowpeftError: A scene cannot be run or measured; it is named. Any other error gets the name as a note.
     """
-    rows = []
+    rows: dict[str, Row] = {}
     for example in examples:
+        if example.name in rows:
+            raise DataError(f"two scenes are called {example.name}: tables and files know them by their names")
         if len(example.hr) != protocol.views:
             raise DataError(
                 f"scene {example.name}: has {len(example.hr)} views, but the protocol {protocol.name!r} is about "
@@ -116,17 +119,19 @@ def measure(
             )
         try:
             results = upscale(example)
-            values = tuple(column.measure(results, example.hr, scale) for column in protocol.columns)
+            rounded = tuple(map(eight_bit, results))
+            values = tuple(column.measure(rounded, example.hr, scale) for column in protocol.columns)
         except LowpeftError as error:
             raise type(error)(f"scene {example.name}: {error.message}", problems=error.problems) from error
-        except torch.OutOfMemoryError as error:
-            raise LowpeftError(f"scene {example.name}: does not fit into memory: set a bound (memory_mb)") from error
         except Exception as error:
+            if is_out_of_memory(error):
+                advice = "does not fit into memory: set a bound (memory_mb)"
+                raise LowpeftError(f"scene {example.name}: {advice}") from error
             error.add_note(f"while scene {example.name} was measured")
             raise
-        rows.append(Row(scene=example.name, values=values))
+        rows[example.name] = Row(scene=example.name, values=values)
         if seen is not None:
             seen(example, results)
     if not rows:
         raise DataError("there are no scenes to measure on")
-    return Report(method=method, protocol=protocol, rows=tuple(rows))
+    return Report(method=method, protocol=protocol, rows=tuple(rows.values()))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..data import Example
 from ..errors import DataError
-from ..images import bicubic_upscale, to_float, to_uint8
+from ..images import bicubic_upscale, eight_bit, to_float, to_uint8
 from ..metrics import psnr
 
 PATCH_PX, ENLARGE, MARGIN_PX, TEXT_PX = 48, 5, 12, 16
@@ -36,10 +36,10 @@ def draw_scene(path: Path, example: Example, results: Mapping[str, Tensor], *, s
         `path`.
 
     Raises:
-        DataError: The file cannot be written.
+        DataError: The file cannot be written, or no format goes by its suffix.
     """
     hr = example.hr[0]
-    panels = {"bicubic": bicubic_upscale(example.lr[0], scale), **{n: _eight_bit(r) for n, r in results.items()}}
+    panels = {"bicubic": bicubic_upscale(example.lr[0], scale), **{n: eight_bit(r) for n, r in results.items()}}
     labels = [f"{name}  {psnr(image, hr):.2f} dB" for name, image in panels.items()] + ["HR"]
     images = [*panels.values(), hr]
     if errors:
@@ -47,12 +47,13 @@ def draw_scene(path: Path, example: Example, results: Mapping[str, Tensor], *, s
         images.append(to_uint8(difference * ERROR_GAIN))
         labels.append(f"error x{ERROR_GAIN}")
     note = f"{example.name}, left view, x{scale}." if len(example.hr) == 2 else f"{example.name}, x{scale}."
-    sheet = _sheet(hr, images, labels, f"{note} PSNR of the whole view; patch: where bicubic is farthest from HR.")
+    sheet = _sheet(hr, images, labels, f"{note} PSNR of the whole view, RGB; patch: where bicubic is farthest from HR.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(path)
-    except OSError as error:
-        raise DataError(f"cannot write the picture {path}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # the latter for a suffix that Pillow does not know
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"cannot write the picture {path}: {reason}") from error
     return path
 
 
@@ -85,10 +86,6 @@ def _most_wrong(bicubic: Tensor, hr: Tensor) -> tuple[int, int]:
     error = F.avg_pool2d((to_float(bicubic) - to_float(hr)).square()[None], px, stride=4).sum((0, 1))
     index = int(torch.argmax(error))
     return 4 * (index // error.shape[1]), 4 * (index % error.shape[1])
-
-
-def _eight_bit(view: Tensor) -> Tensor:
-    return view if view.dtype == torch.uint8 else to_uint8(view)
 
 
 def _picture(view: Tensor) -> Image.Image:

@@ -55,7 +55,7 @@ class Report:
         return _markdown(self._cells())
 
     def __str__(self) -> str:
-        return _aligned(self._cells())
+        return aligned(self._cells())
 
     def _cells(self) -> list[list[str]]:
         columns = self.protocol.columns
@@ -75,7 +75,7 @@ def overview(reports: Sequence[Report], *, markdown: bool = False) -> str:
     columns = reports[0].protocol.columns
     heading = [f"mean of {len(reports[0].rows)} scenes", *(c.name for c in columns)]
     cells = [heading, *([r.method, *_texts(columns, tuple(r.means().values()))] for r in reports)]
-    return _markdown(cells) if markdown else _aligned(cells)
+    return _markdown(cells) if markdown else aligned(cells)
 
 
 def write_reports(reports: Sequence[Report], folder: Path, *, facts: Mapping[str, object]) -> tuple[Path, Path]:
@@ -118,7 +118,8 @@ def _texts(columns: Sequence[Column], values: Sequence[float]) -> list[str]:
     return [f"{value:.{c.digits}f}" for c, value in zip(columns, values, strict=True)]
 
 
-def _aligned(cells: Sequence[Sequence[str]]) -> str:
+def aligned(cells: Sequence[Sequence[str]]) -> str:
+    """Rows of texts as columns: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     sides: list[Callable[[str, int], str]] = [str.ljust, *[str.rjust] * (len(widths) - 1)]
     return "\n".join(
@@ -128,6 +129,7 @@ def _aligned(cells: Sequence[Sequence[str]]) -> str:
 
 
 def _markdown(cells: Sequence[Sequence[str]]) -> str:
-    heading, *rows = (f"| {' | '.join(row)} |" for row in cells)
+    escaped = ([text.replace("|", r"\|") for text in row] for row in cells)
+    heading, *rows = (f"| {' | '.join(row)} |" for row in escaped)
     rule = f"| --- |{' ---: |' * (len(cells[0]) - 1)}"
     return "\n".join([heading, rule, *rows])

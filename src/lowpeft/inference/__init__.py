@@ -1,6 +1,6 @@
 """Running networks on whole images by the facts of their backbone: value range, padding, strips, crops, ensemble."""
 
-from .memory import peak_bytes
+from .memory import is_out_of_memory, peak_bytes
 from .network import run
 from .passes import IMAGE_PASSES, PAIR_PASSES, Pass
 from .pooling import DEFAULT_WINDOW_PX, RATIO, local_pooling
@@ -17,6 +17,7 @@ __all__ = [
     "Pass",
     "Tiling",
     "crop_starts",
+    "is_out_of_memory",
     "local_pooling",
     "peak_bytes",
     "reach_px",

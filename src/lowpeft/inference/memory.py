@@ -79,6 +79,11 @@ def _tensors(values: Any) -> list[Tensor]:
     return [v for v in tree_leaves(values) if isinstance(v, Tensor)]
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the device, or the process, had no more memory to give; torch has no type for the latter."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator: " in str(error)
+
+
 def peak_bytes(call: Callable[[], object]) -> int:
     """The most bytes of tensors that the call holds at once; on any device."""
     memory = PeakMemory()

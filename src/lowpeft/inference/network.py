@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +14,23 @@ from ..families import family_output
 from ..stereo_model import StereoModel
 
 Views = tuple[Tensor, ...]
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Within the block, eval mode and no gradients; afterwards every module has the mode that it had.
+
+    One flag for all would not do: below a frozen network, which is in eval mode, adapters are trained.
+    """
+    flags = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(flags[model])  # for modules that do more than set their flag
+        for module, flag in flags.items():
+            module.training = flag
 
 
 def run(model: nn.Module, views: Views, backbone: Backbone) -> Views:

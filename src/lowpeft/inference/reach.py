@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..backbones import Backbone
 from ..errors import DataError
 from ..stereo_model import StereoModel
-from .network import Views, run_scaled
+from .network import Views, in_eval_mode, run_scaled
 from .tiling import Tiling
 
 WIDTH_PX = 32
@@ -45,13 +45,8 @@ def reach_px(model: nn.Module, *, backbone: Backbone, align_px: int | None = Non
     if backbone.fixed_px is not None:
         raise DataError(f"{backbone.architecture} takes {backbone.fixed_px} px only and is not run in strips")
     align = Tiling(align_px=align_px).aligned_to(backbone)
-    flag = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            return _reach(model, backbone, align)
-    finally:
-        model.train(flag)
+    with in_eval_mode(model):
+        return _reach(model, backbone, align)
 
 
 def _reach(model: nn.Module, backbone: Backbone, align: int) -> int | None:

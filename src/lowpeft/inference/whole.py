@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..backbones import Backbone
 from ..errors import DataError
 from ..padding import pad_to_multiple
-from .network import Views, size
+from .network import Views, in_eval_mode, size
 from .parts import cut_into_parts
 from .passes import mean_image, passes
 from .tiling import Tiling
@@ -62,29 +62,26 @@ def super_resolve(
         two views.
 
     Raises:
-        DataError: The views differ in size, are not images, the network does not enlarge by the backbone's scale, or
-            `tiling` leaves too little memory for one strip.
+        DataError: The views differ in size, are not images of the network's channels, the network does not enlarge by
+            the backbone's scale, or `tiling` leaves too little memory for one strip.
     """
-    views = _checked(left, right)
+    views = _checked(left, right, backbone.channels)
     parameter = next(model.parameters())
     batches = tuple((v if v.dim() == 4 else v[None]).to(parameter.device, parameter.dtype) for v in views)
-    flag = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            images = _mean_of_passes(model, batches, backbone, ensemble, tiling)
-    finally:
-        model.train(flag)
+    with in_eval_mode(model):
+        images = _mean_of_passes(model, batches, backbone, ensemble, tiling)
     first, *others = (image if left.dim() == 4 else image[0] for image in images)
     return (first, others[0]) if others else first
 
 
-def _checked(left: Tensor, right: Tensor | None) -> Views:
+def _checked(left: Tensor, right: Tensor | None, channels: int) -> Views:
     views = (left,) if right is None else (left, right)
     if len({v.shape for v in views}) > 1:
         raise DataError(f"the views differ in size: {size(views[0])} on the left, {size(views[-1])} on the right")
     if left.dim() not in (3, 4) or not left.is_floating_point() or not left.numel():
         raise DataError(f"an image is (3,H,W) or (N,3,H,W) of values 0..1, not {tuple(left.shape)} of {left.dtype}")
+    if left.shape[-3] != channels:
+        raise DataError(f"the network takes images of {channels} channels, not {tuple(left.shape)}")
     return views
 
 
@@ -105,6 +102,7 @@ def _mean_of_passes(model: nn.Module, views: Views, backbone: Backbone, ensemble
                 sums = tuple(torch.zeros(len(v), first.shape[1], *sides, dtype=dtype) for v in views)
             way.add(part.results, tuple(total[part.images] for total in sums), part.top, part.left)
             del part  # the memory of its results, before the next part is run
+        del cut  # its views, before the next pass makes its own
     return tuple(mean_image(total, len(ways)) for total in sums)
 
 

@@ -80,6 +80,8 @@ class TrainSettings:
             for name, low in _WHOLE.items()
             if type(getattr(self, name)) is not int or getattr(self, name) < low
         ]
+        if type(self.seed) is int and self.seed >= _SEEDS:
+            problems.append(f"seed must be below 2**63, not {self.seed!r}")
         problems += [
             f"{name} must be a number of at least 0, not {getattr(self, name)!r}"
             for name in ("learning_rate", "weight_decay", "final_learning_rate", "clip_norm")
@@ -114,6 +116,8 @@ class TrainSettings:
 def _below_one(value: object) -> bool:
     return value == 0 or (isinstance(value, (int, float)) and is_number(value, above=0) and value < 1)
 
+
+_SEEDS = 2**63  # what torch takes as one
 
 _WHOLE = {
     "steps": 1,

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..api import adapt
 from ..backbones import Backbone
-from ..errors import PlanError
+from ..errors import PlanError, TrainingError
 from ..injection import unwrap
 from ..model import merge
 from ..networks import EDT
@@ -75,8 +77,7 @@ def save_merged(model: nn.Module, folder: Path, *, facts: Mapping[str, str | flo
 
     Raises:
         PlanError: Some adapters are not linear in a weight.
-        OSError: It cannot be written.
-        SafetensorError: Likewise.
+        TrainingError: It cannot be written.
     """
     merged = copy.deepcopy(unwrap(model))
     report = merge(merged)
@@ -89,18 +90,19 @@ def save_network(module: nn.Module, folder: Path, *, facts: Mapping[str, str | f
     """Write a network's weights as `network.safetensors`, in one step; `lowpeft.load_backbone` opens it.
 
     Raises:
-        OSError: It cannot be written; what was there is as it was.
-        SafetensorError: Likewise.
+        TrainingError: It cannot be written; what was there is as it was.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / NETWORK
     new = path.with_name(f"{NETWORK}.new")
     tensors: dict[str, Tensor] = {k: t.detach().cpu().contiguous().clone() for k, t in module.state_dict().items()}
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, new, {key: str(value) for key, value in facts.items()})
         new.chmod(folder.stat().st_mode & 0o666)  # safetensors lets nobody else read what it writes
         flush(new)
         return new.replace(path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"cannot write the network to {path}: {error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            new.unlink()

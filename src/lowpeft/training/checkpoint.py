@@ -68,9 +68,16 @@ class Checkpoint:
 
 
 def checkpoints(out: Path) -> list[Path]:
-    """The complete checkpoints of a run, the newest last."""
-    found = (out / FOLDER).glob(f"{PREFIX}*[0-9]")
-    return sorted(path for path in found if (path / STATE).is_file())
+    """The complete checkpoints of a run, the newest last.
+
+    Raises:
+        TrainingError: The folder cannot be read.
+    """
+    try:
+        found = (out / FOLDER).glob(f"{PREFIX}*[0-9]")
+        return sorted(path for path in found if (path / STATE).is_file())
+    except OSError as error:
+        raise TrainingError(f"cannot read {out / FOLDER}: {error.strerror or error}") from None
 
 
 def last_step(out: Path) -> int:

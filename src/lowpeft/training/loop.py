@@ -28,7 +28,7 @@ from .log import Log, draw_curves
 from .parallel import Processes, connect, shared, without_exchange
 from .samples import CropSource, Part, batches, check_crops
 from .schedule import image_loss, learning_rate
-from .session import Session, identity, is_adapted, save_product
+from .session import PRODUCTS, Session, identity, is_adapted, save_product
 
 BEST = "best"
 """The folder, inside the run's, of what measured best on the way."""
@@ -106,7 +106,8 @@ def train(  # noqa: PLR0913  (what a run needs, and the two calls back)
         validate: Measures the model, in eval mode and without gradients, every `settings.validate_every_steps` steps,
             in the main process alone; more is better. What measured best is kept in `out/best`.
         resume: Go on from the newest checkpoint in `out`, if there is one. Without it a folder with a checkpoint is
-            refused, so that nothing is overwritten or continued unasked.
+            refused, so that nothing is overwritten or continued unasked. So is, in any case, a folder with a trained
+            result and no checkpoint.
         report: Called after every step, in the main process alone.
 
     Returns:
@@ -139,6 +140,7 @@ def train(  # noqa: PLR0913  (what a run needs, and the two calls back)
         processes=processes,
         identity=plain,
         network=shared(_Pass(model, settings, backbone), processes, sync_buffers=not is_adapted(model)),
+        folder=folder,
         out=folder if processes.main else None,
         validate=validate if processes.main else None,
         report=report if processes.main else None,
@@ -186,6 +188,10 @@ def _open_folder(session: Session, folder: Path, plain: dict[str, Any], resume: 
     found = checkpoints(folder)
     if found and not resume:
         raise TrainingError(f"{folder} holds a run at {found[-1].name}: resume it, or choose another folder")
+    if not found and (results := [path.name for name in PRODUCTS for path in folder.glob(name)]):
+        raise TrainingError(
+            f"{folder} holds {results[0]}, and no checkpoint to go on from; choose another folder, or it is overwritten"
+        )
     session.resume(folder, plain)
 
 
@@ -231,13 +237,14 @@ class _Pass(nn.Module):
 
 @dataclass(kw_only=True)
 class _Run:
-    """A run's moving parts; `out`, `validate` and `report` are the main process's alone."""
+    """A run's moving parts; `out` (`folder`, to write to), `validate` and `report` are the main process's alone."""
 
     session: Session
     settings: TrainSettings
     processes: Processes
     identity: dict[str, Any]
     network: nn.Module
+    folder: Path | None
     out: Path | None
     validate: Callable[[nn.Module], float] | None
     report: Callable[[Step], None] | None
@@ -323,6 +330,8 @@ class _Run:
             with session.average.applied() if session.average is not None else nullcontext():
                 with torch.no_grad():
                     value = validate(session.model)
+                if math.isnan(value):
+                    raise TrainingError("the validation figure is not a number")
                 best = session.progress.best
                 if best is None or value > best:
                     session.progress = replace(session.progress, best=value, best_step=number)
@@ -349,9 +358,9 @@ class _Run:
         return Log(self.out, columns, step=progress.step, lengths=progress.logs)
 
     def _last_good(self) -> str:
-        if self.out is None:
+        if self.folder is None:
             return "Nothing was saved, because no folder was given"
-        found = checkpoints(self.out)
+        found = checkpoints(self.folder)
         return f"The last good checkpoint is {found[-1]}" if found else "There is no checkpoint yet"
 
 

@@ -175,13 +175,15 @@ def batches(
         )
     )
     for _ in steps:
-        yield [_next(loader, device) for _ in share]
+        yield [_next(loader, device, workers=settings.workers) for _ in share]
 
 
-def _next(loader: Iterator[Any], device: torch.device) -> Part:
+def _next(loader: Iterator[Any], device: torch.device, *, workers: int) -> Part:
     try:
         row = next(loader)
     except RuntimeError as error:
+        if not workers:
+            raise
         raise TrainingError(f"a process that reads crops died: {error}") from error
     if isinstance(row, _Failure):
         raise row.error

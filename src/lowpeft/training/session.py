@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,21 @@ from torch import Tensor, nn
 
 from ..attach import RECORD
 from ..errors import TrainingError
-from ..files import save_adapter
+from ..files import TENSORS, save_adapter
 from ..fingerprint import fingerprint
 from ..injection import record_of, unwrap
 from ..model import adapter_parameters, adapter_state_dict
 from ..recipes import TrainSettings, recipe_to_dict, settings_to_dict
 from .average import Average
-from .building import save_network
+from .building import NETWORK, save_network
 from .checkpoint import Checkpoint, Progress, checkpoints, differences, read_checkpoint, write_checkpoint
 from .samples import CropSource, identity_of
 
 FREE = ("accumulate", "keep_checkpoints", "save_every_steps", "workers")
 """Settings that a resumed run may have otherwise: they do not change what is computed, up to the order of additions."""
+
+PRODUCTS = (TENSORS, NETWORK)
+"""The files that `save_product` writes last, adapters' and networks'."""
 
 OPTIMIZER = "optimizer."
 
@@ -51,9 +54,7 @@ def save_product(model: nn.Module, folder: Path, *, facts: Mapping[str, str | fl
     """Write what training makes: the adapter, or the weights of a network without adapters, in one step.
 
     Raises:
-        LowpeftError: As `save_adapter`.
-        OSError: The folder cannot be written.
-        SafetensorError: Likewise.
+        LowpeftError: As `save_adapter` and `save_network`.
     """
     return save_adapter(model, folder, facts=facts) if is_adapted(model) else save_network(model, folder, facts=facts)
 
@@ -71,6 +72,15 @@ def identity(model: nn.Module, crops: CropSource, settings: TrainSettings) -> di
         found["network"] = fingerprint(model).as_dict()
     plain: dict[str, Any] = json.loads(json.dumps(found))
     return plain
+
+
+def _read(folders: Sequence[Path]) -> Checkpoint:
+    """The last of the checkpoints."""
+    try:
+        return read_checkpoint(folders[-1])
+    except TrainingError as error:
+        way_out = f"go on from {folders[-2].name}" if len(folders) > 1 else "begin again"
+        raise TrainingError(f"{error.message}; remove {folders[-1]} to {way_out}") from error
 
 
 class Session:
@@ -120,7 +130,7 @@ class Session:
         folders = checkpoints(out)
         if not folders:
             return
-        checkpoint = read_checkpoint(folders[-1])
+        checkpoint = _read(folders)
         problems = differences(identity, checkpoint.identity) or self._misfits(checkpoint.tensors)
         if problems:
             raise TrainingError(f"{folders[-1]} is of another run; this one cannot go on from it:", problems=problems)
