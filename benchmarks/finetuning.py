@@ -4,7 +4,8 @@
 
 Trains the rows of `finetuning.toml` (beside this file) with three seeds on `DATA/stereo/train`, and measures them on
 the 20 KITTI 2015 pairs with the archive's LR views and on the 5 Middlebury pairs of `DATA/stereo`, whose scenes no
-training or tuning saw. Run it again after an interruption: what is finished in RUNS is taken over.
+training or tuning saw. Run it again after an interruption: what is finished in RUNS is taken over. At the end every
+row's step is timed; nothing else should run on the machine then.
 
 Needs the extra `demo` and a folder with `stereo/train`, `stereo/test`, `stereo/test_lr_x4_matlab` and `weights`.
 """
@@ -14,17 +15,23 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+import lowpeft
 from common import provenance, write
-from lowpeft.data import scenes_with_lr
-from lowpeft.experiments import load_experiment
+from lowpeft.data import Crops, find_scenes, scenes_with_lr
+from lowpeft.experiments import Experiment, load_experiment
 from lowpeft.recipes import recipe_to_dict
 from lowpeft.reproduce import Settings, Sources, Table, reproduce
+from lowpeft.training import build_model, train
 
 HERE = Path(__file__).parent
 SEEDS = (0, 1, 2)
+ROUNDS, TIMED_STEPS = 3, 12
 
 
 def test_sets(data: Path, folder: Path) -> dict[str, Path]:
@@ -60,6 +67,26 @@ def gains(table: Table) -> dict[str, Any]:
     return found
 
 
+def cost(experiment: Experiment, sources: Sources) -> dict[str, dict[str, float]]:
+    """Seconds of a training step of every row, timed in turns, and in units of full fine-tuning."""
+    taken: dict[str, list[float]] = {row.name: [] for row in experiment.rows}
+    for _ in range(ROUNDS):
+        for row in experiment.rows:
+            backbone = lowpeft.load_backbone(sources.weights / row.weights)
+            settings = replace(row.recipe.training, steps=TIMED_STEPS, warmup_steps=0, save_every_steps=0)
+            model = build_model(backbone, replace(row.recipe, training=settings))
+            crop_px = (settings.crop_height_px, settings.crop_width_px)
+            crops = Crops(find_scenes(sources.data), row.scale, crop_px=crop_px, seed=0)
+            ends: list[float] = []
+            train(model, crops, settings, backbone=backbone, report=lambda step, ends=ends: ends.append(step.seconds))
+            taken[row.name] += [b - a for a, b in pairwise(ends)]
+    seconds = {name: median(values) for name, values in taken.items()}
+    return {
+        name: {"seconds_per_step": round(value, 3), "of_full": round(value / seconds["full"], 2)}
+        for name, value in seconds.items()
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -84,6 +111,7 @@ def main() -> None:
         "recipes": {row.name: recipe_to_dict(row.recipe) for row in experiment.rows},
         **table.as_dict(),
         "gains": gains(table),
+        "cost": cost(experiment, sources),
     }
     write(json.loads(json.dumps(results)), options.out)
 

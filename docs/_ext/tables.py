@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 from unittest import mock
 
@@ -237,6 +238,62 @@ def measured(section: str) -> Callable[[], str]:
     return write
 
 
+def with_spread(values: Sequence[float], *, sign: str = "", digits: int = 3) -> str:
+    """Mean and, of two or more, standard deviation."""
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{fmean(values):{sign}.{digits}f}{spread}"
+
+
+def finetuning() -> str:
+    """The small fine-tuning matrix: a table for each test set."""
+    results = results_of("finetuning")
+    psnr, ssim = "PSNR (L+R)/2", "SSIM (L+R)/2"
+    sections = []
+    for name in results["gains"]:
+
+        def row(each: Any, name: str = name) -> list[str]:
+            outcomes, gains = each["outcomes"], results["gains"][name].get(each["row"], {})
+            figures = [outcome["figures"][name] for outcome in outcomes]
+            cells = [each["row"], f"{outcomes[0]['trained']:,}", str(len(outcomes)) if gains else "–"]
+            cells += [with_spread([f[psnr] for f in figures]), with_spread([f[ssim] for f in figures], digits=4)]
+            keys = ("over_frozen_db", "from_other_view_db")
+            return cells + [with_spread(gains[key], sign="+") if key in gains else "–" for key in keys]
+
+        head = ["row", "trained", "seeds", psnr, ssim, "over frozen, dB", "from the other view, dB"]
+        sections.append(f"**{name}**\n\n{table(head, map(row, results['rows']))}")
+    return "\n\n".join([*sections, f"{results['spread'].capitalize()} behind ±. {made_by(results)}"])
+
+
+def training_cost() -> str:
+    """Time and memory of the small fine-tuning matrix."""
+    results = results_of("finetuning")
+
+    def row(each: Any) -> list[str]:
+        cost, peak = results["cost"][each["row"]], fmean(o["peak_mb"] for o in each["outcomes"])
+        times = [f"{cost['seconds_per_step']:.2f}", f"{cost['of_full']:.2f}"]
+        return [each["row"], f"{each['outcomes'][0]['trained']:,}", *times, f"{peak:.0f}"]
+
+    head = ["row", "trained", "seconds per step", "of full", "peak of the process, MB"]
+    return table(head, map(row, results["rows"][1:]))
+
+
+def stereo_start() -> str:
+    """Random and sharp starts of stereo adapters."""
+    results = results_of("stereo_start")
+
+    def row(start: str) -> list[str]:
+        runs = [run for run in results["runs"] if run["start"] == start]
+
+        def over_adapters(key: str, when: str) -> str:
+            return with_spread([a[key] for run in runs for a in run[f"attention_{when}"]], digits=1)
+
+        gains = [with_spread([run[key] for run in runs], sign="+") for key in ("over_frozen_db", "from_other_view_db")]
+        return [start, *(over_adapters("peak_over_even", when) for when in ("before", "after")), *gains]
+
+    head = ["start", "peak before", "peak after", "over frozen, dB", "from the other view, dB"]
+    return f"{table(head, map(row, ('random', 'sharp')))}\n\n{made_by(results)}"
+
+
 # --- The command line
 
 
@@ -331,6 +388,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "ensemble": measured("ensemble"),
     "experiments": experiments,
     "families": families,
+    "finetuning": finetuning,
     "fingerprint": fingerprint,
     "kinds": kinds,
     "layouts": layouts,
@@ -340,7 +398,9 @@ GENERATED: dict[str, Callable[[], str]] = {
     "published": published,
     "recipes": recipes,
     "sites": sites,
+    "stereo-start": stereo_start,
     "strips": measured("strips"),
+    "training-cost": training_cost,
 }
 
 
