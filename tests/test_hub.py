@@ -10,7 +10,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor, nn
 
 import lowpeft
@@ -42,7 +42,13 @@ class Hub:
     def create_repo(self, repo_id: str, **options: Any) -> None:
         if self.refuses:
             raise self.refuses
+        if self.folder.exists():
+            raise self.answer(409)
         self.calls["create_repo"] = (repo_id, options)
+
+    def answer(self, status: int) -> HfHubHTTPError:
+        response: Any = SimpleNamespace(status_code=status, headers={}, request=None)
+        return HfHubHTTPError(f"{status} it said", response=response)
 
     def create_branch(self, repo_id: str, **options: Any) -> None:
         self.calls["create_branch"] = (repo_id, options)
@@ -64,7 +70,11 @@ class Hub:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     found = Hub(tmp_path / "repository")
 
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: found)
+    def api(token: str | None) -> Hub:
+        found.token = token
+        return found
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", api)
     return found
 
 
@@ -76,7 +86,7 @@ def test_what_is_pushed_is_the_adapter_and_loads_again(hub: Hub) -> None:
     model = adapted()
     assert lowpeft.push_to_hub(model, "owner/name", facts={"data": "Flickr1024"}) == "https://hub/commit/1"
     assert hub.sent == sorted(FILES)
-    assert hub.calls["create_repo"] == ("owner/name", {"private": None, "exist_ok": True})
+    assert hub.calls["create_repo"] == ("owner/name", {"private": None})
     sent = hub.calls["upload_folder"]
     assert (sent["repo_id"], sent["revision"]) == ("owner/name", None)
     assert sent["commit_message"] == "lora adapter for Sequential"
@@ -93,11 +103,20 @@ def test_the_card_loads_from_the_repository(hub: Hub) -> None:
     assert lowpeft.read_adapter(hub.folder).base.weights in card
 
 
-def test_branch_and_privacy_are_passed_on(hub: Hub) -> None:
-    lowpeft.push_to_hub(adapted(), "owner/name", revision="v2", private=True)
+def test_branch_privacy_message_and_token_are_passed_on(hub: Hub) -> None:
+    options = {"revision": "v2", "private": True, "commit_message": "second", "token": "secret"}
+    lowpeft.push_to_hub(adapted(), "owner/name", **options)
     assert hub.calls["create_repo"][1]["private"] is True
     assert hub.calls["create_branch"] == ("owner/name", {"branch": "v2", "exist_ok": True})
-    assert hub.calls["upload_folder"]["revision"] == "v2"
+    assert (hub.calls["upload_folder"]["revision"], hub.calls["upload_folder"]["commit_message"]) == ("v2", "second")
+    assert hub.token == "secret"
+    assert all(b"secret" not in (hub.folder / name).read_bytes() for name in FILES)
+
+
+def test_a_token_that_may_only_write_pushes_to_what_is_there(hub: Hub) -> None:
+    hub.refuses = hub.answer(403)
+    lowpeft.push_to_hub(adapted(), "owner/name")
+    assert (hub.folder / TENSORS).exists()
 
 
 def test_a_card_that_lowpeft_wrote_is_replaced(hub: Hub) -> None:
@@ -140,10 +159,20 @@ def test_an_adapter_that_cannot_be_saved_sends_nothing(hub: Hub) -> None:
     assert hub.calls == {}
 
 
-@pytest.mark.parametrize("error", [HFValidationError("bad name"), ConnectionError("offline")], ids=repr)
+@pytest.mark.parametrize(
+    "error",
+    [HFValidationError("bad name"), ConnectionError("offline"), HfHubHTTPError.__bases__[0]("no route")],
+    ids=repr,
+)
 def test_an_error_of_the_hub_is_an_adapter_error(error: Exception, hub: Hub) -> None:
     hub.refuses = error
     with pytest.raises(AdapterError, match=f"the adapter was not pushed to 'owner/name': {error}"):
+        lowpeft.push_to_hub(adapted(), "owner/name")
+
+
+def test_a_refusal_of_the_hub_is_an_adapter_error(hub: Hub) -> None:
+    hub.refuses = hub.answer(401)
+    with pytest.raises(AdapterError, match="the adapter was not pushed to 'owner/name': 401 it said"):
         lowpeft.push_to_hub(adapted(), "owner/name")
 
 
@@ -156,8 +185,6 @@ def test_one_of_several_adapters_is_chosen_by_name(hub: Hub) -> None:
     assert lowpeft.read_adapter(hub.folder).recipe.name == "spatial"
 
 
-def test_without_a_network_a_push_is_an_adapter_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setenv("HF_TOKEN", "hf_none")
+def test_without_a_network_a_push_is_an_adapter_error() -> None:
     with pytest.raises(AdapterError, match="the adapter was not pushed to 'owner/name'"):
-        lowpeft.push_to_hub(adapted(), "owner/name")
+        lowpeft.push_to_hub(adapted(), "owner/name", token="hf_none")

@@ -6,6 +6,7 @@ import re
 import tempfile
 import warnings
 from collections.abc import Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 
-def push_to_hub(
+def push_to_hub(  # noqa: PLR0913  (what a repository needs)
     model: object,
     repo_id: str,
     *,
@@ -26,12 +27,13 @@ def push_to_hub(
     private: bool | None = None,
     revision: str | None = None,
     replace_card: bool = False,
+    commit_message: str | None = None,
+    token: str | None = None,
 ) -> str:
     """Write one adapter, and nothing of the base, to a Hub repository, in one commit.
 
     What goes there is what `save_adapter` writes, with a model card that says which base the adapter is for, by its
-    checksums, and how to load it from this repository. A card that somebody has edited stays. The token is that of
-    `hf auth login` or of the environment's `HF_TOKEN`.
+    checksums, and how to load it from this repository. A card that somebody has edited stays.
 
     Args:
         model: An adapted model.
@@ -41,6 +43,8 @@ def push_to_hub(
         private: Whether a new repository is private; None leaves that to the owner's settings.
         revision: Branch; created if there is none. None means the default branch.
         replace_card: Replace the repository's model card even if somebody has edited it.
+        commit_message: The default names the recipe and the base.
+        token: One that may write; the default is that of `hf auth login` or of `HF_TOKEN`. It is not kept.
 
     Returns:
         The address of the commit.
@@ -57,12 +61,12 @@ def push_to_hub(
         folder = save_adapter(model, Path(place) / "adapter", name=name, facts=facts)
         adapter = read_adapter(folder)
         try:
-            api = HfApi()
-            api.create_repo(repo_id, private=private, exist_ok=True)
+            api = HfApi(token=token)
+            is_new = _create(api, repo_id, private)
             if revision is not None:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
             (folder / CARD).write_text(model_card(adapter.config, adapter.size_bytes, repo_id), encoding="utf-8")
-            if not replace_card and _card_was_edited(api, repo_id, revision):
+            if not is_new and not replace_card and _card_was_edited(api, repo_id, revision):
                 (folder / CARD).unlink()
                 warnings.warn(
                     f"the model card of {repo_id} was edited, so it stays; replace_card=True replaces it", stacklevel=2
@@ -70,14 +74,28 @@ def push_to_hub(
             commit = api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
-                commit_message=f"{adapter.recipe.name} adapter for {adapter.base.model}",
+                commit_message=commit_message or f"{adapter.recipe.name} adapter for {adapter.base.model}",
                 revision=revision,
                 allow_patterns=list(FILES),
             )
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
+        # The bases are what the Hub's HTTP library raises where there is no answer at all; which one it is has changed.
+        except (*HfHubHTTPError.__bases__, HFValidationError, OSError) as error:  # type: ignore[misc]
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise AdapterError(f"the adapter was not pushed to {repo_id!r}: {reason}") from error
     return str(commit.commit_url)
+
+
+def _create(api: HfApi, repo_id: str, private: bool | None) -> bool:
+    """Create the repository; False if it is there, or if the token may only write to those that are."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        api.create_repo(repo_id, private=private)
+    except HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code in (HTTPStatus.FORBIDDEN, HTTPStatus.CONFLICT):
+            return False
+        raise
+    return True
 
 
 def _card_was_edited(api: HfApi, repo_id: str, revision: str | None) -> bool:
