@@ -4,8 +4,8 @@
 
 Trains the rows of `finetuning.toml` (beside this file) with three seeds, `scratch` with one, on `DATA/stereo/train`,
 and measures them on the 20 KITTI 2015 pairs with the archive's LR views and on the 5 Middlebury pairs of `DATA/stereo`,
-whose scenes no training or tuning saw. Run it again after an interruption: what is finished in RUNS is taken over. At the end every
-row's step is timed; nothing else should run on the machine then.
+whose scenes no training or tuning saw. Run it again after an interruption: what is finished in RUNS is taken over. At
+the end every row's step is timed; nothing else should run on the machine then.
 
 Needs the extra `demo` and a folder with `stereo/train`, `stereo/test`, `stereo/test_lr_x4_matlab` and `weights`.
 """
