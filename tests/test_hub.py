@@ -125,15 +125,18 @@ def test_a_card_that_lowpeft_wrote_is_replaced(hub: Hub) -> None:
     assert "| dB | 2 |" in (hub.folder / CARD).read_text()
 
 
-def test_a_card_that_somebody_edited_stays_until_asked(hub: Hub) -> None:
+def test_a_card_that_somebody_edited_is_not_touched_unasked(hub: Hub) -> None:
     lowpeft.push_to_hub(adapted(), "owner/name")
     edited = (hub.folder / CARD).read_text() + "\nOur paper.\n"
     (hub.folder / CARD).write_text(edited)
-    with pytest.warns(UserWarning, match="the model card of owner/name was edited, so it stays; replace_card=True"):
+    with pytest.raises(AdapterError, match="nothing was pushed to 'owner/name', because somebody has edited its model"):
         lowpeft.push_to_hub(adapted(), "owner/name", facts={"dB": 2})
+    assert lowpeft.read_adapter(hub.folder).facts == {}
+    lowpeft.push_to_hub(adapted(), "owner/name", facts={"dB": 2}, edited_card="keep")
     assert hub.sent == sorted((TENSORS, CONFIG))
+    assert lowpeft.read_adapter(hub.folder).facts == {"dB": 2}
     assert (hub.folder / CARD).read_text() == edited
-    lowpeft.push_to_hub(adapted(), "owner/name", replace_card=True)
+    lowpeft.push_to_hub(adapted(), "owner/name", edited_card="replace")
     assert "Our paper" not in (hub.folder / CARD).read_text()
 
 
@@ -143,9 +146,9 @@ def test_a_card_beside_no_config_of_ours_is_somebody_elses(config: str | None, h
     (hub.folder / CARD).write_text("# A project\n")
     if config is not None:
         (hub.folder / CONFIG).write_text(config)
-    with pytest.warns(UserWarning, match="stays"):
+    with pytest.raises(AdapterError, match="edited_card='keep'"):
         lowpeft.push_to_hub(adapted(), "owner/name")
-    assert (hub.folder / CARD).read_text() == "# A project\n"
+    assert "upload_folder" not in hub.calls
 
 
 def test_an_adapter_that_cannot_be_saved_sends_nothing(hub: Hub) -> None:

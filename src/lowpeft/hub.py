@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 import tempfile
-import warnings
 from collections.abc import Mapping
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .card import model_card
 from .errors import AdapterError
@@ -26,14 +25,14 @@ def push_to_hub(  # noqa: PLR0913  (what a repository needs)
     facts: Mapping[str, str | float] | None = None,
     private: bool | None = None,
     revision: str | None = None,
-    replace_card: bool = False,
+    edited_card: Literal["keep", "replace"] | None = None,
     commit_message: str | None = None,
     token: str | None = None,
 ) -> str:
     """Write one adapter, and nothing of the base, to a Hub repository, in one commit.
 
     What goes there is what `save_adapter` writes, with a model card that says which base the adapter is for, by its
-    checksums, and how to load it from this repository. A card that somebody has edited stays.
+    checksums, and how to load it from this repository.
 
     Args:
         model: An adapted model.
@@ -42,7 +41,7 @@ def push_to_hub(  # noqa: PLR0913  (what a repository needs)
         facts: As in `save_adapter`: data, figures, where the base's weights are published, their SHA-256.
         private: Whether a new repository is private; None leaves that to the owner's settings.
         revision: Branch; created if there is none. None means the default branch.
-        replace_card: Replace the repository's model card even if somebody has edited it.
+        edited_card: What becomes of a model card in the repository that is not as lowpeft wrote it.
         commit_message: The default names the recipe and the base.
         token: One that may write; the default is that of `hf auth login` or of `HF_TOKEN`. It is not kept.
 
@@ -50,8 +49,8 @@ def push_to_hub(  # noqa: PLR0913  (what a repository needs)
         The address of the commit.
 
     Raises:
-        AdapterError: The adapter cannot be saved (see `save_adapter`; nothing was sent then), or the Hub refuses or
-            cannot be reached.
+        AdapterError: The adapter cannot be saved (see `save_adapter`), or the model card was edited and `edited_card`
+            is None (nothing was sent then); or the Hub refuses or cannot be reached.
         PlanError: As `save_adapter`.
     """
     from huggingface_hub import HfApi
@@ -66,11 +65,13 @@ def push_to_hub(  # noqa: PLR0913  (what a repository needs)
             if revision is not None:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
             (folder / CARD).write_text(model_card(adapter.config, adapter.size_bytes, repo_id), encoding="utf-8")
-            if not is_new and not replace_card and _card_was_edited(api, repo_id, revision):
+            if not is_new and edited_card != "replace" and _card_was_edited(api, repo_id, revision):
+                if edited_card is None:
+                    raise AdapterError(
+                        f"nothing was pushed to {repo_id!r}, because somebody has edited its model card: "
+                        "edited_card='keep' leaves it as it is, edited_card='replace' writes a new one"
+                    )
                 (folder / CARD).unlink()
-                warnings.warn(
-                    f"the model card of {repo_id} was edited, so it stays; replace_card=True replaces it", stacklevel=2
-                )
             commit = api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
