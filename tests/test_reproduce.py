@@ -74,14 +74,16 @@ def test_a_finished_cell_is_taken_over(sources: Sources, tmp_path: Path) -> None
 
 
 def test_a_cell_that_was_cut_off_after_training_is_measured_without_training_again(
-    sources: Sources, tmp_path: Path
+    sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run_job(job(sources), tmp_path)
     (tmp_path / "result.json").unlink()
     log = (tmp_path / "run" / "training.jsonl").read_text()
+    monkeypatch.setattr("lowpeft.reproduce.job._peak_mb", lambda job: 1.0)
     again = run_job(job(sources), tmp_path)
     assert (tmp_path / "run" / "training.jsonl").read_text() == log
     assert again.figures == first.figures
+    assert again.peak_mb == first.peak_mb > 1
 
 
 @pytest.mark.parametrize("change", ["seed", "ensemble", "data", "recipe", "weights"])

@@ -269,7 +269,7 @@ def training_cost() -> str:
     results = results_of("finetuning")
 
     def row(each: Any) -> list[str]:
-        cost, peak = results["cost"][each["row"]], fmean(o["peak_mb"] for o in each["outcomes"])
+        cost, peak = results["cost"][each["row"]], max(o["peak_mb"] for o in each["outcomes"])
         times = [f"{cost['seconds_per_step']:.2f}", f"{cost['of_full']:.2f}"]
         return [each["row"], f"{each['outcomes'][0]['trained']:,}", *times, f"{peak:.0f}"]
 

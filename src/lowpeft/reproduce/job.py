@@ -25,7 +25,7 @@ from ..stereo_model import StereoModel
 from ..training import build_model, train
 from ..version import version
 
-RESULT = "result.json"
+RESULT, PEAK = "result.json", "peak.json"
 MEAN = "PSNR (L+R)/2"
 """The column of the protocol that the paper's figures are."""
 ENSEMBLE, SAME_VIEW = "ensemble ", "same view "
@@ -145,19 +145,18 @@ def run_job(job: Job, folder: Path) -> Outcome:
         raise LowpeftError(
             f"{job.weights} is a {found[0]} x{found[1]}, but row {job.row!r} is for {job.network} x{job.scale}"
         )
-    model, facts = backbone.module, {"trained": 0, "seconds": 0.0}
+    model, facts = backbone.module, {"trained": 0, "seconds": 0.0, "peak_mb": _peak_mb(job)}
     device = torch.device(job.device)
     if job.recipe is not None:
         model = build_model(backbone, job.recipe).to(device)
         facts = _train(model, job.recipe.training, job, backbone, folder)
-    peak_mb = torch.cuda.max_memory_allocated(device) / MB if device.type == "cuda" else _peak_of_process_mb()
     model = model.to(device).eval()
     total = sum(p.numel() for p in model.parameters())
     outcome = Outcome(
         row=job.row,
         seed=job.seed,
         frozen=total - int(facts["trained"]),
-        peak_mb=round(peak_mb, 1),
+        peak_mb=round(facts["peak_mb"], 1),
         figures={name: _measure(model, job, backbone, name, path) for name, path in job.tests},
         trained=int(facts["trained"]),
         seconds=round(facts["seconds"], 2),
@@ -185,7 +184,11 @@ def _train(model: Any, settings: TrainSettings, job: Job, backbone: Backbone, fo
             resume=True,
             report=lambda step: advance(f"loss {step.loss:.4f}"),
         )
-    return {"trained": done.parameters, "seconds": done.seconds}
+    peak = folder / PEAK
+    if done.resumed_at < done.steps or not peak.exists():  # a process that only measures has another peak
+        _write(peak, {"peak_mb": _peak_mb(job)})
+    peak_mb = json.loads(peak.read_text(encoding="utf-8"))["peak_mb"]
+    return {"trained": done.parameters, "seconds": done.seconds, "peak_mb": peak_mb}
 
 
 def _measure(model: Any, job: Job, backbone: Backbone, name: str, path: Path) -> dict[str, float]:
@@ -212,8 +215,10 @@ def _listing(folder: Path) -> str:
     return hashlib.sha256(json.dumps(files).encode(), usedforsecurity=False).hexdigest()[:16]
 
 
-def _peak_of_process_mb() -> float:
-    """Resident memory at its highest."""
+def _peak_mb(job: Job) -> float:
+    """The most memory that was taken so far: of the device on CUDA, of the process elsewhere."""
+    if torch.device(job.device).type == "cuda":
+        return torch.cuda.max_memory_allocated(job.device) / MB
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MB
 
