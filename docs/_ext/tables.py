@@ -385,6 +385,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "anchors": anchors,
     "api": api,
     "cli": cli,
+    "cost": training_cost,
     "ensemble": measured("ensemble"),
     "experiments": experiments,
     "families": families,
@@ -398,9 +399,8 @@ GENERATED: dict[str, Callable[[], str]] = {
     "published": published,
     "recipes": recipes,
     "sites": sites,
-    "stereo-start": stereo_start,
+    "starts": stereo_start,
     "strips": measured("strips"),
-    "training-cost": training_cost,
 }
 
 
