@@ -284,11 +284,11 @@ def stereo_start() -> str:
     def row(start: str) -> list[str]:
         runs = [run for run in results["runs"] if run["start"] == start]
 
-        def over_adapters(key: str, when: str) -> str:
-            return with_spread([a[key] for run in runs for a in run[f"attention_{when}"]], digits=1)
+        def peak(when: str) -> str:
+            return with_spread([a["peak_over_even"] for run in runs for a in run[f"attention_{when}"]], digits=1)
 
         gains = [with_spread([run[key] for run in runs], sign="+") for key in ("over_frozen_db", "from_other_view_db")]
-        return [start, *(over_adapters("peak_over_even", when) for when in ("before", "after")), *gains]
+        return [start, peak("before"), peak("after"), *gains]
 
     head = ["start", "peak before", "peak after", "over frozen, dB", "from the other view, dB"]
     return f"{table(head, map(row, ('random', 'sharp')))}\n\n{made_by(results)}"

@@ -64,7 +64,6 @@ def push_to_hub(  # noqa: PLR0913  (what a repository needs)
             is_new = _create(api, repo_id, private)
             if revision is not None:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
-            (folder / CARD).write_text(model_card(adapter.config, adapter.size_bytes, repo_id), encoding="utf-8")
             if not is_new and edited_card != "replace" and _card_was_edited(api, repo_id, revision):
                 if edited_card is None:
                     raise AdapterError(
@@ -72,6 +71,8 @@ def push_to_hub(  # noqa: PLR0913  (what a repository needs)
                         "edited_card='keep' leaves it as it is, edited_card='replace' writes a new one"
                     )
                 (folder / CARD).unlink()
+            else:
+                (folder / CARD).write_text(model_card(adapter.config, adapter.size_bytes, repo_id), encoding="utf-8")
             commit = api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,

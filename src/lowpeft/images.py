@@ -139,8 +139,6 @@ def write_image(image: torch.Tensor, path: str | os.PathLike[str]) -> None:
     Raises:
         DataError: the image is not (3, H, W) of such values, the suffix is unknown, or the place cannot be written.
     """
-    from PIL import Image
-
     path = Path(path)
     if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
         raise DataError(f"expected an image (3, H, W) to write to {path}, got shape {tuple(image.shape)}")
@@ -150,10 +148,34 @@ def write_image(image: torch.Tensor, path: str | os.PathLike[str]) -> None:
             f"cannot tell the image format of {path} from its suffix {path.suffix!r}{hint}; "
             f"known: {', '.join(sorted(_WRITERS))}"
         )
+    _save(as_picture(image), path)
+
+
+def as_picture(image: torch.Tensor) -> Image:
+    """An image (3, H, W), uint8 or as `to_uint8` takes it, for Pillow.
+
+    Raises:
+        DataError: as `to_uint8`.
+    """
+    from PIL import Image
+
     pixels = eight_bit(image)
     buffer = bytearray(pixels.numel())
     torch.frombuffer(buffer, dtype=torch.uint8).copy_(pixels.permute(1, 2, 0).reshape(-1))
-    _save(Image.frombytes("RGB", (pixels.shape[2], pixels.shape[1]), buffer), path)
+    return Image.frombytes("RGB", (pixels.shape[2], pixels.shape[1]), buffer)
+
+
+def make_folder(folder: str | os.PathLike[str]) -> Path:
+    """A folder for results, made where there is none.
+
+    Raises:
+        DataError: it cannot be made.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot make the folder {folder}: {error.strerror or error}") from error
+    return Path(folder)
 
 
 def _save(picture: Image, path: Path) -> None:

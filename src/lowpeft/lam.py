@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from .attach import DIFFERENTIABLE_IN_TRAINING_ONLY, original_class
 from .backbones import Backbone
 from .errors import DataError, did_you_mean
-from .inference.network import run_scaled, size
+from .inference.network import in_eval_mode, run_scaled, size
 from .padding import pad_to_multiple
 
 View = Literal["left", "right"]
@@ -316,22 +316,19 @@ def _detected(model: nn.Module, inputs: tuple[Tensor, ...], backbone: Backbone, 
 @contextmanager
 def _differentiable(model: nn.Module) -> Iterator[None]:
     """The model in eval mode with gradients for its inputs alone; modes and flags are put back."""
-    modes = {m: m.training for m in model.modules()}
     flags = {p: p.requires_grad for p in model.parameters()}
-    try:
-        model.eval()
-        for module in modes:
-            if original_class(module).__name__ in DIFFERENTIABLE_IN_TRAINING_ONLY:
-                module.training = True
-        for parameter in flags:
-            parameter.requires_grad_(False)
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
+    with in_eval_mode(model):
+        try:
+            for module in model.modules():
+                if original_class(module).__name__ in DIFFERENTIABLE_IN_TRAINING_ONLY:
+                    module.training = True
+            for parameter in flags:
+                parameter.requires_grad_(False)
+            with torch.inference_mode(False), torch.enable_grad():
+                yield
+        finally:
+            for parameter, flag in flags.items():
+                parameter.requires_grad_(flag)
 
 
 def _check_views(left: Tensor, right: Tensor | None, backbone: Backbone, settings: LamSettings) -> None:

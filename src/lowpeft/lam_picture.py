@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .images import to_uint8
+from .images import as_picture
 from .lam import Attribution
 
 VIEW_PX, MARGIN_PX, TEXT_PX, LINE_PX = 480, 12, 14, 18
@@ -53,7 +53,7 @@ def draw_attributions(
         for column, (title, image) in enumerate(panels):
             x, y = MARGIN_PX + column * column_px, MARGIN_PX + row * row_px
             draw.text((x, y), title, fill="black", font=font)
-            sheet.paste(_image(image).resize((width, height), Image.Resampling.NEAREST), (x, y + LINE_PX))
+            sheet.paste(as_picture(image).resize((width, height), Image.Resampling.NEAREST), (x, y + LINE_PX))
             if column == outlined:
                 left, upper = (p * enlarge / scale for p in (patch.x_px, patch.y_px))
                 side = patch.side_px * enlarge / scale
@@ -79,7 +79,3 @@ def _remark(attribution: Attribution, index: int) -> str:
         return ": exactly 0"
     ratio = max(peaks) / peaks[index]
     return f" (largest is 1/{ratio:{'.3g' if ratio < 100 else ',.0f'}} of the other view's)" if ratio > 1 else ""
-
-
-def _image(view: Tensor) -> Image.Image:
-    return Image.fromarray(to_uint8(view).permute(1, 2, 0).contiguous().numpy())

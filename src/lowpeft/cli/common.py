@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import tomllib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..backbones import Backbone, load_backbone
-from ..errors import DataError, LowpeftError
+from ..errors import LowpeftError
 from ..inference import Tiling
 from ..recipes import bundled
 
@@ -77,20 +76,6 @@ def add_inference(sub: argparse.ArgumentParser) -> None:
 def tiling(options: argparse.Namespace) -> Tiling:
     """How images are cut, by `--memory-mb`."""
     return Tiling(memory_mb=options.memory_mb)
-
-
-def new_folder(name: str) -> Path:
-    """A folder for results, made where there is none.
-
-    Raises:
-        DataError: It cannot be made.
-    """
-    folder = Path(name)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot make the folder {folder}: {error.strerror}") from error
-    return folder
 
 
 def add_recipe(sub: argparse.ArgumentParser) -> None:

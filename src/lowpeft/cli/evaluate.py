@@ -16,6 +16,7 @@ from ..backbones import Backbone
 from ..data import Example, Scene, find_scenes, load_example
 from ..errors import LowpeftError
 from ..files import load_adapter
+from ..images import make_folder
 from ..inference import DEFAULT_WINDOW_PX, local_pooling
 from ..metrics import PROTOCOLS, Protocol, get_protocol
 from ..version import version
@@ -27,7 +28,6 @@ from .common import (
     backbone,
     device,
     new_command,
-    new_folder,
     tiling,
 )
 
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> None:
     base = backbone(options) if options.weights else None
     scale = _scale(options, base)
     scenes = find_scenes(options.data, scale=scale, lr_folder=options.lr, views=protocol.views)
-    out = new_folder(options.out) if options.out else None
+    out = make_folder(options.out) if options.out else None
     reports = []
     if options.bicubic:
         reports.append(_bicubic(options, scenes, scale, protocol, None if base else out))

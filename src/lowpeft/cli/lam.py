@@ -20,7 +20,7 @@ from ..files import load_adapter, read_adapter
 from ..lam import PUBLISHED, Attribution, LamSettings, Patch, View, as_table, attribute, chunks
 from ..model import disabled
 from ..version import version
-from .common import add_device, add_weights, backbone, device, new_command, new_folder
+from .common import add_device, add_weights, backbone, device, new_command
 
 
 def add_to(commands: Any) -> None:
@@ -61,7 +61,7 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Read, attribute, print, write."""
-    from ..images import read_image, to_float
+    from ..images import make_folder, read_image, to_float
     from ..lam_picture import draw_attributions
 
     if options.revision is not None and options.adapter is None:
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
     paths = [options.left] if options.right is None else [options.left, options.right]
     views = [to_float(read_image(path)) for path in paths]
     base = backbone(options)
-    folder = new_folder(options.out)
+    folder = make_folder(options.out)
     columns = _attributions(options, base, views, patch, settings)
     print(as_table(columns))
     record = json.dumps(_record(options, base, patch, settings, columns), indent=2)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import DataError, LowpeftError
 from ..files import load_adapter
 from ..stereo_model import StereoModel
-from .common import add_device, add_inference, add_weights, backbone, device, new_command, new_folder, tiling
+from .common import add_device, add_inference, add_weights, backbone, device, new_command, tiling
 
 
 def add_to(commands: Any) -> None:
@@ -38,7 +38,7 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Read, enlarge, write."""
-    from ..images import read_image, to_float, write_image
+    from ..images import make_folder, read_image, to_float, write_image
     from ..inference import is_out_of_memory, super_resolve
     from ..progress import progress
 
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
     names = [f"{Path(p).stem}_x{base.scale}.png" for p in paths]
     if len(set(names)) < len(paths):
         raise DataError(f"both views would be written to {names[0]}: give them different file names")
-    folder = new_folder(options.out)
+    folder = make_folder(options.out)
     model = load_adapter(base, options.adapter, revision=options.revision).to(device(options.device))
     if isinstance(model, StereoModel) and options.right is None:
         raise DataError(f"the adapter {options.adapter} makes a stereo model: give it two views, left and right")

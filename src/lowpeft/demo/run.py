@@ -23,7 +23,7 @@ from ..data import Crops, Scene, find_scenes, load_example
 from ..errors import DataError, LowpeftError
 from ..evaluate import Comparison, compare
 from ..files import save_adapter
-from ..images import to_uint8, write_image
+from ..images import make_folder, to_uint8, write_image
 from ..model import summary
 from ..progress import progress
 from ..recipes import TrainSettings
@@ -31,7 +31,7 @@ from ..training import train
 from ..version import version
 from .network import demo_backbone
 from .picture import draw_comparison
-from .scenes import make_folder, write_scenes
+from .scenes import write_scenes
 from .verify import outputs_digest
 
 TRAIN_SCENES, TEST_SCENES = 24, 4

@@ -23,14 +23,13 @@ import os
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 
 from lowpeft.demo.layers import LEFT, MAX_DISPARITY_PX, RIGHT, Layer, Outline, Plane, photograph, render
 from lowpeft.errors import DataError
-from lowpeft.images import write_image
+from lowpeft.images import make_folder, write_image
 
 Split = Literal["train", "test"]
 
@@ -115,19 +114,6 @@ def write_scenes(
         scene = make_scene(seed, split=split, size_px=size_px)
         write_image(scene.left, folder / f"{split}_{seed:04d}_L.png")
         write_image(scene.right, folder / f"{split}_{seed:04d}_R.png")
-
-
-def make_folder(folder: str | os.PathLike[str]) -> Path:
-    """A folder, made where there is none.
-
-    Raises:
-        DataError: it cannot be made.
-    """
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot make the folder {folder}: {error.strerror or error}") from None
-    return Path(folder)
 
 
 # ----------------------------------------------------------------------------------------------------- composition

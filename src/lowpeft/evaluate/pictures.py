@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..data import Example
 from ..errors import DataError
-from ..images import bicubic_upscale, eight_bit, to_float, to_uint8
+from ..images import as_picture, bicubic_upscale, eight_bit, to_float, to_uint8
 from ..metrics import psnr
 
 PATCH_PX, ENLARGE, MARGIN_PX, TEXT_PX = 48, 5, 12, 16
@@ -62,7 +62,7 @@ def _sheet(hr: Tensor, images: list[Tensor], labels: list[str], note: str) -> Im
     (y, x), px = _most_wrong(images[0], hr), min(PATCH_PX, *hr.shape[1:])
     side = PATCH_PX * ENLARGE
     across = len(images) * side + (len(images) - 1) * MARGIN_PX
-    whole = _picture(hr).resize((across, round(across * hr.shape[1] / hr.shape[2])))
+    whole = as_picture(hr).resize((across, round(across * hr.shape[1] / hr.shape[2])))
     width, top = whole.width + 2 * MARGIN_PX, whole.height + 2 * MARGIN_PX
     sheet = Image.new("RGB", (width, top + side + 4 * TEXT_PX + MARGIN_PX), "white")
     draw = ImageDraw.Draw(sheet)
@@ -74,7 +74,7 @@ def _sheet(hr: Tensor, images: list[Tensor], labels: list[str], note: str) -> Im
     for i, (label, image) in enumerate(zip(labels, images, strict=True)):
         column = MARGIN_PX + i * (side + MARGIN_PX)
         patch = image[:, y : y + px, x : x + px]
-        sheet.paste(_picture(patch).resize((side, side), Image.Resampling.NEAREST), (column, top))
+        sheet.paste(as_picture(patch).resize((side, side), Image.Resampling.NEAREST), (column, top))
         draw.text((column, top + side + 4), label, fill="black", font=font)
     draw.text((MARGIN_PX, top + side + 2 * TEXT_PX), note, fill="gray", font=font)
     return sheet
@@ -86,7 +86,3 @@ def _most_wrong(bicubic: Tensor, hr: Tensor) -> tuple[int, int]:
     error = F.avg_pool2d((to_float(bicubic) - to_float(hr)).square()[None], px, stride=4).sum((0, 1))
     index = int(torch.argmax(error))
     return 4 * (index // error.shape[1]), 4 * (index % error.shape[1])
-
-
-def _picture(view: Tensor) -> Image.Image:
-    return Image.fromarray(view.permute(1, 2, 0).contiguous().numpy())
