@@ -9,9 +9,11 @@ stereo = lowpeft.load_adapter(model, "my-adapter")
 """
 
 from .api import adapt, inject_spatial_adapters, wrap_stereo
-from .backbones import Backbone, load_backbone
+from .backbones import load_backbone
 from .conversion import convert_adapter, swin2sr_from_transformers, swin2sr_to_transformers
+from .describe import describe
 from .errors import AdapterError, DataError, LowpeftError, PlanError, TrainingError
+from .facts import Backbone
 from .families import Branch, Family, Place, register_family
 from .files import load_adapter, read_adapter, save_adapter
 from .hub import push_to_hub
@@ -43,8 +45,8 @@ from .model import (
 from .planning import Plan, plan
 from .recipes import Recipe, TrainSettings, load_recipe
 from .sites import Site
-from .stereo_model import StereoModel
 from .version import version as _version
+from .views import MultiViewModel, StereoModel
 
 __version__ = _version()
 
@@ -61,6 +63,7 @@ __all__ = [
     "LoRAConfig",
     "LowpeftError",
     "MergeReport",
+    "MultiViewModel",
     "Place",
     "Plan",
     "PlanError",
@@ -80,6 +83,7 @@ __all__ = [
     "adapter_state_dict",
     "check_trainable",
     "convert_adapter",
+    "describe",
     "disabled",
     "inject",
     "inject_spatial_adapters",

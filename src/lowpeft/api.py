@@ -14,7 +14,7 @@ from .kinds.spatial import Placement
 from .patterns import Patterns
 from .planning import plan
 from .recipes import Recipe
-from .stereo_model import StereoModel
+from .views import StereoModel
 
 
 def adapt(

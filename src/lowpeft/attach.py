@@ -12,7 +12,7 @@ What the subclass changes, by `Facets`:
 * `tensors`: reading one of these parameters as an attribute gives W + ΔW, for every reader of the attribute;
 * `root`: `train()` leaves the frozen base in eval mode;
 * `live_input`: the root's input requires a gradient, without which reentrant checkpointing would cut off what it runs;
-* `views`: the root takes `PairedViews` only, while an adapter below pairs neighbours in the batch.
+* `views`: the root takes `ViewBatch` only, while an adapter below pairs neighbours in the batch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import copyreg
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +31,7 @@ from .errors import PlanError
 from .families import SLOT, get_branch
 from .kinds import Adapter, Attachment, FeatureAdapter, WeightAdapter
 from .layouts import Layout, Size, find_size, square_size, to_rows
-
-RECORD = "_lowpeft_record"
-"""The attribute of an adapted root module that says what was changed."""
+from .views import ViewBatch
 
 ROW_CHUNK_BYTES = 64 * 2**20
 """Without gradients, features larger than this are adapted some rows at a time, which bounds the memory above them."""
@@ -42,15 +40,6 @@ ROW_CHUNK_BYTES = 64 * 2**20
 DIFFERENTIABLE_IN_TRAINING_ONLY = frozenset({"PLKConv2d", "RectSparsePLKConv2d"})
 """Layers (of PLKSR) without statistics or randomness whose eval forward writes in place, which autograd refuses; in
 training mode they compute the same. They alone follow `train()` in a frozen base."""
-
-
-class PairedViews(NamedTuple):
-    """N pairs as one batch, left and right of each pair next to each other: what a stereo-adapted backbone takes.
-
-    Neighbours stay together where a network (or DataParallel) runs its batch in parts.
-    """
-
-    batch: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,7 +279,7 @@ def _live_input_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
 
 def _views_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if args and isinstance(args[0], PairedViews):
+        if args and isinstance(args[0], ViewBatch):
             return inner(self, args[0].batch, *args[1:], **kwargs)
         if any(
             isinstance(p, FeatureAdapter) and p.pairs_views and p.active for _, _, s in slots(self) for p in s.pieces()

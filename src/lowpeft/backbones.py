@@ -3,48 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from .checkpoints import State, read_checkpoint, unwrapped
+from .describe import family_facts
 from .errors import LowpeftError, did_you_mean
+from .facts import Backbone
 from .families import recognise
-
-
-@dataclass(frozen=True, kw_only=True)
-class Backbone:
-    """A pre-trained network and its facts.
-
-    Attributes:
-        module: The trainable network, in eval mode. Never an inference wrapper.
-        architecture: Its name, as the checkpoint reader calls it.
-        family: lowpeft's family, None where there is none (then its stages are found by running it).
-        scale: Output sides over input sides; of the task that is chosen, or the largest, in a network for several.
-        value_range: Lowest and highest value of images in and out of the module; `lowpeft.super_resolve` and the
-            commands take and give 0..1 whatever it is.
-        size_multiple: Sides that the network takes without padding are multiples of this.
-        channels: Of input images, without the further maps that some networks take (DRUNet's noise level).
-        fixed_px: The only side, in pixels, of the square images that the module takes (IPT's 48); None for any size.
-        tasks: What the checkpoint can do, in a network for several tasks; empty otherwise.
-    """
-
-    module: nn.Module
-    architecture: str
-    family: str | None
-    scale: int
-    value_range: tuple[float, float]
-    size_multiple: int
-    channels: int
-    fixed_px: int | None = None
-    tasks: tuple[str, ...] = ()
-
-    @property
-    def parameters(self) -> int:
-        """How many parameters the network has."""
-        return sum(p.numel() for p in self.module.parameters())
 
 
 def load_backbone(path: str | Path, *, task: str | None = None, allow_half: bool = False) -> Backbone:
@@ -106,7 +72,6 @@ def _edt(state: State, task: str | None) -> Backbone:
         architecture="EDT",
         family="edt",
         scale=max(map(module.scale, module.config.tasks)),
-        value_range=(0.0, 1.0),
         size_multiple=module.size_multiple,
         channels=3,
         tasks=tasks if len(tasks) > 1 else (),
@@ -121,9 +86,9 @@ def _spandrel(state: State, task: str | None) -> Backbone:
     descriptor = load(state)
     module = descriptor.model.eval()
     found = recognise(module)
-    facts: dict[str, Any] = {"scale": descriptor.scale, "value_range": (0.0, 1.0)}
-    if found and found.family.rgb_range:
-        facts["value_range"] = (0.0, float(module.rgb_range))
+    own = family_facts(module, found)
+    facts: dict[str, Any] = {name: own[name] for name in ("value_range", "fixed_px", "output") if name in own}
+    facts["scale"] = descriptor.scale
     if found and found.family.name == "ipt":
         facts |= _choose_ipt_task(module, task)
     elif task is not None:

@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .attach import RECORD, original_class
+from .attach import original_class
 from .errors import AdapterError
 from .families import base_parameters, recognise
 from .families.swinir import SWIN2SR, SWIN2SR_TRANSFORMERS
@@ -37,7 +37,8 @@ from .files import AdapterFile, read_adapter, save_adapter
 from .fingerprint import Fingerprint, compare, fingerprint
 from .injection import inject, restore
 from .model import load_adapter_state_dict
-from .planning import backbone_of, plan_sites
+from .planning import plan_sites
+from .record import RECORD, root_of
 from .sites import Site, site_key
 
 OFFICIAL, TRANSFORMERS = 0, 1  # the sides of a row
@@ -255,7 +256,7 @@ def convert_adapter(source: str | Path, destination: str | Path, base: object) -
         PlanError: `base` is no network.
     """
     adapter = read_adapter(source)
-    root = backbone_of(base)
+    root = root_of(base)
     side = _check_layouts(adapter, root)
     pairs = _pairs(dict(base_parameters(root)), 1 - side)
     problems = compare(adapter.base, _renamed_fingerprint(root, side, adapter.base.model))

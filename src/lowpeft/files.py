@@ -28,12 +28,13 @@ from .card import model_card
 from .errors import AdapterError, LowpeftError
 from .families import base_parameters
 from .fingerprint import Fingerprint, compare, digest, digests, fingerprint, fingerprint_from_dict
-from .injection import inject, record_of, restore, unwrap
+from .injection import inject, restore
 from .kinds import Attachment
 from .layouts import Layout
 from .model import adapter_state_dict, load_adapter_state_dict, only_name, tensor_problems
-from .planning import Plan, backbone_of, plan_sites
+from .planning import Plan, plan_sites
 from .recipes import Recipe, config_from_dict, config_to_dict, recipe_from_dict, recipe_to_dict
+from .record import record_of, root_of, unwrap
 from .sites import Site, build, count_parameters, site_key
 from .version import version
 
@@ -286,14 +287,14 @@ def load_adapter(
         PlanError: The adapter cannot be attached; the model is as it was.
     """
     adapter = read_adapter(_folder(folder_or_repo_id, revision))
-    root = backbone_of(model)
+    root = root_of(model)
     problems = compare(adapter.base, fingerprint(root))
     if problems and not force:
         raise AdapterError(
             f"the adapter {str(folder_or_repo_id)!r} belongs to another base (force=True attaches it all the same):",
             problems=problems,
         )
-    plan = plan_sites(root, adapter.recipe, adapter.sites, name=name, measure=bool(problems))
+    plan = plan_sites(model, adapter.recipe, adapter.sites, name=name, measure=bool(problems))
     adapted = inject(model, plan)
     try:
         load_adapter_state_dict(adapted, adapter.tensors, name=name)

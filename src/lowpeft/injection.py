@@ -6,71 +6,20 @@ Everything that an adapted model needs to be put back is in one `Record` on the 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import nn
 
-from .attach import RECORD, Slot, facets_of, set_facets, slot_of, slots
-from .errors import PlanError, did_you_mean
-from .families import SLOT, base_modules, base_parameters, family_output
-from .fingerprint import Fingerprint, digests, fingerprint
+from .attach import Slot, facets_of, set_facets, slot_of, slots
+from .facts import Facts
+from .families import SLOT, base_modules, base_parameters
+from .fingerprint import digests, fingerprint
 from .kinds import Adapter
-from .planning import Plan, backbone_of
+from .planning import Plan
+from .record import RECORD, Record, check_name, record_of, root_of, unwrap
 from .sites import Site, build
-from .stereo_model import StereoModel
-
-
-@dataclass
-class Record:
-    """What was changed on a model, and what it was before.
-
-    Attributes:
-        requires_grad: Paths of the base's parameters that required gradients before.
-        training: Paths of the base's modules that were in training mode before.
-        base: Fingerprint of the base when the first adapter was attached.
-        digests: Of every base tensor at that time, so that a base that was written since is noticed.
-        plans: By adapter name, in the order of attachment.
-    """
-
-    requires_grad: frozenset[str]
-    training: frozenset[str]
-    base: Fingerprint
-    digests: dict[str, str]
-    plans: dict[str, Plan] = field(default_factory=dict)
-
-
-def unwrap(model: object) -> nn.Module:
-    """The module that carries the record: below a StereoModel, DataParallel, DDP or torch.compile wrapper.
-
-    Raises:
-        PlanError: `model` is no module, or holds no adapters.
-    """
-    module = backbone_of(model)
-    if RECORD in module.__dict__:
-        return module
-    holders = [m for m in module.modules() if RECORD in m.__dict__]
-    if len(holders) != 1:
-        found = "no adapters" if not holders else f"{len(holders)} adapted networks; pass one of them"
-        raise PlanError(f"{type(model).__name__} holds {found}")
-    return holders[0]
-
-
-def record_of(root: nn.Module) -> Record:
-    """The record of an adapted root module."""
-    record: Record = root.__dict__[RECORD]
-    return record
-
-
-def check_name(root: nn.Module, name: str) -> None:
-    """Refuse a name that no attached adapter has.
-
-    Raises:
-        PlanError: Saying which are attached.
-    """
-    known = record_of(root).plans
-    if name not in known:
-        raise PlanError(f"no adapter named {name!r}; attached: {', '.join(known)}{did_you_mean(name, known)}")
+from .views import StereoModel
 
 
 def pieces(root: nn.Module, name: str | None = None) -> list[tuple[str, str, Adapter]]:
@@ -108,11 +57,11 @@ def inject(model: object, plan: Plan) -> nn.Module:
     Raises:
         PlanError: The adapters cannot be built; the model is as it was.
     """
-    root = backbone_of(model)
+    root = root_of(model)
     modules = dict(base_modules(root))
     built = [(modules[s.path], s, _new_adapter(root, modules[s.path], s)) for s in plan.sites]
     first = RECORD not in root.__dict__
-    record = _record(root) if first else record_of(root)
+    record = _record(root, plan.facts) if first else record_of(root)
     mode = root.training if first else any(p.training for _, _, p in pieces(root))
     root.__dict__[RECORD] = record
     record.plans[plan.name] = plan
@@ -128,7 +77,7 @@ def inject(model: object, plan: Plan) -> nn.Module:
     root.train(mode)
     if isinstance(model, StereoModel):
         return model
-    return StereoModel(root, output=family_output(plan.family)) if facets_of(root).views else root
+    return StereoModel(root, output=plan.facts.output) if facets_of(root).views else root
 
 
 def _set_root_facets(root: nn.Module, record: Record) -> None:
@@ -159,9 +108,10 @@ def _new_adapter(root: nn.Module, module: nn.Module, site: Site) -> Adapter:
     return adapter if tensor is None else adapter.to(tensor.device)
 
 
-def _record(root: nn.Module) -> Record:
+def _record(root: nn.Module, facts: Facts) -> Record:
     tensors = digests(root)
     return Record(
+        facts=facts,
         requires_grad=frozenset(path for path, p in base_parameters(root) if p.requires_grad),
         training=frozenset(path for path, m in base_modules(root) if m.training),
         base=fingerprint(root, tensors),

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attach import DIFFERENTIABLE_IN_TRAINING_ONLY, original_class
-from .backbones import Backbone
 from .errors import DataError, did_you_mean
+from .facts import Backbone
 from .inference.network import in_eval_mode, run_scaled, size
 from .padding import pad_to_multiple
 

@@ -14,11 +14,13 @@ from torch.func import functional_call
 
 from .attach import adapted_weight, original_class, slots
 from .errors import AdapterError, PlanError, did_you_mean
+from .facts import Facts
 from .families import SLOT
-from .injection import check_name, drop_merged, pieces, record_of, unwrap
+from .injection import drop_merged, pieces
 from .kinds import Adapter, WeightAdapter
 from .probe import first_that_works
-from .stereo_model import StereoModel
+from .record import check_name, record_of, unwrap
+from .views import StereoModel
 
 
 def adapter_parameters(model: object, *, name: str | None = None) -> Iterator[tuple[str, nn.Parameter]]:
@@ -131,6 +133,7 @@ class Summary:
         trainable: Those that require gradients.
         by_kind: The adapters' parameters by kind.
         adapter_bytes: Size of the adapters' tensors.
+        facts: Facts of the network.
         stages: (adapter, stage or None, kind, sites, parameters) rows.
     """
 
@@ -139,6 +142,7 @@ class Summary:
     trainable: int
     by_kind: dict[str, int]
     adapter_bytes: int
+    facts: Facts
     stages: tuple[tuple[str, int | None, str, int, int], ...]
 
     @property
@@ -154,6 +158,8 @@ class Summary:
         )
         lines = [
             heading,
+            str(self.facts),
+            *(f"  {note}" for note in self.facts.notes),
             f"{'adapter':<12}  {'stage':>5}  {'kind':<10}  {'sites':>5}  {'parameters':>12}",
         ]
         lines += [
@@ -186,6 +192,7 @@ def summary(model: object) -> Summary:
         trainable=sum(p.numel() for p in root.parameters() if p.requires_grad),
         by_kind=by_kind,
         adapter_bytes=sum(t.numel() * t.element_size() for t in tensors),
+        facts=record_of(root).facts,
         stages=tuple((*key, sites, count) for key, (sites, count) in rows.items()),
     )
 
@@ -332,7 +339,7 @@ def check_trainable(model: nn.Module, *example: Tensor) -> None:
         raise PlanError("no parameter of the model requires a gradient")
     if not example:
         root = unwrap(model)
-        batch = first_that_works(root, lambda x: (x, root(x))[0])
+        batch = first_that_works(root, lambda twin, x: (x, twin(x))[0])
         example = (batch[:1], batch[1:]) if isinstance(model, StereoModel) else (batch,)
     flags = {m: m.training for m in model.modules()}
     try:

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from .attach import RECORD, Slot, original_class, slot_of, slots
-from .backbones import Backbone
+from .attach import Slot, original_class, slot_of, slots
+from .describe import facts_of
 from .errors import PlanError
+from .facts import Facts
 from .families import SLOT, base_parameters
 from .kinds import AdapterConfig
 from .probe import Observation, first_that_works, observe
 from .recipes import Recipe, load_recipe, override
+from .record import RECORD, root_of
 from .sites import Network, Site, check_branch, choose_sites
-from .stereo_model import StereoModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,8 @@ class Plan:
         name: The adapter's name.
         recipe: What was asked for.
         sites: Where the adapters go.
-        base_parameters: Of the frozen network.
+        base_parameters: Number of parameters of the frozen network.
+        facts: Facts of the network, given, known or measured.
     """
 
     model: str
@@ -40,6 +42,7 @@ class Plan:
     recipe: Recipe
     sites: tuple[Site, ...] = field(repr=False)
     base_parameters: int
+    facts: Facts = field(repr=False)
 
     @property
     def parameters(self) -> int:
@@ -52,6 +55,7 @@ class Plan:
             f"{self.recipe.name!r} on {self.model} ({self.family or 'no known family'}): {len(self.sites)} sites, "
             f"{self.parameters:,} trained of {self.base_parameters:,} frozen parameters ({share:.2f} %)"
         )
+        notes = [f"  {note}" for note in self.facts.notes]
         rows = [("kind", "stage", "site", "class", "shape", "parameters")]
         rows += [
             (
@@ -66,21 +70,7 @@ class Plan:
         ]
         widths = [max(len(r[i]) for r in rows) for i in range(6)]
         lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
-        return "\n".join([heading, *lines])
-
-
-def backbone_of(model: object) -> nn.Module:
-    """The module to adapt, from a module, a `StereoModel`, or a `Backbone`.
-
-    Raises:
-        PlanError: `model` is none of these.
-    """
-    inner = model.module if isinstance(model, Backbone) else model
-    inner = inner.backbone if isinstance(inner, StereoModel) else inner
-    if not isinstance(inner, nn.Module):
-        hint = "; a spandrel descriptor holds the trainable network in `.model`" if hasattr(model, "model") else ""
-        raise PlanError(f"lowpeft adapts a torch.nn.Module or a Backbone, not {type(model).__name__}{hint}")
-    return inner
+        return "\n".join([heading, str(self.facts), *notes, *lines])
 
 
 def plan(
@@ -102,7 +92,7 @@ def plan(
     Raises:
         PlanError: Anything at all that would keep the adapters from being attached.
     """
-    root = backbone_of(model)
+    root = root_of(model)
     wanted = override(load_recipe(recipe), overrides)
     if wanted.from_scratch:
         raise PlanError(
@@ -110,15 +100,16 @@ def plan(
             "`lowpeft train`"
         )
     network = Network(root)
+    facts = facts_of(model)
     sites = [site for config in wanted.adapters for site in choose_sites(network, config)]
-    return _checked_plan(network, name, wanted, sites)
+    return _checked_plan(network, name, wanted, sites, facts)
 
 
-def plan_sites(root: nn.Module, recipe: Recipe, sites: tuple[Site, ...], *, name: str, measure: bool = False) -> Plan:
+def plan_sites(model: object, recipe: Recipe, sites: tuple[Site, ...], *, name: str, measure: bool = False) -> Plan:
     """A plan from recorded sites (those of an adapter file), checked against a network.
 
     Args:
-        root: The network.
+        model: The network or `Backbone`.
         recipe: That the sites belong to.
         sites: Where the adapters go.
         name: Of the adapter.
@@ -128,6 +119,7 @@ def plan_sites(root: nn.Module, recipe: Recipe, sites: tuple[Site, ...], *, name
         PlanError: A module or parameter is not there or has another class or shape, or the adapters cannot be
             attached; the model is not changed.
     """
+    root = root_of(model)
     network = Network(root)
     problems = []
     for site in sites:
@@ -142,10 +134,10 @@ def plan_sites(root: nn.Module, recipe: Recipe, sites: tuple[Site, ...], *, name
         elif site.attachment.branch is not None:
             check_branch(network, site.path, site.attachment.branch)
     if not problems and measure:
-        problems = first_that_works(root, lambda example: _other_channels(sites, observe(root, example)))
+        problems = first_that_works(root, lambda twin, example: _other_channels(sites, observe(twin, example)))
     if problems:
         raise PlanError(f"the adapter does not fit this {original_class(root).__name__}:", problems=problems)
-    return _checked_plan(network, name, recipe, sites)
+    return _checked_plan(network, name, recipe, sites, facts_of(model))
 
 
 def _other_channels(sites: tuple[Site, ...], observed: dict[str, Observation]) -> list[str]:
@@ -160,7 +152,7 @@ def _other_channels(sites: tuple[Site, ...], observed: dict[str, Observation]) -
     return problems
 
 
-def _checked_plan(network: Network, name: str, recipe: Recipe, sites: Sequence[Site]) -> Plan:
+def _checked_plan(network: Network, name: str, recipe: Recipe, sites: Sequence[Site], facts: Facts) -> Plan:
     if not name.isidentifier() or not name.isascii():
         raise PlanError(f"an adapter's name must be letters, digits and underscores, not {name!r}")
     _refuse_conflicts(network, name, sites)
@@ -172,6 +164,7 @@ def _checked_plan(network: Network, name: str, recipe: Recipe, sites: Sequence[S
         recipe=recipe,
         sites=tuple(sites),
         base_parameters=sum(p.numel() for _, p in base_parameters(root)),
+        facts=facts,
     )
 
 

@@ -8,9 +8,9 @@ of the parameters. Anything else is refused with the candidates listed: a guess 
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -57,30 +57,25 @@ class Observation:
         return self.shape[self.layout.channel_dim if self.layout else -1]
 
 
-@contextmanager
-def evaluating(root: nn.Module) -> Iterator[None]:
-    """Run the base in eval mode, without adapters, gradients or a trace in the random state.
+def twin_of(root: nn.Module) -> nn.Module:
+    """A copy of a network, in eval mode and without adapters' effect, to run while others use the network.
 
-    Every attribute and every tensor is put back, because some networks (SPAN) rewrite weights when they run.
+    Networks that rewrite weights when they run (SPAN) or count calls do that to the copy.
+
+    Raises:
+        PlanError: The network cannot be copied.
     """
-    attributes = {module: dict(module.__dict__) for module in root.modules()}
-    held = [(t, t.data, t.detach().clone()) for t in (*root.parameters(), *root.buffers())]
+    # Tensors that are attributes and results of an operation (weight_norm's `weight`) cannot be copied as they are.
+    held = [v for m in root.modules() for v in m.__dict__.values() if isinstance(v, Tensor) and v.requires_grad]
     try:
-        for module in attributes:
-            module.training = False
-            if isinstance(module, Adapter):
-                module.enabled = False
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        for module, before in attributes.items():
-            module.__dict__.clear()
-            module.__dict__.update(before)
-        for tensor, data, copy in held:
-            if tensor.data_ptr() != data.data_ptr():
-                tensor.data = data
-            if not torch.equal(data, copy):
-                data.copy_(copy)
+        twin = copy.deepcopy(root, {id(t): t.detach().clone() for t in held if not t.is_leaf})
+    except Exception as error:
+        raise PlanError(f"{type(root).__name__} cannot be copied, so that it cannot be tried out: {error}") from error
+    for module in twin.modules():
+        module.training = False
+        if isinstance(module, Adapter):
+            module.enabled = False
+    return twin
 
 
 def examples(root: nn.Module, *, batch: int = BATCH) -> Iterator[Tensor]:
@@ -102,18 +97,19 @@ def examples(root: nn.Module, *, batch: int = BATCH) -> Iterator[Tensor]:
 Found = TypeVar("Found")
 
 
-def first_that_works(root: nn.Module, use: Callable[[Tensor], Found]) -> Found:
-    """What `use` gives for the first example on which the network runs and `use` raises no PlanError.
+def first_that_works(root: nn.Module, use: Callable[[nn.Module, Tensor], Found]) -> Found:
+    """What `use` gives for a twin of the network and the first example on which it runs and `use` raises no PlanError.
 
     Raises:
         PlanError: The network runs on no example (every failure is listed), or `use` refuses `MOST_RUNS` of them.
     """
+    twin = twin_of(root)
     refusals: list[PlanError] = []
     failures: list[str] = []
     for example in examples(root):
         try:
-            with evaluating(root):
-                return use(example)
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                return use(twin, example)
         except PlanError as error:
             refusals.append(error)
         except Exception as error:  # noqa: BLE001  (whatever the user's network raises means: not this size)
@@ -237,7 +233,7 @@ def probe_places(root: nn.Module) -> dict[str, tuple[FoundPlace, ...]]:
     Raises:
         PlanError: The network does not run, or its stages are not unambiguous; the candidates are shown.
     """
-    return first_that_works(root, lambda example: _places(root, observe(root, example)))
+    return first_that_works(root, lambda twin, example: _places(root, observe(twin, example)))
 
 
 def _places(root: nn.Module, observed: dict[str, Observation]) -> dict[str, tuple[FoundPlace, ...]]:

@@ -16,7 +16,7 @@ from .families import SLOT, FoundPlace, Place, Recognised, base_modules, find_pl
 from .kinds import Adapter, AdapterConfig, Attachment, FeatureAdapter, Kind, WeightAdapter, get_kind
 from .layouts import Layout
 from .patterns import Candidate, select
-from .probe import evaluating, first_that_works, observe, probe_places
+from .probe import first_that_works, observe, probe_places, twin_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +132,8 @@ def _measure(network: Network, paths: list[str], kind: Kind) -> dict[str, FoundP
     """The layout and channels of modules that no family names, from one run of the network."""
     pairs = kind.pairs_views
 
-    def look(example: Tensor) -> dict[str, FoundPlace]:
-        observed, found, problems = observe(network.root, example), {}, []
+    def look(twin: nn.Module, example: Tensor) -> dict[str, FoundPlace]:
+        observed, found, problems = observe(twin, example), {}, []
         for path in paths:
             seen = observed.get(path)
             if seen is None or seen.shape is None:
@@ -241,9 +241,10 @@ def check_branch(network: Network, path: str, branch: str) -> None:
     if key in network.checked_blocks:
         return
     arguments = get_branch(branch).example(block)
-    with evaluating(block):
-        own = original_class(block).forward(block, *arguments)
-        ours = get_branch(branch).forward(block, lambda features: None, *arguments)
+    twin = twin_of(block)
+    with torch.no_grad():
+        own = original_class(block).forward(twin, *arguments)
+        ours = get_branch(branch).forward(twin, lambda features: None, *arguments)
     if not torch.equal(own, ours):
         raise PlanError(
             f"{path} ({original_class(block).__module__}.{original_class(block).__name__}) does not compute what the "

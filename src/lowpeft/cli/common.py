@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from ..backbones import Backbone, load_backbone
+from ..backbones import load_backbone
 from ..errors import LowpeftError
+from ..facts import Backbone
 from ..inference import Tiling
 from ..recipes import bundled
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..backbones import Backbone
 from ..data import Example, Scene, find_scenes, load_example
 from ..errors import LowpeftError
+from ..facts import Backbone
 from ..files import load_adapter
 from ..images import make_folder
 from ..inference import DEFAULT_WINDOW_PX, local_pooling

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..backbones import Backbone
 from ..errors import DataError, LowpeftError
+from ..facts import Backbone
 from ..files import load_adapter, read_adapter
 from ..lam import PUBLISHED, Attribution, LamSettings, Patch, View, as_table, attribute, chunks
 from ..model import disabled

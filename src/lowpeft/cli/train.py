@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 from torch import nn
 
-from ..backbones import Backbone
 from ..data import Crops, Example, find_scenes, load_example, read_clean_crops
 from ..errors import LowpeftError
+from ..facts import Backbone
 from ..kinds import WeightAdapter, get_kind
 from ..model import disabled, summary
 from ..recipes import Recipe, TrainSettings, load_recipe, override

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import DataError, LowpeftError
 from ..files import load_adapter
-from ..stereo_model import StereoModel
+from ..views import StereoModel
 from .common import add_device, add_inference, add_weights, backbone, device, new_command, tiling
 
 

@@ -10,8 +10,8 @@ from importlib import resources
 
 from safetensors import safe_open
 
-from ..backbones import Backbone
 from ..errors import LowpeftError
+from ..facts import Backbone
 
 WEIGHTS = "demo_hat_x2.safetensors"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import nn
 
-from ..backbones import Backbone
 from ..data import Example
 from ..evaluate.pictures import draw_scene
+from ..facts import Backbone
 from ..images import to_float
 from ..inference import super_resolve
 from ..model import disabled

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 
 from ..api import adapt
-from ..backbones import Backbone
 from ..data import Crops, Scene, find_scenes, load_example
 from ..errors import DataError, LowpeftError
 from ..evaluate import Comparison, compare
+from ..facts import Backbone
 from ..files import save_adapter
 from ..images import make_folder, to_uint8, write_image
 from ..model import summary

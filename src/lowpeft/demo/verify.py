@@ -13,7 +13,7 @@ import sys
 import torch
 from torch import nn
 
-from ..backbones import Backbone
+from ..facts import Backbone
 from ..files import load_adapter
 from ..fingerprint import digest
 from ..images import read_image, to_float

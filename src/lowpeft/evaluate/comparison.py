@@ -9,12 +9,12 @@ from typing import Literal
 
 from torch import nn
 
-from ..backbones import Backbone
 from ..data import Example
 from ..errors import DataError
+from ..facts import Backbone
 from ..metrics import Column, Protocol, psnr
 from ..model import disabled
-from ..stereo_model import StereoModel
+from ..views import StereoModel
 from .measure import Upscale, by_bicubic, by_network, by_network_alone, measure
 from .report import aligned
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 
-from ..backbones import Backbone
 from ..data import Example
 from ..errors import DataError, LowpeftError
+from ..facts import Backbone
 from ..images import bicubic_upscale, eight_bit, to_float
 from ..inference import Tiling, is_out_of_memory, super_resolve
 from ..metrics import PROTOCOLS, Protocol, get_protocol

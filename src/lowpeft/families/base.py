@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -77,7 +77,8 @@ class Family:
         places: Where the sites are. Their order numbers the stages where several paths name the same place.
         output: The attribute of the network's output that holds the image, where it is not a tensor.
         branches: The family-specific forwards that places name.
-        rgb_range: The network takes and gives values 0..`module.rgb_range`, not 0..1.
+        facts: What a network of the family says of itself: values of `lowpeft.facts.Facts` by name, from the module.
+            What it leaves out is measured by running the network.
         source: Where the facts are from.
     """
 
@@ -87,7 +88,7 @@ class Family:
     places: tuple[Place, ...]
     output: str | None = None
     branches: tuple[Branch, ...] = ()
-    rgb_range: bool = False
+    facts: Callable[[Any], Mapping[str, Any]] | None = None
     source: str = ""
 
 
@@ -135,11 +136,6 @@ def register_family(family: Family) -> Family:
 def families() -> tuple[Family, ...]:
     """Every registered family, in the order of registration."""
     return tuple(_FAMILIES.values())
-
-
-def family_output(name: str | None) -> str | None:
-    """The attribute of the family's output that holds the image; None for networks that give the image itself."""
-    return _FAMILIES[name].output if name is not None else None
 
 
 def get_branch(name: str) -> Branch:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+from torch import nn
+
 from ..layouts import Layout
 from .base import Family, Place, PlaceName, register_family
 
@@ -27,9 +32,26 @@ NAFNET = register_family(
             _nchw("stage", "middle_blks", "0.conv3.weight"),
             _nchw("stage", "decoders.{stage}", "0.conv3.weight"),
         ),
+        facts=lambda network: {
+            "scale": 1,
+            "channels": network.intro.weight.shape[1],
+            "size_multiple": network.padder_size,
+        },
         source="arXiv 2204.04676",
     )
 )
+
+
+def _upscaler_facts(network: Any) -> dict[str, Any]:
+    """Scale from the pixel shuffles; a mean colour above 1 means 0..255, unless the network scales values itself."""
+    scale = math.prod(m.upscale_factor for m in network.tail.modules() if isinstance(m, nn.PixelShuffle))
+    first = next(m for m in network.head.modules() if isinstance(m, nn.Conv2d))
+    facts: dict[str, Any] = {"scale": scale, "channels": first.weight.shape[1], "size_multiple": 1}
+    mean = getattr(network.sub_mean, "bias", None)
+    if mean is not None and not hasattr(network, "rgb_range") and float(mean.detach().abs().max()) > 1:
+        facts["value_range"] = (0.0, 255.0)
+    return facts
+
 
 RCAN = register_family(
     Family(
@@ -45,6 +67,7 @@ RCAN = register_family(
             _nchw("stage", "body.{stage}.body", "0.body.0.weight"),
             _nchw("stage", "body.{stage}.conv", "weight"),
         ),
+        facts=_upscaler_facts,
         source="arXiv 1807.02758; the authors' and BasicSR's names",
     )
 )
@@ -63,6 +86,7 @@ EDSR = register_family(
             _nchw("stage", "body.{stage}.body", "0.weight"),
             _nchw("stage", "body.{stage}.conv2", "weight"),
         ),
+        facts=_upscaler_facts,
         source="arXiv 1707.02921; the authors' and BasicSR's names",
     )
 )

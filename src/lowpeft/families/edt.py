@@ -23,6 +23,12 @@ EDT = register_family(
             # EDT's groups have no convolution: the shortcut is added to residual_group's tokens.
             Place(name="stage", path=GROUP, channels="blocks.0.norm1.weight", layout=Layout.NLC),
         ),
+        facts=lambda network: {
+            "scale": max(map(network.scale, network.config.tasks)),
+            "channels": 3,
+            "size_multiple": network.size_multiple,
+            "tasks": network.config.tasks if len(network.config.tasks) > 1 else (),
+        },
         source="arXiv 2112.10175",
     )
 )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..layouts import Layout
 from .base import AddDelta, Branch, Family, Place, register_family
-from .swin import BLOCK, GROUP_CONV, beside_mlp, mlp_contribution
+from .swin import BLOCK, GROUP_CONV, beside_mlp, image_facts, mlp_contribution
 
 
 def hab_forward(
@@ -87,6 +87,7 @@ HAT = register_family(
             beside_mlp(BLOCK),
             GROUP_CONV,
         ),
+        facts=image_facts,
         branches=(Branch(name="hat.hab", forward=hab_forward, example=hab_example),),
         source="arXiv 2205.04437; placement as in ASteISR, arXiv 2407.03598",
     )

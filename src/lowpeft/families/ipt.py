@@ -26,7 +26,12 @@ IPT = register_family(
             _tokens("mlp", f"{DECODER}.linear2", "weight"),
             _tokens("stage", ENCODER, "linear2.weight"),
         ),
-        rgb_range=True,
+        facts=lambda network: {
+            "scale": network.scale[network.scale_idx],
+            "value_range": (0.0, float(network.rgb_range)),
+            "channels": 3,
+            "fixed_px": network.patch_size,
+        },
         source="arXiv 2012.00364",
     )
 )

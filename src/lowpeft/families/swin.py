@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..layouts import Layout
 from .base import Place
 
@@ -36,3 +38,12 @@ def post_norm(block: str, layout: Layout = Layout.NLC) -> tuple[Place, Place]:
         Place(name="attention", path=f"{block}.norm1", channels="weight", layout=layout),
         Place(name="mlp", path=f"{block}.norm2", channels="weight", layout=layout),
     )
+
+
+def image_facts(network: Any) -> dict[str, Any]:
+    """Facts that HAT, SwinIR and Swin2SR keep as attributes; sides are padded to the window by some copies only."""
+    return {
+        "scale": network.upscale,
+        "channels": network.conv_first.weight.shape[1],
+        "size_multiple": network.window_size,
+    }

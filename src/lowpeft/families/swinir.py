@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..layouts import Layout
 from .base import Family, Place, register_family
-from .swin import BLOCK, GROUP_CONV, beside_mlp, mlp_contribution, post_norm, window_attention
+from .swin import BLOCK, GROUP_CONV, beside_mlp, image_facts, mlp_contribution, post_norm, window_attention
 
 HF_BLOCK = "encoder.stages.{stage}.layers.{block}"
 
@@ -23,6 +23,7 @@ SWINIR = register_family(
             ),
         ),
         places=(window_attention(BLOCK), mlp_contribution(BLOCK), beside_mlp(BLOCK), GROUP_CONV),
+        facts=image_facts,
         source="arXiv 2108.10257",
     )
 )
@@ -33,6 +34,7 @@ SWIN2SR = register_family(
         title="Swin2SR",
         signature=(("layers.*.residual_group.blocks.*.attn.cpb_mlp", "layers.*.conv"),),
         places=(*post_norm(BLOCK), beside_mlp(BLOCK), GROUP_CONV),
+        facts=image_facts,
         source="arXiv 2209.11345",
     )
 )
@@ -53,6 +55,11 @@ SWIN2SR_TRANSFORMERS = register_family(
             ),
         ),
         output="reconstruction",
+        facts=lambda network: {
+            "scale": network.config.upscale,
+            "channels": network.config.num_channels,
+            "size_multiple": network.config.window_size,
+        },
         source="the transformers package, model type swin2sr",
     )
 )

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..backbones import Backbone
 from ..errors import DataError
-from ..families import family_output
-from ..stereo_model import StereoModel
+from ..facts import Backbone
+from ..views import StereoModel
 
 Views = tuple[Tensor, ...]
 
@@ -57,7 +56,7 @@ def run(model: nn.Module, views: Views, backbone: Backbone) -> Views:
             raise DataError("a stereo model takes two views, left and right")
         outputs = model(*inputs)
     else:
-        output, name = model(torch.cat(inputs)), family_output(backbone.family)
+        output, name = model(torch.cat(inputs)), backbone.output
         output = getattr(output, name) if name is not None else output
         outputs = output.chunk(len(views)) if isinstance(output, Tensor) else (output,)
     if not all(isinstance(o, Tensor) for o in outputs):

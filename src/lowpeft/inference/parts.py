@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from ..backbones import Backbone
 from ..errors import DataError
+from ..facts import Backbone
 from .memory import MB, SAFE_SHARE, most_that_fits, peak_bytes
 from .network import Views, run_scaled
 from .tiling import Crops, Tiling, strips

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from ..errors import PlanError
 from ..families import base_modules
-from ..planning import backbone_of
 from ..probe import first_that_works, observe
+from ..record import root_of
 
 RATIO = 1.5
 """Of window to training crop, as in NAFSSR."""
@@ -98,11 +98,11 @@ def local_pooling(model: nn.Module, window_px: int | tuple[int, int] = DEFAULT_W
     sides = (window_px, window_px) if isinstance(window_px, int) else window_px
     if min(sides) < 1:
         raise PlanError(f"a window of {sides[0]}x{sides[1]} px has no pixels")
-    root = backbone_of(model)
+    root = root_of(model)
     pools = {path: m for path, m in base_modules(root) if _is_global(m)}
     if not pools:
         raise PlanError("the network has no global average pool (nn.AdaptiveAvgPool2d(1)) that could be made local")
-    shares = first_that_works(root, lambda example: _shares(root, example, pools))
+    shares = first_that_works(root, lambda twin, example: _shares(twin, example, tuple(pools)))
     before = {path: (type(pool), dict(pool.__dict__)) for path, pool in pools.items()}
     try:
         for path, (down, across) in shares.items():
@@ -125,8 +125,8 @@ def _localise(pool: nn.Module, window: tuple[int, int]) -> None:
     pool.__dict__[WINDOW] = window
 
 
-def _shares(root: nn.Module, example: Tensor, pools: dict[str, nn.Module]) -> dict[str, tuple[float, float]]:
-    """For each pool that is used, the height and width of its input as shares of the network's.
+def _shares(root: nn.Module, example: Tensor, pools: tuple[str, ...]) -> dict[str, tuple[float, float]]:
+    """For each pool that a copy of the network uses, the height and width of its input as shares of the network's.
 
     Raises:
         PlanError: The network does not run with pools that give maps.
@@ -134,17 +134,13 @@ def _shares(root: nn.Module, example: Tensor, pools: dict[str, nn.Module]) -> di
     observed = observe(root, example)
     seen = {path: observed[path].input_shape for path in pools if path in observed}
     sides = {path: (shape[-2], shape[-1]) for path, shape in seen.items() if shape is not None}
-    kinds = {path: type(pools[path]) for path in sides}
     try:
         for path, (height, width) in sides.items():
-            _localise(pools[path], (max(1, height - 1), width))
+            _localise(root.get_submodule(path), (max(1, height - 1), width))
         root(example)
     except Exception as error:
         raise PlanError(
             "the network cannot work with local pools: it takes what a global pool gives for one value per channel"
         ) from error
-    finally:
-        for path, kind in kinds.items():
-            pools[path].__class__ = kind
     height, width = example.shape[-2:]
     return {path: (rows / height, columns / width) for path, (rows, columns) in sides.items()}

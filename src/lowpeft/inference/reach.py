@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..backbones import Backbone
 from ..errors import DataError
-from ..stereo_model import StereoModel
+from ..facts import Backbone
+from ..views import StereoModel
 from .network import Views, in_eval_mode, run_scaled
 from .tiling import Tiling
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..backbones import Backbone
 from ..errors import DataError
+from ..facts import Backbone
 
 CHUNK = 8
 """Crops (of each view) that go through a network of fixed input size at once."""

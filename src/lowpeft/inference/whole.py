@@ -8,8 +8,8 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
-from ..backbones import Backbone
 from ..errors import DataError
+from ..facts import Backbone
 from ..padding import pad_to_multiple
 from .network import Views, in_eval_mode, size
 from .parts import cut_into_parts

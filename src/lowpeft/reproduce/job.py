@@ -14,16 +14,17 @@ from typing import Any
 
 import torch
 
-from ..backbones import Backbone, load_backbone
+from ..backbones import load_backbone
 from ..data import Crops, find_scenes, load_example, read_clean_crops
 from ..errors import LowpeftError
 from ..evaluate import by_network, by_network_alone, measure
+from ..facts import Backbone
 from ..inference import Tiling
 from ..progress import progress, quiet
 from ..recipes import Recipe, TrainSettings, recipe_to_dict
-from ..stereo_model import StereoModel
 from ..training import build_model, train
 from ..version import version
+from ..views import StereoModel
 
 RESULT, PEAK = "result.json", "peak.json"
 MEAN = "PSNR (L+R)/2"

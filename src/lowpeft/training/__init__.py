@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from ..record import is_adapted
 from .building import NETWORK, build_model, reinitialise, save_merged, save_network
 from .checkpoint import checkpoints, last_step
 from .loop import Step, Trained, train
 from .parallel import Processes, connect
 from .samples import CropSource, crop_for
 from .schedule import image_loss, learning_rate
-from .session import is_adapted, save_product, trained_parameters
+from .session import save_product, trained_parameters
 from .validation import psnr_db, validation
 
 __all__ = [

@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..api import adapt
-from ..backbones import Backbone
 from ..errors import PlanError, TrainingError
-from ..injection import unwrap
+from ..facts import Backbone
 from ..model import merge
 from ..networks import EDT
 from ..recipes import Recipe
+from ..record import unwrap
 from .checkpoint import flush
 
 NETWORK = "network.safetensors"

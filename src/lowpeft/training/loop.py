@@ -16,19 +16,19 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from ..backbones import Backbone
 from ..errors import LowpeftError, TrainingError
+from ..facts import Backbone
 from ..inference import run
-from ..injection import unwrap
 from ..model import only_name
 from ..recipes import TrainSettings
-from ..stereo_model import StereoModel
+from ..record import is_adapted, unwrap
+from ..views import StereoModel
 from .checkpoint import checkpoints
 from .log import Log, draw_curves
 from .parallel import Processes, connect, shared, without_exchange
 from .samples import CropSource, Part, batches, check_crops
 from .schedule import image_loss, learning_rate
-from .session import PRODUCTS, Session, identity, is_adapted, save_product
+from .session import PRODUCTS, Session, identity, save_product
 
 BEST = "best"
 """The folder, inside the run's, of what measured best on the way."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..backbones import Backbone
 from ..errors import DataError, LowpeftError, TrainingError
+from ..facts import Backbone
 from ..fingerprint import digest
 from ..recipes import TrainSettings
 from .parallel import Processes, shares

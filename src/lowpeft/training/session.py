@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attach import RECORD
 from ..errors import TrainingError
 from ..files import TENSORS, save_adapter
 from ..fingerprint import fingerprint
-from ..injection import record_of, unwrap
 from ..model import adapter_parameters, adapter_state_dict
 from ..recipes import TrainSettings, recipe_to_dict, settings_to_dict
+from ..record import is_adapted, record_of, unwrap
 from .average import Average
 from .building import NETWORK, save_network
 from .checkpoint import Checkpoint, Progress, checkpoints, differences, read_checkpoint, write_checkpoint
@@ -30,11 +29,6 @@ PRODUCTS = (TENSORS, NETWORK)
 """The files that `save_product` writes last, adapters' and networks'."""
 
 OPTIMIZER = "optimizer."
-
-
-def is_adapted(model: nn.Module) -> bool:
-    """Whether the model, or a network inside it, carries adapters."""
-    return any(RECORD in module.__dict__ for module in model.modules())
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -7,10 +7,10 @@ from statistics import fmean
 
 from torch import Tensor, nn
 
-from ..backbones import Backbone
 from ..data import Example
 from ..errors import DataError
 from ..evaluate import by_network
+from ..facts import Backbone
 from ..metrics import psnr
 
 

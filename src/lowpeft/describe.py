@@ -1,0 +1,242 @@
+"""The facts of any network: given by the user, by its family, or measured by running a copy of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .attach import original_class
+from .errors import PlanError
+from .facts import Backbone, Facts, ImageFacts
+from .families import Recognised, recognise
+from .layouts import Size
+from .probe import examples, twin_of
+from .record import is_adapted, record_of, root_of, unwrap
+
+MULTIPLES_PX = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
+"""Side multiples that are tried, in this order; the first at which the network runs is taken."""
+
+PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103)
+"""Sides of m·p and m·q for primes p and q are multiples of no other candidate, unless it divides m."""
+
+PASSED_ON = frozenset({"module"})
+"""Names under which DataParallel and DDP hold a network whose input and output they do not change."""
+
+
+def describe(  # noqa: PLR0913  (one argument for each fact)
+    module: object,
+    *,
+    scale: int | None = None,
+    value_range: tuple[float, float] | None = None,
+    channels: int | None = None,
+    size_multiple: int | None = None,
+    fixed_px: int | None = None,
+    output: str | None = None,
+    architecture: str | None = None,
+    example: Tensor | None = None,
+) -> Backbone:
+    """The facts of any network, as a `Backbone` that every call of lowpeft takes.
+
+    What is not given is what the network's family says; else scale, channels and the multiple of sides are measured by
+    running a copy of the network on small random images, and the value range is assumed to be 0..1. `.notes` says
+    which, and so do `print(lowpeft.plan(…))` and `print(lowpeft.summary(…))`.
+
+    Args:
+        module: A network, adapted or not, or a `Backbone` of which some facts are changed.
+        scale: Output sides over input sides.
+        value_range: Lowest and highest value of images in and out.
+        channels: Channels of input images.
+        size_multiple: Sides that the network takes are multiples of this, in pixels.
+        fixed_px: The only side of (square) images that it takes, in pixels.
+        output: The attribute of its output that holds the image.
+        architecture: Name for people; the class name by default.
+        example: An input to try, (N,C,H,W) in the network's own value range, instead of random images.
+
+    Raises:
+        PlanError: `module` is no network, or a fact is impossible.
+    """
+    given = {
+        "scale": scale,
+        "value_range": value_range,
+        "channels": channels,
+        "size_multiple": size_multiple,
+        "fixed_px": fixed_px,
+        "output": output,
+        "architecture": architecture,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    _check(given)
+    root, known = root_of(module), _known(module)
+    if known is None:
+        facts = _measured(root, given, example)
+    else:
+        facts = Facts(**{**known.values, **given, "notes": _without(known.notes, given)})
+    return Backbone(module=root, **facts.values)
+
+
+def _check(given: Mapping[str, Any]) -> None:
+    problems = [
+        f"{name} must be a whole number of at least 1, not {given[name]!r}"
+        for name in ("scale", "channels", "size_multiple", "fixed_px")
+        if name in given and (type(given[name]) is not int or given[name] < 1)
+    ]
+    limits = given.get("value_range")
+    if limits is not None:
+        numbers = isinstance(limits, (tuple, list)) and all(type(v) in (int, float) for v in limits)
+        if not numbers or len(limits) != 2 or not limits[0] < limits[1]:
+            problems.append(f"value_range must be the lowest and the highest value, not {limits!r}")
+    problems += [
+        f"{name} must be a string, not {given[name]!r}"
+        for name in ("output", "architecture")
+        if name in given and not isinstance(given[name], str)
+    ]
+    if problems:
+        raise PlanError("these cannot be facts of a network:", problems=problems)
+
+
+def _known(model: object) -> Facts | None:
+    """Facts that came with the model: a `Backbone`'s, or those in the record of an adapted network."""
+    if isinstance(model, Backbone) and not is_adapted(model):
+        return model.facts
+    return record_of(unwrap(model)).facts if is_adapted(model) else None
+
+
+def facts_of(model: object) -> Facts:
+    """The facts of a network: those that came with it, else measured (see `describe`), which takes some forwards."""
+    return _known(model) or _measured(root_of(model), {}, None)
+
+
+def image_facts(model: object) -> ImageFacts:
+    """The facts of a network that takes and gives images.
+
+    Raises:
+        PlanError: It does not, or that cannot be told; `lowpeft.describe` takes the facts.
+    """
+    facts = facts_of(model)
+    if facts.scale is None or facts.channels is None:
+        missing = [name for name in ("scale", "channels") if getattr(facts, name) is None]
+        raise PlanError(
+            f"{facts.architecture} cannot be run on images, because its {' and '.join(missing)} cannot be told; if it "
+            "takes and gives images, say so: lowpeft.describe(module, scale=…, channels=…)",
+            problems=facts.notes,
+        )
+    return ImageFacts(**facts.values)
+
+
+def _without(notes: tuple[str, ...], given: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(n for n in notes if not n.startswith(tuple(f"{name}:" for name in given)))
+
+
+def _measured(root: nn.Module, given: Mapping[str, Any], example: Tensor | None) -> Facts:
+    family = recognise(root)
+    known: dict[str, Any] = {
+        "architecture": original_class(root).__name__,
+        "family": family.family.name if family else None,
+        **family_facts(root, family),
+        **given,
+    }
+    notes: list[str] = list(known.pop("notes", ()))
+    if not {"scale", "channels"} <= known.keys() or not known.keys() & {"size_multiple", "fixed_px"}:
+        found, how = _run(root, known, family, example)
+        known, notes = {**found, **known}, [*notes, *how]
+    if "value_range" not in known:
+        notes.append("value_range: assumed to be 0..1")
+    low, high = known.get("value_range", (0.0, 1.0))
+    return Facts(**{**known, "value_range": (float(low), float(high)), "notes": _without(tuple(notes), given)})
+
+
+def family_facts(root: nn.Module, found: Recognised | None) -> dict[str, Any]:
+    """What the family says of this network; nothing where other modules stand around it, which could change it."""
+    if found is None or found.family.facts is None or not set(filter(None, found.prefix.split("."))) <= PASSED_ON:
+        return {}
+    try:
+        facts = dict(found.family.facts(root.get_submodule(found.prefix)))
+    except (AttributeError, KeyError, IndexError, TypeError):  # another copy of the code, with other attributes
+        return {}
+    return {"output": found.family.output, **facts}
+
+
+def _run(
+    root: nn.Module, known: Mapping[str, Any], family: Recognised | None, example: Tensor | None
+) -> tuple[dict[str, Any], list[str]]:
+    """Scale, channels and sizes, from running a copy of the network; and how each was found."""
+    output = known.get("output") or (family.family.output if family else None)
+    try:
+        network = _Runs(twin_of(root), output)
+        x = network.first(root, known.get("channels"), example)
+    except PlanError as error:
+        return {"scale": None, "channels": None}, [f"scale, channels: {error}"]
+    scale = known.get("scale") or network.scale_of(x)
+    facts: dict[str, Any] = {"scale": scale, "channels": x.shape[1], "output": network.output}
+    notes = [f"scale: x{scale}, measured", f"channels: {x.shape[1]}, measured"]
+    sizes, note = network.sizes(x, scale)
+    return facts | sizes, [*notes, note]
+
+
+class _Runs:
+    """A network that may be run at will, and the image in its output."""
+
+    def __init__(self, module: nn.Module, output: str | None) -> None:
+        self.module = module
+        self.output = output
+
+    def image(self, x: Tensor) -> Tensor | None:
+        """The image that the network makes of `x`; None if it gives something else."""
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            result = self.module(x.clone())
+        if isinstance(result, Tensor):
+            self.output = None
+        elif self.output is not None:
+            result = getattr(result, self.output, None)
+        plain = isinstance(result, Tensor) and result.dim() == 4 and len(result) == len(x)
+        return result if plain and result.is_floating_point() else None
+
+    def scale_of(self, x: Tensor) -> int | None:
+        """Output sides over input sides, where that is one whole number; None where there is no such image."""
+        image = self.image(x)
+        if image is None:
+            return None
+        (h, w), (rows, columns) = x.shape[-2:], image.shape[-2:]
+        return rows // h if rows >= h and rows % h == 0 and rows * w == columns * h else None
+
+    def first(self, root: nn.Module, channels: int | None, example: Tensor | None) -> Tensor:
+        """An input on which the network gives an image.
+
+        Raises:
+            PlanError: There is none among those tried.
+        """
+        tried: dict[str, None] = {}
+        candidates = [example] if example is not None else examples(root, batch=1)
+        for x in candidates:
+            if channels not in (None, x.shape[1]):
+                continue
+            try:
+                if self.scale_of(x) is not None:
+                    return x
+                tried[f"{tuple(x.shape)} gives no image of a whole multiple of its size"] = None
+            except Exception as error:  # noqa: BLE001  (whatever the user's network raises means: not this input)
+                tried[f"{tuple(x.shape)}: {type(error).__name__}"] = None
+        raise PlanError("no input that was tried gives an image (" + "; ".join([*tried][:3]) + ")")
+
+    def sizes(self, x: Tensor, scale: int | None) -> tuple[dict[str, Any], str]:
+        """Which sides the network takes, tried on images of about the size of `x`."""
+        least = min(x.shape[-2:])
+        for multiple in MULTIPLES_PX:
+            p, q = next((p, q) for p, q in pairwise(PRIMES) if p * multiple >= least)
+            if self._takes(x, (p * multiple, q * multiple), scale):
+                return {"size_multiple": multiple}, f"size_multiple: {multiple} px, measured"
+        height, width = x.shape[-2:]
+        if height == width and not self._takes(x, (2 * height, 2 * width), scale):
+            return {"fixed_px": height}, f"fixed_px: {height} px, measured: no other size that was tried runs"
+        return {"size_multiple": least}, f"size_multiple: {least} px, the least that was seen to run"
+
+    def _takes(self, x: Tensor, size: Size, scale: int | None) -> bool:
+        image = torch.rand(1, x.shape[1], *size, generator=torch.Generator().manual_seed(0)).to(x.device, x.dtype)
+        try:
+            return self.scale_of(image) == scale
+        except Exception:  # noqa: BLE001  (whatever the user's network raises means: not this size)
+            return False

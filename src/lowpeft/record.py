@@ -1,0 +1,105 @@
+"""The record of an adapted network, and the ways from what a user holds to the module that carries it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from .errors import PlanError, did_you_mean
+from .facts import Backbone, Facts
+from .fingerprint import Fingerprint
+from .views import MultiViewModel
+
+if TYPE_CHECKING:
+    from .planning import Plan
+
+RECORD = "_lowpeft_record"
+"""The attribute of an adapted root module that holds its `Record`."""
+
+
+@dataclass
+class Record:
+    """What was changed on a network, what it was before, and its facts.
+
+    Attributes:
+        facts: Of the network.
+        requires_grad: Paths of the base's parameters that required gradients before.
+        training: Paths of the base's modules that were in training mode before.
+        base: Fingerprint of the base when the first adapter was attached.
+        digests: Digest of every base tensor at that time, so that a base that was written since is noticed.
+        plans: Plans by adapter name, in the order of attachment.
+        calibrated: Names of the adapters that have learned their start from data.
+        forwards: Block forwards that replace a module's own one, with or without adapters: name by path.
+    """
+
+    facts: Facts
+    requires_grad: frozenset[str]
+    training: frozenset[str]
+    base: Fingerprint
+    digests: dict[str, str]
+    plans: dict[str, Plan] = field(default_factory=dict)
+    calibrated: set[str] = field(default_factory=set)
+    forwards: dict[str, str] = field(default_factory=dict)
+
+
+def module_of(model: object) -> nn.Module:
+    """The module that is called: a `Backbone`'s, or the model itself.
+
+    Raises:
+        PlanError: `model` is neither.
+    """
+    inner = model.module if isinstance(model, Backbone) else model
+    if not isinstance(inner, nn.Module):
+        hint = "; a spandrel descriptor holds the trainable network in `.model`" if hasattr(model, "model") else ""
+        raise PlanError(f"lowpeft takes a torch.nn.Module or a Backbone, not {type(model).__name__}{hint}")
+    return inner
+
+
+def root_of(model: object) -> nn.Module:
+    """The module to adapt, from a module, a multi-view model, or a `Backbone`.
+
+    Raises:
+        PlanError: `model` is none of these.
+    """
+    inner = module_of(model)
+    return inner.backbone if isinstance(inner, MultiViewModel) else inner
+
+
+def unwrap(model: object) -> nn.Module:
+    """The module that carries the record: below a multi-view model, DataParallel, DDP or torch.compile wrapper.
+
+    Raises:
+        PlanError: `model` is no module, or holds no adapters.
+    """
+    module = root_of(model)
+    if RECORD in module.__dict__:
+        return module
+    holders = [m for m in module.modules() if RECORD in m.__dict__]
+    if len(holders) != 1:
+        found = "no adapters" if not holders else f"{len(holders)} adapted networks; pass one of them"
+        raise PlanError(f"{type(model).__name__} holds {found}")
+    return holders[0]
+
+
+def is_adapted(model: object) -> bool:
+    """Whether the model, or a network inside it, carries adapters."""
+    return any(RECORD in module.__dict__ for module in root_of(model).modules())
+
+
+def record_of(root: nn.Module) -> Record:
+    """The record of an adapted root module."""
+    record: Record = root.__dict__[RECORD]
+    return record
+
+
+def check_name(root: nn.Module, name: str) -> None:
+    """Refuse a name that no attached adapter has.
+
+    Raises:
+        PlanError: Saying which are attached.
+    """
+    known = record_of(root).plans
+    if name not in known:
+        raise PlanError(f"no adapter named {name!r}; attached: {', '.join(known)}{did_you_mean(name, known)}")

@@ -1,0 +1,105 @@
+"""Several views of a scene at once: the batch that holds them, and the models that take them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .errors import PlanError
+
+
+class ViewBatch(NamedTuple):
+    """Scenes of several views as one batch: the views of a scene next to each other, in order.
+
+    Neighbours stay together where a network (or DataParallel) runs its batch in parts. Example: two scenes of left and
+    right views are the batch left 0, right 0, left 1, right 1.
+    """
+
+    batch: Tensor
+    views: int
+
+    @classmethod
+    def of(cls, views: tuple[Tensor, ...]) -> ViewBatch:
+        """Join views, one (N,C,H,W) tensor each, all of one shape.
+
+        Raises:
+            PlanError: They differ in shape, or are not N,C,H,W.
+        """
+        shapes = [tuple(v.shape) for v in views]
+        if len(set(shapes)) != 1 or views[0].dim() != 4:
+            raise PlanError(f"the views must be N,C,H,W tensors of one shape, not {' and '.join(map(str, shapes))}")
+        return cls(torch.stack(views, dim=1).flatten(0, 1), len(views))
+
+
+def view_of(output: Any, index: int, views: int) -> Any:
+    """One view of every tensor in a network's output for a `ViewBatch`."""
+    if isinstance(output, Tensor):
+        return output[index::views]
+    if isinstance(output, (list, tuple)):
+        found = [view_of(o, index, views) for o in output]
+        return found if isinstance(output, list) else tuple(found)
+    return output
+
+
+class MultiViewModel(nn.Module):
+    """Runs an adapted network on several views of each scene; made by `lowpeft.adapt`.
+
+    The network itself refuses plain batches. A module inside it does not know what it is called with: called directly,
+    it takes neighbouring images of the batch for views of one scene.
+
+    Attributes:
+        backbone: The very object that was adapted. The views of a scene, next to each other, go through it as one
+            batch.
+        views: How many views a scene has.
+        output: The attribute of the backbone's output that holds the image, None where the output is the image.
+    """
+
+    def __init__(self, backbone: nn.Module, *, views: int, output: str | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.views = views
+        self.output = output
+
+    def forward(self, *views: Tensor) -> Any:
+        """Super-resolve (or restore) every view.
+
+        Args:
+            views: One (N,C,H,W) tensor for each view, all of one shape, in the backbone's own value range; or all views
+                in one tensor (N,V,C,H,W) or (N,V·C,H,W).
+
+        Returns:
+            What came in: a tuple of (N,C,sH,sW), or one tensor (N,V,C,sH,sW) or (N,V·C,sH,sW).
+
+        Raises:
+            PlanError: The views differ in number or shape, or one tensor cannot be split into so many views.
+        """
+        count = self.views
+        if len(views) == count:
+            return self._run(views)
+        if len(views) == 1 and views[0].dim() == 5 and views[0].shape[1] == count:
+            return torch.stack(self._run(views[0].unbind(1)), dim=1)
+        if len(views) == 1 and views[0].dim() == 4 and views[0].shape[1] % count == 0:
+            return torch.cat(self._run(views[0].chunk(count, dim=1)), dim=1)
+        raise PlanError(
+            f"this model takes {count} views: {count} tensors N,C,H,W, or one N,{count},C,H,W or N,{count}·C,H,W, not "
+            f"{' and '.join(str(tuple(v.shape)) for v in views)}"
+        )
+
+    def _run(self, views: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        output = self.backbone(ViewBatch.of(views))
+        if self.output is not None:
+            output = getattr(output, self.output)
+        return tuple(view_of(output, i, self.views) for i in range(self.views))
+
+
+class StereoModel(MultiViewModel):
+    """A `MultiViewModel` of two views, left and right; made by `lowpeft.adapt` or `lowpeft.wrap_stereo`."""
+
+    def __init__(self, backbone: nn.Module, *, output: str | None = None) -> None:
+        super().__init__(backbone, views=2, output=output)
+
+    def forward(self, left: Tensor, right: Tensor | None = None) -> Any:  # type: ignore[override]  # names for the two
+        """As `MultiViewModel`: `(left, right)`, or both views in one tensor, left first, and no `right`."""
+        return super().forward(left) if right is None else super().forward(left, right)
