@@ -14,22 +14,27 @@ from .conversion import convert_adapter, swin2sr_from_transformers, swin2sr_to_t
 from .describe import describe
 from .errors import AdapterError, DataError, LowpeftError, PlanError, TrainingError
 from .facts import Backbone
-from .families import Branch, Family, Place, register_family
+from .families import BlockForward, Family, Place, Ports, register_family
 from .files import load_adapter, read_adapter, save_adapter
 from .hub import push_to_hub
 from .inference import Tiling, super_resolve
 from .injection import inject, restore
 from .kinds import (
     AdapterConfig,
+    Calibrator,
     FeatureAdapter,
+    Forward,
     FullConfig,
+    Layer,
     LoRAConfig,
+    RootPart,
     SpatialConfig,
     StereoConfig,
+    TrainingPart,
     WeightAdapter,
     register_adapter,
 )
-from .layouts import Layout
+from .layouts import Features, Layout
 from .model import (
     MergeReport,
     Summary,
@@ -54,11 +59,15 @@ __all__ = [
     "AdapterConfig",
     "AdapterError",
     "Backbone",
-    "Branch",
+    "BlockForward",
+    "Calibrator",
     "DataError",
     "Family",
     "FeatureAdapter",
+    "Features",
+    "Forward",
     "FullConfig",
+    "Layer",
     "Layout",
     "LoRAConfig",
     "LowpeftError",
@@ -67,7 +76,9 @@ __all__ = [
     "Place",
     "Plan",
     "PlanError",
+    "Ports",
     "Recipe",
+    "RootPart",
     "Site",
     "SpatialConfig",
     "StereoConfig",
@@ -76,6 +87,7 @@ __all__ = [
     "Tiling",
     "TrainSettings",
     "TrainingError",
+    "TrainingPart",
     "WeightAdapter",
     "__version__",
     "adapt",

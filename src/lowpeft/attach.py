@@ -5,21 +5,29 @@ its adapters. Its own parameters keep their names, `isinstance` holds, and takin
 There are no hooks, and nothing is kept between calls, so threads do not disturb each other and a deep copy is a model
 of its own.
 
-What the subclass changes, by `Facets`:
+A module changes in the ways that its `Facets` name; a forward is wrapped in their order, the last outermost:
 
-* `feature`: `forward` adds the adapters' deltas to what the original forward returns;
-* `branch`: `forward` is a family-specific one, for a site that is a sum which no module outputs;
-* `tensors`: reading one of these parameters as an attribute gives W + ΔW, for every reader of the attribute;
-* `root`: `train()` leaves the frozen base in eval mode;
-* `live_input`: the root's input requires a gradient, without which reentrant checkpointing would cut off what it runs;
-* `views`: the root takes `ViewBatch` only, while an adapter below pairs neighbours in the batch.
+* `block`: `forward` is a block forward, for places inside a block that no module outputs;
+* `output`: `forward` adds the adapters' deltas to what the forward before returns;
+* `live_input`: the root's input requires a gradient while a module below checkpoints, because reentrant checkpointing
+  would cut off what it runs;
+* `acts`: root parts of adapters see the input and may add to the output;
+* `views`: the root takes a `ViewBatch` only, while an adapter below mixes neighbours in the batch;
+
+and beside the forward:
+
+* `tensors`: reading one of these parameters as an attribute gives base + changes, for every reader of the attribute;
+* `root`: `train()` leaves the frozen base in eval mode.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import copyreg
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,30 +36,39 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from .errors import PlanError
-from .families import SLOT, get_branch
-from .kinds import Adapter, Attachment, FeatureAdapter, WeightAdapter
-from .layouts import Layout, Size, find_size, square_size, to_rows
+from .families import SLOT, get_block
+from .kinds import Adapter, Attachment, FeatureAdapter, Forward, RootPart, WeightAdapter
+from .layouts import Features, Layout, Size, find_size, square_size
 from .views import ViewBatch
 
 ROW_CHUNK_BYTES = 64 * 2**20
 """Without gradients, features larger than this are adapted some rows at a time, which bounds the memory above them."""
 
+CLASSES = "_lowpeft_classes"
+"""The attribute of a user's class that holds its specialised subclasses, so that they are freed with it."""
+
+SWITCHES = ("use_checkpoint", "gradient_checkpointing", "grad_checkpointing")
+"""Attributes by which networks switch activation checkpointing (SwinIR's, transformers', timm's)."""
 
 DIFFERENTIABLE_IN_TRAINING_ONLY = frozenset({"PLKConv2d", "RectSparsePLKConv2d"})
 """Layers (of PLKSR) without statistics or randomness whose eval forward writes in place, which autograd refuses; in
 training mode they compute the same. They alone follow `train()` in a frozen base."""
+
+_FORWARD: ContextVar[Forward | None] = ContextVar("lowpeft_forward", default=None)
+"""The forward that is under way in this thread or task, where a root part acts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facets:
     """What a generated subclass changes; see the module's docstring."""
 
-    feature: bool = False
-    branch: str | None = None
+    block: str | None = None
+    output: bool = False
     tensors: frozenset[str] = frozenset()
     root: bool = False
     live_input: bool = False
-    views: bool = False
+    acts: bool = False
+    views: int = 1
 
 
 class Slot(nn.Module):
@@ -64,15 +81,37 @@ class Slot(nn.Module):
                 if isinstance(piece, Adapter):
                     yield piece
 
-    def features(self, branch: str | None) -> list[FeatureAdapter]:
-        """The active feature adapters on the module's output, or on the sum of the named branch."""
-        return [
-            p for p in self.pieces() if isinstance(p, FeatureAdapter) and p.active and p.attachment.branch == branch
-        ]
+    def group(self, name: str) -> list[tuple[str, Adapter]]:
+        """Key and module of every piece of the adapter of that name."""
+        group = self._modules.get(name)
+        found = group.named_children() if group is not None else ()
+        return [(key, piece) for key, piece in found if isinstance(piece, Adapter)]
+
+    def drop(self, name: str, keys: list[str]) -> None:
+        """Take pieces of an adapter out."""
+        group = self._modules.get(name)
+        for key in keys if group is not None else []:
+            del group._modules[key]  # type: ignore[union-attr]
+        if group is not None and not len(group._modules):
+            del self._modules[name]
+
+    def on_output(self) -> list[FeatureAdapter]:
+        """The active feature adapters on the module's output."""
+        return [p for p in self.pieces() if isinstance(p, FeatureAdapter) and p.active and p.attachment.port is None]
+
+    def at_ports(self) -> dict[str, list[FeatureAdapter]]:
+        """The active feature adapters by the port of the module's block forward."""
+        found: dict[str, list[FeatureAdapter]] = {}
+        for piece in self.pieces():
+            if isinstance(piece, FeatureAdapter) and piece.active and piece.attachment.port is not None:
+                found.setdefault(piece.attachment.port, []).append(piece)
+        return found
 
     def weights(self, tensor: str) -> list[WeightAdapter]:
         """The active adapters of that parameter."""
-        return [p for p in self.pieces() if isinstance(p, WeightAdapter) and p.active and p.attachment.tensor == tensor]
+        return [
+            p for p in self.pieces() if isinstance(p, WeightAdapter) and p.active and tensor in p.attachment.tensors
+        ]
 
 
 def slot_of(module: nn.Module) -> Slot | None:
@@ -89,20 +128,41 @@ def slots(root: nn.Module) -> Iterator[tuple[str, nn.Module, Slot]]:
             yield path, module, slot
 
 
-# --- what the adapters add -------------------------------------------------------------------------------------------
+# --- what feature adapters add ---------------------------------------------------------------------------------------
 
 
-def sum_of_deltas(
-    adapters: list[FeatureAdapter], features: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+def _captured() -> bool:
+    """Whether the forward is being traced, compiled or exported: then no Python test may depend on a size."""
+    return torch.compiler.is_compiling() or bool(torch._C._get_tracing_state())
+
+
+def strength_of(adapter: Adapter) -> float | Tensor:
+    """The factor of what an adapter adds, in the forward that is under way."""
+    forward = _FORWARD.get()
+    if forward is None or adapter.adapter_name not in forward.strengths:
+        return adapter.strength
+    return adapter.strength * forward.strengths[adapter.adapter_name]
+
+
+def _scaled(change: Tensor, strength: float | Tensor) -> Tensor:
+    return change if isinstance(strength, float) and strength == 1.0 else change * strength
+
+
+def _sum_of_deltas(
+    adapters: list[FeatureAdapter], features: Callable[[FeatureAdapter], Features], like: Tensor
 ) -> Tensor | None:
     """The sum of what the adapters add, each from the same features, so that their order does not matter."""
     total: Tensor | None = None
     for adapter in adapters:
-        site = adapter.attachment
-        x = features if site.source == "output" else _first_tensor(args, kwargs)
-        delta = _delta(adapter, x, site.layout, _size(site, x, args, kwargs))
+        seen = features(adapter)
+        if adapter.reads_only:
+            forward = _FORWARD.get()
+            if forward is not None:
+                forward.seen.append((adapter, seen))
+            continue
+        delta = _delta(adapter, seen)
         total = delta if total is None else total + delta
-    return None if total is None else _laid_out_like(total, features)
+    return None if total is None else _laid_out_like(total, like)
 
 
 def _laid_out_like(delta: Tensor, features: Tensor) -> Tensor:
@@ -111,79 +171,91 @@ def _laid_out_like(delta: Tensor, features: Tensor) -> Tensor:
     Adding a tensor of other strides could change the sum's strides, and with them the kernel that the next layer of
     the base runs on: the same numbers, rounded differently.
     """
-    if delta.stride() == features.stride():
+    if _captured() or delta.stride() == features.stride():
         return delta.to(features.dtype)
     return torch.empty_like(features).copy_(delta)
 
 
-def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def _delta(adapter: FeatureAdapter, features: Features) -> Tensor:
+    """The adapter's delta, computed in the dtype of its own parameters unless autocast decides."""
+    x = features.values
+    if features.views > 1 and not _captured() and x.shape[features.layout.batch_dim] % features.views:
+        raise PlanError(
+            f"an adapter that mixes {features.views} views got {x.shape[features.layout.batch_dim]} images, which are "
+            f"no scenes of {features.views} views: call the model with {features.views} views, or use "
+            "`with lowpeft.disabled(model):` for single images"
+        )
+    dtype = next(adapter.parameters()).dtype
+    if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+        features = replace(features, values=x.to(dtype))
+    return _scaled(adapter.delta(features), strength_of(adapter))
+
+
+def _first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor):
             return value
     raise PlanError("an adapter reads its module's input, but the module was called without a tensor")
 
 
-def _size(site: Attachment, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Size | None:
-    if not site.layout.is_tokens:
+def _seen(site: Attachment, x: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Features:
+    """Features at a module's output, with the size that the module was called with."""
+    layout = site.layout or Layout.NCHW
+    return Features(x, layout, _size(site, layout, x, args, kwargs), site.views)
+
+
+def _size(site: Attachment, layout: Layout, x: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Size | None:
+    if layout is Layout.WLC:
         return None
-    tokens = x.shape[1 - site.layout.batch_dim]
+    if not layout.is_tokens:
+        return (x.shape[2], x.shape[3]) if layout is Layout.NCHW else (x.shape[1], x.shape[2])
+    tokens = x.shape[1 - layout.batch_dim]
     return find_size((*args, *kwargs.values()), tokens) or (square_size(tokens) if site.square else None)
 
 
-def _delta(adapter: FeatureAdapter, x: Tensor, layout: Layout, size: Size | None) -> Tensor:
-    """The adapter's delta, computed in the dtype of its own parameters unless autocast decides."""
-    if adapter.pairs_views and x.shape[layout.batch_dim] % 2:
-        raise PlanError(
-            f"a stereo adapter got {x.shape[layout.batch_dim]} images, which are no pairs: call the StereoModel "
-            "with (left, right), or use `with lowpeft.disabled(model):` for single images"
-        )
-    dtype = next(adapter.parameters()).dtype
-    if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
-        x = x.to(dtype)
-    delta = adapter.delta(x, layout, size)
-    return delta if adapter.strength == 1.0 else delta * adapter.strength
-
-
-def _add_by_rows(
-    module: nn.Module,
-    adapters: list[FeatureAdapter],
-    features: Tensor,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Tensor:
+def _add_by_rows(module: nn.Module, adapters: list[FeatureAdapter], features: Features, others: list[Any]) -> Tensor:
     """Features + deltas, some image rows at a time and in place where nobody else holds the features' memory."""
-    site = adapters[0].attachment
-    others = (*tree_leaves((args, kwargs)), *module.parameters(), *module.buffers())
-    held = {t.untyped_storage().data_ptr() for t in others if isinstance(t, Tensor)}
-    result = features.clone() if features.untyped_storage().data_ptr() in held else features
-    rows = to_rows(result, site.layout, _size(site, features, args, kwargs))
+    tensors = (*tree_leaves(others), *module.parameters(), *module.buffers())
+    held = {t.untyped_storage().data_ptr() for t in tensors if isinstance(t, Tensor)}
+    values = features.values
+    result = values.clone() if values.untyped_storage().data_ptr() in held else values
+    rows = replace(features, values=result).rows
     step = max(1, int(rows.shape[1] * ROW_CHUNK_BYTES / (rows.numel() * rows.element_size())))
     for start in range(0, rows.shape[1], step):
         part = rows[:, start : start + step]
-        part += sum(_delta(a, part, Layout.NHWC, None).to(part.dtype) for a in adapters)
+        size = (part.shape[1], part.shape[2])
+        part += sum(_delta(a, Features(part, Layout.NHWC, size, a.attachment.views)).to(part.dtype) for a in adapters)
     return result
 
 
 def _can_go_by_rows(adapters: list[FeatureAdapter], features: Tensor) -> bool:
     return (
-        features.numel() * features.element_size() > ROW_CHUNK_BYTES
+        not _captured()
         and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and any(a.pairs_views for a in adapters)
-        and all(a.row_local and a.attachment.source == "output" for a in adapters)
+        and features.numel() * features.element_size() > ROW_CHUNK_BYTES
+        and any(a.needs_rows for a in adapters)
+        and all(a.row_local and not a.reads_only and a.attachment.source == "output" for a in adapters)
     )
 
 
 def _with_deltas(module: nn.Module, slot: Slot, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    adapters = slot.features(None)
+    adapters = slot.on_output()
     if not adapters:
         return output
     item = adapters[0].attachment.item
-    features = output if item is None else output[item]
-    if _can_go_by_rows(adapters, features):
-        new = _add_by_rows(module, adapters, features, args, kwargs)
+    values = output if item is None else output[item]
+    if _can_go_by_rows(adapters, values):
+        rest = [] if item is None else [o for i, o in enumerate(output) if i != item]
+        features = _seen(adapters[0].attachment, values, args, kwargs)
+        new: Tensor = _add_by_rows(module, adapters, features, [args, kwargs, rest])
     else:
-        new = features + sum_of_deltas(adapters, features, args, kwargs)
+
+        def features_of(adapter: FeatureAdapter) -> Features:
+            site = adapter.attachment
+            return _seen(site, values if site.source == "output" else _first_tensor(args, kwargs), args, kwargs)
+
+        delta = _sum_of_deltas(adapters, features_of, values)
+        new = values if delta is None else values + delta
     return new if item is None else _with_item(output, item, new)
 
 
@@ -193,26 +265,86 @@ def _with_item(output: Any, item: int, new: Tensor) -> Any:
     return output._make(values) if hasattr(output, "_make") else type(output)(values)
 
 
+class BlockPorts:
+    """The active adapters of one block during one call; `lowpeft.families.Ports` is its contract."""
+
+    def __init__(self, adapters: dict[str, list[FeatureAdapter]]) -> None:
+        self.adapters = adapters
+
+    def wants(self, port: str) -> bool:
+        """Whether an adapter sits at the port."""
+        return port in self.adapters
+
+    def delta(self, port: str, values: Tensor, layout: Layout, size: Size | None) -> Tensor | None:
+        """The sum of what the adapters at the port add."""
+        adapters = self.adapters.get(port)
+        if not adapters:
+            return None
+        return _sum_of_deltas(adapters, lambda a: Features(values, layout, size, a.attachment.views), values)
+
+
+# --- what weight adapters add ----------------------------------------------------------------------------------------
+
+
+def base_of(module: nn.Module, adapter: WeightAdapter) -> dict[str, Tensor]:
+    """The frozen parameters that an adapter changes, by name."""
+    found = {name: module._parameters[name] for name in adapter.attachment.tensors}
+    return {name: tensor.detach() for name, tensor in found.items() if tensor is not None}
+
+
+def adapted_tensor(module: nn.Module, name: str, adapters: list[WeightAdapter], *, exact: bool = False) -> Tensor:
+    """A parameter plus each adapter's change times its strength, added in the adapters' dtype.
+
+    Args:
+        module: The module that holds the parameter.
+        name: Name of the parameter.
+        adapters: Those that change it.
+        exact: Add in float64, and return that.
+    """
+    weight = module._parameters[name]
+    if weight is None:
+        raise PlanError(f"{type(module).__name__} has no {name}")
+    device = weight.device.type
+    # Under autocast a product of two float32 matrices would come out in bfloat16, and the sum would be rounded to it.
+    with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext():
+        parts = [_scaled(a.change(base_of(module, a))[name], strength_of(a)) for a in adapters]
+        if exact:
+            return weight.double() + sum(p.double() for p in parts)
+        delta = functools.reduce(torch.add, parts)
+        return (weight.to(delta.dtype) + delta).to(weight.dtype)
+
+
 # --- the generated subclasses ----------------------------------------------------------------------------------------
 
 
-@functools.cache
 def specialised(base: type[nn.Module], facets: Facets) -> type[nn.Module]:
-    """The subclass of `base` that does what the facets say; the same one each time."""
+    """The subclass of `base` that does what the facets say; the same one each time, kept by `base` itself."""
+    if CLASSES not in base.__dict__:
+        setattr(base, CLASSES, {})
+    known: dict[Facets, type[nn.Module]] = base.__dict__[CLASSES]
+    return known.get(facets) or known.setdefault(facets, _specialise(base, facets))
+
+
+def _specialise(base: type[nn.Module], facets: Facets) -> type[nn.Module]:
     forward = base.forward
-    if facets.branch is not None:
-        forward = _branch_forward(base, facets.branch)
-    if facets.feature:
-        forward = _feature_forward(forward)
+    if facets.block is not None:
+        forward = _block_forward(base, facets.block)
+    if facets.output:
+        forward = _output_forward(forward)
     if facets.live_input:
         forward = _live_input_forward(forward)
-    if facets.views:
-        forward = _views_forward(forward)
+    if facets.acts:
+        forward = _acting_forward(forward)
+    if facets.views > 1:
+        forward = _views_forward(forward, facets.views)
     body: dict[str, Any] = {name: _tensor_property(name) for name in sorted(facets.tensors)}
     if forward is not base.forward:
         body["forward"] = functools.wraps(base.forward)(forward)
     if facets.root:
         body["train"] = _train
+    if issubclass(base, nn.Sequential):  # it calls all of its children in turn, and the adapters are none of them
+        body["__iter__"] = lambda self: iter(m for name, m in self._modules.items() if name != SLOT)
+        body["__len__"] = lambda self: len(self._modules) - (SLOT in self._modules)
     body |= {
         "__reduce_ex__": _reduce_ex,
         "_lowpeft_base": base,
@@ -238,29 +370,38 @@ def set_facets(module: nn.Module, **changes: Any) -> None:
     """Give the module the class with these facets changed; its own class back when none is left."""
     facets = replace(facets_of(module), **changes)
     base = original_class(module)
-    module.__class__ = base if facets == Facets() else specialised(base, facets)  # type: ignore[arg-type]  # Module spells __hash__ in its own way
+    module.__class__ = base if facets == Facets() else specialised(base, facets)
 
 
-def _branch_forward(base: type[nn.Module], name: str) -> Callable[..., Any]:
-    branch = get_branch(name).forward
+def _block_forward(base: type[nn.Module], name: str) -> Callable[..., Any]:
+    block = get_block(name)
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         slot = slot_of(self)
-        adapters = slot.features(name) if slot is not None else []
-        if not adapters:
+        adapters = slot.at_ports() if slot is not None else {}
+        if not adapters and block.exact:
             return base.forward(self, *args, **kwargs)
-        return branch(self, lambda features: sum_of_deltas(adapters, features, args, kwargs), *args, **kwargs)
+        return block.forward(self, BlockPorts(adapters), *args, **kwargs)
 
     return forward
 
 
-def _feature_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
+def _output_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         output = inner(self, *args, **kwargs)
         slot = slot_of(self)
         return output if slot is None else _with_deltas(self, slot, output, args, kwargs)
 
     return forward
+
+
+def can_checkpoint(root: nn.Module) -> bool:
+    """Whether a module below has a switch for activation checkpointing, on or off."""
+    return any(hasattr(module, switch) for module in root.modules() for switch in SWITCHES)
+
+
+def _checkpoints(root: nn.Module) -> bool:
+    return any(module.__dict__.get(switch) is True for module in root.modules() for switch in SWITCHES)
 
 
 def _live_input_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
@@ -270,24 +411,60 @@ def _live_input_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
         return value
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if torch.is_grad_enabled():
+        # The switch may be turned after the adapters were attached, so it is read in every forward that is trained.
+        if torch.is_grad_enabled() and not _captured() and _checkpoints(self):
             args, kwargs = tuple(map(live, args)), {k: live(v) for k, v in kwargs.items()}
         return inner(self, *args, **kwargs)
 
     return forward
 
 
-def _views_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
+def _acting_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        slot = slot_of(self)
+        parts = [p for p in slot.pieces() if isinstance(p, RootPart) and p.acts and p.active] if slot else []
+        if not parts:
+            return inner(self, *args, **kwargs)
+        under_way = Forward(args=args, kwargs=kwargs, strengths={}, seen=[])
+        token = _FORWARD.set(under_way)
+        try:
+            for part in parts:
+                part.begin(under_way)
+            output = inner(self, *args, **kwargs)
+            for part in parts:
+                output = _with_addition(part, under_way, output)
+        finally:
+            _FORWARD.reset(token)
+        return output
+
+    return forward
+
+
+def _with_addition(part: RootPart, under_way: Forward, output: Any) -> Any:
+    """The network's output with what a root part adds to the image in it."""
+    image = output if part.output is None else getattr(output, part.output)
+    added = part.finish(under_way, image)
+    if added is None:
+        return output
+    image = image + _laid_out_like(_scaled(added, part.strength), image)
+    if part.output is None:
+        return image
+    output = copy.copy(output)
+    setattr(output, part.output, image)
+    return output
+
+
+def _views_forward(inner: Callable[..., Any], views: int) -> Callable[..., Any]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if args and isinstance(args[0], ViewBatch):
+            if args[0].views != views:
+                raise PlanError(f"this network was adapted for {views} views of a scene, and got {args[0].views}")
             return inner(self, args[0].batch, *args[1:], **kwargs)
-        if any(
-            isinstance(p, FeatureAdapter) and p.pairs_views and p.active for _, _, s in slots(self) for p in s.pieces()
-        ):
+        if any(p.active and p.attachment.views > 1 for _, _, s in slots(self) for p in s.pieces()):
             raise PlanError(
-                "this backbone carries stereo adapters, which pair neighbours in a batch as left and right views, "
-                "so it cannot be called by itself: call the StereoModel with (left, right), or use "
-                "`with lowpeft.disabled(model):` to run single images through the frozen network"
+                f"this backbone carries adapters that take neighbours in a batch for {views} views of one scene, so "
+                "it cannot be called by itself: call the model that `adapt` returned with all views (a StereoModel: "
+                "left, right), or use `with lowpeft.disabled(model):` to run single images through the frozen network"
             )
         return inner(self, *args, **kwargs)
 
@@ -299,16 +476,9 @@ def _tensor_property(name: str) -> property:
         weight = self._parameters[name]
         slot = slot_of(self)
         adapters = slot.weights(name) if slot is not None and weight is not None else []
-        return adapted_weight(weight, adapters) if weight is not None and adapters else weight
+        return adapted_tensor(self, name, adapters) if adapters else weight
 
     return property(read, doc=f"The base's {name} plus what its adapters add.")
-
-
-def adapted_weight(weight: Tensor, adapters: list[WeightAdapter]) -> Tensor:
-    """The weight plus each adapter's change times its strength, added in the adapters' dtype."""
-    parts = [a.delta_weight() if a.strength == 1.0 else a.delta_weight() * a.strength for a in adapters]
-    delta = functools.reduce(torch.add, parts)
-    return (weight.to(delta.dtype) + delta).to(weight.dtype)
 
 
 def _train(self: nn.Module, mode: bool = True) -> nn.Module:
@@ -333,5 +503,5 @@ def _reduce_ex(self: nn.Module, protocol: Any) -> Any:
 
 
 def _new(base: type[nn.Module], facets: Facets, *args: Any) -> nn.Module:
-    cls = specialised(base, facets)  # type: ignore[arg-type]
+    cls = specialised(base, facets)
     return cls.__new__(cls, *args)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from .attach import original_class
 from .errors import AdapterError
-from .families import base_parameters, recognise
+from .families import base_parameters, find_places, recognise
 from .families.swinir import SWIN2SR, SWIN2SR_TRANSFORMERS
 from .files import AdapterFile, read_adapter, save_adapter
 from .fingerprint import Fingerprint, compare, fingerprint
@@ -343,18 +343,40 @@ def _move(
     """Each site and what it becomes on the network, and lines about those that have no counterpart there."""
     moved, problems = [], []
     for site in sites:
-        tensor = site.attachment.tensor
-        name = site.path if tensor is None else f"{site.path}.{tensor}"
-        target = counterparts.get(name)
-        if target is None:
-            problems.append(f"the {site.config.kind} adapter on {name} has no counterpart")
+        found = _move_weight(site, counterparts) if site.layer else _move_feature(site, counterparts, root)
+        if found is None:
+            names = [f"{site.path}.{t}" for t in site.attachment.tensors] or [site.path]
+            problems.append(f"the {site.config.kind} adapter on {', '.join(names)} has no counterpart")
             continue
-        path, other = (target, None) if tensor is None else target.rsplit(".", 1)
-        attachment = replace(site.attachment, tensor=other)
-        key = site_key(site.config, site.shape, attachment)
-        module = original_class(root.get_submodule(path)).__name__
-        moved.append((site, replace(site, path=path, module=module, key=key, attachment=attachment)))
+        key = site_key(found.config, found.shape, found.layer, found.attachment)
+        module = original_class(root.get_submodule(found.path)).__name__
+        moved.append((site, replace(found, module=module, key=key)))
     return moved, problems
+
+
+def _move_weight(site: Site, counterparts: dict[str, str]) -> Site | None:
+    """A weight site with the names of the other layout; None where they lie in no one module there."""
+    targets = [counterparts.get(f"{site.path}.{t}", "").rpartition(".") for t in site.attachment.tensors]
+    path, names = targets[0][0], tuple(t[2] for t in targets)
+    if not path or any(t[0] != path for t in targets) or site.layer is None:
+        return None
+    shapes = tuple((name, shape) for name, (_, shape) in zip(names, site.layer.shapes, strict=True))
+    attachment = replace(site.attachment, tensors=names)
+    return replace(site, path=path, attachment=attachment, layer=replace(site.layer, shapes=shapes))
+
+
+def _move_feature(site: Site, counterparts: dict[str, str], root: nn.Module) -> Site | None:
+    """A feature site on the other layout: the same port of the same block, or the module with the same parameters."""
+    if site.attachment.port is None:
+        path = counterparts.get(site.path)
+        return None if path is None else replace(site, path=path)
+    family = recognise(root)
+    places = find_places(root, family, site.attachment.port) if family is not None else ()
+    for place in places:
+        if (place.stage, place.block) == (site.stage, site.block) and place.place.block is not None:
+            attachment = replace(site.attachment, block=place.place.block, port=place.place.port)
+            return replace(site, path=place.path, attachment=attachment)
+    return None
 
 
 def _renamed_tensors(tensors: Mapping[str, Tensor], moved: list[tuple[Site, Site]]) -> dict[str, Tensor]:

@@ -10,7 +10,6 @@ other files are written beside it first, so a save that is killed at any moment 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -28,17 +27,15 @@ from .card import model_card
 from .errors import AdapterError, LowpeftError
 from .families import base_parameters
 from .fingerprint import Fingerprint, compare, digest, digests, fingerprint, fingerprint_from_dict
-from .injection import inject, restore
-from .kinds import Attachment
-from .layouts import Layout
+from .injection import attach_plan, restore
 from .model import adapter_state_dict, load_adapter_state_dict, only_name, tensor_problems
-from .planning import Plan, plan_sites
-from .recipes import Recipe, config_from_dict, config_to_dict, recipe_from_dict, recipe_to_dict
-from .record import record_of, root_of, unwrap
-from .sites import Site, build, count_parameters, site_key
+from .planning import plan_sites
+from .recipes import Recipe, recipe_from_dict, recipe_to_dict
+from .record import Record, record_of, root_of, unwrap
+from .site_values import SCHEMA, SCHEMAS, sites_from_dicts, sites_to_dicts
+from .sites import Site, build
 from .version import version
 
-SCHEMA = 1
 FILES = TENSORS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
 METADATA_KEY = "lowpeft"
 
@@ -53,7 +50,8 @@ class AdapterFile:
         sites: Where the adapters go.
         base: Fingerprint of the base.
         facts: What the writer wanted to be known (figures, names of data and weights).
-        tensors: By key, on the CPU.
+        calibrated: Whether the adapter has learned its start from data.
+        tensors: Tensors by key, on the CPU.
     """
 
     config: dict[str, Any]
@@ -61,6 +59,7 @@ class AdapterFile:
     sites: tuple[Site, ...]
     base: Fingerprint
     facts: dict[str, Any]
+    calibrated: bool
     tensors: dict[str, Tensor]
 
     @property
@@ -97,7 +96,7 @@ def save_adapter(
     problems = _losses(root) + [f"{k} holds NaN or infinity" for k, v in tensors.items() if not torch.isfinite(v).all()]
     if problems:
         raise AdapterError(f"the adapter {chosen!r} was not saved:", problems=problems)
-    config = _config(record_of(root).plans[chosen], record_of(root).base.as_dict(), tensors, dict(facts or {}))
+    config = _config(record_of(root), chosen, tensors, dict(facts or {}))
     target = Path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -122,14 +121,16 @@ def _losses(root: nn.Module) -> list[str]:
     return problems
 
 
-def _config(plan: Plan, base: dict[str, Any], tensors: dict[str, Tensor], facts: dict[str, Any]) -> dict[str, Any]:
+def _config(record: Record, name: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> dict[str, Any]:
+    plan = record.plans[name]
     return {
         "schema": SCHEMA,
         "lowpeft": version(),
         "recipe": recipe_to_dict(plan.recipe),
-        "base": base,
+        "base": record.base.as_dict(),
         "family": plan.family,
-        "sites": _sites_to_dicts(plan.sites),
+        "sites": sites_to_dicts(plan.sites),
+        "calibrated": name in record.calibrated,
         "facts": facts,
         "tensors": {"number": len(tensors), "sha256": _tensors_digest(tensors)},
     }
@@ -195,14 +196,16 @@ def read_adapter(folder: str | Path) -> AdapterFile:
         raise AdapterError(f"{directory / TENSORS} cannot be read: {error}") from error
     config = _read_config(directory, metadata)
     problems = []
-    if config.get("schema") != SCHEMA:
-        found = f"schema is {config.get('schema')!r}, this version of lowpeft ({version()}) reads {SCHEMA}"
+    if config.get("schema") not in SCHEMAS or type(config["schema"]) is not int:
+        known = " and ".join(map(str, SCHEMAS))
+        found = f"schema is {config.get('schema')!r}, this version of lowpeft ({version()}) reads {known}"
         raise AdapterError(f"{directory} cannot be used:", problems=[found])
     try:
         if config["tensors"]["sha256"] != _tensors_digest(tensors):
             problems.append("the tensors are not those that were saved (their checksum differs)")
         recipe = recipe_from_dict(config["recipe"], origin="its recipe")
-        sites = _sites_from_dicts(config["sites"])
+        sites = sites_from_dicts(config["sites"], schema=config["schema"])
+        calibrated = config.get("calibrated", False) is True
         facts, base = dict(config["facts"]), fingerprint_from_dict(config["base"])
         problems += tensor_problems(_expected(sites), tensors)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -211,7 +214,9 @@ def read_adapter(folder: str | Path) -> AdapterFile:
         problems += [f"{key} holds NaN or infinity" for key, t in tensors.items() if not torch.isfinite(t).all()]
     if problems:
         raise AdapterError(f"{directory} cannot be used:", problems=problems)
-    return AdapterFile(config=config, recipe=recipe, sites=sites, base=base, facts=facts, tensors=tensors)
+    return AdapterFile(
+        config=config, recipe=recipe, sites=sites, base=base, facts=facts, calibrated=calibrated, tensors=tensors
+    )
 
 
 def _read_config(directory: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -258,7 +263,7 @@ def _expected(sites: tuple[Site, ...]) -> dict[str, Tensor]:
         return {
             ".".join(filter(None, (site.path, site.key, key))): tensor
             for site in sites
-            for key, tensor in build(site.config, site.shape).state_dict().items()
+            for key, tensor in build(site.config, site.shape, site.layer, site.attachment.form).state_dict().items()
         }
 
 
@@ -288,19 +293,22 @@ def load_adapter(
     """
     adapter = read_adapter(_folder(folder_or_repo_id, revision))
     root = root_of(model)
-    problems = compare(adapter.base, fingerprint(root))
+    found = digests(root)
+    problems = compare(adapter.base, fingerprint(root, found))
     if problems and not force:
         raise AdapterError(
             f"the adapter {str(folder_or_repo_id)!r} belongs to another base (force=True attaches it all the same):",
             problems=problems,
         )
     plan = plan_sites(model, adapter.recipe, adapter.sites, name=name, measure=bool(problems))
-    adapted = inject(model, plan)
+    adapted = attach_plan(model, plan, found)
     try:
         load_adapter_state_dict(adapted, adapter.tensors, name=name)
     except BaseException:
         restore(adapted, name=name)
         raise
+    if adapter.calibrated:
+        record_of(root).calibrated.add(name)
     return adapted
 
 
@@ -318,59 +326,3 @@ def _folder(place: str | Path, revision: str | None) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise AdapterError(f"{place!r} is neither a folder nor a Hub repository that can be read: {reason}") from error
-
-
-# --- sites as plain values -------------------------------------------------------------------------------------------
-
-
-def _sites_to_dicts(sites: tuple[Site, ...]) -> list[dict[str, Any]]:
-    """Sites as groups that share everything but their place, because a network has many that are alike."""
-    groups: dict[str, dict[str, Any]] = {}
-    for site in sites:
-        act = {k: v for k, v in dataclasses.asdict(site.attachment).items() if v is not None and v is not False}
-        shared = {
-            "adapter": config_to_dict(site.config),
-            "attachment": {**act, "layout": str(site.attachment.layout)},
-            "key": site.key,
-            "module": site.module,
-            "shape": list(site.shape),
-            "parameters": site.parameters,
-        }
-        group = groups.setdefault(json.dumps(shared), {**shared, "places": []})
-        group["places"].append([site.path, site.stage, site.block])
-    return list(groups.values())
-
-
-def _sites_from_dicts(groups: list[Mapping[str, Any]]) -> tuple[Site, ...]:
-    """The inverse of `_sites_to_dicts`, up to the order of the sites."""
-    sites = []
-    for group in groups:
-        act = dict(group["attachment"])
-        attachment = Attachment(**{**act, "layout": Layout(act["layout"])})
-        config, shape = config_from_dict(group["adapter"]), tuple(group["shape"])
-        key = site_key(config, shape, attachment)
-        if (group["key"], group["parameters"]) != (key, count_parameters(config, shape)):
-            raise AdapterError(
-                f"a {config.kind} site of shape {shape} cannot be {group['key']!r} of {group['parameters']!r}"
-            )
-        for path, stage, block in group["places"]:
-            _check_place(path, stage, block)
-            site = Site(
-                path=path,
-                key=key,
-                module=group["module"],
-                stage=stage,
-                block=block,
-                shape=shape,
-                parameters=group["parameters"],
-                config=config,
-                attachment=attachment,
-            )
-            sites.append(site)
-    return tuple(sites)
-
-
-def _check_place(path: object, stage: object, block: object) -> None:
-    numbers = all(n is None or (type(n) is int and n >= 0) for n in (stage, block))
-    if not isinstance(path, str) or not numbers:
-        raise AdapterError(f"[{path!r}, {stage!r}, {block!r}] is no place of a site")

@@ -6,20 +6,23 @@ Everything that an adapted model needs to be put back is in one `Record` on the 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import nn
 
-from .attach import Slot, facets_of, set_facets, slot_of, slots
+from .attach import Slot, base_of, can_checkpoint, facets_of, set_facets, slot_of, slots
+from .describe import facts_of
+from .errors import PlanError
 from .facts import Facts
-from .families import SLOT, base_modules, base_parameters
+from .families import SLOT, base_modules, base_parameters, get_block
 from .fingerprint import digests, fingerprint
-from .kinds import Adapter
-from .planning import Plan
-from .record import RECORD, Record, check_name, record_of, root_of, unwrap
-from .sites import Site, build
-from .views import StereoModel
+from .kinds import Adapter, RootPart, WeightAdapter
+from .planning import Plan, check_plan
+from .record import RECORD, Record, check_name, module_of, record_of, root_of, unwrap
+from .sites import Site, block_problem, build
+from .views import MultiViewModel, StereoModel
 
 
 def pieces(root: nn.Module, name: str | None = None) -> list[tuple[str, str, Adapter]]:
@@ -52,22 +55,30 @@ def inject(model: object, plan: Plan) -> nn.Module:
         plan: From `lowpeft.plan`.
 
     Returns:
-        The same object, or, for a recipe with stereo adapters, a `StereoModel` whose `backbone` is that object.
+        The same object, or, for a recipe whose adapters mix views, a model of so many views (`StereoModel` for two)
+        whose `backbone` is that object.
 
     Raises:
-        PlanError: The adapters cannot be built; the model is as it was.
+        PlanError: The plan is of another network, or of this one as it was before adapters were attached or replaced;
+            or the adapters cannot be built. The model is unchanged.
     """
+    return attach_plan(model, plan)
+
+
+def attach_plan(model: object, plan: Plan, found: dict[str, str] | None = None) -> nn.Module:
+    """As `inject`; `found` are the digests of the base's tensors, where they are known already."""
     root = root_of(model)
+    check_plan(root, plan)
     modules = dict(base_modules(root))
-    built = [(modules[s.path], s, _new_adapter(root, modules[s.path], s)) for s in plan.sites]
     first = RECORD not in root.__dict__
-    record = _record(root, plan.facts) if first else record_of(root)
+    built = build_adapters(root, modules, plan)
+    record = _record(root, plan.facts, found) if first else record_of(root)
     mode = root.training if first else any(p.training for _, _, p in pieces(root))
     root.__dict__[RECORD] = record
     record.plans[plan.name] = plan
     try:
-        for module, site, adapter in built:
-            _attach(module, plan.name, site, adapter)
+        for site, adapter in built:
+            _attach(modules[site.path], plan.name, site, adapter, record.forwards.get(site.path))
         _set_root_facets(root, record)
     except BaseException:
         restore(root, name=plan.name)
@@ -75,27 +86,47 @@ def inject(model: object, plan: Plan) -> nn.Module:
     for _, parameter in base_parameters(root):
         parameter.requires_grad_(False)
     root.train(mode)
-    if isinstance(model, StereoModel):
-        return model
-    return StereoModel(root, output=plan.facts.output) if facets_of(root).views else root
+    if facets_of(root).views == 1 or isinstance(module_of(model), MultiViewModel):
+        return module_of(model)
+    return _of_views(root, facets_of(root).views, plan.facts.output)
+
+
+def _of_views(root: nn.Module, views: int, output: str | None) -> MultiViewModel:
+    if views == 2:
+        return StereoModel(root, output=output)
+    return MultiViewModel(root, views=views, output=output)
 
 
 def _set_root_facets(root: nn.Module, record: Record) -> None:
     recipes = [p.recipe for p in record.plans.values()]
+    parts = [p for _, _, p in pieces(root) if isinstance(p, RootPart)]
     set_facets(
         root,
         root=bool(recipes) and all(r.freeze_statistics for r in recipes),
-        live_input=bool(recipes) and any(_checkpoints(m) for _, m in base_modules(root)),
-        views=any(r.multi_view for r in recipes),
+        live_input=bool(recipes) and can_checkpoint(root),
+        acts=any(p.acts for p in parts),
+        views=max([r.views for r in recipes], default=1),
     )
 
 
-def _checkpoints(module: nn.Module) -> bool:
-    """Whether the module runs parts of itself under activation checkpointing (SwinIR's and transformers' switches)."""
-    return any(getattr(module, switch, False) is True for switch in ("use_checkpoint", "gradient_checkpointing"))
+def build_adapters(root: nn.Module, modules: dict[str, nn.Module], plan: Plan) -> list[tuple[Site, Adapter]]:
+    """A new adapter for every site of a plan, started from the frozen weights, the shared parts first; not attached.
+
+    Raises:
+        PlanError: An adapter cannot be built.
+    """
+    built = [(site, _new_adapter(root, modules[site.path], plan, site)) for site in plan.sites]
+    parts = {site.config.kind: adapter for site, adapter in built if isinstance(adapter, RootPart)}
+    with torch.no_grad():
+        for site, adapter in built:
+            if site.config.kind in parts and not isinstance(adapter, RootPart):
+                adapter.join(parts[site.config.kind])
+            if isinstance(adapter, WeightAdapter):
+                adapter.start(base_of(modules[site.path], adapter))
+    return built
 
 
-def _new_adapter(root: nn.Module, module: nn.Module, site: Site) -> Adapter:
+def _new_adapter(root: nn.Module, module: nn.Module, plan: Plan, site: Site) -> Adapter:
     """A new adapter on the device of its module (or, if that has no parameters, of the network), in float32.
 
     A float64 base gets float64 adapters.
@@ -103,13 +134,16 @@ def _new_adapter(root: nn.Module, module: nn.Module, site: Site) -> Adapter:
     parameters = itertools.chain(module.parameters(), root.parameters())
     tensor = next((p for p in parameters if p.is_floating_point()), None)
     dtype = torch.float64 if tensor is not None and tensor.dtype == torch.float64 else torch.float32
-    adapter = build(site.config, site.shape).to(dtype)
+    adapter = build(site.config, site.shape, site.layer, site.attachment.form).to(dtype)
     adapter.attachment = site.attachment
+    adapter.adapter_name = plan.name
+    if isinstance(adapter, RootPart):
+        adapter.output = plan.facts.output
     return adapter if tensor is None else adapter.to(tensor.device)
 
 
-def _record(root: nn.Module, facts: Facts) -> Record:
-    tensors = digests(root)
+def _record(root: nn.Module, facts: Facts, found: dict[str, str] | None = None) -> Record:
+    tensors = digests(root) if found is None else found
     return Record(
         facts=facts,
         requires_grad=frozenset(path for path, p in base_parameters(root) if p.requires_grad),
@@ -119,7 +153,7 @@ def _record(root: nn.Module, facts: Facts) -> Record:
     )
 
 
-def _attach(module: nn.Module, name: str, site: Site, adapter: Adapter) -> None:
+def _attach(module: nn.Module, name: str, site: Site, adapter: Adapter, forward: str | None) -> None:
     slot = slot_of(module)
     if slot is None:
         slot = Slot()
@@ -128,25 +162,70 @@ def _attach(module: nn.Module, name: str, site: Site, adapter: Adapter) -> None:
         slot.add_module(name, nn.ModuleDict())
     group = slot.get_submodule(name)
     group.add_module(site.key, adapter)
-    facets = facets_of(module)
-    if site.attachment.form == "weight":
-        set_facets(module, tensors=facets.tensors | {site.attachment.tensor})
-    elif site.attachment.form == "branch":
-        set_facets(module, branch=site.attachment.branch)
-    else:
-        set_facets(module, feature=True)
+    _set_module_facets(module, slot, forward=forward)
 
 
-def restore(model: object, *, name: str | None = None) -> nn.Module:
+def _set_module_facets(module: nn.Module, slot: Slot | None, *, forward: str | None = None) -> None:
+    """Give a module the class that its adapters need.
+
+    Args:
+        module: Any module.
+        slot: Its adapters.
+        forward: Name of the block forward that it has whatever its adapters.
+    """
+    acts = [p.attachment for p in slot.pieces()] if slot is not None else []
+    set_facets(
+        module,
+        output=any(a.form == "output" for a in acts),
+        block=forward or next((a.block for a in acts if a.block is not None), None),
+        tensors=frozenset(t for a in acts for t in a.tensors),
+    )
+
+
+def install_forwards(model: object, forwards: Mapping[str, str]) -> None:
+    """Give blocks another forward, with or without adapters in them; `restore` takes it out again.
+
+    Args:
+        model: A network, adapted or not.
+        forwards: Name of a block forward by the path of the block.
+
+    Raises:
+        PlanError: A block does not compute what its forward computes (up to `sites.CLOSE` for one that is not exact),
+            or adapters sit at ports that it does not have. Nothing is changed.
+    """
+    root = root_of(model)
+    modules, problems = dict(base_modules(root)), []
+    for path, name in forwards.items():
+        if path not in modules:
+            problems.append(f"there is no module {path}")
+        elif problem := block_problem(modules[path], get_block(name)):
+            problems.append(f"{path} {problem}")
+        else:
+            slot = slot_of(modules[path])
+            used = {p.attachment.port for p in slot.pieces() if p.attachment.port} if slot is not None else set()
+            problems += [
+                f"{path} has adapters at the port {p}, which {name} has not" for p in used - get_block(name).ports
+            ]
+    if problems:
+        raise PlanError("these blocks cannot get another forward:", problems=problems)
+    record = root.__dict__.get(RECORD) or _record(root, facts_of(model))
+    root.__dict__[RECORD] = record
+    for path, name in forwards.items():
+        record.forwards[path] = name
+        _set_module_facets(modules[path], slot_of(modules[path]), forward=name)
+
+
+def restore(model: object, name: str | None = None) -> nn.Module:
     """Take adapters out again.
 
     Args:
-        model: An adapted model or `StereoModel`.
-        name: Take only this adapter out; None takes all.
+        model: An adapted model, or a model of several views.
+        name: Take only this adapter out; None takes all, and the forwards that `optimize` installed.
 
     Returns:
         The object that was adapted, with its own classes; without adapters left it is as before `adapt`: bit-equal
-        weights and buffers, `requires_grad` and train/eval flags as they were.
+        weights and buffers, `requires_grad` and train/eval flags as they were. (A shallow copy, `copy.copy`, shares its
+        modules with the original: what is taken out of one is taken out of both. Use `copy.deepcopy`.)
 
     Raises:
         PlanError: The model holds no adapters, or none of that name.
@@ -157,11 +236,17 @@ def restore(model: object, *, name: str | None = None) -> nn.Module:
         check_name(root, name)
     for gone in [name] if name is not None else list(record.plans):
         del record.plans[gone]
-        for _, module, slot in list(slots(root)):
+        record.calibrated.discard(gone)
+        for path, module, slot in list(slots(root)):
             slot._modules.pop(gone, None)
-            _trim(module, slot)
+            _trim(module, slot, record.forwards.get(path))
+    if name is None:
+        for path in list(record.forwards):
+            del record.forwards[path]
+            module = root.get_submodule(path)
+            _set_module_facets(module, slot_of(module))
     _set_root_facets(root, record)
-    if record.plans:
+    if record.plans or record.forwards:
         return root
     del root.__dict__[RECORD]
     for path, parameter in root.named_parameters():
@@ -172,34 +257,35 @@ def restore(model: object, *, name: str | None = None) -> nn.Module:
 
 
 def drop_merged(root: nn.Module, merged: set[Adapter]) -> None:
-    """Take out adapters that have become part of the base's weights; the base is another one from now on."""
+    """Take out adapters that have become part of the base's weights; the base is another one from now on.
+
+    What is left keeps its flags: whether parameters require gradients, and which modules are in training mode.
+    """
     record = record_of(root)
-    for path, module, slot in list(slots(root)):
-        for name, group in list(slot.named_children()):
-            for key, piece in list(group.named_children()):
-                if piece in merged:
-                    del group._modules[key]
-                    plan = record.plans[name]
-                    left = tuple(s for s in plan.sites if (s.path, s.key) != (path, key))
-                    record.plans[name] = replace(plan, sites=left)
-            if not len(group._modules):
-                del slot._modules[name]
-        _trim(module, slot)
+    training = {path for path, module in base_modules(root) if module.training}
+    gradients = {path for path, parameter in base_parameters(root) if parameter.requires_grad}
+    for name, plan in list(record.plans.items()):
+        here = {(path, key): piece for path, _, slot in slots(root) for key, piece in slot.group(name)}
+        left = [s for s in plan.sites if here[s.path, s.key] not in merged]
+        kinds = {s.config.kind for s in left if s.attachment.form != "root"}
+        left = [s for s in left if s.config.kind in kinds]  # a shared part goes with the last of its sites
+        record.plans[name] = replace(plan, sites=tuple(left))
+        kept = {(s.path, s.key) for s in left}
+        for path, module, slot in list(slots(root)):
+            slot.drop(name, [key for key, _ in slot.group(name) if (path, key) not in kept])
+            _trim(module, slot, record.forwards.get(path))
     record.digests = digests(root)
     record.base = fingerprint(root, record.digests)
-    for name, plan in list(record.plans.items()):
-        if not plan.sites:
-            restore(root, name=name)
+    for name in [n for n, plan in record.plans.items() if not plan.sites]:
+        restore(root, name)
+    for path, module in base_modules(root):
+        module.training = path in training
+    for path, parameter in base_parameters(root):
+        parameter.requires_grad_(path in gradients)
 
 
-def _trim(module: nn.Module, slot: Slot) -> None:
+def _trim(module: nn.Module, slot: Slot, forward: str | None) -> None:
     """Drop what no adapter of the module needs any more."""
-    left = [p.attachment for p in slot.pieces()]
-    set_facets(
-        module,
-        feature=any(a.form == "feature" for a in left),
-        branch=next((a.branch for a in left if a.branch), None),
-        tensors=frozenset(a.tensor for a in left if a.tensor),
-    )
+    _set_module_facets(module, slot, forward=forward)
     if not len(slot._modules):
         del module._modules[SLOT]

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .attach import adapted_weight, original_class, slots
+from .attach import adapted_tensor, original_class, slots
 from .errors import AdapterError, PlanError, did_you_mean
 from .facts import Facts
 from .families import SLOT
 from .injection import drop_merged, pieces
-from .kinds import Adapter, WeightAdapter
+from .kinds import Adapter, RootPart, WeightAdapter
 from .probe import first_that_works
 from .record import check_name, record_of, unwrap
 from .views import StereoModel
@@ -287,23 +287,25 @@ def merge(model: object, *, name: str | None = None) -> MergeReport:
     """
     root = unwrap(model)
     found = pieces(root, name)
-    linear: set[Adapter] = {p for _, _, p in found if isinstance(p, WeightAdapter)}
-    kept = tuple(path for _, path, p in found if p not in linear)
+    linear: set[Adapter] = {p for _, _, p in found if isinstance(p, WeightAdapter) and p.active}
+    kept = tuple(path for _, path, p in found if p not in linear and not _goes_with(p, linear))
     if not linear:
-        raise PlanError(f"nothing can be merged: {len(kept)} adapters are not linear in a weight ({kept[0]}, …)")
+        raise PlanError(
+            f"nothing can be merged: {len(kept)} adapters do not change a weight, or are disabled ({kept[0]}, …)"
+        )
     shared = _shared_weights(root)
     writes: list[tuple[nn.Parameter, Tensor]] = []
     difference = 0.0
     for path, module, slot in slots(root):
         here = [p for p in slot.pieces() if isinstance(p, WeightAdapter) and p in linear]
-        for tensor in dict.fromkeys(p.attachment.tensor for p in here):
-            weight = cast(nn.Parameter, module._parameters[str(tensor)])
-            adapters = [p for p in here if p.attachment.tensor == tensor]
+        for tensor in dict.fromkeys(t for p in here for t in p.attachment.tensors):
+            weight = cast(nn.Parameter, module._parameters[tensor])
+            adapters = [p for p in here if tensor in p.attachment.tensors]
             if weight in shared:
                 raise PlanError(f"{path}.{tensor} is shared by several modules, so a change at one cannot be merged")
             with torch.no_grad():
-                new = adapted_weight(weight, adapters)
-                exact = weight.double() + sum(p.delta_weight().double() * p.strength for p in adapters)
+                new = adapted_tensor(module, tensor, adapters)
+                exact = adapted_tensor(module, tensor, adapters, exact=True)
             if not torch.isfinite(new).all():
                 raise PlanError(f"merging into {path}.{tensor} would give NaN or infinity; nothing was merged")
             difference = max(difference, (new.double() - exact).abs().max().item())
@@ -313,6 +315,11 @@ def merge(model: object, *, name: str | None = None) -> MergeReport:
             weight.copy_(new)
     drop_merged(root, linear)
     return MergeReport(merged=tuple(path for _, path, p in found if p in linear), kept=kept, difference=difference)
+
+
+def _goes_with(part: Adapter, merged: set[Adapter]) -> bool:
+    """Whether a piece is a shared part of which every site is merged."""
+    return isinstance(part, RootPart) and not part.acts and any(p.kind == part.kind for p in merged)
 
 
 def _shared_weights(root: nn.Module) -> set[nn.Parameter]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from .attach import Slot, original_class, slot_of, slots
 from .describe import facts_of
 from .errors import PlanError
 from .facts import Facts
-from .families import SLOT, base_parameters
+from .families import SLOT, base_modules, base_parameters
 from .kinds import AdapterConfig
 from .probe import Observation, first_that_works, observe
 from .recipes import Recipe, load_recipe, override
-from .record import RECORD, root_of
-from .sites import Network, Site, check_branch, choose_sites
+from .record import RECORD, record_of, root_of
+from .sites import Network, Site, check_block, choose_sites, layer_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class Plan:
         name: The adapter's name.
         recipe: What was asked for.
         sites: Where the adapters go.
+        structure: Digest of the network's modules and shapes, adapters left out; `inject` compares it.
         base_parameters: Number of parameters of the frozen network.
         facts: Facts of the network, given, known or measured.
     """
@@ -41,6 +43,7 @@ class Plan:
     name: str
     recipe: Recipe
     sites: tuple[Site, ...] = field(repr=False)
+    structure: str
     base_parameters: int
     facts: Facts = field(repr=False)
 
@@ -61,7 +64,7 @@ class Plan:
             (
                 s.config.kind,
                 "" if s.stage is None else str(s.stage),
-                s.path + (f" [{s.attachment.tensor}]" if s.attachment.tensor else ""),
+                _where(s),
                 s.module,
                 "x".join(map(str, s.shape)),
                 f"{s.parameters:,}",
@@ -71,6 +74,12 @@ class Plan:
         widths = [max(len(r[i]) for r in rows) for i in range(6)]
         lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
         return "\n".join([heading, str(self.facts), *notes, *lines])
+
+
+def _where(site: Site) -> str:
+    """The path of a site and, in brackets, the parameters or the port there."""
+    inside = site.attachment.port or ", ".join(site.attachment.tensors) or site.attachment.form
+    return f"{site.path or '(network)'}" + (f" [{inside}]" if inside != "output" else "")
 
 
 def plan(
@@ -94,6 +103,8 @@ def plan(
     """
     root = root_of(model)
     wanted = override(load_recipe(recipe), overrides)
+    if not wanted.adapters and not wanted.from_scratch:
+        raise PlanError(f"recipe {wanted.name!r} has no adapters, so there would be nothing to train")
     if wanted.from_scratch:
         raise PlanError(
             f"recipe {wanted.name!r} attaches no adapters: it trains the whole network, from new weights, with "
@@ -124,26 +135,39 @@ def plan_sites(model: object, recipe: Recipe, sites: tuple[Site, ...], *, name: 
     problems = []
     for site in sites:
         module = network.modules.get(site.path)
-        tensor = module._parameters.get(site.attachment.tensor or "") if module is not None else None
         if module is None:
             problems.append(f"there is no module {site.path}")
         elif original_class(module).__name__ != site.module:
             problems.append(f"{site.path} is a {original_class(module).__name__}, the adapter is for a {site.module}")
-        elif site.attachment.tensor is not None and (tensor is None or tuple(tensor.shape) != site.shape):
-            problems.append(f"{site.path} has no parameter {site.attachment.tensor} of shape {site.shape}")
-        elif site.attachment.branch is not None:
-            check_branch(network, site.path, site.attachment.branch)
+        elif site.layer is not None:
+            problems += _other_parameters(site, module)
+        elif site.attachment.block is not None:
+            check_block(network, site.path, site.attachment.block)
     if not problems and measure:
         problems = first_that_works(root, lambda twin, example: _other_channels(sites, observe(twin, example)))
     if problems:
         raise PlanError(f"the adapter does not fit this {original_class(root).__name__}:", problems=problems)
-    return _checked_plan(network, name, recipe, sites, facts_of(model))
+    return _checked_plan(network, name, recipe, [_here(network, s) for s in sites], facts_of(model))
+
+
+def _other_parameters(site: Site, module: nn.Module) -> list[str]:
+    """The parameters of a weight site that a module has not."""
+    found = {name: None if p is None else tuple(p.shape) for name, p in module._parameters.items()}
+    shapes = site.layer.shapes if site.layer is not None else ()
+    return [f"{site.path} has no parameter {n} of shape {shape}" for n, shape in shapes if found.get(n) != shape]
+
+
+def _here(network: Network, site: Site) -> Site:
+    """A site with the layer as the network has it: a file of schema 1 does not say what is transposed or grouped."""
+    if site.layer is None:
+        return site
+    return replace(site, layer=layer_of(network.modules[site.path], site.layer.names))
 
 
 def _other_channels(sites: tuple[Site, ...], observed: dict[str, Observation]) -> list[str]:
     problems = []
     for site in sites:
-        if site.attachment.form == "weight":
+        if site.attachment.layout is None:
             continue
         shape = observed[site.path].shape if site.path in observed else None
         found = shape[site.attachment.layout.channel_dim] if shape else None
@@ -155,14 +179,16 @@ def _other_channels(sites: tuple[Site, ...], observed: dict[str, Observation]) -
 def _checked_plan(network: Network, name: str, recipe: Recipe, sites: Sequence[Site], facts: Facts) -> Plan:
     if not name.isidentifier() or not name.isascii():
         raise PlanError(f"an adapter's name must be letters, digits and underscores, not {name!r}")
-    _refuse_conflicts(network, name, sites)
     root = network.root
+    _refuse_conflicts(root, network.modules, name, sites)
+    _refuse_other_views(root, recipe)
     return Plan(
         model=original_class(root).__name__,
         family=network.recognised.family.name if network.recognised else None,
         name=name,
         recipe=recipe,
         sites=tuple(sites),
+        structure=structure_of(root),
         base_parameters=sum(p.numel() for _, p in base_parameters(root)),
         facts=facts,
     )
@@ -171,27 +197,59 @@ def _checked_plan(network: Network, name: str, recipe: Recipe, sites: Sequence[S
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
-def _refuse_conflicts(network: Network, name: str, sites: Iterable[Site]) -> None:
+def structure_of(root: nn.Module) -> str:
+    """Digest of the paths and classes of a network's modules, and of the names and shapes of its parameters."""
+    lines = [f"{path} {original_class(module).__qualname__}" for path, module in base_modules(root)]
+    lines += [f"{path} {tuple(parameter.shape)}" for path, parameter in base_parameters(root)]
+    return hashlib.sha256("\n".join(lines).encode(), usedforsecurity=False).hexdigest()
+
+
+def check_plan(root: nn.Module, plan: Plan) -> None:
+    """Refuse a plan that is not of this network as it is now.
+
+    Raises:
+        PlanError: It was made for another network, or adapters were attached since.
+    """
+    if plan.structure != structure_of(root):
+        raise PlanError(
+            f"the plan was made for another network (a {plan.model} of {plan.base_parameters:,} parameters) than this "
+            f"{original_class(root).__name__} of {sum(p.numel() for _, p in base_parameters(root)):,}: plan again"
+        )
+    _refuse_conflicts(root, dict(base_modules(root)), plan.name, plan.sites)
+    _refuse_other_views(root, plan.recipe)
+
+
+def _refuse_other_views(root: nn.Module, recipe: Recipe) -> None:
+    """Refuse adapters that mix another number of views than those that are attached."""
+    attached = {p.recipe.views for p in record_of(root).plans.values()} if RECORD in root.__dict__ else set()
+    counts = sorted({recipe.views, *attached} - {1})
+    if len(counts) > 1:
+        raise PlanError(
+            f"the adapters of one network must mix one number of views, not {' and '.join(map(str, counts))}"
+        )
+
+
+def _refuse_conflicts(root: nn.Module, modules: dict[str, nn.Module], name: str, sites: Iterable[Site]) -> None:
     problems: list[str] = []
     taken: set[tuple[str, str]] = set()
     for site in sites:
-        module = network.modules[site.path]
+        module = modules[site.path]
         slot = slot_of(module)
         if (site.path, site.key) in taken:
-            problems.append(f"{site.path} would get two {site.config.kind} adapters of one name")
+            problems.append(f"{site.path or 'the network'} would get two {site.config.kind} adapters of one name")
         taken.add((site.path, site.key))
         if "forward" in module.__dict__:
             problems.append(f"{site.path} has a forward of its own on the instance, which would hide the adapters")
         if slot is None and hasattr(module, SLOT):
             problems.append(f"{site.path} has an attribute {SLOT!r} of its own")
-        if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        if site.attachment.form != "root" and isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
             problems.append(f"{site.path} is a container ({type(module).__name__}); name the layer inside it")
         if isinstance(module, torch.jit.ScriptModule):
             problems.append(f"{site.path} is a TorchScript module, whose class cannot be specialised")
-    problems += _other_adapters(network.root)
+    problems += _other_adapters(root)
     if hasattr(Slot(), name):
         problems.append(f"every torch module has an attribute {name!r}, so an adapter cannot have that name")
-    elif _holds(network.root, name):
+    elif _holds(root, name):
         problems.append(f"an adapter named {name!r} is attached already; choose another name=, or restore() first")
     if problems:
         raise PlanError("the adapters cannot be attached:", problems=list(dict.fromkeys(problems)))

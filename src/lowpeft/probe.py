@@ -205,6 +205,13 @@ def tell_layout(
     return None, None
 
 
+def tokens_layout(shape: tuple[int, ...]) -> Layout:
+    """The layout of a feature tensor whose rows cannot be told, from a batch of `BATCH` images."""
+    if len(shape) == 3 and (shape[0] == BATCH) != (shape[1] == BATCH):
+        return Layout.NLC if shape[0] == BATCH else Layout.LNC
+    return Layout.WLC
+
+
 # --- stages ----------------------------------------------------------------------------------------------------------
 
 
@@ -313,12 +320,14 @@ def _only_or_largest(outer: list[Sequence], root: nn.Module) -> Sequence:
 
 
 def _place(name: str, path: str, seen: Observation, *, stage: int, block: int | None = None) -> FoundPlace:
-    place = Place(
-        name=name,  # type: ignore[arg-type]
+    layout = seen.layout or Layout.WLC
+    place = Place(name=name, path=path, channels="", layout=layout, item=seen.item, square=layout.is_tokens)
+    return FoundPlace(
         path=path,
-        channels="",
-        layout=seen.layout or Layout.NLC,
-        item=seen.item,
-        square=seen.layout is not None and seen.layout.is_tokens,
+        stage=stage,
+        block=block,
+        place=place,
+        channels=seen.channels,
+        stage_path=path if block is None else None,
+        block_path=path if block is not None else None,
     )
-    return FoundPlace(path=path, stage=stage, block=block, place=place, channels=seen.channels)

@@ -5,18 +5,32 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
-from .attach import original_class
+from .attach import BlockPorts, original_class
 from .errors import PlanError
-from .families import SLOT, FoundPlace, Place, Recognised, base_modules, find_places, get_branch, recognise
-from .kinds import Adapter, AdapterConfig, Attachment, FeatureAdapter, Kind, WeightAdapter, get_kind
+from .families import (
+    SLOT,
+    BlockForward,
+    FoundPlace,
+    Place,
+    Recognised,
+    base_modules,
+    find_places,
+    get_block,
+    recognise,
+)
+from .kinds import Adapter, AdapterConfig, Attachment, FeatureAdapter, Kind, Layer, WeightAdapter, get_kind
 from .layouts import Layout
 from .patterns import Candidate, select
-from .probe import first_that_works, observe, probe_places, twin_of
+from .probe import first_that_works, observe, probe_places, tokens_layout, twin_of
+
+CLOSE = 1e-5
+"""Relative difference to the original that a block forward which is not exact may have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,18 +38,21 @@ class Site(Candidate):
     """One adapter that would be attached.
 
     Attributes:
-        config: Of the adapter; its type is the kind.
-        key: The adapter's name within its module's slot: the kind, for weights followed by the parameter.
+        config: Config of the adapter; its type is the kind.
+        key: The adapter's name within its module's slot: the kind, for weights followed by the parameters, for the part
+            that all sites share followed by `root`.
         module: Class name of the adapted module.
-        shape: (channels,) of the features, or the shape of the weight.
+        shape: (channels,) of the features, the shape of the (first) weight, or what the shared part is built for.
+        layer: The parameters that a weight adapter changes.
         attachment: How it acts on its module.
-        parameters: How many the adapter trains here.
+        parameters: Number of parameters that the adapter trains here.
     """
 
     config: AdapterConfig
     key: str
     module: str
     shape: tuple[int, ...]
+    layer: Layer | None = None
     attachment: Attachment
     parameters: int
 
@@ -51,6 +68,7 @@ class Network:
 
     @functools.cached_property
     def probed(self) -> dict[str, tuple[FoundPlace, ...]]:
+        """Places that were found by running the network."""
         return probe_places(self.root)
 
     def places(self, name: str) -> tuple[FoundPlace, ...]:
@@ -62,45 +80,100 @@ class Network:
             raise PlanError(f"{title} has no place {name!r}; it has {', '.join(sorted(known))}")
         return found
 
+    @functools.cached_property
+    def containers(self) -> dict[str, tuple[int | None, int | None]]:
+        """Stage and block by the path of the module that is the stage or the block, from the family's places."""
+        if self.recognised is None:
+            places = [p for found in self.probed.values() for p in found]
+        else:
+            names = dict.fromkeys(p.name for p in self.recognised.family.places)
+            places = [p for name in names for p in find_places(self.root, self.recognised, name)]
+        found: dict[str, tuple[int | None, int | None]] = {}
+        for place in places:
+            if place.block_path is not None:
+                found.setdefault(place.block_path, (place.stage, place.block))
+        for place in places:
+            found.setdefault(place.stage_path or place.path, (place.stage, None))
+        return found
+
+    def place_of(self, path: str) -> tuple[int | None, int | None]:
+        """Stage and block of a module: those of the innermost block or stage around it."""
+        parts = path.split(".")
+        for length in range(len(parts), 0, -1):
+            if (found := self.containers.get(".".join(parts[:length]))) is not None:
+                return found
+        return None, None
+
 
 def choose_sites(network: Network, config: AdapterConfig) -> list[Site]:
-    """The sites that a config's target means, or the family's place for its kind.
+    """The sites that a config's target means, or the family's places for its kind, and the part that they share.
 
     Raises:
         PlanError: The target matches nothing, or the kind does not fit what it matches.
     """
     kind = get_kind(config.kind)
-    if issubclass(kind.module, WeightAdapter):
-        return _weight_sites(network, config, kind)
-    return _feature_sites(network, config, kind)
+    sites = (_weight_sites if kind.on_weights else _feature_sites)(network, config, kind)
+    part = kind.module.root_part_class
+    if part is None:
+        return sites
+    shape = part.shape_for(config, [s.layer or s.shape[0] for s in sites])
+    return [_site(network, config, "", Attachment(form="root", views=config.views), shape), *sites]
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parameters(Candidate):
+    """A group of parameters of one module; every parameter is named by its own path."""
+
+    module: str
+    names: tuple[str, ...]
 
 
 def _weight_sites(network: Network, config: AdapterConfig, kind: Kind) -> list[Site]:
     adapter = cast(type[WeightAdapter], kind.module)
+    by_place = any("=" in pattern for pattern in config.target or ())
     candidates = []
     for path, module in network.modules.items():
-        parts = path.split(".")
-        around = tuple(".".join(parts[:i]) for i in range(1, len(parts)))
-        for tensor in adapter.tensors(module):
-            if module._parameters.get(tensor) is None:
+        for names in adapter.groups(module):
+            if any(module._parameters.get(name) is None for name in names):
                 continue
-            names = (*around, path) if path else ()
-            candidates.append((Candidate(path=f"{path}.{tensor}" if path else tensor, within=names), path, tensor))
+            stage, block = network.place_of(path) if by_place else (None, None)
+            parts = path.split(".") if path else []
+            around = tuple(".".join(parts[: i + 1]) for i in range(len(parts)))
+            full = [f"{path}.{name}" if path else name for name in names]
+            within = (*around, *full[1:])
+            candidates.append(
+                _Parameters(path=full[0], within=within, stage=stage, block=block, module=path, names=names)
+            )
     if not candidates:
         raise PlanError(f"{original_class(network.root).__name__} has no parameter that a {kind.name} adapter fits")
     if config.target is None:
         raise PlanError(f"a {kind.name} adapter needs a target; '**' means every parameter it fits ({len(candidates)})")
-    chosen = set(select(config.target, [c for c, _, _ in candidates], what=f"parameters for {kind.name} adapters"))
+    chosen = select(config.target, candidates, what=f"parameters for {kind.name} adapters")
     sites, problems = [], []
-    for candidate, path, tensor in candidates:
-        if candidate in chosen:
-            try:
-                sites.append(_site(network, config, path, Attachment(form="weight", tensor=tensor), None))
-            except PlanError as error:
-                problems.append(f"{candidate.path}: {error}")
+    for candidate in chosen:
+        layer = layer_of(network.modules[candidate.module], candidate.names)
+        try:
+            act = Attachment(form="weight", tensors=candidate.names)
+            sites.append(_site(network, config, candidate.module, act, layer.shape(layer.main), layer, candidate))
+        except PlanError as error:
+            problems.append(f"{candidate.path}: {error}")
     if problems:
         raise PlanError(f"{kind.name} adapters do not fit {len(problems)} of the chosen parameters:", problems=problems)
     return sites
+
+
+def layer_of(module: nn.Module, names: tuple[str, ...]) -> Layer:
+    """The description of some of a module's parameters."""
+    shapes = tuple((name, tuple(cast(Tensor, module._parameters[name]).shape)) for name in names)
+    if isinstance(module, _ConvNd):
+        return Layer(shapes=shapes, transposed=bool(module.transposed), groups=int(module.groups))
+    return Layer(shapes=shapes)
+
+
+# --- features --------------------------------------------------------------------------------------------------------
 
 
 def _feature_sites(network: Network, config: AdapterConfig, kind: Kind) -> list[Site]:
@@ -113,16 +186,26 @@ def _feature_sites(network: Network, config: AdapterConfig, kind: Kind) -> list[
         raise PlanError(
             f"every={getattr(config, 'every', None)} keeps none of the {len(chosen)} chosen sites; use every=1"
         )
-    return [_feature_site(network, config, kind, chosen[i]) for i in keep]
+    sites = [_feature_site(network, config, chosen[i]) for i in keep]
+    if cast(type[FeatureAdapter], kind.module).needs_rows:
+        windows = [s.path for s in sites if s.attachment.layout is Layout.WLC]
+        if windows:
+            raise PlanError(
+                f"a {kind.name} adapter needs image rows, which these windows do not have:", problems=windows
+            )
+    return sites
 
 
 def _chosen_features(network: Network, config: AdapterConfig, kind: Kind) -> tuple[Candidate, ...]:
     """What the patterns choose among the family's places for this kind and all other modules."""
-    named: dict[str, FoundPlace] = {}
+    named: dict[str, list[FoundPlace]] = {}
     if network.recognised or any("=" in t for t in config.target or ()):
-        named = {p.path: p for name in config.places for p in network.places(name)}
+        for name in config.places:
+            for place in network.places(name):
+                named.setdefault(place.path, []).append(place)
     others = [Candidate(path=p) for p in network.modules if p and p not in named]
-    chosen = select(cast(tuple[str, ...], config.target), [*named.values(), *others], what="modules")
+    places = [place for found in named.values() for place in found]
+    chosen = select(cast(tuple[str, ...], config.target), [*places, *others], what="modules")
     unknown = [c.path for c in chosen if not isinstance(c, FoundPlace)]
     measured = _measure(network, unknown, kind) if unknown else {}
     return tuple(measured.get(c.path, c) for c in chosen)
@@ -130,7 +213,7 @@ def _chosen_features(network: Network, config: AdapterConfig, kind: Kind) -> tup
 
 def _measure(network: Network, paths: list[str], kind: Kind) -> dict[str, FoundPlace]:
     """The layout and channels of modules that no family names, from one run of the network."""
-    pairs = kind.pairs_views
+    needs_rows = cast(type[FeatureAdapter], kind.module).needs_rows
 
     def look(twin: nn.Module, example: Tensor) -> dict[str, FoundPlace]:
         observed, found, problems = observe(twin, example), {}, []
@@ -138,13 +221,12 @@ def _measure(network: Network, paths: list[str], kind: Kind) -> dict[str, FoundP
             seen = observed.get(path)
             if seen is None or seen.shape is None:
                 problems.append(f"{path} ({type(network.modules[path]).__name__}) gave no tensor when the network ran")
-            elif seen.layout is None and (pairs or len(seen.shape) == 4):
+            elif seen.layout is None and (needs_rows or len(seen.shape) == 4):
                 problems.append(f"{path}: cannot tell rows, columns and channels of its output {seen.shape} apart")
             else:
-                layout = seen.layout or Layout.NLC
-                place = Place(
-                    name="stage", path=path, channels="", layout=layout, item=seen.item, square=layout.is_tokens
-                )
+                layout = seen.layout or tokens_layout(seen.shape)
+                square = seen.layout is not None and layout.is_tokens
+                place = Place(name="output", path=path, channels="", layout=layout, item=seen.item, square=square)
                 found[path] = FoundPlace(path=path, place=place, channels=seen.channels)
         if problems:
             raise PlanError(f"a {kind.name} adapter cannot go to these modules:", problems=problems)
@@ -153,22 +235,25 @@ def _measure(network: Network, paths: list[str], kind: Kind) -> dict[str, FoundP
     return first_that_works(network.root, look)
 
 
-def _feature_site(network: Network, config: AdapterConfig, kind: Kind, candidate: Candidate) -> Site:
+def _feature_site(network: Network, config: AdapterConfig, candidate: Candidate) -> Site:
     if not isinstance(candidate, FoundPlace):
         raise PlanError(f"{candidate.path} was not measured")
     place = candidate.place
-    if place.branch is not None:
-        check_branch(network, candidate.path, place.branch)
+    shape = (candidate.channels,)
+    if place.block is not None:
+        check_block(network, candidate.path, place.block)
+        act = Attachment(form="block", block=place.block, port=place.port, views=config.views)
+        return _site(network, config, candidate.path, act, shape, None, candidate)
     act = Attachment(
-        form="feature" if place.branch is None else "branch",
+        form="output",
         layout=place.layout,
         source=place.source,
         item=place.item,
         square=place.square,
-        branch=place.branch,
+        views=config.views,
     )
-    path = candidate.path if place.branch else output_module(network.modules, candidate.path)
-    return _site(network, config, path, act, candidate)
+    path = output_module(network.modules, candidate.path)
+    return _site(network, config, path, act, shape, None, candidate)
 
 
 def output_module(modules: dict[str, nn.Module], path: str) -> str:
@@ -183,72 +268,99 @@ def output_module(modules: dict[str, nn.Module], path: str) -> str:
     return path
 
 
-def _site(network: Network, config: AdapterConfig, path: str, act: Attachment, where: FoundPlace | None) -> Site:
-    module = network.modules[path]
-    weight = module._parameters.get(act.tensor or "")
-    shape = (where.channels,) if where is not None else tuple(cast(Tensor, weight).shape)
+def check_block(network: Network, path: str, name: str) -> None:
+    """Refuse a block whose own forward is not the one that a block forward stands for.
+
+    One block of each class (and shift) is run both ways; a fork that changed the block (a mask also in unshifted
+    blocks, say) would otherwise start from another network without a word.
+
+    Raises:
+        PlanError: The results differ by a bit, or, for a block forward that is only close, by more than `CLOSE`.
+    """
+    module, block = network.modules[path], get_block(name)
+    key = (original_class(module), name, getattr(module, "shift_size", None))
+    if key not in network.checked_blocks:
+        if problem := block_problem(module, block):
+            raise PlanError(f"{path} ({original_class(module).__module__}.{original_class(module).__name__}) {problem}")
+        network.checked_blocks.add(key)
+
+
+def block_problem(module: nn.Module, block: BlockForward) -> str | None:
+    """How a block's own forward differs from a block forward; None if it does not."""
+    twin, own_class = twin_of(module), original_class(module)
+    advice = (
+        f"the block forward {block.name}: this copy of the code has been changed. Name modules inside it with target= "
+        "instead (target='**.mlp', say)"
+    )
+    try:
+        with torch.no_grad():
+            own = own_class.forward(twin, *block.example(twin))
+            ours = block.forward(twin, BlockPorts({}), *block.example(twin))
+    except Exception as error:  # noqa: BLE001  (whatever another copy of the code raises means: another block)
+        return f"cannot be run as {advice} ({type(error).__name__}: {error})"
+    (a, b) = (x[0] if isinstance(x, tuple) else x for x in (own, ours))
+    same = torch.equal(a, b) if block.exact else torch.allclose(a, b, rtol=CLOSE, atol=CLOSE * float(a.abs().max()))
+    return None if same else f"does not compute (largest difference {(a - b).abs().max():.3g}) what {advice}"
+
+
+# --- one site --------------------------------------------------------------------------------------------------------
+
+
+def _site(
+    network: Network,
+    config: AdapterConfig,
+    path: str,
+    act: Attachment,
+    shape: tuple[int, ...],
+    layer: Layer | None = None,
+    where: Candidate | None = None,
+) -> Site:
     return Site(
         path=path,
         stage=where.stage if where else None,
         block=where.block if where else None,
         config=config,
-        key=site_key(config, shape, act),
-        module=original_class(module).__name__,
+        key=site_key(config, shape, layer, act),
+        module=original_class(network.modules[path]).__name__,
         shape=shape,
+        layer=layer,
         attachment=act,
-        parameters=count_parameters(config, shape),
+        parameters=count_parameters(config, shape, layer, act.form),
     )
 
 
-def site_key(config: AdapterConfig, shape: tuple[int, ...], act: Attachment) -> str:
-    """The name of an adapter within its module's slot: its kind, for weights followed by the parameter.
+def site_key(config: AdapterConfig, shape: tuple[int, ...], layer: Layer | None, act: Attachment) -> str:
+    """The name of an adapter within its module's slot.
 
     Raises:
         PlanError: Kind, shape and attachment do not go together.
     """
-    on_weight = issubclass(get_kind(config.kind).module, WeightAdapter)
-    sides = all(type(n) is int and n > 0 for n in shape)
-    if on_weight != (act.form == "weight") or not sides or not shape or (not on_weight and len(shape) != 1):
-        raise PlanError(f"a {config.kind} adapter cannot be a {act.form} of shape {shape}")
-    if act.branch is not None:
-        get_branch(act.branch)
-    return f"{config.kind}_{act.tensor}" if on_weight else config.kind
-
-
-def build(config: AdapterConfig, shape: tuple[int, ...]) -> Adapter:
-    """A new adapter for features of (channels,) or a weight of that shape."""
     kind = get_kind(config.kind)
-    if issubclass(kind.module, FeatureAdapter):
-        return cast(Callable[[int, AdapterConfig], Adapter], kind.module)(shape[0], config)
-    return cast(Callable[[Tensor, AdapterConfig], Adapter], kind.module)(torch.empty(shape, device="meta"), config)
+    sides = bool(shape) and all(type(n) is int and n > 0 for n in shape)
+    if act.form == "root":
+        fits = kind.module.root_part_class is not None and sides and layer is None
+    elif kind.on_weights:
+        fits = act.form == "weight" and layer is not None and layer.names == act.tensors and sides
+        fits = fits and shape == layer.shape(layer.main)  # type: ignore[union-attr]
+    else:
+        fits = act.form in ("output", "block") and layer is None and sides and len(shape) == 1
+    if not fits or act.views != (1 if act.form == "weight" else config.views):
+        raise PlanError(f"a {config.kind} adapter cannot be a {act.form} of shape {shape}")
+    if act.block is not None:
+        get_block(act.block)
+    suffix = {"weight": act.tensors, "root": ("root",)}.get(act.form, ())
+    return "_".join((config.kind, *suffix))
+
+
+def build(config: AdapterConfig, shape: tuple[int, ...], layer: Layer | None, form: str) -> Adapter:
+    """A new adapter for features of (channels,), for parameters of a layer, or the part that a kind's sites share."""
+    module: Any = get_kind(config.kind).module
+    make: Callable[..., Adapter] = module.root_part_class if form == "root" else module
+    return make({"root": shape, "weight": layer}.get(form, shape[0]), config)
 
 
 @functools.lru_cache(maxsize=4096)
-def count_parameters(config: AdapterConfig, shape: tuple[int, ...]) -> int:
-    """How many parameters an adapter for features of (channels,) or a weight of that shape has."""
+def count_parameters(config: AdapterConfig, shape: tuple[int, ...], layer: Layer | None, form: str) -> int:
+    """The number of parameters that such an adapter has."""
     with torch.device("meta"):
-        return sum(p.numel() for p in build(config, shape).parameters())
-
-
-def check_branch(network: Network, path: str, branch: str) -> None:
-    """Refuse a block whose own forward is not the one that the family's adapted forward stands for.
-
-    One block of each class (and shift) is run both ways; a fork that changed the block (a mask also in unshifted
-    blocks, say) would otherwise start from another network without a word.
-    """
-    block = network.modules[path]
-    key = (original_class(block), branch, getattr(block, "shift_size", None))
-    if key in network.checked_blocks:
-        return
-    arguments = get_branch(branch).example(block)
-    twin = twin_of(block)
-    with torch.no_grad():
-        own = original_class(block).forward(twin, *arguments)
-        ours = get_branch(branch).forward(twin, lambda features: None, *arguments)
-    if not torch.equal(own, ours):
-        raise PlanError(
-            f"{path} ({original_class(block).__module__}.{original_class(block).__name__}) does not compute what the "
-            f"family's {branch} block computes (largest difference {(own - ours).abs().max():.3g}): this copy of the "
-            "code has been changed. Use placement='mlp', or name modules with target="
-        )
-    network.checked_blocks.add(key)
+        return sum(p.numel() for p in build(config, shape, layer, form).parameters())

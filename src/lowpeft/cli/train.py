@@ -136,7 +136,7 @@ def _check(recipe: Recipe, options: argparse.Namespace) -> None:
         problems.append("--test-lr goes with exactly one --test folder")
     if bool(options.validate) != bool(recipe.training.validate_every_steps):
         problems.append("--validate DIR and --validate-every-steps N go together")
-    if options.images and recipe.multi_view:
+    if options.images and recipe.views > 1:
         problems.append(f"recipe {recipe.name!r} makes a stereo model, which is trained on pairs: use --data")
     kinds = {adapter.kind for adapter in recipe.adapters}
     fixed = sorted(kind for kind in kinds if not issubclass(get_kind(kind).module, WeightAdapter))

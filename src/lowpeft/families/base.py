@@ -5,64 +5,128 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
-from ..errors import PlanError
-from ..layouts import Layout
+from ..errors import PlanError, did_you_mean
+from ..layouts import Layout, Size
 from ..patterns import Candidate, matcher
 
 SLOT = "lowpeft"
 """The reserved name under which a module holds its adapters."""
 
-PlaceName = Literal["attention", "mlp", "parallel", "stage"]
-AddDelta = Callable[[Tensor], Tensor | None]
+
+class Ports(Protocol):
+    """The adapters of one block during one call, as a block forward sees them."""
+
+    def wants(self, port: str) -> bool:
+        """Whether an adapter sits at the port, for forwards that would have to compute its features."""
+
+    def delta(self, port: str, values: Tensor, layout: Layout, size: Size | None) -> Tensor | None:
+        """The sum of what the adapters at the port add to these features, in their shape; None for nothing.
+
+        Args:
+            port: Name of the port.
+            values: The features that the adapters read.
+            layout: Layout of `values`.
+            size: Height and width in positions.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
-class Branch:
-    """A family-specific forward of a block, for a site that is a sum which no module outputs.
+class BlockForward:
+    """A forward of a block that lowpeft wrote, with named places to add to.
+
+    Ports of the bundled blocks (their names are open):
+
+    * `attention`: reads the whole contribution of attention, adds to it before the residual;
+    * `mlp`: the same for the MLP;
+    * `parallel_attention`, `parallel`: read the input of attention, or of the MLP, after its norm (where the block
+      has one there), and add to its contribution;
+    * `parallel_attention_raw`, `parallel_raw`: the same before the norm.
 
     Attributes:
         name: Unique, `family.block`.
-        forward: `forward(block, delta, *args, **kwargs)` computes what the block's own forward does, and adds
-            `delta(features)` (None for nothing) where the residual is.
+        forward: `forward(block, ports, *args, **kwargs)` computes what the block's own forward does, and adds what
+            `ports.delta` returns.
+        ports: Names of the ports that `forward` serves.
         example: Arguments for one call of a given block, so that planning can compare the two forwards and refuse a
             copy of the code that has been changed.
+        exact: Without adapters the result is bit-equal to the block's own; otherwise close (within 1e-5), and such a
+            forward runs with or without adapters once it is installed.
     """
 
     name: str
     forward: Callable[..., Any]
-    example: Callable[[nn.Module], tuple[Any, ...]]
+    ports: frozenset[str]
+    example: Callable[[Any], tuple[Any, ...]]
+    exact: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A place that a family names, for every stage and block of the network.
+    """A place that a family names, for every stage and block of the network: a port of a block, or a module's output.
 
     Attributes:
-        name: What stands there: `attention` and `mlp` are the contributions that a block adds to its residual stream,
-            `parallel` is beside the MLP on its input, `stage` is a group's output before the group's shortcut.
+        name: Any name; kinds go to `attention`, `mlp`, `parallel`, … (see `BlockForward`), and to `stage`, a group's
+            output before the group's shortcut.
         path: Dotted path of the module, with `{stage}` and `{block}` for the components that count them; `{part}`
             for one that is neither.
         channels: Path, from that module (from the one around it, after a `^`), of a parameter whose first dimension is
             the number of channels.
-        layout: Of the features.
+        block: Name of the block forward; None for a place at the module's output.
+        port: Name of its port.
+        layout: Layout of the features at a module's output.
         source: Whether the adapter reads the module's output or its first argument; it always adds to the output.
         item: The element of the output that holds the features, for a module that returns a tuple.
         square: Tokens lie on a square grid, and the module is not told its size.
-        branch: The name of the family-specific forward, where the site is a sum that no module outputs.
     """
 
-    name: PlaceName
+    name: str
     path: str
     channels: str
-    layout: Layout
+    block: str | None = None
+    port: str | None = None
+    layout: Layout | None = None
     source: Literal["output", "input"] = "output"
     item: int | None = None
     square: bool = False
-    branch: str | None = None
+
+
+def added(out: Tensor, ports: Ports, layout: Layout, size: Size | None, features: Mapping[str, Tensor]) -> Tensor:
+    """A block's residual stream with what adapters add; the base's own additions come first, and stay bit-equal.
+
+    Args:
+        out: The residual stream, after the block's own contribution.
+        ports: The block's adapters.
+        layout: Layout of `out` and of all features.
+        size: Height and width in positions.
+        features: What the adapters at a port read, by port.
+    """
+    for port, values in features.items():
+        delta = ports.delta(port, values, layout, size)
+        if delta is not None:
+            out = out + delta
+    return out
+
+
+def block_places(
+    path: str, channels: str, block: BlockForward, *, names: Mapping[str, str] | None = None
+) -> tuple[Place, ...]:
+    """A place for every port of a block, of the port's name.
+
+    Args:
+        path: Path of the block.
+        channels: As in `Place`.
+        block: Its forward.
+        names: Channels of single ports where they differ, by port.
+    """
+    special = names or {}
+    return tuple(
+        Place(name=port, path=path, channels=special.get(port, channels), block=block.name, port=port)
+        for port in sorted(block.ports)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +140,7 @@ class Family:
             match for the network to be of this family. A leading `!` means that nothing may match.
         places: Where the sites are. Their order numbers the stages where several paths name the same place.
         output: The attribute of the network's output that holds the image, where it is not a tensor.
-        branches: The family-specific forwards that places name.
+        blocks: The block forwards that places name.
         facts: What a network of the family says of itself: values of `lowpeft.facts.Facts` by name, from the module.
             What it leaves out is measured by running the network.
         source: Where the facts are from.
@@ -87,17 +151,26 @@ class Family:
     signature: tuple[tuple[str, ...], ...]
     places: tuple[Place, ...]
     output: str | None = None
-    branches: tuple[Branch, ...] = ()
+    blocks: tuple[BlockForward, ...] = ()
     facts: Callable[[Any], Mapping[str, Any]] | None = None
     source: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoundPlace(Candidate):
-    """A place in a concrete network: the module's path from the root, its stage and block, its number of channels."""
+    """A place in a concrete network: the module's path from the root, its stage and block, its number of channels.
+
+    Attributes:
+        place: The place.
+        channels: Number of channels there.
+        stage_path: The module that is the stage; everything inside belongs to it.
+        block_path: The module that is the block.
+    """
 
     place: Place
     channels: int
+    stage_path: str | None = None
+    block_path: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,28 +182,41 @@ class Recognised:
 
 
 _FAMILIES: dict[str, Family] = {}
-_BRANCHES: dict[str, Branch] = {}
+_BLOCKS: dict[str, BlockForward] = {}
 
 
 def register_family(family: Family) -> Family:
-    """Add a family of backbones.
+    """Add a family of backbones, with its block forwards.
 
     Raises:
-        PlanError: The name is taken, or a place names a branch that the family does not have.
+        PlanError: A name is taken, or a place names a block forward or port that there is not, or both or neither of
+            a port and a layout; nothing is added then.
     """
-    branches = {b.name: b for b in family.branches}
+    blocks = {**_BLOCKS, **{b.name: b for b in family.blocks}}
     problems = [f"the family {family.name!r} is registered already"] if family.name in _FAMILIES else []
-    problems += [f"the branch {b!r} is registered already" for b in branches if b in _BRANCHES]
-    problems += [
-        f"the place {p.path!r} names a branch {p.branch!r} that the family does not have"
-        for p in family.places
-        if p.branch is not None and p.branch not in branches
-    ]
+    problems += [f"the block forward {b.name!r} is registered already" for b in family.blocks if b.name in _BLOCKS]
+    for place in family.places:
+        if (place.block is None) == (place.layout is None) or (place.block is None) != (place.port is None):
+            problems.append(f"the place {place.path!r} must have a block and its port, or a layout")
+        elif place.block is not None and (place.block not in blocks or place.port not in blocks[place.block].ports):
+            problems.append(f"the place {place.path!r} names {place.block}:{place.port}, and there is no such port")
     if problems:
         raise PlanError("cannot register this family:", problems=problems)
     _FAMILIES[family.name] = family
-    _BRANCHES.update(branches)
+    _BLOCKS.update({b.name: b for b in family.blocks})
     return family
+
+
+def register_block_forward(block: BlockForward) -> BlockForward:
+    """Add a block forward beside those of the families.
+
+    Raises:
+        PlanError: The name is taken.
+    """
+    if block.name in _BLOCKS:
+        raise PlanError(f"the block forward {block.name!r} is registered already")
+    _BLOCKS[block.name] = block
+    return block
 
 
 def families() -> tuple[Family, ...]:
@@ -138,15 +224,15 @@ def families() -> tuple[Family, ...]:
     return tuple(_FAMILIES.values())
 
 
-def get_branch(name: str) -> Branch:
-    """The branch of that name.
+def get_block(name: str) -> BlockForward:
+    """The block forward of that name.
 
     Raises:
-        PlanError: No family has it.
+        PlanError: There is none.
     """
-    if name not in _BRANCHES:
-        raise PlanError(f"no family has a branch {name!r}; known: {', '.join(_BRANCHES)}")
-    return _BRANCHES[name]
+    if name not in _BLOCKS:
+        raise PlanError(f"no block forward {name!r}; known: {', '.join(_BLOCKS)}{did_you_mean(name, _BLOCKS)}")
+    return _BLOCKS[name]
 
 
 def base_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -200,25 +286,44 @@ def find_places(root: nn.Module, found: Recognised, name: str) -> tuple[FoundPla
     """Every place of that name in the network, in the order of stages and blocks."""
     modules = dict(base_modules(root))
     lead = found.prefix + "." if found.prefix else ""
-    hits: list[tuple[tuple[int, ...], int | None, str, Place]] = []
-    stages: dict[tuple[int, ...], None] = {}
+    hits: list[tuple[tuple[int, ...], int | None, str, str, Place]] = []
     for order, place in enumerate(p for p in found.family.places if p.name == name):
-        expression = _expression(lead + place.path)
+        template = lead + place.path
+        expression = _expression(template)
         for path in modules:
             match = expression.fullmatch(path)
             if match and not _is_empty(modules[path]):
                 groups = match.groupdict()
                 stage: tuple[int, ...] = (order, int(groups["stage"])) if groups.get("stage") else (order,)
                 block = int(groups["block"]) if groups.get("block") else None
-                hits.append((stage, block, path, place))
-    for stage, *_ in sorted(hits, key=lambda h: h[0]):
-        stages.setdefault(stage)
-    numbers = {stage: i for i, stage in enumerate(stages)}
+                hits.append((stage, block, path, template, place))
+    numbers = {stage: i for i, stage in enumerate(sorted({h[0] for h in hits}))}
     rows = sorted(hits, key=lambda h: (h[0], h[1] if h[1] is not None else -1))
     return tuple(
-        FoundPlace(path=path, stage=numbers[s], block=b, place=place, channels=_channels(root, path, place))
-        for s, b, path, place in rows
+        FoundPlace(
+            path=path,
+            stage=numbers[s],
+            block=b,
+            place=place,
+            channels=_channels(root, path, place),
+            stage_path=_part(template, path, "{stage}") or _around(template, path, "{block}") or path,
+            block_path=_part(template, path, "{block}"),
+        )
+        for s, b, path, template, place in rows
     )
+
+
+def _part(template: str, path: str, word: str, *, keep: int = 1) -> str | None:
+    """The path up to the component that stands for a word: `layers.0` for `{stage}` of `layers.{stage}.conv`."""
+    for i, component in enumerate(template.split(".")):
+        if word in component:
+            return ".".join(path.split(".")[: i + keep]) or None
+    return None
+
+
+def _around(template: str, path: str, word: str) -> str | None:
+    """The path of the module around that component."""
+    return _part(template, path, word, keep=0)
 
 
 def _is_empty(module: nn.Module) -> bool:

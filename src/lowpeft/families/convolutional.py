@@ -8,10 +8,10 @@ from typing import Any
 from torch import nn
 
 from ..layouts import Layout
-from .base import Family, Place, PlaceName, register_family
+from .base import Family, Place, register_family
 
 
-def _nchw(name: PlaceName, path: str, channels: str) -> Place:
+def _nchw(name: str, path: str, channels: str) -> Place:
     return Place(name=name, path=path, channels=channels, layout=Layout.NCHW)
 
 

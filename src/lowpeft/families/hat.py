@@ -8,21 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from ..layouts import Layout
-from .base import AddDelta, Branch, Family, Place, register_family
-from .swin import BLOCK, GROUP_CONV, beside_mlp, image_facts, mlp_contribution
+from .base import BlockForward, Family, Ports, added, block_places, register_family
+from .swin import BLOCK, BLOCK_PORTS, GROUP_CONV, image_facts, pre_norm_mlp
 
 
 def hab_forward(
-    block: nn.Module, delta: AddDelta, x: Tensor, x_size: tuple[int, int], rpi_sa: Tensor, attn_mask: Tensor | None
+    block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int, int], rpi_sa: Tensor, attn_mask: Tensor | None
 ) -> Tensor:
-    """HAT's hybrid attention block, with adapters on the sum of window attention and scaled channel attention.
+    """HAT's hybrid attention block.
 
-    With a = attention(norm1 x) and c = conv_scale · CAB(norm1 x): `x + a + c + delta(a + c)`, then the MLP. The base's
-    own order of additions is kept, so that a delta of zero changes no bit.
+    Window attention a = attention(norm1 x) and channel attention c = conv_scale · CAB(norm1 x) give `x + a + c`, then
+    comes the MLP. The port `attention` reads a + c, which is ASteISR's place for spatial adapters.
 
     Args:
         block: A HAB.
-        delta: What the adapters add to (B, L, C) tokens.
+        ports: Its adapters.
         x: (B, L, C) with L = H·W.
         x_size: (H, W), multiples of the window.
         rpi_sa: (window², window²) relative position index.
@@ -33,7 +33,8 @@ def hab_forward(
     b: Any = block
     (height, width), window, shift = x_size, b.window_size, b.shift_size
     batch, _, channels = x.shape
-    normed = b.norm1(x).view(batch, height, width, channels)
+    tokens = b.norm1(x)
+    normed = tokens.view(batch, height, width, channels)
 
     conv = b.conv_block(normed.permute(0, 3, 1, 2))
     conv = conv.permute(0, 2, 3, 1).contiguous().view(batch, height * width, channels)
@@ -50,11 +51,11 @@ def hab_forward(
 
     scaled = conv * b.conv_scale
     out = x + attention + scaled
-    extra = delta(attention + scaled)
-    if extra is not None:
-        out = out + extra
-    result: Tensor = out + b.drop_path(b.mlp(b.norm2(out)))
-    return result
+    features = {"parallel_attention": tokens, "parallel_attention_raw": x}
+    if ports.wants("attention"):
+        features["attention"] = attention + scaled
+    out = added(out, ports, Layout.NLC, x_size, features)
+    return pre_norm_mlp(block, ports, out, x_size)
 
 
 def hab_example(block: nn.Module) -> tuple[Any, ...]:
@@ -69,6 +70,8 @@ def hab_example(block: nn.Module) -> tuple[Any, ...]:
     return x, (2 * window, 2 * window), index, mask
 
 
+HAB = BlockForward(name="hat.hab", forward=hab_forward, ports=BLOCK_PORTS, example=hab_example)
+
 HAT = register_family(
     Family(
         name="hat",
@@ -81,14 +84,9 @@ HAT = register_family(
                 "layers.*.conv",
             ),
         ),
-        places=(
-            Place(name="attention", path=BLOCK, channels="norm1.weight", layout=Layout.NLC, branch="hat.hab"),
-            mlp_contribution(BLOCK),
-            beside_mlp(BLOCK),
-            GROUP_CONV,
-        ),
+        places=(*block_places(BLOCK, "norm1.weight", HAB), GROUP_CONV),
         facts=image_facts,
-        branches=(Branch(name="hat.hab", forward=hab_forward, example=hab_example),),
+        blocks=(HAB,),
         source="arXiv 2205.04437; placement as in ASteISR, arXiv 2407.03598",
     )
 )

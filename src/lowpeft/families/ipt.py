@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from ..layouts import Layout
-from .base import Family, Place, PlaceName, register_family
+from .base import Family, Place, register_family
 
 ENCODER, DECODER = "body.encoder.layers.{stage}", "body.decoder.layers.{stage}"
 
 
-def _tokens(name: PlaceName, path: str, channels: str, item: int | None = None) -> Place:
+def _tokens(name: str, path: str, channels: str, item: int | None = None) -> Place:
     return Place(name=name, path=path, channels=channels, layout=Layout.LNC, item=item, square=True)
 
 

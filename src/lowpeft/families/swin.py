@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..layouts import Layout
-from .base import Place
+from torch import Tensor, nn
+
+from ..layouts import Layout, Size
+from .base import Place, Ports, added
 
 BLOCK = "layers.{stage}.residual_group.blocks.{block}"
 GROUP_CONV = Place(
@@ -15,6 +17,27 @@ GROUP_CONV = Place(
     layout=Layout.NCHW,
 )
 """The last convolution of a residual group, before the group's shortcut is added."""
+
+BLOCK_PORTS = frozenset(
+    {"attention", "mlp", "parallel", "parallel_raw", "parallel_attention", "parallel_attention_raw"}
+)
+
+
+def pre_norm_mlp(block: nn.Module, ports: Ports, x: Tensor, size: Size | None, layout: Layout = Layout.NLC) -> Tensor:
+    """The second half of a pre-norm block: x + drop_path(mlp(norm2 x)), with the adapters at its ports.
+
+    Args:
+        block: The block.
+        ports: Its adapters.
+        x: The residual stream after attention.
+        size: Height and width in positions.
+        layout: Layout of `x`.
+    """
+    b: Any = block
+    normed = b.norm2(x)
+    contribution = b.drop_path(b.mlp(normed))
+    features = {"mlp": contribution, "parallel": normed, "parallel_raw": x}
+    return added(x + contribution, ports, layout, size, features)
 
 
 def mlp_contribution(block: str) -> Place:

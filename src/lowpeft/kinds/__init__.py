@@ -6,9 +6,11 @@ import dataclasses
 from dataclasses import dataclass
 
 from ..errors import PlanError, did_you_mean
-from .base import Adapter, AdapterConfig, Attachment, FeatureAdapter, WeightAdapter, is_number
+from .base import Adapter, AdapterConfig, FeatureAdapter, Forward, RootPart, WeightAdapter, is_number
 from .full import Full, FullConfig
+from .learning import Calibrator, TrainingPart
 from .lora import LoRA, LoRAConfig
+from .site import Attachment, Layer
 from .spatial import SpatialAdapter, SpatialConfig
 from .stereo import StereoAdapter, StereoConfig
 
@@ -16,16 +18,21 @@ __all__ = [
     "Adapter",
     "AdapterConfig",
     "Attachment",
+    "Calibrator",
     "FeatureAdapter",
+    "Forward",
     "Full",
     "FullConfig",
     "Kind",
+    "Layer",
     "LoRA",
     "LoRAConfig",
+    "RootPart",
     "SpatialAdapter",
     "SpatialConfig",
     "StereoAdapter",
     "StereoConfig",
+    "TrainingPart",
     "WeightAdapter",
     "get_kind",
     "is_number",
@@ -40,12 +47,12 @@ class Kind:
 
     name: str
     config: type[AdapterConfig]
-    module: type[Adapter]
+    module: type[FeatureAdapter] | type[WeightAdapter]
 
     @property
-    def pairs_views(self) -> bool:
-        """Whether the adapter exchanges features between the two views of a pair."""
-        return issubclass(self.module, FeatureAdapter) and self.module.pairs_views
+    def on_weights(self) -> bool:
+        """Whether it changes parameters, rather than features."""
+        return issubclass(self.module, WeightAdapter)
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -56,16 +63,16 @@ class Kind:
 _KINDS: dict[str, Kind] = {}
 
 
-def register_adapter(config: type[AdapterConfig], module: type[Adapter]) -> Kind:
+def register_adapter(config: type[AdapterConfig], module: type[FeatureAdapter] | type[WeightAdapter]) -> Kind:
     """Add a kind of adapter; recipes, files and the command line then know it by `config.kind`.
 
     Args:
         config: A frozen, keyword-only dataclass derived from `AdapterConfig`, with a class attribute `kind`.
         module: A `FeatureAdapter` built as `module(channels, config)`, or a `WeightAdapter` built as
-            `module(weight, config)`; new instances must add exactly zero.
+            `module(layer, config)`; new instances must add exactly zero.
 
     Raises:
-        PlanError: The classes do not fit together or the name is taken; the table is then as it was.
+        PlanError: The classes do not fit together or the name is taken; the table is then unchanged.
     """
     name = getattr(config, "kind", None)
     problems = []

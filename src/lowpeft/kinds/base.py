@@ -1,30 +1,39 @@
-"""What every adapter kind is made of: a frozen config, and a module that knows its own parameters.
+"""The ports of a kind: a frozen config, and modules that know their own parameters.
 
 A kind is one file: a config class (its *type* chooses the code), a module class, and one `register_adapter` call.
-There are two shapes of module: a `FeatureAdapter` returns what is added to features, a `WeightAdapter` returns what is
-added to a weight tensor. Both must return exactly zero when new, so that an adapted network starts as its base.
+There are two shapes of module, and both must add exactly zero when new, so that an adapted network starts as its base:
+
+* a `FeatureAdapter` returns what is added to features at one place of the network;
+* a `WeightAdapter` returns what is added to parameters of one layer.
+
+Beside its modules a kind may have a `RootPart` (tensors that all sites share; a part that acts on the whole network), a
+`Calibrator` (a start that is learned from data) and a `TrainingPart` (a share in each step of training).
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from ..errors import PlanError
-from ..layouts import Layout, Size
+from ..layouts import Features, Layout
+from .learning import Calibrator, TrainingPart
+from .site import Attachment, Layer
+
+# --- configs ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """Base of every kind's config.
+    """Base of every kind's config. Values of fields are plain: numbers, strings, None, and sequences of these.
 
     Attributes:
-        target: Patterns (see `lowpeft.patterns`) that choose the sites; None means the place that the family names
+        target: Patterns (see `lowpeft.patterns`) that choose the sites; None means the places that the family names
             for this kind.
     """
 
@@ -33,14 +42,18 @@ class AdapterConfig:
     target: Sequence[str] | str | None = None
 
     def __post_init__(self) -> None:
-        """Normalise `target` to a tuple, so that equal configs compare equal, and check the values."""
+        """Turn lists, which TOML and JSON give, into tuples, so that equal configs are equal, and check the values."""
+        for field in fields(self):
+            object.__setattr__(
+                self, field.name, _frozen(f"{self.kind} adapter: {field.name}", getattr(self, field.name))
+            )
         if self.target is not None:
-            value = (self.target,) if isinstance(self.target, str) else self.target
-            if not isinstance(value, (list, tuple)) or not all(isinstance(p, str) for p in value):
+            target = (self.target,) if isinstance(self.target, str) else self.target
+            if not isinstance(target, tuple) or not all(isinstance(p, str) for p in target):
                 raise PlanError(
                     f"{self.kind} adapter: target must be a pattern or a list of patterns, not {self.target!r}"
                 )
-            object.__setattr__(self, "target", tuple(value))
+            object.__setattr__(self, "target", target)
         self.check()
 
     def check(self) -> None:
@@ -52,54 +65,28 @@ class AdapterConfig:
 
     @property
     def places(self) -> tuple[str, ...]:
-        """The family's places (`attention`, `mlp`, `parallel`, `stage`) that a feature kind goes to by default."""
+        """The family's places (`attention`, `mlp`, `parallel`, `stage`, …) that a feature kind goes to by default."""
         return ("attention",)
+
+    @property
+    def views(self) -> int:
+        """How many views of a scene the adapter mixes; 1 for a kind that acts on each image by itself."""
+        return 1
 
     def thin(self, count: int) -> range:
         """Which of the `count` chosen sites are adapted: all, unless the kind says otherwise."""
         return range(count)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Attachment:
-    """Where on its module an adapter acts.
+def _frozen(name: str, value: object) -> object:
+    if isinstance(value, (list, tuple)):
+        return tuple(_frozen(name, v) for v in value)
+    if isinstance(value, (Mapping, set)):
+        raise PlanError(f"{name} must be a plain value or a list, not {value!r}")
+    return value
 
-    Attributes:
-        form: `feature`, `branch` or `weight`.
-        layout: Of the features.
-        source: Whether the adapter reads the module's output or its first argument.
-        item: The element of a tuple output that holds the features.
-        square: Tokens lie on a square grid where the module is not told the size.
-        branch: The family-specific forward.
-        tensor: The parameter that a weight adapter changes.
-    """
 
-    form: Literal["feature", "branch", "weight"]
-    layout: Layout = Layout.NCHW
-    source: Literal["output", "input"] = "output"
-    item: int | None = None
-    square: bool = False
-    branch: str | None = None
-    tensor: str | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse values that mean nothing, which a damaged file could hold.
-
-        Raises:
-            PlanError: Naming the first.
-        """
-        tests = {
-            "form": self.form in ("feature", "branch", "weight"),
-            "layout": isinstance(self.layout, Layout),
-            "source": self.source in ("output", "input"),
-            "item": self.item is None or (type(self.item) is int and self.item >= 0),
-            "square": isinstance(self.square, bool),
-            "branch": isinstance(self.branch, str) if self.form == "branch" else self.branch is None,
-            "tensor": isinstance(self.tensor, str) if self.form == "weight" else self.tensor is None,
-        }
-        for name, right in tests.items():
-            if not right:
-                raise PlanError(f"an attachment of form {self.form!r} cannot have {name}={getattr(self, name)!r}")
+# --- modules ---------------------------------------------------------------------------------------------------------
 
 
 class Adapter(nn.Module, ABC):
@@ -109,13 +96,18 @@ class Adapter(nn.Module, ABC):
         attachment: Where on its module it acts; set when it is attached.
         strength: Factor of what the adapter adds, 0..1 (1 when new).
         enabled: False inside `lowpeft.disabled`.
+        root_part: What it shares with the other sites of its kind, where the kind has a `root_part_class`.
     """
 
     kind: ClassVar[str]
+    root_part_class: ClassVar[type[RootPart] | None] = None
+    calibrator_class: ClassVar[type[Calibrator] | None] = None
+    training_part_class: ClassVar[type[TrainingPart] | None] = None
 
     def __init__(self) -> None:
         super().__init__()
-        self.attachment = Attachment(form="feature")
+        self.attachment = Attachment(form="output", layout=Layout.NCHW)
+        self.adapter_name = "default"
         self.strength = 1.0
         self.enabled = True
 
@@ -124,37 +116,117 @@ class Adapter(nn.Module, ABC):
         """Whether the adapter adds anything at all."""
         return self.enabled and self.strength != 0.0
 
+    @property
+    def root_part(self) -> Any:
+        """The part that this site shares with the others of its kind.
+
+        Raises:
+            PlanError: The kind has none, or it was not attached.
+        """
+        part = self.__dict__.get("_root_part")
+        if part is None:
+            raise PlanError(f"a {self.kind} adapter was built without the part that its sites share")
+        return part
+
+    def join(self, part: RootPart) -> None:
+        """Let the adapter see the shared part. It is a child of the root's slot alone, so that it is saved once."""
+        self.__dict__["_root_part"] = part
+
 
 class FeatureAdapter(Adapter):
-    """An adapter that adds to the features of a module."""
+    """An adapter that adds to features; built as `cls(channels, config)`."""
 
-    pairs_views: ClassVar[bool] = False
+    needs_rows: ClassVar[bool] = False
+    """Whether it has to know rows and columns; then it is planned only where they are known."""
     row_local: ClassVar[bool] = True
     """Whether each image row's delta depends on that row alone (then memory can be bounded row by row)."""
+    reads_only: ClassVar[bool] = False
+    """Whether it adds nothing and only shows its features to the kind's root part (`Forward.seen`)."""
 
     @abstractmethod
-    def delta(self, features: Tensor, layout: Layout, size: Size | None) -> Tensor:
-        """What is added to `features`, same shape.
-
-        Args:
-            features: In the given layout; for a kind that pairs views, left and right of a pair are neighbours
-                in the batch.
-            layout: Of `features`.
-            size: Height and width, where `layout` is of tokens and the kind needs rows.
-        """
+    def delta(self, features: Features) -> Tensor:
+        """What is added to the features: a tensor of the shape and layout of `features.values`."""
 
 
 class WeightAdapter(Adapter):
-    """An adapter that adds to one weight tensor of a module; it can be merged."""
+    """An adapter that adds to parameters of one layer; built as `cls(layer, config)`. It can be merged.
+
+    Adapted = base + change, while the base is frozen; merged = base + change, written. A kind that scales or rotates
+    writes that as a change: (1 + s)·W is the change s·W.
+    """
 
     @classmethod
     @abstractmethod
-    def tensors(cls, module: nn.Module) -> tuple[str, ...]:
-        """The names of the module's own parameters that this kind can adapt; empty if none."""
+    def groups(cls, module: nn.Module) -> tuple[tuple[str, ...], ...]:
+        """Names of the module's own parameters that this kind can adapt, in groups that one adapter changes together.
+
+        Example: `(("weight",), ("bias",))` makes two adapters, `(("weight", "bias"),)` one. Empty for other modules.
+        """
+
+    def start(self, base: Mapping[str, Tensor]) -> None:
+        """Take what the kind needs from the frozen parameters, once, when the adapter is attached.
+
+        What is learned here belongs into parameters or buffers, so that it is saved; it is not repeated when an adapter
+        file is loaded.
+        """
 
     @abstractmethod
-    def delta_weight(self) -> Tensor:
-        """What is added to the weight, in the weight's shape."""
+    def change(self, base: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What is added to each parameter of the group, in its shape; exactly zero when new.
+
+        Args:
+            base: The frozen parameters by name. Autocast is off.
+        """
+
+
+class RootPart(Adapter):
+    """What all sites of one kind share, built once for an adapter as `cls(shape, config)`.
+
+    Its parameters and buffers are saved with the adapter. With `acts` it takes part in every forward of the network:
+    `begin` sees the input and may set strengths, `finish` sees what reading sites saw and may add to the output.
+
+    Attributes:
+        output: The attribute of the network's output that holds the image, None where the output is the image.
+    """
+
+    acts: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.output: str | None = None
+
+    @classmethod
+    @abstractmethod
+    def shape_for(cls, config: Any, sites: Sequence[int | Layer]) -> tuple[int, ...]:
+        """What the shared tensors' shapes depend on, from the channels or layers of all sites.
+
+        Example: VeRA's shared matrices are as large as the largest layer: (rows, columns).
+        """
+
+    def begin(self, forward: Forward) -> None:
+        """Called before the network runs, where the part acts."""
+
+    def finish(self, forward: Forward, output: Tensor) -> Tensor | None:
+        """What is added to the network's output image, in its shape; None for nothing. Called where the part acts."""
+        return None
+
+
+@dataclass
+class Forward:
+    """One forward of an adapted network, as its acting root parts see it; nothing outlives the call.
+
+    Attributes:
+        args: Arguments of the network.
+        kwargs: Keyword arguments of the network.
+        strengths: Factors of the strengths of other adapters during this forward, by adapter name; to be set in
+            `begin`.
+        seen: What the reading sites saw, in the order of their calls.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    strengths: dict[str, float | Tensor]
+    seen: list[tuple[FeatureAdapter, Features]]
 
 
 def is_number(value: object, *, above: float) -> bool:

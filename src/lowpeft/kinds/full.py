@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import AdapterConfig, WeightAdapter
+from .site import Layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +29,15 @@ class Full(WeightAdapter):
 
     kind = "full"
 
-    def __init__(self, weight: Tensor, config: FullConfig) -> None:
+    def __init__(self, layer: Layer, config: FullConfig) -> None:
         super().__init__()
-        self.difference = nn.Parameter(torch.zeros(weight.shape))
+        self.difference = nn.Parameter(torch.zeros(layer.shape(layer.main)))
 
     @classmethod
-    def tensors(cls, module: nn.Module) -> tuple[str, ...]:
-        """Every floating-point parameter that the module itself holds."""
-        return tuple(n for n, p in module.named_parameters(recurse=False) if p.is_floating_point())
+    def groups(cls, module: nn.Module) -> tuple[tuple[str, ...], ...]:
+        """Each floating-point parameter that the module itself holds, by itself."""
+        return tuple((n,) for n, p in module.named_parameters(recurse=False) if p.is_floating_point())
 
-    def delta_weight(self) -> Tensor:
+    def change(self, base: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The difference itself."""
-        return self.difference
+        return dict.fromkeys(base, self.difference)

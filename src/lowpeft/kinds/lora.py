@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..errors import PlanError
 from .base import AdapterConfig, WeightAdapter, at_least, is_number
+from .site import Layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +21,7 @@ class LoRAConfig(AdapterConfig):
     """Low-rank adapters on the weights of layers.
 
     Attributes:
-        rank: Of the change; cut to what the weight's shape allows is refused, not done silently.
+        rank: Rank of the change. A rank larger than a weight allows raises; it is never reduced silently.
         alpha: The change is multiplied by alpha / rank. None means alpha = rank, that is a factor of 1.
     """
 
@@ -47,29 +49,35 @@ class LoRA(WeightAdapter):
 
     kind = "lora"
 
-    def __init__(self, weight: Tensor, config: LoRAConfig) -> None:
+    def __init__(self, layer: Layer, config: LoRAConfig) -> None:
         super().__init__()
-        rows, columns = weight.shape[0], weight[0].numel()
+        self.shape = layer.shape(layer.main)
+        rows, columns = self.shape[0], math.prod(self.shape[1:])
         if config.rank > min(rows, columns):
             raise PlanError(
-                f"lora adapter: rank {config.rank} is more than a weight of shape {tuple(weight.shape)} can hold "
+                f"lora adapter: rank {config.rank} is more than a weight of shape {self.shape} can hold "
                 f"({min(rows, columns)}); lower the rank or exclude the layer with a '!' pattern"
             )
-        self.shape = weight.shape
         self.scale = (config.alpha if config.alpha is not None else config.rank) / config.rank
         self.a = nn.Parameter(torch.empty(config.rank, columns))
         self.b = nn.Parameter(torch.zeros(rows, config.rank))
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
 
     @classmethod
-    def tensors(cls, module: nn.Module) -> tuple[str, ...]:
+    def groups(cls, module: nn.Module) -> tuple[tuple[str, ...], ...]:
         """The weight of a Linear or convolution, the fused input projection of nn.MultiheadAttention."""
-        if isinstance(module, (nn.Linear, _ConvNd)):
-            return ("weight",)
-        if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
-            return ("in_proj_weight",)
-        return ()
+        return matrix_groups(module)
 
-    def delta_weight(self) -> Tensor:
+    def change(self, base: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """(alpha / rank) · B A in the weight's shape."""
-        return (self.b @ self.a).mul(self.scale).view(self.shape)
+        change = (self.b @ self.a).mul(self.scale).view(self.shape)
+        return dict.fromkeys(base, change)
+
+
+def matrix_groups(module: nn.Module) -> tuple[tuple[str, ...], ...]:
+    """The weight that a low-rank change can be made to: of a Linear, a convolution, an nn.MultiheadAttention."""
+    if isinstance(module, (nn.Linear, _ConvNd)):
+        return (("weight",),)
+    if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+        return (("in_proj_weight",),)
+    return ()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import PlanError, did_you_mean
-from ..layouts import Layout, Size, channels_back, channels_last
+from ..layouts import Features
 from .base import AdapterConfig, FeatureAdapter, at_least
 
 Placement = Literal["attention", "mlp", "both", "parallel"]
@@ -70,7 +70,6 @@ class SpatialAdapter(FeatureAdapter):
             for tensor in (self.fc1.bias, self.fc2.weight, self.fc2.bias):
                 tensor.zero_()
 
-    def delta(self, features: Tensor, layout: Layout, size: Size | None) -> Tensor:
-        """fc2(gelu(fc1(x))) along the channel dimension of `layout`."""
-        x = channels_last(features, layout)
-        return channels_back(self.fc2(F.gelu(self.fc1(x))), layout)
+    def delta(self, features: Features) -> Tensor:
+        """fc2(gelu(fc1(x))) along the channels."""
+        return features.from_channels_last(self.fc2(F.gelu(self.fc1(features.channels_last))))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import PlanError
-from ..layouts import Layout, Size, from_rows, to_rows
+from ..layouts import Features
 from .base import AdapterConfig, FeatureAdapter, at_least, is_number
 
 
@@ -41,6 +41,11 @@ class StereoConfig(AdapterConfig):
         """The outputs of the network's stages."""
         return ("stage",)
 
+    @property
+    def views(self) -> int:
+        """Left and right."""
+        return 2
+
     def thin(self, count: int) -> range:
         """Every n-th of the chosen sites."""
         return range(self.every - 1, count, self.every)
@@ -65,7 +70,7 @@ class StereoAdapter(FeatureAdapter):
     """
 
     kind = "stereo"
-    pairs_views = True
+    needs_rows = True
 
     def __init__(self, channels: int, config: StereoConfig) -> None:
         super().__init__()
@@ -79,15 +84,14 @@ class StereoAdapter(FeatureAdapter):
         self.beta = nn.Parameter(torch.zeros(channels))
         self.gamma = nn.Parameter(torch.zeros(channels))
 
-    def delta(self, features: Tensor, layout: Layout, size: Size | None) -> Tensor:
-        """What each view takes from the other; in the batch of `features`, left and right of a pair are neighbours."""
-        rows = to_rows(features, layout, size)
-        left, right = rows[0::2], rows[1::2]
+    def delta(self, features: Features) -> Tensor:
+        """The sum that each view takes from the other; in the batch, left and right of a pair are neighbours."""
+        left, right = features.rows_by_view
         query_left = self.query_left(self.norm_left(left))
         query_right = self.query_right(self.norm_right(right))
         to_left = _attend(query_left, query_right, self.value_right(right), self.scale) * self.beta
         to_right = _attend(query_right, query_left, self.value_left(left), self.scale) * self.gamma
-        return from_rows(torch.stack((to_left, to_right), dim=1).flatten(0, 1), layout)
+        return features.from_rows_by_view((to_left, to_right))
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

@@ -91,9 +91,16 @@ class Recipe:
             raise PlanError(f"recipe {self.name!r} trains from scratch, so it can have no adapters")
 
     @property
-    def multi_view(self) -> bool:
-        """Whether some adapter exchanges features between views."""
-        return any(get_kind(a.kind).pairs_views for a in self.adapters)
+    def views(self) -> int:
+        """How many views of a scene the adapters mix; 1 for single images.
+
+        Raises:
+            PlanError: They do not agree.
+        """
+        counts = sorted({a.views for a in self.adapters} - {1})
+        if len(counts) > 1:
+            raise PlanError(f"the adapters of recipe {self.name!r} mix {' and '.join(map(str, counts))} views")
+        return counts[0] if counts else 1
 
 
 def bundled() -> tuple[str, ...]:
@@ -257,10 +264,11 @@ def config_from_dict(row: Mapping[str, Any]) -> AdapterConfig:
 
 def config_to_dict(config: AdapterConfig) -> dict[str, Any]:
     """Plain values of a config, its kind first."""
-    values = dataclasses.asdict(config)
-    if config.target is not None:
-        values["target"] = list(config.target)
-    return {"kind": config.kind, **values}
+    return {"kind": config.kind, **{k: _plain(v) for k, v in dataclasses.asdict(config).items()}}
+
+
+def _plain(value: object) -> object:
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
 
 def settings_to_dict(settings: TrainSettings) -> dict[str, Any]:

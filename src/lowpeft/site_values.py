@@ -1,0 +1,119 @@
+"""Sites as the plain values of an adapter file, and back, in every schema that can be read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from .errors import AdapterError
+from .kinds import AdapterConfig, Attachment, Layer
+from .layouts import Layout
+from .recipes import config_from_dict, config_to_dict
+from .sites import Site, count_parameters, site_key
+
+SCHEMA = 2
+"""The schema that is written."""
+SCHEMAS = (1, 2)
+"""Those that are read. Schema 1 knew one parameter per weight adapter, one port per block, and no shared parts."""
+
+_DEFAULTS = {f.name: f.default for f in dataclasses.fields(Attachment)}
+
+
+def sites_to_dicts(sites: tuple[Site, ...]) -> list[dict[str, Any]]:
+    """Sites as groups that share everything but their place, because a network has many that are alike."""
+    groups: dict[str, dict[str, Any]] = {}
+    for site in sites:
+        shared: dict[str, Any] = {
+            "adapter": config_to_dict(site.config),
+            "attachment": _attachment_to_dict(site.attachment),
+            "key": site.key,
+            "module": site.module,
+            "shape": list(site.shape),
+            "parameters": site.parameters,
+        }
+        if site.layer is not None:
+            shared["layer"] = {
+                "shapes": [[name, list(shape)] for name, shape in site.layer.shapes],
+                "transposed": site.layer.transposed,
+                "groups": site.layer.groups,
+            }
+        group = groups.setdefault(json.dumps(shared), {**shared, "places": []})
+        group["places"].append([site.path, site.stage, site.block])
+    return list(groups.values())
+
+
+def _attachment_to_dict(attachment: Attachment) -> dict[str, Any]:
+    values = {k: v for k, v in dataclasses.asdict(attachment).items() if v != _DEFAULTS.get(k)}
+    return {k: list(v) if isinstance(v, tuple) else str(v) if isinstance(v, Layout) else v for k, v in values.items()}
+
+
+def sites_from_dicts(groups: list[Mapping[str, Any]], *, schema: int) -> tuple[Site, ...]:
+    """The inverse of `sites_to_dicts`, up to the order of the sites.
+
+    Raises:
+        AdapterError: A group does not go together.
+        LowpeftError: A value is not one of its kind; so do `KeyError`, `TypeError` and `ValueError`.
+    """
+    sites = []
+    for group in groups:
+        config, shape = config_from_dict(group["adapter"]), tuple(group["shape"])
+        attachment, layer = (_first_schema if schema == 1 else _second_schema)(group, config, shape)
+        key = site_key(config, shape, layer, attachment)
+        parameters = count_parameters(config, shape, layer, attachment.form)
+        if (group["key"], group["parameters"]) != (key, parameters):
+            raise AdapterError(
+                f"a {config.kind} site of shape {shape} cannot be {group['key']!r} of {group['parameters']!r}"
+            )
+        for path, stage, block in group["places"]:
+            _check_place(path, stage, block)
+            site = Site(
+                path=path,
+                key=key,
+                module=group["module"],
+                stage=stage,
+                block=block,
+                shape=shape,
+                layer=layer,
+                parameters=parameters,
+                config=config,
+                attachment=attachment,
+            )
+            sites.append(site)
+    return tuple(sites)
+
+
+def _second_schema(
+    group: Mapping[str, Any], config: AdapterConfig, shape: tuple[int, ...]
+) -> tuple[Attachment, Layer | None]:
+    values = dict(group["attachment"])
+    if "layout" in values:
+        values["layout"] = Layout(values["layout"])
+    values["tensors"] = tuple(values.get("tensors", ()))
+    layer = None
+    if "layer" in group:
+        shapes = tuple((name, tuple(sides)) for name, sides in group["layer"]["shapes"])
+        layer = Layer(**{**group["layer"], "shapes": shapes})
+    return Attachment(**values), layer
+
+
+def _first_schema(
+    group: Mapping[str, Any], config: AdapterConfig, shape: tuple[int, ...]
+) -> tuple[Attachment, Layer | None]:
+    act = dict(group["attachment"])
+    form = act["form"]
+    if form == "weight":
+        return Attachment(form="weight", tensors=(act["tensor"],)), Layer(shapes=((act["tensor"], shape),))
+    if form == "branch":
+        return Attachment(form="block", block=act["branch"], port="attention", views=config.views), None
+    if form != "feature":
+        raise AdapterError(f"an attachment of schema 1 cannot have form={form!r}")
+    kept = {k: act[k] for k in ("source", "item", "square") if k in act}
+    return Attachment(form="output", layout=Layout(act["layout"]), views=config.views, **kept), None
+
+
+def _check_place(path: object, stage: object, block: object) -> None:
+    numbers = all(n is None or (type(n) is int and n >= 0) for n in (stage, block))
+    if not isinstance(path, str) or not numbers:
+        raise AdapterError(f"[{path!r}, {stage!r}, {block!r}] is no place of a site")
