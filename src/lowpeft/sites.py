@@ -39,8 +39,8 @@ class Site(Candidate):
 
     Attributes:
         config: Config of the adapter; its type is the kind.
-        key: The adapter's name within its module's slot: the kind, for weights followed by the parameters, for the part
-            that all sites share followed by `root`.
+        key: The adapter's name within its module's slot: the kind, followed by the port of a block, by the parameters
+            of a layer, or by `root` for the part that all sites share.
         module: Class name of the adapted module.
         shape: (channels,) of the features, the shape of the (first) weight, or what the shared part is built for.
         layer: The parameters that a weight adapter changes.
@@ -348,8 +348,8 @@ def site_key(config: AdapterConfig, shape: tuple[int, ...], layer: Layer | None,
         raise PlanError(f"a {config.kind} adapter cannot be a {act.form} of shape {shape}")
     if act.block is not None:
         get_block(act.block)
-    suffix = {"weight": act.tensors, "root": ("root",)}.get(act.form, ())
-    return "_".join((config.kind, *suffix))
+    suffix = {"weight": act.tensors, "block": (act.port,), "root": ("root",)}.get(act.form, ())
+    return "_".join((config.kind, *map(str, suffix)))
 
 
 def build(config: AdapterConfig, shape: tuple[int, ...], layer: Layer | None, form: str) -> Adapter:
