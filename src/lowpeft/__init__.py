@@ -10,6 +10,7 @@ stereo = lowpeft.load_adapter(model, "my-adapter")
 
 from .api import adapt, inject_spatial_adapters, wrap_stereo
 from .backbones import load_backbone
+from .calibration import calibrate
 from .conversion import convert_adapter, swin2sr_from_transformers, swin2sr_to_transformers
 from .describe import describe
 from .errors import AdapterError, DataError, LowpeftError, PlanError, TrainingError
@@ -101,6 +102,7 @@ __all__ = [
     "adapt",
     "adapter_parameters",
     "adapter_state_dict",
+    "calibrate",
     "check_trainable",
     "convert_adapter",
     "describe",

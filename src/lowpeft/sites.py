@@ -293,9 +293,10 @@ def block_problem(module: nn.Module, block: BlockForward) -> str | None:
         "instead (target='**.mlp', say)"
     )
     try:
-        with torch.no_grad():
-            own = own_class.forward(twin, *block.example(twin))
-            ours = block.forward(twin, BlockPorts({}), *block.example(twin))
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            arguments = block.example(twin)
+            own = own_class.forward(twin, *(a.clone() if isinstance(a, Tensor) else a for a in arguments))
+            ours = block.forward(twin, BlockPorts({}), *arguments)
     except Exception as error:  # noqa: BLE001  (whatever another copy of the code raises means: another block)
         return f"cannot be run as {advice} ({type(error).__name__}: {error})"
     (a, b) = (x[0] if isinstance(x, tuple) else x for x in (own, ours))
