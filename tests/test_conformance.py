@@ -34,6 +34,7 @@ from lowpeft import (
     StereoModel,
     VeRAConfig,
 )
+from lowpeft.attach import pieces_in
 from lowpeft.families import SLOT, families, find_places, recognise
 from lowpeft.kinds import AdapterConfig, WeightAdapter, get_kind, kinds
 from lowpeft.recipes import Recipe, bundled, load_recipe
@@ -475,7 +476,7 @@ def test_strength_one_half_adds_half_of_each_weight_change(network: Network) -> 
     adapted = {path: m for path, m in root.named_modules() if SLOT in m._modules}
     assert adapted
     for path, module in adapted.items():
-        for piece in module._modules[SLOT].pieces():
+        for piece in pieces_in(module._modules[SLOT]):
             (tensor,) = piece.attachment.tensors
             halved = module._parameters[tensor] + piece.change({tensor: module._parameters[tensor]})[tensor] * 0.5
             assert torch.equal(getattr(module, tensor), halved), path

@@ -494,13 +494,11 @@ class InHalves(nn.Module):
         return torch.cat([self.body(half) for half in x.chunk(2)])
 
 
-def test_a_wrapper_that_splits_the_batch_is_refused_or_pairs_the_right_images() -> None:
+def test_a_wrapper_that_splits_the_batch_pairs_the_right_images() -> None:
     left, right = pairs_for(NETWORKS["hat"], 2)
-    try:
-        model = randomise_adapters(lowpeft.adapt(InHalves(build("hat")), "stereo"))
-        gradients_of_inputs = influence(model, left, right, of=0)
-    except PlanError:
-        return
+    model = randomise_adapters(lowpeft.adapt(InHalves(build("hat")), "stereo"))
+    gradients_of_inputs = influence(model, left, right, of=0)
+    assert [g[0].any().item() for g in gradients_of_inputs] == [True, True]
     assert [g[1].any().item() for g in gradients_of_inputs] == [False, False]
 
 
@@ -590,19 +588,16 @@ def test_an_unmarked_fork_of_hats_block_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("recipe", ["stereo", "spatial"])
-def test_a_forward_that_is_set_on_the_instance_is_refused_or_kept_and_adapted(recipe: str) -> None:
+def test_a_forward_that_is_set_on_the_instance_of_a_site_is_refused(recipe: str) -> None:
     """Some tools replace `module.forward` on the instance, which would hide the adapted class's forward."""
-    root, x = build("swinir"), torch.cat(pairs_for(NETWORKS["swinir"], 1))
+    root = build("swinir")
     sites = [site.path for site in lowpeft.plan(root, recipe).sites]
     for path in sites:
         module = root.get_submodule(path)
         module.forward = module.forward
-    try:
-        model = randomise_adapters(lowpeft.adapt(root, recipe))
-    except PlanError:
-        return
-    inputs = (x[:1], x[1:]) if isinstance(model, StereoModel) else (x,)
-    assert gradients(model, *inputs).keys() == {name for name, _ in lowpeft.adapter_parameters(model)}
+    with pytest.raises(PlanError, match="a forward of its own on the instance"):
+        lowpeft.adapt(root, recipe)
+    assert not any(SLOT in name.split(".") for name, _ in root.named_modules())
 
 
 class Tied(nn.Module):
@@ -619,15 +614,12 @@ class Tied(nn.Module):
 
 
 @torch.no_grad()
-def test_merging_into_a_shared_weight_is_refused_or_right() -> None:
+def test_merging_into_a_shared_weight_is_refused() -> None:
     model, x = randomise_adapters(lowpeft.adapt(Tied().eval(), EVERYWHERE)), torch.rand(1, 3, 8, 8)
     adapted = model(x)
-    try:
+    with pytest.raises(PlanError, match="is shared by several modules"):
         lowpeft.merge(model)
-    except PlanError:
-        assert torch.equal(model(x), adapted)
-        return
-    torch.testing.assert_close(model(x), adapted, rtol=1e-5, atol=1e-6)
+    assert torch.equal(model(x), adapted)
 
 
 @pytest.mark.parametrize("name", ["hat", "rcan", "nafnet", "edsr"])
@@ -640,16 +632,11 @@ def test_a_new_adapter_changes_no_bit_of_a_channels_last_network(name: str) -> N
     assert torch.equal(torch.cat(model(x[:1], x[1:])), expected)
 
 
-def test_adapting_around_an_adapted_network_is_refused_or_restored_as_one() -> None:
-    root = build("edsr")
-    classes = [type(m) for m in root.modules()]
-    outer = Body(lowpeft.adapt(root, "spatial", name="inner"))
-    try:
+def test_adapting_around_an_adapted_network_is_refused() -> None:
+    outer = Body(lowpeft.adapt(build("edsr"), "spatial", name="inner"))
+    with pytest.raises(PlanError, match="body is an adapted network itself"):
         lowpeft.adapt(outer, "spatial", name="outer")
-    except PlanError:
-        return
-    lowpeft.restore(outer)
-    assert [type(m) for m in root.modules()] == classes
+    assert list(lowpeft.adapter_parameters(outer, name="inner"))
 
 
 class Pair(NamedTuple):
@@ -683,13 +670,10 @@ class PairNetwork(nn.Module):
 
 
 @torch.no_grad()
-def test_a_stage_that_returns_a_named_tuple_is_refused_or_keeps_its_type() -> None:
+def test_a_stage_that_returns_a_named_tuple_keeps_its_type() -> None:
     root, x = PairNetwork().eval(), torch.rand(2, 3, 8, 12)
     expected = root(x)
-    try:
-        model = lowpeft.adapt(root, "stereo")
-    except PlanError:
-        return
+    model = lowpeft.adapt(root, "stereo")
     assert torch.equal(torch.cat(model(x[:1], x[1:])), expected)
     assert type(root.stages[1](torch.rand(2, 8, 4, 4))) is Pair
 

@@ -72,46 +72,55 @@ class Facets:
 
 
 class Slot(nn.Module):
-    """The adapters of one module: a child per adapter name, which holds that adapter's pieces here."""
+    """The adapters of one module: a child per adapter name, which holds that adapter's pieces here.
 
-    def pieces(self) -> Iterator[Adapter]:
-        """Every adapter module in this slot."""
-        for group in self.children():
-            for piece in group.children():
-                if isinstance(piece, Adapter):
-                    yield piece
+    It has no attributes of its own, so that an adapter may have any name that torch's modules leave free.
+    """
 
-    def group(self, name: str) -> list[tuple[str, Adapter]]:
-        """Key and module of every piece of the adapter of that name."""
-        group = self._modules.get(name)
-        found = group.named_children() if group is not None else ()
-        return [(key, piece) for key, piece in found if isinstance(piece, Adapter)]
 
-    def drop(self, name: str, keys: list[str]) -> None:
-        """Take pieces of an adapter out."""
-        group = self._modules.get(name)
-        for key in keys if group is not None else []:
-            del group._modules[key]  # type: ignore[union-attr]
-        if group is not None and not len(group._modules):
-            del self._modules[name]
+def pieces_in(slot: Slot) -> Iterator[Adapter]:
+    """Every adapter module in a slot."""
+    for group in slot.children():
+        for piece in group.children():
+            if isinstance(piece, Adapter):
+                yield piece
 
-    def on_output(self) -> list[FeatureAdapter]:
-        """The active feature adapters on the module's output."""
-        return [p for p in self.pieces() if isinstance(p, FeatureAdapter) and p.active and p.attachment.port is None]
 
-    def at_ports(self) -> dict[str, list[FeatureAdapter]]:
-        """The active feature adapters by the port of the module's block forward."""
-        found: dict[str, list[FeatureAdapter]] = {}
-        for piece in self.pieces():
-            if isinstance(piece, FeatureAdapter) and piece.active and piece.attachment.port is not None:
-                found.setdefault(piece.attachment.port, []).append(piece)
-        return found
+def group_in(slot: Slot, name: str) -> list[tuple[str, Adapter]]:
+    """Key and module of every piece of the adapter of that name in a slot."""
+    group = slot._modules.get(name)
+    found = group.named_children() if group is not None else ()
+    return [(key, piece) for key, piece in found if isinstance(piece, Adapter)]
 
-    def weights(self, tensor: str) -> list[WeightAdapter]:
-        """The active adapters of that parameter."""
-        return [
-            p for p in self.pieces() if isinstance(p, WeightAdapter) and p.active and tensor in p.attachment.tensors
-        ]
+
+def drop(slot: Slot, name: str, keys: list[str]) -> None:
+    """Take pieces of an adapter out of a slot."""
+    group = slot._modules.get(name)
+    for key in keys if group is not None else []:
+        del group._modules[key]  # type: ignore[union-attr]
+    if group is not None and not len(group._modules):
+        del slot._modules[name]
+
+
+def on_output(slot: Slot) -> list[FeatureAdapter]:
+    """The active feature adapters on the module's output."""
+    found = (p for p in pieces_in(slot) if isinstance(p, FeatureAdapter))
+    return [p for p in found if p.active and p.attachment.port is None]
+
+
+def at_ports(slot: Slot) -> dict[str, list[FeatureAdapter]]:
+    """The active feature adapters by the port of the module's block forward."""
+    found: dict[str, list[FeatureAdapter]] = {}
+    for piece in pieces_in(slot):
+        if isinstance(piece, FeatureAdapter) and piece.active and piece.attachment.port is not None:
+            found.setdefault(piece.attachment.port, []).append(piece)
+    return found
+
+
+def on_tensor(slot: Slot, tensor: str) -> list[WeightAdapter]:
+    """The active adapters of a parameter."""
+    found = (p for p in pieces_in(slot) if isinstance(p, WeightAdapter) and p.active)
+    return [p for p in found if tensor in p.attachment.tensors]
 
 
 def slot_of(module: nn.Module) -> Slot | None:
@@ -239,7 +248,7 @@ def _can_go_by_rows(adapters: list[FeatureAdapter], features: Tensor) -> bool:
 
 
 def _with_deltas(module: nn.Module, slot: Slot, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    adapters = slot.on_output()
+    adapters = on_output(slot)
     if not adapters:
         return output
     item = adapters[0].attachment.item
@@ -378,7 +387,7 @@ def _block_forward(base: type[nn.Module], name: str) -> Callable[..., Any]:
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         slot = slot_of(self)
-        adapters = slot.at_ports() if slot is not None else {}
+        adapters = at_ports(slot) if slot is not None else {}
         if not adapters and block.exact:
             return base.forward(self, *args, **kwargs)
         return block.forward(self, BlockPorts(adapters), *args, **kwargs)
@@ -422,7 +431,7 @@ def _live_input_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
 def _acting_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         slot = slot_of(self)
-        parts = [p for p in slot.pieces() if isinstance(p, RootPart) and p.acts and p.active] if slot else []
+        parts = [p for p in pieces_in(slot) if isinstance(p, RootPart) and p.acts and p.active] if slot else []
         if not parts:
             return inner(self, *args, **kwargs)
         under_way = Forward(args=args, kwargs=kwargs, strengths={}, seen=[])
@@ -460,7 +469,7 @@ def _views_forward(inner: Callable[..., Any], views: int) -> Callable[..., Any]:
             if args[0].views != views:
                 raise PlanError(f"this network was adapted for {views} views of a scene, and got {args[0].views}")
             return inner(self, args[0].batch, *args[1:], **kwargs)
-        if any(p.active and p.attachment.views > 1 for _, _, s in slots(self) for p in s.pieces()):
+        if any(p.active and p.attachment.views > 1 for _, _, s in slots(self) for p in pieces_in(s)):
             raise PlanError(
                 f"this backbone carries adapters that take neighbours in a batch for {views} views of one scene, so "
                 "it cannot be called by itself: call the model that `adapt` returned with all views (a StereoModel: "
@@ -475,7 +484,7 @@ def _tensor_property(name: str) -> property:
     def read(self: nn.Module) -> Tensor | None:
         weight = self._parameters[name]
         slot = slot_of(self)
-        adapters = slot.weights(name) if slot is not None and weight is not None else []
+        adapters = on_tensor(slot, name) if slot is not None and weight is not None else []
         return adapted_tensor(self, name, adapters) if adapters else weight
 
     return property(read, doc=f"The base's {name} plus what its adapters add.")

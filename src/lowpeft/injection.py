@@ -12,7 +12,18 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from .attach import Slot, base_of, can_checkpoint, facets_of, set_facets, slot_of, slots
+from .attach import (
+    Slot,
+    base_of,
+    can_checkpoint,
+    drop,
+    facets_of,
+    group_in,
+    pieces_in,
+    set_facets,
+    slot_of,
+    slots,
+)
 from .describe import facts_of
 from .errors import PlanError
 from .facts import Facts
@@ -190,7 +201,7 @@ def _set_module_facets(module: nn.Module, slot: Slot | None, *, forward: str | N
         slot: Its adapters.
         forward: Name of the block forward that it has whatever its adapters.
     """
-    acts = [p.attachment for p in slot.pieces()] if slot is not None else []
+    acts = [p.attachment for p in pieces_in(slot)] if slot is not None else []
     set_facets(
         module,
         output=any(a.form == "output" for a in acts),
@@ -219,7 +230,7 @@ def install_forwards(model: object, forwards: Mapping[str, str]) -> None:
             problems.append(f"{path} {problem}")
         else:
             slot = slot_of(modules[path])
-            used = {p.attachment.port for p in slot.pieces() if p.attachment.port} if slot is not None else set()
+            used = {p.attachment.port for p in pieces_in(slot) if p.attachment.port} if slot is not None else set()
             problems += [
                 f"{path} has adapters at the port {p}, which {name} has not" for p in used - get_block(name).ports
             ]
@@ -282,14 +293,14 @@ def drop_merged(root: nn.Module, merged: set[Adapter]) -> None:
     training = {path for path, module in base_modules(root) if module.training}
     gradients = {path for path, parameter in base_parameters(root) if parameter.requires_grad}
     for name, plan in list(record.plans.items()):
-        here = {(path, key): piece for path, _, slot in slots(root) for key, piece in slot.group(name)}
+        here = {(path, key): piece for path, _, slot in slots(root) for key, piece in group_in(slot, name)}
         left = [s for s in plan.sites if here[s.path, s.key] not in merged]
         kinds = {s.config.kind for s in left if s.attachment.form != "root"}
         left = [s for s in left if s.config.kind in kinds]  # a shared part goes with the last of its sites
         record.plans[name] = replace(plan, sites=tuple(left))
         kept = {(s.path, s.key) for s in left}
         for path, module, slot in list(slots(root)):
-            slot.drop(name, [key for key, _ in slot.group(name) if (path, key) not in kept])
+            drop(slot, name, [key for key, _ in group_in(slot, name) if (path, key) not in kept])
             _trim(module, slot, record.forwards.get(path))
     record.digests = digests(root)
     record.base = fingerprint(root, record.digests)

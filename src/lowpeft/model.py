@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .attach import adapted_tensor, original_class, slots
+from .attach import adapted_tensor, original_class, pieces_in, slots
 from .errors import AdapterError, PlanError, did_you_mean
 from .facts import Facts
 from .families import SLOT
@@ -297,7 +297,7 @@ def merge(model: object, *, name: str | None = None) -> MergeReport:
     writes: list[tuple[nn.Parameter, Tensor]] = []
     difference = 0.0
     for path, module, slot in slots(root):
-        here = [p for p in slot.pieces() if isinstance(p, WeightAdapter) and p in linear]
+        here = [p for p in pieces_in(slot) if isinstance(p, WeightAdapter) and p in linear]
         for tensor in dict.fromkeys(t for p in here for t in p.attachment.tensors):
             weight = cast(nn.Parameter, module._parameters[tensor])
             adapters = [p for p in here if tensor in p.attachment.tensors]

@@ -27,9 +27,9 @@ class ViewBatch(NamedTuple):
         Raises:
             PlanError: They differ in shape, or are not N,C,H,W.
         """
-        shapes = [tuple(v.shape) for v in views]
-        if len(set(shapes)) != 1 or views[0].dim() != 4:
-            raise PlanError(f"the views must be N,C,H,W tensors of one shape, not {' and '.join(map(str, shapes))}")
+        if views[0].dim() != 4 or any(v.shape != views[0].shape for v in views):
+            shapes = " and ".join(str(tuple(v.shape)) for v in views)
+            raise PlanError(f"the views must be N,C,H,W tensors of one shape, not {shapes}")
         return cls(torch.stack(views, dim=1).flatten(0, 1), len(views))
 
 
