@@ -271,14 +271,16 @@ def output_module(modules: dict[str, nn.Module], path: str) -> str:
 def check_block(network: Network, path: str, name: str) -> None:
     """Refuse a block whose own forward is not the one that a block forward stands for.
 
-    One block of each class (and shift) is run both ways; a fork that changed the block (a mask also in unshifted
-    blocks, say) would otherwise start from another network without a word.
+    One block of each class (and of each setting of its plain attributes, such as the shift) is run both ways; a fork
+    that changed the block (a mask also in unshifted blocks, say) would otherwise start from another network without a
+    word.
 
     Raises:
         PlanError: The results differ by a bit, or, for a block forward that is only close, by more than `CLOSE`.
     """
     module, block = network.modules[path], get_block(name)
-    key = (original_class(module), name, getattr(module, "shift_size", None))
+    plain = {k: v for k, v in vars(module).items() if isinstance(v, (bool, int, float, str, tuple))}
+    key = (original_class(module), name, repr(sorted(plain.items())))
     if key not in network.checked_blocks:
         if problem := block_problem(module, block):
             raise PlanError(f"{path} ({original_class(module).__module__}.{original_class(module).__name__}) {problem}")
@@ -348,7 +350,7 @@ def site_key(config: AdapterConfig, shape: tuple[int, ...], layer: Layer | None,
         raise PlanError(f"a {config.kind} adapter cannot be a {act.form} of shape {shape}")
     if act.block is not None:
         get_block(act.block)
-    suffix = {"weight": act.tensors, "root": ("root",)}.get(act.form, ())
+    suffix = {"weight": act.tensors, "block": (act.port,), "root": ("root",)}.get(act.form, ())
     return "_".join((config.kind, *suffix))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import convolutional, edt, hat, ipt, swinir, timm_swin
+from . import convolutional, edt, hat, ipt, nafnet, swinir, timm_swin
 from .base import (
     SLOT,
     BlockForward,
@@ -42,6 +42,7 @@ __all__ = [
     "get_block",
     "hat",
     "ipt",
+    "nafnet",
     "recognise",
     "register_block_forward",
     "register_family",
