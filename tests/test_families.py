@@ -20,9 +20,9 @@ import lowpeft
 import zoo
 from lowpeft import PlanError
 from lowpeft.attach import slots
-from lowpeft.families import FoundPlace, find_places, get_block, recognise
-from lowpeft.kinds import AdapterConfig, FeatureAdapter
-from lowpeft.layouts import Features, Layout, Size
+from lowpeft.families import TOKENS, FoundPlace, find_places, get_block, recognise
+from lowpeft.kinds import AdapterConfig, FeatureAdapter, TokenAdapter
+from lowpeft.layouts import ExtraTokens, Features, Layout, Size
 from lowpeft.sites import block_problem, output_module
 from zoo import image_of
 
@@ -80,12 +80,43 @@ class Recorder(FeatureAdapter):
         return features.values * self.gain
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokensConfig(RecorderConfig):
+    kind: ClassVar[str] = "toy_tokens"
+
+    place: str = "tokens"
+
+
+class Tokens(TokenAdapter):
+    """Three keys and values from the mean colour of each image's own features; the gate starts at zero."""
+
+    kind = "toy_tokens"
+
+    def __init__(self, channels: int, config: TokensConfig) -> None:
+        super().__init__()
+        self.channels = channels
+        self.weight = nn.Parameter(torch.randn(2, 3, channels))
+        self.gate = nn.Parameter(torch.zeros(channels))
+        self.seen: list[Features] = []
+
+    def tokens(self, features: Features) -> ExtraTokens:
+        self.seen.append(features)
+        mean = features.rows.mean((1, 2))[:, None]
+        return ExtraTokens(self.weight[0] + mean, self.weight[1] - mean, self.gate)
+
+
+def recorder(place: str, scene: int = 1) -> RecorderConfig:
+    """The kind that records at a place."""
+    return (TokensConfig if place == TOKENS else RecorderConfig)(place=place, scene=scene)
+
+
 @pytest.fixture(autouse=True)
 def tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """The toy kinds are known during a test."""
     home = importlib.import_module("lowpeft.kinds")
     monkeypatch.setattr(home, "_KINDS", dict(home._KINDS))
     lowpeft.register_adapter(RecorderConfig, Recorder)
+    lowpeft.register_adapter(TokensConfig, Tokens)
 
 
 def image_size(name: str) -> Size:
@@ -122,7 +153,7 @@ def test_a_place_gives_what_the_family_says(name: str, place: str) -> None:
     places = {output_module(modules, p.path): p for p in places_of(root)[place]}  # of a Sequential, its last member
     with torch.no_grad():
         expected = image_of(root(x.clone()))
-    plan = lowpeft.plan(root, RecorderConfig(place=place))
+    plan = lowpeft.plan(root, recorder(place))
     assert {s.path: s.shape for s in plan.sites} == {path: (p.channels,) for path, p in places.items()}
     lowpeft.inject(root, plan)
     with torch.no_grad():
@@ -151,7 +182,7 @@ def test_a_place_gives_what_the_family_says(name: str, place: str) -> None:
 
 @pytest.mark.parametrize(("name", "place"), PLACES)
 def test_the_number_of_views_reaches_every_place(name: str, place: str) -> None:
-    model = lowpeft.adapt(build(name), RecorderConfig(place=place, scene=2))
+    model = lowpeft.adapt(build(name), recorder(place, scene=2))
     left, right = images(name)[:1], images(name)[1:]
     with torch.no_grad():
         model(left, right)
@@ -207,7 +238,7 @@ def test_zero_at_every_port_of_every_block_leaves_the_network_bit_equal(name: st
     expected = image_of(root(x.clone()))
     for block, forward in blocks_of(root).values():
         f = get_block(forward)
-        zeros = Stub(**{port: torch.zeros_like for port in f.ports if port != "tokens"})
+        zeros = Stub(**{port: torch.zeros_like for port in f.ports if port != TOKENS})
         block.forward = lambda *args, _b=block, _f=f, _z=zeros, **kwargs: _f.forward(_b, _z, *args, **kwargs)
     assert torch.equal(image_of(root(x.clone())), expected)
 
@@ -309,7 +340,7 @@ def test_a_port_adds_where_it_says(name: str) -> None:
         fill(block)
         x, *rest = f.example(block)
         plain = first(block(x, *rest))
-        for port in sorted(f.ports - {"tokens"}):
+        for port in sorted(f.ports - {TOKENS}):
             found = first(f.forward(block, Stub(**{port: bend}), x, *rest))
             wanted = expected_with(block, PARTS[forward], port, x, tuple(rest))
             assert found.shape == plain.shape
@@ -348,3 +379,155 @@ def test_a_fork_of_shifted_blocks_alone_is_refused(name: str) -> None:
     if forks:
         with pytest.raises(PlanError, match="does not compute"):
             lowpeft.plan(root, RecorderConfig(place="mlp"))
+
+
+# --- Extra keys and values -------------------------------------------------------------------------------------------
+
+WITH_TOKENS = [name for name, place in PLACES if place == TOKENS]
+
+
+def plainly(attention: Any, tokens: ExtraTokens, images: int) -> Callable[..., Tensor]:
+    """Window attention with extra tokens, written out with every score."""
+
+    def scores_and_values(x: Tensor, index: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        windows, length, channels = x.shape
+        heads = attention.num_heads
+        q, k, v = attention.qkv(x).view(windows, length, 3, heads, channels // heads).permute(2, 0, 3, 1, 4)
+        bias = attention.relative_position_bias_table[index.view(-1)].view(length, length, heads).permute(2, 0, 1)
+        scores = (q * attention.scale) @ k.transpose(-2, -1) + bias
+        if mask is not None:
+            scores = scores + mask.repeat(windows // len(mask), 1, 1)[:, None]
+        extra = torch.stack([t.repeat_interleave(windows // images, 0) for t in tokens[:2]])
+        ek, ev = extra.view(2, windows, -1, heads, channels // heads).transpose(2, 3)
+        more = torch.cat((scores, (q * attention.scale) @ ek.transpose(-2, -1)), -1)
+
+        def result(s: Tensor, values: Tensor) -> Tensor:
+            return attention.proj((s.softmax(-1) @ values).transpose(1, 2).reshape(x.shape))
+
+        return result(more, torch.cat((v, ev), 2)), result(scores, v)
+
+    def forward(x: Tensor, mask: Tensor | None = None, rpi: Tensor | None = None) -> Tensor:
+        index = attention.relative_position_index if rpi is None else rpi
+        with_tokens, without = scores_and_values(x, index, mask)
+        return without + tokens.gate * (with_tokens - without)
+
+    return forward
+
+
+class OneAdapter(Stub):
+    """Fixed tokens, the same whatever the features."""
+
+    def __init__(self, *tokens: ExtraTokens) -> None:
+        super().__init__()
+        self.given = list(tokens)
+
+    def wants(self, port: str) -> bool:
+        return port == TOKENS
+
+    def tokens(self, port: str, values: Tensor, layout: Layout, size: Size | None) -> list[ExtraTokens]:
+        return self.given
+
+
+def random_tokens(channels: int, images: int = 2) -> ExtraTokens:
+    keys, values = torch.randn(2, images, 3, channels)
+    return ExtraTokens(keys, values, torch.randn(channels))
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (1, 3), (3, 2)], ids=str)
+@pytest.mark.parametrize("name", ["hat", "swinir"])
+@torch.no_grad()
+def test_tokens_in_windows_equal_attention_written_out(name: str, grid: tuple[int, int]) -> None:
+    root = build(name)
+    for i in range(2):
+        block: Any = root.layers[0].residual_group.blocks[i]
+        fill(block)
+        x_size = (4 * grid[0], 4 * grid[1])
+        x, channels = torch.randn(2, x_size[0] * x_size[1], 12), 12
+        mask = root.calculate_mask(x_size, torch.float32) if name == "hat" else None
+        rest = (x_size, root.relative_position_index_SA, mask) if name == "hat" else (x_size,)
+        tokens = random_tokens(channels)
+        found = get_block(blocks_of(root)["layers.0.residual_group.blocks.0"][1]).forward(
+            block, OneAdapter(tokens), x, *rest
+        )
+        plain = block(x, *rest)
+        block.attn.forward = plainly(block.attn, tokens, images=2)
+        torch.testing.assert_close(found, block(x, *rest), rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(found, plain, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+@torch.no_grad()
+def test_tokens_in_ipt_equal_attention_written_out(part: str) -> None:
+    block: Any = build("ipt").get_submodule(f"body.{part}.layers.0")
+    fill(block)
+    f = get_block(f"ipt.{part}_layer")
+    args, tokens, attention = f.example(block), random_tokens(36), block.self_attn
+    found, plain = f.forward(block, OneAdapter(tokens), *args), block(*args)
+    real = type(attention).forward
+
+    def forward(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor]:
+        q, k, v = (
+            w @ x[..., None] for w, x in zip(attention.in_proj_weight.chunk(3), (query, key, value), strict=True)
+        )
+        q, k, v = (t.squeeze(-1).view(*query.shape[:2], 2, -1) for t in (q, k, v))
+        ek, ev = (t.transpose(0, 1).view(3, 2, 2, -1) for t in tokens[:2])
+        scores = torch.einsum("qnhc,knhc->nhqk", q, torch.cat((k, ek))) / k.shape[-1] ** 0.5
+        out = torch.einsum("nhqk,knhc->qnhc", scores.softmax(-1), torch.cat((v, ev))).flatten(2)
+        without = real(attention, query, key, value)[0]
+        return (without + tokens.gate * (attention.out_proj(out) - without),)
+
+    attention.forward = forward
+    torch.testing.assert_close(found, block(*args), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found, plain, rtol=1e-2, atol=1e-2)
+
+
+@torch.no_grad()
+def test_the_order_of_adapters_with_tokens_does_not_matter() -> None:
+    block = build("swinir").get_submodule("layers.0.residual_group.blocks.1")
+    x, size = get_block("swinir.block").example(block)
+    a, b = random_tokens(12, 1), random_tokens(12, 1)
+    plain, both, swapped, only_a, only_b = (
+        get_block("swinir.block").forward(block, OneAdapter(*tokens), x, size)
+        for tokens in ((), (a, b), (b, a), (a,), (b,))
+    )
+    assert torch.equal(both, swapped)
+    assert torch.equal(plain, block(x, size))
+    assert not torch.allclose(only_a, only_b)
+
+
+@pytest.mark.parametrize("name", WITH_TOKENS)
+def test_tokens_of_one_image_stay_with_it_and_are_trained(name: str) -> None:
+    root, x = lowpeft.adapt(build(name), TokensConfig()), images(name)
+    with torch.no_grad():
+        base = image_of(root(x.clone()))
+    adapters = [piece for _, _, slot in slots(root) for piece in slot.pieces()]
+    image_of(root(x.clone())).square().mean().backward()
+    assert all(a.gate.grad is not None and a.gate.grad.any() for a in adapters)
+    with torch.no_grad():
+        for adapter in adapters:
+            adapter.gate.fill_(1.0)
+        out = image_of(root(x.clone()))
+        assert not torch.equal(out, base)
+        other = x.clone()
+        other[1] = x[1].flip(0)
+        assert torch.equal(image_of(root(other))[0], out[0])
+        assert not torch.equal(image_of(root(other))[1], out[1])
+        for adapter in adapters:
+            adapter.strength = 0.0
+        assert torch.equal(image_of(root(x.clone())), base)
+    root.zero_grad()
+    for adapter in adapters:
+        adapter.strength = 0.5
+    image_of(root(x.clone())).square().mean().backward()
+    assert all(a.weight.grad is not None and a.weight.grad.flatten(1).any(1).all() for a in adapters)
+
+
+def test_tokens_go_to_their_port_and_nothing_else_does() -> None:
+    with pytest.raises(PlanError, match="these places take extra tokens for attention"):
+        lowpeft.plan(build("hat"), RecorderConfig(place=TOKENS))
+    with pytest.raises(PlanError, match="which these places do not take"):
+        lowpeft.plan(build("hat"), TokensConfig(place="mlp"))
+    with pytest.raises(PlanError, match="which these places do not take"):
+        lowpeft.plan(build("hat"), TokensConfig(target="**.mlp"))
+    with pytest.raises(PlanError, match="has no place 'tokens'"):
+        lowpeft.plan(build("swin2sr"), TokensConfig())

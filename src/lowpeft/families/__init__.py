@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import convolutional, edt, hat, ipt, nafnet, swinir, timm_swin
 from .base import (
     SLOT,
+    TOKENS,
     BlockForward,
     Family,
     FoundPlace,
@@ -25,6 +26,7 @@ from .base import (
 
 __all__ = [
     "SLOT",
+    "TOKENS",
     "BlockForward",
     "Family",
     "FoundPlace",

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..layouts import Layout
-from .base import BlockForward, Family, Ports, added, block_places, register_family
-from .swin import BLOCK, BLOCK_PORTS, GROUP_CONV, image_facts, in_windows, noise, pre_norm_mlp
+from .base import TOKENS, BlockForward, Family, Ports, added, block_places, register_family
+from .swin import BLOCK, BLOCK_PORTS, GROUP_CONV, image_facts, in_windows, noise, position_bias, pre_norm_mlp
+from .tokens import window_change
 
 
 def hab_forward(
@@ -39,9 +40,15 @@ def hab_forward(
     conv = b.conv_block(normed.permute(0, 3, 1, 2))
     conv = conv.permute(0, 2, 3, 1).contiguous().view(batch, height * width, channels)
 
+    mask = attn_mask if shift > 0 else None
+    extras = ports.tokens(TOKENS, tokens, Layout.NLC, x_size) if ports.wants(TOKENS) else ()
+
     def attend(windows: Tensor) -> Tensor:
-        attended: Tensor = b.attn(windows, rpi=rpi_sa, mask=attn_mask if shift > 0 else None)
-        return attended
+        out: Tensor = b.attn(windows, rpi=rpi_sa, mask=mask)
+        if extras:
+            grid = (batch, height // b.window_size, width // b.window_size)
+            out = out + window_change(b.attn, windows, position_bias(b.attn, rpi_sa), mask, grid, extras)
+        return out
 
     attended = in_windows(normed, b.window_size, shift, attend)
     attention = b.drop_path(attended.view(batch, height * width, channels))
@@ -65,7 +72,7 @@ def hab_example(block: nn.Module) -> tuple[Any, ...]:
     return noise(weight, 1, 4 * window**2, weight.shape[0]), (2 * window, 2 * window), index.to(weight.device), mask
 
 
-HAB = BlockForward(name="hat.hab", forward=hab_forward, ports=BLOCK_PORTS, example=hab_example)
+HAB = BlockForward(name="hat.hab", forward=hab_forward, ports=BLOCK_PORTS | {TOKENS}, example=hab_example)
 
 HAT = register_family(
     Family(

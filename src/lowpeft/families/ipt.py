@@ -7,18 +7,22 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..layouts import Layout, square_size
-from .base import BlockForward, Family, Place, Ports, block_places, register_family
+from .base import TOKENS, BlockForward, Family, Place, Ports, block_places, register_family
 from .swin import BLOCK_PORTS, attention_added, mlp_added, noise
+from .tokens import multihead_change
 
 ENCODER, DECODER = "body.encoder.layers.{stage}", "body.decoder.layers.{stage}"
 
 
 def _self_attention(block: Any, ports: Ports, x: Tensor, position: Tensor | None) -> Tensor:
     """The first part of both layers: x + attention(norm1 x)."""
-    normed = block.norm1(x)
+    normed, size = block.norm1(x), square_size(x.shape[0])
     query = key = block.with_pos_embed(normed, position)
-    contribution = block.dropout1(block.self_attn(query, key, normed)[0])
-    return attention_added(x, contribution, normed, ports, Layout.LNC, square_size(x.shape[0]))
+    attended = block.self_attn(query, key, normed)[0]
+    if ports.wants(TOKENS):
+        extras = ports.tokens(TOKENS, normed, Layout.LNC, size)
+        attended = attended + multihead_change(block.self_attn, query, key, normed, extras)
+    return attention_added(x, block.dropout1(attended), normed, ports, Layout.LNC, size)
 
 
 def _mlp(block: Any, x: Tensor) -> Tensor:
@@ -87,10 +91,10 @@ def decoder_example(block: nn.Module) -> tuple[Any, ...]:
 
 
 ENCODER_LAYER = BlockForward(
-    name="ipt.encoder_layer", forward=encoder_forward, ports=BLOCK_PORTS, example=encoder_example
+    name="ipt.encoder_layer", forward=encoder_forward, ports=BLOCK_PORTS | {TOKENS}, example=encoder_example
 )
 DECODER_LAYER = BlockForward(
-    name="ipt.decoder_layer", forward=decoder_forward, ports=BLOCK_PORTS, example=decoder_example
+    name="ipt.decoder_layer", forward=decoder_forward, ports=BLOCK_PORTS | {TOKENS}, example=decoder_example
 )
 
 IPT = register_family(

@@ -84,6 +84,12 @@ def in_windows(x: Tensor, window: int, shift: int, attend: Callable[[Tensor], Te
     return torch.roll(x, shifts=(shift, shift), dims=(1, 2)) if shift > 0 else x
 
 
+def position_bias(attention: Any, index: Tensor) -> Tensor:
+    """The bias of each pair of positions in a window, (heads, window², window²), from a table of relative positions."""
+    bias: Tensor = attention.relative_position_bias_table[index.reshape(-1)].view(*index.shape, -1)
+    return bias.permute(2, 0, 1)
+
+
 def noise(like: Tensor, *shape: int) -> Tensor:
     """Normally distributed numbers, the same ones each time, on the device and in the dtype of a parameter."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)

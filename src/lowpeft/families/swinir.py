@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layouts import Layout
-from .base import BlockForward, Family, Place, Ports, block_places, register_family
+from ..layouts import ExtraTokens, Layout
+from .base import TOKENS, BlockForward, Family, Place, Ports, block_places, register_family
 from .swin import (
     BLOCK,
     BLOCK_PORTS,
@@ -19,20 +20,31 @@ from .swin import (
     in_windows,
     mlp_added,
     noise,
+    position_bias,
     pre_norm_mlp,
 )
+from .tokens import window_change
 
 HF_BLOCK = "encoder.stages.{stage}.layers.{block}"
 
 
-def _attended(block: Any, x: Tensor, x_size: tuple[int, int]) -> Tensor:
-    """Attention in the block's windows, (N,L,C) to (N,L,C)."""
+def _attended(block: Any, x: Tensor, x_size: tuple[int, int], extras: Sequence[ExtraTokens] = ()) -> Tensor:
+    """Attention in the block's windows, (N,L,C) to (N,L,C), with extra keys and values."""
     # The mask that the block holds is for one size; at others even unshifted blocks use one, of zeros.
     own = block.input_resolution == x_size
     mask = block.attn_mask if own else block.calculate_mask(x_size).to(x.device)
     rows = x.view(x.shape[0], x_size[0], x_size[1], x.shape[2])
-    out = in_windows(rows, block.window_size, block.shift_size, lambda windows: block.attn(windows, mask=mask))
-    return out.view(x.shape)
+    window, shift = block.window_size, block.shift_size
+
+    def attend(windows: Tensor) -> Tensor:
+        out: Tensor = block.attn(windows, mask=mask)
+        if extras:
+            grid = (x.shape[0], x_size[0] // window, x_size[1] // window)
+            bias = position_bias(block.attn, block.attn.relative_position_index)
+            out = out + window_change(block.attn, windows, bias, mask if shift > 0 else None, grid, extras)
+        return out
+
+    return in_windows(rows, window, shift, attend).view(x.shape)
 
 
 def swinir_forward(block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int, int]) -> Tensor:
@@ -48,7 +60,8 @@ def swinir_forward(block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int,
     """
     b: Any = block
     normed = b.norm1(x)
-    contribution = b.drop_path(_attended(b, normed, x_size))
+    extras = ports.tokens(TOKENS, normed, Layout.NLC, x_size) if ports.wants(TOKENS) else ()
+    contribution = b.drop_path(_attended(b, normed, x_size, extras))
     out = attention_added(x, contribution, normed, ports, Layout.NLC, x_size)
     return pre_norm_mlp(block, ports, out, x_size)
 
@@ -126,7 +139,9 @@ def swin2sr_transformers_example(block: nn.Module) -> tuple[Any, ...]:
     return noise(weight, 1, height * width, weight.shape[0]), (height, width)
 
 
-SWINIR_BLOCK = BlockForward(name="swinir.block", forward=swinir_forward, ports=BLOCK_PORTS, example=swin_example)
+SWINIR_BLOCK = BlockForward(
+    name="swinir.block", forward=swinir_forward, ports=BLOCK_PORTS | {TOKENS}, example=swin_example
+)
 SWIN2SR_BLOCK = BlockForward(name="swin2sr.block", forward=swin2sr_forward, ports=BLOCK_PORTS, example=swin_example)
 SWIN2SR_TRANSFORMERS_LAYER = BlockForward(
     name="swin2sr_transformers.layer",

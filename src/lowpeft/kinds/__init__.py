@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from ..errors import PlanError, did_you_mean
-from .base import Adapter, AdapterConfig, FeatureAdapter, Forward, RootPart, WeightAdapter, is_number
+from .base import Adapter, AdapterConfig, FeatureAdapter, Forward, RootPart, TokenAdapter, WeightAdapter, is_number
 from .full import Full, FullConfig
 from .learning import Calibrator, TrainingPart
 from .lora import LoRA, LoRAConfig
@@ -32,6 +32,7 @@ __all__ = [
     "SpatialConfig",
     "StereoAdapter",
     "StereoConfig",
+    "TokenAdapter",
     "TrainingPart",
     "WeightAdapter",
     "get_kind",
