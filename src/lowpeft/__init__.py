@@ -10,6 +10,7 @@ stereo = lowpeft.load_adapter(model, "my-adapter")
 
 from .api import adapt, inject_spatial_adapters, wrap_stereo
 from .backbones import load_backbone
+from .calibration import calibrate
 from .conversion import convert_adapter, swin2sr_from_transformers, swin2sr_to_transformers
 from .describe import describe
 from .errors import AdapterError, DataError, LowpeftError, PlanError, TrainingError
@@ -22,6 +23,8 @@ from .injection import inject, restore
 from .kinds import (
     AdapterConfig,
     Calibrator,
+    ConvpassConfig,
+    DoRAConfig,
     FeatureAdapter,
     Forward,
     FullConfig,
@@ -29,8 +32,10 @@ from .kinds import (
     LoRAConfig,
     RootPart,
     SpatialConfig,
+    SSFConfig,
     StereoConfig,
     TrainingPart,
+    VeRAConfig,
     WeightAdapter,
     register_adapter,
 )
@@ -61,7 +66,9 @@ __all__ = [
     "Backbone",
     "BlockForward",
     "Calibrator",
+    "ConvpassConfig",
     "DataError",
+    "DoRAConfig",
     "Family",
     "FeatureAdapter",
     "Features",
@@ -79,6 +86,7 @@ __all__ = [
     "Ports",
     "Recipe",
     "RootPart",
+    "SSFConfig",
     "Site",
     "SpatialConfig",
     "StereoConfig",
@@ -88,11 +96,13 @@ __all__ = [
     "TrainSettings",
     "TrainingError",
     "TrainingPart",
+    "VeRAConfig",
     "WeightAdapter",
     "__version__",
     "adapt",
     "adapter_parameters",
     "adapter_state_dict",
+    "calibrate",
     "check_trainable",
     "convert_adapter",
     "describe",

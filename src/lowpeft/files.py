@@ -32,7 +32,7 @@ from .model import adapter_state_dict, load_adapter_state_dict, only_name, tenso
 from .planning import plan_sites
 from .recipes import Recipe, recipe_from_dict, recipe_to_dict
 from .record import Record, record_of, root_of, unwrap
-from .site_values import SCHEMA, SCHEMAS, sites_from_dicts, sites_to_dicts
+from .site_values import SCHEMA, SCHEMAS, sites_from_dicts, sites_to_dicts, with_new_keys
 from .sites import Site, build
 from .version import version
 
@@ -207,6 +207,7 @@ def read_adapter(folder: str | Path) -> AdapterFile:
         sites = sites_from_dicts(config["sites"], schema=config["schema"])
         calibrated = config.get("calibrated", False) is True
         facts, base = dict(config["facts"]), fingerprint_from_dict(config["base"])
+        tensors = with_new_keys(tensors, sites, schema=config["schema"])
         problems += tensor_problems(_expected(sites), tensors)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         text = str(error) if isinstance(error, LowpeftError) else f"{type(error).__name__}: {error}"

@@ -71,7 +71,7 @@ def attach_plan(model: object, plan: Plan, found: dict[str, str] | None = None) 
     check_plan(root, plan)
     modules = dict(base_modules(root))
     first = RECORD not in root.__dict__
-    built = build_adapters(root, modules, plan)
+    built = build_adapters(root, plan)
     record = _record(root, plan.facts, found) if first else record_of(root)
     mode = root.training if first else any(p.training for _, _, p in pieces(root))
     root.__dict__[RECORD] = record
@@ -109,14 +109,22 @@ def _set_root_facets(root: nn.Module, record: Record) -> None:
     )
 
 
-def build_adapters(root: nn.Module, modules: dict[str, nn.Module], plan: Plan) -> list[tuple[Site, Adapter]]:
-    """A new adapter for every site of a plan, started from the frozen weights, the shared parts first; not attached.
+def build_adapters(root: nn.Module, plan: Plan, *, shared: bool = False) -> list[tuple[Site, Adapter]]:
+    """A new adapter for every site of a plan, started from the frozen weights; not attached.
+
+    Args:
+        root: The network.
+        plan: The sites.
+        shared: Join the shared parts that are attached under the plan's name, where the plan has none of its own.
 
     Raises:
         PlanError: An adapter cannot be built.
     """
+    modules = dict(base_modules(root))
     built = [(site, _new_adapter(root, modules[site.path], plan, site)) for site in plan.sites]
-    parts = {site.config.kind: adapter for site, adapter in built if isinstance(adapter, RootPart)}
+    attached = [p for _, _, p in pieces(root, plan.name)] if shared else []
+    parts = {p.kind: p for p in attached if isinstance(p, RootPart)}
+    parts |= {site.config.kind: adapter for site, adapter in built if isinstance(adapter, RootPart)}
     with torch.no_grad():
         for site, adapter in built:
             if site.config.kind in parts and not isinstance(adapter, RootPart):
@@ -124,6 +132,15 @@ def build_adapters(root: nn.Module, modules: dict[str, nn.Module], plan: Plan) -
             if isinstance(adapter, WeightAdapter):
                 adapter.start(base_of(modules[site.path], adapter))
     return built
+
+
+def replace_adapters(root: nn.Module, plan: Plan, built: list[tuple[Site, Adapter]]) -> None:
+    """Put new adapters in place of those at the same sites, and the plan in place of the one of its name."""
+    for site, adapter in built:
+        group = root.get_submodule(site.path)._modules[SLOT]._modules[plan.name]  # type: ignore[union-attr]
+        adapter.train(group.training)  # type: ignore[union-attr]
+        group._modules[site.key] = adapter  # type: ignore[union-attr]
+    record_of(root).plans[plan.name] = plan
 
 
 def _new_adapter(root: nn.Module, module: nn.Module, plan: Plan, site: Site) -> Adapter:

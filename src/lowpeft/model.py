@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from .attach import adapted_tensor, original_class, slots
 from .errors import AdapterError, PlanError, did_you_mean
@@ -18,13 +17,15 @@ from .facts import Facts
 from .families import SLOT
 from .injection import drop_merged, pieces
 from .kinds import Adapter, RootPart, WeightAdapter
-from .probe import first_that_works
-from .record import check_name, record_of, unwrap
-from .views import StereoModel
+from .probe import copy_of, first_that_works
+from .record import check_name, module_of, record_of, root_of, unwrap
+from .views import MultiViewModel
 
 
 def adapter_parameters(model: object, *, name: str | None = None) -> Iterator[tuple[str, nn.Parameter]]:
-    """The adapters' parameters as (name, Parameter): exactly what an optimiser should get.
+    """The adapters' parameters as (name, Parameter), with the names that `model.named_parameters()` gives them.
+
+    All of them require gradients, unless you have frozen some: exactly what an optimiser should get.
 
     Args:
         model: An adapted model.
@@ -33,9 +34,8 @@ def adapter_parameters(model: object, *, name: str | None = None) -> Iterator[tu
     Raises:
         PlanError: The model holds no adapters, or none of that name.
     """
-    root = unwrap(model)
-    wanted = {id(p) for _, _, piece in pieces(root, name) for p in piece.parameters()}
-    return ((path, p) for path, p in root.named_parameters() if id(p) in wanted)
+    wanted = {id(p) for _, _, piece in pieces(unwrap(model), name) for p in piece.parameters()}
+    return ((path, p) for path, p in module_of(model).named_parameters() if id(p) in wanted)
 
 
 def only_name(model: object, name: str | None) -> str:
@@ -328,59 +328,62 @@ def _shared_weights(root: nn.Module) -> set[nn.Parameter]:
     return {p for p, count in holders.items() if count > 1}
 
 
-def check_trainable(model: nn.Module, *example: Tensor) -> None:
-    """Run one backward pass in training mode and refuse trainable tensors that get no gradient.
+def check_trainable(model: object, *example: Tensor) -> None:
+    """Run one step's forward and backward in training mode and refuse trainable tensors that get no gradient.
 
-    The adapters' values are replaced by random ones for the pass, because a new adapter's zeros stop the gradient of
-    the layers before them; neither the values nor `.grad` of the model change.
+    That happens on a copy, as in training, checkpointing included. The adapters' values are random there, because a new
+    adapter's zeros stop the gradient of the layers before them.
 
     Args:
-        model: An adapted model or `StereoModel` (or any module with trainable parameters).
+        model: An adapted model, or any module with trainable parameters.
         example: Inputs for one call. Without any, random images of a size that the network takes.
 
     Raises:
-        PlanError: Naming every trainable tensor whose gradient is missing, zero or not finite.
+        PlanError: Naming every trainable tensor whose gradient is missing or not finite, and those whose gradient is
+            zero everywhere, unless their kind says that it must be.
     """
-    trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    if not trainable:
+    module = module_of(model)
+    if not any(p.requires_grad for p in module.parameters()):
         raise PlanError("no parameter of the model requires a gradient")
-    if not example:
-        root = unwrap(model)
-        batch = first_that_works(root, lambda twin, x: (x, twin(x))[0])
-        example = (batch[:1], batch[1:]) if isinstance(model, StereoModel) else (batch,)
-    flags = {m: m.training for m in model.modules()}
-    try:
-        missing = _dead(model.train(), trainable, example)
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
+    inputs = tuple(x.clone() for x in example) or _inputs_for(module)
+    copy = copy_of(module).train()
+    generator = torch.Generator().manual_seed(0)
+    trainable = {n: p for n, p in copy.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for name, parameter in trainable.items():
+            parameter.grad = None
+            if SLOT in name.split("."):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        loss = sum((_weighted(t, generator) for t in _float_tensors(copy(*inputs))), start=torch.zeros(()))
+        if isinstance(loss, Tensor) and loss.requires_grad:
+            torch.autograd.backward(loss)
+    expected = {
+        id(getattr(piece.get_submodule(n.rpartition(".")[0]), n.rpartition(".")[2]))
+        for piece in copy.modules()
+        if isinstance(piece, Adapter)
+        for n in piece.zero_gradients
+    }
+    missing = [problem for n, p in trainable.items() if (problem := _gradient_problem(n, p, id(p) in expected))]
     if missing:
         raise PlanError(f"{len(missing)} of {len(trainable)} trainable tensors cannot be trained:", problems=missing)
 
 
-def _dead(model: nn.Module, trainable: dict[str, nn.Parameter], example: tuple[Tensor, ...]) -> list[str]:
-    generator = torch.Generator().manual_seed(0)
-    values = {
-        n: (torch.randn(p.shape, generator=generator) * 0.1).to(p.device, p.dtype).requires_grad_()
-        if SLOT in n.split(".")
-        else p
-        for n, p in trainable.items()
-    }
-    with torch.enable_grad():
-        output = functional_call(model, values, example)
-        loss = sum((_weighted(t, generator) for t in _float_tensors(output)), start=torch.zeros(()))
-        if not loss.requires_grad:
-            return [f"{n}: the output does not depend on it" for n in trainable]
-        gradients = torch.autograd.grad(loss, list(values.values()), allow_unused=True)
-    problems = []
-    for name, gradient in zip(values, gradients, strict=True):
-        if gradient is None:
-            problems.append(f"{name}: the output does not depend on it")
-        elif not torch.isfinite(gradient).all():
-            problems.append(f"{name}: its gradient is not finite")
-        elif not gradient.any():
-            problems.append(f"{name}: its gradient is zero everywhere")
-    return problems
+def _inputs_for(module: nn.Module) -> tuple[Tensor, ...]:
+    batch = first_that_works(root_of(module), lambda twin, x: (x, twin(x))[0])
+    if isinstance(module, MultiViewModel):
+        return tuple(batch[i % len(batch)][None] for i in range(module.views))
+    return (batch,)
+
+
+def _gradient_problem(name: str, parameter: nn.Parameter, may_be_zero: bool) -> str | None:
+    if parameter.grad is None:
+        return f"{name}: the output does not depend on it"
+    if not torch.isfinite(parameter.grad).all():
+        return f"{name}: its gradient is not finite"
+    if not parameter.grad.any() and not may_be_zero:
+        return f"{name}: its gradient is zero everywhere"
+    return None
 
 
 def _float_tensors(output: Any) -> list[Tensor]:

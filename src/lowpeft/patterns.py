@@ -5,7 +5,8 @@ r"""The one pattern dialect of lowpeft: globs over dotted paths.
     re:layers\.[02]\..*  a regular expression that must match the whole path
     !**.conv_last          a leading `!` takes away
     stage=0                a place that the family names: the first group (never block 0 of every group)
-    stage=1:4 block=-1     slices, lists (`stage=0,2`) and negative numbers work as in Python
+    stage=1:4 block=-1     slices, lists (`stage=0,2`) and negative numbers work as in Python;
+                           `block=-1` is the last block of each stage
 
 A sequence of patterns is their union, less what any `!` takes away, in whatever order they stand. Every pattern must
 match something.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar
@@ -111,13 +112,12 @@ def select(patterns: Patterns, candidates: Iterable[C], *, what: str) -> tuple[C
     wanted = as_tuple(patterns)
     if not wanted:
         raise PlanError(f"no pattern was given for the {what}")
-    stages = 1 + max((c.stage for c in pool if c.stage is not None), default=-1)
-    blocks = 1 + max((c.block for c in pool if c.block is not None), default=-1)
+    counts = _counts(pool)
     chosen: set[int] = set() if any(not p.startswith("!") for p in wanted) else set(range(len(pool)))
     excluded: set[int] = set()
     problems = []
     for pattern in wanted:
-        test = _matcher(pattern.removeprefix("!"), stages, blocks)
+        test = _matcher(pattern.removeprefix("!"), counts)
         hits = {i for i, c in enumerate(pool) if test(c)}
         if not hits:
             problems.append(f"{pattern!r} matches none of the {len(pool)} {what}{_nearest(pattern, pool)}")
@@ -130,17 +130,36 @@ def select(patterns: Patterns, candidates: Iterable[C], *, what: str) -> tuple[C
     return tuple(c for i, c in enumerate(pool) if i in kept)
 
 
-def _matcher(pattern: str, stages: int, blocks: int) -> Callable[[Candidate], bool]:
+def _counts(pool: Sequence[Candidate]) -> dict[int | None, int]:
+    """How many blocks each stage has, and how many stages there are, under None."""
+    counts: dict[int | None, int] = {None: 1 + max((c.stage for c in pool if c.stage is not None), default=-1)}
+    for candidate in pool:
+        if candidate.stage is not None and candidate.block is not None:
+            counts[candidate.stage] = max(counts.get(candidate.stage, 0), candidate.block + 1)
+    return counts
+
+
+def _matcher(pattern: str, counts: Mapping[int | None, int]) -> Callable[[Candidate], bool]:
     if not re.match(r"(stage|block)=", pattern):
         test = matcher(pattern)
         return lambda c: any(map(test, (c.path, *c.within)))
-    chosen: dict[str, frozenset[int]] = {}
+    chosen: dict[str, str] = {}
     for term in pattern.split():
         found = re.fullmatch(r"(stage|block)=([-0-9:,]+)", term)
         if found is None or found[1] in chosen:
             raise PlanError(f"cannot read place {pattern!r}; write 'stage=0', 'stage=1:4 block=-1' or 'stage=0,2'")
-        chosen[found[1]] = _numbers(found[2], stages if found[1] == "stage" else blocks, pattern)
-    return lambda c: all((c.stage if key == "stage" else c.block) in numbers for key, numbers in chosen.items())
+        chosen[found[1]] = found[2]
+        _numbers(found[2], counts[None], pattern)  # refuses what cannot be read
+    stages = _numbers(chosen["stage"], counts[None], pattern) if "stage" in chosen else None
+    # Negative numbers count from the end of a candidate's own stage: depths 2, 2, 6, 2 have four blocks `block=-1`.
+    blocks = {s: _numbers(chosen["block"], n, pattern) for s, n in counts.items()} if "block" in chosen else None
+
+    def test_place(candidate: Candidate) -> bool:
+        if stages is not None and candidate.stage not in stages:
+            return False
+        return blocks is None or candidate.block in blocks.get(candidate.stage, frozenset())
+
+    return test_place
 
 
 def _numbers(text: str, count: int, pattern: str) -> frozenset[int]:

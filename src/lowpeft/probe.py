@@ -22,6 +22,8 @@ from .families import FoundPlace, Place, base_modules
 from .kinds import Adapter
 from .layouts import Layout, Size, find_size, square_size
 
+Model = TypeVar("Model", bound=nn.Module)
+
 PROBE_SIZES_PX: tuple[Size, ...] = ((32, 48), (64, 128), (48, 48), (64, 64), (24, 24), (128, 256), (256, 256))
 """Tried in this order: sides differ where the network allows it, so that rows and columns can be told apart."""
 BATCH = 2
@@ -57,20 +59,29 @@ class Observation:
         return self.shape[self.layout.channel_dim if self.layout else -1]
 
 
+def copy_of(model: Model) -> Model:
+    """A deep copy of a network, adapted or not, that can be run and changed while others use the original.
+
+    Raises:
+        PlanError: The network cannot be copied.
+    """
+    # Tensors that are attributes and results of an operation (weight_norm's `weight`) cannot be copied as they are.
+    held = [v for m in model.modules() for v in m.__dict__.values() if isinstance(v, Tensor) and v.requires_grad]
+    try:
+        return copy.deepcopy(model, {id(t): t.detach().clone() for t in held if not t.is_leaf})
+    except Exception as error:
+        raise PlanError(f"{type(model).__name__} cannot be copied, so that it cannot be tried out: {error}") from error
+
+
 def twin_of(root: nn.Module) -> nn.Module:
-    """A copy of a network, in eval mode and without adapters' effect, to run while others use the network.
+    """A copy of a network in eval mode and without adapters' effect.
 
     Networks that rewrite weights when they run (SPAN) or count calls do that to the copy.
 
     Raises:
         PlanError: The network cannot be copied.
     """
-    # Tensors that are attributes and results of an operation (weight_norm's `weight`) cannot be copied as they are.
-    held = [v for m in root.modules() for v in m.__dict__.values() if isinstance(v, Tensor) and v.requires_grad]
-    try:
-        twin = copy.deepcopy(root, {id(t): t.detach().clone() for t in held if not t.is_leaf})
-    except Exception as error:
-        raise PlanError(f"{type(root).__name__} cannot be copied, so that it cannot be tried out: {error}") from error
+    twin = copy_of(root)
     for module in twin.modules():
         module.training = False
         if isinstance(module, Adapter):

@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from .errors import AdapterError
 from .kinds import AdapterConfig, Attachment, Layer
 from .layouts import Layout
@@ -62,7 +64,8 @@ def sites_from_dicts(groups: list[Mapping[str, Any]], *, schema: int) -> tuple[S
         attachment, layer = (_first_schema if schema == 1 else _second_schema)(group, config, shape)
         key = site_key(config, shape, layer, attachment)
         parameters = count_parameters(config, shape, layer, attachment.form)
-        if (group["key"], group["parameters"]) != (key, parameters):
+        known = _first_key(key, config, attachment) if schema == 1 else key
+        if (group["key"], group["parameters"]) != (known, parameters):
             raise AdapterError(
                 f"a {config.kind} site of shape {shape} cannot be {group['key']!r} of {group['parameters']!r}"
             )
@@ -82,6 +85,24 @@ def sites_from_dicts(groups: list[Mapping[str, Any]], *, schema: int) -> tuple[S
             )
             sites.append(site)
     return tuple(sites)
+
+
+def _first_key(key: str, config: AdapterConfig, attachment: Attachment) -> str:
+    """The key that schema 1 gave a site: it left the port out, because a block had one."""
+    return config.kind if attachment.form == "block" else key
+
+
+def with_new_keys(tensors: Mapping[str, Tensor], sites: tuple[Site, ...], *, schema: int) -> dict[str, Tensor]:
+    """The tensors of a file by the keys of the present schema."""
+    if schema != 1:
+        return dict(tensors)
+    leads = {f"{s.path}.{_first_key(s.key, s.config, s.attachment)}.": f"{s.path}.{s.key}." for s in sites}
+    moved = {old: new for old, new in leads.items() if old != new}
+
+    def renamed(key: str) -> str:
+        return next((new + key.removeprefix(old) for old, new in moved.items() if key.startswith(old)), key)
+
+    return {renamed(key): tensor for key, tensor in tensors.items()}
 
 
 def _second_schema(

@@ -50,8 +50,8 @@ class Site(Candidate):
 
     Attributes:
         config: Config of the adapter; its type is the kind.
-        key: The adapter's name within its module's slot: the kind, for weights followed by the parameters, for the part
-            that all sites share followed by `root`.
+        key: The adapter's name within its module's slot: the kind, followed by the port of a block, by the parameters
+            of a layer, or by `root` for the part that all sites share.
         module: Class name of the adapted module.
         shape: (channels,) of the features, the shape of the (first) weight, or what the shared part is built for.
         layer: The parameters that a weight adapter changes.
@@ -320,9 +320,10 @@ def block_problem(module: nn.Module, block: BlockForward) -> str | None:
         "instead (target='**.mlp', say)"
     )
     try:
-        with torch.no_grad():
-            own = own_class.forward(twin, *block.example(twin))
-            ours = block.forward(twin, BlockPorts({}), *block.example(twin))
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            arguments = block.example(twin)
+            own = own_class.forward(twin, *(a.clone() if isinstance(a, Tensor) else a for a in arguments))
+            ours = block.forward(twin, BlockPorts({}), *arguments)
     except Exception as error:  # noqa: BLE001  (whatever another copy of the code raises means: another block)
         return f"cannot be run as {advice} ({type(error).__name__}: {error})"
     (a, b) = (x[0] if isinstance(x, tuple) else x for x in (own, ours))
@@ -376,7 +377,7 @@ def site_key(config: AdapterConfig, shape: tuple[int, ...], layer: Layer | None,
     if act.block is not None:
         get_block(act.block)
     suffix = {"weight": act.tensors, "block": (act.port,), "root": ("root",)}.get(act.form, ())
-    return "_".join((config.kind, *suffix))
+    return "_".join((config.kind, *map(str, suffix)))
 
 
 def build(config: AdapterConfig, shape: tuple[int, ...], layer: Layer | None, form: str) -> Adapter:

@@ -7,18 +7,27 @@ from dataclasses import dataclass
 
 from ..errors import PlanError, did_you_mean
 from .base import Adapter, AdapterConfig, FeatureAdapter, Forward, RootPart, TokenAdapter, WeightAdapter, is_number
+from .convpass import Convpass, ConvpassConfig
+from .dora import DoRA, DoRAConfig
 from .full import Full, FullConfig
 from .learning import Calibrator, TrainingPart
 from .lora import LoRA, LoRAConfig
 from .site import Attachment, Layer
 from .spatial import SpatialAdapter, SpatialConfig
+from .ssf import SSF, SSFConfig
 from .stereo import StereoAdapter, StereoConfig
+from .vera import VeRA, VeRAConfig
 
 __all__ = [
+    "SSF",
     "Adapter",
     "AdapterConfig",
     "Attachment",
     "Calibrator",
+    "Convpass",
+    "ConvpassConfig",
+    "DoRA",
+    "DoRAConfig",
     "FeatureAdapter",
     "Forward",
     "Full",
@@ -28,12 +37,15 @@ __all__ = [
     "LoRA",
     "LoRAConfig",
     "RootPart",
+    "SSFConfig",
     "SpatialAdapter",
     "SpatialConfig",
     "StereoAdapter",
     "StereoConfig",
     "TokenAdapter",
     "TrainingPart",
+    "VeRA",
+    "VeRAConfig",
     "WeightAdapter",
     "get_kind",
     "is_number",
@@ -115,3 +127,7 @@ register_adapter(SpatialConfig, SpatialAdapter)
 register_adapter(StereoConfig, StereoAdapter)
 register_adapter(LoRAConfig, LoRA)
 register_adapter(FullConfig, Full)
+register_adapter(DoRAConfig, DoRA)
+register_adapter(SSFConfig, SSF)
+register_adapter(ConvpassConfig, Convpass)
+register_adapter(VeRAConfig, VeRA)

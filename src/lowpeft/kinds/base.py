@@ -103,6 +103,8 @@ class Adapter(nn.Module, ABC):
     root_part_class: ClassVar[type[RootPart] | None] = None
     calibrator_class: ClassVar[type[Calibrator] | None] = None
     training_part_class: ClassVar[type[TrainingPart] | None] = None
+    zero_gradients: ClassVar[frozenset[str]] = frozenset()
+    """Names of its parameters whose gradient is zero by construction; `check_trainable` does not count them."""
 
     def __init__(self) -> None:
         super().__init__()

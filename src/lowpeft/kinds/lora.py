@@ -32,9 +32,7 @@ class LoRAConfig(AdapterConfig):
 
     def check(self) -> None:
         """Refuse a rank below 1 or an alpha that is not positive."""
-        at_least(self, rank=1)
-        if self.alpha is not None and not is_number(self.alpha, above=0):
-            raise PlanError(f"lora adapter: alpha must be a positive number, not {self.alpha!r}")
+        check_low_rank(self)
 
 
 class LoRA(WeightAdapter):
@@ -53,11 +51,7 @@ class LoRA(WeightAdapter):
         super().__init__()
         self.shape = layer.shape(layer.main)
         rows, columns = self.shape[0], math.prod(self.shape[1:])
-        if config.rank > min(rows, columns):
-            raise PlanError(
-                f"lora adapter: rank {config.rank} is more than a weight of shape {self.shape} can hold "
-                f"({min(rows, columns)}); lower the rank or exclude the layer with a '!' pattern"
-            )
+        check_rank(self.kind, config.rank, (rows, columns), self.shape)
         self.scale = (config.alpha if config.alpha is not None else config.rank) / config.rank
         self.a = nn.Parameter(torch.empty(config.rank, columns))
         self.b = nn.Parameter(torch.zeros(rows, config.rank))
@@ -72,6 +66,31 @@ class LoRA(WeightAdapter):
         """(alpha / rank) · B A in the weight's shape."""
         change = (self.b @ self.a).mul(self.scale).view(self.shape)
         return dict.fromkeys(base, change)
+
+
+def check_low_rank(config: AdapterConfig) -> None:
+    """Refuse a rank below 1, or an alpha that is not positive.
+
+    Raises:
+        PlanError: Naming the field.
+    """
+    at_least(config, rank=1)
+    alpha = getattr(config, "alpha")  # noqa: B009  (a field of every low-rank kind)
+    if alpha is not None and not is_number(alpha, above=0):
+        raise PlanError(f"{config.kind} adapter: alpha must be a positive number, not {alpha!r}")
+
+
+def check_rank(kind: str, rank: int, matrix: tuple[int, int], shape: tuple[int, ...]) -> None:
+    """Refuse a rank that a weight cannot have.
+
+    Raises:
+        PlanError: Saying which it can have.
+    """
+    if rank > min(matrix):
+        raise PlanError(
+            f"{kind} adapter: rank {rank} is more than a weight of shape {shape} can hold ({min(matrix)}); lower the "
+            "rank or exclude the layer with a '!' pattern"
+        )
 
 
 def matrix_groups(module: nn.Module) -> tuple[tuple[str, ...], ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -107,6 +108,14 @@ class Layer:
     def main(self) -> str:
         """The first parameter: the weight, where there is one."""
         return self.shapes[0][0]
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """Rows and columns of the main parameter as `rows` gives it."""
+        shape = self.shape(self.main)
+        total = math.prod(shape)
+        outputs = shape[1] * self.groups if self.transposed and len(shape) > 1 else shape[0]
+        return outputs, total // outputs
 
     def rows(self, tensor: Tensor) -> Tensor:
         """A parameter as a matrix (out, columns): one row for each output channel.

@@ -1,0 +1,231 @@
+"""Starts that are learned from data: one pass over batches serves every kind that has one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from .attach import base_of
+from .errors import PlanError
+from .families import SLOT
+from .injection import build_adapters, pieces, replace_adapters
+from .kinds import Adapter, Calibrator, FeatureAdapter, WeightAdapter, get_kind
+from .layouts import Features
+from .planning import Plan
+from .probe import copy_of
+from .record import check_name, module_of, record_of, unwrap
+from .sites import Site, count_parameters
+
+Batch = Tensor | tuple[Any, ...] | list[Any]
+Loss = Callable[[Any, Any], Tensor]
+
+
+def needs_calibration(model: object) -> bool:
+    """Whether an attached adapter starts from data, and has not yet."""
+    root = unwrap(model)
+    record = record_of(root)
+    return any(piece.calibrator_class is not None and name not in record.calibrated for name, _, piece in pieces(root))
+
+
+def calibrate(
+    model: object, batches: Iterable[Batch], *, loss: Loss | None = None, name: str | None = None
+) -> dict[str, int]:
+    """Let new adapters learn their start from data, for the kinds that have such a start.
+
+    A copy of the network runs once over the batches, in eval mode. Each kind sees what it asks for at all of its sites,
+    may settle other shapes (ranks, numbers of entries), and writes its start into new adapters, which then replace the
+    old ones all at once. They still add exactly zero. What was learned is saved with the adapter.
+    `lowpeft.training.train` calls this itself.
+
+    Args:
+        model: An adapted model, before its adapters are trained.
+        batches: Inputs for one call each: a tensor, or a tuple of the call's arguments (the views of a scene). With
+            `loss`, pairs of such inputs and the target.
+        loss: From the model's output and the target to a number, for kinds that ask for gradients; it is called for one
+            image (or scene) at a time.
+        name: Only this adapter.
+
+    Returns:
+        The number of sites that were started, by kind; empty where no kind learns from data.
+
+    Raises:
+        PlanError: The model holds no adapters, an adapter has been trained already, there are no batches, a kind asks
+            for gradients and there is no `loss`, or what a kind learned does not suffice. The model is unchanged.
+    """
+    root, module = unwrap(model), module_of(model)
+    record = record_of(root)
+    if name is not None:
+        check_name(root, name)
+    chosen = [n for n in record.plans if name in (None, n)]
+    runs = [run for n in chosen for run in _runs(root, record.plans[n])]
+    if not runs:
+        return {}
+    _refuse_trained(root, runs)
+    wanted = {want for run in runs for want in run.calibrator.wants}
+    if "gradients" in wanted and loss is None:
+        kinds = sorted({run.kind for run in runs if "gradients" in run.calibrator.wants})
+        raise PlanError(
+            f"the kinds {', '.join(kinds)} start from gradients: give loss= and batches of (inputs, target)"
+        )
+    _observe(module, runs, batches, loss, gradients="gradients" in wanted)
+    started = _start(root, record.plans, runs)
+    record.calibrated.update(run.name for run in runs)
+    return started
+
+
+class _Run:
+    """One kind of one adapter while it learns: its sites by path and key."""
+
+    def __init__(self, plan: Plan, kind: str, sites: Mapping[str, Site], adapters: Mapping[str, Adapter]) -> None:
+        self.name, self.kind, self.sites = plan.name, kind, dict(sites)
+        make = cast(type[Calibrator], get_kind(kind).module.calibrator_class)
+        self.calibrator = make(adapters, {at: site.config for at, site in sites.items()})
+
+
+def _at(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _runs(root: nn.Module, plan: Plan) -> list[_Run]:
+    adapters = {at: piece for _, at, piece in pieces(root, plan.name)}
+    by_kind: dict[str, dict[str, Site]] = {}
+    for site in plan.sites:
+        if site.attachment.form != "root" and get_kind(site.config.kind).module.calibrator_class is not None:
+            by_kind.setdefault(site.config.kind, {})[_at(site.path, site.key)] = site
+    return [_Run(plan, kind, sites, {at: adapters[at] for at in sites}) for kind, sites in by_kind.items()]
+
+
+def _refuse_trained(root: nn.Module, runs: list[_Run]) -> None:
+    """Refuse weight adapters whose change is not zero: learning a start would throw away what was trained."""
+    for run in runs:
+        for at, adapter in run.calibrator.adapters.items():
+            if isinstance(adapter, WeightAdapter):
+                change = adapter.change(base_of(root.get_submodule(run.sites[at].path), adapter))
+                if any(bool(c.any()) for c in change.values()):
+                    raise PlanError(f"{at} has been trained already; calibrate before training")
+
+
+# --- the pass over the data ------------------------------------------------------------------------------------------
+
+
+def _observe(
+    module: nn.Module, runs: list[_Run], batches: Iterable[Batch], loss: Loss | None, *, gradients: bool
+) -> None:
+    twin = copy_of(module)
+    twin.eval()
+    root = unwrap(twin)
+    for run in runs:
+        for at, site in run.sites.items():
+            _listen(root, run, at, site)
+    count = 0
+    with torch.random.fork_rng(devices=[]):
+        for batch in batches:
+            inputs, target = batch if loss is not None else (batch, None)
+            arguments = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+            count += 1
+            if not gradients:
+                with torch.no_grad():
+                    twin(*(a.clone() for a in arguments))
+                continue
+            for i in range(len(arguments[0])):
+                _backward(twin, tuple(a[i : i + 1].clone() for a in arguments), _image(target, i), cast(Loss, loss))
+                _show_gradients(root, runs)
+    if not count:
+        raise PlanError("there are no batches to learn from")
+
+
+def _listen(root: nn.Module, run: _Run, at: str, site: Site) -> None:
+    """Make a site of the copy show what passes it."""
+    adapter = root.get_submodule(_slot_path(site, run.name))
+    if isinstance(adapter, FeatureAdapter):
+        plain = adapter.delta
+
+        def delta(features: Features) -> Tensor:
+            run.calibrator.see(at, features.values, features.values)
+            return plain(features)
+
+        adapter.__dict__["delta"] = delta
+        return
+
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
+            run.calibrator.see(at, args[0], output)
+
+    module = root.get_submodule(site.path)
+    module.register_forward_hook(hook)
+    if "gradients" in run.calibrator.wants:
+        for name in site.attachment.tensors:
+            cast(nn.Parameter, module._parameters[name]).requires_grad_(True)
+
+
+def _image(target: Any, index: int) -> Any:
+    """One image's part of a target: a tensor, or a tensor for each view."""
+    return target[index : index + 1] if isinstance(target, Tensor) else tuple(_image(t, index) for t in target)
+
+
+def _slot_path(site: Site, name: str) -> str:
+    return ".".join(filter(None, (site.path, SLOT, name, site.key)))
+
+
+def _backward(twin: nn.Module, inputs: tuple[Tensor, ...], target: Any, loss: Loss) -> None:
+    for parameter in twin.parameters():
+        parameter.grad = None
+    with torch.enable_grad():
+        torch.autograd.backward(loss(twin(*inputs), target))
+
+
+def _show_gradients(root: nn.Module, runs: list[_Run]) -> None:
+    for run in runs:
+        if "gradients" not in run.calibrator.wants:
+            continue
+        for at, site in run.sites.items():
+            parameters = root.get_submodule(site.path)._parameters
+            found = {name: cast(nn.Parameter, parameters[name]).grad for name in site.attachment.tensors}
+            run.calibrator.see_gradients(at, {n: g for n, g in found.items() if g is not None})
+
+
+# --- the new start ---------------------------------------------------------------------------------------------------
+
+
+def _start(root: nn.Module, plans: Mapping[str, Plan], runs: list[_Run]) -> dict[str, int]:
+    """Build the adapters anew by the settled configs, fill them, and put them in place of the old ones."""
+    started: dict[str, int] = {}
+    updated = {run.name: plans[run.name] for run in runs}
+    built: dict[str, list[tuple[Site, Adapter]]] = {run.name: [] for run in runs}
+    for run in runs:
+        settled = run.calibrator.settle()
+        if settled.keys() != run.sites.keys():
+            raise PlanError(f"the calibrator of {run.kind} settled other sites than it was given")
+        sites = {at: _settled(site, settled[at]) for at, site in run.sites.items()}
+        plan = updated[run.name]
+        new = build_adapters(root, replace(plan, sites=tuple(sites.values())), shared=True)
+        with torch.no_grad():
+            for site, adapter in new:
+                run.calibrator.fill(_at(site.path, site.key), adapter)
+        _refuse_change(root, run, new)
+        updated[run.name] = replace(plan, sites=tuple(sites.get(_at(s.path, s.key), s) for s in plan.sites))
+        built[run.name] += new
+        started[run.kind] = started.get(run.kind, 0) + len(new)
+    for name, plan in updated.items():
+        replace_adapters(root, plan, built[name])
+    return started
+
+
+def _settled(site: Site, config: Any) -> Site:
+    if type(config) is not type(site.config):
+        raise PlanError(f"the calibrator of {site.config.kind} settled a {type(config).__name__} as config")
+    count = count_parameters(config, site.shape, site.layer, site.attachment.form)
+    return replace(site, config=config, parameters=count)
+
+
+def _refuse_change(root: nn.Module, run: _Run, built: list[tuple[Site, Adapter]]) -> None:
+    for site, adapter in built:
+        if isinstance(adapter, WeightAdapter):
+            with torch.no_grad():
+                change = adapter.change(base_of(root.get_submodule(site.path), adapter))
+            if any(bool(c.any()) for c in change.values()):
+                raise PlanError(f"the start of {run.kind} on {site.path} changes the network, and a start must not")

@@ -1,0 +1,83 @@
+"""DoRA: a low-rank change of a weight's directions, and a trained magnitude for each output."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .base import AdapterConfig, WeightAdapter
+from .lora import check_low_rank, check_rank, matrix_groups
+from .site import Layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoRAConfig(AdapterConfig):
+    """Weight-decomposed low-rank adapters.
+
+    Attributes:
+        rank: Rank of the change of directions. A rank larger than a weight allows raises.
+        alpha: The low-rank product is multiplied by alpha / rank. None means alpha = rank, a factor of 1.
+        detach_norm: Treat the norm of the changed weight as a constant in backward, as the authors' code and peft do.
+    """
+
+    kind: ClassVar[str] = "dora"
+
+    rank: int = 4
+    alpha: float | None = None
+    detach_norm: bool = True
+
+    def check(self) -> None:
+        """Refuse a rank below 1 or an alpha that is not positive."""
+        check_low_rank(self)
+
+
+class DoRA(WeightAdapter):
+    """`W' = m · V / ‖V‖` with V = W + (alpha / rank) · B A and m = (1 + δ) · ‖W‖; norms are of each output's row.
+
+    `a` is (rank, columns), Kaiming-uniform, `b` is (rows, rank), zero, `magnitude` is δ, (rows,), zero. Because the
+    magnitude is kept as an offset, both norms of a new adapter are one computation, and the change
+
+        (g − 1) · W + g · (alpha / rank) · B A        g = (1 + δ) · ‖W‖ / ‖V‖
+
+    is exactly zero on every device. An output whose weights are all zero has no direction: there g = 1, plain LoRA.
+    rank · (rows + columns) + rows parameters.
+
+    Source: DoRA (arXiv 2402.09353).
+    """
+
+    kind = "dora"
+
+    def __init__(self, layer: Layer, config: DoRAConfig) -> None:
+        super().__init__()
+        self.layer = layer
+        rows, columns = layer.matrix_shape
+        check_rank(self.kind, config.rank, (rows, columns), layer.shape(layer.main))
+        self.scale = (config.alpha if config.alpha is not None else config.rank) / config.rank
+        self.detach_norm = config.detach_norm
+        self.a = nn.Parameter(torch.empty(config.rank, columns))
+        self.b = nn.Parameter(torch.zeros(rows, config.rank))
+        self.magnitude = nn.Parameter(torch.zeros(rows))
+        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+
+    @classmethod
+    def groups(cls, module: nn.Module) -> tuple[tuple[str, ...], ...]:
+        """The weight of a Linear or convolution, the fused input projection of nn.MultiheadAttention."""
+        return matrix_groups(module)
+
+    def change(self, base: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """(g − 1) · W + g · (alpha / rank) · B A in the weight's shape."""
+        name = self.layer.main
+        rows = self.layer.rows(base[name]).to(self.b.dtype)
+        product = (self.b @ self.a).mul(self.scale)
+        norm = (rows + product).norm(dim=1)
+        norm = norm.detach() if self.detach_norm else norm
+        original = rows.norm(dim=1)
+        has_direction = (original > 0) & (norm > 0)
+        factor = (1 + self.magnitude) * original / torch.where(has_direction, norm, torch.ones_like(norm))
+        factor = torch.where(has_direction, factor, torch.ones_like(factor))[:, None]
+        return {name: self.layer.from_rows((factor - 1) * rows + factor * product, name)}
