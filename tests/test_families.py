@@ -21,7 +21,7 @@ import zoo
 from lowpeft import PlanError
 from lowpeft.attach import slots
 from lowpeft.families import TOKENS, FoundPlace, find_places, get_block, recognise
-from lowpeft.kinds import AdapterConfig, FeatureAdapter, TokenAdapter
+from lowpeft.kinds import AdapterConfig, FeatureAdapter, SpatialConfig, TokenAdapter
 from lowpeft.layouts import ExtraTokens, Features, Layout, Size
 from lowpeft.sites import block_problem, output_module
 from zoo import image_of
@@ -531,3 +531,54 @@ def test_tokens_go_to_their_port_and_nothing_else_does() -> None:
         lowpeft.plan(build("hat"), TokensConfig(target="**.mlp"))
     with pytest.raises(PlanError, match="has no place 'tokens'"):
         lowpeft.plan(build("swin2sr"), TokensConfig())
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_tokens_store_no_scores_for_the_backward_pass(shifted: bool) -> None:
+    root = build("swinir").requires_grad_(False)
+    block: Any = root.layers[0].residual_group.blocks[int(shifted)]
+    block.mlp.requires_grad_(True)
+    size, windows, heads, length, extra = (16, 16), 32, 2, 16, 3
+    tokens = ExtraTokens(*(t.requires_grad_() for t in random_tokens(12)))
+    sizes: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        out = get_block("swinir.block").forward(block, OneAdapter(tokens), torch.randn(2, 256, 12), size)
+    out.square().sum().backward()
+    assert tokens.keys.grad is not None
+    assert sizes
+    assert max(sizes) < windows * heads * length * (length + extra)
+
+
+@pytest.mark.parametrize(("count", "size"), [(16, (4, 4)), (12, None)])
+@torch.no_grad()
+def test_ipt_tokens_have_a_size_where_they_are_a_square(count: int, size: Size | None) -> None:
+    sizes: list[Size | None] = []
+
+    class Sizes(Stub):
+        def wants(self, port: str) -> bool:
+            return port != TOKENS
+
+        def delta(self, port: str, values: Tensor, layout: Layout, size: Size | None) -> None:
+            sizes.append(size)
+
+    block = build("ipt").get_submodule("body.encoder.layers.0")
+    get_block("ipt.encoder_layer").forward(block, Sizes(), torch.randn(count, 2, 36))
+    assert set(sizes) == {size}
+
+
+@pytest.mark.parametrize("name", ["hat", "swinir", "edt", "timm_swin_v2"])
+def test_what_a_refusal_of_a_fork_advises_works(name: str) -> None:
+    root = build(name)
+    for block, _ in blocks_of(root).values():
+        base = type(block)
+        block.__class__ = type(
+            "Fork", (base,), {"forward": lambda self, *args, _base=base: 2 * _base.forward(self, *args)}
+        )
+    with pytest.raises(PlanError, match=r"target='\*\*\.mlp'"):
+        lowpeft.plan(root, SpatialConfig())
+    assert len(lowpeft.plan(root, SpatialConfig(target="**.mlp")).sites) >= 8
