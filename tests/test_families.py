@@ -230,6 +230,13 @@ def test_a_block_forward_without_adapters_is_bit_equal(name: str) -> None:
         assert block_problem(block, get_block(forward)) is None, path
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_network_of_another_dtype_is_planned(name: str, dtype: torch.dtype) -> None:
+    """Even SwinIR in half precision, which runs at its own size only: the mask for others is float32."""
+    assert lowpeft.plan(build(name).to(dtype), RecorderConfig()).sites
+
+
 @pytest.mark.parametrize("name", BLOCKS)
 @torch.no_grad()
 def test_zero_at_every_port_of_every_block_leaves_the_network_bit_equal(name: str) -> None:
