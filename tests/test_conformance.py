@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -22,10 +22,20 @@ from torch import Tensor, nn
 
 import lowpeft
 import zoo
-from lowpeft import FullConfig, LoRAConfig, PlanError, SpatialConfig, StereoConfig, StereoModel
-from lowpeft.families import SLOT, families, recognise
+from lowpeft import (
+    ConvpassConfig,
+    DoRAConfig,
+    FullConfig,
+    LoRAConfig,
+    PlanError,
+    SpatialConfig,
+    SSFConfig,
+    StereoConfig,
+    StereoModel,
+    VeRAConfig,
+)
+from lowpeft.families import SLOT, families, find_places, recognise
 from lowpeft.kinds import AdapterConfig, WeightAdapter, get_kind, kinds
-from lowpeft.kinds.spatial import Placement
 from lowpeft.recipes import Recipe, bundled, load_recipe
 from states import assert_same_tensors, tensors
 from zoo import Network, image_of
@@ -35,8 +45,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:'saved_variables' is deprecated:
 
 INJECT = importlib.import_module("lowpeft.injection")
 FAMILY = {family.name: family for family in families()}
-# The bundled recipe `spatial` has the default placement.
-PLACEMENTS = tuple(p for p in get_args(Placement) if p != SpatialConfig().placement)
+PLACEMENTS = ("parallel",)  # every port of every block is in tests/test_families.py
 
 
 # --- The cases -------------------------------------------------------------------------------------------------------
@@ -59,6 +68,17 @@ def last_layer(root: nn.Module) -> str:
     return [path for path, m in root.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))][-1]
 
 
+def convpass(network: Network) -> ConvpassConfig:
+    """Convpass where the family has its places; on the stages where it has not."""
+    family = FAMILY[network.family or ""]
+    config = ConvpassConfig(hidden=2)
+    if set(config.places) <= {place.name for place in family.places}:
+        return config
+    root = pristine(network)
+    stages = find_places(root, recognise(root), "stage")
+    return ConvpassConfig(hidden=2, target=[place.path for place in stages])
+
+
 def adapters(label: str, network: Network) -> tuple[AdapterConfig, ...]:
     """The adapter configs that a label of `LABELS` stands for."""
     if label in RECIPES:
@@ -70,6 +90,10 @@ def adapters(label: str, network: Network) -> tuple[AdapterConfig, ...]:
     table: dict[str, tuple[AdapterConfig, ...]] = {
         "lora": (lora,),
         "full": (full,),
+        "dora": (DoRAConfig(target="**", rank=1),),
+        "ssf": (SSFConfig(target="**"),),
+        "vera": (VeRAConfig(target="**", rank=4),),
+        "convpass": (convpass(network),),
         "combination": (SpatialConfig(), StereoConfig(every=1), lora, full),
     }
     return table[label]
@@ -77,7 +101,7 @@ def adapters(label: str, network: Network) -> tuple[AdapterConfig, ...]:
 
 # The recipe `full` lets DropPath and statistics move, and `scratch` attaches nothing: tests/test_train.py has both.
 RECIPES = tuple(name for name in bundled() if load_recipe(name).freeze_statistics)
-LABELS = (*RECIPES, *PLACEMENTS, "lora", "full", "combination")
+LABELS = (*RECIPES, *PLACEMENTS, "lora", "full", "dora", "ssf", "vera", "convpass", "combination")
 
 
 @dataclass(frozen=True)
@@ -309,7 +333,8 @@ def test_the_file_holds_the_adapter_tensors_and_no_others(case: Case, tmp_path: 
     folder = lowpeft.save_adapter(trained(case), tmp_path)
     stored = load_file(folder / "adapter_model.safetensors")
     assert_same_tensors(stored, lowpeft.adapter_state_dict(trained(case)))
-    assert len(stored) == sum(1 for _ in lowpeft.adapter_parameters(trained(case)))
+    buffers = [n for n, _ in trained(case).named_buffers() if SLOT in n.split(".")]
+    assert len(stored) == sum(1 for _ in lowpeft.adapter_parameters(trained(case))) + len(buffers)
 
 
 # --- Taking out, copying, moving -------------------------------------------------------------------------------------
@@ -451,8 +476,8 @@ def test_strength_one_half_adds_half_of_each_weight_change(network: Network) -> 
     assert adapted
     for path, module in adapted.items():
         for piece in module._modules[SLOT].pieces():
-            tensor = piece.attachment.tensor
-            halved = module._parameters[tensor] + piece.delta_weight() * 0.5
+            (tensor,) = piece.attachment.tensors
+            halved = module._parameters[tensor] + piece.change({tensor: module._parameters[tensor]})[tensor] * 0.5
             assert torch.equal(getattr(module, tensor), halved), path
 
 

@@ -337,10 +337,7 @@ def test_sites_without_a_counterpart_are_refused_and_all_are_listed(case: str, t
     with pytest.raises(AdapterError, match="cannot take over") as caught:
         convert_adapter(tmp_path / "a", tmp_path / "b", target)
     last = unmatched.removeprefix("**")
-    names = [
-        f"{site.path}.{site.attachment.tensor}".removesuffix(".None")
-        for site in lowpeft.read_adapter(tmp_path / "a").sites
-    ]
+    names = [".".join((site.path, *site.attachment.tensors)) for site in lowpeft.read_adapter(tmp_path / "a").sites]
     wanted = {f"the {recipe.kind} adapter on {name} has no counterpart" for name in names if name.endswith(last)}
     assert len(wanted) == 4
     assert set(caught.value.problems) == wanted

@@ -121,7 +121,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("recipe", [n for n in lowpeft.recipes.bundled() if lowpeft.load_recipe(n).adapters])
 @pytest.mark.parametrize("name", ["swinir", "hat"])
 def test_a_loaded_adapter_computes_what_the_saved_one_did(name: str, recipe: str, tmp_path: Path) -> None:
-    images = [torch.rand(1, 3, 8, 12) for _ in range(2 if lowpeft.load_recipe(recipe).multi_view else 1)]
+    images = [torch.rand(1, 3, 8, 12) for _ in range(2 if lowpeft.load_recipe(recipe).views > 1 else 1)]
     adapted = trained(network(name), recipe)
     lowpeft.save_adapter(adapted, tmp_path)
     loaded = lowpeft.load_adapter(network(name), tmp_path)
@@ -191,18 +191,14 @@ def test_the_file_holds_the_adapters_tensors_only(tmp_path: Path) -> None:
     adapted = trained(network())
     lowpeft.save_adapter(adapted, tmp_path)
     held = load_file(tmp_path / TENSORS)
-    assert set(held) == {n.replace(".lowpeft.default.", ".") for n, _ in lowpeft.adapter_parameters(adapted)}
+    names = [n.removeprefix("backbone.") for n, _ in lowpeft.adapter_parameters(adapted)]
+    assert set(held) == {n.replace(".lowpeft.default.", ".") for n in names}
 
 
 def test_keys_start_with_paths_of_base_modules(tmp_path: Path) -> None:
     paths = {p for p, _ in network().named_modules()}
     lowpeft.save_adapter(trained(network()), tmp_path)
-    sites = {
-        k.rsplit(f".{kind}.", 1)[0]
-        for k in load_file(tmp_path / TENSORS)
-        for kind in ("spatial", "stereo")
-        if f".{kind}." in k
-    }
+    sites = {re.split(r"\.(?:spatial|stereo)", k)[0] for k in load_file(tmp_path / TENSORS)}
     assert sites
     assert sites <= paths
 
@@ -214,7 +210,7 @@ def test_the_config_is_also_in_the_metadata_of_the_tensors(folder: Path) -> None
 
 def test_the_config_says_schema_version_recipe_sites_and_base(folder: Path) -> None:
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    assert (config["schema"], config["lowpeft"], config["recipe"]["name"]) == (1, lowpeft.__version__, "lora")
+    assert (config["schema"], config["lowpeft"], config["recipe"]["name"]) == (2, lowpeft.__version__, "lora")
     assert [path for group in config["sites"] for path, _, _ in group["places"]] == ["entry", "exit"]
     assert set(config["base"]) == {"model", "parameters", "structure", "weights"}
 
@@ -511,7 +507,8 @@ def set_in(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (set_in("schema", to=2), r"schema is 2, this version of lowpeft \(.+\) reads 1"),
+        (set_in("schema", to=3), r"schema is 3, this version of lowpeft \(.+\) reads 1 and 2"),
+        (set_in("schema", to=True), "schema is True"),
         (set_in("schema", to=None), "schema is None"),
         (set_in("recipe", "schema", to=7), "schema is 7, this version of lowpeft reads 1"),
         (set_in("recipe", "colour", to="red"), "the recipe has an unknown key 'colour'"),
@@ -578,18 +575,24 @@ def test_junk_anywhere_in_a_config_is_taken_or_refused_on_purpose(config: Any, j
         set_in("sites", 0, "places", 0, 1, to="x"),
         set_in("sites", 0, "places", 0, 2, to=-1),
         set_in("sites", 0, "attachment", "form", to="weigth"),
-        set_in("sites", 0, "attachment", "form", to="feature"),
+        set_in("sites", 0, "attachment", "form", to="output"),
+        set_in("sites", 0, "attachment", "form", to="root"),
+        set_in("sites", 0, "attachment", "views", to=2),
+        set_in("sites", 0, "layer", "groups", to=0),
+        set_in("sites", 0, "layer", "shapes", to=[]),
+        set_in("sites", 0, "layer", "shapes", 0, 1, to=[2, 3]),
         set_in("sites", 0, "attachment", "source", to="x"),
-        set_in("sites", 0, "attachment", "tensor", to=None),
+        set_in("sites", 0, "attachment", "tensors", to=[]),
+        set_in("sites", 0, "attachment", "tensors", to=None),
     ],
 )
 def test_a_site_that_lowpeft_does_not_write_is_refused(change: Any, folder: Path) -> None:
     refused(plain(), rewrite(folder, config=change))
 
 
-def test_an_unknown_branch_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_block_forward_is_refused(tmp_path: Path) -> None:
     lowpeft.save_adapter(trained(network("hat"), "spatial"), tmp_path)
-    rewrite(tmp_path, config=set_in("sites", 0, "attachment", "branch", to="hat.hub"))
+    rewrite(tmp_path, config=set_in("sites", 0, "attachment", "block", to="hat.hub"))
     with pytest.raises(LowpeftError, match=r"hat\.hub"):
         lowpeft.load_adapter(network("hat"), tmp_path)
 

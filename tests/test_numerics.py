@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import math
+import re
 
 import pytest
 import torch
@@ -14,10 +15,12 @@ import lowpeft
 import zoo
 from lowpeft import Layout, Plan, Recipe, Site, SpatialConfig, StereoConfig, StereoModel
 from lowpeft.conversion import swin2sr_from_transformers
+from lowpeft.facts import Facts
 from lowpeft.families import SLOT
 from lowpeft.kinds import Attachment, SpatialAdapter, StereoAdapter
-from lowpeft.layouts import from_rows
+from lowpeft.layouts import Features
 from lowpeft.networks.edt_parts import shift_mask
+from lowpeft.planning import structure_of
 from reference import adapters, blocks
 from states import randomise_adapters
 from zoo import Network
@@ -29,7 +32,17 @@ HAT, SWINIR, SWIN2SR, SWIN2SR_HF, TIMM, TIMM_V2, EDT = (
     for name in ("hat", "swinir", "swin2sr", "swin2sr_hf", "timm_swin", "timm_swin_v2", "edt")
 )
 
-every_layout = pytest.mark.parametrize("layout", list(Layout), ids=str)
+every_layout = pytest.mark.parametrize("layout", [layout for layout in Layout if layout.counts_images], ids=str)
+
+
+def from_rows(rows: Tensor, layout: Layout) -> Tensor:
+    """(N,H,W,C) in another layout."""
+    if layout is Layout.NCHW:
+        return rows.permute(0, 3, 1, 2)
+    if layout is Layout.NHWC:
+        return rows
+    tokens = rows.flatten(1, 2)
+    return tokens.transpose(0, 1) if layout is Layout.LNC else tokens
 
 
 def randomise(model: nn.Module, std: float = 0.3) -> nn.Module:
@@ -63,7 +76,7 @@ def test_the_stereo_adapter_is_its_formula(layout: Layout, dtype: torch.dtype) -
     adapter = stereo_adapter(6, dtype=dtype)
     rows = torch.randn(4, 3, 5, 6, dtype=dtype)
     features = from_rows(rows, layout)
-    found = features + adapter.delta(features, layout, (3, 5))
+    found = features + adapter.delta(Features(features, layout, (3, 5), views=2))
     wanted = from_rows(expected_stereo(rows, adapter, 1.5), layout)
     torch.testing.assert_close(found, wanted, rtol=0, atol=TOLERANCE[dtype])
 
@@ -73,7 +86,7 @@ def test_the_stereo_adapter_is_its_formula(layout: Layout, dtype: torch.dtype) -
 def test_logit_scale_multiplies_the_logits(logit_scale: float) -> None:
     adapter = stereo_adapter(6, logit_scale=logit_scale, dtype=torch.float64)
     rows = torch.randn(2, 3, 5, 6, dtype=torch.float64)
-    found = rows + adapter.delta(rows, Layout.NHWC, None)
+    found = rows + adapter.delta(Features(rows, Layout.NHWC, (3, 5), views=2))
     torch.testing.assert_close(found, expected_stereo(rows, adapter, logit_scale), rtol=0, atol=1e-10)
     assert not torch.allclose(found, expected_stereo(rows, adapter, 1 / logit_scale), rtol=0, atol=1e-4)
 
@@ -89,7 +102,7 @@ def test_the_default_logit_scale_is_1_5() -> None:
 def test_the_spatial_adapter_is_its_formula(layout: Layout, dtype: torch.dtype) -> None:
     adapter = randomise(SpatialAdapter(8, SpatialConfig(reduction=4)).to(dtype))
     rows = torch.randn(2, 3, 5, 8, dtype=dtype)
-    found = adapter.delta(from_rows(rows, layout), layout, (3, 5))
+    found = adapter.delta(Features(from_rows(rows, layout), layout, (3, 5)))
     wanted = from_rows(adapters.spatial_delta(rows, adapter.state_dict()), layout)
     torch.testing.assert_close(found, wanted, rtol=0, atol=TOLERANCE[dtype])
 
@@ -134,7 +147,7 @@ def part_of(root: nn.Module, path: str) -> dict[str, Tensor]:
 
 def adapter_of(root: nn.Module, path: str) -> dict[str, Tensor]:
     state = lowpeft.adapter_state_dict(root)
-    return {key.rpartition("spatial.")[2]: value for key, value in state.items() if key.startswith(path + ".")}
+    return {re.split(r"\bspatial\w*\.", key)[-1]: value for key, value in state.items() if key.startswith(path + ".")}
 
 
 def block_settings(block: nn.Module) -> dict[str, int]:
@@ -341,7 +354,7 @@ CHANNELS, SIZE = 6, (7, 5)
 def hosted(site: nn.Module, layout: Layout) -> nn.Module:
     """A module with a random stereo adapter on its output, which lies in `layout`."""
     config = StereoConfig(target="site", every=1)
-    attachment = Attachment(form="feature", layout=layout)
+    attachment = Attachment(form="output", layout=layout, views=2)
     planned = Site(
         path="site",
         config=config,
@@ -352,8 +365,19 @@ def hosted(site: nn.Module, layout: Layout) -> nn.Module:
         parameters=0,
     )
     recipe = Recipe(name="test", adapters=(config,))
-    plan = Plan(model="Host", family=None, name="default", recipe=recipe, sites=(planned,), base_parameters=1)
-    model = lowpeft.inject(Host(site).eval(), plan)
+    host = Host(site).eval()
+    facts = Facts(architecture="Host", scale=None, channels=None)
+    plan = Plan(
+        model="Host",
+        family=None,
+        name="default",
+        recipe=recipe,
+        sites=(planned,),
+        structure=structure_of(host),
+        base_parameters=1,
+        facts=facts,
+    )
+    model = lowpeft.inject(host, plan)
     assert isinstance(model, StereoModel)
     return randomise_adapters(model, std=0.3).backbone.site
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
 import importlib
 import pickle
@@ -157,7 +158,8 @@ class MeanStart(Calibrator):
 
     def settle(self) -> Mapping[str, MeanConfig]:
         limit = torch.cat(list(self.fisher.values())).median()
-        return {s: MeanConfig(target=c.target, entries=max(1, int((self.fisher[s] > limit).sum()))) for s, c in self.configs.items()}
+        entries = {site: max(1, int((fisher > limit).sum())) for site, fisher in self.fisher.items()}
+        return {site: dataclasses.replace(c, entries=entries[site]) for site, c in self.configs.items()}
 
     def fill(self, site: str, adapter: Any) -> None:
         adapter.mean.fill_(torch.stack(self.inputs[site]).mean())
@@ -635,7 +637,7 @@ def test_models_of_several_views_refuse_other_numbers_of_views() -> None:
     model = lowpeft.adapt(build("edsr"), NeighboursConfig())
     with pytest.raises(PlanError, match="3 views"):
         model(torch.rand(1, 3, 8, 12), torch.rand(1, 3, 8, 12))
-    with pytest.raises(PlanError, match="3 and 2|2 and 3"):
+    with pytest.raises(PlanError, match="2 and 3"):
         lowpeft.adapt(model, "stereo", name="second")
     with pytest.raises(PlanError, match="2 and 4"):
         lowpeft.plan(build("edsr"), [lowpeft.StereoConfig(), NeighboursConfig(views=4)])

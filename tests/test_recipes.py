@@ -18,7 +18,20 @@ from spandrel.architectures.HAT import HAT
 from spandrel.architectures.SwinIR import SwinIR
 
 import lowpeft
-from lowpeft import FullConfig, LoRAConfig, PlanError, Recipe, SpatialConfig, StereoConfig, TrainSettings, load_recipe
+from lowpeft import (
+    ConvpassConfig,
+    DoRAConfig,
+    FullConfig,
+    LoRAConfig,
+    PlanError,
+    Recipe,
+    SpatialConfig,
+    SSFConfig,
+    StereoConfig,
+    TrainSettings,
+    VeRAConfig,
+    load_recipe,
+)
 from lowpeft.kinds import AdapterConfig, kinds
 from lowpeft.recipes import bundled, config_from_dict, config_to_dict, override, recipe_from_dict, recipe_to_dict
 
@@ -103,9 +116,9 @@ def test_the_stereo_recipe_trains_as_in_the_paper() -> None:
     assert (t.learning_rate, t.clip_norm) == (5e-4, 0.01)
 
 
-@pytest.mark.parametrize(("name", "multi_view"), [("stereo", True), ("stereo-only", True), ("spatial", False)])
-def test_recipes_with_stereo_adapters_take_two_views(name: str, multi_view: bool) -> None:
-    assert load_recipe(name).multi_view is multi_view
+@pytest.mark.parametrize(("name", "views"), [("stereo", 2), ("stereo-only", 2), ("spatial", 1)])
+def test_recipes_with_stereo_adapters_take_two_views(name: str, views: int) -> None:
+    assert load_recipe(name).views == views
 
 
 # --- What can be a recipe
@@ -375,6 +388,18 @@ CONFIGS: dict[type[AdapterConfig], st.SearchStrategy[AdapterConfig]] = {
     StereoConfig: st.builds(StereoConfig, target=targets, every=st.integers(1, 9), logit_scale=positive),
     LoRAConfig: st.builds(LoRAConfig, target=targets, rank=st.integers(1, 64), alpha=st.none() | positive),
     FullConfig: st.builds(FullConfig, target=targets),
+    DoRAConfig: st.builds(DoRAConfig, target=targets, rank=st.integers(1, 64), detach_norm=st.booleans()),
+    SSFConfig: st.builds(SSFConfig, target=targets),
+    ConvpassConfig: st.builds(
+        ConvpassConfig,
+        target=targets,
+        hidden=st.integers(1, 64),
+        scale=positive,
+        dropout=st.floats(0, 0.9),
+        kernel_init=st.sampled_from(["xavier", "identity"]),
+        beside=st.sampled_from(["both", "attention", "mlp"]),
+    ),
+    VeRAConfig: st.builds(VeRAConfig, target=targets, rank=st.integers(1, 64), start=positive, seed=st.integers(0, 9)),
 }
 settings_of_training = st.builds(
     TrainSettings,

@@ -8,7 +8,7 @@ import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,8 @@ from lowpeft import (
     AdapterConfig,
     Family,
     FeatureAdapter,
+    Features,
+    Layer,
     Layout,
     LoRAConfig,
     Place,
@@ -238,7 +240,8 @@ def test_stage_0_is_the_first_group_and_not_the_first_block_of_every_group(name:
 
 def test_every_place_of_stage_0_is_adapted_with_both_placements() -> None:
     sites = lowpeft.plan(build("hat"), SpatialConfig(target="stage=0 block=1", placement="both")).sites
-    assert [site.path for site in sites] == [f"layers.0.residual_group.blocks.1{end}" for end in ("", ".mlp")]
+    assert {site.path for site in sites} == {"layers.0.residual_group.blocks.1"}
+    assert [site.attachment.port for site in sites] == ["attention", "mlp"]
 
 
 # --- What moves in a frozen network ----------------------------------------------------------------------------------
@@ -580,10 +583,10 @@ def test_an_unmarked_fork_of_hats_block_is_refused_by_name() -> None:
         for block in layer.residual_group.blocks:
             block.__class__ = HAB
     classes = [type(m) for m in root.modules()]
-    with pytest.raises(PlanError, match=r"HAB\) does not compute what the family's hat\.hab block computes"):
+    with pytest.raises(PlanError, match=r"HAB\) does not compute .* what the block forward hat\.hab"):
         lowpeft.adapt(root, "stereo")
     assert [type(m) for m in root.modules()] == classes
-    assert len(lowpeft.plan(root, SpatialConfig(placement="mlp")).sites) == 8
+    assert len(lowpeft.plan(root, SpatialConfig(target="layers.**.blocks.*.mlp")).sites) == 8
 
 
 @pytest.mark.parametrize("recipe", ["stereo", "spatial"])
@@ -712,8 +715,8 @@ class Gain(FeatureAdapter):
         super().__init__()
         self.gain = nn.Parameter(torch.zeros(channels))
 
-    def delta(self, features: Tensor, layout: Layout, size: tuple[int, int] | None) -> Tensor:
-        return (features.movedim(layout.channel_dim, -1) * self.gain).movedim(-1, layout.channel_dim)
+    def delta(self, features: Features) -> Tensor:
+        return features.from_channels_last(features.channels_last * self.gain)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -728,17 +731,17 @@ class Shift(WeightAdapter):
 
     kind = "shift"
 
-    def __init__(self, weight: Tensor, config: ShiftConfig) -> None:
+    def __init__(self, layer: Layer, config: ShiftConfig) -> None:
         super().__init__()
-        self.shape = weight.shape
+        self.shape = layer.shape("weight")
         self.number = nn.Parameter(torch.zeros(()))
 
     @classmethod
-    def tensors(cls, module: nn.Module) -> tuple[str, ...]:
-        return ("weight",) if isinstance(module, nn.Conv2d) else ()
+    def groups(cls, module: nn.Module) -> tuple[tuple[str, ...], ...]:
+        return (("weight",),) if isinstance(module, nn.Conv2d) else ()
 
-    def delta_weight(self) -> Tensor:
-        return self.number.expand(self.shape)
+    def change(self, base: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return {"weight": self.number.expand(self.shape)}
 
 
 class ForeignBlock(nn.Module):
@@ -777,7 +780,7 @@ FOREIGN = Family(
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the test registers is gone after it."""
-    for module, table in [("kinds", "_KINDS"), ("families.base", "_FAMILIES"), ("families.base", "_BRANCHES")]:
+    for module, table in [("kinds", "_KINDS"), ("families.base", "_FAMILIES"), ("families.base", "_BLOCKS")]:
         home = importlib.import_module(f"lowpeft.{module}")
         monkeypatch.setattr(home, table, dict(getattr(home, table)))
 

@@ -84,8 +84,8 @@ def recognised_by(signature: Sequence[str]) -> str:
 
 
 def read_by_adapter(place: Any) -> str:
-    if place.branch is not None:
-        return f"a sum inside its forward (`{place.branch}`)"
+    if place.block is not None:
+        return f"the port `{place.port}` of its forward (`{place.block}`)"
     what = "its input" if place.source == "input" else "its output"
     what = what if place.item is None else f"element {place.item} of {what}"
     return f"{what}, on a square grid" if place.square else what

@@ -82,9 +82,17 @@ class Network:
         """Places that were found by running the network."""
         return probe_places(self.root)
 
+    def find(self, name: str) -> tuple[FoundPlace, ...]:
+        """The family's places of that name, or those found by running the network; empty if there are none."""
+        return find_places(self.root, self.recognised, name) if self.recognised else self.probed.get(name, ())
+
     def places(self, name: str) -> tuple[FoundPlace, ...]:
-        """The family's places of that name, or those found by running the network."""
-        found = find_places(self.root, self.recognised, name) if self.recognised else self.probed.get(name, ())
+        """As `find`.
+
+        Raises:
+            PlanError: There are none.
+        """
+        found = self.find(name)
         if not found:
             known = {p.name for p in self.recognised.family.places} if self.recognised else set(self.probed)
             title = self.recognised.family.title if self.recognised else f"{original_class(self.root).__name__}"
@@ -226,7 +234,7 @@ def _chosen_features(network: Network, config: AdapterConfig, kind: Kind) -> tup
     named: dict[str, list[FoundPlace]] = {}
     if network.recognised or any("=" in t for t in config.target or ()):
         for name in config.places:
-            for place in network.places(name):
+            for place in network.find(name):
                 named.setdefault(place.path, []).append(place)
     others = [Candidate(path=p) for p in network.modules if p and p not in named]
     places = [place for found in named.values() for place in found]
