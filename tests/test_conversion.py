@@ -222,6 +222,7 @@ BIASES = {
 RECIPES = {
     "stereo": lambda layout: "stereo",
     "stereo everywhere": lambda layout: [SpatialConfig(placement="both", reduction=2), StereoConfig(every=1)],
+    "beside the mlp": lambda layout: SpatialConfig(placement="parallel"),
     "spatial, named": lambda layout: SpatialConfig(target=NORM_AND_PROJECTION[layout]),
     "lora": lambda layout: LoRAConfig(target=WEIGHTS[layout], rank=2),
     "full": lambda layout: FullConfig(target=BIASES[layout]),
@@ -325,7 +326,7 @@ UNMATCHED = {
     "parts": (TRANSFORMERS, LoRAConfig(target="**.key", rank=2), "**.key.weight"),
     "part with a bias": (TRANSFORMERS, SpatialConfig(target="**.query"), "**.query"),
     "attention": (OFFICIAL, SpatialConfig(target="**.attn"), "**.attn"),
-    "beside the mlp": (OFFICIAL, SpatialConfig(placement="parallel"), "**.mlp"),
+    "mlp": (OFFICIAL, SpatialConfig(target="**.mlp"), "**.mlp"),
 }
 
 

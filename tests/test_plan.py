@@ -226,7 +226,7 @@ REFUSED: list[tuple[Callable[[], nn.Module], Any, dict[str, Any], str]] = [
     (swinir, FullConfig(), {}, "a full adapter needs a target"),
     (swinir, [SpatialConfig(), SpatialConfig()], {}, "would get two spatial adapters of one name"),
     (lambda: network("rcan"), "spatial", {"placement": "mlp"}, "RCAN has no place 'mlp'; it has attention, stage"),
-    (lambda: network("ipt"), "spatial", {"placement": "parallel"}, "no place 'parallel'; it has attention, mlp, stage"),
+    (lambda: network("rcan"), "spatial", {"placement": "parallel"}, "no place 'parallel'; it has attention, stage"),
     (lambda: network("edsr"), "spatial", {"placement": "both"}, "no place 'mlp'"),
     (Unknown, "spatial", {"placement": "mlp"}, "Unknown has no place 'mlp'; it has attention, stage"),
     (Unknown, "spatial", {"target": ["entry", "nope"]}, "'nope' matches none of the"),
@@ -343,7 +343,7 @@ def test_a_target_is_a_glob_over_paths() -> None:
 
 def test_a_target_is_a_place() -> None:
     plan = lowpeft.plan(network("swinir"), "spatial", target="stage=1 block=-1")
-    assert paths(plan) == ["layers.1.residual_group.blocks.1.attn"]
+    assert paths(plan) == ["layers.1.residual_group.blocks.1"]
 
 
 def test_stage_zero_is_the_first_group_and_no_block_of_another() -> None:

@@ -37,8 +37,8 @@ from torch.utils._pytree import tree_leaves
 
 from .errors import PlanError
 from .families import SLOT, get_block
-from .kinds import Adapter, Attachment, FeatureAdapter, Forward, RootPart, WeightAdapter
-from .layouts import Features, Layout, Size, find_size, square_size
+from .kinds import Adapter, Attachment, FeatureAdapter, Forward, RootPart, TokenAdapter, WeightAdapter
+from .layouts import ExtraTokens, Features, Layout, Size, find_size, square_size
 from .views import ViewBatch
 
 ROW_CHUNK_BYTES = 64 * 2**20
@@ -187,6 +187,11 @@ def _laid_out_like(delta: Tensor, features: Tensor) -> Tensor:
 
 def _delta(adapter: FeatureAdapter, features: Features) -> Tensor:
     """The adapter's delta, computed in the dtype of its own parameters unless autocast decides."""
+    return _scaled(adapter.delta(_as_read(adapter, features)), strength_of(adapter))
+
+
+def _as_read(adapter: FeatureAdapter, features: Features) -> Features:
+    """Features in the dtype of an adapter's own parameters, unless autocast decides; whole scenes only."""
     x = features.values
     if features.views > 1 and not _captured() and x.shape[features.layout.batch_dim] % features.views:
         raise PlanError(
@@ -197,7 +202,7 @@ def _delta(adapter: FeatureAdapter, features: Features) -> Tensor:
     dtype = next(adapter.parameters()).dtype
     if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
         features = replace(features, values=x.to(dtype))
-    return _scaled(adapter.delta(features), strength_of(adapter))
+    return features
 
 
 def _first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
@@ -290,6 +295,17 @@ class BlockPorts:
         if not adapters:
             return None
         return _sum_of_deltas(adapters, lambda a: Features(values, layout, size, a.attachment.views), values)
+
+    def tokens(self, port: str, values: Tensor, layout: Layout, size: Size | None) -> list[ExtraTokens]:
+        """The extra keys and values of each adapter at the port; its strength is in the gate."""
+        found = []
+        for adapter in self.adapters.get(port, []):
+            if not isinstance(adapter, TokenAdapter):
+                raise PlanError(f"a {adapter.kind} adapter gives no tokens, and cannot sit at the port {port}")
+            seen = _as_read(adapter, Features(values, layout, size, adapter.attachment.views))
+            keys, extra_values, gate = adapter.tokens(seen)
+            found.append(ExtraTokens(keys, extra_values, _scaled(gate, strength_of(adapter))))
+        return found
 
 
 # --- what weight adapters add ----------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -117,6 +117,20 @@ class Features:
     def from_rows_by_view(self, rows: Iterable[Tensor]) -> Tensor:
         """The inverse of `rows_by_view`."""
         return self.from_rows(torch.stack(tuple(rows), dim=1).flatten(0, 1))
+
+
+class ExtraTokens(NamedTuple):
+    """Keys and values that an adapter adds to attention, in the space of the network's own.
+
+    Attributes:
+        keys: (N, P, C), or (1, P, C) for all images; the heads lie side by side in C.
+        values: As `keys`.
+        gate: Factor of what they change in attention's output, as a tensor that broadcasts to (N, 1, C).
+    """
+
+    keys: Tensor
+    values: Tensor
+    gate: Tensor
 
 
 def find_size(arguments: Iterable[Any], tokens: int) -> Size | None:

@@ -15,6 +15,7 @@ from .attach import BlockPorts, original_class
 from .errors import PlanError
 from .families import (
     SLOT,
+    TOKENS,
     BlockForward,
     FoundPlace,
     Place,
@@ -24,7 +25,17 @@ from .families import (
     get_block,
     recognise,
 )
-from .kinds import Adapter, AdapterConfig, Attachment, FeatureAdapter, Kind, Layer, WeightAdapter, get_kind
+from .kinds import (
+    Adapter,
+    AdapterConfig,
+    Attachment,
+    FeatureAdapter,
+    Kind,
+    Layer,
+    TokenAdapter,
+    WeightAdapter,
+    get_kind,
+)
 from .layouts import Layout
 from .patterns import Candidate, select
 from .probe import first_that_works, observe, probe_places, tokens_layout, twin_of
@@ -194,6 +205,7 @@ def _feature_sites(network: Network, config: AdapterConfig, kind: Kind) -> list[
         raise PlanError(
             f"every={getattr(config, 'every', None)} keeps none of the {len(chosen)} chosen sites; use every=1"
         )
+    _refuse_other_ports(kind, [chosen[i] for i in keep])
     sites = [_feature_site(network, config, chosen[i]) for i in keep]
     if cast(type[FeatureAdapter], kind.module).needs_rows:
         windows = [s.path for s in sites if s.attachment.layout is Layout.WLC]
@@ -202,6 +214,19 @@ def _feature_sites(network: Network, config: AdapterConfig, kind: Kind) -> list[
                 f"a {kind.name} adapter needs image rows, which these windows do not have:", problems=windows
             )
     return sites
+
+
+def _refuse_other_ports(kind: Kind, chosen: Sequence[Candidate]) -> None:
+    """Refuse tokens anywhere but at ports for tokens, and everything else there."""
+    gives = issubclass(kind.module, TokenAdapter)
+    wrong = [c.path for c in chosen if isinstance(c, FoundPlace) and (c.place.port == TOKENS) != gives]
+    if wrong:
+        raise PlanError(
+            f"a {kind.name} adapter gives attention extra tokens, which these places do not take:"
+            if gives
+            else f"a {kind.name} adapter adds to features, and these places take extra tokens for attention:",
+            problems=wrong,
+        )
 
 
 def _chosen_features(network: Network, config: AdapterConfig, kind: Kind) -> tuple[Candidate, ...]:
@@ -279,14 +304,16 @@ def output_module(modules: dict[str, nn.Module], path: str) -> str:
 def check_block(network: Network, path: str, name: str) -> None:
     """Refuse a block whose own forward is not the one that a block forward stands for.
 
-    One block of each class (and shift) is run both ways; a fork that changed the block (a mask also in unshifted
-    blocks, say) would otherwise start from another network without a word.
+    One block of each class (and of each setting of its plain attributes, such as the shift) is run both ways; a fork
+    that changed the block (a mask also in unshifted blocks, say) would otherwise start from another network without a
+    word.
 
     Raises:
         PlanError: The results differ by a bit, or, for a block forward that is only close, by more than `CLOSE`.
     """
     module, block = network.modules[path], get_block(name)
-    key = (original_class(module), name, getattr(module, "shift_size", None))
+    plain = {k: v for k, v in vars(module).items() if isinstance(v, (bool, int, float, str, tuple))}
+    key = (original_class(module), name, repr(sorted(plain.items())))
     if key not in network.checked_blocks:
         if problem := block_problem(module, block):
             raise PlanError(f"{path} ({original_class(module).__module__}.{original_class(module).__name__}) {problem}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from . import convolutional, edt, hat, ipt, swinir, timm_swin
+from . import convolutional, edt, hat, ipt, nafnet, swinir, timm_swin
 from .base import (
     SLOT,
+    TOKENS,
     BlockForward,
     Family,
     FoundPlace,
@@ -25,6 +26,7 @@ from .base import (
 
 __all__ = [
     "SLOT",
+    "TOKENS",
     "BlockForward",
     "Family",
     "FoundPlace",
@@ -42,6 +44,7 @@ __all__ = [
     "get_block",
     "hat",
     "ipt",
+    "nafnet",
     "recognise",
     "register_block_forward",
     "register_family",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
 from ..errors import PlanError, did_you_mean
-from ..layouts import Layout, Size
+from ..layouts import ExtraTokens, Layout, Size
 from ..patterns import Candidate, matcher
 
 SLOT = "lowpeft"
@@ -33,6 +33,16 @@ class Ports(Protocol):
             size: Height and width in positions.
         """
 
+    def tokens(self, port: str, values: Tensor, layout: Layout, size: Size | None) -> Sequence[ExtraTokens]:
+        """The extra keys and values of each adapter at the port, for attention that reads these features.
+
+        Args:
+            port: Name of the port.
+            values: The features that attention reads.
+            layout: Layout of `values`.
+            size: Height and width in positions.
+        """
+
 
 @dataclass(frozen=True, kw_only=True)
 class BlockForward:
@@ -44,7 +54,8 @@ class BlockForward:
     * `mlp`: the same for the MLP;
     * `parallel_attention`, `parallel`: read the input of attention, or of the MLP, after its norm (where the block
       has one there), and add to its contribution;
-    * `parallel_attention_raw`, `parallel_raw`: the same before the norm.
+    * `parallel_attention_raw`, `parallel_raw`: the same before the norm;
+    * `tokens`: gives attention extra keys and values (`families/tokens.py`), for a `kinds.TokenAdapter` alone.
 
     Attributes:
         name: Unique, `family.block`.
@@ -180,6 +191,9 @@ class Recognised:
     family: Family
     prefix: str
 
+
+TOKENS = "tokens"
+"""The port of extra keys and values."""
 
 _FAMILIES: dict[str, Family] = {}
 _BLOCKS: dict[str, BlockForward] = {}

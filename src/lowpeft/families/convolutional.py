@@ -1,4 +1,4 @@
-"""Convolutional networks: NAFNet's U-shape, and the residual groups of RCAN and EDSR."""
+"""The residual groups of RCAN and EDSR."""
 
 from __future__ import annotations
 
@@ -13,33 +13,6 @@ from .base import Family, Place, register_family
 
 def _nchw(name: str, path: str, channels: str) -> Place:
     return Place(name=name, path=path, channels=channels, layout=Layout.NCHW)
-
-
-# A NAFBlock scales both of its contributions by learned vectors (beta, gamma); the adapters sit before the scaling.
-NAFNET = register_family(
-    Family(
-        name="nafnet",
-        title="NAFNet",
-        signature=(("middle_blks.*.sca", "middle_blks.*.beta", "intro", "ending"),),
-        places=(
-            _nchw("attention", "encoders.{stage}.{block}.conv3", "weight"),
-            _nchw("attention", "middle_blks.{block}.conv3", "weight"),
-            _nchw("attention", "decoders.{stage}.{block}.conv3", "weight"),
-            _nchw("mlp", "encoders.{stage}.{block}.conv5", "weight"),
-            _nchw("mlp", "middle_blks.{block}.conv5", "weight"),
-            _nchw("mlp", "decoders.{stage}.{block}.conv5", "weight"),
-            _nchw("stage", "encoders.{stage}", "0.conv3.weight"),
-            _nchw("stage", "middle_blks", "0.conv3.weight"),
-            _nchw("stage", "decoders.{stage}", "0.conv3.weight"),
-        ),
-        facts=lambda network: {
-            "scale": 1,
-            "channels": network.intro.weight.shape[1],
-            "size_multiple": network.padder_size,
-        },
-        source="arXiv 2204.04676",
-    )
-)
 
 
 def _upscaler_facts(network: Any) -> dict[str, Any]:

@@ -2,12 +2,55 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import Tensor, nn
+
 from ..layouts import Layout
-from .base import Family, Place, register_family
-from .swin import beside_mlp, mlp_contribution
+from .base import BlockForward, Family, Place, Ports, block_places, register_family
+from .swin import BLOCK_PORTS, attention_added, mlp_added, noise
 
 GROUP = "body.layers.{stage}.residual_group"
 BLOCK = GROUP + ".blocks.{block}"
+
+
+def block_forward(
+    block: nn.Module,
+    ports: Ports,
+    x: Tensor,
+    x_size: tuple[int, int],
+    masks: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """EDT's block: x + attention(norm1 x), then x + MLP(norm2 x). Its adapters see (N,H,W,C).
+
+    Args:
+        block: A Block of `lowpeft.networks.EDT`.
+        ports: Its adapters.
+        x: (N,L,C) with L = H·W.
+        x_size: (H, W), multiples of the windows'.
+        masks: Of the shifted wide and tall windows; without them the size is that of the block's own.
+
+    Source: EDT (arXiv 2112.10175).
+    """
+    b: Any = block
+    x = x.view(x.shape[0], *x_size, -1)  # `len(x)` would fix the batch of an exported network
+    normed = b.norm1(x)
+    x = attention_added(x, b.attend(normed, masks), normed, ports, Layout.NHWC, x_size)
+    normed = b.norm2(x)
+    return mlp_added(x, b.mlp(normed), normed, ports, Layout.NHWC, x_size).flatten(1, 2)
+
+
+def example(block: nn.Module) -> tuple[Any, ...]:
+    """Random tokens of 1x2 of the larger windows' sides, their size, and random masks."""
+    b: Any = block
+    weight, side = b.norm1.weight, max(b.windows[0])
+    size, length = (side, 2 * side), b.windows[0][0] * b.windows[0][1]
+    count = size[0] * size[1] // length
+    tokens = noise(weight, 1, size[0] * size[1], weight.shape[0])
+    return tokens, size, (noise(weight, count, length, length), noise(weight, count, length, length))
+
+
+BLOCK_FORWARD = BlockForward(name="edt.block", forward=block_forward, ports=BLOCK_PORTS, example=example)
 
 EDT = register_family(
     Family(
@@ -17,12 +60,11 @@ EDT = register_family(
             ("body.layers.*.residual_group.blocks.*.attns.*.lepe", "body.layers.*.residual_group.blocks.*.proj"),
         ),
         places=(
-            Place(name="attention", path=f"{BLOCK}.proj", channels="weight", layout=Layout.NHWC),
-            mlp_contribution(BLOCK),
-            beside_mlp(BLOCK),
+            *block_places(BLOCK, "norm1.weight", BLOCK_FORWARD),
             # EDT's groups have no convolution: the shortcut is added to residual_group's tokens.
             Place(name="stage", path=GROUP, channels="blocks.0.norm1.weight", layout=Layout.NLC),
         ),
+        blocks=(BLOCK_FORWARD,),
         facts=lambda network: {
             "scale": max(map(network.scale, network.config.tasks)),
             "channels": 3,

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..layouts import Layout
-from .base import BlockForward, Family, Ports, added, block_places, register_family
-from .swin import BLOCK, BLOCK_PORTS, GROUP_CONV, image_facts, pre_norm_mlp
+from .base import TOKENS, BlockForward, Family, Ports, added, block_places, register_family
+from .swin import BLOCK, BLOCK_PORTS, GROUP_CONV, image_facts, in_windows, noise, position_bias, pre_norm_mlp
+from .tokens import window_change
 
 
 def hab_forward(
@@ -31,7 +32,7 @@ def hab_forward(
     Source: HAT (arXiv 2205.04437), section 3.2.
     """
     b: Any = block
-    (height, width), window, shift = x_size, b.window_size, b.shift_size
+    (height, width), shift = x_size, b.shift_size
     batch, _, channels = x.shape
     tokens = b.norm1(x)
     normed = tokens.view(batch, height, width, channels)
@@ -39,15 +40,18 @@ def hab_forward(
     conv = b.conv_block(normed.permute(0, 3, 1, 2))
     conv = conv.permute(0, 2, 3, 1).contiguous().view(batch, height * width, channels)
 
-    shifted = torch.roll(normed, shifts=(-shift, -shift), dims=(1, 2)) if shift > 0 else normed
-    windows = shifted.view(batch, height // window, window, width // window, window, channels)
-    windows = windows.permute(0, 1, 3, 2, 4, 5).reshape(-1, window * window, channels)
-    attended = b.attn(windows, rpi=rpi_sa, mask=attn_mask if shift > 0 else None)
-    attended = attended.view(batch, height // window, width // window, window, window, channels)
-    attended = attended.permute(0, 1, 3, 2, 4, 5).reshape(batch, height, width, channels)
-    if shift > 0:
-        attended = torch.roll(attended, shifts=(shift, shift), dims=(1, 2))
-    attention = b.drop_path(attended.reshape(batch, height * width, channels))
+    mask = attn_mask if shift > 0 else None
+    extras = ports.tokens(TOKENS, tokens, Layout.NLC, x_size) if ports.wants(TOKENS) else ()
+
+    def attend(windows: Tensor) -> Tensor:
+        out: Tensor = b.attn(windows, rpi=rpi_sa, mask=mask)
+        if extras:
+            grid = (batch, height // b.window_size, width // b.window_size)
+            out = out + window_change(b.attn, windows, position_bias(b.attn, rpi_sa), mask, grid, extras)
+        return out
+
+    attended = in_windows(normed, b.window_size, shift, attend)
+    attention = b.drop_path(attended.view(batch, height * width, channels))
 
     scaled = conv * b.conv_scale
     out = x + attention + scaled
@@ -62,15 +66,13 @@ def hab_example(block: nn.Module) -> tuple[Any, ...]:
     """Random tokens of 2x2 windows, and the index and mask that go with them."""
     b: Any = block
     window, weight = b.window_size, b.norm1.weight
-    generator = torch.Generator().manual_seed(0)
     entries = b.attn.relative_position_bias_table.shape[0]
-    x = torch.randn(1, 4 * window**2, weight.shape[0], generator=generator).to(weight.device, weight.dtype)
-    index = torch.randint(0, entries, (window**2, window**2), generator=generator).to(weight.device)
-    mask = torch.randn(4, window**2, window**2, generator=generator).to(weight.device, weight.dtype)
-    return x, (2 * window, 2 * window), index, mask
+    index = torch.randint(0, entries, (window**2, window**2), generator=torch.Generator().manual_seed(0))
+    mask = noise(weight, 4, window**2, window**2)
+    return noise(weight, 1, 4 * window**2, weight.shape[0]), (2 * window, 2 * window), index.to(weight.device), mask
 
 
-HAB = BlockForward(name="hat.hab", forward=hab_forward, ports=BLOCK_PORTS, example=hab_example)
+HAB = BlockForward(name="hat.hab", forward=hab_forward, ports=BLOCK_PORTS | {TOKENS}, example=hab_example)
 
 HAT = register_family(
     Family(

@@ -2,15 +2,100 @@
 
 from __future__ import annotations
 
-from ..layouts import Layout
-from .base import Family, Place, register_family
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..layouts import Layout, square_size
+from .base import TOKENS, BlockForward, Family, Place, Ports, block_places, register_family
+from .swin import BLOCK_PORTS, attention_added, mlp_added, noise
+from .tokens import multihead_change
 
 ENCODER, DECODER = "body.encoder.layers.{stage}", "body.decoder.layers.{stage}"
 
 
-def _tokens(name: str, path: str, channels: str, item: int | None = None) -> Place:
-    return Place(name=name, path=path, channels=channels, layout=Layout.LNC, item=item, square=True)
+def _self_attention(block: Any, ports: Ports, x: Tensor, position: Tensor | None) -> Tensor:
+    """The first part of both layers: x + attention(norm1 x)."""
+    normed, size = block.norm1(x), square_size(x.shape[0])
+    query = key = block.with_pos_embed(normed, position)
+    attended = block.self_attn(query, key, normed)[0]
+    if ports.wants(TOKENS):
+        extras = ports.tokens(TOKENS, normed, Layout.LNC, size)
+        attended = attended + multihead_change(block.self_attn, query, key, normed, extras)
+    return attention_added(x, block.dropout1(attended), normed, ports, Layout.LNC, size)
 
+
+def _mlp(block: Any, x: Tensor) -> Tensor:
+    out: Tensor = block.linear2(block.dropout(block.activation(block.linear1(x))))
+    return out
+
+
+def encoder_forward(block: nn.Module, ports: Ports, src: Tensor, pos: Tensor | None = None) -> Tensor:
+    """A layer of IPT's encoder: x + attention(norm1 x), then x + MLP(norm2 x).
+
+    Args:
+        block: A TransformerEncoderLayer.
+        ports: Its adapters.
+        src: (L, N, C); a square grid where L is a square number.
+        pos: Added to queries and keys.
+
+    Source: IPT (arXiv 2012.00364).
+    """
+    b: Any = block
+    x = _self_attention(b, ports, src, pos)
+    normed = b.norm2(x)
+    return mlp_added(x, b.dropout2(_mlp(b, normed)), normed, ports, Layout.LNC, square_size(x.shape[0]))
+
+
+def decoder_forward(
+    block: nn.Module,
+    ports: Ports,
+    tgt: Tensor,
+    memory: Tensor,
+    pos: Tensor | None = None,
+    query_pos: Tensor | None = None,
+) -> Tensor:
+    """A layer of IPT's decoder: attention as in the encoder, attention to the encoder's output, MLP.
+
+    The ports of attention are those of the first; attention to the encoder's output has none.
+
+    Args:
+        block: A TransformerDecoderLayer.
+        ports: Its adapters.
+        tgt: (L, N, C); a square grid where L is a square number.
+        memory: (L, N, C), what the encoder gave.
+        pos: Added to the keys of the encoder's output.
+        query_pos: Added to queries, and to the keys of self-attention.
+
+    Source: IPT (arXiv 2012.00364).
+    """
+    b: Any = block
+    x = _self_attention(b, ports, tgt, query_pos)
+    query, key = b.with_pos_embed(b.norm2(x), query_pos), b.with_pos_embed(memory, pos)
+    x = x + b.dropout2(b.multihead_attn(query=query, key=key, value=memory)[0])
+    normed = b.norm3(x)
+    return mlp_added(x, b.dropout3(_mlp(b, normed)), normed, ports, Layout.LNC, square_size(x.shape[0]))
+
+
+def encoder_example(block: nn.Module) -> tuple[Any, ...]:
+    """Random tokens of a 4x4 grid, and their positions."""
+    weight: Any = block.get_parameter("linear2.weight")
+    tokens, position = noise(weight, 2, 16, 2, weight.shape[0])
+    return tokens, position
+
+
+def decoder_example(block: nn.Module) -> tuple[Any, ...]:
+    """Random tokens of a 4x4 grid, what the encoder gave, and the positions of both."""
+    weight: Any = block.get_parameter("linear2.weight")
+    return tuple(noise(weight, 4, 16, 2, weight.shape[0]))
+
+
+ENCODER_LAYER = BlockForward(
+    name="ipt.encoder_layer", forward=encoder_forward, ports=BLOCK_PORTS | {TOKENS}, example=encoder_example
+)
+DECODER_LAYER = BlockForward(
+    name="ipt.decoder_layer", forward=decoder_forward, ports=BLOCK_PORTS | {TOKENS}, example=decoder_example
+)
 
 IPT = register_family(
     Family(
@@ -20,12 +105,11 @@ IPT = register_family(
             ("body.linear_encoding", "body.encoder.layers.*.self_attn", "body.decoder.layers.*.multihead_attn"),
         ),
         places=(
-            _tokens("attention", f"{ENCODER}.self_attn", "out_proj.weight", item=0),
-            _tokens("attention", f"{DECODER}.self_attn", "out_proj.weight", item=0),
-            _tokens("mlp", f"{ENCODER}.linear2", "weight"),
-            _tokens("mlp", f"{DECODER}.linear2", "weight"),
-            _tokens("stage", ENCODER, "linear2.weight"),
+            *block_places(ENCODER, "linear2.weight", ENCODER_LAYER),
+            *block_places(DECODER, "linear2.weight", DECODER_LAYER),
+            Place(name="stage", path=ENCODER, channels="linear2.weight", layout=Layout.LNC, square=True),
         ),
+        blocks=(ENCODER_LAYER, DECODER_LAYER),
         facts=lambda network: {
             "scale": network.scale[network.scale_idx],
             "value_range": (0.0, float(network.rgb_range)),

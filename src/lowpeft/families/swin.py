@@ -1,9 +1,11 @@
-"""Places that the networks made of Swin-type blocks have in common."""
+"""What the families of Swin-type blocks have in common: paths, ports, the halves of a block, shifted windows."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..layouts import Layout, Size
@@ -23,6 +25,31 @@ BLOCK_PORTS = frozenset(
 )
 
 
+def attention_added(
+    x: Tensor, contribution: Tensor, normed: Tensor, ports: Ports, layout: Layout, size: Size | None
+) -> Tensor:
+    """The residual stream after attention: x + contribution, with the adapters at the attention's ports.
+
+    Args:
+        x: The residual stream before.
+        contribution: What attention adds to it.
+        normed: What attention reads: `x` after its norm, or `x` itself in a post-norm block.
+        ports: The block's adapters.
+        layout: Layout of the three tensors.
+        size: Height and width in positions.
+    """
+    features = {"attention": contribution, "parallel_attention": normed, "parallel_attention_raw": x}
+    return added(x + contribution, ports, layout, size, features)
+
+
+def mlp_added(
+    x: Tensor, contribution: Tensor, normed: Tensor, ports: Ports, layout: Layout, size: Size | None
+) -> Tensor:
+    """The residual stream after the MLP, as `attention_added`."""
+    features = {"mlp": contribution, "parallel": normed, "parallel_raw": x}
+    return added(x + contribution, ports, layout, size, features)
+
+
 def pre_norm_mlp(block: nn.Module, ports: Ports, x: Tensor, size: Size | None, layout: Layout = Layout.NLC) -> Tensor:
     """The second half of a pre-norm block: x + drop_path(mlp(norm2 x)), with the adapters at its ports.
 
@@ -35,32 +62,37 @@ def pre_norm_mlp(block: nn.Module, ports: Ports, x: Tensor, size: Size | None, l
     """
     b: Any = block
     normed = b.norm2(x)
-    contribution = b.drop_path(b.mlp(normed))
-    features = {"mlp": contribution, "parallel": normed, "parallel_raw": x}
-    return added(x + contribution, ports, layout, size, features)
+    return mlp_added(x, b.drop_path(b.mlp(normed)), normed, ports, layout, size)
 
 
-def mlp_contribution(block: str) -> Place:
-    """What a pre-norm block's MLP adds to the residual stream."""
-    return Place(name="mlp", path=f"{block}.mlp", channels="fc2.weight", layout=Layout.NLC)
+def in_windows(x: Tensor, window: int, shift: int, attend: Callable[[Tensor], Tensor]) -> Tensor:
+    """Features that were cut into windows, attended to and put together again.
+
+    Args:
+        x: (N,H,W,C); sides are multiples of the window's.
+        window: Side of a window.
+        shift: By how many positions the windows are moved down and to the right.
+        attend: Takes and gives (windows, window², C), the windows of one image after those of another.
+    """
+    batch, height, width, channels = x.shape
+    grid = (batch, height // window, width // window, window, window, channels)
+    if shift > 0:
+        x = torch.roll(x, shifts=(-shift, -shift), dims=(1, 2))
+    windows = x.view(batch, grid[1], window, grid[2], window, channels).permute(0, 1, 3, 2, 4, 5).contiguous()
+    attended = attend(windows.view(-1, window * window, channels)).view(grid).permute(0, 1, 3, 2, 4, 5)
+    x = attended.contiguous().view(batch, height, width, channels)
+    return torch.roll(x, shifts=(shift, shift), dims=(1, 2)) if shift > 0 else x
 
 
-def beside_mlp(block: str) -> Place:
-    """The MLP's input, for an adapter in parallel to it."""
-    return Place(name="parallel", path=f"{block}.mlp", channels="fc2.weight", layout=Layout.NLC, source="input")
+def position_bias(attention: Any, index: Tensor) -> Tensor:
+    """The bias of each pair of positions in a window, (heads, window², window²), from a table of relative positions."""
+    bias: Tensor = attention.relative_position_bias_table[index.reshape(-1)].view(*index.shape, -1)
+    return bias.permute(2, 0, 1)
 
 
-def window_attention(block: str) -> Place:
-    """Window attention of a pre-norm block, before windows are merged: the adapters work on each position by itself."""
-    return Place(name="attention", path=f"{block}.attn", channels="proj.weight", layout=Layout.NLC)
-
-
-def post_norm(block: str, layout: Layout = Layout.NLC) -> tuple[Place, Place]:
-    """Both contributions of a post-norm block: what it adds to the residual stream are the norms' outputs."""
-    return (
-        Place(name="attention", path=f"{block}.norm1", channels="weight", layout=layout),
-        Place(name="mlp", path=f"{block}.norm2", channels="weight", layout=layout),
-    )
+def noise(like: Tensor, *shape: int) -> Tensor:
+    """Normally distributed numbers, the same ones each time, on the device and in the dtype of a parameter."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
 
 
 def image_facts(network: Any) -> dict[str, Any]:

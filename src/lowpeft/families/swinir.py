@@ -1,12 +1,157 @@
-"""SwinIR and Swin2SR (official code, BasicSR forks, spandrel, transformers)."""
+"""SwinIR and Swin2SR (official code, BasicSR forks, spandrel; Swin2SR also of transformers)."""
 
 from __future__ import annotations
 
-from ..layouts import Layout
-from .base import Family, Place, register_family
-from .swin import BLOCK, GROUP_CONV, beside_mlp, image_facts, mlp_contribution, post_norm, window_attention
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..layouts import ExtraTokens, Layout
+from .base import TOKENS, BlockForward, Family, Place, Ports, block_places, register_family
+from .swin import (
+    BLOCK,
+    BLOCK_PORTS,
+    GROUP_CONV,
+    attention_added,
+    image_facts,
+    in_windows,
+    mlp_added,
+    noise,
+    position_bias,
+    pre_norm_mlp,
+)
+from .tokens import window_change
 
 HF_BLOCK = "encoder.stages.{stage}.layers.{block}"
+
+
+def _attended(block: Any, x: Tensor, x_size: tuple[int, int], extras: Sequence[ExtraTokens] = ()) -> Tensor:
+    """Attention in the block's windows, (N,L,C) to (N,L,C), with extra keys and values."""
+    # The mask that the block holds is for one size; at others even unshifted blocks use one, of zeros.
+    own = block.input_resolution == x_size
+    mask = block.attn_mask if own else block.calculate_mask(x_size).to(x.device)
+    rows = x.view(x.shape[0], x_size[0], x_size[1], x.shape[2])
+    window, shift = block.window_size, block.shift_size
+
+    def attend(windows: Tensor) -> Tensor:
+        out: Tensor = block.attn(windows, mask=mask)
+        if extras:
+            grid = (x.shape[0], x_size[0] // window, x_size[1] // window)
+            bias = position_bias(block.attn, block.attn.relative_position_index)
+            out = out + window_change(block.attn, windows, bias, mask if shift > 0 else None, grid, extras)
+        return out
+
+    return in_windows(rows, window, shift, attend).view(x.shape)
+
+
+def swinir_forward(block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int, int]) -> Tensor:
+    """SwinIR's block: x + attention(norm1 x), then the MLP behind its norm.
+
+    Args:
+        block: A SwinTransformerBlock of SwinIR.
+        ports: Its adapters.
+        x: (N, L, C) with L = H·W.
+        x_size: (H, W), multiples of the window.
+
+    Source: SwinIR (arXiv 2108.10257).
+    """
+    b: Any = block
+    normed = b.norm1(x)
+    extras = ports.tokens(TOKENS, normed, Layout.NLC, x_size) if ports.wants(TOKENS) else ()
+    contribution = b.drop_path(_attended(b, normed, x_size, extras))
+    out = attention_added(x, contribution, normed, ports, Layout.NLC, x_size)
+    return pre_norm_mlp(block, ports, out, x_size)
+
+
+def swin2sr_forward(block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int, int]) -> Tensor:
+    """Swin2SR's block: x + norm1(attention x), then x + norm2(MLP x).
+
+    The contributions are the norms' outputs. Attention and MLP read the residual stream without a norm, so that the
+    ports `parallel` and `parallel_raw` are the same, and so are `parallel_attention` and `parallel_attention_raw`.
+
+    Args:
+        block: A SwinTransformerBlock of Swin2SR.
+        ports: Its adapters.
+        x: (N, L, C) with L = H·W.
+        x_size: (H, W), multiples of the window.
+
+    Source: Swin2SR (arXiv 2209.11345); Swin v2 (arXiv 2111.09883).
+    """
+    b: Any = block
+    contribution = b.drop_path(b.norm1(_attended(b, x, x_size)))
+    x = attention_added(x, contribution, x, ports, Layout.NLC, x_size)
+    return mlp_added(x, b.drop_path(b.norm2(b.mlp(x))), x, ports, Layout.NLC, x_size)
+
+
+def swin_example(block: nn.Module) -> tuple[Any, ...]:
+    """Random tokens of 2x2 windows and their size."""
+    b: Any = block
+    weight = b.norm1.weight
+    size = (2 * b.window_size, 2 * b.window_size)
+    if weight.dtype not in (torch.float32, torch.float64):  # a mask that the block computes is float32, and fits these
+        size = b.input_resolution
+    return noise(weight, 1, size[0] * size[1], weight.shape[0]), size
+
+
+def swin2sr_transformers_forward(
+    block: nn.Module, ports: Ports, hidden_states: Tensor, input_dimensions: tuple[int, int], *rest: Any
+) -> tuple[Tensor, ...]:
+    """Swin2SR's layer in transformers, which pads to whole windows itself; ports as in `swin2sr_forward`.
+
+    Args:
+        block: A Swin2SRLayer.
+        ports: Its adapters.
+        hidden_states: (N, L, C) with L = H·W.
+        input_dimensions: (H, W).
+        rest: What else the layer passes on to its attention; it differs between versions of transformers.
+
+    Returns:
+        The new hidden states and, if they are asked for, the attention's probabilities.
+    """
+    b: Any = block
+    x, (height, width), window = hidden_states, input_dimensions, b.window_size
+    batch, _, channels = x.shape
+    bottom, right = -height % window, -width % window
+    padded = F.pad(x.view(batch, height, width, channels), (0, 0, 0, right, 0, bottom))
+    mask = b.get_attn_mask(height + bottom, width + right, dtype=x.dtype)
+    mask = mask if mask is None else mask.to(x.device)
+    outputs: list[tuple[Tensor, ...]] = []
+
+    def attend(windows: Tensor) -> Tensor:
+        outputs.append(b.attention(windows, mask, *rest))
+        return outputs[0][0]
+
+    attended = in_windows(padded, window, b.shift_size, attend)
+    attended = attended[:, :height, :width, :].contiguous().view(batch, height * width, channels)
+    contribution = b.drop_path(b.layernorm_before(attended))
+    x = attention_added(x, contribution, x, ports, Layout.NLC, input_dimensions)
+    contribution = b.drop_path(b.layernorm_after(b.output(b.intermediate(x))))
+    return mlp_added(x, contribution, x, ports, Layout.NLC, input_dimensions), *outputs[0][1:]
+
+
+def swin2sr_transformers_example(block: nn.Module) -> tuple[Any, ...]:
+    """Random tokens of 2x2 windows, those on the right not whole, and their size."""
+    b: Any = block
+    weight = b.layernorm_before.weight
+    height = width = 2 * b.window_size
+    if weight.dtype != torch.float16:  # in which the layer's cosines of padding are 0 / 0
+        width -= 1
+    return noise(weight, 1, height * width, weight.shape[0]), (height, width)
+
+
+SWINIR_BLOCK = BlockForward(
+    name="swinir.block", forward=swinir_forward, ports=BLOCK_PORTS | {TOKENS}, example=swin_example
+)
+SWIN2SR_BLOCK = BlockForward(name="swin2sr.block", forward=swin2sr_forward, ports=BLOCK_PORTS, example=swin_example)
+SWIN2SR_TRANSFORMERS_LAYER = BlockForward(
+    name="swin2sr_transformers.layer",
+    forward=swin2sr_transformers_forward,
+    ports=BLOCK_PORTS,
+    example=swin2sr_transformers_example,
+)
 
 SWINIR = register_family(
     Family(
@@ -22,7 +167,8 @@ SWINIR = register_family(
                 "!layers.*.residual_group.overlap_attn",
             ),
         ),
-        places=(window_attention(BLOCK), mlp_contribution(BLOCK), beside_mlp(BLOCK), GROUP_CONV),
+        places=(*block_places(BLOCK, "norm1.weight", SWINIR_BLOCK), GROUP_CONV),
+        blocks=(SWINIR_BLOCK,),
         facts=image_facts,
         source="arXiv 2108.10257",
     )
@@ -33,7 +179,8 @@ SWIN2SR = register_family(
         name="swin2sr",
         title="Swin2SR",
         signature=(("layers.*.residual_group.blocks.*.attn.cpb_mlp", "layers.*.conv"),),
-        places=(*post_norm(BLOCK), beside_mlp(BLOCK), GROUP_CONV),
+        places=(*block_places(BLOCK, "norm1.weight", SWIN2SR_BLOCK), GROUP_CONV),
+        blocks=(SWIN2SR_BLOCK,),
         facts=image_facts,
         source="arXiv 2209.11345",
     )
@@ -45,8 +192,7 @@ SWIN2SR_TRANSFORMERS = register_family(
         title="Swin2SR (transformers)",
         signature=(("encoder.stages.*.layers.*.layernorm_before", "encoder.stages.*.conv"),),
         places=(
-            Place(name="attention", path=f"{HF_BLOCK}.layernorm_before", channels="weight", layout=Layout.NLC),
-            Place(name="mlp", path=f"{HF_BLOCK}.layernorm_after", channels="weight", layout=Layout.NLC),
+            *block_places(HF_BLOCK, "layernorm_before.weight", SWIN2SR_TRANSFORMERS_LAYER),
             Place(
                 name="stage",
                 path="encoder.stages.{stage}.conv",
@@ -54,6 +200,7 @@ SWIN2SR_TRANSFORMERS = register_family(
                 layout=Layout.NCHW,
             ),
         ),
+        blocks=(SWIN2SR_TRANSFORMERS_LAYER,),
         output="reconstruction",
         facts=lambda network: {
             "scale": network.config.upscale,

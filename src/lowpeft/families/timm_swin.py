@@ -4,14 +4,67 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor, nn
+
 from ..layouts import Layout
-from .base import Family, Place, register_family
-from .swin import beside_mlp, mlp_contribution, post_norm, window_attention
+from .base import BlockForward, Family, Place, Ports, block_places, register_family
+from .swin import BLOCK_PORTS, attention_added, mlp_added, noise
 
 BLOCK = "layers.{stage}.blocks.{block}"
 STAGE = Place(
     name="stage", path="layers.{stage}", channels="blocks.0.norm1.weight", layout=Layout.NHWC
 )  # the shortcut is inside the blocks
+
+
+def v1_forward(block: nn.Module, ports: Ports, x: Tensor) -> Tensor:
+    """The Swin block of timm: x + attention(norm1 x), then x + MLP(norm2 x), on (N,H,W,C).
+
+    Args:
+        block: A SwinTransformerBlock.
+        ports: Its adapters. Those of the MLP see (N,L,C) with L = H·W.
+        x: (N,H,W,C).
+
+    Source: Swin Transformer (arXiv 2103.14030).
+    """
+    b: Any = block
+    size, normed = (x.shape[1], x.shape[2]), b.norm1(x)
+    out = attention_added(x, b.drop_path1(b._attn(normed)), normed, ports, Layout.NHWC, size)
+    tokens = out.reshape(x.shape[0], -1, x.shape[3])
+    normed = b.norm2(tokens)
+    out = mlp_added(tokens, b.drop_path2(b.mlp(normed)), normed, ports, Layout.NLC, size)
+    return out.reshape(x.shape)
+
+
+def v2_forward(block: nn.Module, ports: Ports, x: Tensor) -> Tensor:
+    """The Swin v2 block of timm: x + norm1(attention x), then x + norm2(MLP x), on (N,H,W,C).
+
+    The contributions are the norms' outputs. Attention and MLP read the residual stream without a norm, so that the
+    ports `parallel` and `parallel_raw` are the same, and so are `parallel_attention` and `parallel_attention_raw`.
+
+    Args:
+        block: A SwinTransformerV2Block.
+        ports: Its adapters. Those of the MLP see (N,L,C) with L = H·W.
+        x: (N,H,W,C).
+
+    Source: Swin Transformer v2 (arXiv 2111.09883).
+    """
+    b: Any = block
+    size = (x.shape[1], x.shape[2])
+    out = attention_added(x, b.drop_path1(b.norm1(b._attn(x))), x, ports, Layout.NHWC, size)
+    tokens = out.reshape(x.shape[0], -1, x.shape[3])
+    out = mlp_added(tokens, b.drop_path2(b.norm2(b.mlp(tokens))), tokens, ports, Layout.NLC, size)
+    return out.reshape(x.shape)
+
+
+def example(block: nn.Module) -> tuple[Tensor]:
+    """Random features of 2x2 windows, or of the one size that a shifted block has its mask for."""
+    b: Any = block
+    height, width = (2 * side for side in b.window_size) if b.attn_mask is None else b.input_resolution
+    return (noise(b.norm1.weight, 1, height, width, b.norm1.weight.shape[0]),)
+
+
+V1_BLOCK = BlockForward(name="timm_swin.block", forward=v1_forward, ports=BLOCK_PORTS, example=example)
+V2_BLOCK = BlockForward(name="timm_swin_v2.block", forward=v2_forward, ports=BLOCK_PORTS, example=example)
 
 
 def _feature_facts(network: Any) -> dict[str, Any]:
@@ -28,7 +81,8 @@ TIMM_SWIN = register_family(
         name="timm_swin",
         title="Swin Transformer v1 (timm)",
         signature=(("layers.*.blocks.*.attn.relative_position_bias_table", "layers.*.downsample", "patch_embed.proj"),),
-        places=(window_attention(BLOCK), mlp_contribution(BLOCK), beside_mlp(BLOCK), STAGE),
+        places=(*block_places(BLOCK, "norm1.weight", V1_BLOCK), STAGE),
+        blocks=(V1_BLOCK,),
         facts=_feature_facts,
         source="arXiv 2103.14030; the timm package",
     )
@@ -39,7 +93,8 @@ TIMM_SWIN_V2 = register_family(
         name="timm_swin_v2",
         title="Swin Transformer v2 (timm)",
         signature=(("layers.*.blocks.*.attn.cpb_mlp", "layers.*.downsample", "patch_embed.proj"),),
-        places=(*post_norm(BLOCK, Layout.NHWC), beside_mlp(BLOCK), STAGE),
+        places=(*block_places(BLOCK, "norm1.weight", V2_BLOCK), STAGE),
+        blocks=(V2_BLOCK,),
         facts=_feature_facts,
         source="arXiv 2111.09883; the timm package",
     )

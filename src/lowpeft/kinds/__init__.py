@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from ..errors import PlanError, did_you_mean
-from .base import Adapter, AdapterConfig, FeatureAdapter, Forward, RootPart, WeightAdapter, is_number
+from .base import Adapter, AdapterConfig, FeatureAdapter, Forward, RootPart, TokenAdapter, WeightAdapter, is_number
 from .convpass import Convpass, ConvpassConfig
 from .dora import DoRA, DoRAConfig
 from .full import Full, FullConfig
@@ -42,6 +42,7 @@ __all__ = [
     "SpatialConfig",
     "StereoAdapter",
     "StereoConfig",
+    "TokenAdapter",
     "TrainingPart",
     "VeRA",
     "VeRAConfig",

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ..errors import PlanError
-from ..layouts import Features, Layout
+from ..layouts import ExtraTokens, Features, Layout
 from .learning import Calibrator, TrainingPart
 from .site import Attachment, Layer
 
@@ -148,6 +148,27 @@ class FeatureAdapter(Adapter):
     @abstractmethod
     def delta(self, features: Features) -> Tensor:
         """What is added to the features: a tensor of the shape and layout of `features.values`."""
+
+
+class TokenAdapter(FeatureAdapter):
+    """An adapter that gives attention extra keys and values, for the port `tokens` of block forwards alone."""
+
+    @abstractmethod
+    def tokens(self, features: Features) -> ExtraTokens:
+        """Keys, values and their gate; a new adapter's gate is zero.
+
+        Args:
+            features: What attention reads. Each image has tokens of its own, from its own features, or all have the
+                same.
+        """
+
+    def delta(self, features: Features) -> Tensor:
+        """Refuse, because tokens are not added to features.
+
+        Raises:
+            PlanError: Always.
+        """
+        raise PlanError(f"a {self.kind} adapter gives tokens to attention and adds nothing to features")
 
 
 class WeightAdapter(Adapter):

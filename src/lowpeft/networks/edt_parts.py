@@ -113,10 +113,9 @@ class Block(nn.Module):
                 state_dict[key] = mask
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
-    def forward(self, x: Tensor, x_size: Size, masks: Masks | None = None) -> Tensor:
-        """Tokens (N,L,C) to (N,L,C), `x_size` their height and width; without `masks` it is the size of the buffers."""
-        x = x.view(x.shape[0], *x_size, -1)  # `len(x)` would fix the batch of an exported network
-        qkv = rearrange(self.qkv(self.norm1(x)), "n h w (t half c) -> half t n h w c", t=3, half=2)
+    def attend(self, x: Tensor, masks: Masks | None = None) -> Tensor:
+        """Attention, (N,H,W,C) to (N,H,W,C); without `masks` it is the size of the buffers."""
+        qkv = rearrange(self.qkv(x), "n h w (t half c) -> half t n h w c", t=3, half=2)
         own = (self.attn_mask_h, self.attn_mask_v)
         parts = []
         for i, attend in enumerate(self.attns):
@@ -127,7 +126,12 @@ class Block(nn.Module):
             rolled = torch.roll(qkv[i], (-down, -right), (2, 3))
             part = attend(rolled, own[i] if masks is None else masks[i])
             parts.append(torch.roll(part, (down, right), (1, 2)))
-        x = x + self.proj(torch.cat(parts, -1))
+        return self.proj(torch.cat(parts, -1))  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor, x_size: Size, masks: Masks | None = None) -> Tensor:
+        """Tokens (N,L,C) to (N,L,C), `x_size` their height and width; `masks` as for `attend`."""
+        x = x.view(x.shape[0], *x_size, -1)  # `len(x)` would fix the batch of an exported network
+        x = x + self.attend(self.norm1(x), masks)
         x = x + self.mlp(self.norm2(x))
         return x.flatten(1, 2)
 
