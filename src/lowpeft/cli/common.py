@@ -63,7 +63,7 @@ def add_inference(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--ensemble",
         action="store_true",
-        help="mean of several passes: 6 for pairs (flips that swap the views, colours permuted), 8 for single images",
+        help="mean of several passes: 6 for stereo models (flips that swap the views, colours permuted), 8 for others",
     )
     sub.add_argument(
         "--memory-mb",

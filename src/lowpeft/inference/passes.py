@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from itertools import product
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..views import MultiViewModel, StereoModel
 from .network import Views
 
 
@@ -90,12 +91,22 @@ IMAGE_PASSES = tuple(
 )
 """The eight symmetries of the square, for single images (EDSR, CVPR workshops 2017)."""
 
+VIEW_PASSES = tuple(p for p in PAIR_PASSES if not p.swap)
+"""Those of a pair that leave the views in their order, for models of other views than left and right: nothing says
+which view takes which one's place in a mirrored scene."""
 
-def passes(views: int, *, ensemble: bool) -> tuple[Pass, ...]:
-    """What one image, or a pair, is run by."""
+COLOURS = 3
+"""Channels that can change places; images of other channels have the passes without."""
+
+
+def passes(module: nn.Module, channels: int, *, ensemble: bool) -> tuple[Pass, ...]:
+    """The ways to look at an image, or at the views of a scene, that a model is run by."""
     if not ensemble:
         return (PLAIN,)
-    return IMAGE_PASSES if views == 1 else PAIR_PASSES
+    if not isinstance(module, MultiViewModel):
+        return IMAGE_PASSES
+    chosen = PAIR_PASSES if isinstance(module, StereoModel) else VIEW_PASSES
+    return tuple(p for p in chosen if p.channels is None or channels == COLOURS)
 
 
 def mean_image(total: Tensor, count: int) -> Tensor:
