@@ -156,7 +156,7 @@ def one_run(data: Path, seed: int, *, sharp: bool) -> dict[str, object]:
         sharpen(rows_seen(model, *views))
     start = sharpness(rows_seen(model, *views))
     with tempfile.TemporaryDirectory() as out:
-        done = train(model.train(), crops, settings, backbone=base, out=Path(out) / "run")
+        done = train(model.train(), crops, settings, out=Path(out) / "run")
     adapted, alone = db(model), db(model, alone=True)
     return {
         "start": "sharp" if sharp else "random",

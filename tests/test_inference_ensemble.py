@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 import lowpeft
 import zoo
-from lowpeft import Backbone, StereoModel, super_resolve
+from lowpeft import Backbone, StereoModel, enhance
 from lowpeft.inference import IMAGE_PASSES, PAIR_PASSES, Pass, Tiling
-from states import backbone_of, randomise_adapters
+from states import backbone_of, facts, randomise_adapters
 
 HEIGHT, WIDTH = 20, 28
 
@@ -73,22 +71,22 @@ def test_the_ensemble_of_a_pair_is_the_mean_of_six_passes() -> None:
     backbone = network()
     model = randomise_adapters(lowpeft.adapt(backbone, "stereo"))
     left, right = views()
-    found = super_resolve(model, left, right, backbone=backbone, ensemble=True)
+    found = enhance(model, left, right, ensemble=True)
     for one, other in zip(found, by_hand(model, left, right), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
-    plain = super_resolve(model, left, right, backbone=backbone)
+    plain = enhance(model, left, right)
     assert not torch.allclose(found[0], plain[0], atol=1e-4)
 
 
 def test_the_ensemble_of_an_image_is_the_mean_of_eight_passes() -> None:
     backbone = network("swinir")
     (image,) = views(1)
-    found = super_resolve(backbone.module, image, backbone=backbone, ensemble=True)
+    found = enhance(backbone, image, ensemble=True)
     wanted = []
     for turns in range(4):
         for flip in (False, True):
             seen = torch.rot90(image.flip(-1) if flip else image, turns, (-2, -1))
-            back = torch.rot90(super_resolve(backbone.module, seen, backbone=backbone), -turns, (-2, -1))
+            back = torch.rot90(enhance(backbone, seen), -turns, (-2, -1))
             wanted.append(back.flip(-1) if flip else back)
     torch.testing.assert_close(found, torch.stack(wanted).mean(0), rtol=0, atol=1e-6)
 
@@ -108,9 +106,9 @@ class Gain(nn.Module):
 
 def test_the_mean_is_taken_before_the_clamp() -> None:
     module = Gain()
-    backbone = dataclasses.replace(network(), module=module, family=None, scale=1, value_range=(0.0, 1.0))
+    backbone = facts(module, scale=1)
     (image,) = views(1)
-    found = super_resolve(module, image, backbone=backbone, ensemble=True)
+    found = enhance(backbone, image, ensemble=True)
     torch.testing.assert_close(found, image * (3 - 1) / 8, rtol=0, atol=1e-6)
 
 
@@ -118,7 +116,7 @@ def test_half_precision_is_summed_in_float32() -> None:
     backbone = network()
     backbone.module.bfloat16()
     left, right = views()
-    found = super_resolve(backbone.module, left, right, backbone=backbone, ensemble=True)
+    found = enhance(backbone, left, right, ensemble=True)
     assert {view.dtype for view in found} == {torch.float32}
 
 
@@ -128,9 +126,9 @@ def test_an_ensemble_in_strips_is_the_ensemble_of_the_whole(ensemble: bool) -> N
     backbone = network()
     model = randomise_adapters(lowpeft.adapt(backbone, "stereo"))
     left, right = views()
-    whole = super_resolve(model, left, right, backbone=backbone, ensemble=ensemble)
+    whole = enhance(model, left, right, ensemble=ensemble)
     tiling = Tiling(strip_px=4, context_px=20, align_px=4)
-    strips = super_resolve(model, left, right, backbone=backbone, ensemble=ensemble, tiling=tiling)
+    strips = enhance(model, left, right, ensemble=ensemble, tiling=tiling)
     for one, other in zip(strips, whole, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
@@ -146,7 +144,7 @@ def test_an_ensemble_of_crops_is_the_mean_over_the_ways_to_turn_the_image() -> N
             return (x * self.weight).repeat_interleave(2, -1).repeat_interleave(2, -2)
 
     module = Fixed()
-    backbone = dataclasses.replace(network(), module=module, family=None, value_range=(0.0, 1.0), fixed_px=8)
+    backbone = facts(module, fixed_px=8)
     (image,) = views(1)
-    found = super_resolve(module, image, backbone=backbone, ensemble=True)
+    found = enhance(backbone, image, ensemble=True)
     torch.testing.assert_close(found, image.repeat_interleave(2, 1).repeat_interleave(2, 2), rtol=0, atol=1e-6)

@@ -151,8 +151,10 @@ def _measured(root: nn.Module, given: Mapping[str, Any], example: Tensor | None)
 
 def family_facts(root: nn.Module, found: Recognised | None) -> dict[str, Any]:
     """What the family says of this network; nothing where other modules stand around it, which could change it."""
-    if found is None or found.family.facts is None or not set(filter(None, found.prefix.split("."))) <= PASSED_ON:
+    if found is None or not set(filter(None, found.prefix.split("."))) <= PASSED_ON:
         return {}
+    if found.family.facts is None:
+        return {"output": found.family.output}
     try:
         facts = dict(found.family.facts(root.get_submodule(found.prefix)))
     except (AttributeError, KeyError, IndexError, TypeError):  # another copy of the code, with other attributes

@@ -78,7 +78,9 @@ def run(options: argparse.Namespace) -> None:
     columns = _attributions(options, base, views, patch, settings)
     print(as_table(columns))
     record = json.dumps(_record(options, base, patch, settings, columns), indent=2)
-    picture = draw_attributions(columns, views, scale=image_facts(base).scale, notes=_notes(options, base, settings, columns))
+    picture = draw_attributions(
+        columns, views, scale=image_facts(base).scale, notes=_notes(options, base, settings, columns)
+    )
     with _writing(folder):
         (folder / "lam.json").write_text(record + "\n", encoding="utf-8")
         (folder / "lam.safetensors").write_bytes(save(_maps(columns)))

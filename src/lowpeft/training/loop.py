@@ -79,7 +79,7 @@ class Trained:
     best_step: int | None
 
 
-def train(  # noqa: PLR0913  (what a run needs, and the two calls back)
+def train(
     model: object,
     crops: CropSource,
     settings: TrainSettings,
@@ -217,10 +217,10 @@ def _refuse_untrained(session: Session) -> None:
     missing = [name for name, parameter in session.parameters.items() if parameter.grad is None]
     if missing:
         raise TrainingError(
-            f"{len(missing)} of {len(session.parameters)} trained tensors get no gradient (activation checkpointing, a "
-            "torch.no_grad() inside the network, or layers that take no part in this task can be the reason). Leave "
-            "them out: by the recipe's target, or in a network without adapters by requires_grad_(False). "
-            "lowpeft.check_trainable says the same before training:",
+            f"{len(missing)} of {len(session.parameters)} trained tensors get no gradient. Something cuts them off "
+            "(activation checkpointing, a torch.no_grad() inside the network), or they take no part in this task; then "
+            "leave them out, by the recipe's target, or in a network without adapters by requires_grad_(False). "
+            "lowpeft.check_trainable(model) finds them before training:",
             problems=missing,
         )
 
