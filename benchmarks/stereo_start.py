@@ -144,11 +144,11 @@ def one_run(data: Path, seed: int, *, sharp: bool) -> dict[str, object]:
         clean_crops=read_clean_crops(folder),
     )
 
-    def db(model: nn.Module, *, alone: bool = False) -> float:
-        upscale = (by_network_alone if alone else by_network)(model.eval(), base)
-        return measure(upscale, tests, scale=base.scale).means()["PSNR (L+R)/2"]
+    def db(model: object, *, alone: bool = False) -> float:
+        enhance = (by_network_alone if alone else by_network)(model)
+        return measure(enhance, tests, scale=base.scale).means()["PSNR (L+R)/2"]
 
-    frozen = db(base.module)
+    frozen = db(base)
     model = build_model(base, replace(RECIPE, training=settings))
     looked_at = torch.stack([crops[10**6 + i][0] for i in range(LOOKED_AT)])
     views = looked_at[:, 0], looked_at[:, 1]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import lowpeft
 import zoo
-from lowpeft import Backbone, DataError, StereoModel, enhance
+from lowpeft import Backbone, DataError, MultiViewModel, StereoModel, enhance
 from lowpeft.describe import image_facts
 from lowpeft.inference import Tiling, crop_starts, reach_px
 from lowpeft.inference.network import run
@@ -213,6 +213,63 @@ def test_views_chopped_in_lock_step_see_each_other() -> None:
     one, _ = enhance(model, left, right)
     other, _ = enhance(model, left, right.flip(-1))
     assert not torch.equal(one, other)
+
+
+# --- More than two views
+class MeanOf(MultiViewModel):
+    """Gives each view's result with the mean of all results added; remembers how many views it got."""
+
+    def __init__(self, network: nn.Module, views: int) -> None:
+        super().__init__(network, views=views)
+        self.seen: list[Tensor] = []
+
+    def forward(self, *views: Tensor) -> tuple[Tensor, ...]:
+        self.seen.append(views[0])
+        results = [self.backbone(view) for view in views]
+        return tuple((result + sum(results) / len(results)) / 2 for result in results)
+
+
+def test_a_model_of_three_views_gets_them_together() -> None:
+    model, views = MeanOf(Enlarge(), 3), images(3, 9, 13, count=3)
+    found = enhance(model, *views)
+    wanted = [(view + sum(views) / 3) / 2 for view in views]
+    assert isinstance(found, tuple)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other.repeat_interleave(2, 1).repeat_interleave(2, 2), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_another_number_of_views_is_refused(count: int) -> None:
+    given = "1 view was" if count == 1 else f"{count} views were"
+    with pytest.raises(DataError, match=f"{given} given, but this MeanOf takes 3 views of a scene together"):
+        enhance(MeanOf(Enlarge(), 3), *images(3, 9, 13, count=count))
+
+
+def test_any_other_network_takes_views_as_separate_images() -> None:
+    network, views = Enlarge(), images(3, 9, 13, count=3)
+    found = enhance(facts(network), *views)
+    assert [x.shape for x in network.seen] == [(3, 3, 9, 13)]
+    for one, other in zip(found, views, strict=True):
+        assert torch.equal(one, enhance(facts(network), other))
+
+
+def test_no_view_at_all_is_refused() -> None:
+    with pytest.raises(DataError, match="nothing to enhance"):
+        enhance(facts(Enlarge()))
+
+
+def test_the_reach_of_a_model_of_three_views_is_that_of_its_network() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.PixelShuffle(2))
+    assert reach_px(MeanOf(network, 3), align_px=1) == reach_px(network, align_px=1) == 1
+
+
+def test_facts_are_measured_once_for_a_call_and_not_for_every_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    original = lowpeft.describe.__globals__["_measured"]
+    monkeypatch.setitem(lowpeft.describe.__globals__, "_measured", lambda *given: calls.append(1) or original(*given))
+    enhance(Enlarge(), *images(2, 3, 9, 13, count=3), ensemble=True, tiling=Tiling(strip_px=4, align_px=1))
+    assert calls == [1]
 
 
 # --- What is refused

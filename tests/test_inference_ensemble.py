@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 import lowpeft
 import zoo
-from lowpeft import Backbone, StereoModel, enhance
-from lowpeft.inference import IMAGE_PASSES, PAIR_PASSES, Pass, Tiling
+from lowpeft import Backbone, MultiViewModel, StereoModel, enhance
+from lowpeft.inference import IMAGE_PASSES, PAIR_PASSES, VIEW_PASSES, Pass, Tiling
+from lowpeft.inference.passes import passes
 from states import backbone_of, facts, randomise_adapters
 
 HEIGHT, WIDTH = 20, 28
@@ -29,6 +30,32 @@ def test_a_pair_has_the_six_passes_of_asteisr_and_an_image_the_eight_of_the_squa
     assert not any(p.transpose for p in PAIR_PASSES), "disparities stay horizontal"
     assert len({(p.transpose, p.flip_rows, p.flip_columns) for p in IMAGE_PASSES}) == 8
     assert all(p.channels is None and not p.swap for p in IMAGE_PASSES)
+
+
+def test_models_of_other_views_keep_them_in_their_order() -> None:
+    assert [p.name for p in VIEW_PASSES] == ["as it is", "upside down", "B, G, R", "G, B, R"]
+    assert not any(p.swap or p.flip_columns or p.transpose for p in VIEW_PASSES)
+    network = nn.Conv2d(3, 3, 1)
+    for model, wanted in (
+        (network, IMAGE_PASSES),
+        (StereoModel(network), PAIR_PASSES),
+        (MultiViewModel(network, views=2), VIEW_PASSES),
+        (MultiViewModel(network, views=3), VIEW_PASSES),
+    ):
+        assert passes(model, 3, ensemble=True) == wanted
+        assert [p.name for p in passes(model, 3, ensemble=False)] == ["as it is"]
+
+
+def test_grey_images_have_no_colours_to_permute() -> None:
+    found = passes(StereoModel(nn.Conv2d(1, 1, 1)), 1, ensemble=True)
+    assert found == PAIR_PASSES[:4]
+
+
+def test_separate_images_have_the_passes_of_images() -> None:
+    backbone, (one, other) = network(), views()
+    together = enhance(backbone, one, other, ensemble=True)
+    for found, image in zip(together, (one, other), strict=True):
+        torch.testing.assert_close(found, enhance(backbone, image, ensemble=True), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("way", [*PAIR_PASSES, *IMAGE_PASSES], ids=lambda p: p.name)

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import lowpeft
 import zoo
-from lowpeft import Backbone, DataError, StereoModel
+from lowpeft import Backbone, DataError, MultiViewModel, StereoModel
 from lowpeft.cli import main
 from lowpeft.demo import demo_backbone
 from lowpeft.images import read_image, write_image
@@ -336,6 +336,34 @@ def test_the_figures_of_a_pair_follow_from_its_maps() -> None:
     assert "6x6 HR px at row 4, column 6 of the left view" in printed
     assert f"{found.share_other_view:.5g}" in printed
     assert set(found.figures()) >= {"share_other_view", "diffusion_index_left", "diffusion_index_right"}
+
+
+class Shared(MultiViewModel):
+    """Gives every view the sum of all results, weighted by its number."""
+
+    def forward(self, *views: Tensor) -> tuple[Tensor, ...]:
+        total = sum((i + 1) * self.backbone(view) for i, view in enumerate(views))
+        return (total,) * len(views)
+
+
+def test_three_views_are_attributed_together() -> None:
+    model = Shared(local(), views=3)
+    (view,) = images(3, 16, 20, count=1)
+    patch = Patch(y_px=8, x_px=12, side_px=6, view="2")
+    found = attribute(model, view, view, view, patch=patch, settings=FEW)
+    first, second, third = found.maps
+    torch.testing.assert_close(second, 2 * first, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(third, 3 * first, rtol=1e-4, atol=1e-6)
+    assert found.share_other_view == pytest.approx(4 / 6)
+    assert found.views == ("1", "2", "3")
+    assert found.where == "6x6 HR px at row 8, column 12 of view 2"
+    assert {"diffusion_index_1", "diffusion_index_2", "diffusion_index_3"} <= found.figures().keys()
+    picture = draw_attributions({"a": found}, [view] * 3, scale=2, notes=["a note"])
+    assert picture.width >= 3 * 480
+    with pytest.raises(DataError, match="there is no view 'left': 1, 2, 3"):
+        attribute(model, view, view, view, patch=PATCH, settings=FEW)
+    with pytest.raises(DataError, match="takes 3 views"):
+        attribute(model, view, view, patch=PATCH, settings=FEW)
 
 
 # --- What is left behind

@@ -400,6 +400,24 @@ def test_crops_that_do_not_fit_are_refused(samples: Samples, sentence: str, tmp_
     assert not (tmp_path / "out").exists()
 
 
+class Together(lowpeft.MultiViewModel):
+    """Adds to each view's result what the mean of all results is."""
+
+    def forward(self, *views: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        results = [self.backbone(view) for view in views]
+        return tuple((result + sum(results) / len(results)) / 2 for result in results)
+
+
+def test_a_model_of_three_views_is_trained_on_three() -> None:
+    model = Together(EDSR.build(), views=3)
+    before = state_of(model)
+    train(model, Samples(views=3), PLAIN)
+    assert not equal(before, state_of(model))
+    for views in (1, 2, 4):
+        with pytest.raises(TrainingError, match=f"takes 3 views of a scene together, the crops have {views}"):
+            train(model, Samples(views=views), PLAIN)
+
+
 def test_a_network_of_fixed_size_takes_its_own_crops() -> None:
     base = edt()
     model = lowpeft.adapt(lowpeft.describe(base, fixed_px=24), "spatial")

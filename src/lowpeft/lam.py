@@ -372,7 +372,7 @@ def _check_views(views: tuple[Tensor, ...], facts: ImageFacts, settings: LamSett
 def _check_patch(patch: Patch, known: tuple[str, ...], size_px: tuple[int, int]) -> None:
     """Refuse a patch of none of the known views, or beyond a result of that height and width."""
     if patch.view not in known:
-        raise DataError(f"there is no view {patch.view!r}{did_you_mean(str(patch.view), known)}: {' and '.join(known)}")
+        raise DataError(f"there is no view {patch.view!r}{did_you_mean(str(patch.view), known)}: {', '.join(known)}")
     numbers = [getattr(patch, f.name) for f in fields(patch) if f.name != "view"]
     if any(type(n) is not int for n in numbers):
         raise DataError(f"a patch is given in whole HR pixels, not {numbers}")
