@@ -159,12 +159,15 @@ def train(
     finally:
         module.eval()
     processes.wait()
+    return _finished(session, start)
+
+
+def _finished(session: Session, start: int) -> Trained:
     done = session.progress
-    count = sum(p.numel() for p in session.parameters.values())
     return Trained(
         steps=done.step,
         resumed_at=start,
-        parameters=count,
+        parameters=sum(p.numel() for p in session.parameters.values()),
         loss=done.loss,
         seconds=done.seconds,
         best=done.best,
