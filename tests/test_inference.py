@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
 from spandrel.architectures.IPT import IPT
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 import lowpeft
 import zoo
@@ -243,6 +245,16 @@ def test_another_number_of_views_is_refused(count: int) -> None:
     given = "1 view was" if count == 1 else f"{count} views were"
     with pytest.raises(DataError, match=f"{given} given, but this MeanOf takes 3 views of a scene together"):
         enhance(MeanOf(Enlarge(), 3), *images(3, 9, 13, count=count))
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, AveragedModel, lambda model: torch.compile(model, backend="eager")])
+def test_a_stereo_model_stays_one_inside_what_wraps_it(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model = stereo(edsr())
+    wanted = enhance(model, *images(3, 8, 12), ensemble=True)
+    wrapped = wrap(model)
+    assert all(map(torch.equal, enhance(wrapped, *images(3, 8, 12), ensemble=True), wanted))
+    with pytest.raises(DataError, match="1 view was given, but this StereoModel takes 2"):
+        enhance(wrapped, *images(3, 8, 12, count=1))
 
 
 def test_any_other_network_takes_views_as_separate_images() -> None:

@@ -188,7 +188,7 @@ def _pools(model: object, numbers: list[int] | None) -> AbstractContextManager[o
 
 
 def _facts(options: argparse.Namespace, scenes: tuple[Scene, ...], scale: int) -> dict[str, object]:
-    """How the figures were made."""
+    """Facts of the run that head its files."""
     found = all(scene.lr for scene in scenes)
     facts: dict[str, object] = {
         "lowpeft": version(),

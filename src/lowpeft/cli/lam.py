@@ -152,7 +152,7 @@ def _maps(columns: dict[str, Attribution]) -> dict[str, Tensor]:
 def _notes(
     options: argparse.Namespace, base: Backbone, settings: LamSettings, columns: dict[str, Attribution]
 ) -> list[str]:
-    """What stands below the picture: what was explained, of which network, how it was trained, and the figures."""
+    """Lines below the picture: what was explained, of which network, how it was trained, and the figures."""
     network = f"Network: {base.architecture} x{base.scale}, {Path(options.weights).name}"
     if options.adapter is not None:
         network += f", with the adapter {options.adapter}"

@@ -116,7 +116,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _note(step: Step) -> str:
-    """What stands beside the progress bar."""
+    """The text beside the progress bar."""
     return f"loss {step.loss:.4f}" + ("" if step.validation is None else f", validation {step.validation:.3f}")
 
 
@@ -181,7 +181,7 @@ def _print_plan(model: object, recipe: Recipe, crops: Crops, processes: Processe
 
 
 def _facts(options: argparse.Namespace, crops: Crops, settings: TrainSettings, done: Trained) -> dict[str, str | float]:
-    """What readers of the result should know of the run."""
+    """Facts of the run for readers of the result."""
     batch = f"{settings.batch} {'pairs' if crops.views == 2 else 'images'}"
     facts: dict[str, str | float] = {
         "base weights": Path(options.weights).name,
@@ -217,7 +217,7 @@ def _finish(
 
 
 def _titles(folders: list[str]) -> list[str]:
-    """What to call folders in a file that others read: by as few names from the end of each path as tell them apart."""
+    """Names of folders for a file that others read: as few from the end of each path as tell them apart."""
     parts = [Path(folder).resolve().parts for folder in folders]
     for count in range(1, max(map(len, parts), default=1) + 1):
         titles = ["/".join(names[-count:]) for names in parts]
@@ -227,7 +227,7 @@ def _titles(folders: list[str]) -> list[str]:
 
 
 _MEAN = {1: "RGB", 2: "(L+R)/2"}
-"""What the figure of a scene is, by its number of views."""
+"""The name of a scene's figure, by its number of views."""
 
 
 def _measured(model: object, folder: str, examples: list[Example]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What an adapted demo network computes, as a number to compare between processes.
+"""The output of an adapted demo network, as a number to compare between processes.
 
 python -m lowpeft.demo.verify ADAPTER LEFT RIGHT, with the number of threads of the other process, on which bits depend,
 in LOWPEFT_DEMO_THREADS.

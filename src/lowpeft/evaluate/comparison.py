@@ -10,10 +10,10 @@ from typing import Literal
 from ..data import Example
 from ..describe import image_facts
 from ..errors import DataError
+from ..inference.network import multi_view
 from ..metrics import Column, Protocol, psnr
 from ..model import disabled
 from ..record import module_of
-from ..views import MultiViewModel
 from .measure import Enhance, by_bicubic, by_network, by_network_alone, measure
 from .report import aligned
 
@@ -115,7 +115,7 @@ def compare(
         with disabled(model):
             rows["frozen"].append(_score(network, pair))
         rows["adapted"].append(_score(network, pair))
-        if isinstance(module_of(model), MultiViewModel):
+        if multi_view(module_of(model)) is not None:
             rows["same_view"].append(_score(alone, pair))
         advance(pair.name)
     return Comparison(**{name: tuple(scores) for name, scores in rows.items()})

@@ -51,7 +51,7 @@ def run(module: nn.Module, views: Views, facts: ImageFacts) -> Views:
     low, high = facts.value_range
     plain = (low, high) == (0.0, 1.0)
     inputs = views if plain else tuple(v * (high - low) + low for v in views)
-    if isinstance(module, MultiViewModel):
+    if multi_view(module) is not None:
         check_count(module, len(views))
         outputs = module(*inputs)
     else:
@@ -66,16 +66,30 @@ def run(module: nn.Module, views: Views, facts: ImageFacts) -> Views:
     return tuple(outputs) if plain else tuple((o - low) / (high - low) for o in outputs)
 
 
+def multi_view(module: nn.Module) -> MultiViewModel | None:
+    """The model of several views that a call reaches; None for a network of single images.
+
+    It is the module itself, or what DataParallel, DDP, torch.compile or `AveragedModel` hold.
+    """
+    while not isinstance(module, MultiViewModel):
+        inner = module._modules.get("module") or module._modules.get("_orig_mod")
+        if inner is None:
+            return None
+        module = inner
+    return module
+
+
 def check_count(module: nn.Module, count: int) -> None:
     """Refuse another number of views than a model of several views takes.
 
     Raises:
         DataError: Saying how many it takes; never for a network of single images, which takes any number of them.
     """
-    if isinstance(module, MultiViewModel) and count != module.views:
+    model = multi_view(module)
+    if model is not None and count != model.views:
         given = f"{count} view was" if count == 1 else f"{count} views were"
         raise DataError(
-            f"{given} given, but this {type(module).__name__} takes {module.views} views of a scene together: "
+            f"{given} given, but this {type(model).__name__} takes {model.views} views of a scene together: "
             "give it all of them"
         )
 

@@ -26,7 +26,7 @@ class Part(NamedTuple):
 
 
 def cut_into_parts(module: nn.Module, views: Views, facts: ImageFacts, tiling: Tiling) -> Cut:
-    """How these views, of sides that the network takes, go through it."""
+    """Choose the parts in which these views, of sides that the network takes, go through it."""
     kind = InStrips if facts.fixed_px is None else InCrops
     return kind(module, views, facts, tiling)
 
@@ -55,7 +55,7 @@ class Cut(ABC):
 
     @abstractmethod
     def unbounded(self, tiling: Tiling) -> int:
-        """How many units of a part the tiling asks for where it bounds no memory."""
+        """Number of units of a part that the tiling asks for where it bounds no memory."""
 
     @abstractmethod
     def run_first(self, count: int) -> Views:
@@ -66,7 +66,7 @@ class Cut(ABC):
         """The least part, for people."""
 
     def at_once(self, tiling: Tiling, *, kept_bytes: int) -> int:
-        """How many units of a part to run.
+        """Number of units of a part to run.
 
         Args:
             tiling: What was asked for.

@@ -8,8 +8,8 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from ..views import MultiViewModel, StereoModel
-from .network import Views
+from ..views import StereoModel
+from .network import Views, multi_view
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +103,10 @@ def passes(module: nn.Module, channels: int, *, ensemble: bool) -> tuple[Pass, .
     """The ways to look at an image, or at the views of a scene, that a model is run by."""
     if not ensemble:
         return (PLAIN,)
-    if not isinstance(module, MultiViewModel):
+    model = multi_view(module)
+    if model is None:
         return IMAGE_PASSES
-    chosen = PAIR_PASSES if isinstance(module, StereoModel) else VIEW_PASSES
+    chosen = PAIR_PASSES if isinstance(model, StereoModel) else VIEW_PASSES
     return tuple(p for p in chosen if p.channels is None or channels == COLOURS)
 
 

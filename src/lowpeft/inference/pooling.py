@@ -29,7 +29,7 @@ WINDOW = "lowpeft_window"
 
 
 class LocalAvgPool2d(nn.AdaptiveAvgPool2d):
-    """What a global average pool is within `local_pooling`."""
+    """The class of a global average pool within `local_pooling`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(…,C,H,W) to (…,C,H,W), or (…,C,1,1) where the window covers everything."""

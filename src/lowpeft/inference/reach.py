@@ -1,4 +1,4 @@
-"""How far a network looks up and down: the context that makes strips exact."""
+"""The rows that a network looks up and down: the context that makes strips exact."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from ..describe import image_facts
 from ..errors import DataError
 from ..facts import ImageFacts
 from ..record import module_of
-from ..views import MultiViewModel
-from .network import Views, in_eval_mode, run_scaled
+from .network import Views, in_eval_mode, multi_view, run_scaled
 from .tiling import Tiling
 
 WIDTH_PX = 32
 MOST_ROWS = 1024
-"""Of the image above the marked rows; a network that looks farther counts as one that sees everything."""
+"""Height of the image above the marked rows; a network that looks farther counts as one that sees everything."""
 
 SAME = 1e-6
 """Of values 0..1: what rounding may change."""
 
 
 def reach_px(model: object, *, align_px: int | None = None) -> int | None:
-    """How many LR rows beyond a strip can have a part in its result.
+    """Count the LR rows beyond a strip that can have a part in its result.
 
     A few rows of a tall image are made NaN, and the rows of the result that become NaN are counted. Zeros do not stop a
     NaN, so this is about what the network is connected to, not about what its weights make of it; far rows usually
@@ -67,7 +66,7 @@ def _reach(module: nn.Module, facts: ImageFacts, align: int) -> int | None:
 
 
 def _spread(module: nn.Module, facts: ImageFacts, first: int, count: int) -> tuple[int, int] | None:
-    """How many rows above and below `count` rows from `first` on depend on them; None if that reaches a border."""
+    """Numbers of rows above and below `count` rows from `first` on that depend on them; None at a border."""
     image = _grey(module, facts, 2 * first + count)
     image[..., first : first + count, :] = math.nan
     touched = torch.stack([r.isnan().any(-1).any(1).any(0) for r in _results(module, facts, image)]).any(0)
@@ -96,4 +95,5 @@ def _grey(module: nn.Module, facts: ImageFacts, height: int) -> Tensor:
 
 
 def _results(module: nn.Module, facts: ImageFacts, image: Tensor) -> Views:
-    return run_scaled(module, (image,) * (module.views if isinstance(module, MultiViewModel) else 1), facts)
+    model = multi_view(module)
+    return run_scaled(module, (image,) * (1 if model is None else model.views), facts)

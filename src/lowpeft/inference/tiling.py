@@ -26,7 +26,7 @@ SwinIR and HAT do, do not state theirs."""
 
 @dataclass(frozen=True, kw_only=True)
 class Tiling:
-    """How images are cut, in LR px; by default they are not.
+    """A way to cut images, in LR px; by default they stay whole.
 
     Attributes:
         strip_px: Rows of a strip.
@@ -137,7 +137,7 @@ class Crops:
         return torch.stack([view[c.image, :, c.top : c.top + side, c.left : c.left + side] for c in crops])
 
     def weight(self, crop: Crop, like: Tensor) -> Tensor:
-        """What each pixel of the crop's result counts."""
+        """The weight of each pixel of the crop's result."""
         rows, columns = self._rows[crop.top], self._columns[crop.left]
         return (rows[:, None] * columns).to(like.device, like.dtype)
 

@@ -21,7 +21,7 @@ from .tiling import Tiling
 WHOLE = Tiling()
 
 COPIES = 3
-"""Of the LR views at most at a time: on the device, as a pass sees them, and padded."""
+"""Number of copies of the input views that exist at a time: on the device, as a pass sees them, and padded."""
 
 
 @overload
@@ -111,7 +111,7 @@ def _mean_of_passes(module: nn.Module, views: Views, facts: ImageFacts, ensemble
 
 
 def _kept_bytes(views: Views, sides: tuple[int, ...]) -> int:
-    """What is held beside the network's own tensors: copies of the views, and the results if they are on the device."""
+    """Bytes held beside the network's own tensors: copies of the views, and the results if they are on the device."""
     copies = COPIES * sum(v.nbytes for v in views)
     if views[0].device.type != "cpu":
         return copies

@@ -19,12 +19,12 @@ from ..data import Crops, find_scenes, load_example, read_clean_crops
 from ..errors import LowpeftError
 from ..evaluate import by_network, by_network_alone, measure
 from ..inference import Tiling
+from ..inference.network import multi_view
 from ..progress import progress, quiet
 from ..recipes import Recipe, TrainSettings, recipe_to_dict
 from ..record import module_of
 from ..training import build_model, train
 from ..version import version
-from ..views import MultiViewModel
 
 RESULT, PEAK = "result.json", "peak.json"
 MEAN = "PSNR (L+R)/2"
@@ -198,7 +198,7 @@ def _measure(model: object, job: Job, name: str, path: Path) -> dict[str, float]
     ways = {"": by_network(model, tiling=tiling)}
     if job.ensemble:
         ways[ENSEMBLE] = by_network(model, ensemble=True, tiling=tiling)
-    if isinstance(model, MultiViewModel):
+    if multi_view(module_of(model)) is not None:
         ways[SAME_VIEW] = by_network_alone(model, tiling=tiling)
     figures: dict[str, float] = {}
     with progress(f"{job.row}, {name}", len(ways) * len(examples)) as advance:

@@ -19,11 +19,10 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from ..describe import image_facts
 from ..errors import LowpeftError, TrainingError
 from ..facts import ImageFacts
-from ..inference.network import run
+from ..inference.network import multi_view, run
 from ..model import only_name
 from ..recipes import TrainSettings
 from ..record import is_adapted, module_of, unwrap
-from ..views import MultiViewModel
 from .checkpoint import checkpoints
 from .log import Log, draw_curves
 from .parallel import Processes, connect, shared, without_exchange
@@ -37,7 +36,7 @@ BEST = "best"
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What is known after an optimiser step; a row of the log.
+    """The state after an optimiser step; a row of the log.
 
     Attributes:
         step: Number of steps taken.
@@ -122,7 +121,8 @@ def train(
     folder = None if out is None else Path(out)
     processes = connect()
     facts, module = image_facts(model), module_of(model)
-    check_crops(crops, facts, views=module.views if isinstance(module, MultiViewModel) else None)
+    several = multi_view(module)
+    check_crops(crops, facts, views=None if several is None else several.views)
     _check_batch(settings, processes)
     if settings.validate_every_steps and validate is None and processes.main:
         raise TrainingError("validate_every_steps is set, but there is nothing to validate with")
@@ -391,7 +391,7 @@ def _due(number: int, every: int, last: bool) -> bool:
 
 
 def _seed(seed: int, sample: int) -> int:
-    """Of the generators when the part that begins with that sample is run: dropout depends on nothing before it."""
+    """The seed of the generators when the part that begins with that sample is run: dropout depends on nothing else."""
     return int.from_bytes(hashlib.sha256(f"{seed} {sample}".encode()).digest()[:8]) >> 1
 
 

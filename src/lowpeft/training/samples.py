@@ -46,14 +46,14 @@ class CropSource(Protocol):
 
     @property
     def scenes(self) -> Sequence[Named]:
-        """What the crops are taken from."""
+        """The scenes that the crops are taken from."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What one process runs at once: a part of its share of a step's batch.
+    """Samples that one process runs at once: a part of its share of a step's batch.
 
     Attributes:
         first: Number of the first sample, counted from the beginning of the run.
@@ -115,7 +115,7 @@ def check_crops(crops: CropSource, facts: ImageFacts, *, views: int | None) -> N
 
 
 def identity_of(crops: CropSource) -> dict[str, Any]:
-    """What two data sets must share for a run to go on with the other: names of the scenes, size, and the first crop.
+    """Facts that two data sets must share for a run to go on with the other: scenes, size, and the first crop.
 
     Raises:
         DataError: The first crop cannot be read.

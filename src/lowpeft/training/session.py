@@ -57,7 +57,7 @@ def save_product(model: object, folder: Path, *, facts: Mapping[str, str | float
 
 
 def identity(model: nn.Module, crops: CropSource, settings: TrainSettings) -> dict[str, Any]:
-    """What a run is, as plain values: a checkpoint of another run is refused."""
+    """Plain values that tell one run from another: a checkpoint of another run is refused."""
     kept = {key: value for key, value in settings_to_dict(settings).items() if key not in FREE}
     found: dict[str, Any] = {"setting": kept, "data": identity_of(crops)}
     if is_adapted(model):
@@ -147,7 +147,7 @@ class Session:
         self.optimizer.state[parameter][key] = moment
 
     def _values(self) -> dict[str, Tensor]:
-        """What is trained, with its buffers, and the averages; not copied."""
+        """The trained tensors with their buffers, and the averages; not copied."""
         state = adapter_state_dict(self.model) if is_adapted(self.model) else self.model.state_dict()
         values = {f"model.{name}": tensor for name, tensor in state.items()}
         if self.average is not None:
@@ -163,7 +163,7 @@ class Session:
         }
 
     def _misfits(self, tensors: Mapping[str, Tensor]) -> list[str]:
-        """What keeps a checkpoint's tensors from being those of this run."""
+        """Reasons why a checkpoint's tensors are not those of this run."""
         wanted = {name: tensor.shape for name, tensor in self._values().items()}
         for name, parameter in self.parameters.items():
             moments = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}

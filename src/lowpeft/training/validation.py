@@ -14,7 +14,7 @@ from ..metrics import psnr
 
 
 def validation(examples: Sequence[Example]) -> Callable[[object], float]:
-    """What `train` takes as `validate`: the mean over scenes of the PSNR in dB, whole views, RGB, mean of the views.
+    """Make a `validate` for `train`: the mean over scenes of the PSNR in dB, whole views, RGB, mean of the views.
 
     Args:
         examples: At least one scene, of one view or two, that the network is not trained on.
