@@ -29,8 +29,10 @@ def enhance(model: object, view: Tensor, /, *, ensemble: bool = ..., tiling: Til
 @overload
 def enhance(
     model: object, first: Tensor, second: Tensor, /, *others: Tensor, ensemble: bool = ..., tiling: Tiling = ...
-) -> Views: ...
-def enhance(model: object, *views: Tensor, ensemble: bool = False, tiling: Tiling = WHOLE) -> Tensor | Views:
+) -> tuple[Tensor, ...]: ...
+def enhance(
+    model: object, *views: Tensor, ensemble: bool = False, tiling: Tiling = WHOLE
+) -> Tensor | tuple[Tensor, ...]:
     """Restore or super-resolve images of any size, in eval mode and without gradients.
 
     The network's facts (see `lowpeft.describe`) say which values and sides it takes. Sides are reflected at the right
