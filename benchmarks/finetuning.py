@@ -93,7 +93,7 @@ def cost(experiment: Experiment, sources: Sources) -> dict[str, dict[str, float]
             crop_px = (settings.crop_height_px, settings.crop_width_px)
             crops = Crops(find_scenes(sources.data), row.scale, crop_px=crop_px, seed=0)
             ends: list[float] = []
-            train(model, crops, settings, backbone=backbone, report=lambda step, ends=ends: ends.append(step.seconds))
+            train(model, crops, settings, report=lambda step, ends=ends: ends.append(step.seconds))
             taken[row.name] += [b - a for a, b in pairwise(ends)]
     seconds = {name: median(values) for name, values in taken.items()}
     return {

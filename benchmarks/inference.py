@@ -60,8 +60,7 @@ def tiny(name: str) -> Backbone:
     }
     torch.manual_seed(0)
     module = networks[name]().eval()
-    facts = {"value_range": (0.0, 255.0 if name == "RCAN" else 1.0), "size_multiple": 1, "channels": 3}
-    return Backbone(module=module, architecture=name, family=None, scale=2, **facts)
+    return lowpeft.describe(module, value_range=(0, 255 if name == "RCAN" else 1))
 
 
 def held_mb() -> float:
@@ -79,7 +78,7 @@ def one_pair(name: str, memory_mb: float) -> dict[str, object]:
     original = parts.strips
     parts.strips = lambda *given: cuts.append(found := original(*given)) or found
     before = held_mb()
-    views = lowpeft.super_resolve(model, left, right, backbone=base, tiling=Tiling(memory_mb=memory_mb))
+    views = lowpeft.enhance(model, left, right, tiling=Tiling(memory_mb=memory_mb))
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     return {
         "network": f"{name} x{base.scale}",
@@ -121,14 +120,14 @@ def strips(data: Path) -> list[dict[str, object]]:
     """Strips of 48 rows with 48 rows of context against the whole image."""
     rows = []
     for name, base in networks(data).items():
-        reach = reach_px(base.module, backbone=base)
+        reach = reach_px(base)
         # At x2 the larger scene would take minutes more.
         for example in examples(data, LARGE[:1] if name == DEMO else LARGE, base.scale):
             images: list[list[torch.Tensor]] = []
             values = []
             for tiling in (Tiling(), STRIPS):
                 seen = lambda e, results, kept=images: kept.append([to_uint8(r) for r in results])  # noqa: E731
-                found = evaluate(base.module, [example], backbone=base, tiling=tiling, seen=seen)
+                found = evaluate(base, [example], tiling=tiling, seen=seen)
                 values.append(found.means()["PSNR (L+R)/2"])
             differences = [(to_float(a) - to_float(b)).abs() * 255 for a, b in zip(*images, strict=True)]
             rows.append(
@@ -152,7 +151,8 @@ def ensemble(data: Path) -> list[dict[str, object]]:
     for name in CHECKPOINTS:
         base = lowpeft.load_backbone(data / "weights" / name)
         scenes = examples(data, None, base.scale)
-        values = [evaluate(base.module, scenes, backbone=base, ensemble=on).means() for on in (False, True)]
+        model = lowpeft.adapt(base, "stereo")  # adds nothing yet, so this is the network itself, run on pairs
+        values = [evaluate(model, scenes, ensemble=on).means() for on in (False, True)]
         plain, mean = (round(v["PSNR (L+R)/2"], 4) for v in values)
         rows.append({"network": name, "scenes": len(scenes), "one_pass_db": plain, "six_passes_db": mean})
     return rows
@@ -162,7 +162,7 @@ def pools(data: Path) -> dict[str, object]:
     """Local against global pools, HAT of the demo, on the large scenes."""
     base = demo_backbone()
     scenes = examples(data, LARGE, base.scale)
-    plain = evaluate(base.module, scenes, backbone=base).means()["PSNR (L+R)/2"]
+    plain = evaluate(base, scenes).means()["PSNR (L+R)/2"]
     rows = {
         "network": DEMO,
         "crop_px": DEMO_CROP_PX,
@@ -172,7 +172,7 @@ def pools(data: Path) -> dict[str, object]:
     for ratio in (1.5, 3.0):
         window = round(ratio * DEMO_CROP_PX)
         with local_pooling(base.module, window):
-            found = evaluate(base.module, scenes, backbone=base).means()["PSNR (L+R)/2"]
+            found = evaluate(base, scenes).means()["PSNR (L+R)/2"]
         rows[f"window_{window}px_db"] = round(found, 4)
     return rows
 

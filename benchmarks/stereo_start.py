@@ -144,11 +144,11 @@ def one_run(data: Path, seed: int, *, sharp: bool) -> dict[str, object]:
         clean_crops=read_clean_crops(folder),
     )
 
-    def db(model: nn.Module, *, alone: bool = False) -> float:
-        upscale = (by_network_alone if alone else by_network)(model.eval(), base)
-        return measure(upscale, tests, scale=base.scale).means()["PSNR (L+R)/2"]
+    def db(model: object, *, alone: bool = False) -> float:
+        enhance = (by_network_alone if alone else by_network)(model)
+        return measure(enhance, tests, scale=base.scale).means()["PSNR (L+R)/2"]
 
-    frozen = db(base.module)
+    frozen = db(base)
     model = build_model(base, replace(RECIPE, training=settings))
     looked_at = torch.stack([crops[10**6 + i][0] for i in range(LOOKED_AT)])
     views = looked_at[:, 0], looked_at[:, 1]
@@ -156,7 +156,7 @@ def one_run(data: Path, seed: int, *, sharp: bool) -> dict[str, object]:
         sharpen(rows_seen(model, *views))
     start = sharpness(rows_seen(model, *views))
     with tempfile.TemporaryDirectory() as out:
-        done = train(model.train(), crops, settings, backbone=base, out=Path(out) / "run")
+        done = train(model.train(), crops, settings, out=Path(out) / "run")
     adapted, alone = db(model), db(model, alone=True)
     return {
         "start": "sharp" if sharp else "random",

@@ -38,17 +38,17 @@ def main() -> None:
 
         model = build_model(backbone, replace(recipe, training=settings))
         crops = Crops(find_scenes(pairs), backbone.scale, crop_px=(48, 160), seed=settings.seed)
-        done = train(model, crops, settings, backbone=backbone, out=out)
+        done = train(model, crops, settings, out=out)
         print(f"{done.parameters:,} parameters trained in {done.steps} steps\n{lowpeft.summary(model)}")
 
         examples = [load_example(scene, backbone.scale) for scene in find_scenes(test)]
-        adapted = evaluate(model, examples, backbone=backbone)
+        adapted = evaluate(model, examples)
         with lowpeft.disabled(model):
-            frozen = evaluate(model, examples, backbone=backbone)
+            frozen = evaluate(model, examples)
         print(f"frozen\n{frozen}\n\nadapted\n{adapted}")
 
         loaded = lowpeft.load_adapter(demo_backbone(), out)
-        assert evaluate(loaded, examples, backbone=backbone).means() == adapted.means()
+        assert evaluate(loaded, examples).means() == adapted.means()
 
 
 if __name__ == "__main__":

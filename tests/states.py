@@ -36,20 +36,13 @@ def randomise_adapters(model: Model, *, std: float = 0.1, seed: int = 5) -> Mode
 
 
 def facts(module: nn.Module, **changes: object) -> Backbone:
-    """A x2 backbone for values 0..1 of no family, or what `changes` says."""
-    plain: dict[str, object] = {
-        "architecture": type(module).__name__,
-        "family": None,
-        "scale": 2,
-        "value_range": (0.0, 1.0),
-        "size_multiple": 1,
-        "channels": 3,
-    }
-    return Backbone(module=module, **(plain | changes))
+    """A x2 backbone for values 0..1 and any size, or what `changes` says; nothing is measured."""
+    plain: dict[str, object] = {"scale": 2, "value_range": (0.0, 1.0), "size_multiple": 1, "channels": 3}
+    return lowpeft.describe(module, **(plain | changes))
 
 
 def backbone_of(row: Network, **changes: object) -> Backbone:
     """A tiny network of the zoo with its facts."""
     torch.manual_seed(0)
-    known = {"architecture": row.name, "family": row.family, "scale": row.scale, "value_range": (0.0, row.value_max)}
+    known = {"architecture": row.name, "scale": row.scale, "value_range": (0.0, row.value_max)}
     return facts(row.build(), **(known | changes))

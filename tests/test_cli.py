@@ -102,10 +102,10 @@ def test_info_says_what_is_in_the_file(work: Path, capsys: pytest.CaptureFixture
     assert "of the tests" in printed
 
 
-def test_upscale_writes_what_the_model_gives(work: Path, tmp_path: Path) -> None:
+def test_enhance_writes_what_the_model_gives(work: Path, tmp_path: Path) -> None:
     code = main(
         [
-            "upscale",
+            "enhance",
             str(work / "L.png"),
             str(work / "R.png"),
             "--weights",
@@ -161,7 +161,7 @@ def test_networks_of_fixed_size_other_range_or_several_tasks_train_and_run(
     train = ["train", recipe, *network, "--data", str(tmp_path / "pairs"), "--steps", "1", "--batch", "1", *crop]
     assert main([*train, "--out", str(tmp_path / "adapter")]) == 0
     views = [str(work / "L.png"), str(work / "R.png")][: 2 if recipe == "stereo" else 1]
-    assert main(["upscale", *views, *network, "--adapter", str(tmp_path / "adapter"), "--out", str(tmp_path)]) == 0
+    assert main(["enhance", *views, *network, "--adapter", str(tmp_path / "adapter"), "--out", str(tmp_path)]) == 0
     assert read_image(tmp_path / "L_x2.png").shape == (3, 32, 48)
 
 
@@ -176,7 +176,7 @@ def test_ipt_refuses_another_crop(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def bad_inputs() -> list[tuple[list[str], str]]:
     """Arguments with {work} for the folder, and a part of the sentence that they get."""
-    up = ["upscale", "{work}/L.png", "{work}/R.png", "--weights", "demo", "--adapter", "{work}/adapter"]
+    up = ["enhance", "{work}/L.png", "{work}/R.png", "--weights", "demo", "--adapter", "{work}/adapter"]
     train = ["train", "stereo", "--weights", "demo", "--data", "{work}/pairs", "--out", "{work}/x", "--steps", "1"]
     return [
         (["plan", "stereoo", "--weights", "demo"], "did you mean 'stereo'"),
@@ -189,13 +189,13 @@ def bad_inputs() -> list[tuple[list[str], str]]:
         (["plan", "stereo", "--weights", "demo", "--set", "stereo=1", "--set", "stereo.every=2"], "another --set"),
         (["info", "{work}"], "not an adapter folder"),
         (["info", "{work}/nothing"], "not an adapter folder"),
-        (["upscale", "{work}/none.png", *up[2:]], "none.png"),
+        (["enhance", "{work}/none.png", *up[2:]], "none.png"),
         ([*up[:2], *up[3:]], "makes a stereo model: give it two views"),
-        (["upscale", "{work}/pairs/train_0000_L.png", *up[2:]], "differ in size"),
-        (["upscale", "{work}/adapter/README.md", *up[2:]], "README.md"),
+        (["enhance", "{work}/pairs/train_0000_L.png", *up[2:]], "differ in size"),
+        (["enhance", "{work}/adapter/README.md", *up[2:]], "README.md"),
         ([*up, "--scale", "4"], "x2 network"),
         ([*up[:-1], "{work}/nothing"], "nothing"),
-        (["upscale", up[1], up[1], *up[3:]], "different file names"),
+        (["enhance", up[1], up[1], *up[3:]], "different file names"),
         ([*up, "--device", "cuda:77"], "cannot be used here"),
         ([*up, "--out", "{work}/L.png"], "L.png"),
         ([*train[:5], "{work}/nothing", *train[6:]], "nothing"),
@@ -225,7 +225,7 @@ def test_an_adapter_of_another_base_is_refused(work: Path, tmp_path: Path, capsy
         base.module.conv_last.bias.add_(1)
     lowpeft.save_adapter(lowpeft.adapt(base, "stereo"), tmp_path / "other")
     up = [
-        "upscale",
+        "enhance",
         str(work / "L.png"),
         str(work / "R.png"),
         "--weights",

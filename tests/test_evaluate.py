@@ -21,23 +21,13 @@ from lowpeft.evaluate.pictures import draw_scene
 from lowpeft.images import bicubic_upscale, matlab_downscale, read_image, to_float, write_image
 from lowpeft.inference import Tiling
 from lowpeft.metrics import PROTOCOLS, psnr
-from states import randomise_adapters
+from states import backbone_of, facts, randomise_adapters
 
 SCALE = 2
 
 
 def network() -> Backbone:
-    row = next(n for n in zoo.FAMILIES if n.name == "edsr")
-    torch.manual_seed(0)
-    return Backbone(
-        module=row.build(),
-        architecture="EDSR",
-        family="edsr",
-        scale=SCALE,
-        value_range=(0.0, 255.0),
-        size_multiple=1,
-        channels=3,
-    )
+    return backbone_of(next(n for n in zoo.FAMILIES if n.name == "edsr"))
 
 
 def view(seed: int, height: int = 40, width: int = 96) -> Tensor:
@@ -65,21 +55,21 @@ def test_every_scene_is_measured_by_every_column() -> None:
         assert mean == pytest.approx((found.rows[0].values[i] + found.rows[1].values[i]) / 2)
 
 
-def test_a_network_is_run_as_super_resolve_runs_it() -> None:
+def test_a_network_is_run_as_enhance_runs_it() -> None:
     backbone, scene = network(), example()
     model = randomise_adapters(lowpeft.adapt(backbone, "stereo"))
     tiling = Tiling(strip_px=8, context_px=8, align_px=8)
     options = {"ensemble": True, "tiling": tiling}
-    results = lowpeft.super_resolve(model, *map(to_float, scene.lr), backbone=backbone, **options)
-    found = evaluate(model, [scene], backbone=backbone, **options)
+    results = lowpeft.enhance(model, *map(to_float, scene.lr), **options)
+    found = evaluate(model, [scene], **options)
     assert found.means()["PSNR (L+R)/2"] == sum(map(psnr, results, scene.hr)) / 2
-    assert found.means() != evaluate(model, [scene], backbone=backbone).means()
+    assert found.means() != evaluate(model, [scene]).means()
 
 
 def test_single_images_have_their_own_protocol() -> None:
     backbone, scene = network(), example(views=1)
-    found = evaluate(backbone.module, [scene], backbone=backbone, protocol="single-image")
-    sr = lowpeft.super_resolve(backbone.module, to_float(scene.lr[0]), backbone=backbone)
+    found = evaluate(backbone, [scene], protocol="single-image")
+    sr = lowpeft.enhance(backbone, to_float(scene.lr[0]))
     assert found.means()["PSNR Y"] == psnr(sr, scene.hr[0], border_px=SCALE, channels="y")
 
 
@@ -113,10 +103,7 @@ class Fails(nn.Module):
 
 
 def run_failing(error: Exception) -> Report:
-    facts = {"value_range": (0.0, 1.0), "size_multiple": 1, "channels": 3}
-    module = Fails(error)
-    backbone = Backbone(module=module, architecture="Fails", family=None, scale=2, **facts)
-    return evaluate(module, [example("a"), example("b"), example("c")], backbone=backbone)
+    return evaluate(facts(Fails(error)), [example("a"), example("b"), example("c")])
 
 
 def test_a_scene_that_fails_fails_the_run() -> None:
@@ -157,7 +144,7 @@ def test_errors_of_lowpeft_keep_their_kind_and_get_the_scene() -> None:
 def test_scenes_that_do_not_fit_the_protocol_are_refused(scenes: list[Example], protocol: str, words: str) -> None:
     backbone = network()
     with pytest.raises(DataError, match=words):
-        evaluate(backbone.module, scenes, backbone=backbone, protocol=protocol)
+        evaluate(backbone, scenes, protocol=protocol)
 
 
 def test_nan_is_no_image() -> None:
@@ -226,7 +213,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("errors", [True, False])
 def test_a_picture_has_a_panel_for_each_method(tmp_path: Path, errors: bool) -> None:
     scene = example()
-    sr = by_network(network().module, network())(scene)
+    sr = by_network(network())(scene)
     path = draw_scene(tmp_path / "deep" / "a.png", scene, {"ours": sr[0]}, scale=SCALE, errors=errors)
     panels = 4 if errors else 3
     assert read_image(path).shape[2] == panels * 240 + (panels + 1) * 12
@@ -253,10 +240,10 @@ def test_images_smaller_than_the_patch_are_drawn(tmp_path: Path) -> None:
 def test_a_comparison_has_the_figures_of_each_method() -> None:
     backbone, scenes = network(), [example("a"), example("b", seed=2)]
     model = randomise_adapters(lowpeft.adapt(backbone, "stereo"))
-    found = compare(model, scenes, backbone=backbone)
-    adapted = evaluate(model, scenes, backbone=backbone).means()["PSNR (L+R)/2"]
+    found = compare(model, scenes)
+    adapted = evaluate(model, scenes).means()["PSNR (L+R)/2"]
     with lowpeft.disabled(model):
-        frozen = evaluate(model, scenes, backbone=backbone).means()["PSNR (L+R)/2"]
+        frozen = evaluate(model, scenes).means()["PSNR (L+R)/2"]
     bicubic = measure(by_bicubic(SCALE), scenes, scale=SCALE).means()["PSNR (L+R)/2"]
     means = found.means_db()
     lines = str(found).splitlines()
@@ -318,7 +305,7 @@ def test_the_command_measures_prints_and_writes(
     hr = tuple(read_image(folder / "pairs" / f"one_{side}.png") for side in "LR")
     scene = Example("one", tuple(matlab_downscale(v, 2) for v in hr), hr)
     with lowpeft.inference.local_pooling(model, (16, 24)):
-        wanted = evaluate(model, [scene], backbone=demo_backbone(), protocol="asteisr").means()
+        wanted = evaluate(model, [scene], protocol="asteisr").means()
     assert content["methods"][1]["scenes"]["one"] == pytest.approx(wanted, abs=1e-3)
 
 
@@ -365,13 +352,13 @@ def test_bad_input_exits_with_2_and_says_why(
     assert "Traceback" not in message
 
 
-def test_upscale_takes_an_ensemble_and_a_bound(folder: Path, tmp_path: Path) -> None:
+def test_enhance_takes_an_ensemble_and_a_bound(folder: Path, tmp_path: Path) -> None:
     views = []
     for side in "LR":
         path = tmp_path / f"{side}.png"
         write_image(matlab_downscale(read_image(folder / "pairs" / f"one_{side}.png"), 2), path)
         views.append(str(path))
-    command = ["upscale", *views, "--weights", "demo", "--adapter", str(folder / "adapter"), "--device", "cpu"]
+    command = ["enhance", *views, "--weights", "demo", "--adapter", str(folder / "adapter"), "--device", "cpu"]
     images = []
     for name, more in (("plain", []), ("ensemble", ["--ensemble"]), ("bound", ["--memory-mb", "2000"])):
         assert main([*command, "--out", str(tmp_path / name), *more]) == 0
@@ -380,14 +367,14 @@ def test_upscale_takes_an_ensemble_and_a_bound(folder: Path, tmp_path: Path) -> 
     assert torch.equal(images[0], images[2])
 
 
-def test_upscale_gives_advice_where_memory_is_short(
+def test_enhance_gives_advice_where_memory_is_short(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(*args: object, **options: object) -> None:
         raise torch.OutOfMemoryError("of the device")
 
-    monkeypatch.setattr("lowpeft.inference.super_resolve", fails)
+    monkeypatch.setattr("lowpeft.inference.enhance", fails)
     views = [str(folder / "pairs" / f"one_{side}.png") for side in "LR"]
-    command = ["upscale", *views, "--weights", "demo", "--adapter", str(folder / "adapter"), "--out", str(tmp_path)]
+    command = ["enhance", *views, "--weights", "demo", "--adapter", str(folder / "adapter"), "--out", str(tmp_path)]
     assert main([*command, "--device", "cpu"]) == 2
     assert "one_L.png does not fit into memory: set a bound (--memory-mb)" in capsys.readouterr().err

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
 from spandrel.architectures.IPT import IPT
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 import lowpeft
 import zoo
-from lowpeft import Backbone, DataError, StereoModel, super_resolve
-from lowpeft.inference import Tiling, crop_starts, reach_px, run
-from states import facts, randomise_adapters
+from lowpeft import Backbone, DataError, MultiViewModel, StereoModel, enhance
+from lowpeft.describe import image_facts
+from lowpeft.inference import Tiling, crop_starts, reach_px
+from lowpeft.inference.network import run
+from states import backbone_of, facts, randomise_adapters
 
 EDSR = next(n for n in zoo.FAMILIES if n.name == "edsr")
 
@@ -21,12 +25,11 @@ EDSR = next(n for n in zoo.FAMILIES if n.name == "edsr")
 def ipt(scale: int = 2) -> Backbone:
     torch.manual_seed(0)
     module = IPT(n_feats=4, num_heads=2, num_layers=2, scale=[scale]).eval()
-    return facts(module, family="ipt", scale=scale, value_range=(0.0, 255.0), fixed_px=48)
+    return facts(module, scale=scale, value_range=(0.0, 255.0), fixed_px=48)
 
 
 def edsr() -> Backbone:
-    torch.manual_seed(0)
-    return facts(EDSR.build(), family="edsr", value_range=(0.0, 255.0))
+    return backbone_of(EDSR)
 
 
 def stereo(backbone: Backbone) -> StereoModel:
@@ -59,7 +62,7 @@ class Enlarge(nn.Module):
 def test_a_pair_of_any_size_is_padded_and_cut_back(shape: tuple[int, ...], multiple: int) -> None:
     left, right = images(*shape)
     backbone = dataclasses.replace(edsr(), size_multiple=multiple)
-    views = super_resolve(stereo(backbone), left, right, backbone=backbone)
+    views = enhance(stereo(backbone), left, right)
     for view in views:
         assert view.shape == (*shape[:-2], 2 * shape[-2], 2 * shape[-1])
         assert view.min() >= 0
@@ -68,14 +71,14 @@ def test_a_pair_of_any_size_is_padded_and_cut_back(shape: tuple[int, ...], multi
 
 def test_padding_is_as_much_as_the_network_needs_and_no_more() -> None:
     network = Enlarge()
-    super_resolve(network, images(3, 16, 20)[0], backbone=facts(network, size_multiple=8))
+    enhance(facts(network, size_multiple=8), images(3, 16, 20)[0])
     assert [x.shape for x in network.seen] == [(1, 3, 16, 24)]
 
 
 def test_one_image_goes_through_a_single_image_network() -> None:
     network = Enlarge()
     (image,) = images(3, 9, 11, count=1)
-    found = super_resolve(network, image, backbone=facts(network))
+    found = enhance(facts(network), image)
     assert torch.equal(found, image.repeat_interleave(2, 1).repeat_interleave(2, 2))
 
 
@@ -84,7 +87,7 @@ def test_users_see_0_to_1_whatever_the_network_takes() -> None:
     (image,) = images(3, 8, 12, count=1)
     with torch.no_grad():
         wanted = (backbone.module(image[None] * 255) / 255).clamp(0, 1)[0]
-    found = super_resolve(backbone.module, image, backbone=backbone)
+    found = enhance(backbone, image)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
 
 
@@ -93,18 +96,19 @@ def test_training_and_inference_share_the_value_range() -> None:
     left, right = images(1, 3, 8, 12)
     with torch.no_grad():
         wanted = backbone.module(torch.cat((left, right)) * 255) / 255
-        found = torch.cat(run(backbone.module, (left, right), backbone))
+        found = torch.cat(run(backbone.module, (left, right), image_facts(backbone)))
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
 
 
 def test_the_mode_is_put_back_also_after_a_failure() -> None:
     backbone = edsr()
     model = stereo(backbone).train()
-    super_resolve(model, *images(3, 8, 8), backbone=backbone)
+    enhance(model, *images(3, 8, 8))
     assert model.training
-    with pytest.raises(DataError):
-        super_resolve(model, *images(3, 8, 8), backbone=dataclasses.replace(backbone, scale=3))
-    assert model.training
+    wrong = stereo(lowpeft.describe(edsr(), scale=3)).train()
+    with pytest.raises(DataError, match="not 3 times"):
+        enhance(wrong, *images(3, 8, 8))
+    assert wrong.training
 
 
 def test_every_module_keeps_its_mode() -> None:
@@ -113,18 +117,18 @@ def test_every_module_keeps_its_mode() -> None:
     model = lowpeft.adapt(backbone, "spatial").train()
     before = {m: m.training for m in model.modules()}
     assert len(set(before.values())) == 2
-    super_resolve(model, *images(3, 8, 8, count=1), backbone=backbone)
+    enhance(model, *images(3, 8, 8, count=1))
     assert {m: m.training for m in model.modules()} == before
-    reach_px(model, backbone=backbone)
+    reach_px(model)
     assert {m: m.training for m in model.modules()} == before
 
 
 def test_transformers_outputs_are_unpacked() -> None:
     network = next(n for n in zoo.FAMILIES if n.family == "swin2sr_transformers")
-    module = network.build()
     (image,) = images(3, *network.input_px, count=1)
-    backbone = facts(module, family=network.family, scale=network.scale)
-    assert super_resolve(module, image, backbone=backbone).shape[-1] == network.scale * network.input_px[1]
+    backbone = backbone_of(network)
+    assert backbone.output == "reconstruction"
+    assert enhance(backbone, image).shape[-1] == network.scale * network.input_px[1]
 
 
 # --- Chopping
@@ -140,7 +144,7 @@ def test_crops_stand_half_a_crop_apart_and_end_at_the_border(length: int, starts
 def test_chopping_gives_what_a_local_network_gives_at_once(size: tuple[int, int]) -> None:
     network = Enlarge(only_px=48)
     (image,) = images(3, *size, count=1)
-    found = super_resolve(network, image, backbone=facts(network, fixed_px=48))
+    found = enhance(facts(network, fixed_px=48), image)
     wanted = image.repeat_interleave(2, 1).repeat_interleave(2, 2)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
 
@@ -151,7 +155,7 @@ def test_an_image_of_the_fixed_size_is_not_chopped() -> None:
     model = stereo(backbone)
     with torch.no_grad():
         wanted = [(view[0] / 255).clamp(0, 1) for view in model(left[None] * 255, right[None] * 255)]
-    found = super_resolve(model, left, right, backbone=backbone)
+    found = enhance(model, left, right)
     for view, expected in zip(found, wanted, strict=True):
         torch.testing.assert_close(view, expected, rtol=0, atol=1e-6)
 
@@ -163,8 +167,7 @@ def test_the_result_does_not_depend_on_the_chunk_size(scale: int) -> None:
     model = stereo(backbone)
     everything = len(crop_starts(100, 48)) * len(crop_starts(200, 48))
     first, *others = [
-        torch.stack(super_resolve(model, left, right, backbone=backbone, tiling=Tiling(chunk=chunk)))
-        for chunk in (1, 3, everything)
+        torch.stack(enhance(model, left, right, tiling=Tiling(chunk=chunk))) for chunk in (1, 3, everything)
     ]
     assert first.shape == (2, 3, 100 * scale, 200 * scale)
     for other in others:
@@ -175,9 +178,9 @@ def test_a_batch_gives_what_its_pairs_give_one_by_one() -> None:
     backbone = ipt()
     left, right = images(2, 3, 50, 60)
     model = stereo(backbone)
-    together = super_resolve(model, left, right, backbone=backbone, tiling=Tiling(chunk=5))
+    together = enhance(model, left, right, tiling=Tiling(chunk=5))
     for i in range(2):
-        alone = super_resolve(model, left[i], right[i], backbone=backbone)
+        alone = enhance(model, left[i], right[i])
         for one, many in zip(alone, together, strict=True):
             torch.testing.assert_close(many[i], one, rtol=0, atol=1e-6)
 
@@ -196,10 +199,10 @@ class PairOf(StereoModel):
 
 def test_both_views_are_cut_at_the_same_coordinates() -> None:
     """The right view is the left one plus 0.5, so a pair of crops from one place differs by just that."""
-    model = PairOf(Enlarge(only_px=48))
+    model = PairOf(Enlarge(only_px=48))  # its facts are measured, on a copy
     (left,) = images(3, 100, 200, count=1)
     left = left / 2
-    super_resolve(model, left, left + 0.5, backbone=facts(model, fixed_px=48), tiling=Tiling(chunk=7))
+    enhance(model, left, left + 0.5, tiling=Tiling(chunk=7))
     assert [len(crops) for crops, _ in model.pairs] == [7, 7, 7, 7, 4]
     for crops, others in model.pairs:
         torch.testing.assert_close(others, crops + 0.5, rtol=0, atol=1e-6)
@@ -209,36 +212,103 @@ def test_views_chopped_in_lock_step_see_each_other() -> None:
     backbone = ipt()
     left, right = images(3, 60, 80)
     model = stereo(backbone)
-    one, _ = super_resolve(model, left, right, backbone=backbone)
-    other, _ = super_resolve(model, left, right.flip(-1), backbone=backbone)
+    one, _ = enhance(model, left, right)
+    other, _ = enhance(model, left, right.flip(-1))
     assert not torch.equal(one, other)
+
+
+# --- More than two views
+class MeanOf(MultiViewModel):
+    """Gives each view's result with the mean of all results added; remembers how many views it got."""
+
+    def __init__(self, network: nn.Module, views: int) -> None:
+        super().__init__(network, views=views)
+        self.seen: list[Tensor] = []
+
+    def forward(self, *views: Tensor) -> tuple[Tensor, ...]:
+        self.seen.append(views[0])
+        results = [self.backbone(view) for view in views]
+        return tuple((result + sum(results) / len(results)) / 2 for result in results)
+
+
+def test_a_model_of_three_views_gets_them_together() -> None:
+    model, views = MeanOf(Enlarge(), 3), images(3, 9, 13, count=3)
+    found = enhance(model, *views)
+    wanted = [(view + sum(views) / 3) / 2 for view in views]
+    assert isinstance(found, tuple)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other.repeat_interleave(2, 1).repeat_interleave(2, 2), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_another_number_of_views_is_refused(count: int) -> None:
+    given = "1 view was" if count == 1 else f"{count} views were"
+    with pytest.raises(DataError, match=f"{given} given, but this MeanOf takes 3 views of a scene together"):
+        enhance(MeanOf(Enlarge(), 3), *images(3, 9, 13, count=count))
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, AveragedModel, lambda model: torch.compile(model, backend="eager")])
+def test_a_stereo_model_stays_one_inside_what_wraps_it(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model = stereo(edsr())
+    wanted = enhance(model, *images(3, 8, 12), ensemble=True)
+    wrapped = wrap(model)
+    assert all(map(torch.equal, enhance(wrapped, *images(3, 8, 12), ensemble=True), wanted))
+    with pytest.raises(DataError, match="1 view was given, but this StereoModel takes 2"):
+        enhance(wrapped, *images(3, 8, 12, count=1))
+
+
+def test_any_other_network_takes_views_as_separate_images() -> None:
+    network, views = Enlarge(), images(3, 9, 13, count=3)
+    found = enhance(facts(network), *views)
+    assert [x.shape for x in network.seen] == [(3, 3, 9, 13)]
+    for one, other in zip(found, views, strict=True):
+        assert torch.equal(one, enhance(facts(network), other))
+
+
+def test_no_view_at_all_is_refused() -> None:
+    with pytest.raises(DataError, match="nothing to enhance"):
+        enhance(facts(Enlarge()))
+
+
+def test_the_reach_of_a_model_of_three_views_is_that_of_its_network() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.PixelShuffle(2))
+    assert reach_px(MeanOf(network, 3), align_px=1) == reach_px(network, align_px=1) == 1
+
+
+def test_facts_are_measured_once_for_a_call_and_not_for_every_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    original = lowpeft.describe.__globals__["_measured"]
+    monkeypatch.setitem(lowpeft.describe.__globals__, "_measured", lambda *given: calls.append(1) or original(*given))
+    enhance(Enlarge(), *images(2, 3, 9, 13, count=3), ensemble=True, tiling=Tiling(strip_px=4, align_px=1))
+    assert calls == [1]
 
 
 # --- What is refused
 @pytest.mark.parametrize(
     ("left", "right", "words"),
     [
-        (torch.rand(3, 8, 8), torch.rand(3, 8, 9), "8x8 px on the left, 9x8 px on the right"),
-        (torch.rand(8, 8), torch.rand(8, 8), r"\(3,H,W\) or \(N,3,H,W\)"),
+        (torch.rand(3, 8, 8), torch.rand(3, 8, 9), r"one shape, not \(3, 8, 8\) and \(3, 8, 9\)"),
+        (torch.rand(8, 8), torch.rand(8, 8), r"\(C,H,W\) or \(N,C,H,W\)"),
         (torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(3, 8, 8, dtype=torch.uint8), "torch.uint8"),
         (torch.rand(3, 0, 8), torch.rand(3, 0, 8), r"\(3, 0, 8\)"),
         (torch.rand(1, 8, 8), torch.rand(1, 8, 8), r"images of 3 channels, not \(1, 8, 8\)"),
         (torch.rand(2, 6, 8, 8), torch.rand(2, 6, 8, 8), r"images of 3 channels, not \(2, 6, 8, 8\)"),
-        (torch.rand(3, 8, 8), None, "takes two views"),
+        (torch.rand(3, 8, 8), None, "1 view was given, but this StereoModel takes 2 views"),
     ],
 )
 def test_what_is_no_pair_of_images_is_refused(left: Tensor, right: Tensor | None, words: str) -> None:
     backbone = edsr()
     views = (left,) if right is None else (left, right)
     with pytest.raises(DataError, match=words):
-        super_resolve(stereo(backbone), *views, backbone=backbone)
+        enhance(stereo(backbone), *views)
 
 
 def test_a_wrong_scale_is_refused() -> None:
     network = Enlarge()
     (image,) = images(3, 8, 8, count=1)
     with pytest.raises(DataError, match="not 7 times"):
-        super_resolve(network, image, backbone=facts(network, scale=7))
+        enhance(facts(network, scale=7), image)
 
 
 def test_a_network_for_several_tasks_is_refused_with_its_tasks() -> None:
@@ -246,7 +316,7 @@ def test_a_network_for_several_tasks_is_refused_with_its_tasks() -> None:
 
     config = EDTConfig(tasks=("sr_x2", "sr_x3"), features=4, dim=16, heads=2, depths=(2,), image_px=24)
     network = EDT(config).eval()
-    backbone = facts(network, family="edt", tasks=config.tasks)
+    backbone = lowpeft.describe(network)
     (image,) = images(3, 24, 24, count=1)
     with pytest.raises(DataError, match="sr_x2, sr_x3"):
-        super_resolve(network, image, backbone=backbone)
+        enhance(backbone, image)

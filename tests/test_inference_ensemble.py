@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 import lowpeft
 import zoo
-from lowpeft import Backbone, StereoModel, super_resolve
-from lowpeft.inference import IMAGE_PASSES, PAIR_PASSES, Pass, Tiling
-from states import backbone_of, randomise_adapters
+from lowpeft import Backbone, MultiViewModel, StereoModel, enhance
+from lowpeft.inference import IMAGE_PASSES, PAIR_PASSES, VIEW_PASSES, Pass, Tiling
+from lowpeft.inference.passes import passes
+from states import backbone_of, facts, randomise_adapters
 
 HEIGHT, WIDTH = 20, 28
 
@@ -31,6 +30,32 @@ def test_a_pair_has_the_six_passes_of_asteisr_and_an_image_the_eight_of_the_squa
     assert not any(p.transpose for p in PAIR_PASSES), "disparities stay horizontal"
     assert len({(p.transpose, p.flip_rows, p.flip_columns) for p in IMAGE_PASSES}) == 8
     assert all(p.channels is None and not p.swap for p in IMAGE_PASSES)
+
+
+def test_models_of_other_views_keep_them_in_their_order() -> None:
+    assert [p.name for p in VIEW_PASSES] == ["as it is", "upside down", "B, G, R", "G, B, R"]
+    assert not any(p.swap or p.flip_columns or p.transpose for p in VIEW_PASSES)
+    network = nn.Conv2d(3, 3, 1)
+    for model, wanted in (
+        (network, IMAGE_PASSES),
+        (StereoModel(network), PAIR_PASSES),
+        (MultiViewModel(network, views=2), VIEW_PASSES),
+        (MultiViewModel(network, views=3), VIEW_PASSES),
+    ):
+        assert passes(model, 3, ensemble=True) == wanted
+        assert [p.name for p in passes(model, 3, ensemble=False)] == ["as it is"]
+
+
+def test_grey_images_have_no_colours_to_permute() -> None:
+    found = passes(StereoModel(nn.Conv2d(1, 1, 1)), 1, ensemble=True)
+    assert found == PAIR_PASSES[:4]
+
+
+def test_separate_images_have_the_passes_of_images() -> None:
+    backbone, (one, other) = network(), views()
+    together = enhance(backbone, one, other, ensemble=True)
+    for found, image in zip(together, (one, other), strict=True):
+        torch.testing.assert_close(found, enhance(backbone, image, ensemble=True), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("way", [*PAIR_PASSES, *IMAGE_PASSES], ids=lambda p: p.name)
@@ -73,22 +98,22 @@ def test_the_ensemble_of_a_pair_is_the_mean_of_six_passes() -> None:
     backbone = network()
     model = randomise_adapters(lowpeft.adapt(backbone, "stereo"))
     left, right = views()
-    found = super_resolve(model, left, right, backbone=backbone, ensemble=True)
+    found = enhance(model, left, right, ensemble=True)
     for one, other in zip(found, by_hand(model, left, right), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
-    plain = super_resolve(model, left, right, backbone=backbone)
+    plain = enhance(model, left, right)
     assert not torch.allclose(found[0], plain[0], atol=1e-4)
 
 
 def test_the_ensemble_of_an_image_is_the_mean_of_eight_passes() -> None:
     backbone = network("swinir")
     (image,) = views(1)
-    found = super_resolve(backbone.module, image, backbone=backbone, ensemble=True)
+    found = enhance(backbone, image, ensemble=True)
     wanted = []
     for turns in range(4):
         for flip in (False, True):
             seen = torch.rot90(image.flip(-1) if flip else image, turns, (-2, -1))
-            back = torch.rot90(super_resolve(backbone.module, seen, backbone=backbone), -turns, (-2, -1))
+            back = torch.rot90(enhance(backbone, seen), -turns, (-2, -1))
             wanted.append(back.flip(-1) if flip else back)
     torch.testing.assert_close(found, torch.stack(wanted).mean(0), rtol=0, atol=1e-6)
 
@@ -108,9 +133,9 @@ class Gain(nn.Module):
 
 def test_the_mean_is_taken_before_the_clamp() -> None:
     module = Gain()
-    backbone = dataclasses.replace(network(), module=module, family=None, scale=1, value_range=(0.0, 1.0))
+    backbone = facts(module, scale=1)
     (image,) = views(1)
-    found = super_resolve(module, image, backbone=backbone, ensemble=True)
+    found = enhance(backbone, image, ensemble=True)
     torch.testing.assert_close(found, image * (3 - 1) / 8, rtol=0, atol=1e-6)
 
 
@@ -118,7 +143,7 @@ def test_half_precision_is_summed_in_float32() -> None:
     backbone = network()
     backbone.module.bfloat16()
     left, right = views()
-    found = super_resolve(backbone.module, left, right, backbone=backbone, ensemble=True)
+    found = enhance(backbone, left, right, ensemble=True)
     assert {view.dtype for view in found} == {torch.float32}
 
 
@@ -128,9 +153,9 @@ def test_an_ensemble_in_strips_is_the_ensemble_of_the_whole(ensemble: bool) -> N
     backbone = network()
     model = randomise_adapters(lowpeft.adapt(backbone, "stereo"))
     left, right = views()
-    whole = super_resolve(model, left, right, backbone=backbone, ensemble=ensemble)
+    whole = enhance(model, left, right, ensemble=ensemble)
     tiling = Tiling(strip_px=4, context_px=20, align_px=4)
-    strips = super_resolve(model, left, right, backbone=backbone, ensemble=ensemble, tiling=tiling)
+    strips = enhance(model, left, right, ensemble=ensemble, tiling=tiling)
     for one, other in zip(strips, whole, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
@@ -146,7 +171,7 @@ def test_an_ensemble_of_crops_is_the_mean_over_the_ways_to_turn_the_image() -> N
             return (x * self.weight).repeat_interleave(2, -1).repeat_interleave(2, -2)
 
     module = Fixed()
-    backbone = dataclasses.replace(network(), module=module, family=None, value_range=(0.0, 1.0), fixed_px=8)
+    backbone = facts(module, fixed_px=8)
     (image,) = views(1)
-    found = super_resolve(module, image, backbone=backbone, ensemble=True)
+    found = enhance(backbone, image, ensemble=True)
     torch.testing.assert_close(found, image.repeat_interleave(2, 1).repeat_interleave(2, 2), rtol=0, atol=1e-6)

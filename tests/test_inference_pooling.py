@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 import lowpeft
 import zoo
-from lowpeft import Backbone, PlanError, super_resolve
+from lowpeft import PlanError, enhance
 from lowpeft.inference import local_pooling
 from lowpeft.inference.pooling import LocalAvgPool2d, local_mean
-from states import randomise_adapters
+from states import facts, randomise_adapters
 
 
 def build(name: str) -> nn.Module:
@@ -159,12 +159,11 @@ def test_copies_and_pickles_of_the_block_keep_local_pools() -> None:
 
 def test_whole_images_run_with_local_pools() -> None:
     network = build("hat")
-    facts = {"value_range": (0.0, 1.0), "size_multiple": 4, "channels": 3}
-    backbone = Backbone(module=network, architecture="HAT", family="hat", scale=2, **facts)
+    backbone = facts(network, size_multiple=4)
     x = image(40, 50)[0]
-    plain = super_resolve(network, x, backbone=backbone)
+    plain = enhance(backbone, x)
     with local_pooling(network):
-        assert torch.equal(super_resolve(network, x, backbone=backbone), plain), "48x120 px cover 40x52"
+        assert torch.equal(enhance(backbone, x), plain), "48x120 px cover 40x52"
 
 
 # --- What is refused

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -18,10 +17,10 @@ from torch import Tensor, nn
 
 import lowpeft
 import zoo
-from lowpeft import Backbone, DataError, super_resolve
+from lowpeft import Backbone, DataError, enhance
 from lowpeft.inference import Tiling, local_pooling, peak_bytes, reach_px, strips
 from lowpeft.inference.memory import most_that_fits
-from states import backbone_of, randomise_adapters
+from states import backbone_of, facts, randomise_adapters
 
 MB = 10**6
 
@@ -35,8 +34,8 @@ def noise(height: int, width: int = 16, count: int = 1) -> tuple[Tensor, ...]:
 
 
 def difference(backbone: Backbone, image: Tensor, tiling: Tiling) -> float:
-    whole = super_resolve(backbone.module, image, backbone=backbone)
-    return (super_resolve(backbone.module, image, backbone=backbone, tiling=tiling) - whole).abs().max().item()
+    whole = enhance(backbone, image)
+    return (enhance(backbone, image, tiling=tiling) - whole).abs().max().item()
 
 
 # --- Where strips lie
@@ -63,7 +62,7 @@ def test_strips_are_of_about_one_height() -> None:
 
 @pytest.mark.parametrize(("size_multiple", "align"), [(1, 48), (16, 48), (24, 48), (7, 336), (96, 96)])
 def test_strips_begin_where_windows_and_size_multiples_do(size_multiple: int, align: int) -> None:
-    assert Tiling().aligned_to(network("edsr", size_multiple=size_multiple)) == align
+    assert Tiling().aligned_to(size_multiple) == align
 
 
 class Rows(nn.Module):
@@ -81,11 +80,9 @@ class Rows(nn.Module):
 
 def test_both_views_are_cut_at_the_same_rows_and_padding_is_that_of_the_whole() -> None:
     module = Rows()
-    backbone = dataclasses.replace(network("edsr", size_multiple=8), module=module, family=None, value_range=(0.0, 1.0))
+    backbone = facts(module, size_multiple=8)
     image = (torch.arange(50) / 1000).view(1, 50, 1).expand(3, 50, 9).contiguous()
-    left, right = super_resolve(
-        module, image, image / 2, backbone=backbone, tiling=Tiling(strip_px=16, context_px=5, align_px=8)
-    )
+    left, right = enhance(backbone, image, image / 2, tiling=Tiling(strip_px=16, context_px=5, align_px=8))
     assert module.seen == [(0, 24), (8, 32), (24, 32), (40, 16)]
     assert torch.equal(left, image.repeat_interleave(2, 1).repeat_interleave(2, 2))
     assert torch.equal(right, left / 2)
@@ -98,7 +95,7 @@ EXACT = [("edsr", 1), ("swinir", 1), ("swin2sr", 1), ("edt", 24), ("ditn", 8)]
 @pytest.mark.parametrize(("name", "size_multiple"), EXACT, ids=[n for n, _ in EXACT])
 def test_strips_are_exact_when_the_context_is_the_networks_reach(name: str, size_multiple: int) -> None:
     backbone = network(name, size_multiple=size_multiple)
-    reach = reach_px(backbone.module, backbone=backbone)
+    reach = reach_px(backbone)
     assert reach is not None
     (image,) = noise(300)
     assert difference(backbone, image, Tiling(strip_px=48, context_px=reach)) < 1e-5
@@ -116,11 +113,11 @@ def test_windows_that_lie_otherwise_change_the_result() -> None:
 def test_a_stereo_model_in_strips_is_the_whole_one() -> None:
     backbone = network("swinir")
     model = randomise_adapters(lowpeft.adapt(backbone, "stereo"))
-    reach = reach_px(model, backbone=backbone)
+    reach = reach_px(model)
     left, right = noise(200, 24, count=2)
-    whole = super_resolve(model, left, right, backbone=backbone)
+    whole = enhance(model, left, right)
     tiling = Tiling(strip_px=48, context_px=reach)
-    for one, other in zip(super_resolve(model, left, right, backbone=backbone, tiling=tiling), whole, strict=True):
+    for one, other in zip(enhance(model, left, right, tiling=tiling), whole, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
@@ -130,15 +127,15 @@ def test_the_reach_is_what_the_convolutions_add_up_to() -> None:
             super().__init__(nn.Conv2d(3, 3, 5, padding=2), nn.ReLU(), nn.Conv2d(3, 3, 3, padding=2, dilation=2))
 
     module = Convolutions()
-    backbone = dataclasses.replace(network("edsr"), module=module, scale=1, value_range=(0.0, 1.0))
-    assert reach_px(module, backbone=backbone, align_px=1) == 4
+    backbone = facts(module, scale=1)
+    assert reach_px(backbone, align_px=1) == 4
 
 
 def test_the_reach_leaves_mode_and_weights_alone() -> None:
     backbone = network("edsr")
     before = {k: v.clone() for k, v in backbone.module.state_dict().items()}
     backbone.module.train()
-    assert reach_px(backbone.module, backbone=backbone) == 16
+    assert reach_px(backbone) == 16
     assert backbone.module.training
     assert all(torch.equal(v, before[k]) for k, v in backbone.module.state_dict().items())
 
@@ -147,7 +144,7 @@ def test_the_reach_leaves_mode_and_weights_alone() -> None:
 def test_networks_that_look_everywhere_have_no_reach(name: str) -> None:
     """HAT and RCAN by global pools, DCTLSA by shifted windows that wrap around the border without a mask."""
     backbone = network(name)
-    assert reach_px(backbone.module, backbone=backbone) is None
+    assert reach_px(backbone) is None
 
 
 @pytest.mark.parametrize("name", ["hat", "rcan"])
@@ -155,7 +152,7 @@ def test_local_pools_give_a_reach_and_exact_strips(name: str) -> None:
     backbone = network(name)
     (image,) = noise(400)
     with local_pooling(backbone.module, 12):
-        reach = reach_px(backbone.module, backbone=backbone)
+        reach = reach_px(backbone)
         assert reach is not None
         assert difference(backbone, image, Tiling(strip_px=48, context_px=reach)) < 1e-5
 
@@ -163,8 +160,8 @@ def test_local_pools_give_a_reach_and_exact_strips(name: str) -> None:
 def test_windows_of_other_heights_are_noticed() -> None:
     backbone = network("swinir_jpeg")
     with pytest.raises(DataError, match="multiples of 48 rows: choose another align_px"):
-        reach_px(backbone.module, backbone=backbone)
-    reach = reach_px(backbone.module, backbone=backbone, align_px=7)
+        reach_px(backbone)
+    reach = reach_px(backbone, align_px=7)
     assert difference(backbone, noise(140)[0], Tiling(strip_px=35, context_px=reach or 0, align_px=7)) < 1e-5
 
 
@@ -240,9 +237,9 @@ def test_less_memory_makes_more_strips_of_the_same_image(monkeypatch: pytest.Mon
     backbone = network("edsr")
     (image,) = noise(480, 64)
     counts = strips_run(monkeypatch)
-    wanted = super_resolve(backbone.module, image, backbone=backbone)
+    wanted = enhance(backbone, image)
     for memory_mb in (100, 30, 20):
-        found = super_resolve(backbone.module, image, backbone=backbone, tiling=Tiling(memory_mb=memory_mb))
+        found = enhance(backbone, image, tiling=Tiling(memory_mb=memory_mb))
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
     assert counts[:2] == [1, 1]
     assert 1 < counts[2] < counts[3]
@@ -255,7 +252,7 @@ def test_an_ensemble_measures_each_shape_once(monkeypatch: pytest.MonkeyPatch) -
         "lowpeft.inference.parts.most_that_fits", lambda take, *, step, whole, budget: calls.append(whole) or whole
     )
     (image,) = noise(24, 40)
-    super_resolve(backbone.module, image, backbone=backbone, ensemble=True, tiling=Tiling(memory_mb=10))
+    enhance(backbone, image, ensemble=True, tiling=Tiling(memory_mb=10))
     assert calls == [24, 40]
 
 
@@ -265,25 +262,23 @@ def test_too_little_memory_says_how_much_it_takes() -> None:
     with pytest.raises(
         DataError, match=r"a strip of 48 rows with 48 more on either side takes about (\d+) MB"
     ) as error:
-        super_resolve(backbone.module, image, backbone=backbone, tiling=Tiling(memory_mb=20))
+        enhance(backbone, image, tiling=Tiling(memory_mb=20))
     needed = float(str(error.value).split("takes about ")[1].split()[0])
-    super_resolve(backbone.module, image, backbone=backbone, tiling=Tiling(memory_mb=needed * 1.1))
+    enhance(backbone, image, tiling=Tiling(memory_mb=needed * 1.1))
 
 
 def test_memory_chooses_how_many_crops_go_at_once() -> None:
     torch.manual_seed(0)
     module = IPT(n_feats=4, num_heads=2, num_layers=2, scale=[2]).eval()
-    backbone = dataclasses.replace(
-        network("edsr"), module=module, family="ipt", value_range=(0.0, 255.0), fixed_px=48, architecture="IPT"
-    )
+    backbone = lowpeft.describe(module)
     (image,) = noise(100, 120)
-    wanted = super_resolve(module, image, backbone=backbone)
-    found = super_resolve(module, image, backbone=backbone, tiling=Tiling(memory_mb=60))
+    wanted = enhance(backbone, image)
+    found = enhance(backbone, image, tiling=Tiling(memory_mb=60))
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
     with pytest.raises(DataError, match="one crop takes about"):
-        super_resolve(module, image, backbone=backbone, tiling=Tiling(memory_mb=1))
+        enhance(backbone, image, tiling=Tiling(memory_mb=1))
     with pytest.raises(DataError, match="IPT takes 48 px only"):
-        reach_px(module, backbone=backbone)
+        reach_px(backbone)
 
 
 @pytest.mark.parametrize(
@@ -305,7 +300,7 @@ def test_senseless_tiling_is_refused(changes: dict[str, float], words: str) -> N
 def test_an_alignment_against_the_size_multiple_is_refused() -> None:
     backbone = network("edsr", size_multiple=8)
     with pytest.raises(DataError, match="align_px=12 is not a multiple of the 8 px"):
-        super_resolve(backbone.module, noise(16)[0], backbone=backbone, tiling=Tiling(strip_px=8, align_px=12))
+        enhance(backbone, noise(16)[0], tiling=Tiling(strip_px=8, align_px=12))
 
 
 @pytest.mark.slow
@@ -325,9 +320,9 @@ def test_memory_is_bounded_on_a_gpu() -> None:
     backbone = network("edsr")
     model = lowpeft.adapt(backbone, "stereo").cuda()
     left, right = noise(1080, 1920, count=2)
-    super_resolve(model, left[:, :48, :64], right[:, :48, :64], backbone=backbone)
+    enhance(model, left[:, :48, :64], right[:, :48, :64])
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    super_resolve(model, left, right, backbone=backbone, tiling=Tiling(memory_mb=800))
+    enhance(model, left, right, tiling=Tiling(memory_mb=800))
     assert torch.cuda.max_memory_allocated() - before < 800 * MB

@@ -19,14 +19,14 @@ from torch.utils.checkpoint import checkpoint
 
 import lowpeft
 import zoo
-from lowpeft import Backbone, DataError, StereoModel
+from lowpeft import Backbone, DataError, MultiViewModel, StereoModel
 from lowpeft.cli import main
 from lowpeft.demo import demo_backbone
 from lowpeft.images import read_image, write_image
 from lowpeft.lam import EPSILON, LamSettings, Patch, attribute, blur, chunks, detect, diffusion_index
 from lowpeft.lam_picture import draw_attributions, heat
 from lowpeft.networks import EDT, EDTConfig
-from states import facts, randomise_adapters
+from states import backbone_of, facts, randomise_adapters
 
 NETWORKS = {n.name: n for n in (*zoo.FAMILIES, *zoo.SPANDREL)}
 PATCH = Patch(y_px=4, x_px=6, side_px=6)
@@ -45,8 +45,7 @@ def smooth() -> nn.Sequential:
 
 
 def edsr() -> Backbone:
-    torch.manual_seed(0)
-    return facts(NETWORKS["edsr"].build(), family="edsr", value_range=(0.0, 255.0))
+    return backbone_of(NETWORKS["edsr"])
 
 
 def images(*shape: int, count: int = 2) -> tuple[Tensor, ...]:
@@ -125,7 +124,7 @@ def test_a_linear_detector_gives_the_closed_form() -> None:
     image = image.double()
     wanted = 3 * PATCH.side_px**2 * (network.weight.detach() * (image - blur(image, 1.2))).sum(0)
     for steps in (1, 4):
-        found = attribute(network, image, backbone=facts(network), patch=PATCH, settings=LamSettings(steps=steps))
+        found = attribute(facts(network), image, patch=PATCH, settings=LamSettings(steps=steps))
         torch.testing.assert_close(found.maps[0], wanted, rtol=1e-9, atol=0)
         assert found.completeness_error < 1e-9
 
@@ -134,7 +133,7 @@ def test_the_maps_sum_to_the_change_of_the_detector_the_better_the_more_steps() 
     network = smooth()
     (image,) = images(3, 16, 20, count=1)
     found = [
-        attribute(network, image, backbone=facts(network), patch=PATCH, settings=LamSettings(steps=steps, chunk=20))
+        attribute(facts(network), image, patch=PATCH, settings=LamSettings(steps=steps, chunk=20))
         for steps in (5, 20, 80, 320)
     ]
     errors = [each.completeness_error for each in found]
@@ -155,7 +154,7 @@ def test_the_sum_is_that_of_the_definition() -> None:
         now.requires_grad_()
         (slope,) = torch.autograd.grad(detect(network(now[None]), PATCH), now)
         wanted += (slope * (now.detach() - before)).sum(0)
-    found = attribute(network, image, backbone=facts(network), patch=PATCH, settings=LamSettings(steps=7))
+    found = attribute(facts(network), image, patch=PATCH, settings=LamSettings(steps=7))
     torch.testing.assert_close(found.maps[0], wanted)
 
 
@@ -167,7 +166,7 @@ def test_attribution_stays_in_the_receptive_field() -> None:
     network = local()
     (image,) = images(3, 16, 20, count=1)
     patch = Patch(y_px=8, x_px=12, side_px=6)
-    (found,) = attribute(network, image, backbone=facts(network), patch=patch, settings=FEW).maps
+    (found,) = attribute(facts(network), image, patch=patch, settings=FEW).maps
     inside = torch.zeros(16, 20, dtype=torch.bool)
     inside[3:9, 5:11] = True
     inside[8, 10] = False
@@ -179,10 +178,8 @@ def test_shifting_the_image_shifts_the_map() -> None:
     network = smooth()
     image = torch.zeros(3, 30, 30)
     image[:, 10:18, 10:18] = torch.rand(3, 8, 8)
-    (one,) = attribute(network, image, backbone=facts(network), patch=Patch(y_px=24, x_px=26, side_px=6)).maps
-    (other,) = attribute(
-        network, image.roll((3, 5), (1, 2)), backbone=facts(network), patch=Patch(y_px=30, x_px=36, side_px=6)
-    ).maps
+    (one,) = attribute(facts(network), image, patch=Patch(y_px=24, x_px=26, side_px=6)).maps
+    (other,) = attribute(facts(network), image.roll((3, 5), (1, 2)), patch=Patch(y_px=30, x_px=36, side_px=6)).maps
     torch.testing.assert_close(other, one.roll((3, 5), (0, 1)), rtol=1e-5, atol=1e-6)
 
 
@@ -191,8 +188,8 @@ def test_the_chunk_does_not_matter(chunk: int) -> None:
     network = smooth().double()
     (image,) = images(3, 11, 13, count=1)
     settings, calls = LamSettings(steps=7, chunk=chunk), []
-    one = attribute(network, image, backbone=facts(network), patch=PATCH, settings=LamSettings(steps=7))
-    other = attribute(network, image, backbone=facts(network), patch=PATCH, settings=settings, advance=calls.append)
+    one = attribute(facts(network), image, patch=PATCH, settings=LamSettings(steps=7))
+    other = attribute(facts(network), image, patch=PATCH, settings=settings, advance=calls.append)
     torch.testing.assert_close(other.maps[0], one.maps[0], rtol=1e-9, atol=1e-12)
     assert len(calls) == chunks(settings) == -(-8 // chunk)
 
@@ -200,8 +197,8 @@ def test_the_chunk_does_not_matter(chunk: int) -> None:
 def test_float32_is_enough() -> None:
     network = smooth()
     (image,) = images(3, 11, 13, count=1)
-    (one,) = attribute(network, image, backbone=facts(network), patch=PATCH).maps
-    (other,) = attribute(network.double(), image, backbone=facts(network), patch=PATCH).maps
+    (one,) = attribute(facts(network), image, patch=PATCH).maps
+    (other,) = attribute(facts(network.double()), image, patch=PATCH).maps
     assert (one - other).abs().max() < 1e-4 * other.abs().max()
 
 
@@ -220,8 +217,8 @@ def test_the_value_range_of_the_network_does_not_matter() -> None:
     backbone = edsr()
     (image,) = images(3, 11, 13, count=1)
     scaled = Scaled(backbone.module)
-    (one,) = attribute(scaled, image, backbone=facts(scaled), patch=PATCH, settings=FEW).maps
-    (other,) = attribute(backbone.module, image, backbone=backbone, patch=PATCH, settings=FEW).maps
+    (one,) = attribute(facts(scaled), image, patch=PATCH, settings=FEW).maps
+    (other,) = attribute(backbone, image, patch=PATCH, settings=FEW).maps
     torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
 
 
@@ -241,8 +238,8 @@ def test_what_padding_repeats_counts_for_the_pixel_itself() -> None:
     (image,) = images(3, 13, 21, count=1)
     corner = Patch(y_px=20, x_px=36, side_px=6)
     padded = Padded(network)
-    (one,) = attribute(padded, image, backbone=facts(padded), patch=corner).maps
-    (other,) = attribute(network, image, backbone=facts(network, size_multiple=8), patch=corner).maps
+    (one,) = attribute(facts(padded), image, patch=corner).maps
+    (other,) = attribute(facts(network, size_multiple=8), image, patch=corner).maps
     torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-7)
 
 
@@ -250,12 +247,11 @@ def test_what_padding_repeats_counts_for_the_pixel_itself() -> None:
 def test_networks_of_many_kinds_are_attributed(name: str) -> None:
     """PLKSR writes in place in eval mode, where autograd cannot follow."""
     network = NETWORKS[name]
-    module = network.build()
     (image,) = images(3, *network.input_px, count=1)
-    backbone = facts(module, family=network.family, scale=network.scale, value_range=(0.0, network.value_max))
-    found = attribute(module, image, backbone=backbone, patch=PATCH, settings=FEW)
+    backbone = backbone_of(network)
+    found = attribute(backbone, image, patch=PATCH, settings=FEW)
     assert found.maps[0].shape == image.shape[-2:]
-    assert not any(m.training for m in module.modules())
+    assert not any(m.training for m in backbone.module.modules())
 
 
 def test_bicubic_which_has_no_parameters_is_attributed() -> None:
@@ -263,7 +259,7 @@ def test_bicubic_which_has_no_parameters_is_attributed() -> None:
     network = nn.Upsample(scale_factor=2, mode="bicubic")
     (image,) = images(3, 16, 20, count=1)
     patch = Patch(y_px=16, x_px=20, side_px=4)
-    (found,) = attribute(network, image, backbone=facts(network), patch=patch, settings=FEW).maps
+    (found,) = attribute(facts(network), image, patch=patch, settings=FEW).maps
     assert found[8:10, 10:12].all()
     inside = torch.zeros_like(found, dtype=torch.bool)
     inside[5:13, 7:15] = True
@@ -275,7 +271,7 @@ def test_bicubic_which_has_no_parameters_is_attributed() -> None:
 def test_a_single_image_network_takes_nothing_from_the_other_view(view: str, other: int) -> None:
     backbone = edsr()
     patch = dataclasses.replace(PATCH, view=view)
-    found = attribute(backbone.module, *images(3, 11, 13), backbone=backbone, patch=patch, settings=FEW)
+    found = attribute(backbone, *images(3, 11, 13), patch=patch, settings=FEW)
     assert not found.maps[other].any()
     assert found.maps[1 - other].any()
     assert found.share_other_view == 0
@@ -296,14 +292,14 @@ def test_the_other_view_counts_from_the_first_step_of_training_on(view: str) -> 
     backbone, patch = edsr(), dataclasses.replace(PATCH, view=view)
     model = lowpeft.adapt(backbone, "stereo")
     pair = images(3, 11, 13)
-    new = attribute(model, *pair, backbone=backbone, patch=patch, settings=FEW)
+    new = attribute(model, *pair, patch=patch, settings=FEW)
     assert new.share_other_view == 0
     assert not new.maps[1 if view == "left" else 0].any()
     train_one_step(model)
-    trained = attribute(model, *pair, backbone=backbone, patch=patch, settings=FEW)
+    trained = attribute(model, *pair, patch=patch, settings=FEW)
     assert 0 < trained.share_other_view < 1
     with lowpeft.disabled(model):
-        frozen = attribute(model, *pair, backbone=backbone, patch=patch, settings=FEW)
+        frozen = attribute(model, *pair, patch=patch, settings=FEW)
     assert frozen.share_other_view == 0
     assert all(torch.equal(a, b) for a, b in zip(frozen.maps, new.maps, strict=True))
 
@@ -313,7 +309,7 @@ def test_a_stereo_adapter_looks_along_rows() -> None:
     backbone = edsr()
     model = randomise_adapters(lowpeft.adapt(backbone, "stereo"), std=0.3)
     pair = images(3, 40, 16)
-    found = attribute(model, *pair, backbone=backbone, patch=Patch(y_px=0, x_px=8, side_px=4), settings=FEW)
+    found = attribute(model, *pair, patch=Patch(y_px=0, x_px=8, side_px=4), settings=FEW)
     other = found.maps[1]
     assert other[:3].abs().sum(0).gt(0).all()
     assert not other[-8:].any()
@@ -322,9 +318,7 @@ def test_a_stereo_adapter_looks_along_rows() -> None:
 def test_the_maps_of_a_pair_sum_to_the_change_of_the_detector() -> None:
     backbone = edsr()
     model = randomise_adapters(lowpeft.adapt(backbone, "stereo"))
-    found = attribute(
-        model, *images(3, 11, 13), backbone=backbone, patch=PATCH, settings=LamSettings(steps=200, chunk=20)
-    )
+    found = attribute(model, *images(3, 11, 13), patch=PATCH, settings=LamSettings(steps=200, chunk=20))
     assert found.share_other_view > 0
     assert found.completeness_error < 0.03
 
@@ -332,7 +326,7 @@ def test_the_maps_of_a_pair_sum_to_the_change_of_the_detector() -> None:
 def test_the_figures_of_a_pair_follow_from_its_maps() -> None:
     backbone = edsr()
     model = randomise_adapters(lowpeft.adapt(backbone, "stereo"))
-    found = attribute(model, *images(3, 11, 13), backbone=backbone, patch=PATCH, settings=FEW)
+    found = attribute(model, *images(3, 11, 13), patch=PATCH, settings=FEW)
     left, right = (m.abs() for m in found.maps)
     assert found.share_other_view == pytest.approx((right.sum() / (left.sum() + right.sum())).item())
     assert max(m.max() for m in found.normalised) == 1
@@ -344,6 +338,34 @@ def test_the_figures_of_a_pair_follow_from_its_maps() -> None:
     assert set(found.figures()) >= {"share_other_view", "diffusion_index_left", "diffusion_index_right"}
 
 
+class Shared(MultiViewModel):
+    """Gives every view the sum of all results, weighted by its number."""
+
+    def forward(self, *views: Tensor) -> tuple[Tensor, ...]:
+        total = sum((i + 1) * self.backbone(view) for i, view in enumerate(views))
+        return (total,) * len(views)
+
+
+def test_three_views_are_attributed_together() -> None:
+    model = Shared(local(), views=3)
+    (view,) = images(3, 16, 20, count=1)
+    patch = Patch(y_px=8, x_px=12, side_px=6, view="2")
+    found = attribute(model, view, view, view, patch=patch, settings=FEW)
+    first, second, third = found.maps
+    torch.testing.assert_close(second, 2 * first, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(third, 3 * first, rtol=1e-4, atol=1e-6)
+    assert found.share_other_view == pytest.approx(4 / 6)
+    assert found.views == ("1", "2", "3")
+    assert found.where == "6x6 HR px at row 8, column 12 of view 2"
+    assert {"diffusion_index_1", "diffusion_index_2", "diffusion_index_3"} <= found.figures().keys()
+    picture = draw_attributions({"a": found}, [view] * 3, scale=2, notes=["a note"])
+    assert picture.width >= 3 * 480
+    with pytest.raises(DataError, match="there is no view 'left': 1, 2, 3"):
+        attribute(model, view, view, view, patch=PATCH, settings=FEW)
+    with pytest.raises(DataError, match="takes 3 views"):
+        attribute(model, view, view, patch=PATCH, settings=FEW)
+
+
 # --- What is left behind
 @contextmanager
 def plain() -> Iterator[None]:
@@ -352,21 +374,23 @@ def plain() -> Iterator[None]:
 
 @pytest.mark.parametrize("context", [plain, torch.no_grad, torch.inference_mode])
 def test_the_model_is_as_it_was(context: type) -> None:
-    backbone = edsr()
-    model = randomise_adapters(lowpeft.adapt(backbone, "stereo")).train()
+    model, wrong = (
+        randomise_adapters(lowpeft.adapt(lowpeft.describe(edsr(), scale=scale), "stereo")).train() for scale in (2, 3)
+    )
     train_one_step(model)
-    modes = [m.training for m in model.modules()]
-    flags = [p.requires_grad for p in model.parameters()]
-    grads = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    both = nn.ModuleList([model, wrong])
+    modes = [m.training for m in both.modules()]
+    flags = [p.requires_grad for p in both.parameters()]
+    grads = [None if p.grad is None else p.grad.clone() for p in both.parameters()]
     assert len(set(flags)) == 2
     with context():
         pair = images(3, 11, 13)
-        attribute(model, *pair, backbone=backbone, patch=PATCH, settings=FEW)
+        attribute(model, *pair, patch=PATCH, settings=FEW)
         with pytest.raises(DataError, match="not 3 times"):
-            attribute(model, *pair, backbone=dataclasses.replace(backbone, scale=3), patch=PATCH, settings=FEW)
-    assert modes == [m.training for m in model.modules()]
-    assert flags == [p.requires_grad for p in model.parameters()]
-    for parameter, grad in zip(model.parameters(), grads, strict=True):
+            attribute(wrong, *pair, patch=PATCH, settings=FEW)
+    assert modes == [m.training for m in both.modules()]
+    assert flags == [p.requires_grad for p in both.parameters()]
+    for parameter, grad in zip(both.parameters(), grads, strict=True):
         assert parameter.grad is grad or torch.equal(parameter.grad, grad)
 
 
@@ -383,8 +407,8 @@ def test_reentrant_checkpoints_are_attributed() -> None:
     network = smooth()
     (image,) = images(3, 11, 13, count=1)
     module = Checkpointed(network)
-    (one,) = attribute(network, image, backbone=facts(network), patch=PATCH, settings=FEW).maps
-    (other,) = attribute(module, image, backbone=facts(module), patch=PATCH, settings=FEW).maps
+    (one,) = attribute(facts(network), image, patch=PATCH, settings=FEW).maps
+    (other,) = attribute(facts(module), image, patch=PATCH, settings=FEW).maps
     torch.testing.assert_close(other, one)
     assert [p.grad for p in network.parameters()] == [None] * 4
 
@@ -414,14 +438,14 @@ def test_networks_without_a_finite_gradient_are_refused(wrapper: type[nn.Module]
     module = wrapper(smooth())
     (image,) = images(3, 11, 13, count=1)
     with pytest.raises(DataError, match=words):
-        attribute(module, image, backbone=facts(module), patch=PATCH, settings=FEW)
+        attribute(facts(module), image, patch=PATCH, settings=FEW)
 
 
 @pytest.mark.parametrize(
     ("shapes", "patch", "words"),
     [
-        ([(3, 11, 13), (3, 11, 14)], PATCH, "13x11 px on the left, 14x11 px on the right"),
-        ([(1, 3, 11, 13)], PATCH, r"\(3,H,W\)"),
+        ([(3, 11, 13), (3, 11, 14)], PATCH, "13x11 px and 14x11 px"),
+        ([(1, 3, 11, 13)], PATCH, r"\(C,H,W\)"),
         ([(3, 11, 13), (11, 13)], PATCH, r"not \(11, 13\)"),
         ([(4, 11, 13)], PATCH, "images of 3 channels, not 4"),
         ([(3, 4, 13)], PATCH, "too small for a blur"),
@@ -436,30 +460,30 @@ def test_networks_without_a_finite_gradient_are_refused(wrapper: type[nn.Module]
 def test_what_cannot_be_attributed_is_refused(shapes: list[tuple[int, ...]], patch: Patch, words: str) -> None:
     network = smooth()
     with pytest.raises(DataError, match=words):
-        attribute(network, *map(torch.rand, shapes), backbone=facts(network), patch=patch, settings=FEW)
+        attribute(facts(network), *map(torch.rand, shapes), patch=patch, settings=FEW)
 
 
 def test_uint8_and_a_missing_view_are_refused() -> None:
     backbone = edsr()
     with pytest.raises(DataError, match=r"torch\.uint8"):
-        attribute(backbone.module, torch.zeros(3, 9, 9, dtype=torch.uint8), backbone=backbone, patch=PATCH)
-    with pytest.raises(DataError, match="takes two views"):
-        attribute(lowpeft.adapt(backbone, "stereo"), torch.rand(3, 9, 9), backbone=backbone, patch=PATCH)
+        attribute(backbone, torch.zeros(3, 9, 9, dtype=torch.uint8), patch=PATCH)
+    with pytest.raises(DataError, match="takes 2 views"):
+        attribute(lowpeft.adapt(backbone, "stereo"), torch.rand(3, 9, 9), patch=PATCH)
 
 
 def test_images_that_are_not_finite_are_refused_as_such() -> None:
     backbone, image = edsr(), torch.rand(3, 9, 9)
     image[1, 2, 3] = torch.nan
     with pytest.raises(DataError, match="an image holds NaN"):
-        attribute(backbone.module, image, backbone=backbone, patch=PATCH)
+        attribute(backbone, image, patch=PATCH)
 
 
 def test_networks_of_fixed_size_take_no_other() -> None:
     network = NETWORKS["ipt"]
-    backbone = facts(network.build(), family="ipt", value_range=(0.0, 255.0), fixed_px=48)
-    assert attribute(backbone.module, torch.rand(3, 48, 48), backbone=backbone, patch=PATCH, settings=FEW).maps
+    backbone = lowpeft.describe(network.build())
+    assert attribute(backbone, torch.rand(3, 48, 48), patch=PATCH, settings=FEW).maps
     with pytest.raises(DataError, match="images of 48x48 px only, not 48x40 px"):
-        attribute(backbone.module, torch.rand(3, 40, 48), backbone=backbone, patch=PATCH, settings=FEW)
+        attribute(backbone, torch.rand(3, 40, 48), patch=PATCH, settings=FEW)
 
 
 def test_senseless_settings_are_refused_together() -> None:
@@ -481,7 +505,7 @@ def test_heat_is_the_grey_view_where_nothing_is_attributed() -> None:
 def test_the_picture_holds_all_views_and_maps(count: int) -> None:
     network = smooth()
     views = images(3, 12, 16, count=count)
-    found = attribute(network, *views, backbone=facts(network), patch=PATCH, settings=FEW)
+    found = attribute(facts(network), *views, patch=PATCH, settings=FEW)
     one = draw_attributions({"a": found}, views, scale=2, notes=["a note"])
     two = draw_attributions({"a": found, "b": found}, views, scale=2, notes=["a note"])
     assert two.width == one.width >= count * 480
@@ -550,7 +574,7 @@ def test_a_network_for_grey_images_is_refused_by_the_command(work: Path, capsys:
     ("arguments", "sentence"),
     [
         (["{work}/L.png", *ARGUMENTS, "--patch", "30", "0", "16"], "does not lie in the result of 48x32 px"),
-        (["{work}/L.png", *ARGUMENTS, "--adapter", "{work}/adapter"], "takes two views"),
+        (["{work}/L.png", *ARGUMENTS, "--adapter", "{work}/adapter"], "takes 2 views"),
         (["{work}/L.png", *ARGUMENTS, "--view", "right"], "no view 'right'"),
         (["{work}/L.png", *ARGUMENTS, "--revision", "main"], "--revision"),
         (["{work}/L.png", *ARGUMENTS, "--steps", "0"], "steps must be"),

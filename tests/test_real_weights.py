@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 import lowpeft
-from lowpeft import Backbone, load_backbone, super_resolve
+from lowpeft import Backbone, enhance, load_backbone
 from lowpeft.images import mod_crop, read_image, to_float
 from lowpeft.metrics import psnr
 
@@ -44,7 +44,7 @@ def downscaled(hr: Tensor, scale: int) -> Tensor:
 
 
 def enlarged(backbone: Backbone, lr: Tensor) -> Tensor:
-    return super_resolve(backbone.module, to_float(lr), backbone=backbone)
+    return enhance(backbone, to_float(lr))
 
 
 @pytest.mark.parametrize(("file", "scale", "scenes_db", "set5_db"), FIGURES, ids=[f[0] for f in FIGURES])

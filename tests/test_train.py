@@ -14,17 +14,19 @@ from torch import nn
 
 import lowpeft
 import zoo
-from lowpeft.backbones import Backbone, load_backbone
+from lowpeft import Backbone, enhance, load_backbone
 from lowpeft.data import Example
+from lowpeft.describe import image_facts
 from lowpeft.errors import DataError, PlanError, TrainingError
 from lowpeft.evaluate import Score, compare, mean_db, score
 from lowpeft.images import bicubic_upscale, matlab_downscale, to_float
-from lowpeft.inference import run, super_resolve
+from lowpeft.inference.network import run
 from lowpeft.metrics import psnr
 from lowpeft.networks import EDT, EDTConfig
 from lowpeft.recipes import TrainSettings, load_recipe
 from lowpeft.training import image_loss, learning_rate, reinitialise, train, trained_parameters, validation
 from lowpeft.training.average import Average
+from states import backbone_of
 from training_runs import SETTINGS, Samples, edt, go, model_of, small
 
 PLAIN = replace(SETTINGS, ema_decay=0.0, warmup_steps=0, steps=4)
@@ -41,28 +43,28 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 # --- What is trained
 def test_training_lowers_the_loss_and_leaves_the_base_alone() -> None:
-    model, base = model_of("stereo")
-    before = {k: v.clone() for k, v in base.module.state_dict().items() if "lowpeft" not in k}
+    model = model_of("stereo")
+    before = {k: v.clone() for k, v in model.backbone.state_dict().items() if "lowpeft" not in k}
     samples = Samples()
     lr, hr = (torch.stack(views) for views in zip(*(samples[n] for n in range(900, 904)), strict=True))
 
     def loss() -> float:
         with torch.no_grad():
-            outputs = run(model, lr.unbind(1), base)
+            outputs = run(model, lr.unbind(1), image_facts(model))
         return torch.stack([(o - h).abs().mean() for o, h in zip(outputs, hr.unbind(1), strict=True)]).mean().item()
 
     first = loss()
-    done = train(model, samples, replace(PLAIN, steps=30, learning_rate=1e-2), backbone=base)
+    done = train(model, samples, replace(PLAIN, steps=30, learning_rate=1e-2))
     assert loss() < first
     assert done.parameters == lowpeft.summary(model).trainable
-    state = base.module.state_dict()
+    state = model.backbone.state_dict()
     assert all(torch.equal(state[k], v) for k, v in before.items())
 
 
 def test_the_same_seed_gives_the_same_adapter() -> None:
     def run_with(seed: int) -> dict[str, torch.Tensor]:
-        model, base = model_of("stereo")
-        train(model, Samples(seed=seed), replace(PLAIN, seed=seed), backbone=base)
+        model = model_of("stereo")
+        train(model, Samples(seed=seed), replace(PLAIN, seed=seed))
         return state_of(model)
 
     one, same, other = run_with(1), run_with(1), run_with(2)
@@ -72,16 +74,16 @@ def test_the_same_seed_gives_the_same_adapter() -> None:
 
 @pytest.mark.parametrize("views", [1, 2])
 def test_a_single_image_recipe_trains_on_images_and_on_both_views_of_pairs(views: int) -> None:
-    model, base = model_of("spatial")
+    model = model_of("spatial")
     before = state_of(model)
-    train(model, Samples(views=views), PLAIN, backbone=base)
+    train(model, Samples(views=views), PLAIN)
     assert not equal(before, state_of(model))
 
 
 def test_every_tensor_of_a_stereo_recipe_moves() -> None:
-    model, base = model_of("stereo")
+    model = model_of("stereo")
     before = state_of(model)
-    train(model, Samples(), PLAIN, backbone=base)
+    train(model, Samples(), PLAIN)
     assert [n for n, p in state_of(model).items() if torch.equal(p, before[n])] == []
 
 
@@ -89,11 +91,11 @@ def test_dropout_is_drawn_from_the_seed_and_the_step_alone() -> None:
     """And nobody's random numbers are touched."""
     results = []
     for noise in (0, 5):
-        model, base = model_of("whole")
+        model = model_of("whole")
         torch.manual_seed(3)
         torch.rand(noise)
         before = torch.get_rng_state()
-        train(model, Samples(), PLAIN, backbone=base)
+        train(model, Samples(), PLAIN)
         assert torch.equal(torch.get_rng_state(), before)
         results.append(state_of(model))
     assert equal(*results)
@@ -111,15 +113,15 @@ def test_bf16_computes_the_same_to_its_precision() -> None:
 
 
 def test_the_model_is_in_eval_mode_afterwards_also_after_an_error() -> None:
-    model, base = model_of("whole")
+    model = model_of("whole")
     with pytest.raises(TrainingError):
-        train(model, Samples(scale=4), PLAIN, backbone=base)
+        train(model, Samples(scale=4), PLAIN)
 
     def stop(step: Any) -> None:
         raise DataError("enough")
 
     with pytest.raises(TrainingError, match=r"step 1\. Nothing was saved, because no folder was given\. .* enough"):
-        train(model, Samples(), PLAIN, backbone=base, report=stop)
+        train(model, Samples(), PLAIN, report=stop)
     assert not any(m.training for m in model.modules())
 
 
@@ -133,12 +135,12 @@ def test_on_a_gpu_bf16_trains_and_a_stopped_run_goes_on(tmp_path: Path) -> None:
             raise Stop
 
     settings = replace(SETTINGS, precision="bf16", workers=1)
-    model, base = model_of("stereo")
+    model = model_of("stereo")
     before = state_of(model)
     with pytest.raises(Stop):
-        train(model.cuda(), Samples(), settings, backbone=base, out=tmp_path, report=stop)
-    model, base = model_of("stereo")
-    done = train(model.cuda(), Samples(), settings, backbone=base, out=tmp_path, resume=True)
+        train(model.cuda(), Samples(), settings, out=tmp_path, report=stop)
+    model = model_of("stereo")
+    done = train(model.cuda(), Samples(), settings, out=tmp_path, resume=True)
     assert (done.resumed_at, done.steps) == (2, 6)
     after = {name: tensor.cpu() for name, tensor in state_of(model).items()}
     assert not equal(before, after)
@@ -157,12 +159,12 @@ def test_losses_are_their_formulas() -> None:
 
 @pytest.mark.parametrize("kind", ["l1", "mse", "charbonnier"])
 def test_the_loss_of_the_settings_is_what_is_minimised(kind: str) -> None:
-    model, base = model_of("spatial")
+    model = model_of("spatial")
     lr, hr = (torch.stack(views) for views in zip(*(Samples()[n] for n in range(3)), strict=True))
     with torch.no_grad():
-        outputs = run(model, lr.unbind(1), base)
+        outputs = run(model, lr.unbind(1), image_facts(model))
     wanted = [image_loss(kind, o, h).item() for o, h in zip(outputs, hr.unbind(1), strict=True)]  # type: ignore[arg-type]
-    done = train(model, Samples(), replace(PLAIN, steps=1, loss=kind), backbone=base)  # type: ignore[arg-type]
+    done = train(model, Samples(), replace(PLAIN, steps=1, loss=kind))  # type: ignore[arg-type]
     assert done.loss == pytest.approx(sum(wanted) / 2, rel=1e-5)
 
 
@@ -211,7 +213,7 @@ def test_the_average_is_its_formula() -> None:
 def test_with_an_average_it_is_what_is_validated_saved_and_left_in_the_model(tmp_path: Path) -> None:
     live: list[dict[str, torch.Tensor]] = []
     seen: list[dict[str, torch.Tensor]] = []
-    model, base = model_of("stereo")
+    model = model_of("stereo")
     settings = replace(PLAIN, ema_decay=0.9, validate_every_steps=1)
 
     def look(current: nn.Module) -> float:
@@ -220,10 +222,10 @@ def test_with_an_average_it_is_what_is_validated_saved_and_left_in_the_model(tmp
         return float(len(seen))
 
     train(
-        model, Samples(), settings, backbone=base, out=tmp_path, validate=look,
+        model, Samples(), settings, out=tmp_path, validate=look,
         report=lambda step: live.append(state_of(model)),
     )  # fmt: skip
-    expected = {k: v.double() for k, v in state_of(model_of("stereo")[0]).items()}
+    expected = {k: v.double() for k, v in state_of(model_of("stereo")).items()}
     for step, tensors in enumerate(live, start=1):
         decay = min(0.9, (1 + step) / (10 + step))
         expected = {k: decay * expected[k] + (1 - decay) * v.double() for k, v in tensors.items()}
@@ -275,13 +277,13 @@ def test_the_adapter_that_is_written_is_the_trained_one(tmp_path: Path) -> None:
 def test_the_best_is_kept(tmp_path: Path) -> None:
     figures = iter([1.0, 3.0, 2.0, 3.0])
     states = {}
-    model, base = model_of("stereo")
+    model = model_of("stereo")
 
     def look(current: nn.Module) -> float:
         states[len(states) + 1] = state_of(current)
         return next(figures)
 
-    done = train(model, Samples(), replace(PLAIN, validate_every_steps=1), backbone=base, out=tmp_path, validate=look)
+    done = train(model, Samples(), replace(PLAIN, validate_every_steps=1), out=tmp_path, validate=look)
     assert (done.best, done.best_step) == (3.0, 2)
     assert equal(state_of(lowpeft.load_adapter(edt(), tmp_path / "best")), states[2])
     assert lowpeft.read_adapter(tmp_path / "best").facts == {"training": "2 of 4 steps", "validation": 3.0}
@@ -292,11 +294,11 @@ def test_validation_is_the_mean_psnr_over_views_and_scenes() -> None:
     hr = [(torch.rand(3, 48, 96) * 255).to(torch.uint8) for _ in range(3)]
     lr = [matlab_downscale(image, 2) for image in hr]
     pair, single = Example("pair", tuple(lr[:2]), tuple(hr[:2])), Example("single", (lr[2],), (hr[2],))
-    each = [psnr(super_resolve(base.module, to_float(a), backbone=base), b) for a, b in zip(lr, hr, strict=True)]
-    found = validation([pair, single], base)(base.module)
+    each = [psnr(enhance(base, to_float(a)), b) for a, b in zip(lr, hr, strict=True)]
+    found = validation([pair, single])(base)
     assert found == pytest.approx((sum(each[:2]) / 2 + each[2]) / 2, abs=1e-3)
     with pytest.raises(DataError, match="no scenes"):
-        validation([], base)
+        validation([])
 
 
 # --- Full training and training from scratch
@@ -304,7 +306,7 @@ def test_full_fine_tuning_trains_every_parameter_as_a_difference(tmp_path: Path)
     base = edt()
     count = base.parameters
     model = lowpeft.adapt(base, "full")
-    done = train(model, Samples(views=1), PLAIN, backbone=base, out=tmp_path)
+    done = train(model, Samples(views=1), PLAIN, out=tmp_path)
     assert done.parameters == count
     assert lowpeft.read_adapter(tmp_path).recipe.name == "full"
     image = torch.rand(1, 3, 24, 48)
@@ -325,7 +327,7 @@ def test_statistics_that_no_adapter_file_could_hold_are_refused() -> None:
     base = small()
     model = lowpeft.adapt(base, load_recipe("full"))
     with pytest.raises(TrainingError, match="set freeze_statistics = true") as caught:
-        train(model, Samples(), PLAIN, backbone=base)
+        train(model, Samples(), PLAIN)
     assert caught.value.problems == ("norm",)
     assert "norm.running_mean" in dict(base.module.named_buffers())
     assert not base.module.norm.running_mean.any()
@@ -362,9 +364,9 @@ def test_networks_that_do_not_say_how_they_were_built_are_refused() -> None:
 
 def test_a_network_trained_from_scratch_is_a_checkpoint(tmp_path: Path) -> None:
     config = EDTConfig(tasks=("sr_x2",), features=2, dim=60, depths=(1, 1), heads=6, image_px=24)
-    base = Backbone(**{**vars(edt()), "module": EDT(config)})
+    base = lowpeft.describe(EDT(config))
     reinitialise(base.module, 0)
-    done = train(base.module, Samples(views=1), SETTINGS, backbone=base, out=tmp_path)
+    done = train(base, Samples(views=1), SETTINGS, out=tmp_path)
     assert done.parameters == base.parameters
     assert not (tmp_path / "adapter_model.safetensors").exists()
     opened = load_backbone(tmp_path / "network.safetensors")
@@ -387,23 +389,40 @@ def test_the_scratch_recipe_attaches_nothing() -> None:
     ("samples", "sentence"),
     [
         (Samples(scale=4), "the crops are made for x4, the network is a x2 one"),
-        (Samples(views=1), "a stereo model is trained on pairs of views"),
+        (Samples(views=1), "the model takes 2 views of a scene together, the crops have 1"),
     ],
     ids=["scale", "views"],
 )
 def test_crops_that_do_not_fit_are_refused(samples: Samples, sentence: str, tmp_path: Path) -> None:
-    model, base = model_of("stereo")
+    model = model_of("stereo")
     with pytest.raises(TrainingError, match=sentence):
-        train(model, samples, PLAIN, backbone=base, out=tmp_path / "out")
+        train(model, samples, PLAIN, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+class Together(lowpeft.MultiViewModel):
+    """Adds to each view's result what the mean of all results is."""
+
+    def forward(self, *views: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        results = [self.backbone(view) for view in views]
+        return tuple((result + sum(results) / len(results)) / 2 for result in results)
+
+
+def test_a_model_of_three_views_is_trained_on_three() -> None:
+    model = Together(EDSR.build(), views=3)
+    before = state_of(model)
+    train(model, Samples(views=3), PLAIN)
+    assert not equal(before, state_of(model))
+    for views in (1, 2, 4):
+        with pytest.raises(TrainingError, match=f"takes 3 views of a scene together, the crops have {views}"):
+            train(model, Samples(views=views), PLAIN)
 
 
 def test_a_network_of_fixed_size_takes_its_own_crops() -> None:
     base = edt()
-    fixed = Backbone(**{**vars(base), "fixed_px": 24})
-    model = lowpeft.adapt(fixed, "spatial")
+    model = lowpeft.adapt(lowpeft.describe(base, fixed_px=24), "spatial")
     with pytest.raises(TrainingError, match="EDT is trained on crops of 48x48 HR px, not 24x48"):
-        train(model, Samples(), PLAIN, backbone=fixed)
+        train(model, Samples(), PLAIN)
 
 
 def test_two_adapters_do_not_fit_into_one_folder(tmp_path: Path) -> None:
@@ -411,8 +430,50 @@ def test_two_adapters_do_not_fit_into_one_folder(tmp_path: Path) -> None:
     lowpeft.adapt(base, "spatial", name="a")
     model = lowpeft.adapt(base, lowpeft.LoRAConfig(target="**.qkv.*"), name="b")
     with pytest.raises(PlanError, match="several adapters"):
-        train(model, Samples(), PLAIN, backbone=base, out=tmp_path)
-    train(model, Samples(), PLAIN, backbone=base)
+        train(model, Samples(), PLAIN, out=tmp_path)
+    train(model, Samples(), PLAIN)
+
+
+class CutOff(nn.Module):
+    """Runs a layer without gradients, as a reentrant checkpoint with a frozen input does."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return self.inner(x)
+
+
+def test_adapters_that_get_no_gradient_are_refused_in_the_first_step(tmp_path: Path) -> None:
+    """One of EDSR's blocks is cut off, so that its adapter would be saved as it began."""
+    base = network()
+    model = lowpeft.adapt(base, "spatial")
+    base.module.body[2].body = CutOff(base.module.body[2].body)
+    before = state_of(model)
+    with pytest.raises(TrainingError, match=r"step 1\..* 4 of 24 trained tensors get no .*check_trainable") as caught:
+        train(model, Samples(), PLAIN, out=tmp_path)
+    assert len(caught.value.problems) == 4
+    assert all(name.startswith("body.2.") for name in caught.value.problems)
+    assert equal(before, state_of(model))
+
+
+def test_layers_of_a_network_that_take_no_part_are_refused_unless_they_are_frozen() -> None:
+    class Spare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.spare = (nn.Conv2d(3, 12, 3, padding=1) for _ in range(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.pixel_shuffle(self.used(x), 2)
+
+    module = Spare()
+    with pytest.raises(TrainingError, match=r"2 of 4 trained tensors get no gradient") as caught:
+        train(module, Samples(), PLAIN)
+    assert caught.value.problems == ("spare.weight", "spare.bias")
+    module.spare.requires_grad_(False)
+    assert train(module, Samples(), PLAIN).steps == PLAIN.steps
 
 
 def test_validating_needs_something_to_validate_with() -> None:
@@ -437,16 +498,16 @@ def test_what_goes_wrong_in_a_data_set_of_ones_own_is_not_blamed_on_a_reader() -
         def plain(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
             return super().__getitem__(index)
 
-    model, base = model_of("stereo")
+    model = model_of("stereo")
     with pytest.raises(RuntimeError, match="stack expects each tensor to be equal size"):
-        train(model, Uneven(), PLAIN, backbone=base)
+        train(model, Uneven(), PLAIN)
 
 
 def test_a_network_without_trainable_parameters_is_refused() -> None:
     base = edt()
     base.module.requires_grad_(False)
     with pytest.raises(TrainingError, match="EDT has no parameter that requires a gradient"):
-        train(base.module, Samples(), PLAIN, backbone=base)
+        train(base, Samples(), PLAIN)
 
 
 # --- Measuring, on the zoo's EDSR, which takes values 0..255
@@ -454,16 +515,7 @@ EDSR = next(n for n in zoo.FAMILIES if n.name == "edsr")
 
 
 def network() -> Backbone:
-    torch.manual_seed(0)
-    return Backbone(
-        module=EDSR.build(),
-        architecture="EDSR",
-        family="edsr",
-        scale=EDSR.scale,
-        value_range=(0.0, EDSR.value_max),
-        size_multiple=1,
-        channels=3,
-    )
+    return backbone_of(EDSR)
 
 
 FACTS = network()
@@ -471,7 +523,7 @@ FACTS = network()
 
 def test_the_loss_is_of_values_0_to_1_whatever_the_network_takes() -> None:
     base = network()
-    done = train(lowpeft.adapt(base, "stereo"), Samples(), replace(PLAIN, steps=1), backbone=base)
+    done = train(lowpeft.adapt(base, "stereo"), Samples(), replace(PLAIN, steps=1))
     lr, hr = (torch.stack(views) for views in zip(*(Samples()[n] for n in range(3)), strict=True))
     with torch.no_grad():
         outputs = [FACTS.module(view * 255) / 255 for view in lr.unbind(1)]
@@ -487,14 +539,14 @@ def scene() -> Example:
 
 def test_measuring_puts_the_mode_back() -> None:
     model = lowpeft.adapt(network(), "stereo").train()
-    score(model, scene(), backbone=FACTS)
+    score(model, scene())
     assert model.training
     assert next(s for _, _, s in lowpeft.attach.slots(model)).training
 
 
 def test_comparison_of_a_new_adapter_has_no_gain_and_no_use_of_the_other_view() -> None:
     model = lowpeft.adapt(network(), "stereo")
-    found = compare(model, [scene()], backbone=FACTS)
+    found = compare(model, [scene()])
     assert found.frozen == found.adapted
     assert found.same_view[0].mean_db == pytest.approx(found.adapted[0].mean_db, abs=1e-3)
     assert str(found).splitlines()[-1].split()[0] == "mean"
@@ -504,11 +556,11 @@ def test_mean_is_over_views_then_scenes() -> None:
     scores = [Score(scene="a", left_db=20, right_db=30), Score(scene="b", left_db=10, right_db=40)]
     assert mean_db(scores) == 25
     with pytest.raises(DataError, match="no scenes"):
-        compare(FACTS.module, [], backbone=FACTS)
+        compare(FACTS, [])
 
 
 def test_bicubic_is_measured_on_the_same_views() -> None:
     pair = scene()
-    found = compare(lowpeft.adapt(network(), "spatial"), [pair], backbone=FACTS)
+    found = compare(lowpeft.adapt(network(), "spatial"), [pair])
     assert found.same_view == ()
     assert found.bicubic[0].left_db == psnr(bicubic_upscale(pair.lr[0], EDSR.scale), pair.hr[0])

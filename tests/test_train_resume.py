@@ -147,11 +147,11 @@ def test_settings_that_change_nothing_may_change(reference: Path, tmp_path: Path
 
 
 # --- Another run's checkpoint
-def other_base() -> tuple[torch.nn.Module, Any]:
+def other_base() -> torch.nn.Module:
     base = training_runs.edt()
     with torch.no_grad():
         base.module.body.norm.bias.add_(1)
-    return lowpeft.adapt(base, "stereo"), base
+    return lowpeft.adapt(base, "stereo")
 
 
 @pytest.fixture(scope="module")
@@ -181,11 +181,11 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(
     change: dict[str, Any], sentence: str, begun: Path, tmp_path: Path
 ) -> None:
     out = shutil.copytree(begun, tmp_path / "out")
-    model, base = change.get("model", lambda: model_of("stereo"))()
+    model = change.get("model", lambda: model_of("stereo"))()
     before = {k: v.clone() for k, v in lowpeft.adapter_state_dict(model).items()}
     crops, settings = change.get("crops", Samples()), change.get("settings", SETTINGS)
     with pytest.raises(TrainingError, match="is of another run") as caught:
-        train(model, crops, settings, backbone=base, out=out, resume=True)
+        train(model, crops, settings, out=out, resume=True)
     assert any(sentence in problem for problem in caught.value.problems), caught.value.problems
     assert files(out) == files(begun)
     assert all(torch.equal(v, before[k]) for k, v in lowpeft.adapter_state_dict(model).items())
@@ -240,9 +240,9 @@ def test_tied_weights_are_kept(tmp_path: Path) -> None:
         return model
 
     with pytest.raises(Stop):
-        train(tied(), Samples(), SETTINGS, backbone=training_runs.small(), out=tmp_path / "a", report=stop_after(3))
-    train(tied(), Samples(), SETTINGS, backbone=training_runs.small(), out=tmp_path / "a", resume=True)
-    train(tied(), Samples(), SETTINGS, backbone=training_runs.small(), out=tmp_path / "b")
+        train(tied(), Samples(), SETTINGS, out=tmp_path / "a", report=stop_after(3))
+    train(tied(), Samples(), SETTINGS, out=tmp_path / "a", resume=True)
+    train(tied(), Samples(), SETTINGS, out=tmp_path / "b")
     assert same(tmp_path / "a", tmp_path / "b", "whole")
 
 
@@ -380,7 +380,7 @@ def test_a_folder_that_cannot_be_made_is_an_error_before_the_first_step(tmp_path
 def test_what_is_not_finite_stops_the_run_and_gets_into_no_checkpoint(
     where: str, reason: str, reference: Path, tmp_path: Path
 ) -> None:
-    model, base = model_of("full")
+    model = model_of("full")
 
     def poison(done: Any) -> None:
         if done.step == 3:
@@ -388,7 +388,7 @@ def test_what_is_not_finite_stops_the_run_and_gets_into_no_checkpoint(
                 next(p for n, p in lowpeft.adapter_parameters(model) if n.startswith(where)).fill_(math.nan)
 
     with pytest.raises(TrainingError, match=rf"stopped at step 4\..*step-00000002\. The reason: {reason}"):
-        train(model, Samples(), SETTINGS, backbone=base, out=tmp_path, report=poison)
+        train(model, Samples(), SETTINGS, out=tmp_path, report=poison)
     go("full", SETTINGS, out=tmp_path, resume=True)
     assert same(tmp_path, reference, "full")
 
@@ -401,10 +401,10 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(tmp_path: Path) -> None
             out: Tensor = super().forward(x)
             return out + (out - out).abs().sqrt().sum() * 0
 
-    model, base = Edge(), training_runs.small()
+    model = Edge()
     before = {k: v.clone() for k, v in model.state_dict().items() if "norm" not in k}
     with pytest.raises(TrainingError, match=r"step 1\. There is no checkpoint yet\. .* gradient's norm is nan"):
-        train(model, Samples(), SETTINGS, backbone=base, out=tmp_path)
+        train(model, Samples(), SETTINGS, out=tmp_path)
     assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
 
 
@@ -419,9 +419,9 @@ class Holed(Samples):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_image_ends_the_run_and_is_named(workers: int, reference: Path, tmp_path: Path) -> None:
-    model, base = model_of("full")
+    model = model_of("full")
     with pytest.raises(TrainingError, match=r"step 4\. The last good .*step-00000002\. .*scene b: b_L.png") as caught:
-        train(model, Holed(), replace(SETTINGS, workers=workers), backbone=base, out=tmp_path)
+        train(model, Holed(), replace(SETTINGS, workers=workers), out=tmp_path)
     assert caught.value.problems == ("the file ends early",)
     go("full", SETTINGS, out=tmp_path, resume=True)
     assert same(tmp_path, reference, "full")
@@ -441,9 +441,9 @@ def test_a_process_that_writes_nothing_names_the_checkpoint_too(
     """The second of several processes may be the one that finds the damaged image."""
     out = shutil.copytree(begun, tmp_path / "out")
     monkeypatch.setattr("lowpeft.training.loop.connect", lambda: Second(number=1, index=0, device=None))
-    model, base = model_of("stereo")
+    model = model_of("stereo")
     with pytest.raises(
         TrainingError, match=r"step 4\. The last good checkpoint is .*step-00000002\. .*scene b: b_L.png"
     ):
-        train(model, Holed(), SETTINGS, backbone=base, out=out, resume=True)
+        train(model, Holed(), SETTINGS, out=out, resume=True)
     assert files(out) == files(begun)

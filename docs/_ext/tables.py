@@ -68,7 +68,7 @@ def sites() -> str:
 
 def family_sites(family: Any) -> str:
     facts = [f"Family `{family.name}`, recognised by {'; or by '.join(map(recognised_by, family.signature))}."]
-    facts += ["Images have values in 0..`module.rgb_range`."] * family.rgb_range
+    facts += ["Scale, value range or sizes are read off the network."] * (family.facts is not None)
     facts += [f"The image is the output's `.{family.output}`."] * (family.output is not None)
     rows = [[f"`{p.name}`", f"`{p.path}`", str(p.layout), read_by_adapter(p)] for p in family.places]
     heading = f"```{{rubric}} {family.title}\n```"

@@ -18,7 +18,7 @@ from .facts import Backbone
 from .families import BlockForward, Family, Place, Ports, register_family
 from .files import load_adapter, read_adapter, save_adapter
 from .hub import push_to_hub
-from .inference import Tiling, super_resolve
+from .inference import Tiling, enhance
 from .injection import inject, restore
 from .kinds import (
     AdapterConfig,
@@ -107,6 +107,7 @@ __all__ = [
     "convert_adapter",
     "describe",
     "disabled",
+    "enhance",
     "inject",
     "inject_spatial_adapters",
     "load_adapter",
@@ -123,7 +124,6 @@ __all__ = [
     "save_adapter",
     "set_strength",
     "summary",
-    "super_resolve",
     "swin2sr_from_transformers",
     "swin2sr_to_transformers",
     "wrap_stereo",

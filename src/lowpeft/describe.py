@@ -140,7 +140,8 @@ def _measured(root: nn.Module, given: Mapping[str, Any], example: Tensor | None)
         **given,
     }
     notes: list[str] = list(known.pop("notes", ()))
-    if not {"scale", "channels"} <= known.keys() or not known.keys() & {"size_multiple", "fixed_px"}:
+    told = {"scale", "channels"} <= known.keys() and known.keys() & {"size_multiple", "fixed_px"}
+    if not told or (family is not None and family.family.output is not None and "output" not in known):
         found, how = _run(root, known, family, example)
         known, notes = {**found, **known}, [*notes, *how]
     if "value_range" not in known:
@@ -151,8 +152,10 @@ def _measured(root: nn.Module, given: Mapping[str, Any], example: Tensor | None)
 
 def family_facts(root: nn.Module, found: Recognised | None) -> dict[str, Any]:
     """What the family says of this network; nothing where other modules stand around it, which could change it."""
-    if found is None or found.family.facts is None or not set(filter(None, found.prefix.split("."))) <= PASSED_ON:
+    if found is None or not set(filter(None, found.prefix.split("."))) <= PASSED_ON:
         return {}
+    if found.family.facts is None:
+        return {"output": found.family.output}
     try:
         facts = dict(found.family.facts(root.get_submodule(found.prefix)))
     except (AttributeError, KeyError, IndexError, TypeError):  # another copy of the code, with other attributes
@@ -169,7 +172,10 @@ def _run(
         network = _Runs(twin_of(root), output)
         x = network.first(root, known.get("channels"), example)
     except PlanError as error:
-        return {"scale": None, "channels": None}, [f"scale, channels: {error}"]
+        missing = [name for name in ("scale", "channels") if name not in known]
+        notes = [f"{', '.join(missing)}: {error}"] if missing else []
+        sized = not known.keys().isdisjoint(("size_multiple", "fixed_px"))
+        return dict.fromkeys(missing), notes if missing or sized else ["size_multiple: assumed to be 1 px"]
     scale = known.get("scale") or network.scale_of(x)
     facts: dict[str, Any] = {"scale": scale, "channels": x.shape[1], "output": network.output}
     notes = [f"scale: x{scale}, measured", f"channels: {x.shape[1]}, measured"]

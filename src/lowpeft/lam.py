@@ -1,4 +1,4 @@
-"""Local attribution maps (LAM): which input pixels a patch of the super-resolved image was made from, in both views.
+"""Local attribution maps (LAM): which input pixels a patch of the result was made from, in every view.
 
 Source: Gu & Dong, "Interpreting Super-Resolution Networks with Local Attribution Maps", CVPR 2021 (arXiv 2011.11036).
 For a network F, the image I, a detector D on a patch of the output, and images γ(α) = ω(σ − ασ) ⊗ I that go from
@@ -9,7 +9,7 @@ blurred to sharp (ω is a Gaussian kernel), the attribution of pixel i is
 with γ_k = γ(k / steps): a right Riemann sum, with the difference of neighbouring kernels for the derivative of γ, as
 the authors compute it. The sum over all pixels approaches D(F(I)) − D(F(γ(0))).
 
-For a pair, both views are blurred together and the gradient is taken by both: the map of the other view says what the
+For several views, all are blurred together and the gradient is taken by all: the map of another view says what the
 patch owes to it. The figures of ASteISR (arXiv 2407.03598) are such maps; no code for them was published.
 """
 
@@ -18,19 +18,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attach import DIFFERENTIABLE_IN_TRAINING_ONLY, original_class
+from .describe import image_facts
 from .errors import DataError, did_you_mean
-from .facts import Backbone
+from .facts import ImageFacts
 from .inference.network import in_eval_mode, run_scaled, size
 from .padding import pad_to_multiple
+from .record import module_of
 
-View = Literal["left", "right"]
+PAIR = ("left", "right")
 
 EPSILON = 1e-8
 """Added under the detector's square root, whose slope at 0 is infinite without it. Its root is a fortieth of one 8-bit
@@ -39,19 +40,19 @@ grey level, so edges weigh what they weigh without it."""
 
 @dataclass(frozen=True, kw_only=True)
 class Patch:
-    """A square of the super-resolved image, in its own (HR) pixels.
+    """A square of the result, in its own (HR) pixels.
 
     Attributes:
         y_px: Its first row.
         x_px: Its first column.
         side_px: Its height and width.
-        view: The view that it lies in; a single image is the left one.
+        view: The name of the view that it lies in (see `view_names`); a single image is the left one.
     """
 
     y_px: int
     x_px: int
     side_px: int
-    view: View = "left"
+    view: str = PAIR[0]
 
     def __str__(self) -> str:
         return f"{self.side_px}x{self.side_px} HR px at row {self.y_px}, column {self.x_px}"
@@ -101,8 +102,8 @@ class Attribution:
     """What every pixel of the input adds to the detector; printing it gives the figures.
 
     Attributes:
-        maps: For each view, left first, the signed attribution of its pixels, summed over the channels: (H,W), float64,
-            on the CPU, in the detector's unit (values 0..1, summed over patch and channels).
+        maps: For each view, in their order, the signed attribution of its pixels, summed over the channels: (H,W),
+            float64, on the CPU, in the detector's unit (values 0..1, summed over patch and channels).
         patch: What was explained.
         detector_blurred: D of the result for the most blurred views.
         detector_sharp: D of the result for the views themselves.
@@ -114,23 +115,32 @@ class Attribution:
     detector_sharp: float
 
     @property
+    def views(self) -> tuple[str, ...]:
+        """The names of the views."""
+        return view_names(len(self.maps))
+
+    @property
     def where(self) -> str:
-        """The patch, and of a pair its view, for people."""
-        return f"{self.patch} of the {self.patch.view} view" if len(self.maps) > 1 else str(self.patch)
+        """The patch, and among several views its own, for people."""
+        if len(self.maps) == 1:
+            return str(self.patch)
+        return f"{self.patch} of {view_title(self.patch.view)}"
 
     @property
     def normalised(self) -> tuple[Tensor, ...]:
-        """|map| of each view over the largest |value| in either: (H,W), 0..1."""
+        """|map| of each view over the largest |value| in any: (H,W), 0..1."""
         peak = max(m.abs().max() for m in self.maps)
         return tuple(m.abs() / peak for m in self.maps)
 
     @property
     def share_other_view(self) -> float | None:
-        """Σ|map of the view without the patch| / Σ|both maps|, 0..1; None for a single image."""
+        """Σ|maps of the views without the patch| / Σ|all maps|, 0..1; None for a single image."""
         if len(self.maps) < 2:
             return None
-        sums = [m.abs().sum().item() for m in self.maps]
-        return sums[1 if self.patch.view == "left" else 0] / sum(sums)
+        sums = dict(zip(self.views, (m.abs().sum().item() for m in self.maps), strict=True))
+        total = sum(sums.values())
+        del sums[self.patch.view]
+        return sum(sums.values()) / total
 
     @property
     def diffusion_indices(self) -> tuple[float | None, ...]:
@@ -153,11 +163,10 @@ class Attribution:
 
     def figures(self) -> dict[str, float | None]:
         """Every figure by its name, as `lowpeft lam` writes them."""
-        views = get_args(View) if len(self.maps) > 1 else ("image",)
-        per_view = {f"diffusion_index_{v}": i for v, i in zip(views, self.diffusion_indices, strict=True)}
-        pair = {"share_other_view": self.share_other_view, **per_view} if len(self.maps) > 1 else {}
+        per_view = {f"diffusion_index_{v}": i for v, i in zip(self.views, self.diffusion_indices, strict=True)}
+        several = {"share_other_view": self.share_other_view, **per_view} if len(self.maps) > 1 else {}
         return {
-            **pair,
+            **several,
             "diffusion_index": self.diffusion_index,
             "detector_blurred": self.detector_blurred,
             "detector_sharp": self.detector_sharp,
@@ -167,6 +176,16 @@ class Attribution:
 
     def __str__(self) -> str:
         return as_table({"value": self})
+
+
+def view_names(count: int) -> tuple[str, ...]:
+    """The names of the views of a scene: left, right; "1", "2", "3", … where there are more than two."""
+    return PAIR[:count] if count <= len(PAIR) else tuple(str(i + 1) for i in range(count))
+
+
+def view_title(name: str) -> str:
+    """The name of a view, for people."""
+    return f"the {name} view" if name in PAIR else f"view {name}"
 
 
 def as_table(columns: Mapping[str, Attribution]) -> str:
@@ -186,27 +205,23 @@ def as_table(columns: Mapping[str, Attribution]) -> str:
 
 
 def attribute(
-    model: nn.Module,
-    left: Tensor,
-    right: Tensor | None = None,
-    *,
-    backbone: Backbone,
+    model: object,
+    *views: Tensor,
     patch: Patch,
     settings: LamSettings = PUBLISHED,
     advance: Callable[[str], None] = lambda note: None,
 ) -> Attribution:
-    """Attribute a patch of the super-resolved image to the pixels of the view, or of both views.
+    """Attribute a patch of the result to the pixels of the image, or of all the views.
 
     The detector is D = Σ √(dx² + dy² + ε) over the patch and the channels, with the differences dx, dy of each pixel to
     its right and lower neighbour and ε = 1e-8: how much edge and texture is there. The network runs in eval mode, as
-    `super_resolve` runs it, but that nothing is clamped; its modes, its `requires_grad` and every `.grad` are
+    `lowpeft.enhance` runs it, but that nothing is clamped; its modes, its `requires_grad` and every `.grad` are
     afterwards as they were.
 
     Args:
-        model: The network of `backbone`, adapted or not; on any device.
-        left: The left view, or the only one: (3,H,W), 0..1, RGB, on any device.
-        right: The right view, same shape. A network that is not a stereo model runs on each view by itself.
-        backbone: The facts, as `load_backbone` gives them.
+        model: A network (a `Backbone` or a module), adapted or not, or a model of several views; on any device.
+        views: One image, or the views of a scene in their order, left first: (C,H,W), all of one shape, 0..1, on any
+            device. A network that is no model of several views runs on each view by itself.
         patch: What is explained.
         settings: Of the sum.
         advance: Called after each chunk of steps with a short note; there are `chunks(settings)` of them.
@@ -215,19 +230,20 @@ def attribute(
         DataError: The views are no images of one size, a network of fixed input size does not take them, the patch
             does not lie in the result, the network's output has no finite gradient or another size, or nothing in the
             views acts on the patch.
+        PlanError: The network does not take and give images.
     """
-    _check_views(left, right, backbone, settings)
-    height, width = (side * backbone.scale for side in left.shape[-2:])
-    _check_patch(patch, get_args(View)[: 1 if right is None else 2], (height, width))
-    like = next(model.parameters(), left)  # bicubic, to compare with, has no parameters
+    facts, module = image_facts(model), module_of(model)
+    _check_views(views, facts, settings)
+    height, width = (side * facts.scale for side in views[0].shape[-2:])
+    _check_patch(patch, view_names(len(views)), (height, width))
+    like = next(module.parameters(), views[0])  # bicubic, to compare with, has no parameters
     detected: list[Tensor] = []
-    with _differentiable(model):
-        given = (left,) if right is None else (left, right)
-        views = tuple(v.detach().to("cpu", torch.float64, copy=True) for v in given)
-        maps = [v.new_zeros(v.shape[-2:]) for v in views]
-        for images, changes in _walk(views, settings):
+    with _differentiable(module):
+        sharp_views = tuple(v.detach().to("cpu", torch.float64, copy=True) for v in views)
+        maps = [v.new_zeros(v.shape[-2:]) for v in sharp_views]
+        for images, changes in _walk(sharp_views, settings):
             inputs = tuple(i.to(like.device, like.dtype, copy=True).requires_grad_() for i in images)
-            found = _detected(model, inputs, backbone, patch)
+            found = _detected(module, inputs, facts, patch)
             found.sum().backward()  # type: ignore[no-untyped-call]  # not autograd.grad: reentrant checkpoints refuse it
             for total, image, change in zip(maps, inputs, changes, strict=True):
                 if image.grad is not None:
@@ -288,7 +304,7 @@ def detect(image: Tensor, patch: Patch) -> Tensor:
 def _walk(views: tuple[Tensor, ...], settings: LamSettings) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
     """From blurred to sharp in chunks of steps, 0 first: their images and the changes since the step before, by view.
 
-    Both are (steps,3,H,W). Step 0 has no step before it: its change is 0.
+    Both are (steps,C,H,W). Step 0 has no step before it: its change is 0.
     """
     sigmas = [settings.sigma_px * (1 - k / settings.steps) for k in range(settings.steps + 1)]
     before = tuple(blur(v, settings.sigma_px, settings.kernel_px) for v in views)
@@ -299,11 +315,11 @@ def _walk(views: tuple[Tensor, ...], settings: LamSettings) -> Iterator[tuple[tu
         before = tuple(i[-1] for i in images)
 
 
-def _detected(model: nn.Module, inputs: tuple[Tensor, ...], backbone: Backbone, patch: Patch) -> Tensor:
+def _detected(module: nn.Module, inputs: tuple[Tensor, ...], facts: ImageFacts, patch: Patch) -> Tensor:
     """D of the network's result for each step: (steps,), differentiable by the inputs."""
-    scale, (height, width) = backbone.scale, inputs[0].shape[-2:]
-    padded = tuple(pad_to_multiple(i, backbone.size_multiple) for i in inputs)
-    result = run_scaled(model, padded, backbone)[0 if patch.view == "left" else 1]
+    scale, (height, width) = facts.scale, inputs[0].shape[-2:]
+    padded = tuple(pad_to_multiple(i, facts.size_multiple) for i in inputs)
+    result = run_scaled(module, padded, facts)[view_names(len(inputs)).index(patch.view)]
     found = detect(result[..., : height * scale, : width * scale], patch)
     if not found.requires_grad:
         raise DataError(
@@ -331,29 +347,32 @@ def _differentiable(model: nn.Module) -> Iterator[None]:
                 parameter.requires_grad_(flag)
 
 
-def _check_views(left: Tensor, right: Tensor | None, backbone: Backbone, settings: LamSettings) -> None:
-    views = (left,) if right is None else (left, right)
+def _check_views(views: tuple[Tensor, ...], facts: ImageFacts, settings: LamSettings) -> None:
+    if not views:
+        raise DataError("there is nothing to attribute to: give one image, or the views of a scene")
     for view in views:
         if view.dim() != 3 or not view.is_floating_point() or not view.numel():
-            raise DataError(f"an image is (3,H,W) of values 0..1, not {tuple(view.shape)} of {view.dtype}")
-        if len(view) != backbone.channels:
-            raise DataError(f"the network takes images of {backbone.channels} channels, not {len(view)}")
+            raise DataError(f"an image is (C,H,W) of values 0..1, not {tuple(view.shape)} of {view.dtype}")
+        if len(view) != facts.channels:
+            raise DataError(f"the network takes images of {facts.channels} channels, not {len(view)}")
         if not view.isfinite().all():
             raise DataError("an image holds NaN or infinity")
-    if left.shape != views[-1].shape:
-        raise DataError(f"the views differ in size: {size(left)} on the left, {size(views[-1])} on the right")
-    height, width = left.shape[-2:]
+    if len({v.shape for v in views}) > 1:
+        raise DataError(f"the views differ in size: {' and '.join(map(size, views))}")
+    height, width = views[0].shape[-2:]
     if min(height, width) <= settings.kernel_px // 2:
-        raise DataError(f"a view of {size(left)} is too small for a blur with a kernel of {settings.kernel_px} px")
-    fixed = backbone.fixed_px
+        raise DataError(f"a view of {size(views[0])} is too small for a blur with a kernel of {settings.kernel_px} px")
+    fixed = facts.fixed_px
     if fixed is not None and (height, width) != (fixed, fixed):
-        raise DataError(f"the network takes images of {fixed}x{fixed} px only, not {size(left)}: cut the views first")
+        raise DataError(
+            f"the network takes images of {fixed}x{fixed} px only, not {size(views[0])}: cut the views first"
+        )
 
 
 def _check_patch(patch: Patch, known: tuple[str, ...], size_px: tuple[int, int]) -> None:
     """Refuse a patch of none of the known views, or beyond a result of that height and width."""
     if patch.view not in known:
-        raise DataError(f"there is no view {patch.view!r}{did_you_mean(str(patch.view), known)}: {' and '.join(known)}")
+        raise DataError(f"there is no view {patch.view!r}{did_you_mean(str(patch.view), known)}: {', '.join(known)}")
     numbers = [getattr(patch, f.name) for f in fields(patch) if f.name != "view"]
     if any(type(n) is not int for n in numbers):
         raise DataError(f"a patch is given in whole HR pixels, not {numbers}")

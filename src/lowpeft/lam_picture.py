@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .images import as_picture
-from .lam import Attribution
+from .lam import Attribution, view_names, view_title
 
 VIEW_PX, MARGIN_PX, TEXT_PX, LINE_PX = 480, 12, 14, 18
 """Views are enlarged by a whole factor to at least `VIEW_PX` columns, which the titles need."""
@@ -35,7 +35,7 @@ def draw_attributions(
         scale: HR pixels per LR pixel.
         notes: Paragraphs to stand below.
     """
-    names = ("left view", "right view") if len(views) > 1 else ("image",)
+    names = [view_title(name).removeprefix("the ") for name in view_names(len(views))] if len(views) > 1 else ["image"]
     rows = [list(zip(names, views, strict=True))]
     for network, attribution in columns.items():
         titles = [f"{network}, {name}{_remark(attribution, i)}" for i, name in enumerate(names)]
@@ -48,7 +48,7 @@ def draw_attributions(
     sheet = Image.new("RGB", (sheet_px, top + len(lines) * LINE_PX + MARGIN_PX), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT_PX)
     patch = next(iter(columns.values())).patch
-    outlined = ("left", "right").index(patch.view)
+    outlined = view_names(len(views)).index(patch.view)
     for row, panels in enumerate(rows):
         for column, (title, image) in enumerate(panels):
             x, y = MARGIN_PX + column * column_px, MARGIN_PX + row * row_px

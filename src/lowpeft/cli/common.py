@@ -1,4 +1,4 @@
-"""What several commands share."""
+"""Options and helpers that several commands share."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ def add_device(sub: argparse.ArgumentParser) -> None:
 
 
 def add_inference(sub: argparse.ArgumentParser) -> None:
-    """How whole images are run."""
+    """The options that say how whole images are run."""
     sub.add_argument(
         "--ensemble",
         action="store_true",
-        help="mean of several passes: 6 for pairs (flips that swap the views, colours permuted), 8 for single images",
+        help="mean of several passes: 6 for stereo models (flips that swap the views, colours permuted), 8 for others",
     )
     sub.add_argument(
         "--memory-mb",
@@ -75,7 +75,7 @@ def add_inference(sub: argparse.ArgumentParser) -> None:
 
 
 def tiling(options: argparse.Namespace) -> Tiling:
-    """How images are cut, by `--memory-mb`."""
+    """The tiling that `--memory-mb` asks for."""
     return Tiling(memory_mb=options.memory_mb)
 
 

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data import Example, Scene, find_scenes, load_example
+from ..describe import image_facts
 from ..errors import LowpeftError
 from ..facts import Backbone
 from ..files import load_adapter
 from ..images import make_folder
 from ..inference import DEFAULT_WINDOW_PX, local_pooling
 from ..metrics import PROTOCOLS, Protocol, get_protocol
+from ..record import module_of
 from ..version import version
 from .common import (
     add_border,
@@ -86,7 +88,7 @@ def run(options: argparse.Namespace) -> None:
     if options.bicubic:
         reports.append(_bicubic(options, scenes, scale, protocol, None if base else out))
     if base is not None:
-        reports.append(_network(options, scenes, base, protocol, out))
+        reports.append(_network(options, scenes, base, scale, protocol, out))
     print(reports[-1])
     if len(reports) > 1:
         print(f"\n{overview(reports)}")
@@ -105,9 +107,10 @@ def _scale(options: argparse.Namespace, base: Backbone | None) -> int:
         if not options.bicubic or options.scale is None:
             raise LowpeftError("give --weights, or --bicubic with --scale to measure bicubic alone")
         return int(options.scale)
-    if options.scale not in (None, base.scale):
-        raise LowpeftError(f"--scale {options.scale} was asked for, but {options.weights} is a x{base.scale} network")
-    return base.scale
+    scale = image_facts(base).scale
+    if options.scale not in (None, scale):
+        raise LowpeftError(f"--scale {options.scale} was asked for, but {options.weights} is a x{scale} network")
+    return scale
 
 
 def _examples(options: argparse.Namespace, scenes: tuple[Scene, ...], scale: int) -> Iterator[Example]:
@@ -137,24 +140,28 @@ def _bicubic(
 
 
 def _network(
-    options: argparse.Namespace, scenes: tuple[Scene, ...], base: Backbone, protocol: Protocol, out: Path | None
+    options: argparse.Namespace,
+    scenes: tuple[Scene, ...],
+    base: Backbone,
+    scale: int,
+    protocol: Protocol,
+    out: Path | None,
 ) -> Report:
     from ..evaluate import evaluate
     from ..progress import progress
 
-    model = load_adapter(base, options.adapter, revision=options.revision) if options.adapter else base.module
-    model = model.to(device(options.device))
+    model = load_adapter(base, options.adapter, revision=options.revision) if options.adapter else base
+    module_of(model).to(device(options.device))
     name = "adapted" if options.adapter else "frozen"
     with progress(name, len(scenes)) as advance, _pools(model, options.local_pooling):
 
         def seen(example: Example, results: Views) -> None:
-            _draw(out, example, {name: results[0]}, base.scale)
+            _draw(out, example, {name: results[0]}, scale)
             advance(example.name)
 
         found = evaluate(
             model,
-            _examples(options, scenes, base.scale),
-            backbone=base,
+            _examples(options, scenes, scale),
             protocol=protocol.name,
             ensemble=options.ensemble,
             tiling=tiling(options),
@@ -176,12 +183,12 @@ def _window_px(numbers: list[int]) -> tuple[int, int]:
     return (numbers[0], numbers[-1]) if numbers else DEFAULT_WINDOW_PX
 
 
-def _pools(model: nn.Module, numbers: list[int] | None) -> AbstractContextManager[object]:
+def _pools(model: object, numbers: list[int] | None) -> AbstractContextManager[object]:
     return nullcontext() if numbers is None else local_pooling(model, _window_px(numbers))
 
 
 def _facts(options: argparse.Namespace, scenes: tuple[Scene, ...], scale: int) -> dict[str, object]:
-    """How the figures were made."""
+    """Facts of the run that head its files."""
     found = all(scene.lr for scene in scenes)
     facts: dict[str, object] = {
         "lowpeft": version(),

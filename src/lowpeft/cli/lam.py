@@ -8,17 +8,19 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..describe import image_facts
 from ..errors import DataError, LowpeftError
 from ..facts import Backbone
 from ..files import load_adapter, read_adapter
-from ..lam import PUBLISHED, Attribution, LamSettings, Patch, View, as_table, attribute, chunks
+from ..lam import PAIR, PUBLISHED, Attribution, LamSettings, Patch, as_table, attribute, chunks
 from ..model import disabled
+from ..record import module_of
 from ..version import version
 from .common import add_device, add_weights, backbone, device, new_command
 
@@ -42,7 +44,7 @@ def add_to(commands: Any) -> None:
     sub.add_argument(
         "--patch", required=True, type=int, nargs=3, metavar=("Y", "X", "SIDE"), help="square of the result, in HR px"
     )
-    sub.add_argument("--view", choices=("left", "right"), default="left", help="the patch's view (default: left)")
+    sub.add_argument("--view", choices=PAIR, default="left", help="the patch's view (default: left)")
     sub.add_argument("--steps", type=int, default=PUBLISHED.steps, help="of the sum (default: %(default)s)")
     sub.add_argument(
         "--sigma", type=float, default=PUBLISHED.sigma_px, help="of the strongest blur, in LR px (default: %(default)s)"
@@ -76,7 +78,9 @@ def run(options: argparse.Namespace) -> None:
     columns = _attributions(options, base, views, patch, settings)
     print(as_table(columns))
     record = json.dumps(_record(options, base, patch, settings, columns), indent=2)
-    picture = draw_attributions(columns, views, scale=base.scale, notes=_notes(options, base, settings, columns))
+    picture = draw_attributions(
+        columns, views, scale=image_facts(base).scale, notes=_notes(options, base, settings, columns)
+    )
     with _writing(folder):
         (folder / "lam.json").write_text(record + "\n", encoding="utf-8")
         (folder / "lam.safetensors").write_bytes(save(_maps(columns)))
@@ -100,19 +104,19 @@ def _attributions(
     from ..progress import progress
 
     adapted = options.adapter is not None
-    model = load_adapter(base, options.adapter, revision=options.revision) if adapted else base.module
-    model.to(device(options.device))
+    model = load_adapter(base, options.adapter, revision=options.revision) if adapted else base
+    module_of(model).to(device(options.device))
     total = chunks(settings) * (2 if adapted else 1)
     with progress("attributing", total) as advance:
 
-        def attributed(network: nn.Module) -> Attribution:
-            return attribute(network, *views, backbone=base, patch=patch, settings=settings, advance=advance)
+        def attributed() -> Attribution:
+            return attribute(model, *views, patch=patch, settings=settings, advance=advance)
 
         if not adapted:
-            return {"network": attributed(model)}
-        columns = {"adapted": attributed(model)}
+            return {"network": attributed()}
+        columns = {"adapted": attributed()}
         with disabled(model):
-            return {**columns, "frozen": attributed(model)}
+            return {**columns, "frozen": attributed()}
 
 
 def _record(
@@ -141,14 +145,14 @@ def _maps(columns: dict[str, Attribution]) -> dict[str, Tensor]:
     return {
         f"{name}.{view}": values
         for name, each in columns.items()
-        for view, values in zip(get_args(View), each.maps, strict=False)
+        for view, values in zip(each.views, each.maps, strict=True)
     }
 
 
 def _notes(
     options: argparse.Namespace, base: Backbone, settings: LamSettings, columns: dict[str, Attribution]
 ) -> list[str]:
-    """What stands below the picture: what was explained, of which network, how it was trained, and the figures."""
+    """Lines below the picture: what was explained, of which network, how it was trained, and the figures."""
     network = f"Network: {base.architecture} x{base.scale}, {Path(options.weights).name}"
     if options.adapter is not None:
         network += f", with the adapter {options.adapter}"

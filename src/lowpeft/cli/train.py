@@ -11,14 +11,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from torch import nn
-
 from ..data import Crops, Example, find_scenes, load_example, read_clean_crops
+from ..describe import image_facts
 from ..errors import LowpeftError
-from ..facts import Backbone
 from ..kinds import WeightAdapter, get_kind
 from ..model import disabled, summary
 from ..recipes import Recipe, TrainSettings, load_recipe, override
+from ..record import module_of
 from .common import add_border, add_device, add_recipe, backbone, device, new_command, overrides
 
 if TYPE_CHECKING:
@@ -88,14 +87,16 @@ def run(options: argparse.Namespace) -> None:
     recipe = dataclasses.replace(recipe, training=_settings(recipe.training, options, crop_for(base)))
     settings, out = recipe.training, Path(options.out)
     _check(recipe, options)
-    crops = _crops(options, base, settings)
+    scale = image_facts(base).scale
+    crops = _crops(options, scale, settings)
     tests: dict[str, list[Example]] = {}
     validate = None
     if processes.main:
-        tests = {folder: _examples(options, folder, base, options.test_lr) for folder in options.test}
+        tests = {folder: _examples(options, folder, scale, options.test_lr) for folder in options.test}
         if options.validate:
-            validate = validation(_examples(options, options.validate, base), base)
-    model = build_model(base, recipe).to(device(options.device) if processes.device is None else processes.device)
+            validate = validation(_examples(options, options.validate, scale))
+    model = build_model(base, recipe)
+    module_of(model).to(device(options.device) if processes.device is None else processes.device)
     if processes.main:
         _print_plan(model, recipe, crops, processes)
     left = max(0, settings.steps - last_step(out)) if options.resume else settings.steps
@@ -104,19 +105,18 @@ def run(options: argparse.Namespace) -> None:
             model,
             crops,
             settings,
-            backbone=base,
             out=out,
             validate=validate,
             resume=options.resume,
             report=lambda step: advance(_note(step)),
         )
     if processes.main:
-        _finish(options, model, base, recipe, _facts(options, crops, settings, done), tests)
+        _finish(options, model, recipe, _facts(options, crops, settings, done), tests)
     processes.leave()
 
 
 def _note(step: Step) -> str:
-    """What stands beside the progress bar."""
+    """The text beside the progress bar."""
     return f"loss {step.loss:.4f}" + ("" if step.validation is None else f", validation {step.validation:.3f}")
 
 
@@ -147,13 +147,13 @@ def _check(recipe: Recipe, options: argparse.Namespace) -> None:
         raise LowpeftError("these options do not work:", problems=problems)
 
 
-def _crops(options: argparse.Namespace, base: Backbone, settings: TrainSettings) -> Crops:
+def _crops(options: argparse.Namespace, scale: int, settings: TrainSettings) -> Crops:
     """The training samples."""
     folder = options.images or options.data
-    scenes = find_scenes(folder, scale=base.scale, lr_folder=options.data_lr, views=1 if options.images else 2)
+    scenes = find_scenes(folder, scale=scale, lr_folder=options.data_lr, views=1 if options.images else 2)
     return Crops(
         scenes,
-        base.scale,
+        scale,
         crop_px=(settings.crop_height_px, settings.crop_width_px),
         seed=settings.seed,
         clean_crops=read_clean_crops(folder, views=1 if options.images else 2),
@@ -161,16 +161,17 @@ def _crops(options: argparse.Namespace, base: Backbone, settings: TrainSettings)
     )
 
 
-def _examples(options: argparse.Namespace, folder: str, base: Backbone, lr: str | None = None) -> list[Example]:
+def _examples(options: argparse.Namespace, folder: str, scale: int, lr: str | None = None) -> list[Example]:
     """The scenes of a folder, in memory, with as many views as those that are trained on."""
-    scenes = find_scenes(folder, scale=base.scale, lr_folder=lr, views=1 if options.images else 2)
-    return [load_example(scene, base.scale, border=options.border) for scene in scenes]
+    scenes = find_scenes(folder, scale=scale, lr_folder=lr, views=1 if options.images else 2)
+    return [load_example(scene, scale, border=options.border) for scene in scenes]
 
 
-def _print_plan(model: nn.Module, recipe: Recipe, crops: Crops, processes: Processes) -> None:
+def _print_plan(model: object, recipe: Recipe, crops: Crops, processes: Processes) -> None:
     if recipe.from_scratch:
-        count = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        print(f"{type(model).__name__}: {count:,} parameters, all trained, from new weights")
+        module = module_of(model)
+        count = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        print(f"{type(module).__name__}: {count:,} parameters, all trained, from new weights")
     else:
         print(summary(model))
     settings = recipe.training
@@ -180,7 +181,7 @@ def _print_plan(model: nn.Module, recipe: Recipe, crops: Crops, processes: Proce
 
 
 def _facts(options: argparse.Namespace, crops: Crops, settings: TrainSettings, done: Trained) -> dict[str, str | float]:
-    """What readers of the result should know of the run."""
+    """Facts of the run for readers of the result."""
     batch = f"{settings.batch} {'pairs' if crops.views == 2 else 'images'}"
     facts: dict[str, str | float] = {
         "base weights": Path(options.weights).name,
@@ -196,8 +197,7 @@ def _facts(options: argparse.Namespace, crops: Crops, settings: TrainSettings, d
 
 def _finish(
     options: argparse.Namespace,
-    model: nn.Module,
-    base: Backbone,
+    model: object,
     recipe: Recipe,
     facts: dict[str, str | float],
     tests: dict[str, list[Example]],
@@ -206,7 +206,7 @@ def _finish(
     from ..training import save_merged, save_product
 
     for (folder, examples), title in zip(tests.items(), _titles(list(tests)), strict=True):
-        for name, value in _measured(model, base, folder, examples).items():
+        for name, value in _measured(model, folder, examples).items():
             facts[f"PSNR in dB, {_MEAN[len(examples[0].lr)]}, {title}, {name}"] = round(value, 4)
     print()
     written = [save_product(model, Path(options.out), facts=facts)]
@@ -217,7 +217,7 @@ def _finish(
 
 
 def _titles(folders: list[str]) -> list[str]:
-    """What to call folders in a file that others read: by as few names from the end of each path as tell them apart."""
+    """Names of folders for a file that others read: as few from the end of each path as tell them apart."""
     parts = [Path(folder).resolve().parts for folder in folders]
     for count in range(1, max(map(len, parts), default=1) + 1):
         titles = ["/".join(names[-count:]) for names in parts]
@@ -227,10 +227,10 @@ def _titles(folders: list[str]) -> list[str]:
 
 
 _MEAN = {1: "RGB", 2: "(L+R)/2"}
-"""What the figure of a scene is, by its number of views."""
+"""The name of a scene's figure, by its number of views."""
 
 
-def _measured(model: nn.Module, base: Backbone, folder: str, examples: list[Example]) -> dict[str, float]:
+def _measured(model: object, folder: str, examples: list[Example]) -> dict[str, float]:
     """Mean figures on the scenes, printed as a table."""
     from ..evaluate import by_bicubic, by_network, compare
     from ..progress import progress
@@ -239,10 +239,10 @@ def _measured(model: nn.Module, base: Backbone, folder: str, examples: list[Exam
     adapted = is_adapted(model)
     with progress("measuring", len(examples)) as advance:
         if adapted and len(examples[0].lr) == 2:
-            found = compare(model, examples, backbone=base, advance=advance)
+            found = compare(model, examples, advance=advance)
             print(f"\n{folder}\n{found}")
             return found.means_db()
-        bicubic, network = by_bicubic(base.scale), by_network(model, base)
+        bicubic, network = by_bicubic(image_facts(model).scale), by_network(model)
         rows: dict[str, list[float]] = {}
         for example in examples:
             rows.setdefault("bicubic", []).append(psnr_db(bicubic(example), example))

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import nn
-
 from ..data import Example
+from ..describe import image_facts
 from ..evaluate.pictures import draw_scene
-from ..facts import Backbone
 from ..images import to_float
-from ..inference import super_resolve
+from ..inference import enhance
 from ..model import disabled
 
 
-def draw_comparison(model: nn.Module, pair: Example, backbone: Backbone, path: Path) -> Path:
+def draw_comparison(model: object, pair: Example, path: Path) -> Path:
     """Draw the left view of a scene: bicubic, frozen, adapted and HR.
 
     Returns:
@@ -22,6 +20,6 @@ def draw_comparison(model: nn.Module, pair: Example, backbone: Backbone, path: P
     """
     left, right = map(to_float, pair.lr)
     with disabled(model):
-        frozen, _ = super_resolve(model, left, right, backbone=backbone)
-    adapted, _ = super_resolve(model, left, right, backbone=backbone)
-    return draw_scene(path, pair, {"frozen": frozen, "adapted": adapted}, scale=backbone.scale, errors=False)
+        frozen, _ = enhance(model, left, right)
+    adapted, _ = enhance(model, left, right)
+    return draw_scene(path, pair, {"frozen": frozen, "adapted": adapted}, scale=image_facts(model).scale, errors=False)

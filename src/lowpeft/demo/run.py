@@ -19,9 +19,9 @@ import torch
 
 from ..api import adapt
 from ..data import Crops, Scene, find_scenes, load_example
+from ..describe import image_facts
 from ..errors import DataError, LowpeftError
 from ..evaluate import Comparison, compare
-from ..facts import Backbone
 from ..files import save_adapter
 from ..images import make_folder, to_uint8, write_image
 from ..model import summary
@@ -69,28 +69,29 @@ def run_demo(*, out: str | Path, data: str | Path | None = None, steps: int | No
     folder = Path(out)
     settings = replace(SETTINGS, seed=seed, steps=SETTINGS.steps if steps is None else steps)
     backbone = demo_backbone()
-    training, held_out = _split(data, backbone.scale) if data is not None else _built_in(folder)
-    training, held_out = (_noisy(s, folder / "noisy_lr", backbone.scale) for s in (training, held_out))
+    scale = image_facts(backbone).scale
+    training, held_out = _split(data, scale) if data is not None else _built_in(folder)
+    training, held_out = (_noisy(s, folder / "noisy_lr", scale) for s in (training, held_out))
     print(
-        f"frozen network: a HAT x{backbone.scale} of {backbone.parameters:,} parameters, pre-trained on clean images\n"
+        f"frozen network: a HAT x{scale} of {backbone.parameters:,} parameters, pre-trained on clean images\n"
         f"task: stereo pairs from cameras with noise of {NOISE * 255:.0f}/255"
     )
     crop = (settings.crop_height_px, settings.crop_width_px)
-    crops = Crops(training, backbone.scale, crop_px=crop, seed=seed)
-    tests = [load_example(s, backbone.scale) for s in held_out]
+    crops = Crops(training, scale, crop_px=crop, seed=seed)
+    tests = [load_example(s, scale) for s in held_out]
 
     torch.manual_seed(seed)
     model = adapt(backbone, "stereo")
     print(summary(model))
     with progress(f"training on {len(training)} scenes", settings.steps) as advance:
-        done = train(model, crops, settings, backbone=backbone, report=lambda s: advance(f"L1 {s.loss:.4f}"))
+        done = train(model, crops, settings, report=lambda s: advance(f"L1 {s.loss:.4f}"))
     with progress(f"measuring on {len(tests)} unseen scenes", len(tests)) as advance:
-        found = compare(model, tests, backbone=backbone, advance=advance)
+        found = compare(model, tests, advance=advance)
     print(found)
 
     adapter = save_adapter(model, folder / "adapter", facts=_facts(found, done.seconds))
-    _reload_elsewhere(model, adapter, held_out[0], backbone)
-    picture = draw_comparison(model, tests[0], backbone, folder / "comparison.png")
+    _reload_elsewhere(model, adapter, held_out[0])
+    picture = draw_comparison(model, tests[0], folder / "comparison.png")
     _write_results(folder / "results.json", found, settings, done.seconds, data)
     print(f"adapter {adapter}\npicture {picture}\nfigures {folder / 'results.json'}")
     return found
@@ -131,7 +132,7 @@ def _facts(found: Comparison, seconds: float) -> dict[str, str | float]:
     return {"base weights": "built into lowpeft ('demo')", "training": f"lowpeft demo, {seconds:.0f} s", **psnr}
 
 
-def _reload_elsewhere(model: torch.nn.Module, adapter: Path, scene: Scene, backbone: Backbone) -> None:
+def _reload_elsewhere(model: torch.nn.Module, adapter: Path, scene: Scene) -> None:
     """Load the adapter in a fresh process and compare what it computes, bit for bit."""
     views = (str(scene.lr[0]), str(scene.lr[1]))
     command = [sys.executable, "-m", "lowpeft.demo.verify", str(adapter), *views]
@@ -139,7 +140,7 @@ def _reload_elsewhere(model: torch.nn.Module, adapter: Path, scene: Scene, backb
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)  # noqa: S603
     if done.returncode:
         raise LowpeftError(f"reloading the adapter in a fresh process failed: {done.stderr.strip()[-500:]}")
-    here = outputs_digest(model, *views, backbone)
+    here = outputs_digest(model, *views)
     if done.stdout.split()[-1:] != [here]:
         raise LowpeftError("the saved adapter gives other images in a fresh process; please report this")
     print("saved, reloaded in a fresh process: outputs are bit-equal")

@@ -1,4 +1,4 @@
-"""What an adapted demo network computes, as a number to compare between processes.
+"""The output of an adapted demo network, as a number to compare between processes.
 
 python -m lowpeft.demo.verify ADAPTER LEFT RIGHT, with the number of threads of the other process, on which bits depend,
 in LOWPEFT_DEMO_THREADS.
@@ -11,23 +11,20 @@ import os
 import sys
 
 import torch
-from torch import nn
 
-from ..facts import Backbone
 from ..files import load_adapter
 from ..fingerprint import digest
 from ..images import read_image, to_float
-from ..inference import super_resolve
+from ..inference import enhance
 from .network import demo_backbone
 
 
-def outputs_digest(model: nn.Module, left: str, right: str, backbone: Backbone) -> str:
+def outputs_digest(model: object, left: str, right: str) -> str:
     """SHA-256 of both float32 outputs for two files of LR views."""
-    views = super_resolve(model, to_float(read_image(left)), to_float(read_image(right)), backbone=backbone)
+    views = enhance(model, to_float(read_image(left)), to_float(read_image(right)))
     return hashlib.sha256(" ".join(map(digest, views)).encode()).hexdigest()
 
 
 if __name__ == "__main__":
     torch.set_num_threads(int(os.environ.get("LOWPEFT_DEMO_THREADS", torch.get_num_threads())))
-    network = demo_backbone()
-    print(outputs_digest(load_adapter(network, sys.argv[1]), sys.argv[2], sys.argv[3], network))
+    print(outputs_digest(load_adapter(demo_backbone(), sys.argv[1]), sys.argv[2], sys.argv[3]))

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from torch import nn
-
 from ..data import Example
+from ..describe import image_facts
 from ..errors import DataError
-from ..facts import Backbone
+from ..inference.network import multi_view
 from ..metrics import Column, Protocol, psnr
 from ..model import disabled
-from ..views import StereoModel
-from .measure import Upscale, by_bicubic, by_network, by_network_alone, measure
+from ..record import module_of
+from .measure import Enhance, by_bicubic, by_network, by_network_alone, measure
 from .report import aligned
 
 OtherView = Literal["other", "same"]
@@ -51,22 +50,21 @@ def mean_db(scores: Iterable[Score]) -> float:
     return fmean(s.mean_db for s in scores)
 
 
-def score(model: nn.Module, pair: Example, *, backbone: Backbone, other_view: OtherView = "other") -> Score:
+def score(model: object, pair: Example, *, other_view: OtherView = "other") -> Score:
     """PSNR of a network on one scene.
 
     Args:
-        model: A stereo model or single-image network.
+        model: A stereo model or single-image network (a `Backbone` or a module).
         pair: A scene of two views.
-        backbone: The facts of its network.
         other_view: `same` gives the network each view twice, instead of the pair: what is lost is what the network
             takes from the other view.
     """
-    upscale = by_network_alone(model, backbone) if other_view == "same" else by_network(model, backbone)
-    return _score(upscale, pair, backbone.scale)
+    return _score(by_network_alone(model) if other_view == "same" else by_network(model), pair)
 
 
-def _score(upscale: Upscale, pair: Example, scale: int) -> Score:
-    (row,) = measure(upscale, [pair], scale=scale, protocol=_EACH_VIEW).rows
+def _score(enhance: Enhance, pair: Example) -> Score:
+    scale = pair.hr[0].shape[-1] // pair.lr[0].shape[-1]
+    (row,) = measure(enhance, [pair], scale=scale, protocol=_EACH_VIEW).rows
     return Score(scene=row.scene, left_db=row.values[0], right_db=row.values[1])
 
 
@@ -93,10 +91,9 @@ class Comparison:
 
 
 def compare(
-    model: nn.Module,
+    model: object,
     pairs: Sequence[Example],
     *,
-    backbone: Backbone,
     advance: Callable[[str], None] = lambda note: None,
 ) -> Comparison:
     """Measure an adapted model against its frozen base on the same scenes.
@@ -104,7 +101,6 @@ def compare(
     Args:
         model: Adapted.
         pairs: At least one.
-        backbone: The facts of its network.
         advance: Called with the scene's name after each scene.
 
     Raises:
@@ -112,13 +108,14 @@ def compare(
     """
     if not pairs:
         raise DataError("there are no scenes to measure on")
+    bicubic, network, alone = by_bicubic(image_facts(model).scale), by_network(model), by_network_alone(model)
     rows: dict[str, list[Score]] = {"bicubic": [], "frozen": [], "adapted": [], "same_view": []}
     for pair in pairs:
-        rows["bicubic"].append(_score(by_bicubic(backbone.scale), pair, backbone.scale))
+        rows["bicubic"].append(_score(bicubic, pair))
         with disabled(model):
-            rows["frozen"].append(score(model, pair, backbone=backbone))
-        rows["adapted"].append(score(model, pair, backbone=backbone))
-        if isinstance(model, StereoModel):
-            rows["same_view"].append(score(model, pair, backbone=backbone, other_view="same"))
+            rows["frozen"].append(_score(network, pair))
+        rows["adapted"].append(_score(network, pair))
+        if multi_view(module_of(model)) is not None:
+            rows["same_view"].append(_score(alone, pair))
         advance(pair.name)
     return Comparison(**{name: tuple(scores) for name, scores in rows.items()})

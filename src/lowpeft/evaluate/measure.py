@@ -1,4 +1,4 @@
-"""Measuring what enlarges images on scenes, by a protocol."""
+"""Measuring what enhances images on scenes, by a protocol."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from collections.abc import Callable, Iterable
 from torch import Tensor, nn
 
 from ..data import Example
+from ..describe import image_facts
 from ..errors import DataError, LowpeftError
-from ..facts import Backbone
+from ..facts import ImageFacts
 from ..images import bicubic_upscale, eight_bit, to_float
-from ..inference import Tiling, is_out_of_memory, super_resolve
+from ..inference import Tiling, is_out_of_memory
+from ..inference.whole import enhance_views
 from ..metrics import PROTOCOLS, Protocol, get_protocol
+from ..record import module_of
 from .report import Report, Row
 
 Views = tuple[Tensor, ...]
-Upscale = Callable[[Example], Views]
+Enhance = Callable[[Example], Views]
 """Gives the HR views of an example from its LR views: uint8 or float 0..1, on the CPU."""
 Seen = Callable[[Example, Views], None]
 
@@ -24,10 +27,9 @@ LITERATURE = PROTOCOLS["literature"]
 
 
 def evaluate(
-    model: nn.Module,
+    model: object,
     examples: Iterable[Example],
     *,
-    backbone: Backbone,
     protocol: str = LITERATURE.name,
     ensemble: bool = False,
     tiling: Tiling = WHOLE,
@@ -36,11 +38,10 @@ def evaluate(
     """Run a network on whole scenes and measure it.
 
     Args:
-        model: The network of `backbone`, adapted or not.
+        model: A network (a `Backbone` or a module), adapted or not, or a stereo model.
         examples: At least one, with as many views as the protocol measures; read one by one.
-        backbone: The facts.
         protocol: Of `lowpeft.metrics.PROTOCOLS`.
-        ensemble: As in `lowpeft.super_resolve`.
+        ensemble: As in `lowpeft.enhance`.
         tiling: Likewise.
         seen: Called with each scene and its results, after it was measured.
 
@@ -51,41 +52,52 @@ def evaluate(
         DataError: There is no such protocol, there are no scenes, two have one name, or one has another number of
             views.
         LowpeftError: A scene cannot be run or measured; it is named. No scene is ever left out of a mean.
+        PlanError: The network does not take and give images.
     """
-    upscale = by_network(model, backbone, ensemble=ensemble, tiling=tiling)
-    return measure(upscale, examples, scale=backbone.scale, protocol=get_protocol(protocol), seen=seen)
+    facts = image_facts(model)
+    enhance = _by_facts(module_of(model), facts, ensemble=ensemble, tiling=tiling)
+    return measure(enhance, examples, scale=facts.scale, protocol=get_protocol(protocol), seen=seen)
 
 
-def by_network(model: nn.Module, backbone: Backbone, *, ensemble: bool = False, tiling: Tiling = WHOLE) -> Upscale:
-    """Enlarging by a network."""
+def by_network(model: object, *, ensemble: bool = False, tiling: Tiling = WHOLE) -> Enhance:
+    """Enhancing by a network, whose facts are taken now.
 
-    def upscale(example: Example) -> Views:
-        views = map(to_float, example.lr)
-        found = super_resolve(model, *views, backbone=backbone, ensemble=ensemble, tiling=tiling)
-        return (found,) if isinstance(found, Tensor) else found
-
-    return upscale
+    Raises:
+        PlanError: The network does not take and give images.
+    """
+    return _by_facts(module_of(model), image_facts(model), ensemble=ensemble, tiling=tiling)
 
 
-def by_network_alone(model: nn.Module, backbone: Backbone, *, tiling: Tiling = WHOLE) -> Upscale:
-    """Enlarging by a stereo network that gets each view twice: what is lost is what it takes from the other view."""
+def _by_facts(module: nn.Module, facts: ImageFacts, *, ensemble: bool, tiling: Tiling) -> Enhance:
+    def enhance(example: Example) -> Views:
+        return enhance_views(module, tuple(map(to_float, example.lr)), facts, ensemble=ensemble, tiling=tiling)
 
-    def upscale(example: Example) -> Views:
-        left, right = map(to_float, example.lr)
-        left_sr, _ = super_resolve(model, left, left, backbone=backbone, tiling=tiling)
-        _, right_sr = super_resolve(model, right, right, backbone=backbone, tiling=tiling)
-        return left_sr, right_sr
-
-    return upscale
+    return enhance
 
 
-def by_bicubic(scale: int) -> Upscale:
+def by_network_alone(model: object, *, tiling: Tiling = WHOLE) -> Enhance:
+    """Enhancing by a model of several views that gets copies of one: what is lost is what it takes from the others.
+
+    Raises:
+        PlanError: The network does not take and give images.
+    """
+    module, facts = module_of(model), image_facts(model)
+
+    def enhance(example: Example) -> Views:
+        views = tuple(map(to_float, example.lr))
+        copies = ((view,) * len(views) for view in views)
+        return tuple(enhance_views(module, each, facts, tiling=tiling)[i] for i, each in enumerate(copies))
+
+    return enhance
+
+
+def by_bicubic(scale: int) -> Enhance:
     """Enlarging by MATLAB's bicubic interpolation."""
     return lambda example: tuple(bicubic_upscale(view, scale) for view in example.lr)
 
 
 def measure(
-    upscale: Upscale,
+    enhance: Enhance,
     examples: Iterable[Example],
     *,
     scale: int,
@@ -93,10 +105,10 @@ def measure(
     method: str = "network",
     seen: Seen | None = None,
 ) -> Report:
-    """Measure whatever enlarges images.
+    """Measure whatever enhances images.
 
     Args:
-        upscale: What does it.
+        enhance: Does it.
         examples: At least one.
         scale: HR sides over LR sides.
         protocol: What is measured.
@@ -118,7 +130,7 @@ def measure(
                 f"{protocol.views}"
             )
         try:
-            results = upscale(example)
+            results = enhance(example)
             rounded = tuple(map(eight_bit, results))
             values = tuple(column.measure(rounded, example.hr, scale) for column in protocol.columns)
         except LowpeftError as error:

@@ -1,4 +1,4 @@
-"""What was measured, as a table for people and for programs."""
+"""The figures of scenes as a table, for people and for programs."""
 
 from __future__ import annotations
 

@@ -1,12 +1,11 @@
-"""Running networks on whole images by the facts of their backbone: value range, padding, strips, crops, ensemble."""
+"""Running networks on whole images by their facts: value range, padding, strips, crops, ensemble."""
 
 from .memory import is_out_of_memory, peak_bytes
-from .network import run
-from .passes import IMAGE_PASSES, PAIR_PASSES, Pass
+from .passes import IMAGE_PASSES, PAIR_PASSES, VIEW_PASSES, Pass
 from .pooling import DEFAULT_WINDOW_PX, RATIO, local_pooling
 from .reach import reach_px
 from .tiling import CHUNK, Tiling, crop_starts, strips
-from .whole import super_resolve
+from .whole import enhance
 
 __all__ = [
     "CHUNK",
@@ -14,14 +13,14 @@ __all__ = [
     "IMAGE_PASSES",
     "PAIR_PASSES",
     "RATIO",
+    "VIEW_PASSES",
     "Pass",
     "Tiling",
     "crop_starts",
+    "enhance",
     "is_out_of_memory",
     "local_pooling",
     "peak_bytes",
     "reach_px",
-    "run",
     "strips",
-    "super_resolve",
 ]

@@ -1,4 +1,4 @@
-"""One call of a network on images 0..1, by the facts of its backbone."""
+"""One call of a network on images 0..1, by its facts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError
-from ..facts import Backbone
-from ..views import StereoModel
+from ..facts import ImageFacts
+from ..views import MultiViewModel
 
 Views = tuple[Tensor, ...]
 
@@ -32,51 +32,78 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
-def run(model: nn.Module, views: Views, backbone: Backbone) -> Views:
-    """One image, or both views of a pair, of a size that the network takes, through it.
+def run(module: nn.Module, views: Views, facts: ImageFacts) -> Views:
+    """Run a network on one image, or on the views of a scene, of a size that it takes.
 
-    A stereo model gets two views as a pair; any other network gets what there is as one batch.
+    A `MultiViewModel` gets its views together; any other network gets what there is as one batch of separate images.
 
     Args:
-        model: The network of `backbone`, adapted or not.
-        views: One or two (N,3,H,W) tensors of one shape, 0..1.
-        backbone: The facts.
+        module: The network, adapted or not.
+        views: (N,C,H,W) tensors of one shape, 0..1.
+        facts: Of the network.
 
     Returns:
-        As many (N,3,sH,sW) tensors, about 0..1, not clamped.
+        As many (N,C,sH,sW) tensors, about 0..1, not clamped.
 
     Raises:
-        DataError: A stereo model got one view, or the network gives several images for one.
+        DataError: A model of several views got another number of them, or the network gives several images for one.
     """
-    low, high = backbone.value_range
+    low, high = facts.value_range
     plain = (low, high) == (0.0, 1.0)
     inputs = views if plain else tuple(v * (high - low) + low for v in views)
-    if isinstance(model, StereoModel):
-        if len(views) != 2:
-            raise DataError("a stereo model takes two views, left and right")
-        outputs = model(*inputs)
+    if multi_view(module) is not None:
+        check_count(module, len(views))
+        outputs = module(*inputs)
     else:
-        output, name = model(torch.cat(inputs)), backbone.output
+        output, name = module(torch.cat(inputs)), facts.output
         output = getattr(output, name) if name is not None else output
         outputs = output.chunk(len(views)) if isinstance(output, Tensor) else (output,)
     if not all(isinstance(o, Tensor) for o in outputs):
-        tasks = f": {', '.join(backbone.tasks)}" if backbone.tasks else ""
+        tasks = f": {', '.join(facts.tasks)}" if facts.tasks else ""
         raise DataError(
             f"the network gives several images for one{tasks}; open it for one task: load_backbone(…, task=…)"
         )
     return tuple(outputs) if plain else tuple((o - low) / (high - low) for o in outputs)
 
 
-def run_scaled(model: nn.Module, views: Views, backbone: Backbone) -> Views:
-    """As `run`, and the results are `backbone.scale` times as large as the views.
+def multi_view(module: nn.Module) -> MultiViewModel | None:
+    """The model of several views that a call reaches; None for a network of single images.
+
+    It is the module itself, or what DataParallel, DDP, torch.compile or `AveragedModel` hold.
+    """
+    while not isinstance(module, MultiViewModel):
+        inner = module._modules.get("module") or module._modules.get("_orig_mod")
+        if inner is None:
+            return None
+        module = inner
+    return module
+
+
+def check_count(module: nn.Module, count: int) -> None:
+    """Refuse another number of views than a model of several views takes.
+
+    Raises:
+        DataError: Saying how many it takes; never for a network of single images, which takes any number of them.
+    """
+    model = multi_view(module)
+    if model is not None and count != model.views:
+        given = f"{count} view was" if count == 1 else f"{count} views were"
+        raise DataError(
+            f"{given} given, but this {type(model).__name__} takes {model.views} views of a scene together: "
+            "give it all of them"
+        )
+
+
+def run_scaled(module: nn.Module, views: Views, facts: ImageFacts) -> Views:
+    """Run a network as `run` does, and refuse results that are not `facts.scale` times as large as the views.
 
     Raises:
         DataError: As `run`, or the results have another size.
     """
-    results = run(model, views, backbone)
-    if results[0].shape[-2:] != tuple(side * backbone.scale for side in views[0].shape[-2:]):
+    results = run(module, views, facts)
+    if results[0].shape[-2:] != tuple(side * facts.scale for side in views[0].shape[-2:]):
         raise DataError(
-            f"the network gave {size(results[0])}, which is not {backbone.scale} times its input {size(views[0])}"
+            f"the network gave {size(results[0])}, which is not {facts.scale} times its input {size(views[0])}"
         )
     return results
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import nn
 
 from ..errors import DataError
-from ..facts import Backbone
+from ..facts import ImageFacts
 from .memory import MB, SAFE_SHARE, most_that_fits, peak_bytes
 from .network import Views, run_scaled
 from .tiling import Crops, Tiling, strips
@@ -25,10 +25,10 @@ class Part(NamedTuple):
     left: int
 
 
-def cut_into_parts(model: nn.Module, views: Views, backbone: Backbone, tiling: Tiling) -> Cut:
-    """How these views, of sides that the network takes, go through it."""
-    kind = InStrips if backbone.fixed_px is None else InCrops
-    return kind(model, views, backbone, tiling)
+def cut_into_parts(module: nn.Module, views: Views, facts: ImageFacts, tiling: Tiling) -> Cut:
+    """Choose the parts in which these views, of sides that the network takes, go through it."""
+    kind = InStrips if facts.fixed_px is None else InCrops
+    return kind(module, views, facts, tiling)
 
 
 class Cut(ABC):
@@ -45,9 +45,9 @@ class Cut(ABC):
     step: int
     around: int
 
-    def __init__(self, model: nn.Module, views: Views, backbone: Backbone, tiling: Tiling) -> None:
-        self.views, self.shape, self.scale = views, views[0].shape, backbone.scale
-        self.run = partial(run_scaled, model, backbone=backbone)
+    def __init__(self, module: nn.Module, views: Views, facts: ImageFacts, tiling: Tiling) -> None:
+        self.views, self.shape, self.scale = views, views[0].shape, facts.scale
+        self.run = partial(run_scaled, module, facts=facts)
 
     @abstractmethod
     def parts(self, at_once: int) -> Iterator[Part]:
@@ -55,7 +55,7 @@ class Cut(ABC):
 
     @abstractmethod
     def unbounded(self, tiling: Tiling) -> int:
-        """How many units of a part the tiling asks for where it bounds no memory."""
+        """Number of units of a part that the tiling asks for where it bounds no memory."""
 
     @abstractmethod
     def run_first(self, count: int) -> Views:
@@ -66,7 +66,7 @@ class Cut(ABC):
         """The least part, for people."""
 
     def at_once(self, tiling: Tiling, *, kept_bytes: int) -> int:
-        """How many units of a part to run.
+        """Number of units of a part to run.
 
         Args:
             tiling: What was asked for.
@@ -98,9 +98,9 @@ class Cut(ABC):
 class InStrips(Cut):
     """Full-width strips; a unit is a row."""
 
-    def __init__(self, model: nn.Module, views: Views, backbone: Backbone, tiling: Tiling) -> None:
-        super().__init__(model, views, backbone, tiling)
-        self.whole, self.step = self.shape[-2], tiling.aligned_to(backbone)
+    def __init__(self, module: nn.Module, views: Views, facts: ImageFacts, tiling: Tiling) -> None:
+        super().__init__(module, views, facts, tiling)
+        self.whole, self.step = self.shape[-2], tiling.aligned_to(facts.size_multiple)
         self.context_px = -(-tiling.context_px // self.step) * self.step
         self.around = 2 * self.context_px
 
@@ -126,10 +126,10 @@ class InCrops(Cut):
 
     step, around = 1, 0
 
-    def __init__(self, model: nn.Module, views: Views, backbone: Backbone, tiling: Tiling) -> None:
-        super().__init__(model, views, backbone, tiling)
+    def __init__(self, module: nn.Module, views: Views, facts: ImageFacts, tiling: Tiling) -> None:
+        super().__init__(module, views, facts, tiling)
         images, _, height, width = self.shape
-        self.crops = Crops(images, height, width, side_px=backbone.fixed_px or 1, scale=backbone.scale)
+        self.crops = Crops(images, height, width, side_px=facts.fixed_px or 1, scale=facts.scale)
         self.whole = len(self.crops.all)
 
     def unbounded(self, tiling: Tiling) -> int:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from itertools import product
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .network import Views
+from ..views import StereoModel
+from .network import Views, multi_view
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +91,23 @@ IMAGE_PASSES = tuple(
 )
 """The eight symmetries of the square, for single images (EDSR, CVPR workshops 2017)."""
 
+VIEW_PASSES = tuple(p for p in PAIR_PASSES if not p.swap)
+"""Those of a pair that leave the views in their order, for models of other views than left and right: nothing says
+which view takes which one's place in a mirrored scene."""
 
-def passes(views: int, *, ensemble: bool) -> tuple[Pass, ...]:
-    """What one image, or a pair, is run by."""
+COLOURS = 3
+"""Channels that can change places; images of other channels have the passes without."""
+
+
+def passes(module: nn.Module, channels: int, *, ensemble: bool) -> tuple[Pass, ...]:
+    """The ways to look at an image, or at the views of a scene, that a model is run by."""
     if not ensemble:
         return (PLAIN,)
-    return IMAGE_PASSES if views == 1 else PAIR_PASSES
+    model = multi_view(module)
+    if model is None:
+        return IMAGE_PASSES
+    chosen = PAIR_PASSES if isinstance(model, StereoModel) else VIEW_PASSES
+    return tuple(p for p in chosen if p.channels is None or channels == COLOURS)
 
 
 def mean_image(total: Tensor, count: int) -> Tensor:

@@ -29,7 +29,7 @@ WINDOW = "lowpeft_window"
 
 
 class LocalAvgPool2d(nn.AdaptiveAvgPool2d):
-    """What a global average pool is within `local_pooling`."""
+    """The class of a global average pool within `local_pooling`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(…,C,H,W) to (…,C,H,W), or (…,C,1,1) where the window covers everything."""
@@ -78,14 +78,14 @@ def _running_mean(x: Tensor, dim: int, count: int) -> Tensor:
 
 
 @contextmanager
-def local_pooling(model: nn.Module, window_px: int | tuple[int, int] = DEFAULT_WINDOW_PX) -> Iterator[int]:
+def local_pooling(model: object, window_px: int | tuple[int, int] = DEFAULT_WINDOW_PX) -> Iterator[int]:
     """Within the block, every global average pool of a network takes the mean of a window instead of everything.
 
     The pools keep their object and get another class, which is put back afterwards. The switch is on the model, so it
     counts for every thread that uses it; a copy that is made within the block keeps local pools.
 
     Args:
-        model: A network, adapted or not.
+        model: A network (a `Backbone` or a module), adapted or not, or a model of several views.
         window_px: Height and width, or side, of the window in px of the network's input; `RATIO` times the training
             crop. In features of lower resolution the window has as many positions less.
 

@@ -1,4 +1,4 @@
-"""How far a network looks up and down: the context that makes strips exact."""
+"""The rows that a network looks up and down: the context that makes strips exact."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..describe import image_facts
 from ..errors import DataError
-from ..facts import Backbone
-from ..views import StereoModel
-from .network import Views, in_eval_mode, run_scaled
+from ..facts import ImageFacts
+from ..record import module_of
+from .network import Views, in_eval_mode, multi_view, run_scaled
 from .tiling import Tiling
 
 WIDTH_PX = 32
 MOST_ROWS = 1024
-"""Of the image above the marked rows; a network that looks farther counts as one that sees everything."""
+"""Height of the image above the marked rows; a network that looks farther counts as one that sees everything."""
 
 SAME = 1e-6
 """Of values 0..1: what rounding may change."""
 
 
-def reach_px(model: nn.Module, *, backbone: Backbone, align_px: int | None = None) -> int | None:
-    """How many LR rows beyond a strip can have a part in its result.
+def reach_px(model: object, *, align_px: int | None = None) -> int | None:
+    """Count the LR rows beyond a strip that can have a part in its result.
 
     A few rows of a tall image are made NaN, and the rows of the result that become NaN are counted. Zeros do not stop a
     NaN, so this is about what the network is connected to, not about what its weights make of it; far rows usually
     have little influence, and less context then gives almost the same.
 
     Args:
-        model: The network of `backbone`, adapted or not.
-        backbone: The facts.
+        model: A network (a `Backbone` or a module), adapted or not, or a model of several views.
         align_px: Where strips begin, as in `Tiling`.
 
     Returns:
@@ -41,56 +41,59 @@ def reach_px(model: nn.Module, *, backbone: Backbone, align_px: int | None = Non
     Raises:
         DataError: What a row depends on changes between multiples of `align_px`, so that strips would not cut windows
             as the whole image does; or the network takes one size only.
+        PlanError: The network does not take and give images.
     """
-    if backbone.fixed_px is not None:
-        raise DataError(f"{backbone.architecture} takes {backbone.fixed_px} px only and is not run in strips")
-    align = Tiling(align_px=align_px).aligned_to(backbone)
-    with in_eval_mode(model):
-        return _reach(model, backbone, align)
+    facts, module = image_facts(model), module_of(model)
+    if facts.fixed_px is not None:
+        raise DataError(f"{facts.architecture} takes {facts.fixed_px} px only and is not run in strips")
+    align = Tiling(align_px=align_px).aligned_to(facts.size_multiple)
+    with in_eval_mode(module):
+        return _reach(module, facts, align)
 
 
-def _reach(model: nn.Module, backbone: Backbone, align: int) -> int | None:
+def _reach(module: nn.Module, facts: ImageFacts, align: int) -> int | None:
     above = 2 * align
-    while (found := _spread(model, backbone, above, align)) is None:
+    while (found := _spread(module, facts, above, align)) is None:
         above *= 2
         if above > MOST_ROWS:
             return None
-    if _spread(model, backbone, above + align, align) != found:
+    if _spread(module, facts, above + align, align) != found:
         raise DataError(
             f"the network's windows do not lie the same at all multiples of {align} rows: choose another align_px, "
             "a multiple of their height"
         )
-    return None if _wraps(model, backbone, 2 * above + align) else max(found)
+    return None if _wraps(module, facts, 2 * above + align) else max(found)
 
 
-def _spread(model: nn.Module, backbone: Backbone, first: int, count: int) -> tuple[int, int] | None:
-    """How many rows above and below `count` rows from `first` on depend on them; None if that reaches a border."""
-    image = _grey(model, backbone, 2 * first + count)
+def _spread(module: nn.Module, facts: ImageFacts, first: int, count: int) -> tuple[int, int] | None:
+    """Numbers of rows above and below `count` rows from `first` on that depend on them; None at a border."""
+    image = _grey(module, facts, 2 * first + count)
     image[..., first : first + count, :] = math.nan
-    touched = torch.stack([r.isnan().any(-1).any(1).any(0) for r in _results(model, backbone, image)]).any(0)
-    rows = touched.nonzero().flatten() // backbone.scale
+    touched = torch.stack([r.isnan().any(-1).any(1).any(0) for r in _results(module, facts, image)]).any(0)
+    rows = touched.nonzero().flatten() // facts.scale
     low, high = int(rows[0]), int(rows[-1])
     if low == 0 or high >= 2 * first + count - 1:
         return None
     return first - low, high - (first + count - 1)
 
 
-def _wraps(model: nn.Module, backbone: Backbone, height: int) -> bool:
+def _wraps(module: nn.Module, facts: ImageFacts, height: int) -> bool:
     """Whether the first rows depend on the last ones; by values, because masks of attention let a NaN pass."""
-    image = _grey(model, backbone, height)
+    image = _grey(module, facts, height)
     other = image.clone()
     other[..., -(image.shape[-2] // 4) :, :] = 0
     top = slice(0, height // 4)
-    pairs = zip(_results(model, backbone, image), _results(model, backbone, other), strict=True)
+    pairs = zip(_results(module, facts, image), _results(module, facts, other), strict=True)
     return any(bool((a[..., top, :] - b[..., top, :]).abs().max() > SAME) for a, b in pairs)
 
 
-def _grey(model: nn.Module, backbone: Backbone, height: int) -> Tensor:
+def _grey(module: nn.Module, facts: ImageFacts, height: int) -> Tensor:
     """A grey image of so many rows or a few more, as wide as need be."""
-    parameter, multiple = next(model.parameters()), backbone.size_multiple
-    shape = (1, backbone.channels, height + -height % multiple, math.lcm(WIDTH_PX, multiple))
+    parameter, multiple = next(module.parameters()), facts.size_multiple
+    shape = (1, facts.channels, height + -height % multiple, math.lcm(WIDTH_PX, multiple))
     return torch.full(shape, 0.5, device=parameter.device, dtype=parameter.dtype)
 
 
-def _results(model: nn.Module, backbone: Backbone, image: Tensor) -> Views:
-    return run_scaled(model, (image, image) if isinstance(model, StereoModel) else (image,), backbone)
+def _results(module: nn.Module, facts: ImageFacts, image: Tensor) -> Views:
+    model = multi_view(module)
+    return run_scaled(module, (image,) * (1 if model is None else model.views), facts)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..facts import Backbone
 
 CHUNK = 8
 """Crops (of each view) that go through a network of fixed input size at once."""
@@ -27,7 +26,7 @@ SwinIR and HAT do, do not state theirs."""
 
 @dataclass(frozen=True, kw_only=True)
 class Tiling:
-    """How images are cut, in LR px; by default they are not.
+    """A way to cut images, in LR px; by default they stay whole.
 
     Attributes:
         strip_px: Rows of a strip.
@@ -35,7 +34,7 @@ class Tiling:
             process, or the GPU, holds already; on the CPU that includes the results.
         context_px: Rows above and below a strip that go through the network with it. `lowpeft.inference.reach_px` tells
             how many make strips exact.
-        align_px: Strips begin at multiples of this; None is the least that suits the backbone's `size_multiple` and
+        align_px: Strips begin at multiples of this; None is the least that suits the network's `size_multiple` and
             windows of 48, 24, 16, 12, 8, 6 or 4 rows. Strips and context are rounded up to it.
         chunk: How many crops of each view go through a network of fixed input size at once, unless `memory_mb` says.
     """
@@ -55,11 +54,15 @@ class Tiling:
         if self.strip_px is not None and self.memory_mb is not None:
             raise DataError("strip_px and memory_mb both say how large strips are: give one of them")
 
-    def aligned_to(self, backbone: Backbone) -> int:
-        """Where strips may begin: `align_px`, or what suits the backbone."""
-        align = self.align_px or math.lcm(WINDOW_ROWS, backbone.size_multiple)
-        if align % backbone.size_multiple:
-            raise DataError(f"align_px={align} is not a multiple of the {backbone.size_multiple} px that sides must be")
+    def aligned_to(self, size_multiple: int) -> int:
+        """Where strips may begin: `align_px`, or what suits a network whose sides are multiples of so many pixels.
+
+        Raises:
+            DataError: `align_px` is no such multiple.
+        """
+        align = self.align_px or math.lcm(WINDOW_ROWS, size_multiple)
+        if align % size_multiple:
+            raise DataError(f"align_px={align} is not a multiple of the {size_multiple} px that sides must be")
         return align
 
 
@@ -134,7 +137,7 @@ class Crops:
         return torch.stack([view[c.image, :, c.top : c.top + side, c.left : c.left + side] for c in crops])
 
     def weight(self, crop: Crop, like: Tensor) -> Tensor:
-        """What each pixel of the crop's result counts."""
+        """The weight of each pixel of the crop's result."""
         rows, columns = self._rows[crop.top], self._columns[crop.left]
         return (rows[:, None] * columns).to(like.device, like.dtype)
 

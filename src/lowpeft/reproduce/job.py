@@ -18,13 +18,13 @@ from ..backbones import load_backbone
 from ..data import Crops, find_scenes, load_example, read_clean_crops
 from ..errors import LowpeftError
 from ..evaluate import by_network, by_network_alone, measure
-from ..facts import Backbone
 from ..inference import Tiling
+from ..inference.network import multi_view
 from ..progress import progress, quiet
 from ..recipes import Recipe, TrainSettings, recipe_to_dict
+from ..record import module_of
 from ..training import build_model, train
 from ..version import version
-from ..views import StereoModel
 
 RESULT, PEAK = "result.json", "peak.json"
 MEAN = "PSNR (L+R)/2"
@@ -146,21 +146,21 @@ def run_job(job: Job, folder: Path) -> Outcome:
         raise LowpeftError(
             f"{job.weights} is a {found[0]} x{found[1]}, but row {job.row!r} is for {job.network} x{job.scale}"
         )
-    model, facts = backbone.module, {"trained": 0, "seconds": 0.0, "peak_mb": _peak_mb(job)}
-    device = torch.device(job.device)
+    model: object = backbone if job.recipe is None else build_model(backbone, job.recipe)
+    module = module_of(model).to(torch.device(job.device))
+    cost = {"trained": 0, "seconds": 0.0, "peak_mb": _peak_mb(job)}
     if job.recipe is not None:
-        model = build_model(backbone, job.recipe).to(device)
-        facts = _train(model, job.recipe.training, job, backbone, folder)
-    model = model.to(device).eval()
-    total = sum(p.numel() for p in model.parameters())
+        cost = _train(model, job.recipe.training, job, folder)
+    module.eval()
+    total = sum(p.numel() for p in module.parameters())
     outcome = Outcome(
         row=job.row,
         seed=job.seed,
-        frozen=total - int(facts["trained"]),
-        peak_mb=round(facts["peak_mb"], 1),
-        figures={name: _measure(model, job, backbone, name, path) for name, path in job.tests},
-        trained=int(facts["trained"]),
-        seconds=round(facts["seconds"], 2),
+        frozen=total - int(cost["trained"]),
+        peak_mb=round(cost["peak_mb"], 1),
+        figures={name: _measure(model, job, name, path) for name, path in job.tests},
+        trained=int(cost["trained"]),
+        seconds=round(cost["seconds"], 2),
     )
     _write(
         folder / RESULT, {"identity": job.identity(), "outcome": dataclasses.asdict(outcome), "made": _provenance(job)}
@@ -168,7 +168,7 @@ def run_job(job: Job, folder: Path) -> Outcome:
     return outcome
 
 
-def _train(model: Any, settings: TrainSettings, job: Job, backbone: Backbone, folder: Path) -> dict[str, float]:
+def _train(model: object, settings: TrainSettings, job: Job, folder: Path) -> dict[str, float]:
     if job.data is None:
         raise LowpeftError(f"row {job.row!r} is trained, and no folder of training pairs was given")
     scenes = find_scenes(job.data, scale=job.scale)
@@ -180,7 +180,6 @@ def _train(model: Any, settings: TrainSettings, job: Job, backbone: Backbone, fo
             model,
             crops,
             settings,
-            backbone=backbone,
             out=folder / "run",
             resume=True,
             report=lambda step: advance(f"loss {step.loss:.4f}"),
@@ -192,19 +191,19 @@ def _train(model: Any, settings: TrainSettings, job: Job, backbone: Backbone, fo
     return {"trained": done.parameters, "seconds": done.seconds, "peak_mb": peak_mb}
 
 
-def _measure(model: Any, job: Job, backbone: Backbone, name: str, path: Path) -> dict[str, float]:
+def _measure(model: object, job: Job, name: str, path: Path) -> dict[str, float]:
     scenes = find_scenes(path, scale=job.scale)
     examples = [load_example(scene, job.scale) for scene in scenes]
     tiling = Tiling(memory_mb=job.memory_mb)
-    ways = {"": by_network(model, backbone, tiling=tiling)}
+    ways = {"": by_network(model, tiling=tiling)}
     if job.ensemble:
-        ways[ENSEMBLE] = by_network(model, backbone, ensemble=True, tiling=tiling)
-    if isinstance(model, StereoModel):
-        ways[SAME_VIEW] = by_network_alone(model, backbone, tiling=tiling)
+        ways[ENSEMBLE] = by_network(model, ensemble=True, tiling=tiling)
+    if multi_view(module_of(model)) is not None:
+        ways[SAME_VIEW] = by_network_alone(model, tiling=tiling)
     figures: dict[str, float] = {}
     with progress(f"{job.row}, {name}", len(ways) * len(examples)) as advance:
-        for way, upscale in ways.items():
-            found = measure(upscale, examples, scale=job.scale, seen=lambda example, _: advance(example.name))
+        for way, enhance in ways.items():
+            found = measure(enhance, examples, scale=job.scale, seen=lambda example, _: advance(example.name))
             means = {MEAN: found.means()[MEAN]} if way else found.means()
             figures |= {way + column: round(value, 5) for column, value in means.items()}
     return figures

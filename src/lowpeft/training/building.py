@@ -18,28 +18,33 @@ from ..facts import Backbone
 from ..model import merge
 from ..networks import EDT
 from ..recipes import Recipe
-from ..record import unwrap
+from ..record import module_of, unwrap
 from .checkpoint import flush
 
 NETWORK = "network.safetensors"
 
 
-def build_model(backbone: Backbone, recipe: Recipe) -> nn.Module:
-    """What a recipe trains: the network with the recipe's adapters, or with new weights; drawn from the recipe's seed.
+def build_model(model: object, recipe: Recipe) -> nn.Module | Backbone:
+    """Make what a recipe trains: the network with the recipe's adapters, or with new weights, by the recipe's seed.
 
     Args:
-        backbone: The network, which is changed in place.
+        model: The network (a `Backbone` or a module), which is changed in place.
         recipe: Its `training.seed` counts, and nobody's random numbers are touched.
+
+    Returns:
+        The adapted model, as `lowpeft.adapt` gives it; for a recipe from scratch the network as it was given, with its
+        facts.
 
     Raises:
         PlanError: The recipe does not fit, or the network cannot be built anew; it is as it was.
     """
     if recipe.from_scratch:
-        reinitialise(backbone.module, recipe.training.seed)
-        return backbone.module
+        module = module_of(model)
+        reinitialise(module, recipe.training.seed)
+        return model if isinstance(model, Backbone) else module
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.training.seed)
-        return adapt(backbone, recipe)
+        return adapt(model, recipe)
 
 
 def reinitialise(module: nn.Module, seed: int) -> None:
@@ -72,7 +77,7 @@ def _twin(module: nn.Module) -> nn.Module:
     return type(module)(**arguments)
 
 
-def save_merged(model: nn.Module, folder: Path, *, facts: Mapping[str, str | float]) -> Path:
+def save_merged(model: object, folder: Path, *, facts: Mapping[str, str | float]) -> Path:
     """Write the network with its adapters folded in; the model is left as it is.
 
     Raises:

@@ -16,13 +16,13 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from ..describe import image_facts
 from ..errors import LowpeftError, TrainingError
-from ..facts import Backbone
-from ..inference import run
+from ..facts import ImageFacts
+from ..inference.network import multi_view, run
 from ..model import only_name
 from ..recipes import TrainSettings
-from ..record import is_adapted, unwrap
-from ..views import StereoModel
+from ..record import is_adapted, module_of, unwrap
 from .checkpoint import checkpoints
 from .log import Log, draw_curves
 from .parallel import Processes, connect, shared, without_exchange
@@ -36,7 +36,7 @@ BEST = "best"
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What is known after an optimiser step; a row of the log.
+    """The state after an optimiser step; a row of the log.
 
     Attributes:
         step: Number of steps taken.
@@ -78,14 +78,13 @@ class Trained:
     best_step: int | None
 
 
-def train(  # noqa: PLR0913  (what a run needs, and the two calls back)
-    model: nn.Module,
+def train(
+    model: object,
     crops: CropSource,
     settings: TrainSettings,
     *,
-    backbone: Backbone,
     out: str | Path | None = None,
-    validate: Callable[[nn.Module], float] | None = None,
+    validate: Callable[[Any], float] | None = None,
     resume: bool = False,
     report: Callable[[Step], None] | None = None,
 ) -> Trained:
@@ -95,16 +94,15 @@ def train(  # noqa: PLR0913  (what a run needs, and the two calls back)
     on one machine, bit for bit on a CPU, and a run that was killed and resumed gives the result of one that was not.
 
     Args:
-        model: An adapted model, of which only the adapters are trained, on its device; or a network without adapters,
-            of which every parameter that requires a gradient is. Afterwards it is in eval mode, and with `ema_decay`
-            its trained tensors are the averages.
-        crops: A `lowpeft.data.Crops`; their size and scale must be the network's.
+        model: An adapted model, of which only the adapters are trained, on its device; or a network without adapters
+            (a `Backbone` or a module), of which every parameter that requires a gradient is. Afterwards it is in eval
+            mode, and with `ema_decay` its trained tensors are the averages.
+        crops: A `lowpeft.data.Crops`; their size, scale and number of views must be the model's.
         settings: Of the recipe.
-        backbone: The facts of its network.
         out: A folder that gets the adapter (or `network.safetensors`), the log, and checkpoints. All processes must
             see it.
-        validate: Measures the model, in eval mode and without gradients, every `settings.validate_every_steps` steps,
-            in the main process alone; more is better. What measured best is kept in `out/best`.
+        validate: Gets `model`, in eval mode and without gradients, every `settings.validate_every_steps` steps, in the
+            main process alone, and measures it; more is better. What measured best is kept in `out/best`.
         resume: Go on from the newest checkpoint in `out`, if there is one. Without it a folder with a checkpoint is
             refused, so that nothing is overwritten or continued unasked. So is, in any case, a folder with a trained
             result and no checkpoint.
@@ -114,21 +112,25 @@ def train(  # noqa: PLR0913  (what a run needs, and the two calls back)
         What the run came to.
 
     Raises:
-        TrainingError: The crops or settings do not fit; the folder holds a checkpoint of another run; the loss or the
-            gradient is not finite; a crop cannot be read; or the folder cannot be written. The last good checkpoint,
-            which the message names, is intact.
-        PlanError: `out` is given and several adapters are attached: a folder holds one.
+        TrainingError: The crops or settings do not fit; the folder holds a checkpoint of another run; a tensor that is
+            trained gets no gradient in the first step; the loss or the gradient is not finite; a crop cannot be read;
+            or the folder cannot be written. The last good checkpoint, which the message names, is intact.
+        PlanError: `out` is given and several adapters are attached: a folder holds one. Or the network does not take
+            and give images.
     """
     folder = None if out is None else Path(out)
     processes = connect()
-    _check(model, crops, settings, backbone, processes)
+    facts, module = image_facts(model), module_of(model)
+    several = multi_view(module)
+    check_crops(crops, facts, views=None if several is None else several.views)
+    _check_batch(settings, processes)
     if settings.validate_every_steps and validate is None and processes.main:
         raise TrainingError("validate_every_steps is set, but there is nothing to validate with")
     if resume and folder is None:
         raise TrainingError("resume=True goes on from a folder, but there is no out=")
     if processes.device is not None:
-        model.to(processes.device)
-    session, plain = Session(model, settings), identity(model, crops, settings)
+        module.to(processes.device)
+    session, plain = Session(module, settings), identity(module, crops, settings)
     if folder is not None:
         _open_folder(session, folder, plain, resume)
     start = session.progress.step
@@ -136,10 +138,11 @@ def train(  # noqa: PLR0913  (what a run needs, and the two calls back)
         raise TrainingError(f"the processes do not see the same checkpoints: {folder} must be a folder that they share")
     one = _Run(
         session=session,
+        given=model,
         settings=settings,
         processes=processes,
         identity=plain,
-        network=shared(_Pass(model, settings, backbone), processes, sync_buffers=not is_adapted(model)),
+        network=shared(_Pass(module, settings, facts), processes, sync_buffers=not is_adapted(module)),
         folder=folder,
         out=folder if processes.main else None,
         validate=validate if processes.main else None,
@@ -148,20 +151,23 @@ def train(  # noqa: PLR0913  (what a run needs, and the two calls back)
         first=start + 1,
     )
     device = _device(session)
-    model.train()
+    module.train()
     try:
-        _refuse_moving_statistics(model)
+        _refuse_moving_statistics(module)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             one.go(batches(crops, settings, processes, start=start, device=device))
     finally:
-        model.eval()
+        module.eval()
     processes.wait()
+    return _finished(session, start)
+
+
+def _finished(session: Session, start: int) -> Trained:
     done = session.progress
-    count = sum(p.numel() for p in session.parameters.values())
     return Trained(
         steps=done.step,
         resumed_at=start,
-        parameters=count,
+        parameters=sum(p.numel() for p in session.parameters.values()),
         loss=done.loss,
         seconds=done.seconds,
         best=done.best,
@@ -169,10 +175,7 @@ def train(  # noqa: PLR0913  (what a run needs, and the two calls back)
     )
 
 
-def _check(
-    model: nn.Module, crops: CropSource, settings: TrainSettings, backbone: Backbone, processes: Processes
-) -> None:
-    check_crops(crops, backbone, pairs=isinstance(model, StereoModel))
+def _check_batch(settings: TrainSettings, processes: Processes) -> None:
     least = processes.number * settings.accumulate
     if settings.batch < least:
         raise TrainingError(
@@ -212,6 +215,19 @@ def _refuse_moving_statistics(model: nn.Module) -> None:
         )
 
 
+def _refuse_untrained(session: Session) -> None:
+    """Refuse tensors that a backward pass did not reach: they would be saved as they began, as if they were trained."""
+    missing = [name for name, parameter in session.parameters.items() if parameter.grad is None]
+    if missing:
+        raise TrainingError(
+            f"{len(missing)} of {len(session.parameters)} trained tensors get no gradient. Something cuts them off "
+            "(activation checkpointing, a torch.no_grad() inside the network), or they take no part in this task; then "
+            "leave them out, by the recipe's target, or in a network without adapters by requires_grad_(False). "
+            "lowpeft.check_trainable(model) finds them before training:",
+            problems=missing,
+        )
+
+
 def _device(session: Session) -> torch.device:
     return next(iter(session.parameters.values())).device
 
@@ -219,15 +235,15 @@ def _device(session: Session) -> torch.device:
 class _Pass(nn.Module):
     """From a part of a batch to its loss: what DDP wraps, so that the model itself stays as it is."""
 
-    def __init__(self, model: nn.Module, settings: TrainSettings, backbone: Backbone) -> None:
+    def __init__(self, model: nn.Module, settings: TrainSettings, facts: ImageFacts) -> None:
         super().__init__()
         self.model = model
         self._settings = settings
-        self._backbone = backbone
+        self._facts = facts
 
     def forward(self, lr: Tensor, hr: Tensor) -> Tensor:
         with torch.autocast(lr.device.type, torch.bfloat16, enabled=self._settings.precision == "bf16"):
-            outputs = run(self.model, lr.unbind(1), self._backbone)
+            outputs = run(self.model, lr.unbind(1), self._facts)
         losses = [
             image_loss(self._settings.loss, output.float(), target)
             for output, target in zip(outputs, hr.unbind(1), strict=True)
@@ -237,16 +253,20 @@ class _Pass(nn.Module):
 
 @dataclass(kw_only=True)
 class _Run:
-    """A run's moving parts; `out` (`folder`, to write to), `validate` and `report` are the main process's alone."""
+    """A run's moving parts; `out` (`folder`, to write to), `validate` and `report` are the main process's alone.
+
+    `given` is what the user calls the model, for `validate`.
+    """
 
     session: Session
+    given: object
     settings: TrainSettings
     processes: Processes
     identity: dict[str, Any]
     network: nn.Module
     folder: Path | None
     out: Path | None
-    validate: Callable[[nn.Module], float] | None
+    validate: Callable[[Any], float] | None
     report: Callable[[Step], None] | None
     started: float
     first: int
@@ -307,6 +327,8 @@ class _Run:
                 loss = self.network(part.lr, part.hr) * (part.size / settings.batch)
                 (loss * self.processes.number).backward()  # DDP takes the mean over processes
             total += loss.detach()
+        if number == self.first:
+            _refuse_untrained(session)
         loss_value = self.processes.total(total).item()
         _refuse_not_finite("loss", loss_value, rate)
         gradients = [p.grad for p in session.parameters.values() if p.grad is not None]
@@ -322,14 +344,14 @@ class _Run:
             session.average.update(number)
         return loss_value, norm.item()
 
-    def _measure(self, number: int, validate: Callable[[nn.Module], float]) -> float:
+    def _measure(self, number: int, validate: Callable[[Any], float]) -> float:
         """The validation figure of what would be saved now; the best is kept."""
         session = self.session
         session.model.eval()
         try:
             with session.average.applied() if session.average is not None else nullcontext():
                 with torch.no_grad():
-                    value = validate(session.model)
+                    value = validate(self.given)
                 if math.isnan(value):
                     raise TrainingError("the validation figure is not a number")
                 best = session.progress.best
@@ -369,7 +391,7 @@ def _due(number: int, every: int, last: bool) -> bool:
 
 
 def _seed(seed: int, sample: int) -> int:
-    """Of the generators when the part that begins with that sample is run: dropout depends on nothing before it."""
+    """The seed of the generators when the part that begins with that sample is run: dropout depends on nothing else."""
     return int.from_bytes(hashlib.sha256(f"{seed} {sample}".encode()).digest()[:8]) >> 1
 
 

@@ -101,7 +101,7 @@ def shared(module: nn.Module, processes: Processes, *, sync_buffers: bool) -> nn
     """The module, with gradients that are averaged over all processes; as it is where there is one process.
 
     Frozen parameters are sent to the other processes once, at the start, and take no part in any later exchange. The
-    graph is declared static, because parameters of a network's other tasks get no gradient at all.
+    graph is declared static: every step runs the same, and what a checkpoint runs a second time is exchanged once.
 
     Args:
         module: What is called in training.

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..describe import image_facts
 from ..errors import DataError, LowpeftError, TrainingError
-from ..facts import Backbone
+from ..facts import ImageFacts
 from ..fingerprint import digest
 from ..recipes import TrainSettings
 from .parallel import Processes, shares
@@ -41,18 +42,18 @@ class CropSource(Protocol):
 
     @property
     def views(self) -> int:
-        """V: 2 for stereo pairs, left first, 1 for single images."""
+        """V: 2 for stereo pairs, left first, 1 for single images; those of a scene in their order."""
 
     @property
     def scenes(self) -> Sequence[Named]:
-        """What the crops are taken from."""
+        """The scenes that the crops are taken from."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What one process runs at once: a part of its share of a step's batch.
+    """Samples that one process runs at once: a part of its share of a step's batch.
 
     Attributes:
         first: Number of the first sample, counted from the beginning of the run.
@@ -70,42 +71,51 @@ class Part:
         return self.lr.shape[0]
 
 
-def crop_for(backbone: Backbone) -> tuple[int, int] | None:
-    """Height and width of the only HR crop that the network can be trained on; None for any."""
-    if backbone.fixed_px is None:
+def crop_for(model: object) -> tuple[int, int] | None:
+    """Height and width of the only HR crop that a network can be trained on; None for any.
+
+    Raises:
+        PlanError: The network does not take and give images.
+    """
+    return _only_crop(image_facts(model))
+
+
+def _only_crop(facts: ImageFacts) -> tuple[int, int] | None:
+    if facts.fixed_px is None:
         return None
-    side = backbone.fixed_px * backbone.scale
+    side = facts.fixed_px * facts.scale
     return side, side
 
 
-def check_crops(crops: CropSource, backbone: Backbone, *, pairs: bool) -> None:
-    """Refuse crops that the network cannot be trained on.
+def check_crops(crops: CropSource, facts: ImageFacts, *, views: int | None) -> None:
+    """Refuse crops that a network cannot be trained on.
 
     Args:
         crops: The data set.
-        backbone: The facts of the network.
-        pairs: Whether the model takes pairs of views.
+        facts: Of the network.
+        views: How many views of a scene the model takes together; None for a network of single images, which is
+            trained on each view by itself.
 
     Raises:
-        TrainingError: They have another scale or size than the network takes, or one view where it takes two.
+        TrainingError: They have another scale, size or number of views than the model takes.
     """
     problems = []
-    wanted = crop_for(backbone)
+    wanted = _only_crop(facts)
     if wanted is not None and wanted != crops.crop_px:
         problems.append(
-            f"{backbone.architecture} is trained on crops of {wanted[0]}x{wanted[1]} HR px, "
+            f"{facts.architecture} is trained on crops of {wanted[0]}x{wanted[1]} HR px, "
             f"not {crops.crop_px[0]}x{crops.crop_px[1]}"
         )
-    if crops.scale != backbone.scale:
-        problems.append(f"the crops are made for x{crops.scale}, the network is a x{backbone.scale} one")
-    if pairs and crops.views != 2:
-        problems.append("a stereo model is trained on pairs of views, these crops have one")
+    if crops.scale != facts.scale:
+        problems.append(f"the crops are made for x{crops.scale}, the network is a x{facts.scale} one")
+    if views not in (None, crops.views):
+        problems.append(f"the model takes {views} views of a scene together, the crops have {crops.views}")
     if problems:
         raise TrainingError("the network cannot be trained on these crops:", problems=problems)
 
 
 def identity_of(crops: CropSource) -> dict[str, Any]:
-    """What two data sets must share for a run to go on with the other: names of the scenes, size, and the first crop.
+    """Facts that two data sets must share for a run to go on with the other: scenes, size, and the first crop.
 
     Raises:
         DataError: The first crop cannot be read.

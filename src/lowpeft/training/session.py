@@ -16,7 +16,7 @@ from ..files import TENSORS, save_adapter
 from ..fingerprint import fingerprint
 from ..model import adapter_parameters, adapter_state_dict
 from ..recipes import TrainSettings, recipe_to_dict, settings_to_dict
-from ..record import is_adapted, record_of, unwrap
+from ..record import is_adapted, module_of, record_of, unwrap
 from .average import Average
 from .building import NETWORK, save_network
 from .checkpoint import Checkpoint, Progress, checkpoints, differences, read_checkpoint, write_checkpoint
@@ -31,30 +31,33 @@ PRODUCTS = (TENSORS, NETWORK)
 OPTIMIZER = "optimizer."
 
 
-def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+def trained_parameters(model: object) -> dict[str, nn.Parameter]:
     """The adapters of an adapted model; of any other network every parameter that requires a gradient.
 
     Raises:
         TrainingError: There are none.
     """
-    named = adapter_parameters(model) if is_adapted(model) else model.named_parameters()
+    module = module_of(model)
+    named = adapter_parameters(module) if is_adapted(module) else module.named_parameters()
     found = {name: parameter for name, parameter in named if parameter.requires_grad}
     if not found:
-        raise TrainingError(f"{type(model).__name__} has no parameter that requires a gradient")
+        raise TrainingError(f"{type(module).__name__} has no parameter that requires a gradient")
     return found
 
 
-def save_product(model: nn.Module, folder: Path, *, facts: Mapping[str, str | float]) -> Path:
+def save_product(model: object, folder: Path, *, facts: Mapping[str, str | float]) -> Path:
     """Write what training makes: the adapter, or the weights of a network without adapters, in one step.
 
     Raises:
         LowpeftError: As `save_adapter` and `save_network`.
     """
-    return save_adapter(model, folder, facts=facts) if is_adapted(model) else save_network(model, folder, facts=facts)
+    if is_adapted(model):
+        return save_adapter(model, folder, facts=facts)
+    return save_network(module_of(model), folder, facts=facts)
 
 
 def identity(model: nn.Module, crops: CropSource, settings: TrainSettings) -> dict[str, Any]:
-    """What a run is, as plain values: a checkpoint of another run is refused."""
+    """Plain values that tell one run from another: a checkpoint of another run is refused."""
     kept = {key: value for key, value in settings_to_dict(settings).items() if key not in FREE}
     found: dict[str, Any] = {"setting": kept, "data": identity_of(crops)}
     if is_adapted(model):
@@ -81,7 +84,7 @@ class Session:
     """A model in training.
 
     Attributes:
-        model: As it was passed.
+        model: The module that is trained.
         parameters: What is trained, by name.
         optimizer: AdamW on these.
         average: Of these, or None.
@@ -144,7 +147,7 @@ class Session:
         self.optimizer.state[parameter][key] = moment
 
     def _values(self) -> dict[str, Tensor]:
-        """What is trained, with its buffers, and the averages; not copied."""
+        """The trained tensors with their buffers, and the averages; not copied."""
         state = adapter_state_dict(self.model) if is_adapted(self.model) else self.model.state_dict()
         values = {f"model.{name}": tensor for name, tensor in state.items()}
         if self.average is not None:
@@ -160,7 +163,7 @@ class Session:
         }
 
     def _misfits(self, tensors: Mapping[str, Tensor]) -> list[str]:
-        """What keeps a checkpoint's tensors from being those of this run."""
+        """Reasons why a checkpoint's tensors are not those of this run."""
         wanted = {name: tensor.shape for name, tensor in self._values().items()}
         for name, parameter in self.parameters.items():
             moments = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}

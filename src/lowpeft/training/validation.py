@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data import Example
 from ..errors import DataError
 from ..evaluate import by_network
-from ..facts import Backbone
 from ..metrics import psnr
 
 
-def validation(examples: Sequence[Example], backbone: Backbone) -> Callable[[nn.Module], float]:
-    """What `train` takes as `validate`: the mean over scenes of the PSNR in dB, whole views, RGB, mean of the views.
+def validation(examples: Sequence[Example]) -> Callable[[object], float]:
+    """Make a `validate` for `train`: the mean over scenes of the PSNR in dB, whole views, RGB, mean of the views.
 
     Args:
         examples: At least one scene, of one view or two, that the network is not trained on.
-        backbone: The facts of the network.
 
     Raises:
         DataError: There are no scenes; or, when it is called, a scene cannot be run.
@@ -27,9 +25,9 @@ def validation(examples: Sequence[Example], backbone: Backbone) -> Callable[[nn.
     if not examples:
         raise DataError("there are no scenes to validate on")
 
-    def validate(model: nn.Module) -> float:
-        upscale = by_network(model, backbone)
-        return fmean(psnr_db(upscale(example), example) for example in examples)
+    def validate(model: object) -> float:
+        enhance = by_network(model)
+        return fmean(psnr_db(enhance(example), example) for example in examples)
 
     return validate
 

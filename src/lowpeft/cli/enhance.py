@@ -1,4 +1,4 @@
-"""`lowpeft upscale`: a pair of views, or one image, through a frozen network and an adapter."""
+"""`lowpeft enhance`: a pair of views, or one image, through a frozen network and an adapter."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..describe import image_facts
 from ..errors import DataError, LowpeftError
 from ..files import load_adapter
 from ..views import StereoModel
@@ -18,10 +19,10 @@ def add_to(commands: Any) -> None:
     """Add the command to the parser."""
     sub = new_command(
         commands,
-        "upscale",
+        "enhance",
         run,
-        "super-resolve a pair of views, or one image, with a frozen network and an adapter",
-        "lowpeft upscale left.png right.png --weights CRAFT_x4.pth --adapter my-adapter --out results",
+        "restore or super-resolve a pair of views, or one image, with a frozen network and an adapter",
+        "lowpeft enhance left.png right.png --weights CRAFT_x4.pth --adapter my-adapter --out results",
     )
     sub.add_argument("left", help="left view, or the only image")
     sub.add_argument(
@@ -30,16 +31,21 @@ def add_to(commands: Any) -> None:
     add_weights(sub)
     sub.add_argument("--adapter", required=True, metavar="DIR", help="adapter folder, or a Hub repository owner/name")
     sub.add_argument("--revision", help="commit, tag or branch of the Hub repository")
-    sub.add_argument("--out", default=".", metavar="DIR", help="folder for NAME_x4.png (default: the current one)")
+    sub.add_argument(
+        "--out",
+        default=".",
+        metavar="DIR",
+        help="folder for NAME_x4.png (of a network that keeps the size, NAME_x1.png); default: the current one",
+    )
     sub.add_argument("--scale", type=int, help="refuse a network of another scale")
     add_inference(sub)
     add_device(sub)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Read, enlarge, write."""
+    """Read, enhance, write."""
     from ..images import make_folder, read_image, to_float, write_image
-    from ..inference import is_out_of_memory, super_resolve
+    from ..inference import enhance, is_out_of_memory
     from ..progress import progress
 
     paths = [options.left] if options.right is None else [options.left, options.right]
@@ -48,19 +54,19 @@ def run(options: argparse.Namespace) -> None:
         sizes = [f"{v.shape[-1]}x{v.shape[-2]} px" for v in images]
         raise DataError(f"the views differ in size: {paths[0]} is {sizes[0]}, {paths[1]} is {sizes[1]}")
     base = backbone(options)
-    if options.scale not in (None, base.scale):
-        raise DataError(f"--scale {options.scale} was asked for, but {options.weights} is a x{base.scale} network")
-    names = [f"{Path(p).stem}_x{base.scale}.png" for p in paths]
+    scale = image_facts(base).scale
+    if options.scale not in (None, scale):
+        raise DataError(f"--scale {options.scale} was asked for, but {options.weights} is a x{scale} network")
+    names = [f"{Path(p).stem}_x{scale}.png" for p in paths]
     if len(set(names)) < len(paths):
         raise DataError(f"both views would be written to {names[0]}: give them different file names")
     folder = make_folder(options.out)
     model = load_adapter(base, options.adapter, revision=options.revision).to(device(options.device))
     if isinstance(model, StereoModel) and options.right is None:
         raise DataError(f"the adapter {options.adapter} makes a stereo model: give it two views, left and right")
-    with progress("upscaling", 1) as advance:
-        floats = map(to_float, images)
+    with progress("enhancing", 1) as advance:
         try:
-            views = super_resolve(model, *floats, backbone=base, ensemble=options.ensemble, tiling=tiling(options))
+            views = enhance(model, *map(to_float, images), ensemble=options.ensemble, tiling=tiling(options))
         except Exception as error:
             if is_out_of_memory(error):
                 raise LowpeftError(f"{options.left} does not fit into memory: set a bound (--memory-mb)") from error
