@@ -40,6 +40,7 @@ class TrainSettings:
         validate_every_steps: How often it is measured on the way; 0 means never.
         save_every_steps: How often a checkpoint is written; 0 means only at the end.
         keep_checkpoints: How many of the newest checkpoints stay.
+        calibration: Number of crops that adapters learn their start from, where their kind has such a start.
         seed: Of crops, augmentation, dropout and new adapters.
     """
 
@@ -64,6 +65,7 @@ class TrainSettings:
     validate_every_steps: int = 0
     save_every_steps: int = 500
     keep_checkpoints: int = 1
+    calibration: int = 64
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -130,6 +132,7 @@ _WHOLE = {
     "validate_every_steps": 0,
     "save_every_steps": 0,
     "keep_checkpoints": 1,
+    "calibration": 1,
     "seed": 0,
 }
 _CHOICES = {"loss": Loss, "schedule": Schedule, "precision": Precision}

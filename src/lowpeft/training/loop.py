@@ -20,15 +20,16 @@ from ..describe import image_facts
 from ..errors import LowpeftError, TrainingError
 from ..facts import ImageFacts
 from ..inference.network import multi_view, run
-from ..model import only_name
 from ..recipes import TrainSettings
-from ..record import is_adapted, module_of, unwrap
+from ..record import is_adapted, module_of
 from .checkpoint import checkpoints
+from .checks import check_batch, refuse_moving_statistics, refuse_not_finite, refuse_untrained
+from .kinds import start_from_data
 from .log import Log, draw_curves
 from .parallel import Processes, connect, shared, without_exchange
 from .samples import CropSource, Part, batches, check_crops
 from .schedule import image_loss, learning_rate
-from .session import PRODUCTS, Session, identity, save_product
+from .session import PRODUCTS, Session, identity, save_product, trained_name
 
 BEST = "best"
 """The folder, inside the run's, of what measured best on the way."""
@@ -123,13 +124,14 @@ def train(
     facts, module = image_facts(model), module_of(model)
     several = multi_view(module)
     check_crops(crops, facts, views=None if several is None else several.views)
-    _check_batch(settings, processes)
+    check_batch(settings, processes)
     if settings.validate_every_steps and validate is None and processes.main:
         raise TrainingError("validate_every_steps is set, but there is nothing to validate with")
     if resume and folder is None:
         raise TrainingError("resume=True goes on from a folder, but there is no out=")
     if processes.device is not None:
         module.to(processes.device)
+    start_from_data(module, crops, settings, facts)
     session, plain = Session(module, settings), identity(module, crops, settings)
     if folder is not None:
         _open_folder(session, folder, plain, resume)
@@ -153,7 +155,7 @@ def train(
     device = _device(session)
     module.train()
     try:
-        _refuse_moving_statistics(module)
+        refuse_moving_statistics(module)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             one.go(batches(crops, settings, processes, start=start, device=device))
     finally:
@@ -175,19 +177,10 @@ def _finished(session: Session, start: int) -> Trained:
     )
 
 
-def _check_batch(settings: TrainSettings, processes: Processes) -> None:
-    least = processes.number * settings.accumulate
-    if settings.batch < least:
-        raise TrainingError(
-            f"a batch of {settings.batch} cannot be split over {processes.number} processes of {settings.accumulate} "
-            f"parts each: it takes at least {least}"
-        )
-
-
 def _open_folder(session: Session, folder: Path, plain: dict[str, Any], resume: bool) -> None:
     """Go on from the folder's checkpoint, or refuse what must not be overwritten."""
     if is_adapted(session.model):
-        only_name(session.model, None)
+        trained_name(session.model)
     found = checkpoints(folder)
     if found and not resume:
         raise TrainingError(f"{folder} holds a run at {found[-1].name}: resume it, or choose another folder")
@@ -196,36 +189,6 @@ def _open_folder(session: Session, folder: Path, plain: dict[str, Any], resume: 
             f"{folder} holds {results[0]}, and no checkpoint to go on from; choose another folder, or it is overwritten"
         )
     session.resume(folder, plain)
-
-
-def _refuse_moving_statistics(model: nn.Module) -> None:
-    """Refuse a base whose BatchNorm statistics would move, because an adapter file cannot hold them."""
-    if not is_adapted(model):
-        return
-    moving = [
-        path
-        for path, module in unwrap(model).named_modules()
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.training and module.running_mean is not None
-    ]
-    if moving:
-        raise TrainingError(
-            "the recipe says freeze_statistics = false, so these would move in training, but they are of the frozen "
-            "base, which is not saved; set freeze_statistics = true:",
-            problems=moving,
-        )
-
-
-def _refuse_untrained(session: Session) -> None:
-    """Refuse tensors that a backward pass did not reach: they would be saved as they began, as if they were trained."""
-    missing = [name for name, parameter in session.parameters.items() if parameter.grad is None]
-    if missing:
-        raise TrainingError(
-            f"{len(missing)} of {len(session.parameters)} trained tensors get no gradient. Something cuts them off "
-            "(activation checkpointing, a torch.no_grad() inside the network), or they take no part in this task; then "
-            "leave them out, by the recipe's target, or in a network without adapters by requires_grad_(False). "
-            "lowpeft.check_trainable(model) finds them before training:",
-            problems=missing,
-        )
 
 
 def _device(session: Session) -> torch.device:
@@ -324,21 +287,26 @@ class _Run:
         for i, part in enumerate(parts):
             torch.manual_seed(_seed(settings.seed, part.first))
             with without_exchange(self.network, active=i < len(parts) - 1 and number > self.first):
-                loss = self.network(part.lr, part.hr) * (part.size / settings.batch)
-                (loss * self.processes.number).backward()  # DDP takes the mean over processes
+                share = part.size / settings.batch
+                loss = self.network(part.lr, part.hr) * share
+                penalty = session.kinds.penalty()
+                whole = loss if penalty is None else loss + penalty * share
+                (whole * self.processes.number).backward()  # DDP takes the mean over processes
             total += loss.detach()
-        if number == self.first:
-            _refuse_untrained(session)
+        if number == self.first and is_adapted(session.model):
+            refuse_untrained(session.parameters)
+        session.kinds.before_step(number)
         loss_value = self.processes.total(total).item()
-        _refuse_not_finite("loss", loss_value, rate)
+        refuse_not_finite("loss", loss_value, rate)
         gradients = [p.grad for p in session.parameters.values() if p.grad is not None]
         norm = get_total_norm(gradients)
-        _refuse_not_finite("gradient's norm", norm.item(), rate)
+        refuse_not_finite("gradient's norm", norm.item(), rate)
         if settings.clip_norm:
             clip_grads_with_norm_(session.parameters.values(), settings.clip_norm, norm)
         for group in session.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         session.optimizer.step()
+        session.kinds.after_step(number)
         session.optimizer.zero_grad()
         if session.average is not None:
             session.average.update(number)
@@ -393,8 +361,3 @@ def _due(number: int, every: int, last: bool) -> bool:
 def _seed(seed: int, sample: int) -> int:
     """The seed of the generators when the part that begins with that sample is run: dropout depends on nothing else."""
     return int.from_bytes(hashlib.sha256(f"{seed} {sample}".encode()).digest()[:8]) >> 1
-
-
-def _refuse_not_finite(what: str, value: float, rate: float) -> None:
-    if not math.isfinite(value):
-        raise TrainingError(f"the {what} is {value}: lower the learning rate (now {rate:.3g})")

@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import TrainingError
+from ..errors import PlanError, TrainingError
 from ..files import TENSORS, save_adapter
 from ..fingerprint import fingerprint
+from ..injection import pieces
 from ..model import adapter_parameters, adapter_state_dict
 from ..recipes import TrainSettings, recipe_to_dict, settings_to_dict
 from ..record import is_adapted, module_of, record_of, unwrap
 from .average import Average
 from .building import NETWORK, save_network
 from .checkpoint import Checkpoint, Progress, checkpoints, differences, read_checkpoint, write_checkpoint
+from .kinds import KindParts
 from .samples import CropSource, identity_of
 
 FREE = ("accumulate", "keep_checkpoints", "save_every_steps", "workers")
@@ -45,6 +47,24 @@ def trained_parameters(model: object) -> dict[str, nn.Parameter]:
     return found
 
 
+def trained_name(model: object) -> str | None:
+    """The adapter that is trained, of an adapted model; frozen ones may stand beside it. None for other networks.
+
+    Raises:
+        PlanError: Several are trained, and a folder holds one.
+    """
+    if not is_adapted(model):
+        return None
+    root = unwrap(model)
+    trained = {name for name, _, piece in pieces(root) if any(p.requires_grad for p in piece.parameters())}
+    if len(trained) > 1:
+        raise PlanError(
+            f"the adapters {', '.join(sorted(trained))} would be trained together, and a folder holds one: freeze the "
+            "others, `for _, p in lowpeft.adapter_parameters(model, name=…): p.requires_grad_(False)`"
+        )
+    return next(iter(trained), None)
+
+
 def save_product(model: object, folder: Path, *, facts: Mapping[str, str | float]) -> Path:
     """Write what training makes: the adapter, or the weights of a network without adapters, in one step.
 
@@ -52,7 +72,7 @@ def save_product(model: object, folder: Path, *, facts: Mapping[str, str | float
         LowpeftError: As `save_adapter` and `save_network`.
     """
     if is_adapted(model):
-        return save_adapter(model, folder, facts=facts)
+        return save_adapter(model, folder, name=trained_name(model), facts=facts)
     return save_network(module_of(model), folder, facts=facts)
 
 
@@ -87,6 +107,7 @@ class Session:
         model: The module that is trained.
         parameters: What is trained, by name.
         optimizer: AdamW on these.
+        kinds: What the kinds of adapters do in every step.
         average: Of these, or None.
         progress: How far it is.
     """
@@ -94,8 +115,9 @@ class Session:
     def __init__(self, model: nn.Module, settings: TrainSettings) -> None:
         self.model = model
         self.parameters = trained_parameters(model)
+        self.kinds = KindParts(model, settings.steps)
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(),
+            self.kinds.groups(self.parameters),
             lr=settings.learning_rate,
             betas=settings.betas,
             weight_decay=settings.weight_decay,
@@ -148,8 +170,10 @@ class Session:
 
     def _values(self) -> dict[str, Tensor]:
         """The trained tensors with their buffers, and the averages; not copied."""
-        state = adapter_state_dict(self.model) if is_adapted(self.model) else self.model.state_dict()
+        adapted = is_adapted(self.model)
+        state = adapter_state_dict(self.model, name=trained_name(self.model)) if adapted else self.model.state_dict()
         values = {f"model.{name}": tensor for name, tensor in state.items()}
+        values |= {f"kinds.{name}": tensor for name, tensor in self.kinds.state().items()}
         if self.average is not None:
             values |= {f"average.{name}": tensor for name, tensor in self.average.tensors.items()}
         return values
