@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import lowpeft
 from common import provenance, write
 from lowpeft.kinds import StereoAdapter, StereoConfig
-from lowpeft.layouts import Layout
+from lowpeft.layouts import Features, Layout
 
 HAT_L = {
     "embed_dim": 180,
@@ -119,14 +119,15 @@ def peak_bytes(way: str, height: int) -> int:
     features = torch.rand(2, CHANNELS, height, WIDTH)
     adapter = StereoAdapter(CHANNELS, StereoConfig()).requires_grad_(False)
     nn.init.normal_(adapter.beta)
+    seen = Features(features, Layout.NCHW, (height, WIDTH), views=2)
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with torch.no_grad():
         if way == "lowpeft":
-            from lowpeft.attach import _add_by_rows
+            from lowpeft.adding import _add_by_rows
 
-            _add_by_rows(nn.Identity(), [adapter], features, (), {})
+            _add_by_rows(nn.Identity(), [adapter], seen, [])
         elif way == "one call":
-            features + adapter.delta(features, Layout.NCHW, None)
+            features + adapter.delta(seen)
         else:
             explicit(adapter, features)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) * 1024

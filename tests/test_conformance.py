@@ -34,10 +34,10 @@ from lowpeft import (
     StereoModel,
     VeRAConfig,
 )
-from lowpeft.attach import pieces_in
 from lowpeft.families import SLOT, families, find_places, recognise
 from lowpeft.kinds import AdapterConfig, WeightAdapter, get_kind, kinds
 from lowpeft.recipes import Recipe, bundled, load_recipe
+from lowpeft.slots import pieces_in
 from states import assert_same_tensors, tensors
 from zoo import Network, image_of
 

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 import lowpeft
 import zoo
 from lowpeft import PlanError
-from lowpeft.attach import slots
 from lowpeft.families import TOKENS, FoundPlace, find_places, get_block, recognise
 from lowpeft.kinds import AdapterConfig, FeatureAdapter, SpatialConfig, TokenAdapter
 from lowpeft.layouts import ExtraTokens, Features, Layout, Size
 from lowpeft.sites import block_problem, output_module
+from lowpeft.slots import slots
 from zoo import image_of
 
 ROWS = {row.name: row for row in (*zoo.FAMILIES, *(r for r in zoo.SPANDREL if r.name in ("kbnet_s", "swinir_jpeg")))}

@@ -25,7 +25,7 @@ from reference import adapters, blocks
 from states import randomise_adapters
 from zoo import Network
 
-ATTACH = importlib.import_module("lowpeft.attach")
+ADDING = importlib.import_module("lowpeft.adding")
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 HAT, SWINIR, SWIN2SR, SWIN2SR_HF, TIMM, TIMM_V2, EDT = (
     next(n for n in zoo.FAMILIES if n.name == name)
@@ -385,14 +385,14 @@ def hosted(site: nn.Module, layout: Layout) -> nn.Module:
 def in_chunks(monkeypatch: pytest.MonkeyPatch, features: Tensor) -> list[int]:
     """Let two image rows fill a chunk; the list that comes back counts the calls of the path that goes by rows."""
     calls: list[int] = []
-    real = ATTACH._add_by_rows
+    real = ADDING._add_by_rows
 
     def counted(*args: object) -> Tensor:
         calls.append(1)
         return real(*args)
 
-    monkeypatch.setattr(ATTACH, "_add_by_rows", counted)
-    monkeypatch.setattr(ATTACH, "ROW_CHUNK_BYTES", 2 * features.numel() * features.element_size() // SIZE[0])
+    monkeypatch.setattr(ADDING, "_add_by_rows", counted)
+    monkeypatch.setattr(ADDING, "ROW_CHUNK_BYTES", 2 * features.numel() * features.element_size() // SIZE[0])
     return calls
 
 

@@ -541,7 +541,7 @@ def test_measuring_puts_the_mode_back() -> None:
     model = lowpeft.adapt(network(), "stereo").train()
     score(model, scene())
     assert model.training
-    assert next(s for _, _, s in lowpeft.attach.slots(model)).training
+    assert next(s for _, _, s in lowpeft.slots.slots(model)).training
 
 
 def test_comparison_of_a_new_adapter_has_no_gain_and_no_use_of_the_other_view() -> None:

@@ -11,6 +11,7 @@ stereo = lowpeft.load_adapter(model, "my-adapter")
 from .api import adapt, inject_spatial_adapters, wrap_stereo
 from .backbones import load_backbone
 from .calibration import calibrate
+from .checking import check_trainable
 from .conversion import convert_adapter, swin2sr_from_transformers, swin2sr_to_transformers
 from .describe import describe
 from .errors import AdapterError, DataError, LowpeftError, PlanError, TrainingError
@@ -40,15 +41,13 @@ from .kinds import (
     register_adapter,
 )
 from .layouts import Features, Layout
+from .merging import MergeReport, merge
 from .model import (
-    MergeReport,
     Summary,
     adapter_parameters,
     adapter_state_dict,
-    check_trainable,
     disabled,
     load_adapter_state_dict,
-    merge,
     set_strength,
     summary,
 )

@@ -22,27 +22,22 @@ and beside the forward:
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import copyreg
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from .adding import FORWARD, BlockPorts, adapted_tensor, captured, laid_out_like, scaled, with_deltas
 from .errors import PlanError
 from .families import SLOT, get_block
-from .kinds import Adapter, Attachment, FeatureAdapter, Forward, RootPart, TokenAdapter, WeightAdapter
-from .layouts import ExtraTokens, Features, Layout, Size, find_size, square_size
+from .kinds import Forward, RootPart
+from .slots import Slot, at_ports, on_tensor, pieces_in, slot_of, slots
 from .views import ViewBatch
-
-ROW_CHUNK_BYTES = 64 * 2**20
-"""Without gradients, features larger than this are adapted some rows at a time, which bounds the memory above them."""
 
 CLASSES = "_lowpeft_classes"
 """The attribute of a user's class that holds its specialised subclasses, so that they are freed with it."""
@@ -53,9 +48,6 @@ SWITCHES = ("use_checkpoint", "gradient_checkpointing", "grad_checkpointing")
 DIFFERENTIABLE_IN_TRAINING_ONLY = frozenset({"PLKConv2d", "RectSparsePLKConv2d"})
 """Layers (of PLKSR) without statistics or randomness whose eval forward writes in place, which autograd refuses; in
 training mode they compute the same. They alone follow `train()` in a frozen base."""
-
-_FORWARD: ContextVar[Forward | None] = ContextVar("lowpeft_forward", default=None)
-"""The forward that is under way in this thread or task, where a root part acts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,274 +61,6 @@ class Facets:
     live_input: bool = False
     acts: bool = False
     views: int = 1
-
-
-class Slot(nn.Module):
-    """The adapters of one module: a child per adapter name, which holds that adapter's pieces here.
-
-    It has no attributes of its own, so that an adapter may have any name that torch's modules leave free.
-    """
-
-
-def pieces_in(slot: Slot) -> Iterator[Adapter]:
-    """Every adapter module in a slot."""
-    for group in slot.children():
-        for piece in group.children():
-            if isinstance(piece, Adapter):
-                yield piece
-
-
-def group_in(slot: Slot, name: str) -> list[tuple[str, Adapter]]:
-    """Key and module of every piece of the adapter of that name in a slot."""
-    group = slot._modules.get(name)
-    found = group.named_children() if group is not None else ()
-    return [(key, piece) for key, piece in found if isinstance(piece, Adapter)]
-
-
-def drop(slot: Slot, name: str, keys: list[str]) -> None:
-    """Take pieces of an adapter out of a slot."""
-    group = slot._modules.get(name)
-    for key in keys if group is not None else []:
-        del group._modules[key]  # type: ignore[union-attr]
-    if group is not None and not len(group._modules):
-        del slot._modules[name]
-
-
-def on_output(slot: Slot) -> list[FeatureAdapter]:
-    """The active feature adapters on the module's output."""
-    found = (p for p in pieces_in(slot) if isinstance(p, FeatureAdapter))
-    return [p for p in found if p.active and p.attachment.port is None]
-
-
-def at_ports(slot: Slot) -> dict[str, list[FeatureAdapter]]:
-    """The active feature adapters by the port of the module's block forward."""
-    found: dict[str, list[FeatureAdapter]] = {}
-    for piece in pieces_in(slot):
-        if isinstance(piece, FeatureAdapter) and piece.active and piece.attachment.port is not None:
-            found.setdefault(piece.attachment.port, []).append(piece)
-    return found
-
-
-def on_tensor(slot: Slot, tensor: str) -> list[WeightAdapter]:
-    """The active adapters of a parameter."""
-    found = (p for p in pieces_in(slot) if isinstance(p, WeightAdapter) and p.active)
-    return [p for p in found if tensor in p.attachment.tensors]
-
-
-def slot_of(module: nn.Module) -> Slot | None:
-    """The module's adapters, if it has any."""
-    slot = module._modules.get(SLOT)
-    return slot if isinstance(slot, Slot) else None
-
-
-def slots(root: nn.Module) -> Iterator[tuple[str, nn.Module, Slot]]:
-    """Every adapted module below `root`: its path, itself, its slot."""
-    for path, module in root.named_modules():
-        slot = slot_of(module)
-        if slot is not None:
-            yield path, module, slot
-
-
-# --- what feature adapters add ---------------------------------------------------------------------------------------
-
-
-def _captured() -> bool:
-    """Whether the forward is being traced, compiled or exported: then no Python test may depend on a size."""
-    return torch.compiler.is_compiling() or bool(torch._C._get_tracing_state())
-
-
-def strength_of(adapter: Adapter) -> float | Tensor:
-    """The factor of what an adapter adds, in the forward that is under way."""
-    forward = _FORWARD.get()
-    if forward is None or adapter.adapter_name not in forward.strengths:
-        return adapter.strength
-    return adapter.strength * forward.strengths[adapter.adapter_name]
-
-
-def _scaled(change: Tensor, strength: float | Tensor) -> Tensor:
-    return change if isinstance(strength, float) and strength == 1.0 else change * strength
-
-
-def _sum_of_deltas(
-    adapters: list[FeatureAdapter], features: Callable[[FeatureAdapter], Features], like: Tensor
-) -> Tensor | None:
-    """The sum of what the adapters add, each from the same features, so that their order does not matter."""
-    total: Tensor | None = None
-    for adapter in adapters:
-        seen = features(adapter)
-        if adapter.reads_only:
-            forward = _FORWARD.get()
-            if forward is not None:
-                forward.seen.append((adapter, seen))
-            continue
-        delta = _delta(adapter, seen)
-        total = delta if total is None else total + delta
-    return None if total is None else _laid_out_like(total, like)
-
-
-def _laid_out_like(delta: Tensor, features: Tensor) -> Tensor:
-    """The delta in the features' dtype and memory layout.
-
-    Adding a tensor of other strides could change the sum's strides, and with them the kernel that the next layer of
-    the base runs on: the same numbers, rounded differently.
-    """
-    if _captured() or delta.stride() == features.stride():
-        return delta.to(features.dtype)
-    return torch.empty_like(features).copy_(delta)
-
-
-def _delta(adapter: FeatureAdapter, features: Features) -> Tensor:
-    """The adapter's delta, computed in the dtype of its own parameters unless autocast decides."""
-    return _scaled(adapter.delta(_as_read(adapter, features)), strength_of(adapter))
-
-
-def _as_read(adapter: FeatureAdapter, features: Features) -> Features:
-    """Features in the dtype of an adapter's own parameters, unless autocast decides; whole scenes only."""
-    x = features.values
-    if features.views > 1 and not _captured() and x.shape[features.layout.batch_dim] % features.views:
-        raise PlanError(
-            f"an adapter that mixes {features.views} views got {x.shape[features.layout.batch_dim]} images, which are "
-            f"no scenes of {features.views} views: call the model with {features.views} views, or use "
-            "`with lowpeft.disabled(model):` for single images"
-        )
-    dtype = next(adapter.parameters()).dtype
-    if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
-        features = replace(features, values=x.to(dtype))
-    return features
-
-
-def _first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor):
-            return value
-    raise PlanError("an adapter reads its module's input, but the module was called without a tensor")
-
-
-def _seen(site: Attachment, x: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Features:
-    """Features at a module's output, with the size that the module was called with."""
-    layout = site.layout or Layout.NCHW
-    return Features(x, layout, _size(site, layout, x, args, kwargs), site.views)
-
-
-def _size(site: Attachment, layout: Layout, x: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Size | None:
-    if layout is Layout.WLC:
-        return None
-    if not layout.is_tokens:
-        return (x.shape[2], x.shape[3]) if layout is Layout.NCHW else (x.shape[1], x.shape[2])
-    tokens = x.shape[1 - layout.batch_dim]
-    return find_size((*args, *kwargs.values()), tokens) or (square_size(tokens) if site.square else None)
-
-
-def _add_by_rows(module: nn.Module, adapters: list[FeatureAdapter], features: Features, others: list[Any]) -> Tensor:
-    """Features + deltas, some image rows at a time and in place where nobody else holds the features' memory."""
-    tensors = (*tree_leaves(others), *module.parameters(), *module.buffers())
-    held = {t.untyped_storage().data_ptr() for t in tensors if isinstance(t, Tensor)}
-    values = features.values
-    result = values.clone() if values.untyped_storage().data_ptr() in held else values
-    rows = replace(features, values=result).rows
-    step = max(1, int(rows.shape[1] * ROW_CHUNK_BYTES / (rows.numel() * rows.element_size())))
-    for start in range(0, rows.shape[1], step):
-        part = rows[:, start : start + step]
-        size = (part.shape[1], part.shape[2])
-        part += sum(_delta(a, Features(part, Layout.NHWC, size, a.attachment.views)).to(part.dtype) for a in adapters)
-    return result
-
-
-def _can_go_by_rows(adapters: list[FeatureAdapter], features: Tensor) -> bool:
-    return (
-        not _captured()
-        and not torch.is_grad_enabled()
-        and features.numel() * features.element_size() > ROW_CHUNK_BYTES
-        and any(a.needs_rows for a in adapters)
-        and all(a.row_local and not a.reads_only and a.attachment.source == "output" for a in adapters)
-    )
-
-
-def _with_deltas(module: nn.Module, slot: Slot, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    adapters = on_output(slot)
-    if not adapters:
-        return output
-    item = adapters[0].attachment.item
-    values = output if item is None else output[item]
-    if _can_go_by_rows(adapters, values):
-        rest = [] if item is None else [o for i, o in enumerate(output) if i != item]
-        features = _seen(adapters[0].attachment, values, args, kwargs)
-        new: Tensor = _add_by_rows(module, adapters, features, [args, kwargs, rest])
-    else:
-
-        def features_of(adapter: FeatureAdapter) -> Features:
-            site = adapter.attachment
-            return _seen(site, values if site.source == "output" else _first_tensor(args, kwargs), args, kwargs)
-
-        delta = _sum_of_deltas(adapters, features_of, values)
-        new = values if delta is None else values + delta
-    return new if item is None else _with_item(output, item, new)
-
-
-def _with_item(output: Any, item: int, new: Tensor) -> Any:
-    """The tuple or list with one element replaced, in its own type."""
-    values = [new if i == item else v for i, v in enumerate(output)]
-    return output._make(values) if hasattr(output, "_make") else type(output)(values)
-
-
-class BlockPorts:
-    """The active adapters of one block during one call; `lowpeft.families.Ports` is its contract."""
-
-    def __init__(self, adapters: dict[str, list[FeatureAdapter]]) -> None:
-        self.adapters = adapters
-
-    def wants(self, port: str) -> bool:
-        """Whether an adapter sits at the port."""
-        return port in self.adapters
-
-    def delta(self, port: str, values: Tensor, layout: Layout, size: Size | None) -> Tensor | None:
-        """The sum of what the adapters at the port add."""
-        adapters = self.adapters.get(port)
-        if not adapters:
-            return None
-        return _sum_of_deltas(adapters, lambda a: Features(values, layout, size, a.attachment.views), values)
-
-    def tokens(self, port: str, values: Tensor, layout: Layout, size: Size | None) -> list[ExtraTokens]:
-        """The extra keys and values of each adapter at the port; its strength is in the gate."""
-        found = []
-        for adapter in self.adapters.get(port, []):
-            if not isinstance(adapter, TokenAdapter):
-                raise PlanError(f"a {adapter.kind} adapter gives no tokens, and cannot sit at the port {port}")
-            seen = _as_read(adapter, Features(values, layout, size, adapter.attachment.views))
-            keys, extra_values, gate = adapter.tokens(seen)
-            found.append(ExtraTokens(keys, extra_values, _scaled(gate, strength_of(adapter))))
-        return found
-
-
-# --- what weight adapters add ----------------------------------------------------------------------------------------
-
-
-def base_of(module: nn.Module, adapter: WeightAdapter) -> dict[str, Tensor]:
-    """The frozen parameters that an adapter changes, by name."""
-    found = {name: module._parameters[name] for name in adapter.attachment.tensors}
-    return {name: tensor.detach() for name, tensor in found.items() if tensor is not None}
-
-
-def adapted_tensor(module: nn.Module, name: str, adapters: list[WeightAdapter], *, exact: bool = False) -> Tensor:
-    """A parameter plus each adapter's change times its strength, added in the adapters' dtype.
-
-    Args:
-        module: The module that holds the parameter.
-        name: Name of the parameter.
-        adapters: Those that change it.
-        exact: Add in float64, and return that.
-    """
-    weight = module._parameters[name]
-    if weight is None:
-        raise PlanError(f"{type(module).__name__} has no {name}")
-    device = weight.device.type
-    # Under autocast a product of two float32 matrices would come out in bfloat16, and the sum would be rounded to it.
-    with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext():
-        parts = [_scaled(a.change(base_of(module, a))[name], strength_of(a)) for a in adapters]
-        if exact:
-            return weight.double() + sum(p.double() for p in parts)
-        delta = functools.reduce(torch.add, parts)
-        return (weight.to(delta.dtype) + delta).to(weight.dtype)
 
 
 # --- the generated subclasses ----------------------------------------------------------------------------------------
@@ -415,7 +139,7 @@ def _output_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         output = inner(self, *args, **kwargs)
         slot = slot_of(self)
-        return output if slot is None else _with_deltas(self, slot, output, args, kwargs)
+        return output if slot is None else with_deltas(self, slot, output, args, kwargs)
 
     return forward
 
@@ -437,7 +161,7 @@ def _live_input_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         # The switch may be turned after the adapters were attached, so it is read in every forward that is trained.
-        if torch.is_grad_enabled() and not _captured() and _checkpoints(self):
+        if torch.is_grad_enabled() and not captured() and _checkpoints(self):
             args, kwargs = tuple(map(live, args)), {k: live(v) for k, v in kwargs.items()}
         return inner(self, *args, **kwargs)
 
@@ -451,7 +175,7 @@ def _acting_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
         if not parts:
             return inner(self, *args, **kwargs)
         under_way = Forward(args=args, kwargs=kwargs, strengths={}, seen=[])
-        token = _FORWARD.set(under_way)
+        token = FORWARD.set(under_way)
         try:
             for part in parts:
                 part.begin(under_way)
@@ -459,7 +183,7 @@ def _acting_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
             for part in parts:
                 output = _with_addition(part, under_way, output)
         finally:
-            _FORWARD.reset(token)
+            FORWARD.reset(token)
         return output
 
     return forward
@@ -471,7 +195,7 @@ def _with_addition(part: RootPart, under_way: Forward, output: Any) -> Any:
     added = part.finish(under_way, image)
     if added is None:
         return output
-    image = image + _laid_out_like(_scaled(added, part.strength), image)
+    image = image + laid_out_like(scaled(added, part.strength), image)
     if part.output is None:
         return image
     output = copy.copy(output)

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .attach import base_of
+from .adding import base_of
 from .errors import PlanError
 from .families import SLOT
 from .injection import build_adapters, pieces, replace_adapters

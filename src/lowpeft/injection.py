@@ -12,18 +12,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from .attach import (
-    Slot,
-    base_of,
-    can_checkpoint,
-    drop,
-    facets_of,
-    group_in,
-    pieces_in,
-    set_facets,
-    slot_of,
-    slots,
-)
+from .adding import base_of
+from .attach import can_checkpoint, facets_of, set_facets
+from .blocks import block_problem
 from .describe import facts_of
 from .errors import PlanError
 from .facts import Facts
@@ -32,7 +23,8 @@ from .fingerprint import digests, fingerprint
 from .kinds import Adapter, RootPart, WeightAdapter
 from .planning import Plan, check_plan
 from .record import RECORD, Record, check_name, module_of, record_of, root_of, unwrap
-from .sites import Site, block_problem, build
+from .sites import Site, build
+from .slots import Slot, drop, group_in, pieces_in, slot_of, slots
 from .views import MultiViewModel, StereoModel
 
 
@@ -218,7 +210,7 @@ def install_forwards(model: object, forwards: Mapping[str, str]) -> None:
         forwards: Name of a block forward by the path of the block.
 
     Raises:
-        PlanError: A block does not compute what its forward computes (up to `sites.CLOSE` for one that is not exact),
+        PlanError: A block does not compute what its forward computes (up to `blocks.CLOSE` for one that is not exact),
             or adapters sit at ports that it does not have. Nothing is changed.
     """
     root = root_of(model)

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from .attach import adapted_tensor, original_class, pieces_in, slots
+from .attach import original_class
 from .errors import AdapterError, PlanError, did_you_mean
 from .facts import Facts
-from .families import SLOT
-from .injection import drop_merged, pieces
-from .kinds import Adapter, RootPart, WeightAdapter
-from .probe import copy_of, first_that_works
-from .record import check_name, module_of, record_of, root_of, unwrap
-from .views import MultiViewModel
+from .injection import pieces
+from .record import check_name, module_of, record_of, unwrap
 
 
 def adapter_parameters(model: object, *, name: str | None = None) -> Iterator[tuple[str, nn.Parameter]]:
@@ -242,157 +236,3 @@ def set_strength(model: object, strength: float, *, name: str | None = None) -> 
         raise PlanError(f"strength must be a number in 0..1, not {strength!r}")
     for _, _, piece in pieces(unwrap(model), name):
         piece.strength = float(strength)
-
-
-# --- merging ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class MergeReport:
-    """What `merge` did.
-
-    Attributes:
-        merged: Paths of the adapters that are now part of the base's weights.
-        kept: Paths of the adapters that cannot be merged, and stay attached.
-        difference: Largest absolute difference between a merged weight and base + change, both in float64.
-    """
-
-    merged: tuple[str, ...]
-    kept: tuple[str, ...]
-    difference: float
-
-    def __str__(self) -> str:
-        text = f"{len(self.merged)} adapters merged, largest rounding difference of a weight {self.difference:.3g}"
-        if self.kept:
-            text += f"; {len(self.kept)} are not linear in a weight and stay attached: {', '.join(self.kept[:3])}"
-            text += ", …" if len(self.kept) > 3 else ""
-        return text
-
-
-def merge(model: object, *, name: str | None = None) -> MergeReport:
-    """Fold the adapters that are linear in a weight (LoRA, full) into the base, with their strength, and remove them.
-
-    This is the one call that writes the base. An adapter with pieces that cannot be merged keeps those; one that is
-    merged whole is gone.
-
-    Args:
-        model: An adapted model.
-        name: Only this adapter.
-
-    Returns:
-        What was merged, what was not, and the rounding difference.
-
-    Raises:
-        PlanError: Nothing can be merged, or a change is not finite; the model is as it was.
-    """
-    root = unwrap(model)
-    found = pieces(root, name)
-    linear: set[Adapter] = {p for _, _, p in found if isinstance(p, WeightAdapter) and p.active}
-    kept = tuple(path for _, path, p in found if p not in linear and not _goes_with(p, linear))
-    if not linear:
-        raise PlanError(
-            f"nothing can be merged: {len(kept)} adapters do not change a weight, or are disabled ({kept[0]}, …)"
-        )
-    shared = _shared_weights(root)
-    writes: list[tuple[nn.Parameter, Tensor]] = []
-    difference = 0.0
-    for path, module, slot in slots(root):
-        here = [p for p in pieces_in(slot) if isinstance(p, WeightAdapter) and p in linear]
-        for tensor in dict.fromkeys(t for p in here for t in p.attachment.tensors):
-            weight = cast(nn.Parameter, module._parameters[tensor])
-            adapters = [p for p in here if tensor in p.attachment.tensors]
-            if weight in shared:
-                raise PlanError(f"{path}.{tensor} is shared by several modules, so a change at one cannot be merged")
-            with torch.no_grad():
-                new = adapted_tensor(module, tensor, adapters)
-                exact = adapted_tensor(module, tensor, adapters, exact=True)
-            if not torch.isfinite(new).all():
-                raise PlanError(f"merging into {path}.{tensor} would give NaN or infinity; nothing was merged")
-            difference = max(difference, (new.double() - exact).abs().max().item())
-            writes.append((weight, new))
-    with torch.no_grad():
-        for weight, new in writes:
-            weight.copy_(new)
-    drop_merged(root, linear)
-    return MergeReport(merged=tuple(path for _, path, p in found if p in linear), kept=kept, difference=difference)
-
-
-def _goes_with(part: Adapter, merged: set[Adapter]) -> bool:
-    """Whether a piece is a shared part of which every site is merged."""
-    return isinstance(part, RootPart) and not part.acts and any(p.kind == part.kind for p in merged)
-
-
-def _shared_weights(root: nn.Module) -> set[nn.Parameter]:
-    """Parameters that more than one module holds."""
-    holders = Counter(p for m in root.modules() for p in m._parameters.values() if p is not None)
-    return {p for p, count in holders.items() if count > 1}
-
-
-def check_trainable(model: object, *example: Tensor) -> None:
-    """Run one step's forward and backward in training mode and refuse trainable tensors that get no gradient.
-
-    That happens on a copy, as in training, checkpointing included. The adapters' values are random there, because a new
-    adapter's zeros stop the gradient of the layers before them.
-
-    Args:
-        model: An adapted model, or any module with trainable parameters.
-        example: Inputs for one call. Without any, random images of a size that the network takes.
-
-    Raises:
-        PlanError: Naming every trainable tensor whose gradient is missing or not finite, and those whose gradient is
-            zero everywhere, unless their kind says that it must be.
-    """
-    module = module_of(model)
-    if not any(p.requires_grad for p in module.parameters()):
-        raise PlanError("no parameter of the model requires a gradient")
-    inputs = tuple(x.clone() for x in example) or _inputs_for(module)
-    copy = copy_of(module).train()
-    generator = torch.Generator().manual_seed(0)
-    trainable = {n: p for n, p in copy.named_parameters() if p.requires_grad}
-    with torch.no_grad():
-        for name, parameter in trainable.items():
-            parameter.grad = None
-            if SLOT in name.split("."):
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        loss = sum((_weighted(t, generator) for t in _float_tensors(copy(*inputs))), start=torch.zeros(()))
-        if isinstance(loss, Tensor) and loss.requires_grad:
-            torch.autograd.backward(loss)
-    expected = {
-        id(getattr(piece.get_submodule(n.rpartition(".")[0]), n.rpartition(".")[2]))
-        for piece in copy.modules()
-        if isinstance(piece, Adapter)
-        for n in piece.zero_gradients
-    }
-    missing = [problem for n, p in trainable.items() if (problem := _gradient_problem(n, p, id(p) in expected))]
-    if missing:
-        raise PlanError(f"{len(missing)} of {len(trainable)} trainable tensors cannot be trained:", problems=missing)
-
-
-def _inputs_for(module: nn.Module) -> tuple[Tensor, ...]:
-    batch = first_that_works(root_of(module), lambda twin, x: (x, twin(x))[0])
-    if isinstance(module, MultiViewModel):
-        return tuple(batch[i % len(batch)][None] for i in range(module.views))
-    return (batch,)
-
-
-def _gradient_problem(name: str, parameter: nn.Parameter, may_be_zero: bool) -> str | None:
-    if parameter.grad is None:
-        return f"{name}: the output does not depend on it"
-    if not torch.isfinite(parameter.grad).all():
-        return f"{name}: its gradient is not finite"
-    if not parameter.grad.any() and not may_be_zero:
-        return f"{name}: its gradient is zero everywhere"
-    return None
-
-
-def _float_tensors(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
-    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
-    return [t for v in values for t in _float_tensors(v)]
-
-
-def _weighted(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """A random projection, so that no gradient cancels by symmetry."""
-    return (tensor.float() * torch.randn(tensor.shape, generator=generator).to(tensor.device)).sum()

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .attach import Slot, original_class, slot_of, slots
+from .attach import original_class
+from .blocks import check_block
 from .describe import facts_of
 from .errors import PlanError
 from .facts import Facts
@@ -20,7 +21,8 @@ from .kinds import AdapterConfig
 from .probe import Observation, first_that_works, observe
 from .recipes import Recipe, load_recipe, override
 from .record import RECORD, record_of, root_of
-from .sites import Network, Site, check_block, choose_sites, layer_of
+from .sites import Network, Site, choose_sites, layer_of
+from .slots import Slot, slot_of, slots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +144,7 @@ def plan_sites(model: object, recipe: Recipe, sites: tuple[Site, ...], *, name: 
         elif site.layer is not None:
             problems += _other_parameters(site, module)
         elif site.attachment.block is not None:
-            check_block(network, site.path, site.attachment.block)
+            check_block(network.checked_blocks, site.path, module, site.attachment.block)
     if not problems and measure:
         problems = first_that_works(root, lambda twin, example: _other_channels(sites, observe(twin, example)))
     if problems:

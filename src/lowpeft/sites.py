@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from .attach import BlockPorts, original_class
+from .attach import original_class
+from .blocks import check_block
 from .errors import PlanError
 from .families import (
     SLOT,
     TOKENS,
-    BlockForward,
     FoundPlace,
     Place,
     Recognised,
@@ -38,10 +38,7 @@ from .kinds import (
 )
 from .layouts import Layout
 from .patterns import Candidate, select
-from .probe import first_that_works, observe, probe_places, tokens_layout, twin_of
-
-CLOSE = 1e-5
-"""Relative difference to the original that a block forward which is not exact may have."""
+from .probe import first_that_works, observe, probe_places, tokens_layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +257,8 @@ def _measure(network: Network, paths: list[str], kind: Kind) -> dict[str, FoundP
                 layout = seen.layout or tokens_layout(seen.shape)
                 square = seen.layout is not None and layout.is_tokens
                 place = Place(name="output", path=path, channels="", layout=layout, item=seen.item, square=square)
-                found[path] = FoundPlace(path=path, place=place, channels=seen.channels)
+                stage, block = network.place_of(path) if network.recognised else (None, None)
+                found[path] = FoundPlace(path=path, stage=stage, block=block, place=place, channels=seen.channels)
         if problems:
             raise PlanError(f"a {kind.name} adapter cannot go to these modules:", problems=problems)
         return found
@@ -274,7 +272,7 @@ def _feature_site(network: Network, config: AdapterConfig, candidate: Candidate)
     place = candidate.place
     shape = (candidate.channels,)
     if place.block is not None:
-        check_block(network, candidate.path, place.block)
+        check_block(network.checked_blocks, candidate.path, network.modules[candidate.path], place.block)
         act = Attachment(form="block", block=place.block, port=place.port, views=config.views)
         return _site(network, config, candidate.path, act, shape, None, candidate)
     act = Attachment(
@@ -299,44 +297,6 @@ def output_module(modules: dict[str, nn.Module], path: str) -> str:
         last = [n for n in module._modules if n != SLOT][-1]
         path, module = f"{path}.{last}" if path else last, cast(nn.Module, module._modules[last])
     return path
-
-
-def check_block(network: Network, path: str, name: str) -> None:
-    """Refuse a block whose own forward is not the one that a block forward stands for.
-
-    One block of each class (and of each setting of its plain attributes, such as the shift) is run both ways; a fork
-    that changed the block (a mask also in unshifted blocks, say) would otherwise start from another network without a
-    word.
-
-    Raises:
-        PlanError: The results differ by a bit, or, for a block forward that is only close, by more than `CLOSE`.
-    """
-    module, block = network.modules[path], get_block(name)
-    plain = {k: v for k, v in vars(module).items() if isinstance(v, (bool, int, float, str, tuple))}
-    key = (original_class(module), name, repr(sorted(plain.items())))
-    if key not in network.checked_blocks:
-        if problem := block_problem(module, block):
-            raise PlanError(f"{path} ({original_class(module).__module__}.{original_class(module).__name__}) {problem}")
-        network.checked_blocks.add(key)
-
-
-def block_problem(module: nn.Module, block: BlockForward) -> str | None:
-    """How a block's own forward differs from a block forward; None if it does not."""
-    twin, own_class = twin_of(module), original_class(module)
-    advice = (
-        f"the block forward {block.name}: this copy of the code has been changed. Name modules inside it with target= "
-        "instead (target='**.mlp', say)"
-    )
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            arguments = block.example(twin)
-            own = own_class.forward(twin, *(a.clone() if isinstance(a, Tensor) else a for a in arguments))
-            ours = block.forward(twin, BlockPorts({}), *arguments)
-    except Exception as error:  # noqa: BLE001  (whatever another copy of the code raises means: another block)
-        return f"cannot be run as {advice} ({type(error).__name__}: {error})"
-    (a, b) = (x[0] if isinstance(x, tuple) else x for x in (own, ours))
-    same = torch.equal(a, b) if block.exact else torch.allclose(a, b, rtol=CLOSE, atol=CLOSE * float(a.abs().max()))
-    return None if same else f"does not compute (largest difference {(a - b).abs().max():.3g}) what {advice}"
 
 
 # --- one site --------------------------------------------------------------------------------------------------------

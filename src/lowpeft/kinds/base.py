@@ -120,15 +120,8 @@ class Adapter(nn.Module, ABC):
 
     @property
     def root_part(self) -> Any:
-        """The part that this site shares with the others of its kind.
-
-        Raises:
-            PlanError: The kind has none, or it was not attached.
-        """
-        part = self.__dict__.get("_root_part")
-        if part is None:
-            raise PlanError(f"a {self.kind} adapter was built without the part that its sites share")
-        return part
+        """The part that this site shares with the others of its kind; None where the kind has none."""
+        return self.__dict__.get("_root_part")
 
     def join(self, part: RootPart) -> None:
         """Let the adapter see the shared part. It is a child of the root's slot alone, so that it is saved once."""

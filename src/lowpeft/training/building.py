@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..api import adapt
 from ..errors import PlanError, TrainingError
 from ..facts import Backbone
-from ..model import merge
+from ..merging import merge
 from ..networks import EDT
 from ..recipes import Recipe
 from ..record import module_of, unwrap

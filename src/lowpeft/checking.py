@@ -1,0 +1,86 @@
+"""Finding trainable tensors that no gradient reaches, before training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import PlanError
+from .families import SLOT
+from .kinds import Adapter
+from .probe import copy_of, first_that_works
+from .record import module_of, root_of
+from .views import MultiViewModel
+
+
+def check_trainable(model: object, *example: Tensor) -> None:
+    """Run one step's forward and backward in training mode and refuse trainable tensors that get no gradient.
+
+    That happens on a copy, as in training, checkpointing included. The adapters' values are random there, because a new
+    adapter's zeros stop the gradient of the layers before them.
+
+    Args:
+        model: An adapted model, or any module with trainable parameters.
+        example: Inputs for one call. Without any, random images of a size that the network takes.
+
+    Raises:
+        PlanError: Naming every trainable tensor whose gradient is missing or not finite, and those whose gradient is
+            zero everywhere, unless their kind says that it must be.
+    """
+    module = module_of(model)
+    if not any(p.requires_grad for p in module.parameters()):
+        raise PlanError("no parameter of the model requires a gradient")
+    inputs = tuple(x.clone() for x in example) or _inputs_for(module)
+    copy = copy_of(module).train()
+    generator = torch.Generator().manual_seed(0)
+    trainable = {n: p for n, p in copy.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for name, parameter in trainable.items():
+            parameter.grad = None
+            if SLOT in name.split("."):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        loss = sum((_weighted(t, generator) for t in _float_tensors(copy(*inputs))), start=torch.zeros(()))
+        if isinstance(loss, Tensor) and loss.requires_grad:
+            torch.autograd.backward(loss)
+    expected = {
+        id(getattr(piece.get_submodule(n.rpartition(".")[0]), n.rpartition(".")[2]))
+        for piece in copy.modules()
+        if isinstance(piece, Adapter)
+        for n in piece.zero_gradients
+    }
+    missing = [problem for n, p in trainable.items() if (problem := _gradient_problem(n, p, id(p) in expected))]
+    if missing:
+        raise PlanError(f"{len(missing)} of {len(trainable)} trainable tensors cannot be trained:", problems=missing)
+
+
+def _inputs_for(module: nn.Module) -> tuple[Tensor, ...]:
+    batch = first_that_works(root_of(module), lambda twin, x: (x, twin(x))[0])
+    if isinstance(module, MultiViewModel):
+        return tuple(batch[i % len(batch)][None] for i in range(module.views))
+    return (batch,)
+
+
+def _gradient_problem(name: str, parameter: nn.Parameter, may_be_zero: bool) -> str | None:
+    if parameter.grad is None:
+        return f"{name}: the output does not depend on it"
+    if not torch.isfinite(parameter.grad).all():
+        return f"{name}: its gradient is not finite"
+    if not parameter.grad.any() and not may_be_zero:
+        return f"{name}: its gradient is zero everywhere"
+    return None
+
+
+def _float_tensors(output: Any) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
+    return [t for v in values for t in _float_tensors(v)]
+
+
+def _weighted(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """A random projection, so that no gradient cancels by symmetry."""
+    return (tensor.float() * torch.randn(tensor.shape, generator=generator).to(tensor.device)).sum()

@@ -1,0 +1,117 @@
+"""Folding adapters into the weights of the base."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from .adding import adapted_tensor, base_of
+from .errors import PlanError
+from .injection import drop_merged, pieces
+from .kinds import Adapter, RootPart, WeightAdapter
+from .record import unwrap
+from .slots import Slot, pieces_in, slots
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeReport:
+    """What `merge` did.
+
+    Attributes:
+        merged: Paths of the adapters that are now part of the base's weights.
+        kept: Paths of the adapters that cannot be merged, and stay attached.
+        difference: Largest absolute difference between a merged weight and base + change, both in float64.
+    """
+
+    merged: tuple[str, ...]
+    kept: tuple[str, ...]
+    difference: float
+
+    def __str__(self) -> str:
+        text = f"{len(self.merged)} adapters merged, largest rounding difference of a weight {self.difference:.3g}"
+        if self.kept:
+            text += f"; {len(self.kept)} are not linear in a weight and stay attached: {', '.join(self.kept[:3])}"
+            text += ", …" if len(self.kept) > 3 else ""
+        return text
+
+
+def merge(model: object, *, name: str | None = None) -> MergeReport:
+    """Fold the adapters that are linear in a weight (LoRA, full) into the base, with their strength, and remove them.
+
+    This is the one call that writes the base. An adapter with pieces that cannot be merged keeps those; one that is
+    merged whole is gone.
+
+    Args:
+        model: An adapted model.
+        name: Only this adapter.
+
+    Returns:
+        What was merged, what was not, and the rounding difference.
+
+    Raises:
+        PlanError: Nothing can be merged, or a change is not finite; the model is as it was.
+    """
+    root = unwrap(model)
+    found = pieces(root, name)
+    linear: set[Adapter] = {p for _, _, p in found if isinstance(p, WeightAdapter) and p.active}
+    kept = tuple(path for _, path, p in found if p not in linear and not _goes_with(p, linear))
+    if not linear:
+        raise PlanError(
+            f"nothing can be merged: {len(kept)} adapters do not change a weight, or are disabled ({kept[0]}, …)"
+        )
+    shared = _shared_weights(root)
+    writes: list[tuple[nn.Parameter, Tensor]] = []
+    difference = 0.0
+    for path, module, slot in slots(root):
+        here = [p for p in pieces_in(slot) if isinstance(p, WeightAdapter) and p in linear]
+        for tensor in dict.fromkeys(t for p in here for t in p.attachment.tensors):
+            weight = cast(nn.Parameter, module._parameters[tensor])
+            adapters = [p for p in here if tensor in p.attachment.tensors]
+            if weight in shared:
+                raise PlanError(f"{path}.{tensor} is shared by several modules, so a change at one cannot be merged")
+            with torch.no_grad():
+                new = adapted_tensor(module, tensor, adapters)
+                exact = adapted_tensor(module, tensor, adapters, exact=True)
+            if not torch.isfinite(new).all():
+                raise PlanError(f"merging into {path}.{tensor} would give NaN or infinity; nothing was merged")
+            difference = max(difference, (new.double() - exact).abs().max().item())
+            writes.append((weight, new))
+        _refuse_dependent(path, module, slot, linear, dict(writes))
+    with torch.no_grad():
+        for weight, new in writes:
+            weight.copy_(new)
+    drop_merged(root, linear)
+    return MergeReport(merged=tuple(path for _, path, p in found if p in linear), kept=kept, difference=difference)
+
+
+def _refuse_dependent(
+    path: str, module: nn.Module, slot: Slot, merged: set[Adapter], new: dict[nn.Parameter, Tensor]
+) -> None:
+    """Refuse to merge under another adapter whose change depends on the weight (DoRA, SSF): it would change with it."""
+    for other in pieces_in(slot):
+        if not isinstance(other, WeightAdapter) or not other.active or other in merged:
+            continue
+        base = base_of(module, other)
+        after = {n: new.get(cast(nn.Parameter, module._parameters[n]), t) for n, t in base.items()}
+        with torch.no_grad():
+            changes = other.change(base), other.change(after)
+        if any(not torch.allclose(a, changes[1][n], rtol=1e-4, atol=1e-6) for n, a in changes[0].items()):
+            raise PlanError(
+                f"the {other.kind} adapter {other.adapter_name!r} on {path} depends on the weight into which another "
+                "adapter would be merged: merge both together, or restore one first"
+            )
+
+
+def _goes_with(part: Adapter, merged: set[Adapter]) -> bool:
+    """Whether a piece is a shared part of which every site is merged."""
+    return isinstance(part, RootPart) and not part.acts and any(p.kind == part.kind for p in merged)
+
+
+def _shared_weights(root: nn.Module) -> set[nn.Parameter]:
+    """Parameters that more than one module holds."""
+    holders = Counter(p for m in root.modules() for p in m._parameters.values() if p is not None)
+    return {p for p, count in holders.items() if count > 1}
