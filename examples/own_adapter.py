@@ -3,8 +3,8 @@
     pip install -e .
     python examples/own_adapter.py
 
-The kind is a scale and a shift per channel (SSF, arXiv 2210.08823): what it adds to features x is `x * scale + shift`,
-both zero when new. Once registered it works like the built-in kinds, in recipes and files alike.
+The kind is a scale and a shift per channel: it adds `x * scale + shift` to features x, both zero when new. (The bundled
+`ssf` does that to the weights of layers, so that it can be merged.) Once registered it works like the built-in kinds, in recipes and files alike.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import lowpeft
-from lowpeft import AdapterConfig, FeatureAdapter, Layout
+from lowpeft import AdapterConfig, FeatureAdapter, Features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +37,8 @@ class ScaleShift(FeatureAdapter):
         self.scale = nn.Parameter(torch.zeros(channels))
         self.shift = nn.Parameter(torch.zeros(channels))
 
-    def delta(self, features: Tensor, layout: Layout, size: tuple[int, int] | None) -> Tensor:
-        if layout is Layout.NCHW:
-            return features * self.scale[:, None, None] + self.shift[:, None, None]
-        return features * self.scale + self.shift
+    def delta(self, features: Features) -> Tensor:
+        return features.from_channels_last(features.channels_last * self.scale + self.shift)
 
 
 class Denoiser(nn.Module):

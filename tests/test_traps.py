@@ -960,11 +960,18 @@ distributed.destroy_process_group()
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "recipe"), [("hat", "stereo"), ("ipt", "lora")])
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        ("edsr", "stereo"),
+        pytest.param("hat", "stereo", marks=pytest.mark.slow),
+        pytest.param("ipt", "lora", marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_train_together_without_unused_parameters(name: str, recipe: str, tmp_path: Path) -> None:
     command = [sys.executable, "-c", DISTRIBUTED]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
             [*command, str(rank), str(tmp_path / "store"), name, recipe],

@@ -54,7 +54,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def families() -> str:
     def row(family: Any) -> list[str]:
         places = {name: f"`{name}`" for name in (place.name for place in family.places)}
-        layouts = dict.fromkeys(str(place.layout) for place in family.places)
+        layouts = dict.fromkeys(layout_of(place) for place in family.places)
         return [family.title, f"`{family.name}`", ", ".join(places.values()), ", ".join(layouts), family.source]
 
     header = ["network", "family", "places", "feature layouts", "source of the facts"]
@@ -70,7 +70,7 @@ def family_sites(family: Any) -> str:
     facts = [f"Family `{family.name}`, recognised by {'; or by '.join(map(recognised_by, family.signature))}."]
     facts += ["Scale, value range or sizes are read off the network."] * (family.facts is not None)
     facts += [f"The image is the output's `.{family.output}`."] * (family.output is not None)
-    rows = [[f"`{p.name}`", f"`{p.path}`", str(p.layout), read_by_adapter(p)] for p in family.places]
+    rows = [[f"`{p.name}`", f"`{p.path}`", layout_of(p), read_by_adapter(p)] for p in family.places]
     heading = f"```{{rubric}} {family.title}\n```"
     header = ["place", "module", "layout", "what the adapter reads"]
     return "\n\n".join([heading, " ".join(facts), table(header, rows)])
@@ -81,6 +81,10 @@ def recognised_by(signature: Sequence[str]) -> str:
     there = [f"`{p}`" for p in signature if not p.startswith("!")]
     absent = [f"`{p.removeprefix('!')}`" for p in signature if p.startswith("!")]
     return ", ".join(there) + (f", with no {' and no '.join(absent)}" if absent else "")
+
+
+def layout_of(place: Any) -> str:
+    return str(place.layout) if place.layout is not None else "the block's"
 
 
 def read_by_adapter(place: Any) -> str:
@@ -129,7 +133,7 @@ def kinds() -> str:
             f"`{kind.name}`",
             first_line(kind.config),
             ", ".join(f"`{f.name}={f.default!r}`" for f in fields) or "–",
-            "yes" if hasattr(kind.module, "delta_weight") else "no",
+            "yes" if kind.on_weights else "no",
         ]
 
     return table(["kind", "what", "fields and defaults", "mergeable"], map(row, need("lowpeft.kinds", "kinds")()))
