@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 import lowpeft
 from common import provenance, write
-from lowpeft.families import family_output
 from published import NETWORKS, Network, network
 
 RECIPE = "stereo"
@@ -84,7 +83,7 @@ def outputs(model: lowpeft.StereoModel, views: tuple[Tensor, Tensor]) -> Tensor:
 @torch.no_grad()
 def outputs_of_base(row: Network, module: nn.Module, views: tuple[Tensor, Tensor]) -> Tensor:
     """What the network without adapters makes of both views."""
-    output, attribute = module(torch.cat(views)), family_output(row.family)
+    output, attribute = module(torch.cat(views)), lowpeft.describe(module).output
     return output if attribute is None else getattr(output, attribute)
 
 

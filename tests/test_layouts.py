@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lowpeft.errors import PlanError
-from lowpeft.layouts import Layout, channels_back, channels_last, find_size, from_rows, square_size, to_rows
+from lowpeft.layouts import Features, Layout, find_size, square_size
 
 N, H, W, C = 2, 3, 5, 4
 SHAPES = {
@@ -18,7 +18,7 @@ SHAPES = {
     Layout.NLC: (N, H * W, C),
     Layout.LNC: (H * W, N, C),
 }
-EVERY = pytest.mark.parametrize("layout", list(Layout))
+EVERY = pytest.mark.parametrize("layout", list(SHAPES))
 
 
 def features(layout: Layout) -> Tensor:
@@ -42,26 +42,35 @@ def test_the_dimensions_are_where_the_letters_stand(layout: Layout) -> None:
 
 @EVERY
 def test_rows_are_image_row_column_channel(layout: Layout) -> None:
-    assert torch.equal(to_rows(features(layout), layout, (H, W)), features(Layout.NHWC))
+    assert torch.equal(Features(features(layout), layout, (H, W)).rows, features(Layout.NHWC))
 
 
 @EVERY
 def test_rows_go_back_to_the_layout(layout: Layout) -> None:
-    x = features(layout)
-    assert torch.equal(from_rows(to_rows(x, layout, (H, W)), layout), x)
+    x = Features(features(layout), layout, (H, W))
+    assert torch.equal(x.from_rows(x.rows), x.values)
+
+
+@EVERY
+@pytest.mark.parametrize("views", [1, 2])
+def test_views_are_neighbours_in_the_batch_and_go_back(layout: Layout, views: int) -> None:
+    x = Features(features(layout), layout, (H, W), views)
+    assert len(x.rows_by_view) == views
+    assert all(torch.equal(rows, x.rows[i::views]) for i, rows in enumerate(x.rows_by_view))
+    assert torch.equal(x.from_rows_by_view(x.rows_by_view), x.values)
 
 
 @EVERY
 def test_channels_go_last_and_back(layout: Layout) -> None:
-    x = features(layout)
-    assert channels_last(x, layout).shape[-1] == C
-    assert torch.equal(channels_back(channels_last(x, layout), layout), x)
+    x = Features(features(layout), layout)
+    assert x.channels_last.shape[-1] == C
+    assert torch.equal(x.from_channels_last(x.channels_last), x.values)
 
 
 @EVERY
 def test_channels_last_is_a_view(layout: Layout) -> None:
     x = features(layout)
-    assert channels_last(x, layout).untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+    assert Features(x, layout).channels_last.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
 
 
 @pytest.mark.parametrize(("layout", "tokens"), [(k, k in (Layout.NLC, Layout.LNC)) for k in Layout])
@@ -73,18 +82,28 @@ def test_tokens_are_the_layouts_with_one_position_axis(layout: Layout, tokens: b
 @pytest.mark.parametrize("size", [None, (H, W + 1), (1, 1), (0, 0)])
 def test_tokens_without_a_size_that_fits_are_refused(layout: Layout, size: tuple[int, int] | None) -> None:
     with pytest.raises(PlanError, match="without a height and width that fit"):
-        to_rows(features(layout), layout, size)
+        _ = Features(features(layout), layout, size).rows
 
 
 @pytest.mark.parametrize("layout", [Layout.NCHW, Layout.NHWC])
 def test_maps_need_no_size(layout: Layout) -> None:
-    assert to_rows(features(layout), layout, None).shape == (N, H, W, C)
+    assert Features(features(layout), layout).rows.shape == (N, H, W, C)
 
 
-@given(st.sampled_from(list(Layout)), *[st.integers(1, 4)] * 4)
+def test_windows_have_no_rows_and_no_dimension_that_counts_images() -> None:
+    windows = Features(torch.zeros(6, H * W, C), Layout.WLC, (H, W))
+    assert windows.channels_last is windows.values
+    with pytest.raises(PlanError, match="without a height and width that fit"):
+        _ = windows.rows
+    with pytest.raises(PlanError, match="no dimension that counts images"):
+        _ = Layout.WLC.batch_dim
+
+
+@given(st.sampled_from(list(SHAPES)), *[st.integers(1, 4)] * 4)
 def test_every_shape_survives_the_round_trip(layout: Layout, n: int, h: int, w: int, c: int) -> None:
     rows = torch.arange(n * h * w * c).view(n, h, w, c)
-    assert torch.equal(to_rows(from_rows(rows, layout), layout, (h, w)), rows)
+    laid_out = Features(torch.empty(0), layout, (h, w)).from_rows(rows)
+    assert torch.equal(Features(laid_out, layout, (h, w)).rows, rows)
 
 
 # --- Finding the size

@@ -21,6 +21,7 @@ from lowpeft.kinds import Attachment, SpatialAdapter, StereoAdapter
 from lowpeft.layouts import Features
 from lowpeft.networks.edt_parts import shift_mask
 from lowpeft.planning import structure_of
+from lowpeft.slots import pieces_in
 from reference import adapters, blocks
 from states import randomise_adapters
 from zoo import Network
@@ -213,7 +214,7 @@ def test_an_adapted_swin2sr_block_of_transformers_is_its_description(number: int
     assert (block.shift_size > 0) == (number == 1)
     settings = {"window": block.window_size, "shift": block.shift_size, "heads": 2}
     weights = blocks.part(swin2sr_from_transformers(part_of(root, "")), f"{BLOCKS}.{number}")
-    adapter = adapter_of(root, f"{path}.layernorm_before")
+    adapter = adapter_of(root, path)
     tokens = torch.randn(1, 96, 12)
     (found,) = block(tokens, (8, 12))
     wanted = blocks.post_norm(tokens.view(8, 12, 12), weights, adapter, **settings)
@@ -248,7 +249,7 @@ def test_an_edt_block_is_its_description(number: int, strength: float, dtype: to
     size, channels, window = (24, 48), 16, (6, 24)
     tokens = torch.randn(1, 24 * 48, channels, dtype=dtype)
     masks = (shift_mask(size, window, like=tokens), shift_mask(size, window[::-1], like=tokens))
-    adapter = {name: strength * value for name, value in adapter_of(root, f"{path}.proj").items()}
+    adapter = {name: strength * value for name, value in adapter_of(root, path).items()}
     wanted = blocks.enhanced(
         tokens.view(*size, channels), part_of(root, path), adapter, window=window, shifted=block.shifted, heads=2
     )
@@ -292,7 +293,7 @@ def test_the_stereo_adapter_sits_on_the_groups_convolution_before_the_shortcut(n
     stages = "swin2sr.encoder.stages" if network is SWIN2SR_HF else "layers"
     conv = root.get_submodule(f"{stages}.1.conv")
     x = torch.randn(2, 12, 4, 8, dtype=torch.float64)
-    piece = next(conv._modules[SLOT].pieces())
+    piece = next(pieces_in(conv._modules[SLOT]))
     plain = nn.functional.conv2d(x, conv.weight, conv.bias, padding=1)
     wanted = expected_stereo(plain.permute(0, 2, 3, 1), piece, 1.5).permute(0, 3, 1, 2)
     torch.testing.assert_close(conv(x), wanted, rtol=0, atol=1e-10)
@@ -307,7 +308,7 @@ def test_the_stereo_adapter_of_edt_sits_on_the_groups_tokens_before_the_shortcut
     tokens = torch.randn(2, 24 * 24, 16, dtype=torch.float64)
     with lowpeft.disabled(model):
         plain = layer.residual_group(tokens, (24, 24))
-    piece = next(layer.residual_group._modules[SLOT].pieces())
+    piece = next(layer.pieces_in(residual_group._modules[SLOT]))
     wanted = tokens + expected_stereo(plain.unflatten(1, (24, 24)), piece, 1.5).flatten(1, 2)
     torch.testing.assert_close(layer(tokens, (24, 24)), wanted, rtol=0, atol=1e-10)
 
@@ -462,7 +463,7 @@ def test_gradients_never_go_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_strength_counts_when_going_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     module = hosted(NewTensor(), Layout.NCHW)
     features = torch.randn(2, CHANNELS, *SIZE)
-    next(module._modules[SLOT].pieces()).strength = 0.25
+    next(pieces_in(module._modules[SLOT])).strength = 0.25
     at_once = module(features, SIZE)
     calls = in_chunks(monkeypatch, features)
     torch.testing.assert_close(module(features, SIZE), at_once, rtol=0, atol=1e-6)

@@ -429,7 +429,7 @@ def test_two_adapters_do_not_fit_into_one_folder(tmp_path: Path) -> None:
     base = edt()
     lowpeft.adapt(base, "spatial", name="a")
     model = lowpeft.adapt(base, lowpeft.LoRAConfig(target="**.qkv.*"), name="b")
-    with pytest.raises(PlanError, match="several adapters"):
+    with pytest.raises(PlanError, match="freeze the others"):
         train(model, Samples(), PLAIN, out=tmp_path)
     train(model, Samples(), PLAIN)
 
@@ -459,7 +459,7 @@ def test_adapters_that_get_no_gradient_are_refused_in_the_first_step(tmp_path: P
     assert equal(before, state_of(model))
 
 
-def test_layers_of_a_network_that_take_no_part_are_refused_unless_they_are_frozen() -> None:
+def test_layers_of_a_network_that_take_no_part_are_refused_as_sites_of_adapters_and_else_left_alone() -> None:
     class Spare(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -468,12 +468,13 @@ def test_layers_of_a_network_that_take_no_part_are_refused_unless_they_are_froze
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return nn.functional.pixel_shuffle(self.used(x), 2)
 
-    module = Spare()
+    assert train(Spare(), Samples(), PLAIN).steps == PLAIN.steps
+    model = lowpeft.adapt(Spare(), lowpeft.FullConfig(target="**"))
     with pytest.raises(TrainingError, match=r"2 of 4 trained tensors get no gradient") as caught:
-        train(module, Samples(), PLAIN)
-    assert caught.value.problems == ("spare.weight", "spare.bias")
-    module.spare.requires_grad_(False)
-    assert train(module, Samples(), PLAIN).steps == PLAIN.steps
+        train(model, Samples(), PLAIN)
+    assert [problem.split(".")[0] for problem in caught.value.problems] == ["spare", "spare"]
+    model = lowpeft.adapt(lowpeft.restore(model), lowpeft.FullConfig(target=["**", "!spare"]))
+    assert train(model, Samples(), PLAIN).steps == PLAIN.steps
 
 
 def test_validating_needs_something_to_validate_with() -> None:

@@ -229,6 +229,12 @@ _NAFNET = _restoration(
     (16, 24),
     family="nafnet",
 )
+_KBNET_S = _restoration(
+    "kbnet_s",
+    partial(KBNet_s, width=4, middle_blk_num=2, enc_blk_nums=[2, 2], dec_blk_nums=[2, 2]),
+    (16, 24),
+    family="kbnet",
+)
 _RCAN_X2 = partial(RCAN, n_resgroups=4, n_resblocks=2, n_feats=8, reduction=1, scale=2)
 _RCAN = _sr("rcan", _RCAN_X2, (8, 12), 2, family="rcan")
 _GRL_SIZES = {"depths": [2] * 4, "num_heads_window": [2] * 4, "num_heads_stripe": [2] * 4, "window_size": 4}
@@ -299,9 +305,7 @@ SPANDREL: tuple[Network, ...] = (
         ),
         (16, 24),
     ),
-    _restoration(
-        "kbnet_s", partial(KBNet_s, width=4, middle_blk_num=2, enc_blk_nums=[2, 2], dec_blk_nums=[2, 2]), (16, 24)
-    ),
+    _KBNET_S,
     _restoration("lama", _lama, (32, 48), channels=4),
     _restoration("mixdehazenet", partial(MixDehazeNet, embed_dims=[8, 16, 32, 16, 8], depths=[2] * 5), (40, 56)),
     _sr(
@@ -371,6 +375,7 @@ FAMILIES: tuple[Network, ...] = (
     _sr("edt", _EDT, (24, 48), 4, family="edt"),
     _IPT,
     _NAFNET,
+    _KBNET_S,
     _RCAN,
     _sr("edsr", EDSR, (8, 12), 2, family="edsr", value_max=255.0),
 )

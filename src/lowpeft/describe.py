@@ -14,7 +14,7 @@ from .errors import PlanError
 from .facts import Backbone, Facts, ImageFacts
 from .families import Recognised, recognise
 from .layouts import Size
-from .probe import examples, twin_of
+from .probe import MOST_RUNS, examples, twin_of
 from .record import is_adapted, record_of, root_of, unwrap
 
 MULTIPLES_PX = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
@@ -216,14 +216,18 @@ class _Runs:
             PlanError: There is none among those tried.
         """
         tried: dict[str, None] = {}
+        refused = 0
         candidates = [example] if example is not None else examples(root, batch=1)
         for x in candidates:
             if channels not in (None, x.shape[1]):
                 continue
+            if refused == MOST_RUNS:
+                break
             try:
                 if self.scale_of(x) is not None:
                     return x
                 tried[f"{tuple(x.shape)} gives no image of a whole multiple of its size"] = None
+                refused += 1
             except Exception as error:  # noqa: BLE001  (whatever the user's network raises means: not this input)
                 tried[f"{tuple(x.shape)}: {type(error).__name__}"] = None
         raise PlanError("no input that was tried gives an image (" + "; ".join([*tried][:3]) + ")")
