@@ -308,7 +308,7 @@ def test_the_stereo_adapter_of_edt_sits_on_the_groups_tokens_before_the_shortcut
     tokens = torch.randn(2, 24 * 24, 16, dtype=torch.float64)
     with lowpeft.disabled(model):
         plain = layer.residual_group(tokens, (24, 24))
-    piece = next(layer.pieces_in(residual_group._modules[SLOT]))
+    piece = next(pieces_in(layer.residual_group._modules[SLOT]))
     wanted = tokens + expected_stereo(plain.unflatten(1, (24, 24)), piece, 1.5).flatten(1, 2)
     torch.testing.assert_close(layer(tokens, (24, 24)), wanted, rtol=0, atol=1e-10)
 
