@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import lowpeft
 import zoo
 from lowpeft import PlanError
-from lowpeft.families import TOKENS, FoundPlace, find_places, get_block, recognise
+from lowpeft.families import TOKENS, FoundPlace, added, find_places, get_block, recognise
 from lowpeft.kinds import AdapterConfig, FeatureAdapter, SpatialConfig, TokenAdapter
 from lowpeft.layouts import ExtraTokens, Features, Layout, Size
 from lowpeft.sites import block_problem, output_module
@@ -589,3 +589,16 @@ def test_what_a_refusal_of_a_fork_advises_works(name: str) -> None:
     with pytest.raises(PlanError, match=r"target='\*\*\.mlp'"):
         lowpeft.plan(root, SpatialConfig())
     assert len(lowpeft.plan(root, SpatialConfig(target="**.mlp")).sites) >= 8
+
+
+def test_what_is_added_leaves_the_residual_stream_its_dtype() -> None:
+    """On CUDA autocast norms give float32 while the stream is bfloat16; tests/test_gpu.py saw it go wrong."""
+
+    class Zeros:
+        def delta(self, port: str, values: Tensor, layout: Layout, size: object) -> Tensor:
+            return torch.zeros_like(values)
+
+    stream = torch.rand(1, 4, 6).bfloat16()
+    found = added(stream, Zeros(), Layout.NLC, (2, 2), {"parallel": stream.float()})
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, stream)

@@ -324,5 +324,5 @@ def test_memory_is_bounded_on_a_gpu() -> None:
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    enhance(model, left, right, tiling=Tiling(memory_mb=800))
-    assert torch.cuda.max_memory_allocated() - before < 800 * MB
+    enhance(model, left, right, tiling=Tiling(memory_mb=1200))
+    assert torch.cuda.max_memory_allocated() - before < 1200 * MB

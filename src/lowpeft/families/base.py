@@ -118,7 +118,7 @@ def added(out: Tensor, ports: Ports, layout: Layout, size: Size | None, features
     for port, values in features.items():
         delta = ports.delta(port, values, layout, size)
         if delta is not None:
-            out = out + delta
+            out = out + delta.to(out.dtype)  # under autocast a float32 sum would lift all that follows to float32
     return out
 
 
