@@ -19,10 +19,11 @@ from torch import Tensor, nn
 import lowpeft
 import zoo
 from lowpeft import PlanError
+from lowpeft.blocks import block_problem
 from lowpeft.families import TOKENS, FoundPlace, added, find_places, get_block, recognise
 from lowpeft.kinds import AdapterConfig, FeatureAdapter, SpatialConfig, TokenAdapter
 from lowpeft.layouts import ExtraTokens, Features, Layout, Size
-from lowpeft.sites import block_problem, output_module
+from lowpeft.sites import output_module
 from lowpeft.slots import pieces_in, slots
 from zoo import image_of
 
