@@ -85,7 +85,8 @@ def _as_read(adapter: FeatureAdapter, features: Features) -> Features:
             f"no scenes of {features.views} views: call the model with {features.views} views, or use "
             "`with lowpeft.disabled(model):` for single images"
         )
-    dtype = next(adapter.parameters()).dtype
+    parameter = next(adapter.parameters(), None)
+    dtype = x.dtype if parameter is None else parameter.dtype
     if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
         features = replace(features, values=x.to(dtype))
     return features

@@ -13,7 +13,7 @@ from .adding import base_of
 from .errors import PlanError
 from .families import SLOT
 from .injection import build_adapters, pieces, replace_adapters
-from .kinds import Adapter, Calibrator, FeatureAdapter, WeightAdapter, get_kind
+from .kinds import Adapter, Calibrator, FeatureAdapter, TokenAdapter, WeightAdapter, get_kind
 from .layouts import Features
 from .planning import Plan
 from .probe import copy_of
@@ -142,21 +142,24 @@ def _listen(root: nn.Module, run: _Run, at: str, site: Site) -> None:
     """Make a site of the copy show what passes it."""
     adapter = root.get_submodule(_slot_path(site, run.name))
     if isinstance(adapter, FeatureAdapter):
-        plain = adapter.delta
+        method = "tokens" if isinstance(adapter, TokenAdapter) else "delta"
+        plain = getattr(adapter, method)
 
-        def delta(features: Features) -> Tensor:
+        def show(features: Features) -> Any:
             run.calibrator.see(at, features.values, features.values)
             return plain(features)
 
-        adapter.__dict__["delta"] = delta
+        adapter.__dict__[method] = show
         return
 
-    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
-            run.calibrator.see(at, args[0], output)
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        inputs = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
+        outputs = output[0] if isinstance(output, (tuple, list)) and output else output
+        if inputs is not None and isinstance(outputs, Tensor):
+            run.calibrator.see(at, inputs, outputs)
 
     module = root.get_submodule(site.path)
-    module.register_forward_hook(hook)
+    module.register_forward_hook(hook, with_kwargs=True)
     if "gradients" in run.calibrator.wants:
         for name in site.attachment.tensors:
             cast(nn.Parameter, module._parameters[name]).requires_grad_(True)

@@ -199,7 +199,8 @@ class RootPart(Adapter):
     """What all sites of one kind share, built once for an adapter as `cls(shape, config)`.
 
     Its parameters and buffers are saved with the adapter. With `acts` it takes part in every forward of the network:
-    `begin` sees the input and may set strengths, `finish` sees what reading sites saw and may add to the output.
+    `begin` sees the input and may set strengths, `finish` sees what reading sites saw and may add to the output. A
+    network with such a part cannot be compiled with `fullgraph=True`.
 
     Attributes:
         output: The attribute of the network's output that holds the image, None where the output is the image.

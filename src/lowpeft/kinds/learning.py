@@ -21,9 +21,10 @@ class Calibrator(ABC):
     returns the config of each site, the adapters are built anew by these, and `fill` writes what was learned into each.
 
     Attributes:
-        wants: What it is shown. `inputs` and `outputs` of each call of the site's module (for a feature adapter both
-            are the features at its place); `gradients` of the loss by the frozen parameters, for one image (or scene)
-            at a time.
+        wants: The data that it is shown. `inputs` and `outputs` of each call of the site's module (the first tensors;
+            for a feature adapter both are the features at its place). A module that is never called, because its
+            network reads the weight itself, shows none. `gradients` of the loss by the frozen parameters, for one image
+            (or scene) at a time.
     """
 
     wants: ClassVar[frozenset[Wanted]] = frozenset({"inputs"})
