@@ -703,3 +703,53 @@ def test_every_base_tensor_stays_as_it_is_while_a_kind_is_switched(kind: str) ->
         with lowpeft.disabled(model):
             model(*inputs)
     assert_same_tensors(tensors(model), before)
+
+
+# --- Kinds that break their contract ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrongConfig(AdapterConfig):
+    kind: ClassVar[str] = "wrong"
+    how: str = "shape"
+
+
+class Wrong(WeightAdapter):
+    kind = "wrong"
+
+    def __init__(self, layer: Layer, config: WrongConfig) -> None:
+        super().__init__()
+        self.number, self.how = nn.Parameter(torch.zeros(())), config.how
+        if config.how == "init":
+            raise ValueError("in the constructor")
+
+    @classmethod
+    def groups(cls, module: nn.Module) -> tuple[tuple[str, ...], ...]:
+        return (("weight",),) if isinstance(module, nn.Conv2d) else ()
+
+    def start(self, base: Mapping[str, Tensor]) -> None:
+        if self.how == "start":
+            raise ValueError("in the start")
+
+    def change(self, base: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return {"wieght": self.number} if self.how == "name" else {"weight": self.number}
+
+
+@pytest.mark.parametrize("how", ["shape", "name"])
+def test_a_change_of_another_shape_or_name_is_an_error_and_not_spread_over_the_weight(how: str) -> None:
+    lowpeft.register_adapter(WrongConfig, Wrong)
+    model = lowpeft.adapt(build("edsr"), WrongConfig(target="**", how=how))
+    with pytest.raises(PlanError, match="must give a change of weight of shape"):
+        model(image("edsr"))
+
+
+@pytest.mark.parametrize("how", ["init", "start"])
+def test_an_error_in_a_kinds_own_code_leaves_the_network_untouched(how: str) -> None:
+    lowpeft.register_adapter(WrongConfig, Wrong)
+    root = build("edsr")
+    classes, before = [type(m) for m in root.modules()], tensors(root)
+    with pytest.raises(ValueError, match="in the"):
+        lowpeft.adapt(root, WrongConfig(target="**", how=how))
+    assert [type(m) for m in root.modules()] == classes
+    assert_same_tensors(tensors(root), before)
+    assert all(p.requires_grad for p in root.parameters() if p.shape != (3, 3, 1, 1) and p.shape != (3,))

@@ -73,7 +73,13 @@ def laid_out_like(delta: Tensor, features: Tensor) -> Tensor:
 
 def _delta(adapter: FeatureAdapter, features: Features) -> Tensor:
     """The adapter's delta, computed in the dtype of its own parameters unless autocast decides."""
-    return scaled(adapter.delta(_as_read(adapter, features)), strength_of(adapter))
+    delta = adapter.delta(_as_read(adapter, features))
+    if not captured() and delta.shape != features.values.shape:
+        raise PlanError(
+            f"a {adapter.kind} adapter must give a delta of shape {tuple(features.values.shape)}, and gave one of "
+            f"{tuple(delta.shape)}"
+        )
+    return scaled(delta, strength_of(adapter))
 
 
 def _as_read(adapter: FeatureAdapter, features: Features) -> Features:
@@ -205,6 +211,17 @@ def base_of(module: nn.Module, adapter: WeightAdapter) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in found.items() if tensor is not None}
 
 
+def _change(module: nn.Module, name: str, adapter: WeightAdapter) -> Tensor:
+    """An adapter's change of one parameter; of another shape it would be spread over the parameter without a word."""
+    change = adapter.change(base_of(module, adapter)).get(name)
+    wanted = module._parameters[name]
+    if change is None or wanted is None or change.shape != wanted.shape:
+        found = "none" if change is None else f"one of shape {tuple(change.shape)}"
+        shape = None if wanted is None else tuple(wanted.shape)
+        raise PlanError(f"a {adapter.kind} adapter must give a change of {name} of shape {shape}, and gave {found}")
+    return change
+
+
 def adapted_tensor(module: nn.Module, name: str, adapters: list[WeightAdapter], *, exact: bool = False) -> Tensor:
     """A parameter plus each adapter's change times its strength, added in the adapters' dtype.
 
@@ -220,7 +237,7 @@ def adapted_tensor(module: nn.Module, name: str, adapters: list[WeightAdapter], 
     device = weight.device.type
     # Under autocast a product of two float32 matrices would come out in bfloat16, and the sum would be rounded to it.
     with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext():
-        parts = [scaled(a.change(base_of(module, a))[name], strength_of(a)) for a in adapters]
+        parts = [scaled(_change(module, name, adapter), strength_of(adapter)) for adapter in adapters]
         if exact:
             return weight.double() + sum(p.double() for p in parts)
         delta = functools.reduce(torch.add, parts)

@@ -76,7 +76,8 @@ def attach_plan(model: object, plan: Plan, found: dict[str, str] | None = None) 
     first = RECORD not in root.__dict__
     built = build_adapters(root, plan)
     record = _record(root, plan.facts, found) if first else record_of(root)
-    mode = root.training if first else any(p.training for _, _, p in pieces(root))
+    attached = [piece for _, _, piece in pieces(root)]
+    mode = any(piece.training for piece in attached) if attached else root.training
     root.__dict__[RECORD] = record
     record.plans[plan.name] = plan
     try:
