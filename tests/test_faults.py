@@ -404,3 +404,204 @@ def test_an_opened_network_prints_as_one_line() -> None:
     for text in (str(backbone), repr(backbone), repr(dataclasses.replace(backbone, scale=3))):
         assert "\n" not in text
         assert len(text) < 400
+
+
+# --- What two readers found in the second edition of the core --------------------------------------------------------
+
+
+class Wide(nn.Module):
+    """A x1 network for values 0..255."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, 8, 3, padding=1)
+        self.body = nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(4)))
+        self.tail = nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + self.tail(self.body(self.head(x / 255)))).clamp(0, 255)
+
+
+def wide() -> nn.Module:
+    torch.manual_seed(2)
+    return Wide().eval()
+
+
+def test_the_value_range_is_in_the_adapter_file_and_another_one_is_refused(tmp_path: Path) -> None:
+    model = randomise_adapters(lowpeft.adapt(lowpeft.describe(wide(), value_range=(0, 255)), "spatial"))
+    lowpeft.save_adapter(model, tmp_path)
+    x = torch.rand(3, 9, 13)
+    loaded = lowpeft.load_adapter(wide(), tmp_path)
+    assert torch.equal(lowpeft.enhance(loaded, x), lowpeft.enhance(model, x))
+    with pytest.raises(lowpeft.AdapterError, match=r"made with values \(0\.0, 255\.0\).*described with \(0\.0, 1\.0\)"):
+        lowpeft.load_adapter(lowpeft.describe(wide()), tmp_path)
+
+
+def test_facts_that_are_given_for_an_adapted_network_count(tmp_path: Path) -> None:
+    model, x = randomise_adapters(lowpeft.adapt(wide(), "spatial")), torch.rand(3, 9, 13)
+    described = lowpeft.describe(model, value_range=(0, 255))
+    assert lowpeft.describe(described).value_range == (0.0, 255.0)
+    with torch.no_grad():
+        expected = (model(x[None] * 255) / 255).clamp(0, 1)[0]
+    torch.testing.assert_close(lowpeft.enhance(described, x), expected, rtol=0, atol=1e-6)
+    lowpeft.adapt(described, EVERYWHERE, name="second")
+    torch.testing.assert_close(lowpeft.enhance(model, x), expected, rtol=0, atol=1e-6)
+
+
+class To01(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x * 255) / 255
+
+
+def test_a_wrapper_of_ones_own_has_facts_of_its_own() -> None:
+    inner = randomise_adapters(lowpeft.adapt(lowpeft.describe(wide(), value_range=(0, 255)), "spatial"))
+    x = torch.rand(3, 9, 13)
+    torch.testing.assert_close(lowpeft.enhance(To01(inner), x), lowpeft.enhance(inner, x), rtol=0, atol=1e-6)
+
+
+def test_describing_a_model_of_several_views_keeps_it_one() -> None:
+    stereo, views = lowpeft.adapt(build("edsr"), "stereo"), torch.rand(2, 3, 9, 13)
+    described = lowpeft.describe(stereo)
+    assert described.module is stereo
+    for a, b in zip(lowpeft.enhance(described, *views), lowpeft.enhance(stereo, *views), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_facts_are_used_when_stages_are_looked_for() -> None:
+    class Fixed(Wide):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[-2:] != (40, 40):
+                raise ValueError("40x40 px only")
+            return super().forward(x)
+
+    with pytest.raises(PlanError):
+        lowpeft.plan(Fixed().eval(), "stereo")
+    backbone = lowpeft.describe(Fixed().eval(), example=torch.rand(1, 3, 40, 40))
+    assert backbone.fixed_px == 40
+    assert lowpeft.plan(backbone, "stereo").sites
+
+
+def test_a_fork_of_a_later_block_alone_is_found() -> None:
+    root = build("swinir")
+    block = root.layers[1].residual_group.blocks[1]
+
+    class Forked(type(block)):
+        def forward(self, x: Tensor, x_size: tuple[int, int]) -> Tensor:
+            out = super().forward(x, x_size)
+            return out if self.extra is None else out + self.extra(out)
+
+    for layer in root.layers:
+        for each in layer.residual_group.blocks:
+            each.__class__ = Forked
+            each.extra = None
+    block.extra = nn.Linear(12, 12)
+    with pytest.raises(PlanError, match=r"layers\.1\.residual_group\.blocks\.1 .* does not compute"):
+        lowpeft.plan(root, "spatial")
+
+
+@torch.no_grad()
+def test_merging_under_a_disabled_adapter_that_depends_on_the_weight_is_refused_too() -> None:
+    model = build("edsr")
+    lowpeft.adapt(model, EVERYWHERE, name="a")
+    randomise_adapters(lowpeft.adapt(model, DoRAConfig(target="**", rank=1), name="b"))
+    with lowpeft.disabled(model, name="b"), pytest.raises(PlanError, match="merge both together"):
+        lowpeft.merge(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@torch.no_grad()
+def test_adapters_of_a_lower_dtype_do_not_round_the_base(dtype: torch.dtype) -> None:
+    model, x = lowpeft.adapt(build("edsr"), EVERYWHERE), image("edsr")
+    for piece in (m for m in model.modules() if isinstance(m, lowpeft.kinds.LoRA)):
+        piece.to(dtype)
+    assert torch.equal(model(x), build("edsr")(x))
+
+
+def test_doctored_plans_are_refused() -> None:
+    root = build("hat")
+    plan = lowpeft.plan(root, EVERYWHERE)
+    first = plan.sites[0]
+    for change in ({"path": "no.such"}, {"module": "Other"}, {"key": "lora_bias"}, {"shape": (1, 2)}, {"config": None}):
+        site = dataclasses.replace(first, **change)
+        message = refused_and_untouched(root, dataclasses.replace(plan, sites=(site, *plan.sites[1:])))
+        assert "not those of this network" in message
+    with pytest.raises(PlanError, match="a plan comes from"):
+        lowpeft.inject(root, "stereo")
+
+
+class Several(nn.Module):
+    """An image for each image, a figure for each, one for all, a table."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.net, self.form = build("edsr"), form
+
+    def forward(self, x: Tensor) -> object:
+        out = self.net(x)
+        forms = {"dict": {"image": out, "mean": out.mean((1, 2, 3)), "loss": out.mean()}, "object": object()}
+        return forms[self.form]
+
+
+def test_outputs_that_are_tables_are_split_by_view_and_unknown_ones_refused() -> None:
+    model = randomise_adapters(lowpeft.adapt(Several("dict").eval(), StereoConfig(target="net.body.*", every=2)))
+    left, right = 255 * torch.rand(2, 3, 3, 8, 12)
+    one, other = model(left, right)
+    assert one["image"].shape == other["image"].shape == (3, 3, 16, 24)
+    assert one["mean"].shape == (3,)
+    assert one["loss"].dim() == 0
+    model.backbone.form = "object"
+    with pytest.raises(PlanError, match="cannot be told apart"):
+        model(left, right)
+
+
+@pytest.mark.parametrize("views", [([1, 2],), (None,), (torch.rand(1, 3, 8, 12), torch.rand(1, 3, 8, 12).double())])
+def test_views_that_are_none_are_refused(views: tuple[object, ...]) -> None:
+    model = lowpeft.adapt(build("edsr"), "stereo")
+    with pytest.raises(PlanError, match="views"):
+        model(*views)
+
+
+def test_a_model_of_views_whose_adapters_were_taken_out_says_so() -> None:
+    model = lowpeft.adapt(build("edsr"), "stereo")
+    lowpeft.restore(model)
+    with pytest.raises(PlanError, match="taken out"):
+        model(*torch.rand(2, 1, 3, 8, 12))
+
+
+def test_a_network_whose_forward_was_replaced_is_not_adapted_for_several_views() -> None:
+    root = build("edsr")
+    root.forward = root.forward
+    with pytest.raises(PlanError, match="forward of its own on the instance"):
+        lowpeft.adapt(root, "stereo")
+
+
+def test_a_frozen_integer_parameter_does_not_decide_the_dtype_of_images() -> None:
+    class Counted(Wide):
+        def __init__(self) -> None:
+            super().__init__()
+            self.number = nn.Parameter(torch.zeros(1, dtype=torch.long), requires_grad=False)
+            self._parameters.move_to_end("number", last=False) if hasattr(self._parameters, "move_to_end") else None
+
+    network = Counted().eval()
+    x = torch.rand(3, 9, 13)
+    with torch.no_grad():
+        expected = network(x[None]).clamp(0, 1)[0]
+    torch.testing.assert_close(lowpeft.enhance(network, x), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("limits", [(0, float("inf")), (float("nan"), 1), (1, 0)])
+def test_a_value_range_without_an_end_is_refused(limits: tuple[float, float]) -> None:
+    with pytest.raises(PlanError, match="value_range"):
+        lowpeft.describe(wide(), value_range=limits)
+
+
+def test_a_dead_layer_in_one_draw_of_values_is_no_reason_to_refuse() -> None:
+    """Random values of SSF silence the few channels of a tiny network behind a ReLU."""
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model = lowpeft.adapt(ROWS["rcan"].build(), SSFConfig(target="**"))
+        lowpeft.check_trainable(model, image("rcan"))

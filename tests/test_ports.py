@@ -489,10 +489,11 @@ class SideConfig(AdapterConfig):
 class SidePart(RootPart):
     kind = "side"
     acts = True
+    routes = True
 
     def __init__(self, shape: tuple[int, ...], config: SideConfig) -> None:
         super().__init__()
-        self.routes = config.routes
+        self.routed = config.routes
         self.mix = nn.Parameter(torch.zeros(shape[0]))
         self.colour = nn.Parameter(torch.zeros(3))
 
@@ -501,7 +502,7 @@ class SidePart(RootPart):
         return (len(sites),)
 
     def begin(self, forward: Forward) -> None:
-        forward.strengths[self.routes] = forward.args[0].mean()
+        forward.strengths[self.routed] = forward.args[0].mean()
 
     def finish(self, forward: Forward, output: Tensor) -> Tensor:
         means = torch.stack([features.rows.detach().mean((1, 2, 3)) for _, features in forward.seen])
@@ -550,6 +551,56 @@ def test_a_root_part_reads_stages_sets_strengths_and_adds_to_the_output(tmp_path
         lowpeft.save_adapter(model, tmp_path, name="side")
         lowpeft.restore(model, "side")
         assert torch.equal(lowpeft.load_adapter(model, tmp_path, name="side")(x), found)
+
+
+def test_merging_is_refused_beside_a_part_that_routes_and_leaves_one_that_only_acts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, x = side_model(), image("hat")
+    lowpeft.adapt(model, LoRAConfig(target="**.qkv", rank=1), name="lora")
+    randomise_adapters(model)
+    with pytest.raises(PlanError, match="sets the strengths of other adapters"):
+        lowpeft.merge(model)
+    monkeypatch.setattr(SidePart, "begin", RootPart.begin)
+    monkeypatch.setattr(SidePart, "routes", False)
+    with torch.no_grad():
+        expected = model(x)
+        lowpeft.merge(model)
+        torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+    assert set(lowpeft.summary(model).by_kind) == {"side", "spatial"}
+
+
+def test_a_part_that_acts_stays_when_the_weights_of_its_kind_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Acting(lowpeft.kinds.vera.VeRAMatrices):
+        acts = True
+
+        def __init__(self, shape: tuple[int, ...], config: Any) -> None:
+            super().__init__(shape, config)
+            self.colour = nn.Parameter(torch.zeros(3))
+
+        def finish(self, forward: Forward, output: Tensor) -> Tensor:
+            return self.colour[:, None, None] * output
+
+    monkeypatch.setattr(lowpeft.kinds.VeRA, "root_part_class", Acting)
+    model, x = randomise_adapters(lowpeft.adapt(build("edsr"), VeRAConfig(target="body.**", rank=3))), image("edsr")
+    with torch.no_grad():
+        expected = model(x)
+        lowpeft.merge(model)
+        torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-3)
+    assert list(lowpeft.adapter_state_dict(model)) == ["vera_root.colour", "vera_root.a", "vera_root.b"]
+
+
+@pytest.mark.parametrize("mistake", ["no such adapter", "not said"])
+def test_a_part_sets_strengths_of_adapters_that_there_are_and_says_so(
+    mistake: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = side_model()
+    if mistake == "not said":
+        monkeypatch.setattr(SidePart, "routes", False)
+    else:
+        lowpeft.restore(model, "other")
+    with pytest.raises(PlanError, match=r"must say|attached are side"):
+        model(image("hat"))
 
 
 def test_a_root_part_is_trained_and_restored_like_any_adapter() -> None:
@@ -732,15 +783,54 @@ class Wrong(WeightAdapter):
             raise ValueError("in the start")
 
     def change(self, base: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return {"wieght": self.number} if self.how == "name" else {"weight": self.number}
+        if self.how == "attribute":
+            return {"weight": self.gian}
+        shape = () if self.how == "shape" else base["weight"].shape
+        name = "wieght" if self.how == "name" else "weight"
+        return {name: (self.number + float(self.how == "not zero")).expand(shape)}
 
 
-@pytest.mark.parametrize("how", ["shape", "name"])
-def test_a_change_of_another_shape_or_name_is_an_error_and_not_spread_over_the_weight(how: str) -> None:
+@pytest.mark.parametrize("how", ["shape", "name", "not zero", "attribute"])
+def test_a_kind_that_breaks_its_contract_is_refused_when_it_is_attached(how: str) -> None:
     lowpeft.register_adapter(WrongConfig, Wrong)
-    model = lowpeft.adapt(build("edsr"), WrongConfig(target="**", how=how))
-    with pytest.raises(PlanError, match="must give a change of weight of shape"):
+    root = build("edsr")
+    classes = [type(m) for m in root.modules()]
+    expected = {"not zero": (PlanError, "must add nothing"), "attribute": (AttributeError, "gian")}
+    error, message = expected.get(how, (PlanError, "must give a change of weight of shape"))
+    with pytest.raises(error, match=message):
+        lowpeft.adapt(root, WrongConfig(target="**", how=how))
+    assert [type(m) for m in root.modules()] == classes
+
+
+def test_an_attribute_error_in_a_change_is_not_taken_for_a_missing_weight() -> None:
+    lowpeft.register_adapter(WrongConfig, Wrong)
+    model = lowpeft.adapt(build("edsr"), WrongConfig(target="**", how="fine"))
+    for module in model.modules():
+        if isinstance(module, Wrong):
+            module.how = "attribute"
+    with pytest.raises(RuntimeError, match="gian"):
         model(image("edsr"))
+
+
+def test_a_feature_kind_that_is_not_zero_when_new_is_refused() -> None:
+    class Shifting(Beside):
+        def delta(self, features: Features) -> Tensor:
+            return super().delta(features) + 1
+
+    lowpeft.register_adapter(BesideConfig, Shifting)
+    with pytest.raises(PlanError, match="must add nothing"):
+        lowpeft.adapt(build("edsr"), BesideConfig(target="body.*.body"))
+
+
+def test_a_kind_whose_parts_are_not_written_is_refused_when_registered() -> None:
+    class Half(RootPart):
+        kind = "beside"
+
+    class WithHalf(Beside):
+        root_part_class = Half
+
+    with pytest.raises(PlanError, match="Half leaves shape_for to be written"):
+        lowpeft.register_adapter(BesideConfig, WithHalf)
 
 
 @pytest.mark.parametrize("how", ["init", "start"])

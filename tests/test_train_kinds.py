@@ -258,3 +258,47 @@ def test_a_frozen_adapter_stays_and_the_trained_one_is_saved_alone(tmp_path: Pat
 def test_two_trained_adapters_do_not_go_into_one_folder(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="freeze the others"):
         train(two_adapters(), Samples(views=1), SETTINGS, out=tmp_path)
+
+
+def test_a_calibrated_frozen_adapter_is_not_calibrated_again_beside_a_new_one(tmp_path: Path) -> None:
+    model = learnt_model()
+    train(model, Samples(views=1), SETTINGS)
+    for _, parameter in lowpeft.adapter_parameters(model):
+        parameter.requires_grad_(False)
+    old = {n: t.clone() for n, t in lowpeft.adapter_state_dict(model).items()}
+    lowpeft.adapt(model, LearntConfig(target=LAYERS), name="new")
+    train(model, Samples(views=1), SETTINGS, out=tmp_path)
+    assert_same_tensors(lowpeft.adapter_state_dict(model, name="default"), old)
+    assert not any(p.requires_grad for _, p in lowpeft.adapter_parameters(model, name="default"))
+
+
+def test_calibrating_keeps_strength_switch_and_dtype() -> None:
+    model = learnt_model().double()
+    lowpeft.set_strength(model, 0.25)
+    with lowpeft.disabled(model):
+        batch = torch.rand(2, 3, 12, 24).double(), torch.rand(2, 3, 24, 48).double()
+        lowpeft.calibrate(model, [batch], loss=nn.functional.l1_loss)
+        assert not any(p.enabled for p in model.modules() if isinstance(p, Learnt))
+    pieces = [p for p in model.modules() if isinstance(p, Learnt)]
+    assert {p.strength for p in pieces} == {0.25}
+    assert {p.b.dtype for p in pieces} == {torch.float64}
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        [torch.rand(2, 3, 12, 24)],
+        torch.rand(2, 3, 12, 24),
+        [(torch.rand(0, 3, 12, 24), torch.rand(0, 3, 24, 48))],
+        [(torch.rand(2, 3, 12, 24), torch.rand(1, 3, 24, 48))],
+        [(torch.rand(2, 3, 12, 24), torch.full((2, 3, 24, 48), float("nan")))],
+        [(None, None)],
+    ],
+    ids=["no pair", "one tensor", "no images", "too few targets", "nan", "none"],
+)
+def test_batches_that_calibrate_cannot_use_are_refused(batches: Any) -> None:
+    model = learnt_model()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    with pytest.raises(PlanError):
+        lowpeft.calibrate(model, batches, loss=nn.functional.l1_loss)
+    assert_same_tensors(model.state_dict(), before)

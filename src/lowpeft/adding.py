@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import replace
@@ -173,6 +174,17 @@ def _with_item(output: Any, item: int, new: Tensor) -> Any:
     return output._make(values) if hasattr(output, "_make") else type(output)(values)
 
 
+def added_to_random_features(adapter: FeatureAdapter, channels: int) -> Tensor:
+    """What a feature adapter adds to a scene of random features of its channels, (V,16,24,C)."""
+    size, views = (16, 24), adapter.attachment.views
+    parameter = next(itertools.chain(adapter.parameters(), adapter.buffers()), torch.zeros(()))
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(views, *size, channels, generator=generator).to(parameter.device)
+    values = values.to(parameter.dtype) if parameter.is_floating_point() else values
+    features = Features(values, Layout.NHWC, size, views)
+    return adapter.tokens(features).gate if isinstance(adapter, TokenAdapter) else _delta(adapter, features)
+
+
 class BlockPorts:
     """The active adapters of one block during one call; `lowpeft.families.Ports` is its contract."""
 
@@ -211,7 +223,7 @@ def base_of(module: nn.Module, adapter: WeightAdapter) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in found.items() if tensor is not None}
 
 
-def _change(module: nn.Module, name: str, adapter: WeightAdapter) -> Tensor:
+def change_of(module: nn.Module, name: str, adapter: WeightAdapter) -> Tensor:
     """An adapter's change of one parameter; of another shape it would be spread over the parameter without a word."""
     change = adapter.change(base_of(module, adapter)).get(name)
     wanted = module._parameters[name]
@@ -237,8 +249,9 @@ def adapted_tensor(module: nn.Module, name: str, adapters: list[WeightAdapter], 
     device = weight.device.type
     # Under autocast a product of two float32 matrices would come out in bfloat16, and the sum would be rounded to it.
     with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext():
-        parts = [scaled(_change(module, name, adapter), strength_of(adapter)) for adapter in adapters]
+        parts = [scaled(change_of(module, name, adapter), strength_of(adapter)) for adapter in adapters]
         if exact:
             return weight.double() + sum(p.double() for p in parts)
         delta = functools.reduce(torch.add, parts)
-        return (weight.to(delta.dtype) + delta).to(weight.dtype)
+        dtype = torch.promote_types(weight.dtype, delta.dtype)
+        return (weight.to(dtype) + delta.to(dtype)).to(weight.dtype)

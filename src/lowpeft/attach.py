@@ -178,7 +178,7 @@ def _acting_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
         token = FORWARD.set(under_way)
         try:
             for part in parts:
-                part.begin(under_way)
+                _begin(self, part, under_way)
             output = inner(self, *args, **kwargs)
             for part in parts:
                 output = _with_addition(part, under_way, output)
@@ -189,12 +189,31 @@ def _acting_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
+def _begin(root: nn.Module, part: RootPart, under_way: Forward) -> None:
+    """Let a part see the input; refuse strengths that it may not set, or of adapters that there are not."""
+    before = dict(under_way.strengths)
+    part.begin(under_way)
+    changed = [n for n, s in under_way.strengths.items() if n not in before or before[n] is not s]
+    if changed and not part.routes:
+        raise PlanError(
+            f"a {part.kind} part sets strengths ({', '.join(changed)}), so its class must say `routes = True`"
+        )
+    attached = {name for _, _, slot in slots(root) for name, _ in slot.named_children()}
+    unknown = sorted(set(changed) - attached)
+    if unknown:
+        raise PlanError(
+            f"a {part.kind} part sets the strength of {', '.join(unknown)}; attached are {', '.join(sorted(attached))}"
+        )
+
+
 def _with_addition(part: RootPart, under_way: Forward, output: Any) -> Any:
     """The network's output with what a root part adds to the image in it."""
     image = output if part.output is None else getattr(output, part.output)
     added = part.finish(under_way, image)
     if added is None:
         return output
+    if added.shape != image.shape:
+        raise PlanError(f"a {part.kind} part must add to images of {tuple(image.shape)}, not {tuple(added.shape)}")
     image = image + laid_out_like(scaled(added, part.strength), image)
     if part.output is None:
         return image
@@ -225,7 +244,10 @@ def _tensor_property(name: str) -> property:
         weight = self._parameters[name]
         slot = slot_of(self)
         adapters = on_tensor(slot, name) if slot is not None and weight is not None else []
-        return adapted_tensor(self, name, adapters) if adapters else weight
+        try:
+            return adapted_tensor(self, name, adapters) if adapters else weight
+        except AttributeError as error:  # torch would take it for a missing attribute, and return the frozen parameter
+            raise RuntimeError(f"an adapter of {name} failed: {error}") from error
 
     return property(read, doc=f"The base's {name} plus what its adapters add.")
 

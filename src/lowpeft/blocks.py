@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from .adding import BlockPorts
 from .attach import original_class
 from .errors import PlanError
-from .families import BlockForward, get_block
+from .families import BlockForward, base_modules, base_parameters, get_block
+from .kinds import FeatureAdapter
+from .layouts import ExtraTokens, Layout, Size
 from .probe import twin_of
 
 CLOSE = 1e-5
@@ -18,7 +20,7 @@ CLOSE = 1e-5
 def check_block(checked: set[tuple[object, ...]], path: str, module: nn.Module, name: str) -> None:
     """Refuse a block whose own forward is not the one that a block forward stands for.
 
-    One block of each class (and of each setting of its plain attributes, such as the shift) is run both ways; a fork
+    One block of each class and make (plain attributes such as the shift, parts, shapes) is run both ways; a fork
     that changed the block (a mask also in unshifted blocks, say) would otherwise start from another network without a
     word.
 
@@ -31,12 +33,35 @@ def check_block(checked: set[tuple[object, ...]], path: str, module: nn.Module, 
     Raises:
         PlanError: The results differ by a bit, or, for a block forward that is only close, by more than `CLOSE`.
     """
-    plain = {k: v for k, v in vars(module).items() if isinstance(v, (bool, int, float, str, tuple))}
-    key = (original_class(module), name, repr(sorted(plain.items())))
+    plain = {k: v for k, v in vars(module).items() if v is None or isinstance(v, (bool, int, float, str, tuple))}
+    parts = [(path, original_class(part)) for path, part in base_modules(module)]
+    shapes = [(path, tuple(parameter.shape)) for path, parameter in base_parameters(module)]
+    missing = [path for path, part in module._modules.items() if part is None]
+    key = (original_class(module), name, repr((sorted(plain.items()), parts, shapes, missing)))
     if key not in checked:
         if problem := block_problem(module, get_block(name)):
             raise PlanError(f"{path} ({original_class(module).__module__}.{original_class(module).__name__}) {problem}")
         checked.add(key)
+
+
+class _Asked(BlockPorts):
+    """No adapters, and the ports that a block forward asks for."""
+
+    def __init__(self, adapters: dict[str, list[FeatureAdapter]]) -> None:
+        super().__init__(adapters)
+        self.asked: set[str] = set()
+
+    def wants(self, port: str) -> bool:
+        self.asked.add(port)
+        return super().wants(port)
+
+    def delta(self, port: str, values: Tensor, layout: Layout, size: Size | None) -> Tensor | None:
+        self.asked.add(port)
+        return super().delta(port, values, layout, size)
+
+    def tokens(self, port: str, values: Tensor, layout: Layout, size: Size | None) -> list[ExtraTokens]:
+        self.asked.add(port)
+        return super().tokens(port, values, layout, size)
 
 
 def block_problem(module: nn.Module, block: BlockForward) -> str | None:
@@ -50,9 +75,15 @@ def block_problem(module: nn.Module, block: BlockForward) -> str | None:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             arguments = block.example(twin)
             own = own_class.forward(twin, *(a.clone() if isinstance(a, Tensor) else a for a in arguments))
-            ours = block.forward(twin, BlockPorts({}), *arguments)
+            ports = _Asked({})
+            ours = block.forward(twin, ports, *arguments)
     except Exception as error:  # noqa: BLE001  (whatever another copy of the code raises means: another block)
         return f"cannot be run as {advice} ({type(error).__name__}: {error})"
     (a, b) = (x[0] if isinstance(x, tuple) else x for x in (own, ours))
     same = torch.equal(a, b) if block.exact else torch.allclose(a, b, rtol=CLOSE, atol=CLOSE * float(a.abs().max()))
-    return None if same else f"does not compute (largest difference {(a - b).abs().max():.3g}) what {advice}"
+    if not same:
+        return f"does not compute (largest difference {(a - b).abs().max():.3g}) what {advice}"
+    silent = sorted(block.ports - ports.asked)
+    if silent:
+        return f"is run by the block forward {block.name}, which never asks for what its ports {', '.join(silent)} add"
+    return None

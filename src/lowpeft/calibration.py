@@ -9,11 +9,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .adding import base_of
 from .errors import PlanError
 from .families import SLOT
-from .injection import build_adapters, pieces, replace_adapters
-from .kinds import Adapter, Calibrator, FeatureAdapter, TokenAdapter, WeightAdapter, get_kind
+from .injection import build_adapters, pieces, replace_adapters, start_problem
+from .kinds import Adapter, Calibrator, FeatureAdapter, TokenAdapter, get_kind
 from .layouts import Features
 from .planning import Plan
 from .probe import copy_of
@@ -25,10 +24,19 @@ Loss = Callable[[Any, Any], Tensor]
 
 
 def needs_calibration(model: object) -> bool:
-    """Whether an attached adapter starts from data, and has not yet."""
-    root = unwrap(model)
+    """Whether an attached adapter that is trained starts from data, and has not yet."""
+    return bool(_not_started(unwrap(model)))
+
+
+def _not_started(root: nn.Module) -> list[str]:
+    """The adapters with a start from data that have not had it, frozen ones left out."""
+    waiting = {
+        name
+        for name, _, piece in pieces(root)
+        if piece.calibrator_class is not None and any(p.requires_grad for p in piece.parameters())
+    }
     record = record_of(root)
-    return any(piece.calibrator_class is not None and name not in record.calibrated for name, _, piece in pieces(root))
+    return [name for name in record.plans if name in waiting - record.calibrated]
 
 
 def calibrate(
@@ -38,8 +46,8 @@ def calibrate(
 
     A copy of the network runs once over the batches, in eval mode. Each kind sees what it asks for at all of its sites,
     may settle other shapes (ranks, numbers of entries), and writes its start into new adapters, which then replace the
-    old ones all at once. They still add exactly zero. What was learned is saved with the adapter.
-    `lowpeft.training.train` calls this itself.
+    old ones all at once: make an optimiser afterwards. They still add exactly zero. What was learned is saved with the
+    adapter. `lowpeft.training.train` calls this itself.
 
     Args:
         model: An adapted model, before its adapters are trained.
@@ -47,7 +55,7 @@ def calibrate(
             `loss`, pairs of such inputs and the target.
         loss: From the model's output and the target to a number, for kinds that ask for gradients; it is called for one
             image (or scene) at a time.
-        name: Only this adapter.
+        name: Only this adapter, also if it has had its start. By default all that are not frozen and have not.
 
     Returns:
         The number of sites that were started, by kind; empty where no kind learns from data.
@@ -60,7 +68,7 @@ def calibrate(
     record = record_of(root)
     if name is not None:
         check_name(root, name)
-    chosen = [n for n in record.plans if name in (None, n)]
+    chosen = [name] if name is not None else _not_started(root)
     runs = [run for n in chosen for run in _runs(root, record.plans[n])]
     if not runs:
         return {}
@@ -71,6 +79,8 @@ def calibrate(
         raise PlanError(
             f"the kinds {', '.join(kinds)} start from gradients: give loss= and batches of (inputs, target)"
         )
+    if isinstance(batches, Tensor):
+        raise PlanError("batches are inputs one after the other: give a list of tensors, not one tensor")
     _observe(module, runs, batches, loss, gradients="gradients" in wanted)
     started = _start(root, record.plans, runs)
     record.calibrated.update(run.name for run in runs)
@@ -100,13 +110,12 @@ def _runs(root: nn.Module, plan: Plan) -> list[_Run]:
 
 
 def _refuse_trained(root: nn.Module, runs: list[_Run]) -> None:
-    """Refuse weight adapters whose change is not zero: learning a start would throw away what was trained."""
+    """Refuse adapters that add something: learning a start would throw away what was trained."""
     for run in runs:
         for at, adapter in run.calibrator.adapters.items():
-            if isinstance(adapter, WeightAdapter):
-                change = adapter.change(base_of(root.get_submodule(run.sites[at].path), adapter))
-                if any(bool(c.any()) for c in change.values()):
-                    raise PlanError(f"{at} has been trained already; calibrate before training")
+            site = run.sites[at]
+            if start_problem(root.get_submodule(site.path), site, adapter):
+                raise PlanError(f"{at} has been trained already; calibrate before training")
 
 
 # --- the pass over the data ------------------------------------------------------------------------------------------
@@ -124,8 +133,7 @@ def _observe(
     count = 0
     with torch.random.fork_rng(devices=[]):
         for batch in batches:
-            inputs, target = batch if loss is not None else (batch, None)
-            arguments = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+            arguments, target = _checked(batch, loss)
             count += 1
             if not gradients:
                 with torch.no_grad():
@@ -136,6 +144,26 @@ def _observe(
                 _show_gradients(root, runs)
     if not count:
         raise PlanError("there are no batches to learn from")
+
+
+def _checked(batch: object, loss: Loss | None) -> tuple[tuple[Tensor, ...], Any]:
+    """The arguments of one call, and the target.
+
+    Raises:
+        PlanError: The batch is not what `calibrate` takes.
+    """
+    inputs, target = batch, None
+    if loss is not None:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise PlanError(f"with loss= a batch is a pair (inputs, target), not a {type(batch).__name__}")
+        inputs, target = batch
+    arguments = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+    if not arguments or not all(isinstance(a, Tensor) and a.dim() and len(a) for a in arguments):
+        raise PlanError("a batch's inputs are a tensor or a tuple of tensors, with at least one image")
+    targets = target if isinstance(target, (tuple, list)) else (target,)
+    if loss is not None and not all(isinstance(t, Tensor) and t.dim() and len(t) == len(arguments[0]) for t in targets):
+        raise PlanError(f"a batch's target must be for its {len(arguments[0])} images: a tensor, or one for each view")
+    return cast(tuple[Tensor, ...], arguments), target
 
 
 def _listen(root: nn.Module, run: _Run, at: str, site: Site) -> None:
@@ -178,7 +206,12 @@ def _backward(twin: nn.Module, inputs: tuple[Tensor, ...], target: Any, loss: Lo
     for parameter in twin.parameters():
         parameter.grad = None
     with torch.enable_grad():
-        torch.autograd.backward(loss(twin(*inputs), target))
+        value = loss(twin(*inputs), target)
+        if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+            raise PlanError("loss= must give one number, as a tensor that depends on the model's output")
+        if not torch.isfinite(value).all():
+            raise PlanError(f"the loss of an image is {value.item()}")
+        torch.autograd.backward(value)
 
 
 def _show_gradients(root: nn.Module, runs: list[_Run]) -> None:
@@ -227,8 +260,5 @@ def _settled(site: Site, config: Any) -> Site:
 
 def _refuse_change(root: nn.Module, run: _Run, built: list[tuple[Site, Adapter]]) -> None:
     for site, adapter in built:
-        if isinstance(adapter, WeightAdapter):
-            with torch.no_grad():
-                change = adapter.change(base_of(root.get_submodule(site.path), adapter))
-            if any(bool(c.any()) for c in change.values()):
-                raise PlanError(f"the start of {run.kind} on {site.path} changes the network, and a start must not")
+        if start_problem(root.get_submodule(site.path), site, adapter):
+            raise PlanError(f"the start of {run.kind} on {site.path} changes the network, and a start must not")

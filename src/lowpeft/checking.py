@@ -15,6 +15,9 @@ from .probe import copy_of, first_that_works
 from .record import module_of, root_of
 from .views import MultiViewModel
 
+SPREADS = (0.1, 0.02, 0.3)
+"""Standard deviations of the adapters' random values, one draw after the other until every gradient is there."""
+
 
 def check_trainable(model: object, *example: Tensor) -> None:
     """Run one step's forward and backward in training mode and refuse trainable tensors that get no gradient.
@@ -33,15 +36,28 @@ def check_trainable(model: object, *example: Tensor) -> None:
     module = module_of(model)
     if not any(p.requires_grad for p in module.parameters()):
         raise PlanError("no parameter of the model requires a gradient")
-    inputs = tuple(x.clone() for x in example) or _inputs_for(module)
-    copy = copy_of(module).train()
-    generator = torch.Generator().manual_seed(0)
+    inputs = example or _inputs_for(module)
+    missing: dict[str, str] | None = None
+    for seed, spread in enumerate(SPREADS):
+        found = _problems(copy_of(module).train(), tuple(x.clone() for x in inputs), seed, spread)
+        # Random values may silence a layer behind a ReLU: only a tensor that no draw reaches is named.
+        missing = found if missing is None else {n: p for n, p in found.items() if n in missing}
+        if not missing:
+            return
+    count = sum(p.requires_grad for p in module.parameters())
+    problems = [f"{name}: {problem}" for name, problem in (missing or {}).items()]
+    raise PlanError(f"{len(problems)} of {count} trainable tensors cannot be trained:", problems=problems)
+
+
+def _problems(copy: nn.Module, inputs: tuple[Tensor, ...], seed: int, spread: float) -> dict[str, str]:
+    """What is wrong with the gradients of one draw of the adapters' values, by name; writes the copy."""
+    generator = torch.Generator().manual_seed(seed)
     trainable = {n: p for n, p in copy.named_parameters() if p.requires_grad}
     with torch.no_grad():
         for name, parameter in trainable.items():
             parameter.grad = None
             if SLOT in name.split("."):
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         loss = sum((_weighted(t, generator) for t in _float_tensors(copy(*inputs))), start=torch.zeros(()))
         if isinstance(loss, Tensor) and loss.requires_grad:
@@ -52,9 +68,8 @@ def check_trainable(model: object, *example: Tensor) -> None:
         if isinstance(piece, Adapter)
         for n in piece.zero_gradients
     }
-    missing = [problem for n, p in trainable.items() if (problem := _gradient_problem(n, p, id(p) in expected))]
-    if missing:
-        raise PlanError(f"{len(missing)} of {len(trainable)} trainable tensors cannot be trained:", problems=missing)
+    found = {n: _gradient_problem(p, id(p) in expected) for n, p in trainable.items()}
+    return {n: problem for n, problem in found.items() if problem is not None}
 
 
 def _inputs_for(module: nn.Module) -> tuple[Tensor, ...]:
@@ -64,13 +79,13 @@ def _inputs_for(module: nn.Module) -> tuple[Tensor, ...]:
     return (batch,)
 
 
-def _gradient_problem(name: str, parameter: nn.Parameter, may_be_zero: bool) -> str | None:
+def _gradient_problem(parameter: nn.Parameter, may_be_zero: bool) -> str | None:
     if parameter.grad is None:
-        return f"{name}: the output does not depend on it"
+        return "the output does not depend on it"
     if not torch.isfinite(parameter.grad).all():
-        return f"{name}: its gradient is not finite"
+        return "its gradient is not finite"
     if not parameter.grad.any() and not may_be_zero:
-        return f"{name}: its gradient is zero everywhere"
+        return "its gradient is zero everywhere"
     return None
 
 

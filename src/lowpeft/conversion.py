@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from .attach import original_class
 from .errors import AdapterError
+from .facts import RECORD
 from .families import base_parameters, find_places, recognise
 from .families.swinir import SWIN2SR, SWIN2SR_TRANSFORMERS
 from .files import AdapterFile, read_adapter, save_adapter
@@ -38,7 +39,7 @@ from .fingerprint import Fingerprint, compare, fingerprint
 from .injection import inject, restore
 from .model import load_adapter_state_dict
 from .planning import plan_sites
-from .record import RECORD, root_of
+from .record import root_of
 from .sites import Site, site_key
 
 OFFICIAL, TRANSFORMERS = 0, 1  # the sides of a row

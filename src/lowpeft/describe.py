@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import fields
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +17,7 @@ from .facts import Backbone, Facts, ImageFacts
 from .families import Recognised, recognise
 from .layouts import Size
 from .probe import MOST_RUNS, examples, twin_of
-from .record import is_adapted, record_of, root_of, unwrap
+from .record import is_adapted, module_of, record_of, root_of, unwrap
 
 MULTIPLES_PX = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 """Side multiples that are tried, in this order; the first at which the network runs is taken."""
@@ -23,8 +25,8 @@ MULTIPLES_PX = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 
 PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103)
 """Sides of m·p and m·q for primes p and q are multiples of no other candidate, unless it divides m."""
 
-PASSED_ON = frozenset({"module"})
-"""Names under which DataParallel and DDP hold a network whose input and output they do not change."""
+PASSED_ON = frozenset({"module", "_orig_mod", "backbone"})
+"""Names under which DataParallel, DDP, torch.compile and models of views hold a network, whose images they pass on."""
 
 
 def describe(  # noqa: PLR0913  (one argument for each fact)
@@ -70,12 +72,14 @@ def describe(  # noqa: PLR0913  (one argument for each fact)
     }
     given = {name: value for name, value in given.items() if value is not None}
     _check(given)
+    if example is not None and not isinstance(example, Tensor):
+        raise PlanError(f"example= must be an N,C,H,W tensor, not a {type(example).__name__}")
     root, known = root_of(module), _known(module)
     if known is None:
         facts = _measured(root, given, example)
     else:
         facts = Facts(**{**known.values, **given, "notes": _without(known.notes, given)})
-    return Backbone(module=root, **facts.values)
+    return Backbone(module=module_of(module), **facts.values)
 
 
 def _check(given: Mapping[str, Any]) -> None:
@@ -86,7 +90,8 @@ def _check(given: Mapping[str, Any]) -> None:
     ]
     limits = given.get("value_range")
     if limits is not None:
-        numbers = isinstance(limits, (tuple, list)) and all(type(v) in (int, float) for v in limits)
+        pair = isinstance(limits, (tuple, list))
+        numbers = pair and all(type(v) in (int, float) and math.isfinite(v) for v in limits)
         if not numbers or len(limits) != 2 or not limits[0] < limits[1]:
             problems.append(f"value_range must be the lowest and the highest value, not {limits!r}")
     problems += [
@@ -100,9 +105,19 @@ def _check(given: Mapping[str, Any]) -> None:
 
 def _known(model: object) -> Facts | None:
     """Facts that came with the model: a `Backbone`'s, or those in the record of an adapted network."""
-    if isinstance(model, Backbone) and not is_adapted(model):
+    if isinstance(model, Backbone):
         return model.facts
-    return record_of(unwrap(model)).facts if is_adapted(model) else None
+    if not is_adapted(model):
+        return None
+    root, holder = root_of(model), unwrap(model)
+    path = next(name for name, module in root.named_modules() if module is holder)
+    # Any other module around the adapted network may change what goes in and comes out.
+    return record_of(holder).facts if set(filter(None, path.split("."))) <= PASSED_ON else None
+
+
+def is_described(model: object) -> bool:
+    """Whether facts come with the model, so that nothing has to be measured."""
+    return _known(model) is not None
 
 
 def facts_of(model: object) -> Facts:
@@ -156,10 +171,13 @@ def family_facts(root: nn.Module, found: Recognised | None) -> dict[str, Any]:
         return {}
     if found.family.facts is None:
         return {"output": found.family.output}
+    names = {field.name for field in fields(Facts)}
     try:
         facts = dict(found.family.facts(root.get_submodule(found.prefix)))
     except (AttributeError, KeyError, IndexError, TypeError):  # another copy of the code, with other attributes
         return {}
+    if unknown := sorted(facts.keys() - names):
+        raise PlanError(f"the family {found.family.name!r} tells facts that there are not: {', '.join(unknown)}")
     return {"output": found.family.output, **facts}
 
 
@@ -179,8 +197,10 @@ def _run(
     scale = known.get("scale") or network.scale_of(x)
     facts: dict[str, Any] = {"scale": scale, "channels": x.shape[1], "output": network.output}
     notes = [f"scale: x{scale}, measured", f"channels: {x.shape[1]}, measured"]
-    sizes, note = network.sizes(x, scale)
-    return facts | sizes, [*notes, note]
+    if known.keys().isdisjoint(("size_multiple", "fixed_px")):
+        sizes, note = network.sizes(x, scale)
+        facts, notes = facts | sizes, [*notes, note]
+    return facts, list(_without(tuple(notes), known))
 
 
 class _Runs:

@@ -7,6 +7,9 @@ from typing import Any
 
 from torch import nn
 
+RECORD = "_lowpeft_record"
+"""The attribute of an adapted root module that holds its `lowpeft.record.Record`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:

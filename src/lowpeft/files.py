@@ -24,7 +24,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .card import model_card
+from .describe import facts_of, is_described
 from .errors import AdapterError, LowpeftError
+from .facts import Facts
 from .families import base_parameters
 from .fingerprint import Fingerprint, compare, digest, digests, fingerprint, fingerprint_from_dict
 from .injection import attach_plan, restore
@@ -32,7 +34,16 @@ from .model import adapter_state_dict, load_adapter_state_dict, only_name, tenso
 from .planning import plan_sites
 from .recipes import Recipe, recipe_from_dict, recipe_to_dict
 from .record import Record, record_of, root_of, unwrap
-from .site_values import SCHEMA, SCHEMAS, sites_from_dicts, sites_to_dicts, with_new_keys
+from .site_values import (
+    SCHEMA,
+    SCHEMAS,
+    facts_from_dict,
+    facts_to_dict,
+    other_facts,
+    sites_from_dicts,
+    sites_to_dicts,
+    with_new_keys,
+)
 from .sites import Site, build
 from .version import version
 
@@ -51,6 +62,7 @@ class AdapterFile:
         base: Fingerprint of the base.
         facts: What the writer wanted to be known (figures, names of data and weights).
         calibrated: Whether the adapter has learned its start from data.
+        network: Facts of the network that the adapter was made on (value range, scale, …); None in schema 1.
         tensors: Tensors by key, on the CPU.
     """
 
@@ -60,6 +72,7 @@ class AdapterFile:
     base: Fingerprint
     facts: dict[str, Any]
     calibrated: bool
+    network: Facts | None
     tensors: dict[str, Tensor]
 
     @property
@@ -129,6 +142,7 @@ def _config(record: Record, name: str, tensors: dict[str, Tensor], facts: dict[s
         "recipe": recipe_to_dict(plan.recipe),
         "base": record.base.as_dict(),
         "family": plan.family,
+        "network": facts_to_dict(record.facts),
         "sites": sites_to_dicts(plan.sites),
         "calibrated": name in record.calibrated,
         "facts": facts,
@@ -206,6 +220,7 @@ def read_adapter(folder: str | Path) -> AdapterFile:
         recipe = recipe_from_dict(config["recipe"], origin="its recipe")
         sites = sites_from_dicts(config["sites"], schema=config["schema"])
         calibrated = config.get("calibrated", False) is True
+        network = facts_from_dict(config["network"]) if "network" in config else None
         facts, base = dict(config["facts"]), fingerprint_from_dict(config["base"])
         tensors = with_new_keys(tensors, sites, schema=config["schema"])
         problems += tensor_problems(_expected(sites), tensors)
@@ -216,7 +231,14 @@ def read_adapter(folder: str | Path) -> AdapterFile:
     if problems:
         raise AdapterError(f"{directory} cannot be used:", problems=problems)
     return AdapterFile(
-        config=config, recipe=recipe, sites=sites, base=base, facts=facts, calibrated=calibrated, tensors=tensors
+        config=config,
+        recipe=recipe,
+        sites=sites,
+        base=base,
+        facts=facts,
+        calibrated=calibrated,
+        network=network,
+        tensors=tensors,
     )
 
 
@@ -296,12 +318,14 @@ def load_adapter(
     root = root_of(model)
     found = digests(root)
     problems = compare(adapter.base, fingerprint(root, found))
+    if adapter.network is not None and is_described(model):
+        problems += other_facts(adapter.network, facts_of(model))
     if problems and not force:
         raise AdapterError(
             f"the adapter {str(folder_or_repo_id)!r} belongs to another base (force=True attaches it all the same):",
             problems=problems,
         )
-    plan = plan_sites(model, adapter.recipe, adapter.sites, name=name, measure=bool(problems))
+    plan = plan_sites(model, adapter.recipe, adapter.sites, name=name, measure=bool(problems), facts=adapter.network)
     adapted = attach_plan(model, plan, found)
     try:
         load_adapter_state_dict(adapted, adapter.tensors, name=name)

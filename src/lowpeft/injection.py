@@ -8,21 +8,22 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import nn
 
-from .adding import base_of
+from .adding import added_to_random_features, base_of, change_of
 from .attach import can_checkpoint, facets_of, set_facets
 from .blocks import block_problem
 from .describe import facts_of
 from .errors import PlanError
-from .facts import Facts
+from .facts import RECORD, Facts
 from .families import SLOT, base_modules, base_parameters, get_block
 from .fingerprint import digests, fingerprint
-from .kinds import Adapter, RootPart, WeightAdapter
+from .kinds import Adapter, FeatureAdapter, RootPart, WeightAdapter
 from .planning import Plan, check_plan
-from .record import RECORD, Record, check_name, module_of, record_of, root_of, unwrap
+from .record import Record, check_name, module_of, record_of, root_of, unwrap
 from .sites import Site, build
 from .slots import Slot, drop, group_in, pieces_in, slot_of, slots
 from .views import MultiViewModel, StereoModel
@@ -80,11 +81,13 @@ def attach_plan(model: object, plan: Plan, found: dict[str, str] | None = None) 
     mode = any(piece.training for piece in attached) if attached else root.training
     root.__dict__[RECORD] = record
     record.plans[plan.name] = plan
+    told, record.facts = record.facts, plan.facts
     try:
         for site, adapter in built:
             _attach(modules[site.path], plan.name, site, adapter, record.forwards.get(site.path))
         _set_root_facets(root, record)
     except BaseException:
+        record.facts = told
         restore(root, name=plan.name)
         raise
     for _, parameter in base_parameters(root):
@@ -92,13 +95,13 @@ def attach_plan(model: object, plan: Plan, found: dict[str, str] | None = None) 
     root.train(mode)
     if facets_of(root).views == 1 or isinstance(module_of(model), MultiViewModel):
         return module_of(model)
-    return _of_views(root, facets_of(root).views, plan.facts.output)
+    return _of_views(root, facets_of(root).views, plan.facts)
 
 
-def _of_views(root: nn.Module, views: int, output: str | None) -> MultiViewModel:
+def _of_views(root: nn.Module, views: int, facts: Facts) -> MultiViewModel:
     if views == 2:
-        return StereoModel(root, output=output)
-    return MultiViewModel(root, views=views, output=output)
+        return StereoModel(root, output=facts.output, channels=facts.channels)
+    return MultiViewModel(root, views=views, output=facts.output, channels=facts.channels)
 
 
 def _set_root_facets(root: nn.Module, record: Record) -> None:
@@ -133,16 +136,51 @@ def build_adapters(root: nn.Module, plan: Plan, *, shared: bool = False) -> list
         for site, adapter in built:
             if site.config.kind in parts and not isinstance(adapter, RootPart):
                 adapter.join(parts[site.config.kind])
-            if isinstance(adapter, WeightAdapter):
-                adapter.start(base_of(modules[site.path], adapter))
+            if isinstance(adapter, WeightAdapter) and type(adapter).start is not WeightAdapter.start:
+                base = base_of(modules[site.path], adapter)
+                adapter.start({name: tensor.clone() for name, tensor in base.items()})
+        _refuse_changing_starts(modules, built)
     return built
+
+
+def _refuse_changing_starts(modules: dict[str, nn.Module], built: list[tuple[Site, Adapter]]) -> None:
+    """Refuse a kind whose new adapters change the network; one adapter of each config and shape is asked."""
+    asked: set[tuple[object, ...]] = set()
+    for site, adapter in built:
+        key = (site.config, site.shape, site.layer, site.attachment.form)
+        if key not in asked and (problem := start_problem(modules[site.path], site, adapter)):
+            where = f"{site.path}: " if site.path else ""
+            raise PlanError(f"{where}a new {site.config.kind} adapter must add nothing, and this one {problem}")
+        asked.add(key)
+
+
+def start_problem(module: nn.Module, site: Site, adapter: Adapter) -> str | None:
+    """What an adapter adds, as the end of a sentence; None if that is nothing, as for a new one.
+
+    Features to ask a feature adapter about are random.
+    """
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        if isinstance(adapter, WeightAdapter):
+            changes = [change_of(module, name, adapter) for name in adapter.attachment.tensors]
+        elif isinstance(adapter, FeatureAdapter) and not adapter.reads_only:
+            changes = [added_to_random_features(adapter, site.shape[0])]
+        else:
+            return None
+    return "changes the network" if any(bool(change.any()) for change in changes) else None
 
 
 def replace_adapters(root: nn.Module, plan: Plan, built: list[tuple[Site, Adapter]]) -> None:
     """Put new adapters in place of those at the same sites, and the plan in place of the one of its name."""
     for site, adapter in built:
         group = root.get_submodule(site.path)._modules[SLOT]._modules[plan.name]  # type: ignore[union-attr]
-        adapter.train(group.training)  # type: ignore[union-attr]
+        old = cast(Adapter, group._modules[site.key])  # type: ignore[union-attr]
+        adapter.train(old.training)
+        adapter.strength, adapter.enabled = old.strength, old.enabled
+        dtype = next((p.dtype for p in old.parameters()), None)
+        if dtype is not None:
+            adapter.to(dtype)
+        if not any(p.requires_grad for p in old.parameters()):
+            adapter.requires_grad_(False)
         group._modules[site.key] = adapter  # type: ignore[union-attr]
     record_of(root).plans[plan.name] = plan
 
@@ -289,7 +327,9 @@ def drop_merged(root: nn.Module, merged: set[Adapter]) -> None:
         here = {(path, key): piece for path, _, slot in slots(root) for key, piece in group_in(slot, name)}
         left = [s for s in plan.sites if here[s.path, s.key] not in merged]
         kinds = {s.config.kind for s in left if s.attachment.form != "root"}
-        left = [s for s in left if s.config.kind in kinds]  # a shared part goes with the last of its sites
+        acting = {at for at, piece in here.items() if isinstance(piece, RootPart) and piece.acts}
+        # A shared part goes with the last of its sites, unless it acts on its own.
+        left = [s for s in left if s.config.kind in kinds or (s.path, s.key) in acting]
         record.plans[name] = replace(plan, sites=tuple(left))
         kept = {(s.path, s.key) for s in left}
         for path, module, slot in list(slots(root)):

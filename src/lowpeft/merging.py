@@ -40,10 +40,10 @@ class MergeReport:
 
 
 def merge(model: object, *, name: str | None = None) -> MergeReport:
-    """Fold the adapters that are linear in a weight (LoRA, full) into the base, with their strength, and remove them.
+    """Fold the adapters that change weights (LoRA, DoRA, SSF, VeRA, full, …) into the base, with their strength.
 
-    This is the one call that writes the base. An adapter with pieces that cannot be merged keeps those; one that is
-    merged whole is gone.
+    They are removed; adapters that are disabled are left as they are. This is the one call that writes the base. An
+    adapter with pieces that cannot be merged keeps those; one that is merged whole is gone.
 
     Args:
         model: An adapted model.
@@ -53,12 +53,19 @@ def merge(model: object, *, name: str | None = None) -> MergeReport:
         What was merged, what was not, and the rounding difference.
 
     Raises:
-        PlanError: Nothing can be merged, or a change is not finite; the model is as it was.
+        PlanError: Nothing can be merged, a change is not finite, another adapter depends on the weight that would be
+            written, or a part sets strengths anew for every input. The model is unchanged.
     """
     root = unwrap(model)
     found = pieces(root, name)
     linear: set[Adapter] = {p for _, _, p in found if isinstance(p, WeightAdapter) and p.active}
     kept = tuple(path for _, path, p in found if p not in linear and not _goes_with(p, linear))
+    routers = sorted({p.kind for p in root.modules() if isinstance(p, RootPart) and p.routes and p.active})
+    if routers:
+        raise PlanError(
+            f"a {routers[0]} part sets the strengths of other adapters anew for every input, so their changes are no "
+            "fixed part of the weights: disable or restore it first"
+        )
     if not linear:
         raise PlanError(
             f"nothing can be merged: {len(kept)} adapters do not change a weight, or are disabled ({kept[0]}, …)"
@@ -93,7 +100,7 @@ def _refuse_dependent(
 ) -> None:
     """Refuse to merge under another adapter whose change depends on the weight (DoRA, SSF): it would change with it."""
     for other in pieces_in(slot):
-        if not isinstance(other, WeightAdapter) or not other.active or other in merged:
+        if not isinstance(other, WeightAdapter) or other in merged:
             continue
         base = base_of(module, other)
         after = {n: new.get(cast(nn.Parameter, module._parameters[n]), t) for n, t in base.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,15 @@ from torch import nn
 
 from .attach import original_class
 from .blocks import check_block
-from .describe import facts_of
+from .describe import facts_of, is_described
 from .errors import PlanError
-from .facts import Facts
+from .facts import RECORD, Facts
 from .families import SLOT, base_modules, base_parameters
 from .kinds import AdapterConfig
 from .probe import Observation, first_that_works, observe
 from .recipes import Recipe, load_recipe, override
-from .record import RECORD, record_of, root_of
-from .sites import Network, Site, choose_sites, layer_of
+from .record import record_of, root_of
+from .sites import Network, Site, choose_sites, layer_of, site_key
 from .slots import Slot, slot_of, slots
 
 
@@ -112,13 +112,21 @@ def plan(
             f"recipe {wanted.name!r} attaches no adapters: it trains the whole network, from new weights, with "
             "`lowpeft train`"
         )
-    network = Network(root)
     facts = facts_of(model)
+    network = Network(root, facts)
     sites = [site for config in wanted.adapters for site in choose_sites(network, config)]
     return _checked_plan(network, name, wanted, sites, facts)
 
 
-def plan_sites(model: object, recipe: Recipe, sites: tuple[Site, ...], *, name: str, measure: bool = False) -> Plan:
+def plan_sites(
+    model: object,
+    recipe: Recipe,
+    sites: tuple[Site, ...],
+    *,
+    name: str,
+    measure: bool = False,
+    facts: Facts | None = None,
+) -> Plan:
     """A plan from recorded sites (those of an adapter file), checked against a network.
 
     Args:
@@ -126,6 +134,7 @@ def plan_sites(model: object, recipe: Recipe, sites: tuple[Site, ...], *, name: 
         recipe: That the sites belong to.
         sites: Where the adapters go.
         name: Of the adapter.
+        facts: Of the network, where the model brings none.
         measure: Run the network once and compare the channels of its features, where it is not known to be the same.
 
     Raises:
@@ -133,23 +142,32 @@ def plan_sites(model: object, recipe: Recipe, sites: tuple[Site, ...], *, name: 
             attached; the model is not changed.
     """
     root = root_of(model)
-    network = Network(root)
+    facts = facts_of(model) if facts is None or is_described(model) else facts
+    network = Network(root, facts)
+    problems = _misfits(network.modules, sites)
+    for site in [] if problems else sites:
+        module = network.modules[site.path]
+        if site.attachment.block is not None:
+            check_block(network.checked_blocks, site.path, module, site.attachment.block)
+    if not problems and measure:
+        problems = first_that_works(root, lambda twin, example: _other_channels(sites, observe(twin, example)), facts)
+    if problems:
+        raise PlanError(f"the adapter does not fit this {original_class(root).__name__}:", problems=problems)
+    return _checked_plan(network, name, recipe, [_here(network, s) for s in sites], facts)
+
+
+def _misfits(modules: Mapping[str, nn.Module], sites: Iterable[Site]) -> list[str]:
+    """What keeps sites from being those of a network: paths, classes, and parameters that are not there."""
     problems = []
     for site in sites:
-        module = network.modules.get(site.path)
+        module = modules.get(site.path)
         if module is None:
             problems.append(f"there is no module {site.path}")
         elif original_class(module).__name__ != site.module:
             problems.append(f"{site.path} is a {original_class(module).__name__}, the adapter is for a {site.module}")
         elif site.layer is not None:
             problems += _other_parameters(site, module)
-        elif site.attachment.block is not None:
-            check_block(network.checked_blocks, site.path, module, site.attachment.block)
-    if not problems and measure:
-        problems = first_that_works(root, lambda twin, example: _other_channels(sites, observe(twin, example)))
-    if problems:
-        raise PlanError(f"the adapter does not fit this {original_class(root).__name__}:", problems=problems)
-    return _checked_plan(network, name, recipe, [_here(network, s) for s in sites], facts_of(model))
+    return problems
 
 
 def _other_parameters(site: Site, module: nn.Module) -> list[str]:
@@ -212,18 +230,37 @@ def check_plan(root: nn.Module, plan: Plan) -> None:
     Raises:
         PlanError: It was made for another network, or adapters were attached since.
     """
+    if not isinstance(plan, Plan):
+        raise PlanError(f"a plan comes from lowpeft.plan, and this is a {type(plan).__name__}")
     if plan.structure != structure_of(root):
         raise PlanError(
             f"the plan was made for another network (a {plan.model} of {plan.base_parameters:,} parameters) than this "
             f"{original_class(root).__name__} of {sum(p.numel() for _, p in base_parameters(root)):,}: plan again"
         )
-    _refuse_conflicts(root, dict(base_modules(root)), plan.name, plan.sites)
+    modules = dict(base_modules(root))
+    problems = _misfits(modules, plan.sites)
+    problems += [f"{s.path} cannot hold {s.key!r}" for s in plan.sites if s.key != _key_of(s)]
+    if problems:
+        raise PlanError("the plan's sites are not those of this network:", problems=problems)
+    _refuse_conflicts(root, modules, plan.name, plan.sites)
     _refuse_other_views(root, plan.recipe)
+
+
+def _key_of(site: Site) -> str | None:
+    try:
+        return site_key(site.config, site.shape, site.layer, site.attachment)
+    except (AttributeError, PlanError):
+        return None
 
 
 def _refuse_other_views(root: nn.Module, recipe: Recipe) -> None:
     """Refuse adapters that mix another number of views than those that are attached."""
     attached = {p.recipe.views for p in record_of(root).plans.values()} if RECORD in root.__dict__ else set()
+    if recipe.views > 1 and "forward" in root.__dict__:
+        raise PlanError(
+            f"{original_class(root).__name__} has a forward of its own on the instance, which would not take several "
+            "views: adapt the network before its forward is replaced"
+        )
     counts = sorted({recipe.views, *attached} - {1})
     if len(counts) > 1:
         raise PlanError(

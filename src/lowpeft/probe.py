@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import PlanError
+from .facts import Facts
 from .families import FoundPlace, Place, base_modules
 from .kinds import Adapter
 from .layouts import Layout, Size, find_size, square_size
@@ -89,8 +90,13 @@ def twin_of(root: nn.Module) -> nn.Module:
     return twin
 
 
-def examples(root: nn.Module, *, batch: int = BATCH) -> Iterator[Tensor]:
+def examples(root: nn.Module, *, batch: int = BATCH, facts: Facts | None = None) -> Iterator[Tensor]:
     """Random image batches (values 0..1) to try the network on: channel counts and sizes that are usual.
+
+    Args:
+        root: The network.
+        batch: Number of images.
+        facts: Facts that are known: they tell the channels, and which sides the network takes.
 
     Raises:
         PlanError: The network has no floating-point parameters, so nothing says which dtype and device it takes.
@@ -100,15 +106,24 @@ def examples(root: nn.Module, *, batch: int = BATCH) -> Iterator[Tensor]:
         raise PlanError("the network has no floating-point parameters")
     generator = torch.Generator().manual_seed(0)
     first = next((m for m in root.modules() if isinstance(m, nn.Conv2d)), None)
-    for channels in dict.fromkeys(([first.in_channels] if first is not None else []) + [3, 1, 4]):
-        for height, width in PROBE_SIZES_PX:
+    usual = dict.fromkeys(([first.in_channels] if first is not None else []) + [3, 1, 4])
+    sizes = PROBE_SIZES_PX
+    if facts is not None and facts.channels is not None:
+        usual = {facts.channels: None}
+    if facts is not None and facts.fixed_px is not None:
+        sizes = ((facts.fixed_px, facts.fixed_px),)
+    elif facts is not None:
+        step = facts.size_multiple
+        sizes = tuple(dict.fromkeys((-(-h // step) * step, -(-w // step) * step) for h, w in sizes))
+    for channels in usual:
+        for height, width in sizes:
             yield torch.rand(batch, channels, height, width, generator=generator).to(tensor.device, tensor.dtype)
 
 
 Found = TypeVar("Found")
 
 
-def first_that_works(root: nn.Module, use: Callable[[nn.Module, Tensor], Found]) -> Found:
+def first_that_works(root: nn.Module, use: Callable[[nn.Module, Tensor], Found], facts: Facts | None = None) -> Found:
     """What `use` gives for a twin of the network and the first example on which it runs and `use` raises no PlanError.
 
     Raises:
@@ -117,7 +132,7 @@ def first_that_works(root: nn.Module, use: Callable[[nn.Module, Tensor], Found])
     twin = twin_of(root)
     refusals: list[PlanError] = []
     failures: list[str] = []
-    for example in examples(root):
+    for example in examples(root, facts=facts):
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 return use(twin, example)
@@ -242,7 +257,7 @@ class Sequence:
         )
 
 
-def probe_places(root: nn.Module) -> dict[str, tuple[FoundPlace, ...]]:
+def probe_places(root: nn.Module, facts: Facts | None = None) -> dict[str, tuple[FoundPlace, ...]]:
     """The places `stage` and `attention` of a network of no known family.
 
     `stage` is each stage's output; `attention` is the output of each block inside the stages where the stages hold
@@ -251,7 +266,7 @@ def probe_places(root: nn.Module) -> dict[str, tuple[FoundPlace, ...]]:
     Raises:
         PlanError: The network does not run, or its stages are not unambiguous; the candidates are shown.
     """
-    return first_that_works(root, lambda twin, example: _places(root, observe(twin, example)))
+    return first_that_works(root, lambda twin, example: _places(root, observe(twin, example)), facts)
 
 
 def _places(root: nn.Module, observed: dict[str, Observation]) -> dict[str, tuple[FoundPlace, ...]]:

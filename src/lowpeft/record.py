@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from .errors import PlanError, did_you_mean
-from .facts import Backbone, Facts
+from .facts import RECORD, Backbone, Facts
 from .fingerprint import Fingerprint
 from .views import MultiViewModel
 
 if TYPE_CHECKING:
     from .planning import Plan
-
-RECORD = "_lowpeft_record"
-"""The attribute of an adapted root module that holds its `Record`."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Sites as the plain values of an adapter file, and back, in every schema that can be read."""
+"""Sites and facts as the plain values of an adapter file, and back, in every schema that can be read."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from .errors import AdapterError
+from .facts import Facts
 from .kinds import AdapterConfig, Attachment, Layer
 from .layouts import Layout
 from .recipes import config_from_dict, config_to_dict
@@ -138,3 +139,41 @@ def _check_place(path: object, stage: object, block: object) -> None:
     numbers = all(n is None or (type(n) is int and n >= 0) for n in (stage, block))
     if not isinstance(path, str) or not numbers:
         raise AdapterError(f"[{path!r}, {stage!r}, {block!r}] is no place of a site")
+
+
+# --- facts -----------------------------------------------------------------------------------------------------------
+
+
+def facts_to_dict(facts: Facts) -> dict[str, Any]:
+    """Plain values of a network's facts."""
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in facts.values.items() if name != "notes"}
+
+
+def facts_from_dict(values: Mapping[str, Any]) -> Facts:
+    """The inverse of `facts_to_dict`, up to the notes, which say where the facts are from.
+
+    Raises:
+        AdapterError: A value is not one of a fact.
+    """
+    numbers = ("scale", "channels", "size_multiple", "fixed_px")
+    right = all(values[n] is None or (type(values[n]) is int and values[n] > 0) for n in numbers)
+    right = right and type(values["size_multiple"]) is int
+    right = right and all(isinstance(values[n], (str, type(None))) for n in ("family", "output"))
+    low, high = values["value_range"]
+    right = right and all(type(v) in (int, float) for v in (low, high)) and low < high
+    right = right and isinstance(values["architecture"], str) and all(isinstance(t, str) for t in values["tasks"])
+    if not right:
+        raise AdapterError(f"{dict(values)} are not the facts of a network")
+    notes = ("the facts are those of the adapter file",)
+    plain = {**values, "value_range": (float(low), float(high)), "tasks": tuple(values["tasks"]), "notes": notes}
+    return Facts(**plain)
+
+
+def other_facts(made: Facts, found: Facts) -> list[str]:
+    """Facts that must be the same where an adapter is made and where it is used, and are not, as lines for people."""
+    lines = []
+    for name, what in (("value_range", "values"), ("scale", "scale"), ("channels", "channels")):
+        ours, theirs = getattr(made, name), getattr(found, name)
+        if None not in (ours, theirs) and ours != theirs:
+            lines.append(f"the adapter was made with {what} {ours}, this network is described with {theirs}")
+    return lines

@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from .attach import original_class
 from .blocks import check_block
 from .errors import PlanError
+from .facts import Facts
 from .families import (
     SLOT,
     TOKENS,
@@ -68,8 +69,9 @@ class Site(Candidate):
 class Network:
     """What planning learns of one network, each thing once."""
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, facts: Facts) -> None:
         self.root = root
+        self.facts = facts
         self.modules = dict(base_modules(root))
         self.recognised: Recognised | None = recognise(root)
         self.checked_blocks: set[tuple[object, ...]] = set()
@@ -77,7 +79,7 @@ class Network:
     @functools.cached_property
     def probed(self) -> dict[str, tuple[FoundPlace, ...]]:
         """Places that were found by running the network."""
-        return probe_places(self.root)
+        return probe_places(self.root, self.facts)
 
     def find(self, name: str) -> tuple[FoundPlace, ...]:
         """The family's places of that name, or those found by running the network; empty if there are none."""
@@ -92,8 +94,13 @@ class Network:
         found = self.find(name)
         if not found:
             known = {p.name for p in self.recognised.family.places} if self.recognised else set(self.probed)
+            if name in known:
+                raise PlanError(f"no module of this network lies where the family has its place {name!r}")
             title = self.recognised.family.title if self.recognised else f"{original_class(self.root).__name__}"
-            raise PlanError(f"{title} has no place {name!r}; it has {', '.join(sorted(known))}")
+            raise PlanError(
+                f"{title} has no place {name!r}; it has {', '.join(sorted(known))}. Name modules with target=, or "
+                "register a family that has it"
+            )
         return found
 
     @functools.cached_property
@@ -263,7 +270,7 @@ def _measure(network: Network, paths: list[str], kind: Kind) -> dict[str, FoundP
             raise PlanError(f"a {kind.name} adapter cannot go to these modules:", problems=problems)
         return found
 
-    return first_that_works(network.root, look)
+    return first_that_works(network.root, look, network.facts)
 
 
 def _feature_site(network: Network, config: AdapterConfig, candidate: Candidate) -> Site:

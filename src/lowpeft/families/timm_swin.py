@@ -68,7 +68,10 @@ V2_BLOCK = BlockForward(name="timm_swin_v2.block", forward=v2_forward, ports=BLO
 
 
 def _feature_facts(network: Any) -> dict[str, Any]:
-    return {
+    embed = network.patch_embed
+    size = embed.img_size if getattr(embed, "strict_img_size", False) else None
+    fixed = {"fixed_px": size[0]} if size is not None and size[0] == size[1] else {}
+    return fixed | {
         "scale": None,
         "channels": network.patch_embed.proj.weight.shape[1],
         "size_multiple": network.patch_embed.patch_size[0],

@@ -56,13 +56,17 @@ def run(module: nn.Module, views: Views, facts: ImageFacts) -> Views:
         outputs = module(*inputs)
     else:
         output, name = module(torch.cat(inputs)), facts.output
-        output = getattr(output, name) if name is not None else output
+        if name is not None and not isinstance(output, Tensor):
+            if not hasattr(output, name):
+                raise DataError(
+                    f"the network's output, a {type(output).__name__}, has no {name!r}: describe(…, output=…)"
+                )
+            output = getattr(output, name)
         outputs = output.chunk(len(views)) if isinstance(output, Tensor) else (output,)
     if not all(isinstance(o, Tensor) for o in outputs):
         tasks = f": {', '.join(facts.tasks)}" if facts.tasks else ""
-        raise DataError(
-            f"the network gives several images for one{tasks}; open it for one task: load_backbone(…, task=…)"
-        )
+        advice = "open it for one task: load_backbone(…, task=…)" if facts.tasks else "wrap it so that it gives one"
+        raise DataError(f"the network gives several images for one{tasks}; {advice}")
     return tuple(outputs) if plain else tuple((o - low) / (high - low) for o in outputs)
 
 

@@ -70,7 +70,8 @@ def enhance_views(
 ) -> Views:
     """Run `enhance` with facts that are known; a tuple also for one view."""
     _check(module, views, facts.channels)
-    parameter = next(module.parameters(), views[0])  # interpolation, to compare with, has none
+    # Interpolation, to compare with, has no parameters.
+    parameter = next((p for p in module.parameters() if p.is_floating_point()), views[0])
     batches = tuple((v if v.dim() == 4 else v[None]).to(parameter.device, parameter.dtype) for v in views)
     with in_eval_mode(module):
         images = _mean_of_passes(module, batches, facts, ensemble, tiling)
@@ -78,6 +79,8 @@ def enhance_views(
 
 
 def _check(module: nn.Module, views: Views, channels: int) -> None:
+    if not all(isinstance(view, Tensor) for view in views):
+        raise DataError(f"views are tensors (C,H,W) or (N,C,H,W), not {', '.join(type(v).__name__ for v in views)}")
     if not views:
         raise DataError("there is nothing to enhance: give one image, or the views of a scene")
     check_count(module, len(views))

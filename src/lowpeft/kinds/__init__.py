@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 
 from ..errors import PlanError, did_you_mean
 from .base import Adapter, AdapterConfig, FeatureAdapter, Forward, RootPart, TokenAdapter, WeightAdapter, is_number
@@ -75,9 +76,16 @@ class Kind:
 
 _KINDS: dict[str, Kind] = {}
 
+PARTS = ("root_part_class", "calibrator_class", "training_part_class")
+
+
+def _unwritten(part: type) -> list[str]:
+    """The methods that a class must have and has not."""
+    return sorted(getattr(part, "__abstractmethods__", ()))
+
 
 def register_adapter(config: type[AdapterConfig], module: type[FeatureAdapter] | type[WeightAdapter]) -> Kind:
-    """Add a kind of adapter; recipes, files and the command line then know it by `config.kind`.
+    """Add a kind of adapter; recipes and adapter files then know it by `config.kind`, in this process.
 
     Args:
         config: A frozen, keyword-only dataclass derived from `AdapterConfig`, with a class attribute `kind`.
@@ -95,6 +103,8 @@ def register_adapter(config: type[AdapterConfig], module: type[FeatureAdapter] |
         problems.append(f"the config {config.__name__} is not frozen")
     if not (isinstance(module, type) and issubclass(module, (FeatureAdapter, WeightAdapter))):
         problems.append(f"the module {module!r} is neither a FeatureAdapter nor a WeightAdapter")
+    parts = [module, *filter(None, map(partial(getattr, module), PARTS))] if not problems else []
+    problems += [f"{p.__name__} leaves {', '.join(m)} to be written" for p in parts if (m := _unwritten(p))]
     if not isinstance(name, str) or not name.isidentifier():
         problems.append(f"kind must be a name like 'lora', not {name!r}")
     elif name in _KINDS:
@@ -114,7 +124,11 @@ def get_kind(name: str) -> Kind:
         PlanError: There is none.
     """
     if name not in _KINDS:
-        raise PlanError(f"no adapter kind {name!r}; known: {', '.join(sorted(_KINDS))}{did_you_mean(name, _KINDS)}")
+        known = ", ".join(sorted(_KINDS))
+        raise PlanError(
+            f"no adapter kind {name!r}{did_you_mean(name, _KINDS)}; known: {known}. A kind of your own has to be "
+            "registered first (lowpeft.register_adapter)"
+        )
     return _KINDS[name]
 
 

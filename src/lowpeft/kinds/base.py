@@ -97,6 +97,9 @@ class Adapter(nn.Module, ABC):
         strength: Factor of what the adapter adds, 0..1 (1 when new).
         enabled: False inside `lowpeft.disabled`.
         root_part: What it shares with the other sites of its kind, where the kind has a `root_part_class`.
+        root_part_class, calibrator_class, training_part_class: Further parts of the kind.
+        zero_gradients: Names of its parameters whose gradient is zero by construction; `check_trainable` does not
+            count them.
     """
 
     kind: ClassVar[str]
@@ -104,7 +107,6 @@ class Adapter(nn.Module, ABC):
     calibrator_class: ClassVar[type[Calibrator] | None] = None
     training_part_class: ClassVar[type[TrainingPart] | None] = None
     zero_gradients: ClassVar[frozenset[str]] = frozenset()
-    """Names of its parameters whose gradient is zero by construction; `check_trainable` does not count them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,14 +131,18 @@ class Adapter(nn.Module, ABC):
 
 
 class FeatureAdapter(Adapter):
-    """An adapter that adds to features; built as `cls(channels, config)`."""
+    """An adapter that adds to features; built as `cls(channels, config)`.
+
+    Attributes:
+        needs_rows: Whether it has to know rows and columns; then it is planned only where they are known.
+        row_local: Whether each image row's delta depends on that row alone. Then memory can be bounded row by row; set
+            it to False for anything that looks up or down.
+        reads_only: Whether it adds nothing and only shows its features to the kind's root part (`Forward.seen`).
+    """
 
     needs_rows: ClassVar[bool] = False
-    """Whether it has to know rows and columns; then it is planned only where they are known."""
     row_local: ClassVar[bool] = True
-    """Whether each image row's delta depends on that row alone (then memory can be bounded row by row)."""
     reads_only: ClassVar[bool] = False
-    """Whether it adds nothing and only shows its features to the kind's root part (`Forward.seen`)."""
 
     @abstractmethod
     def delta(self, features: Features) -> Tensor:
@@ -196,17 +202,25 @@ class WeightAdapter(Adapter):
 
 
 class RootPart(Adapter):
-    """What all sites of one kind share, built once for an adapter as `cls(shape, config)`.
+    """The part that all sites of one kind share, built once for an adapter as `cls(shape, config)`.
+
+    `shape_for` has to be written: it says what the shared tensors' shapes depend on. A kind that has only such a part
+    still needs sites: a `FeatureAdapter` with `reads_only = True` on the stages, say.
 
     Its parameters and buffers are saved with the adapter. With `acts` it takes part in every forward of the network:
-    `begin` sees the input and may set strengths, `finish` sees what reading sites saw and may add to the output. A
-    network with such a part cannot be compiled with `fullgraph=True`.
+    `begin` sees the input (several views as one batch, the views of a scene next to each other) and, where the class
+    says `routes`, may set strengths of other adapters: a number or a 0-dim tensor each. `finish` sees the features of
+    reading sites and may add to the output. A network with such a part cannot be compiled with `fullgraph=True`.
 
     Attributes:
+        acts: Whether it takes part in every forward.
+        routes: Whether `begin` sets strengths of other adapters; these are on or off with the part, whatever its own
+            strength.
         output: The attribute of the network's output that holds the image, None where the output is the image.
     """
 
     acts: ClassVar[bool] = False
+    routes: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration import calibrate, needs_calibration
+from ..errors import TrainingError
 from ..facts import ImageFacts
 from ..inference.network import multi_view
 from ..injection import pieces
-from ..kinds import Adapter, TrainingPart
+from ..kinds import Adapter, TrainingPart, is_number
 from ..recipes import TrainSettings
 from ..record import is_adapted, unwrap
 from .samples import CropSource
@@ -35,7 +36,11 @@ class KindParts:
         factors: dict[int, float] = {}
         for part in self._parts.values():
             named = {f"{site}.{n}": p for site, a in part.adapters.items() for n, p in a.named_parameters()}
-            factors |= {id(named[name]): factor for name, factor in part.rates().items()}
+            rates = part.rates()
+            bad = [f"{n}: {f}" for n, f in rates.items() if n not in named or not is_number(f, above=0)]
+            if bad:
+                raise TrainingError("these are no factors of the learning rate of a parameter:", problems=bad)
+            factors |= {id(named[name]): factor for name, factor in rates.items()}
         groups: dict[float, list[nn.Parameter]] = {}
         for parameter in parameters.values():
             groups.setdefault(factors.get(id(parameter), 1.0), []).append(parameter)
@@ -84,7 +89,7 @@ def start_from_data(module: nn.Module, crops: CropSource, settings: TrainSetting
 
 
 def _on_device(batches: Iterator[Any], module: nn.Module) -> Iterator[Any]:
-    parameter = next(module.parameters())
+    parameter = next(p for p in module.parameters() if p.is_floating_point())
     for inputs, targets in batches:
         yield tuple(x.to(parameter) for x in inputs), tuple(t.to(parameter) for t in targets)
 
