@@ -179,6 +179,7 @@ def test_an_experiment_runs_whole_and_again_from_what_is_finished(tmp_path: Path
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("result.json")} == before
 
 
+@pytest.mark.slow
 def test_every_row_gets_its_first_seed_before_any_gets_its_second(tmp_path: Path) -> None:
     rows = [dataclasses.replace(FINETUNING.rows[-1], name=name) for name in ("one", "two")]
     experiment = dataclasses.replace(FINETUNING, rows=tuple(rows))
@@ -187,6 +188,7 @@ def test_every_row_gets_its_first_seed_before_any_gets_its_second(tmp_path: Path
     assert [note.split()[1] for note in notes[1:]] == ["one/seed-0", "two/seed-0", "one/seed-1", "two/seed-1"]
 
 
+@pytest.mark.slow
 def test_cells_side_by_side_give_what_one_after_the_other_give(tmp_path: Path) -> None:
     def figures(jobs: int) -> list[dict[str, dict[str, float]]]:
         table = smoke(one_row(FINETUNING), tmp_path / str(jobs), settings=Settings(seeds=(0, 1), jobs=jobs))

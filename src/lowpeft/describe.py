@@ -165,9 +165,16 @@ def _measured(root: nn.Module, given: Mapping[str, Any], example: Tensor | None)
     return Facts(**{**known, "value_range": (float(low), float(high)), "notes": _without(tuple(notes), given)})
 
 
+def _passes_on(found: Recognised) -> bool:
+    """Whether nothing stands around the family's network that could change its input or output."""
+    around = found.prefix.removesuffix(found.family.inside).split(".")
+    whole = found.prefix.endswith(found.family.inside)
+    return whole and set(filter(None, around)) <= PASSED_ON
+
+
 def family_facts(root: nn.Module, found: Recognised | None) -> dict[str, Any]:
     """What the family says of this network; nothing where other modules stand around it, which could change it."""
-    if found is None or not set(filter(None, found.prefix.split("."))) <= PASSED_ON:
+    if found is None or not _passes_on(found):
         return {}
     if found.family.facts is None:
         return {"output": found.family.output}

@@ -154,6 +154,7 @@ class Family:
         blocks: The block forwards that places name.
         facts: What a network of the family says of itself: values of `lowpeft.facts.Facts` by name, from the module.
             What it leaves out is measured by running the network.
+        inside: The path of what the signature describes within the family's own whole network.
         source: Where the facts are from.
     """
 
@@ -164,6 +165,7 @@ class Family:
     output: str | None = None
     blocks: tuple[BlockForward, ...] = ()
     facts: Callable[[Any], Mapping[str, Any]] | None = None
+    inside: str = ""
     source: str = ""
 
 

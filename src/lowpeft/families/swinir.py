@@ -202,6 +202,7 @@ SWIN2SR_TRANSFORMERS = register_family(
         ),
         blocks=(SWIN2SR_TRANSFORMERS_LAYER,),
         output="reconstruction",
+        inside="swin2sr",
         facts=lambda network: {
             "scale": network.config.upscale,
             "channels": network.config.num_channels,
