@@ -4,7 +4,8 @@
     python examples/own_adapter.py
 
 The kind is a scale and a shift per channel: it adds `x * scale + shift` to features x, both zero when new. (The bundled
-`ssf` does that to the weights of layers, so that it can be merged.) Once registered it works like the built-in kinds, in recipes and files alike.
+`ssf` does that to the weights of layers, so that it can be merged.) Once registered it works like the built-in kinds,
+in recipes and files alike.
 """
 
 from __future__ import annotations
