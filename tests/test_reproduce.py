@@ -198,6 +198,7 @@ def test_cells_side_by_side_give_what_one_after_the_other_give(tmp_path: Path) -
         assert together["flickr1024"] == pytest.approx(alone["flickr1024"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_what_was_finished_beside_a_cell_that_fails_stays(tmp_path: Path) -> None:
     (tmp_path / "both" / "seed-0").mkdir(parents=True)
     (tmp_path / "both" / "seed-0" / "run").write_text("a file where the run's folder goes")
