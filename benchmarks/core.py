@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import lowpeft
 from common import provenance, write
-from lowpeft.kinds import StereoAdapter, StereoConfig
+from lowpeft.kinds import Attachment, StereoAdapter, StereoConfig
 from lowpeft.layouts import Features, Layout
 
 HAT_L = {
@@ -119,6 +119,7 @@ def peak_bytes(way: str, height: int) -> int:
     features = torch.rand(2, CHANNELS, height, WIDTH)
     adapter = StereoAdapter(CHANNELS, StereoConfig()).requires_grad_(False)
     nn.init.normal_(adapter.beta)
+    adapter.attachment = Attachment(form="output", layout=Layout.NCHW, views=2)
     seen = Features(features, Layout.NCHW, (height, WIDTH), views=2)
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with torch.no_grad():
