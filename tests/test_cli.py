@@ -253,6 +253,7 @@ def test_demo_on_own_pairs(work: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert read_image(tmp_path / "out" / "comparison.png").shape[0] == 3
 
 
+@pytest.mark.slow
 def test_demo_takes_pairs_that_have_lr_views_of_another_scale(work: Path, tmp_path: Path) -> None:
     """The demo's network is x2; LR files for x4 are none of its business."""
     for seed in range(2):

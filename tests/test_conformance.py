@@ -304,7 +304,7 @@ def test_only_adapters_require_gradients(case: Case) -> None:
     assert [n for n, p in root.named_parameters() if p.requires_grad != (SLOT in n.split("."))] == []
 
 
-@every_case
+@every_port
 def test_check_trainable_passes(case: Case) -> None:
     model, x = case.adapt(fresh(case.network)), batch_for(case.network)
     before = {name: t.clone() for name, t in model.state_dict().items()}

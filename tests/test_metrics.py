@@ -229,6 +229,7 @@ def test_unknown_protocols_get_a_hint() -> None:
 
 
 # --- Against print
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_bicubic_on_kitti_2015_has_the_printed_figures(data_root: Path) -> None:
     """PSNR as printed. The printed SSIM of bicubic is not scikit-image's, but another one reproduces it."""

@@ -30,7 +30,12 @@ def name_of(row: Network) -> str:
     return row.name
 
 
-@pytest.mark.parametrize("row", NETWORKS, ids=name_of)
+# Building the one of transformers takes as long as all others together.
+@pytest.mark.parametrize(
+    "row",
+    [pytest.param(r, marks=[pytest.mark.slow] * r.name.endswith("(transformers)")) for r in NETWORKS],
+    ids=name_of,
+)
 def test_counts_are_the_published_ones_and_those_of_the_results(row: Network) -> None:
     found = backbones.counts(row)
     assert (found["family"], found["frozen"]) == (row.family, row.parameters)
