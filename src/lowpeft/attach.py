@@ -194,7 +194,9 @@ def _begin(root: nn.Module, part: RootPart, under_way: Forward) -> None:
     before = dict(under_way.strengths)
     part.begin(under_way)
     changed = [n for n, s in under_way.strengths.items() if n not in before or before[n] is not s]
-    if changed and not part.routes:
+    if not changed:
+        return
+    if not part.routes:
         raise PlanError(
             f"a {part.kind} part sets strengths ({', '.join(changed)}), so its class must say `routes = True`"
         )
