@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import socket
@@ -52,6 +53,14 @@ def _repeatable(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
     torch.set_default_dtype(torch.float32)
     torch.set_grad_enabled(True)
+
+
+@pytest.fixture
+def registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a test registers is gone after it."""
+    for module, table in [("kinds", "_KINDS"), ("families.base", "_FAMILIES"), ("families.base", "_BLOCKS")]:
+        home = importlib.import_module(f"lowpeft.{module}")
+        monkeypatch.setattr(home, table, dict(getattr(home, table)))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -16,11 +16,10 @@ from spandrel.architectures.IPT import IPT
 from torch import Tensor, nn
 
 import lowpeft
-import zoo
 from lowpeft import Backbone, LowpeftError, load_backbone
 from lowpeft.networks import EDT, EDTConfig
+from zoo import ROWS
 
-ROWS = {n.name: n for n in zoo.ALL}
 State = dict[str, Tensor]
 
 

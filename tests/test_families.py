@@ -6,7 +6,6 @@ are compared with the blocks' own, and with a plain re-computation from the bloc
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,14 +24,9 @@ from lowpeft.kinds import AdapterConfig, FeatureAdapter, SpatialConfig, TokenAda
 from lowpeft.layouts import ExtraTokens, Features, Layout, Size
 from lowpeft.sites import output_module
 from lowpeft.slots import pieces_in, slots
-from zoo import image_of
+from zoo import build, image_of
 
 ROWS = {row.name: row for row in (*zoo.FAMILIES, *(r for r in zoo.SPANDREL if r.name == "swinir_jpeg"))}
-
-
-def build(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    return ROWS[name].build()
 
 
 def places_of(root: nn.Module) -> dict[str, tuple[FoundPlace, ...]]:
@@ -112,10 +106,8 @@ def recorder(place: str, scene: int = 1) -> RecorderConfig:
 
 
 @pytest.fixture(autouse=True)
-def tables(monkeypatch: pytest.MonkeyPatch) -> None:
+def tables(registries: None) -> None:
     """The toy kinds are known during a test."""
-    home = importlib.import_module("lowpeft.kinds")
-    monkeypatch.setattr(home, "_KINDS", dict(home._KINDS))
     lowpeft.register_adapter(RecorderConfig, Recorder)
     lowpeft.register_adapter(TokensConfig, Tokens)
 

@@ -17,7 +17,6 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 import lowpeft
-import zoo
 from lowpeft import (
     DoRAConfig,
     LoRAConfig,
@@ -34,20 +33,9 @@ from lowpeft.recipes import TrainSettings
 from lowpeft.training import train
 from states import assert_same_tensors, randomise_adapters, tensors
 from training_runs import Samples
-from zoo import image_of
+from zoo import ROWS, build, image, image_of
 
-ROWS = {network.name: network for network in zoo.ALL}
 EVERYWHERE = LoRAConfig(target="**", rank=1)
-
-
-def build(name: str) -> nn.Module:
-    torch.manual_seed(7)
-    return ROWS[name].build()
-
-
-def image(name: str, count: int = 1) -> Tensor:
-    row = ROWS[name]
-    return row.value_max * torch.rand(count, row.channels, *row.input_px, generator=torch.Generator().manual_seed(3))
 
 
 # --- Checkpointing (C2, C3) ------------------------------------------------------------------------------------------

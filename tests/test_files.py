@@ -30,8 +30,7 @@ import lowpeft
 import zoo
 from lowpeft import AdapterError, FullConfig, LoRAConfig, LowpeftError, PlanError, SpatialConfig, StereoConfig
 from lowpeft.files import CARD, CONFIG, METADATA_KEY, TENSORS
-
-ROWS = {n.name: n for n in zoo.ALL}
+from zoo import ROWS
 
 
 def network(name: str = "swinir", seed: int = 0) -> nn.Module:

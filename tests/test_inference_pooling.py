@@ -13,16 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lowpeft
-import zoo
 from lowpeft import PlanError, enhance
 from lowpeft.inference import local_pooling
 from lowpeft.inference.pooling import LocalAvgPool2d, local_mean
 from states import facts, randomise_adapters
-
-
-def build(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    return next(n for n in zoo.ALL if n.name == name).build()
+from zoo import build
 
 
 def pools(model: nn.Module) -> list[nn.Module]:

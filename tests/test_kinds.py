@@ -15,6 +15,7 @@ from lowpeft.kinds.vera import VeRAMatrices
 from lowpeft.sites import layer_of
 from reference import kinds as reference
 from states import randomise_adapters
+from zoo import Holder
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "linear": lambda: nn.Conv2d(6, 8, 1),
@@ -39,18 +40,6 @@ CONFIGS = {"dora": DoRAConfig(target="layer", rank=1), "vera": VeRAConfig(target
 SSF = SSFConfig(target="layer")
 
 every_layer = pytest.mark.parametrize("name", LAYERS)
-
-
-class Holder(nn.Module):
-    """The layer in question behind a convolution, so that it is not the root."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(3, 6, 3, padding=1)
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(self.first(x))
 
 
 def holder(name: str) -> nn.Module:

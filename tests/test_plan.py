@@ -21,8 +21,7 @@ import lowpeft
 import zoo
 from lowpeft import Backbone, FullConfig, LoRAConfig, PlanError, SpatialConfig, StereoConfig
 from lowpeft.families import recognise
-
-ROWS = {n.name: n for n in zoo.ALL}
+from zoo import ROWS
 
 
 def network(name: str) -> nn.Module:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import gc
-import importlib
 import pickle
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lowpeft
-import zoo
 from lowpeft import (
     AdapterConfig,
     BlockForward,
@@ -45,27 +43,9 @@ from lowpeft.injection import install_forwards
 from lowpeft.kinds import kinds
 from lowpeft.layouts import Layout
 from states import assert_same_tensors, randomise_adapters, tensors
-from zoo import image_of
+from zoo import ROWS, build, image, image_of
 
-NETWORKS = {network.name: network for network in zoo.FAMILIES}
-
-
-@pytest.fixture(autouse=True)
-def _tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever a test registers is gone after it."""
-    for module, table in [("kinds", "_KINDS"), ("families.base", "_FAMILIES"), ("families.base", "_BLOCKS")]:
-        home = importlib.import_module(f"lowpeft.{module}")
-        monkeypatch.setattr(home, table, dict(getattr(home, table)))
-
-
-def build(name: str) -> nn.Module:
-    torch.manual_seed(7)
-    return NETWORKS[name].build()
-
-
-def image(name: str, count: int = 1) -> Tensor:
-    row = NETWORKS[name]
-    return row.value_max * torch.rand(count, row.channels, *row.input_px, generator=torch.Generator().manual_seed(3))
+pytestmark = pytest.mark.usefixtures("registries")
 
 
 # --- A weight kind that starts from the weights and changes two parameters together ----------------------------------
@@ -669,7 +649,7 @@ def test_an_adapter_for_three_views_mixes_scenes_and_nothing_else(name: str, tmp
         assert type(model) is MultiViewModel
         assert model.views == 3
         for found, wanted in zip(model(*views), base, strict=True):
-            torch.testing.assert_close(image_of(found), wanted, rtol=1e-5, atol=1e-5 * NETWORKS[name].value_max)
+            torch.testing.assert_close(image_of(found), wanted, rtol=1e-5, atol=1e-5 * ROWS[name].value_max)
         randomise_adapters(model, std=0.3)
         together = model(*views)
         stacked = model(torch.stack(views, 1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +22,7 @@ LAYERS = "**.qkv"
 
 
 @pytest.fixture(autouse=True)
-def _tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    home = importlib.import_module("lowpeft.kinds")
-    monkeypatch.setattr(home, "_KINDS", dict(home._KINDS))
+def _tables(registries: None) -> None:
     lowpeft.register_adapter(BudgetConfig, Budget)
     lowpeft.register_adapter(LearntConfig, Learnt)
 

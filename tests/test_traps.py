@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib
 import os
 import subprocess
 import sys
@@ -41,15 +40,9 @@ from lowpeft import (
 )
 from lowpeft.families import SLOT
 from states import assert_same_tensors, randomise_adapters, tensors
-from zoo import Network, image_of
+from zoo import ROWS, Holder, Network, build, image_of
 
-NETWORKS = {network.name: network for network in zoo.FAMILIES}
 EVERYWHERE = LoRAConfig(target="**", rank=1)
-
-
-def build(name: str) -> nn.Module:
-    torch.manual_seed(7)
-    return NETWORKS[name].build()
 
 
 def pairs_for(network: Network, count: int) -> tuple[Tensor, Tensor]:
@@ -130,18 +123,6 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], str | list[str]]] = {
 every_layer = pytest.mark.parametrize("layer", LAYERS)
 
 
-class Holder(nn.Module):
-    """A convolution and the layer in question, so that the layer is not the root."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(3, 6, 3, padding=1)
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(self.first(x))
-
-
 def with_lora(layer: str, *, rank: int = 1) -> nn.Module:
     make, target = LAYERS[layer]
     patterns = ["layer" if target == "**" else target]
@@ -189,14 +170,14 @@ def test_no_lora_tensor_of_ipt_is_without_a_gradient() -> None:
     adapted = {n for n, m in model.named_modules() if SLOT in m._modules}
     assert attention
     assert set(attention) | {f"{n}.out_proj" for n in attention} <= adapted
-    out = model(pairs_for(NETWORKS["ipt"], 1)[0])
+    out = model(pairs_for(ROWS["ipt"], 1)[0])
     (out * torch.randn(out.shape)).mean().backward()
     assert [n for n, p in lowpeft.adapter_parameters(model) if p.grad is None or not p.grad.any()] == []
 
 
 def test_lora_on_swin2sr_reaches_the_weight_that_is_read_functionally() -> None:
     root = build("swin2sr")
-    (x, _), target = pairs_for(NETWORKS["swin2sr"], 1), "layers.0.residual_group.blocks.0.attn.qkv"
+    (x, _), target = pairs_for(ROWS["swin2sr"], 1), "layers.0.residual_group.blocks.0.attn.qkv"
     with torch.no_grad():
         before = root(x.clone())
         model = randomise_adapters(lowpeft.adapt(root, LoRAConfig(target=target, rank=2)))
@@ -346,7 +327,7 @@ class Checkpointed(nn.Module):
 @pytest.mark.parametrize("recipe", ["stereo", "spatial", EVERYWHERE], ids=RECIPES)
 def test_non_reentrant_checkpoints_around_the_stages_leave_the_gradients_alone(recipe: object) -> None:
     model = randomise_adapters(lowpeft.adapt(build("hat"), recipe))
-    left, right = pairs_for(NETWORKS["hat"], 1)
+    left, right = pairs_for(ROWS["hat"], 1)
     inputs = (left, right) if isinstance(model, StereoModel) else (left,)
     plain = gradients(model, *inputs)
     root = model.backbone if isinstance(model, StereoModel) else model
@@ -385,7 +366,7 @@ def test_check_trainable_names_every_tensor_that_gets_no_gradient() -> None:
 
 
 def test_an_averaged_model_averages_the_adapters_and_leaves_the_trained_one_alone() -> None:
-    model, views = randomise_adapters(lowpeft.adapt(build("edsr"), "stereo")), pairs_for(NETWORKS["edsr"], 1)
+    model, views = randomise_adapters(lowpeft.adapt(build("edsr"), "stereo")), pairs_for(ROWS["edsr"], 1)
     average = AveragedModel(model)
     average.update_parameters(model)
     start = {n: p.detach().clone() for n, p in lowpeft.adapter_parameters(model)}
@@ -402,7 +383,7 @@ def test_an_averaged_model_averages_the_adapters_and_leaves_the_trained_one_alon
 def test_two_threads_on_one_model_give_the_serial_results(name: str) -> None:
     model = randomise_adapters(lowpeft.adapt(build(name), "stereo"))
     lowpeft.adapt(model, EVERYWHERE, name="lora")
-    left, right = pairs_for(NETWORKS[name], 8)
+    left, right = pairs_for(ROWS[name], 8)
     views = list(zip(left.split(1), right.split(1), strict=True))
 
     @torch.no_grad()
@@ -439,8 +420,8 @@ def test_a_stereo_adapted_backbone_of_strength_0_takes_single_images() -> None:
 @torch.no_grad()
 def test_permuting_the_pairs_of_a_batch_permutes_the_outputs(name: str) -> None:
     model = randomise_adapters(lowpeft.adapt(build(name), "stereo"))
-    left, right = pairs_for(NETWORKS[name], 3)
-    order, tolerance = [2, 0, 1], 1e-6 * NETWORKS[name].value_max
+    left, right = pairs_for(ROWS[name], 3)
+    order, tolerance = [2, 0, 1], 1e-6 * ROWS[name].value_max
     together, permuted = model(left, right), model(left[order], right[order])
     for out, moved in zip(together, permuted, strict=True):
         torch.testing.assert_close(moved, out[order], rtol=1e-6, atol=tolerance)
@@ -450,12 +431,12 @@ def test_permuting_the_pairs_of_a_batch_permutes_the_outputs(name: str) -> None:
 @torch.no_grad()
 def test_a_pair_in_a_batch_is_the_pair_alone(name: str) -> None:
     model = randomise_adapters(lowpeft.adapt(build(name), "stereo"))
-    left, right = pairs_for(NETWORKS[name], 3)
+    left, right = pairs_for(ROWS[name], 3)
     together = model(left.clone(), right.clone())
     for i in range(3):
         alone = model(left[i : i + 1].clone(), right[i : i + 1].clone())
         for out, single in zip(together, alone, strict=True):
-            torch.testing.assert_close(out[i : i + 1], single, rtol=1e-6, atol=2e-6 * NETWORKS[name].value_max)
+            torch.testing.assert_close(out[i : i + 1], single, rtol=1e-6, atol=2e-6 * ROWS[name].value_max)
 
 
 def influence(model: nn.Module, left: Tensor, right: Tensor, *, of: int) -> tuple[Tensor, Tensor]:
@@ -468,7 +449,7 @@ def influence(model: nn.Module, left: Tensor, right: Tensor, *, of: int) -> tupl
 
 @pytest.mark.parametrize("name", SR)
 def test_the_other_view_counts_after_one_step_and_not_before(name: str) -> None:
-    model, (left, right) = lowpeft.adapt(build(name), "stereo"), pairs_for(NETWORKS[name], 1)
+    model, (left, right) = lowpeft.adapt(build(name), "stereo"), pairs_for(ROWS[name], 1)
     assert not influence(model, left, right, of=0)[1].any()
     step(model, left, right)
     assert influence(model.eval(), left, right, of=0)[1].any()
@@ -477,7 +458,7 @@ def test_the_other_view_counts_after_one_step_and_not_before(name: str) -> None:
 @pytest.mark.parametrize("name", SR)
 def test_another_pair_never_counts(name: str) -> None:
     model = randomise_adapters(lowpeft.adapt(build(name), "stereo"))
-    left, right = pairs_for(NETWORKS[name], 2)
+    left, right = pairs_for(ROWS[name], 2)
     for gradient in influence(model, left, right, of=0):
         assert gradient[0].any()
         assert not gradient[1].any()
@@ -495,7 +476,7 @@ class InHalves(nn.Module):
 
 
 def test_a_wrapper_that_splits_the_batch_pairs_the_right_images() -> None:
-    left, right = pairs_for(NETWORKS["hat"], 2)
+    left, right = pairs_for(ROWS["hat"], 2)
     model = randomise_adapters(lowpeft.adapt(InHalves(build("hat")), "stereo"))
     gradients_of_inputs = influence(model, left, right, of=0)
     assert [g[0].any().item() for g in gradients_of_inputs] == [True, True]
@@ -511,7 +492,7 @@ def test_a_single_image_through_the_network_inside_an_adapted_wrapper_is_refused
 
 @torch.no_grad()
 def test_one_tensor_of_two_views_is_answered_in_the_same_form() -> None:
-    model, (left, right) = randomise_adapters(lowpeft.adapt(build("edsr"), "stereo")), pairs_for(NETWORKS["edsr"], 2)
+    model, (left, right) = randomise_adapters(lowpeft.adapt(build("edsr"), "stereo")), pairs_for(ROWS["edsr"], 2)
     out_left, out_right = model(left, right)
     assert torch.equal(model(torch.stack((left, right), 1)), torch.stack((out_left, out_right), 1))
     assert torch.equal(model(torch.cat((left, right), 1)), torch.cat((out_left, out_right), 1))
@@ -558,7 +539,7 @@ def test_a_network_inside_another_module_is_recognised(name: str, prefix: str) -
     plan, bare = lowpeft.plan(wrapped, "stereo"), lowpeft.plan(build(name), "stereo")
     assert plan.family == name
     assert [site.path for site in plan.sites] == [f"{prefix}.{site.path}" for site in bare.sites]
-    x = torch.cat(pairs_for(NETWORKS[name], 1))
+    x = torch.cat(pairs_for(ROWS[name], 1))
     expected = wrapped(x.clone())
     assert torch.equal(torch.cat(lowpeft.adapt(wrapped, "stereo")(x[:1], x[1:])), expected)
 
@@ -625,7 +606,7 @@ def test_merging_into_a_shared_weight_is_refused() -> None:
 @pytest.mark.parametrize("name", ["hat", "rcan", "nafnet", "edsr"])
 @torch.no_grad()
 def test_a_new_adapter_changes_no_bit_of_a_channels_last_network(name: str) -> None:
-    x = torch.cat(pairs_for(NETWORKS[name], 1)).contiguous(memory_format=torch.channels_last)
+    x = torch.cat(pairs_for(ROWS[name], 1)).contiguous(memory_format=torch.channels_last)
     expected = build(name).to(memory_format=torch.channels_last)(x.clone())
     model = lowpeft.adapt(build(name).to(memory_format=torch.channels_last), "stereo")
     model.to(memory_format=torch.channels_last)
@@ -761,20 +742,12 @@ FOREIGN = Family(
 )
 
 
-@pytest.fixture
-def tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the test registers is gone after it."""
-    for module, table in [("kinds", "_KINDS"), ("families.base", "_FAMILIES"), ("families.base", "_BLOCKS")]:
-        home = importlib.import_module(f"lowpeft.{module}")
-        monkeypatch.setattr(home, table, dict(getattr(home, table)))
-
-
 def foreign() -> nn.Module:
     torch.manual_seed(9)
     return Foreign().eval()
 
 
-@pytest.mark.usefixtures("tables")
+@pytest.mark.usefixtures("registries")
 @pytest.mark.parametrize(
     ("config", "module"), [(GainConfig, Gain), (ShiftConfig, Shift)], ids=["feature kind", "weight kind"]
 )
@@ -798,7 +771,7 @@ def test_a_kind_of_a_third_party_works_end_to_end(config: type, module: type, tm
         assert torch.equal(lowpeft.restore(model)(x), expected)
 
 
-@pytest.mark.usefixtures("tables")
+@pytest.mark.usefixtures("registries")
 def test_a_family_of_a_third_party_works_end_to_end(tmp_path: Path) -> None:
     lowpeft.register_family(FOREIGN)
     plan = lowpeft.plan(foreign(), "stereo")
@@ -817,7 +790,7 @@ def test_a_family_of_a_third_party_works_end_to_end(tmp_path: Path) -> None:
         assert all(torch.equal(a, b) for a, b in zip(loaded(left, right), model(left, right), strict=True))
 
 
-@pytest.mark.usefixtures("tables")
+@pytest.mark.usefixtures("registries")
 @pytest.mark.parametrize("what", ["kind", "family"])
 def test_a_name_is_registered_once(what: str) -> None:
     register: Callable[[], object] = {
@@ -829,7 +802,7 @@ def test_a_name_is_registered_once(what: str) -> None:
         register()
 
 
-@pytest.mark.usefixtures("tables")
+@pytest.mark.usefixtures("registries")
 def test_two_families_that_fit_one_network_are_an_error() -> None:
     lowpeft.register_family(FOREIGN)
     lowpeft.register_family(dataclasses.replace(FOREIGN, name="foreign_too"))
@@ -848,7 +821,7 @@ def test_the_tables_are_as_before() -> None:
 @pytest.mark.parametrize("name", ["hat", "edsr", "swinir", "ipt"])
 @pytest.mark.parametrize("recipe", ["stereo", EVERYWHERE], ids=["stereo", "lora"])
 def test_autocast_to_bf16_trains_and_keeps_adapters_in_fp32(name: str, recipe: object) -> None:
-    model, (left, right) = randomise_adapters(lowpeft.adapt(build(name), recipe)).train(), pairs_for(NETWORKS[name], 1)
+    model, (left, right) = randomise_adapters(lowpeft.adapt(build(name), recipe)).train(), pairs_for(ROWS[name], 1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = model(left, right)[0] if isinstance(model, StereoModel) else model(left)
         loss = (out * torch.randn(out.shape)).float().mean()
@@ -863,7 +836,7 @@ def test_autocast_to_bf16_trains_and_keeps_adapters_in_fp32(name: str, recipe: o
 @pytest.mark.parametrize("recipe", ["stereo", EVERYWHERE], ids=["stereo", "lora"])
 def test_adapters_of_a_bf16_base_are_fp32_and_train(recipe: object) -> None:
     model = lowpeft.adapt(build("hat").bfloat16(), recipe)
-    left, right = (view.bfloat16() for view in pairs_for(NETWORKS["hat"], 1))
+    left, right = (view.bfloat16() for view in pairs_for(ROWS["hat"], 1))
     inputs = (left, right) if isinstance(model, StereoModel) else (left,)
     assert {p.dtype for _, p in lowpeft.adapter_parameters(model)} == {torch.float32}
     found = gradients(randomise_adapters(model), *inputs)
@@ -872,7 +845,7 @@ def test_adapters_of_a_bf16_base_are_fp32_and_train(recipe: object) -> None:
 
 
 def test_a_new_adapter_changes_no_bit_under_autocast() -> None:
-    left, right = pairs_for(NETWORKS["hat"], 1)
+    left, right = pairs_for(ROWS["hat"], 1)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         expected = build("hat")(torch.cat((left, right)))
         assert torch.equal(torch.cat(lowpeft.adapt(build("hat"), "stereo")(left, right)), expected)
@@ -889,11 +862,11 @@ graphs = pytest.mark.filterwarnings("ignore")
 def test_a_compiled_model_is_one_graph_and_computes_the_same(name: str) -> None:
     torch.use_deterministic_algorithms(False)  # a guard of the compiler, not a matter of numbers on the CPU
     torch._dynamo.reset()
-    model, (left, right) = randomise_adapters(lowpeft.adapt(build(name), GRAPHS[name])), pairs_for(NETWORKS[name], 1)
+    model, (left, right) = randomise_adapters(lowpeft.adapt(build(name), GRAPHS[name])), pairs_for(ROWS[name], 1)
     inputs = (left, right) if isinstance(model, StereoModel) else (left,)
     with torch.no_grad():
         eager, compiled = model(*inputs), torch.compile(model, fullgraph=True)(*inputs)
-    torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5 * NETWORKS[name].value_max)
+    torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5 * ROWS[name].value_max)
 
 
 @pytest.mark.slow
@@ -901,7 +874,7 @@ def test_a_compiled_model_is_one_graph_and_computes_the_same(name: str) -> None:
 @pytest.mark.parametrize("name", GRAPHS)
 def test_a_compiled_model_trains_with_the_same_gradients(name: str) -> None:
     torch._dynamo.reset()
-    model, (left, right) = randomise_adapters(lowpeft.adapt(build(name), GRAPHS[name])), pairs_for(NETWORKS[name], 1)
+    model, (left, right) = randomise_adapters(lowpeft.adapt(build(name), GRAPHS[name])), pairs_for(ROWS[name], 1)
     inputs = (left, right) if isinstance(model, StereoModel) else (left,)
     eager = gradients(model, *inputs)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -918,11 +891,11 @@ def test_a_compiled_model_trains_with_the_same_gradients(name: str) -> None:
 @graphs
 @pytest.mark.parametrize("name", GRAPHS)
 def test_an_exported_model_computes_the_same(name: str) -> None:
-    model, (left, right) = randomise_adapters(lowpeft.adapt(build(name), GRAPHS[name])), pairs_for(NETWORKS[name], 1)
+    model, (left, right) = randomise_adapters(lowpeft.adapt(build(name), GRAPHS[name])), pairs_for(ROWS[name], 1)
     inputs = (left, right) if isinstance(model, StereoModel) else (left,)
     with torch.no_grad():
         exported = torch.export.export(model, inputs).module()
-        torch.testing.assert_close(exported(*inputs), model(*inputs), rtol=1e-5, atol=1e-5 * NETWORKS[name].value_max)
+        torch.testing.assert_close(exported(*inputs), model(*inputs), rtol=1e-5, atol=1e-5 * ROWS[name].value_max)
 
 
 DISTRIBUTED = """

@@ -389,6 +389,33 @@ FAMILIES: tuple[Network, ...] = (
 ALL: tuple[Network, ...] = (*SPANDREL, *(network for network in FAMILIES if network not in SPANDREL))
 """Every row once."""
 
+ROWS: dict[str, Network] = {network.name: network for network in ALL}
+
+
+def build(name: str, seed: int = 7) -> nn.Module:
+    """The network of that row, the same for the same seed."""
+    torch.manual_seed(seed)
+    return ROWS[name].build()
+
+
+def image(name: str, count: int = 1) -> Tensor:
+    """Random images for the network of that row, always the same."""
+    row = ROWS[name]
+    return row.value_max * torch.rand(count, row.channels, *row.input_px, generator=torch.Generator().manual_seed(3))
+
+
+class Holder(nn.Module):
+    """A layer behind a convolution, so that it is not the root."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3, padding=1)
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.first(x))
+
+
 UNUSUAL: dict[str, str] = {
     "LaMa": "takes an image and a mask; 51 million parameters at its one width. The row `lama` is its generator.",
 }
