@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import random
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,11 +56,15 @@ def _repeatable(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
-def registries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever a test registers is gone after it."""
-    for module, table in [("kinds", "_KINDS"), ("families.base", "_FAMILIES"), ("families.base", "_BLOCKS")]:
-        home = importlib.import_module(f"lowpeft.{module}")
-        monkeypatch.setattr(home, table, dict(getattr(home, table)))
+def registries() -> Iterator[None]:
+    """Put back what a test or an example registers, so that the next test sees lowpeft's own tables."""
+    modules = [m for name, m in sys.modules.items() if name.partition(".")[0] == "lowpeft"]
+    tables = [v for m in modules for n, v in vars(m).items() if type(v) is dict and not n.startswith("__")]
+    saved = [(table, dict(table)) for table in tables]
+    yield
+    for table, content in saved:
+        table.clear()
+        table.update(content)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-import lowpeft
-
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
@@ -68,18 +66,6 @@ def prose(page: Path) -> str:
     for block in blocks(page):
         text = text.replace(block.code, "") if block.code else text
     return text
-
-
-@pytest.fixture
-def registries() -> Iterator[None]:
-    """Put back what an example registers, so that the next test sees lowpeft's own tables."""
-    modules = [m for name, m in sys.modules.items() if name.partition(".")[0] == lowpeft.__name__]
-    tables = [v for m in modules for n, v in vars(m).items() if type(v) is dict and not n.startswith("__")]
-    saved = [(table, dict(table)) for table in tables]
-    yield
-    for table, content in saved:
-        table.clear()
-        table.update(content)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
