@@ -125,8 +125,9 @@ def peak_bytes(way: str, height: int) -> int:
     with torch.no_grad():
         if way == "lowpeft":
             from lowpeft.adding import _add_by_rows
+            from lowpeft.slots import Acting
 
-            _add_by_rows(nn.Identity(), [adapter], seen, [])
+            _add_by_rows(nn.Identity(), [Acting(adapter, 1.0)], seen, [])
         elif way == "one call":
             features + adapter.delta(seen)
         else:

@@ -45,6 +45,7 @@ from zoo import Network, image_of
 pytestmark = pytest.mark.filterwarnings("ignore:'saved_variables' is deprecated:DeprecationWarning")
 
 INJECT = importlib.import_module("lowpeft.injection")
+NEW = importlib.import_module("lowpeft.new_adapters")
 FAMILY = {family.name: family for family in families()}
 
 
@@ -652,8 +653,9 @@ def test_a_refusal_leaves_the_adapter_that_is_there_untouched(label: str, what: 
 
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> None:
-    """Let that function of lowpeft/inject.py raise in its `number`-th call."""
-    real, calls = getattr(INJECT, name), []
+    """Let that function of lowpeft/injection.py, or of lowpeft/new_adapters.py, raise in its `number`-th call."""
+    home = INJECT if hasattr(INJECT, name) else NEW
+    real, calls = getattr(home, name), []
 
     def failing(*args: Any) -> Any:
         calls.append(1)
@@ -661,7 +663,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> None:
             raise MemoryError("in the middle")
         return real(*args)
 
-    monkeypatch.setattr(INJECT, name, failing)
+    monkeypatch.setattr(home, name, failing)
 
 
 @pytest.mark.parametrize("function", ["_new_adapter", "_attach"])
@@ -677,7 +679,7 @@ def test_an_error_in_the_middle_of_attaching_leaves_the_network_untouched(
 
 def test_an_error_at_the_very_end_of_attaching_leaves_the_network_untouched(monkeypatch: pytest.MonkeyPatch) -> None:
     root = mix_flags(fresh(HAT))
-    fail_at(monkeypatch, "_set_root_facets", 1)
+    fail_at(monkeypatch, "_set_root", 1)
     with untouched(root), pytest.raises(MemoryError, match="in the middle"):
         lowpeft.adapt(root, "stereo")
 
@@ -697,10 +699,7 @@ def test_an_error_while_loading_tensors_leaves_the_network_untouched(
     lowpeft.save_adapter(trained(Case(HAT, "stereo")), tmp_path)
     root = mix_flags(fresh(HAT))
 
-    def failing(*args: Any, **kwargs: Any) -> None:
-        raise MemoryError("in the middle")
-
-    monkeypatch.setattr("lowpeft.files.load_adapter_state_dict", failing)
+    fail_at(monkeypatch, "fill", 1)
     with untouched(root), pytest.raises(MemoryError, match="in the middle"):
         lowpeft.load_adapter(root, tmp_path)
 

@@ -21,7 +21,8 @@ from lowpeft.kinds import Attachment, SpatialAdapter, StereoAdapter
 from lowpeft.layouts import Features
 from lowpeft.networks.edt_parts import shift_mask
 from lowpeft.planning import structure_of
-from lowpeft.slots import pieces_in
+from lowpeft.slots import pieces_in, switches_of
+from lowpeft.switches import Setting
 from reference import adapters, blocks
 from states import randomise_adapters
 from zoo import Network
@@ -463,7 +464,7 @@ def test_gradients_never_go_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_strength_counts_when_going_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     module = hosted(NewTensor(), Layout.NCHW)
     features = torch.randn(2, CHANNELS, *SIZE)
-    next(pieces_in(module._modules[SLOT])).strength = 0.25
+    switches_of(module._modules[SLOT]).default = Setting({"default": 0.25})
     at_once = module(features, SIZE)
     calls = in_chunks(monkeypatch, features)
     torch.testing.assert_close(module(features, SIZE), at_once, rtol=0, atol=1e-6)

@@ -520,10 +520,8 @@ def test_a_root_part_reads_stages_sets_strengths_and_adds_to_the_output(tmp_path
         for handle in handles:
             handle.remove()
         state = lowpeft.adapter_state_dict(model, name="side")
-        with lowpeft.disabled(model, name="side"):
-            lowpeft.set_strength(model, float(x.mean()), name="other")
+        with lowpeft.using(model, {"other": x.mean()}):
             plain = model(x)
-            lowpeft.set_strength(model, 1.0, name="other")
         means = torch.stack([out.mean((1, 2, 3)) for out in seen])
         plain = plain * (1 + state["side_root.colour"][:, None, None])
         plain = plain + (state["side_root.mix"][:, None] * means).sum(0)[:, None, None, None]

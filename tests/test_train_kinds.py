@@ -272,13 +272,19 @@ def test_a_calibrated_frozen_adapter_is_not_calibrated_again_beside_a_new_one(tm
 def test_calibrating_keeps_strength_switch_and_dtype() -> None:
     model = learnt_model().double()
     lowpeft.set_strength(model, 0.25)
-    with lowpeft.disabled(model):
-        batch = torch.rand(2, 3, 12, 24).double(), torch.rand(2, 3, 24, 48).double()
-        lowpeft.calibrate(model, [batch], loss=nn.functional.l1_loss)
-        assert not any(p.enabled for p in model.modules() if isinstance(p, Learnt))
-    pieces = [p for p in model.modules() if isinstance(p, Learnt)]
-    assert {p.strength for p in pieces} == {0.25}
-    assert {p.b.dtype for p in pieces} == {torch.float64}
+    x = torch.rand(2, 3, 12, 24).double()
+    with torch.no_grad(), lowpeft.disabled(model):
+        base = model(x)
+        lowpeft.calibrate(model, [(x, torch.rand(2, 3, 24, 48).double())], loss=nn.functional.l1_loss)
+        randomise_adapters(model)
+        assert torch.equal(model(x), base)
+    with torch.no_grad():
+        quarter = model(x)
+        lowpeft.set_strength(model, 1.0)
+        assert not torch.allclose(model(x), quarter)
+        lowpeft.set_strength(model, 0.25)
+        assert torch.equal(model(x), quarter)
+    assert {p.b.dtype for p in model.modules() if isinstance(p, Learnt)} == {torch.float64}
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from .families import BlockForward, Family, Place, Ports, register_family
 from .files import load_adapter, read_adapter, save_adapter
 from .hub import push_to_hub
 from .inference import Tiling, enhance
-from .injection import inject, restore
+from .injection import delete, inject, rename, restore
 from .kinds import (
     AdapterConfig,
     Calibrator,
@@ -42,18 +42,11 @@ from .kinds import (
 )
 from .layouts import Features, Layout
 from .merging import MergeReport, merge
-from .model import (
-    Summary,
-    adapter_parameters,
-    adapter_state_dict,
-    disabled,
-    load_adapter_state_dict,
-    set_strength,
-    summary,
-)
+from .model import Summary, adapter_parameters, adapter_state_dict, list_adapters, load_adapter_state_dict, summary
 from .planning import Plan, plan
 from .recipes import Recipe, TrainSettings, load_recipe
 from .sites import Site
+from .switching import disabled, set_strength, using
 from .version import version as _version
 from .views import MultiViewModel, StereoModel
 
@@ -104,11 +97,13 @@ __all__ = [
     "calibrate",
     "check_trainable",
     "convert_adapter",
+    "delete",
     "describe",
     "disabled",
     "enhance",
     "inject",
     "inject_spatial_adapters",
+    "list_adapters",
     "load_adapter",
     "load_adapter_state_dict",
     "load_backbone",
@@ -119,11 +114,13 @@ __all__ = [
     "read_adapter",
     "register_adapter",
     "register_family",
+    "rename",
     "restore",
     "save_adapter",
     "set_strength",
     "summary",
     "swin2sr_from_transformers",
     "swin2sr_to_transformers",
+    "using",
     "wrap_stereo",
 ]

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -15,15 +14,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from .errors import PlanError
-from .kinds import Adapter, Attachment, FeatureAdapter, Forward, TokenAdapter, WeightAdapter
+from .kinds import Attachment, FeatureAdapter, TokenAdapter, WeightAdapter
 from .layouts import ExtraTokens, Features, Layout, Size, find_size, square_size
-from .slots import Slot, on_output
+from .slots import Acting, Slot, on_output
+from .switches import RUNNING, Strength
 
 ROW_CHUNK_BYTES = 64 * 2**20
 """Without gradients, features larger than this are adapted some rows at a time, which bounds the memory above them."""
-
-FORWARD: ContextVar[Forward | None] = ContextVar("lowpeft_forward", default=None)
-"""The forward that is under way in this thread or task, where a root part acts."""
 
 
 def captured() -> bool:
@@ -31,32 +28,47 @@ def captured() -> bool:
     return torch.compiler.is_compiling() or bool(torch._C._get_tracing_state())
 
 
-def strength_of(adapter: Adapter) -> float | Tensor:
-    """The factor of what an adapter adds, in the forward that is under way."""
-    forward = FORWARD.get()
-    if forward is None or adapter.adapter_name not in forward.strengths:
-        return adapter.strength
-    return adapter.strength * forward.strengths[adapter.adapter_name]
+def scaled(change: Tensor, strength: Strength, *, images: int | None = None) -> Tensor:
+    """A change times a strength; the change itself at full strength.
 
+    Args:
+        change: What an adapter adds.
+        strength: A number, or one for each image.
+        images: The dimension of the change that counts images; None where none does.
 
-def scaled(change: Tensor, strength: float | Tensor) -> Tensor:
-    """A change times a strength; the change itself at full strength."""
-    return change if isinstance(strength, float) and strength == 1.0 else change * strength
+    Raises:
+        PlanError: The change is not of so many images.
+    """
+    if not isinstance(strength, Tensor):
+        return change if strength == 1.0 else change * strength
+    if not strength.dim():
+        return change * strength
+    found = 0 if images is None else change.shape[images]
+    if not captured() and found != len(strength):
+        raise PlanError(
+            f"strengths by image need features that keep {len(strength)} images apart, and these hold "
+            f"{found or 'none by themselves'}: call the whole network with a batch of so many, or give one number"
+        )
+    each = strength.repeat_interleave(found // strength.shape[0]) if captured() else strength
+    shape = [-1 if d == images else 1 for d in range(change.dim())]
+    # In float32 or better, as a number would be multiplied.
+    each = each.to(torch.promote_types(change.dtype, torch.float32)).to(change.device).view(shape)
+    return (change * each).to(change.dtype)
 
 
 def _sum_of_deltas(
-    adapters: list[FeatureAdapter], features: Callable[[FeatureAdapter], Features], like: Tensor
+    adapters: list[Acting[FeatureAdapter]], features: Callable[[FeatureAdapter], Features], like: Tensor
 ) -> Tensor | None:
     """The sum of what the adapters add, each from the same features, so that their order does not matter."""
     total: Tensor | None = None
-    for adapter in adapters:
+    for adapter, strength in adapters:
         seen = features(adapter)
         if adapter.reads_only:
-            forward = FORWARD.get()
-            if forward is not None:
-                forward.seen.append((adapter, seen))
+            running = RUNNING.get()
+            if running is not None and running.forward is not None:
+                running.forward.seen.append((adapter, seen))
             continue
-        delta = _delta(adapter, seen)
+        delta = _delta(adapter, seen, strength)
         total = delta if total is None else total + delta
     return None if total is None else laid_out_like(total, like)
 
@@ -72,15 +84,15 @@ def laid_out_like(delta: Tensor, features: Tensor) -> Tensor:
     return torch.empty_like(features).copy_(delta)
 
 
-def _delta(adapter: FeatureAdapter, features: Features) -> Tensor:
-    """The adapter's delta, computed in the dtype of its own parameters unless autocast decides."""
+def _delta(adapter: FeatureAdapter, features: Features, strength: Strength = 1.0) -> Tensor:
+    """The adapter's delta times its strength, computed in the dtype of its own parameters unless autocast decides."""
     delta = adapter.delta(_as_read(adapter, features))
     if not captured() and delta.shape != features.values.shape:
         raise PlanError(
             f"a {adapter.kind} adapter must give a delta of shape {tuple(features.values.shape)}, and gave one of "
             f"{tuple(delta.shape)}"
         )
-    return scaled(delta, strength_of(adapter))
+    return scaled(delta, strength, images=features.layout.batch_dim if features.layout.counts_images else None)
 
 
 def _as_read(adapter: FeatureAdapter, features: Features) -> Features:
@@ -121,7 +133,9 @@ def _size(site: Attachment, layout: Layout, x: Tensor, args: tuple[Any, ...], kw
     return find_size((*args, *kwargs.values()), tokens) or (square_size(tokens) if site.square else None)
 
 
-def _add_by_rows(module: nn.Module, adapters: list[FeatureAdapter], features: Features, others: list[Any]) -> Tensor:
+def _add_by_rows(
+    module: nn.Module, adapters: list[Acting[FeatureAdapter]], features: Features, others: list[Any]
+) -> Tensor:
     """Features + deltas, some image rows at a time and in place where nobody else holds the features' memory."""
     tensors = (*tree_leaves(others), *module.parameters(), *module.buffers())
     held = {t.untyped_storage().data_ptr() for t in tensors if isinstance(t, Tensor)}
@@ -132,11 +146,15 @@ def _add_by_rows(module: nn.Module, adapters: list[FeatureAdapter], features: Fe
     for start in range(0, rows.shape[1], step):
         part = rows[:, start : start + step]
         size = (part.shape[1], part.shape[2])
-        part += sum(_delta(a, Features(part, Layout.NHWC, size, a.attachment.views)).to(part.dtype) for a in adapters)
+        part += sum(
+            _delta(a, Features(part, Layout.NHWC, size, a.attachment.views), strength).to(part.dtype)
+            for a, strength in adapters
+        )
     return result
 
 
-def _can_go_by_rows(adapters: list[FeatureAdapter], features: Tensor) -> bool:
+def _can_go_by_rows(acting: list[Acting[FeatureAdapter]], features: Tensor) -> bool:
+    adapters = [a for a, _ in acting]
     return (
         not captured()
         and not torch.is_grad_enabled()
@@ -151,11 +169,12 @@ def with_deltas(module: nn.Module, slot: Slot, output: Any, args: tuple[Any, ...
     adapters = on_output(slot)
     if not adapters:
         return output
-    item = adapters[0].attachment.item
+    site = adapters[0].adapter.attachment
+    item = site.item
     values = output if item is None else output[item]
     if _can_go_by_rows(adapters, values):
         rest = [] if item is None else [o for i, o in enumerate(output) if i != item]
-        features = _seen(adapters[0].attachment, values, args, kwargs)
+        features = _seen(site, values, args, kwargs)
         new: Tensor = _add_by_rows(module, adapters, features, [args, kwargs, rest])
     else:
 
@@ -188,7 +207,7 @@ def added_to_random_features(adapter: FeatureAdapter, channels: int) -> Tensor:
 class BlockPorts:
     """The active adapters of one block during one call; `lowpeft.families.Ports` is its contract."""
 
-    def __init__(self, adapters: dict[str, list[FeatureAdapter]]) -> None:
+    def __init__(self, adapters: dict[str, list[Acting[FeatureAdapter]]]) -> None:
         self.adapters = adapters
 
     def wants(self, port: str) -> bool:
@@ -205,12 +224,14 @@ class BlockPorts:
     def tokens(self, port: str, values: Tensor, layout: Layout, size: Size | None) -> list[ExtraTokens]:
         """The extra keys and values of each adapter at the port; its strength is in the gate."""
         found = []
-        for adapter in self.adapters.get(port, []):
+        for adapter, strength in self.adapters.get(port, []):
             if not isinstance(adapter, TokenAdapter):
                 raise PlanError(f"a {adapter.kind} adapter gives no tokens, and cannot sit at the port {port}")
             seen = _as_read(adapter, Features(values, layout, size, adapter.attachment.views))
             keys, extra_values, gate = adapter.tokens(seen)
-            found.append(ExtraTokens(keys, extra_values, scaled(gate, strength_of(adapter))))
+            if isinstance(strength, Tensor) and strength.dim():
+                gate = gate.expand(seen.values.shape[layout.batch_dim], 1, gate.shape[-1] if gate.dim() else 1)
+            found.append(ExtraTokens(keys, extra_values, scaled(gate, strength, images=0)))
         return found
 
 
@@ -234,22 +255,32 @@ def change_of(module: nn.Module, name: str, adapter: WeightAdapter) -> Tensor:
     return change
 
 
-def adapted_tensor(module: nn.Module, name: str, adapters: list[WeightAdapter], *, exact: bool = False) -> Tensor:
+def adapted_tensor(
+    module: nn.Module, name: str, adapters: list[Acting[WeightAdapter]], *, exact: bool = False
+) -> Tensor:
     """A parameter plus each adapter's change times its strength, added in the adapters' dtype.
+
+    Each change is of the frozen parameter alone, so that the order of adapters does not matter.
 
     Args:
         module: The module that holds the parameter.
         name: Name of the parameter.
-        adapters: Those that change it.
+        adapters: Those that change it, with a number each as strength.
         exact: Add in float64, and return that.
     """
     weight = module._parameters[name]
     if weight is None:
         raise PlanError(f"{type(module).__name__} has no {name}")
+    for adapter, strength in adapters:
+        if isinstance(strength, Tensor) and strength.dim():
+            raise PlanError(
+                f"a {adapter.kind} adapter changes weights, which all images of a batch share, so strengths by image "
+                "need a forward for each: call the whole network, not compiled with fullgraph=True and not its parts"
+            )
     device = weight.device.type
     # Under autocast a product of two float32 matrices would come out in bfloat16, and the sum would be rounded to it.
     with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext():
-        parts = [scaled(change_of(module, name, adapter), strength_of(adapter)) for adapter in adapters]
+        parts = [scaled(change_of(module, name, adapter), strength) for adapter, strength in adapters]
         if exact:
             return weight.double() + sum(p.double() for p in parts)
         delta = functools.reduce(torch.add, parts)

@@ -2,8 +2,8 @@
 
 An adapted module becomes an instance of a generated subclass of its own class and gets one child, `lowpeft`, that holds
 its adapters. Its own parameters keep their names, `isinstance` holds, and taking the adapters out puts the class back.
-There are no hooks, and nothing is kept between calls, so threads do not disturb each other and a deep copy is a model
-of its own.
+There are no hooks, and what a call needs is kept for that call alone (`lowpeft.switches`), so threads do not disturb
+each other and a deep copy is a model of its own.
 
 A module changes in the ways that its `Facets` name; a forward is wrapped in their order, the last outermost:
 
@@ -13,6 +13,7 @@ A module changes in the ways that its `Facets` name; a forward is wrapped in the
   would cut off what it runs;
 * `acts`: root parts of adapters see the input and may add to the output;
 * `views`: the root takes a `ViewBatch` only, while an adapter below mixes neighbours in the batch;
+* `switched`: the root reads once which adapters act in a forward, and its structure does not change meanwhile;
 
 and beside the forward:
 
@@ -25,6 +26,7 @@ from __future__ import annotations
 import copy
 import copyreg
 import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,11 +34,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .adding import FORWARD, BlockPorts, adapted_tensor, captured, laid_out_like, scaled, with_deltas
+from .adding import BlockPorts, adapted_tensor, captured, laid_out_like, scaled, with_deltas
+from .batches import run_by_image
 from .errors import PlanError
+from .facts import RECORD
 from .families import SLOT, get_block
-from .kinds import Forward, RootPart
-from .slots import Slot, at_ports, on_tensor, pieces_in, slot_of, slots
+from .kinds import Adapter, Forward, RootPart
+from .slots import Acting, Slot, acting_in, at_ports, on_tensor, root_parts, slot_of, slots, switches_of
+from .switches import Setting, Strength, Switches, exporting, in_force, is_off, note, run, running_in, strengths_in
 from .views import ViewBatch
 
 CLASSES = "_lowpeft_classes"
@@ -61,6 +66,7 @@ class Facets:
     live_input: bool = False
     acts: bool = False
     views: int = 1
+    switched: bool = False
 
 
 # --- the generated subclasses ----------------------------------------------------------------------------------------
@@ -75,22 +81,23 @@ def specialised(base: type[nn.Module], facets: Facets) -> type[nn.Module]:
 
 
 def _specialise(base: type[nn.Module], facets: Facets) -> type[nn.Module]:
-    forward = base.forward
-    if facets.block is not None:
-        forward = _block_forward(base, facets.block)
-    if facets.output:
-        forward = _output_forward(forward)
-    if facets.live_input:
-        forward = _live_input_forward(forward)
-    if facets.acts:
-        forward = _acting_forward(forward)
-    if facets.views > 1:
-        forward = _views_forward(forward, facets.views)
+    forward = base.forward if facets.block is None else _block_forward(base, facets.block)
+    wrappers: list[tuple[bool, Callable[[Callable[..., Any]], Callable[..., Any]]]] = [
+        (facets.output, _output_forward),
+        (facets.live_input, _live_input_forward),
+        (facets.acts, _acting_forward),
+        (facets.views > 1, functools.partial(_views_forward, views=facets.views)),
+        (facets.switched, _switched_forward),
+    ]
+    for wanted, wrap in wrappers:
+        forward = wrap(forward) if wanted else forward
     body: dict[str, Any] = {name: _tensor_property(name) for name in sorted(facets.tensors)}
     if forward is not base.forward:
         body["forward"] = functools.wraps(base.forward)(forward)
     if facets.root:
         body["train"] = _train
+    if facets.switched:
+        body["_replicate_for_data_parallel"] = _replicate
     if issubclass(base, nn.Sequential):  # it calls all of its children in turn, and the adapters are none of them
         body["__iter__"] = lambda self: iter(m for name, m in self._modules.items() if name != SLOT)
         body["__len__"] = lambda self: len(self._modules) - (SLOT in self._modules)
@@ -161,9 +168,14 @@ def _live_input_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         # The switch may be turned after the adapters were attached, so it is read in every forward that is trained.
-        if torch.is_grad_enabled() and not captured() and _checkpoints(self):
-            args, kwargs = tuple(map(live, args)), {k: live(v) for k, v in kwargs.items()}
-        return inner(self, *args, **kwargs)
+        if not torch.is_grad_enabled() or captured() or not _checkpoints(self):
+            return inner(self, *args, **kwargs)
+        args, kwargs = tuple(map(live, args)), {k: live(v) for k, v in kwargs.items()}
+        output = inner(self, *args, **kwargs)
+        running = running_in(getattr(self, RECORD).switches)
+        if running is not None:  # also at the default, which may be another one when blocks are run again
+            note(running.switches, running.setting, (args, kwargs), output)
+        return output
 
     return forward
 
@@ -171,22 +183,30 @@ def _live_input_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
 def _acting_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         slot = slot_of(self)
-        parts = [p for p in pieces_in(slot) if isinstance(p, RootPart) and p.acts and p.active] if slot else []
-        if not parts:
+        parts = root_parts(slot) if slot is not None else []
+        if slot is None or not parts:
             return inner(self, *args, **kwargs)
         under_way = Forward(args=args, kwargs=kwargs, strengths={}, seen=[])
-        token = FORWARD.set(under_way)
-        try:
-            for part in parts:
-                _begin(self, part, under_way)
-            output = inner(self, *args, **kwargs)
-            for part in parts:
-                output = _with_addition(part, under_way, output)
-        finally:
-            FORWARD.reset(token)
+        for part in parts:
+            _begin(self, part.adapter, under_way)
+        switches, strengths = switches_of(slot), strengths_in(switches_of(slot))
+        routed = {n: _product(strengths[n], s) for n, s in under_way.strengths.items() if not is_off(strengths.get(n))}
+        running = running_in(switches)
+        setting = Setting({**strengths, **routed}, running.setting.images if running else None)
+        call = functools.partial(inner, self, *args, **kwargs)
+        output = run(switches, setting, call, (args, kwargs), under_way)
+        for part in parts:
+            output = _with_addition(part, under_way, output)
         return output
 
     return forward
+
+
+def _product(strength: Strength, factor: Strength) -> Strength:
+    """A strength times a factor that a part has set for it."""
+    if isinstance(strength, Tensor) and isinstance(factor, Tensor):
+        return strength.to(factor.dtype).to(factor.device) * factor
+    return strength * factor
 
 
 def _begin(root: nn.Module, part: RootPart, under_way: Forward) -> None:
@@ -208,15 +228,16 @@ def _begin(root: nn.Module, part: RootPart, under_way: Forward) -> None:
         )
 
 
-def _with_addition(part: RootPart, under_way: Forward, output: Any) -> Any:
+def _with_addition(acting: Acting[RootPart], under_way: Forward, output: Any) -> Any:
     """The network's output with what a root part adds to the image in it."""
+    part, strength = acting
     image = output if part.output is None else getattr(output, part.output)
     added = part.finish(under_way, image)
     if added is None:
         return output
     if added.shape != image.shape:
         raise PlanError(f"a {part.kind} part must add to images of {tuple(image.shape)}, not {tuple(added.shape)}")
-    image = image + laid_out_like(scaled(added, part.strength), image)
+    image = image + laid_out_like(scaled(added, strength, images=0), image)
     if part.output is None:
         return image
     output = copy.copy(output)
@@ -230,7 +251,7 @@ def _views_forward(inner: Callable[..., Any], views: int) -> Callable[..., Any]:
             if args[0].views != views:
                 raise PlanError(f"this network was adapted for {views} views of a scene, and got {args[0].views}")
             return inner(self, args[0].batch, *args[1:], **kwargs)
-        if any(p.active and p.attachment.views > 1 for _, _, s in slots(self) for p in pieces_in(s)):
+        if any(a.adapter.attachment.views > 1 for _, _, slot in slots(self) for a in acting_in(slot, Adapter)):
             raise PlanError(
                 f"this backbone carries adapters that take neighbours in a batch for {views} views of one scene, so "
                 "it cannot be called by itself: call the model that `adapt` returned with all views (a StereoModel: "
@@ -239,6 +260,63 @@ def _views_forward(inner: Callable[..., Any], views: int) -> Callable[..., Any]:
         return inner(self, *args, **kwargs)
 
     return forward
+
+
+REPLICA = "_lowpeft_replica"
+"""The attribute of a copy that DataParallel makes for one call that holds the setting of that call."""
+
+
+def _switched_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        record = getattr(self, RECORD, None)
+        if record is None or torch.compiler.is_dynamo_compiling():
+            if record is not None:
+                _refuse_to_capture(in_force(record.switches), record.switches)
+            return inner(self, *args, **kwargs)
+        switches: Switches = record.switches
+        if running_in(switches) is not None:  # a call within the forward belongs to it
+            return inner(self, *args, **kwargs)
+        with switches.passing():
+            setting = self.__dict__.get(REPLICA) or in_force(switches)
+            if gone := setting.values.keys() - switches.default.values.keys() - switches.merged:
+                raise PlanError(
+                    f"{', '.join(sorted(gone))} is in use here, but has been taken out or renamed; attached are "
+                    f"{', '.join(switches.default.values) or 'none'}"
+                )
+            if captured():
+                _refuse_to_capture(setting, switches)
+            if setting.images is not None:
+                return run_by_image(switches, setting, functools.partial(inner, self), args, kwargs)
+            return run(switches, setting, functools.partial(inner, self, *args, **kwargs), (args, kwargs))
+
+    return forward
+
+
+SWITCHED_CODE = _switched_forward(nn.Module.forward).__code__
+"""The code of the forward of every adapted root, by which `lowpeft.changes` knows it in the stack of a thread."""
+
+
+def _refuse_to_capture(setting: Setting, switches: Switches) -> None:
+    """Refuse what one captured forward cannot do, and say what an exported one cannot change any more."""
+    several = sorted(n for n in switches.in_groups if isinstance(setting.values.get(n), Tensor))
+    if several:
+        raise PlanError(
+            f"strengths by image need one forward for each group of equal strengths where {', '.join(several)} acts on "
+            "weights or windows, which one captured forward (fullgraph=True, torch.export, tracing) cannot hold: give "
+            "one number, or compile without fullgraph"
+        )
+    if (exporting() or torch._C._get_tracing_state() is not None) and not setting.full:
+        warnings.warn(f"the exported network keeps the setting of this call: {setting}", stacklevel=2)
+
+
+def _replicate(self: nn.Module) -> nn.Module:
+    """What DataParallel calls in the thread of the caller; its copies run in threads that do not see the setting."""
+    replica: nn.Module = original_class(self)._replicate_for_data_parallel(self)  # type: ignore[no-untyped-call]
+    setting = in_force(getattr(self, RECORD).switches)
+    if setting.images is not None:
+        raise PlanError("DataParallel splits batches, so strengths must be single numbers there, not one by image")
+    replica.__dict__[REPLICA] = setting
+    return replica
 
 
 def _tensor_property(name: str) -> property:

@@ -9,7 +9,6 @@ from .adding import BlockPorts
 from .attach import original_class
 from .errors import PlanError
 from .families import BlockForward, base_modules, base_parameters, get_block
-from .kinds import FeatureAdapter
 from .layouts import ExtraTokens, Layout, Size
 from .probe import twin_of
 
@@ -47,8 +46,8 @@ def check_block(checked: set[tuple[object, ...]], path: str, module: nn.Module, 
 class _Asked(BlockPorts):
     """No adapters, and the ports that a block forward asks for."""
 
-    def __init__(self, adapters: dict[str, list[FeatureAdapter]]) -> None:
-        super().__init__(adapters)
+    def __init__(self) -> None:
+        super().__init__({})
         self.asked: set[str] = set()
 
     def wants(self, port: str) -> bool:
@@ -75,7 +74,7 @@ def block_problem(module: nn.Module, block: BlockForward) -> str | None:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             arguments = block.example(twin)
             own = own_class.forward(twin, *(a.clone() if isinstance(a, Tensor) else a for a in arguments))
-            ports = _Asked({})
+            ports = _Asked()
             ours = block.forward(twin, ports, *arguments)
     except Exception as error:  # noqa: BLE001  (whatever another copy of the code raises means: another block)
         return f"cannot be run as {advice} ({type(error).__name__}: {error})"

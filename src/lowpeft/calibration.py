@@ -9,15 +9,19 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from .changes import Undo, change, structure
 from .errors import PlanError
+from .facts import RECORD
 from .families import SLOT
-from .injection import build_adapters, pieces, replace_adapters, start_problem
+from .injection import replace_adapters
 from .kinds import Adapter, Calibrator, FeatureAdapter, TokenAdapter, get_kind
 from .layouts import Features
+from .new_adapters import build_adapters, start_problem
 from .planning import Plan
-from .probe import copy_of
-from .record import check_name, module_of, record_of, unwrap
+from .probe import copy_in_force
+from .record import check_name, module_of, pieces, record_of, unwrap
 from .sites import Site, count_parameters
+from .slots import below
 
 Batch = Tensor | tuple[Any, ...] | list[Any]
 Loss = Callable[[Any, Any], Tensor]
@@ -65,14 +69,16 @@ def calibrate(
             for gradients and there is no `loss`, or what a kind learned does not suffice. The model is unchanged.
     """
     root, module = unwrap(model), module_of(model)
-    record = record_of(root)
-    if name is not None:
-        check_name(root, name)
-    chosen = [name] if name is not None else _not_started(root)
-    runs = [run for n in chosen for run in _runs(root, record.plans[n])]
-    if not runs:
-        return {}
-    _refuse_trained(root, runs)
+    with structure(root):
+        record = record_of(root)
+        if name is not None:
+            check_name(root, name)
+        plans = {n: record.plans[n] for n in ([name] if name is not None else _not_started(root))}
+        runs = [run for plan in plans.values() for run in _runs(root, plan)]
+        if not runs:
+            return {}
+        _refuse_trained(root, runs)
+        twin = copy_in_force(module).eval()
     wanted = {want for run in runs for want in run.calibrator.wants}
     if "gradients" in wanted and loss is None:
         kinds = sorted({run.kind for run in runs if "gradients" in run.calibrator.wants})
@@ -81,9 +87,18 @@ def calibrate(
         )
     if isinstance(batches, Tensor):
         raise PlanError("batches are inputs one after the other: give a list of tensors, not one tensor")
-    _observe(module, runs, batches, loss, gradients="gradients" in wanted)
-    started = _start(root, record.plans, runs)
-    record.calibrated.update(run.name for run in runs)
+    _observe(twin, runs, batches, loss, gradients="gradients" in wanted)
+    with structure(root):
+        if any(record.plans.get(n) is not plan for n, plan in plans.items()) or RECORD not in root.__dict__:
+            raise PlanError("adapters were taken out, renamed or started while these were learning their start")
+        built, started = _start(root, plans, runs)
+
+        def replace_all(undo: Undo) -> None:
+            for plan, new in built:
+                replace_adapters(root, plan, new)
+                record.calibrated.add(plan.name)
+
+        change(root, replace_all)
     return started
 
 
@@ -96,16 +111,12 @@ class _Run:
         self.calibrator = make(adapters, {at: site.config for at, site in sites.items()})
 
 
-def _at(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else key
-
-
 def _runs(root: nn.Module, plan: Plan) -> list[_Run]:
     adapters = {at: piece for _, at, piece in pieces(root, plan.name)}
     by_kind: dict[str, dict[str, Site]] = {}
     for site in plan.sites:
         if site.attachment.form != "root" and get_kind(site.config.kind).module.calibrator_class is not None:
-            by_kind.setdefault(site.config.kind, {})[_at(site.path, site.key)] = site
+            by_kind.setdefault(site.config.kind, {})[below(site.path, site.key)] = site
     return [_Run(plan, kind, sites, {at: adapters[at] for at in sites}) for kind, sites in by_kind.items()]
 
 
@@ -122,10 +133,8 @@ def _refuse_trained(root: nn.Module, runs: list[_Run]) -> None:
 
 
 def _observe(
-    module: nn.Module, runs: list[_Run], batches: Iterable[Batch], loss: Loss | None, *, gradients: bool
+    twin: nn.Module, runs: list[_Run], batches: Iterable[Batch], loss: Loss | None, *, gradients: bool
 ) -> None:
-    twin = copy_of(module)
-    twin.eval()
     root = unwrap(twin)
     for run in runs:
         for at, site in run.sites.items():
@@ -227,8 +236,10 @@ def _show_gradients(root: nn.Module, runs: list[_Run]) -> None:
 # --- the new start ---------------------------------------------------------------------------------------------------
 
 
-def _start(root: nn.Module, plans: Mapping[str, Plan], runs: list[_Run]) -> dict[str, int]:
-    """Build the adapters anew by the settled configs, fill them, and put them in place of the old ones."""
+def _start(
+    root: nn.Module, plans: Mapping[str, Plan], runs: list[_Run]
+) -> tuple[list[tuple[Plan, list[tuple[Site, Adapter]]]], dict[str, int]]:
+    """The adapters built anew by the settled configs and filled, with their plans; and how many of each kind."""
     started: dict[str, int] = {}
     updated = {run.name: plans[run.name] for run in runs}
     built: dict[str, list[tuple[Site, Adapter]]] = {run.name: [] for run in runs}
@@ -241,14 +252,12 @@ def _start(root: nn.Module, plans: Mapping[str, Plan], runs: list[_Run]) -> dict
         new = build_adapters(root, replace(plan, sites=tuple(sites.values())), shared=True)
         with torch.no_grad():
             for site, adapter in new:
-                run.calibrator.fill(_at(site.path, site.key), adapter)
+                run.calibrator.fill(below(site.path, site.key), adapter)
         _refuse_change(root, run, new)
-        updated[run.name] = replace(plan, sites=tuple(sites.get(_at(s.path, s.key), s) for s in plan.sites))
+        updated[run.name] = replace(plan, sites=tuple(sites.get(below(s.path, s.key), s) for s in plan.sites))
         built[run.name] += new
         started[run.kind] = started.get(run.kind, 0) + len(new)
-    for name, plan in updated.items():
-        replace_adapters(root, plan, built[name])
-    return started
+    return [(plan, built[name]) for name, plan in updated.items()], started
 
 
 def _settled(site: Site, config: Any) -> Site:

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .changes import structure
 from .errors import PlanError
 from .families import SLOT
 from .kinds import Adapter
-from .probe import copy_of, first_that_works
+from .probe import copy_in_force, first_that_works
 from .record import module_of, root_of
 from .views import MultiViewModel
 
@@ -22,8 +23,8 @@ SPREADS = (0.1, 0.02, 0.3)
 def check_trainable(model: object, *example: Tensor) -> None:
     """Run one step's forward and backward in training mode and refuse trainable tensors that get no gradient.
 
-    That happens on a copy, as in training, checkpointing included. The adapters' values are random there, because a new
-    adapter's zeros stop the gradient of the layers before them.
+    That happens on a copy, as in training, checkpointing included, in the setting that is in force here (`using`). The
+    adapters' values are random there, because a new adapter's zeros stop the gradient of the layers before them.
 
     Args:
         model: An adapted model, or any module with trainable parameters.
@@ -36,10 +37,13 @@ def check_trainable(model: object, *example: Tensor) -> None:
     module = module_of(model)
     if not any(p.requires_grad for p in module.parameters()):
         raise PlanError("no parameter of the model requires a gradient")
-    inputs = example or _inputs_for(module)
+    with structure(root_of(model)):
+        inputs = example or _inputs_for(module)
     missing: dict[str, str] | None = None
     for seed, spread in enumerate(SPREADS):
-        found = _problems(copy_of(module).train(), tuple(x.clone() for x in inputs), seed, spread)
+        with structure(root_of(model)):
+            copy = copy_in_force(module)
+        found = _problems(copy.train(), tuple(x.clone() for x in inputs), seed, spread)
         # Random values may silence a layer behind a ReLU: only a tensor that no draw reaches is named.
         missing = found if missing is None else {n: p for n, p in found.items() if n in missing}
         if not missing:

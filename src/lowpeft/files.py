@@ -24,13 +24,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .card import model_card
+from .changes import structure
 from .describe import facts_of, is_described
 from .errors import AdapterError, LowpeftError
 from .facts import Facts
 from .families import base_parameters
 from .fingerprint import Fingerprint, compare, digest, digests, fingerprint, fingerprint_from_dict
-from .injection import attach_plan, restore
-from .model import adapter_state_dict, load_adapter_state_dict, only_name, tensor_problems
+from .injection import attach_plan
+from .model import adapter_state_dict, only_name
+from .new_adapters import tensor_problems
 from .planning import plan_sites
 from .recipes import Recipe, recipe_from_dict, recipe_to_dict
 from .record import Record, record_of, root_of, unwrap
@@ -45,6 +47,7 @@ from .site_values import (
     with_new_keys,
 )
 from .sites import Site, build
+from .slots import below
 from .version import version
 
 FILES = TENSORS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
@@ -103,13 +106,15 @@ def save_adapter(
             or infinity, or the folder cannot be written. What was in the folder is then as it was.
         PlanError: The model holds no adapters, or `name` does not say which.
     """
-    chosen = only_name(model, name)
     root = unwrap(model)
-    tensors = {k: v.cpu().contiguous() for k, v in adapter_state_dict(model, name=chosen).items()}
-    problems = _losses(root) + [f"{k} holds NaN or infinity" for k, v in tensors.items() if not torch.isfinite(v).all()]
-    if problems:
-        raise AdapterError(f"the adapter {chosen!r} was not saved:", problems=problems)
-    config = _config(record_of(root), chosen, tensors, dict(facts or {}))
+    with structure(root):
+        chosen = only_name(model, name)
+        tensors = {k: v.cpu().contiguous() for k, v in adapter_state_dict(model, name=chosen).items()}
+        problems = _losses(root)
+        problems += [f"{k} holds NaN or infinity" for k, v in tensors.items() if not torch.isfinite(v).all()]
+        if problems:
+            raise AdapterError(f"the adapter {chosen!r} was not saved:", problems=problems)
+        config = _config(record_of(root), chosen, tensors, dict(facts or {}))
     target = Path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -284,7 +289,7 @@ def _expected(sites: tuple[Site, ...]) -> dict[str, Tensor]:
     """The tensors that adapters on these sites have, without memory."""
     with torch.device("meta"):
         return {
-            ".".join(filter(None, (site.path, site.key, key))): tensor
+            below(site.path, f"{site.key}.{key}"): tensor
             for site in sites
             for key, tensor in build(site.config, site.shape, site.layer, site.attachment.form).state_dict().items()
         }
@@ -316,25 +321,17 @@ def load_adapter(
     """
     adapter = read_adapter(_folder(folder_or_repo_id, revision))
     root = root_of(model)
-    found = digests(root)
-    problems = compare(adapter.base, fingerprint(root, found))
-    if adapter.network is not None and is_described(model):
-        problems += other_facts(adapter.network, facts_of(model))
-    if problems and not force:
-        raise AdapterError(
-            f"the adapter {str(folder_or_repo_id)!r} belongs to another base (force=True attaches it all the same):",
-            problems=problems,
-        )
-    plan = plan_sites(model, adapter.recipe, adapter.sites, name=name, measure=bool(problems), facts=adapter.network)
-    adapted = attach_plan(model, plan, found)
-    try:
-        load_adapter_state_dict(adapted, adapter.tensors, name=name)
-    except BaseException:
-        restore(adapted, name=name)
-        raise
-    if adapter.calibrated:
-        record_of(root).calibrated.add(name)
-    return adapted
+    with structure(root):
+        found = digests(root)
+        problems = compare(adapter.base, fingerprint(root, found))
+        if adapter.network is not None and is_described(model):
+            problems += other_facts(adapter.network, facts_of(model))
+        if problems and not force:
+            text = f"the adapter {str(folder_or_repo_id)!r} belongs to another base"
+            raise AdapterError(f"{text} (force=True attaches it all the same):", problems=problems)
+        measure = bool(problems)
+        plan = plan_sites(model, adapter.recipe, adapter.sites, name=name, measure=measure, facts=adapter.network)
+        return attach_plan(model, plan, found=found, tensors=adapter.tensors, calibrated=adapter.calibrated)
 
 
 def _folder(place: str | Path, revision: str | None) -> Path:

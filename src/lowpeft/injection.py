@@ -5,50 +5,29 @@ Everything that an adapted model needs to be put back is in one `Record` on the 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import cast
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .adding import added_to_random_features, base_of, change_of
 from .attach import can_checkpoint, facets_of, set_facets
 from .blocks import block_problem
+from .changes import Undo, change, structure
 from .describe import facts_of
 from .errors import PlanError
 from .facts import RECORD, Facts
 from .families import SLOT, base_modules, base_parameters, get_block
 from .fingerprint import digests, fingerprint
-from .kinds import Adapter, FeatureAdapter, RootPart, WeightAdapter
-from .planning import Plan, check_plan
-from .record import Record, check_name, module_of, record_of, root_of, unwrap
-from .sites import Site, build
+from .kinds import Adapter, RootPart, WeightAdapter
+from .layouts import Layout
+from .new_adapters import build_adapters, fill
+from .planning import Plan, check_new_name, check_plan
+from .record import Record, check_name, module_of, pieces, record_of, root_of, unwrap
+from .sites import Site
 from .slots import Slot, drop, group_in, pieces_in, slot_of, slots
+from .switches import Setting
 from .views import MultiViewModel, StereoModel
-
-
-def pieces(root: nn.Module, name: str | None = None) -> list[tuple[str, str, Adapter]]:
-    """Every adapter module as (adapter name, path of its module + key, adapter), in the order of the modules.
-
-    Args:
-        root: An adapted root.
-        name: Only those of this adapter.
-
-    Raises:
-        PlanError: There is no adapter of that name.
-    """
-    if name is not None:
-        check_name(root, name)
-    return [
-        (group_name, f"{path}.{key}" if path else key, piece)
-        for path, _, slot in slots(root)
-        for group_name, group in slot.named_children()
-        if name in (None, group_name)
-        for key, piece in group.named_children()
-        if isinstance(piece, Adapter)
-    ]
 
 
 def inject(model: object, plan: Plan) -> nn.Module:
@@ -69,33 +48,52 @@ def inject(model: object, plan: Plan) -> nn.Module:
     return attach_plan(model, plan)
 
 
-def attach_plan(model: object, plan: Plan, found: dict[str, str] | None = None) -> nn.Module:
-    """As `inject`; `found` are the digests of the base's tensors, where they are known already."""
+def attach_plan(
+    model: object,
+    plan: Plan,
+    *,
+    found: dict[str, str] | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
+    calibrated: bool = False,
+) -> nn.Module:
+    """As `inject`, for an adapter that was saved.
+
+    Args:
+        model: The one that was planned on.
+        plan: Where the adapters go.
+        found: Digests of the base's tensors, where they are known already.
+        tensors: Of the adapter, by site and name, which the new adapters take before they are attached.
+        calibrated: Whether the adapter has learned its start from data.
+    """
     root = root_of(model)
-    check_plan(root, plan)
-    modules = dict(base_modules(root))
-    first = RECORD not in root.__dict__
-    built = build_adapters(root, plan)
-    record = _record(root, plan.facts, found) if first else record_of(root)
-    attached = [piece for _, _, piece in pieces(root)]
-    mode = any(piece.training for piece in attached) if attached else root.training
-    root.__dict__[RECORD] = record
-    record.plans[plan.name] = plan
-    told, record.facts = record.facts, plan.facts
-    try:
-        for site, adapter in built:
-            _attach(modules[site.path], plan.name, site, adapter, record.forwards.get(site.path))
-        _set_root_facets(root, record)
-    except BaseException:
-        record.facts = told
-        restore(root, name=plan.name)
-        raise
-    for _, parameter in base_parameters(root):
-        parameter.requires_grad_(False)
-    root.train(mode)
-    if facets_of(root).views == 1 or isinstance(module_of(model), MultiViewModel):
+    with structure(root):
+        check_plan(root, plan)
+        built = build_adapters(root, plan)
+        if tensors is not None:
+            fill(built, tensors)
+        new = None if RECORD in root.__dict__ else _record(root, plan.facts, found)
+
+        def attach(undo: Undo) -> None:
+            record = record_of(root)
+            modules = dict(base_modules(root))
+            attached = [piece for _, _, piece in pieces(root)]
+            mode = any(piece.training for piece in attached) if attached else root.training
+            record.plans[plan.name] = plan
+            record.facts = plan.facts
+            if calibrated:
+                record.calibrated.add(plan.name)
+            for site, adapter in built:
+                _attach(modules[site.path], plan.name, site, adapter, record)
+            for _, parameter in base_parameters(root):
+                parameter.requires_grad_(False)
+            _set_root(root, record)
+            root.train(mode)
+
+        change(root, attach, record=new)
+        views = facets_of(root).views
+    if views == 1 or isinstance(module_of(model), MultiViewModel):
         return module_of(model)
-    return _of_views(root, facets_of(root).views, plan.facts)
+    return _of_views(root, views, plan.facts)
 
 
 def _of_views(root: nn.Module, views: int, facts: Facts) -> MultiViewModel:
@@ -104,78 +102,38 @@ def _of_views(root: nn.Module, views: int, facts: Facts) -> MultiViewModel:
     return MultiViewModel(root, views=views, output=facts.output, channels=facts.channels)
 
 
-def _set_root_facets(root: nn.Module, record: Record) -> None:
+def _set_root(root: nn.Module, record: Record) -> None:
+    """Give the root the class, and the switches the default, that its adapters need."""
     recipes = [p.recipe for p in record.plans.values()]
-    parts = [p for _, _, p in pieces(root) if isinstance(p, RootPart)]
+    attached = pieces(root)
+    switches = record.switches
+    switches.in_groups = frozenset(name for name, _, piece in attached if _acts_on_whole_batches(piece))
+    values = switches.default.values
+    switches.default = Setting({name: values.get(name, 1.0) for name in record.plans})
     set_facets(
         root,
         root=bool(recipes) and all(r.freeze_statistics for r in recipes),
         live_input=bool(recipes) and can_checkpoint(root),
-        acts=any(p.acts for p in parts),
+        acts=any(isinstance(p, RootPart) and p.acts for _, _, p in attached),
         views=max([r.views for r in recipes], default=1),
+        switched=bool(record.plans or record.forwards),
     )
 
 
-def build_adapters(root: nn.Module, plan: Plan, *, shared: bool = False) -> list[tuple[Site, Adapter]]:
-    """A new adapter for every site of a plan, started from the frozen weights; not attached.
-
-    Args:
-        root: The network.
-        plan: The sites.
-        shared: Join the shared parts that are attached under the plan's name, where the plan has none of its own.
-
-    Raises:
-        PlanError: An adapter cannot be built.
-    """
-    modules = dict(base_modules(root))
-    built = [(site, _new_adapter(root, modules[site.path], plan, site)) for site in plan.sites]
-    attached = [p for _, _, p in pieces(root, plan.name)] if shared else []
-    parts = {p.kind: p for p in attached if isinstance(p, RootPart)}
-    parts |= {site.config.kind: adapter for site, adapter in built if isinstance(adapter, RootPart)}
-    with torch.no_grad():
-        for site, adapter in built:
-            if site.config.kind in parts and not isinstance(adapter, RootPart):
-                adapter.join(parts[site.config.kind])
-            if isinstance(adapter, WeightAdapter) and type(adapter).start is not WeightAdapter.start:
-                base = base_of(modules[site.path], adapter)
-                adapter.start({name: tensor.clone() for name, tensor in base.items()})
-        _refuse_changing_starts(modules, built)
-    return built
-
-
-def _refuse_changing_starts(modules: dict[str, nn.Module], built: list[tuple[Site, Adapter]]) -> None:
-    """Refuse a kind whose new adapters change the network; one adapter of each config and shape is asked."""
-    asked: set[tuple[object, ...]] = set()
-    for site, adapter in built:
-        key = (site.config, site.shape, site.layer, site.attachment.form)
-        if key not in asked and (problem := start_problem(modules[site.path], site, adapter)):
-            where = f"{site.path}: " if site.path else ""
-            raise PlanError(f"{where}a new {site.config.kind} adapter must add nothing, and this one {problem}")
-        asked.add(key)
-
-
-def start_problem(module: nn.Module, site: Site, adapter: Adapter) -> str | None:
-    """What an adapter adds, as the end of a sentence; None if that is nothing, as for a new one.
-
-    Features to ask a feature adapter about are random.
-    """
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        if isinstance(adapter, WeightAdapter):
-            changes = [change_of(module, name, adapter) for name in adapter.attachment.tensors]
-        elif isinstance(adapter, FeatureAdapter) and not adapter.reads_only:
-            changes = [added_to_random_features(adapter, site.shape[0])]
-        else:
-            return None
-    return "changes the network" if any(bool(change.any()) for change in changes) else None
+def _acts_on_whole_batches(piece: Adapter) -> bool:
+    """Whether what an adapter adds cannot be scaled for each image by itself."""
+    return isinstance(piece, WeightAdapter) or piece.attachment.layout is Layout.WLC
 
 
 def replace_adapters(root: nn.Module, plan: Plan, built: list[tuple[Site, Adapter]]) -> None:
-    """Put new adapters in place of those at the same sites, and the plan in place of the one of its name."""
+    """Put new adapters in place of those at the same sites, and the plan in place of the one of its name.
+
+    To be called within `changes.change`.
+    """
     for site, adapter in built:
         group = root.get_submodule(site.path)._modules[SLOT]._modules[plan.name]  # type: ignore[union-attr]
         old = cast(Adapter, group._modules[site.key])  # type: ignore[union-attr]
         adapter.train(old.training)
-        adapter.strength, adapter.enabled = old.strength, old.enabled
         dtype = next((p.dtype for p in old.parameters()), None)
         if dtype is not None:
             adapter.to(dtype)
@@ -183,22 +141,6 @@ def replace_adapters(root: nn.Module, plan: Plan, built: list[tuple[Site, Adapte
             adapter.requires_grad_(False)
         group._modules[site.key] = adapter  # type: ignore[union-attr]
     record_of(root).plans[plan.name] = plan
-
-
-def _new_adapter(root: nn.Module, module: nn.Module, plan: Plan, site: Site) -> Adapter:
-    """A new adapter on the device of its module (or, if that has no parameters, of the network), in float32.
-
-    A float64 base gets float64 adapters.
-    """
-    parameters = itertools.chain(module.parameters(), root.parameters())
-    tensor = next((p for p in parameters if p.is_floating_point()), None)
-    dtype = torch.float64 if tensor is not None and tensor.dtype == torch.float64 else torch.float32
-    adapter = build(site.config, site.shape, site.layer, site.attachment.form).to(dtype)
-    adapter.attachment = site.attachment
-    adapter.adapter_name = plan.name
-    if isinstance(adapter, RootPart):
-        adapter.output = plan.facts.output
-    return adapter if tensor is None else adapter.to(tensor.device)
 
 
 def _record(root: nn.Module, facts: Facts, found: dict[str, str] | None = None) -> Record:
@@ -212,16 +154,16 @@ def _record(root: nn.Module, facts: Facts, found: dict[str, str] | None = None) 
     )
 
 
-def _attach(module: nn.Module, name: str, site: Site, adapter: Adapter, forward: str | None) -> None:
+def _attach(module: nn.Module, name: str, site: Site, adapter: Adapter, record: Record) -> None:
     slot = slot_of(module)
     if slot is None:
-        slot = Slot()
+        slot = Slot(record.switches)
         module.add_module(SLOT, slot)
     if name not in slot._modules:
         slot.add_module(name, nn.ModuleDict())
     group = slot.get_submodule(name)
     group.add_module(site.key, adapter)
-    _set_module_facets(module, slot, forward=forward)
+    _set_module_facets(module, slot, forward=record.forwards.get(site.path))
 
 
 def _set_module_facets(module: nn.Module, slot: Slot | None, *, forward: str | None = None) -> None:
@@ -267,15 +209,21 @@ def install_forwards(model: object, forwards: Mapping[str, str]) -> None:
             ]
     if problems:
         raise PlanError("these blocks cannot get another forward:", problems=problems)
-    record = root.__dict__.get(RECORD) or _record(root, facts_of(model))
-    root.__dict__[RECORD] = record
-    for path, name in forwards.items():
-        record.forwards[path] = name
-        _set_module_facets(modules[path], slot_of(modules[path]), forward=name)
+    new = None if RECORD in root.__dict__ else _record(root, facts_of(model))
+
+    def install(undo: Undo) -> None:
+        for path, name in forwards.items():
+            record_of(root).forwards[path] = name
+            _set_module_facets(modules[path], slot_of(modules[path]), forward=name)
+        _set_root(root, record_of(root))
+
+    change(root, install, record=new)
 
 
 def restore(model: object, name: str | None = None) -> nn.Module:
     """Take adapters out again.
+
+    It waits for forwards that other threads have begun. After an interruption the model is as before or as after.
 
     Args:
         model: An adapted model, or a model of several views.
@@ -290,35 +238,95 @@ def restore(model: object, name: str | None = None) -> nn.Module:
         PlanError: The model holds no adapters, or none of that name.
     """
     root = unwrap(model)
-    record = record_of(root)
-    if name is not None:
+    with structure(root):
+        if name is not None:
+            check_name(root, name)
+        record = record_of(root)
+        change(root, lambda undo: _take_out(root, [name] if name is not None else [*record.plans], all=name is None))
+    return root
+
+
+def delete(model: object, name: str) -> nn.Module:
+    """Take one adapter out: `restore(model, name)`.
+
+    Args:
+        model: An adapted model.
+        name: Of the adapter. With the last one, the network is as before it was adapted.
+
+    Returns:
+        The object that was adapted.
+
+    Raises:
+        PlanError: The model holds no adapters, or none of that name.
+    """
+    return restore(model, name)
+
+
+def rename(model: object, name: str, new: str) -> None:
+    """Give an adapter another name: in `using`, in files that are saved from now on, in the names of its parameters.
+
+    Parameters stay the same objects, so optimisers and training go on. A block of `using` that is open elsewhere with
+    the old name refuses further forwards.
+
+    Args:
+        model: An adapted model.
+        name: Of the adapter.
+        new: Letters, digits and underscores; no other adapter's name.
+
+    Raises:
+        PlanError: There is no adapter of that name, or the new name cannot be one. The model is unchanged.
+    """
+    root = unwrap(model)
+    with structure(root):
         check_name(root, name)
-    for gone in [name] if name is not None else list(record.plans):
+        if new == name:
+            return
+        check_new_name(root, new)
+
+        def give(undo: Undo) -> None:
+            record = record_of(root)
+            for _, _, slot in slots(root):
+                groups = [(new if key == name else key, group) for key, group in slot.named_children()]
+                slot._modules.clear()
+                slot._modules.update(groups)
+            plans = [replace(p, name=new) if p.name == name else p for p in record.plans.values()]
+            record.plans = {p.name: p for p in plans}
+            record.calibrated = {new if n == name else n for n in record.calibrated}
+            values = record.switches.default.values
+            record.switches.default = Setting({new if n == name else n: v for n, v in values.items()})
+            _set_root(root, record)
+
+        change(root, give)
+
+
+def _take_out(root: nn.Module, names: list[str], *, all: bool) -> None:  # noqa: A002  (all of them)
+    """Take adapters out, and with `all` the forwards that replaced others; to be called within `changes.change`."""
+    record = record_of(root)
+    for gone in names:
         del record.plans[gone]
         record.calibrated.discard(gone)
         for path, module, slot in list(slots(root)):
             slot._modules.pop(gone, None)
             _trim(module, slot, record.forwards.get(path))
-    if name is None:
-        for path in list(record.forwards):
-            del record.forwards[path]
-            module = root.get_submodule(path)
-            _set_module_facets(module, slot_of(module))
-    _set_root_facets(root, record)
+    for path in list(record.forwards) if all else []:
+        del record.forwards[path]
+        module = root.get_submodule(path)
+        _set_module_facets(module, slot_of(module))
+    _set_root(root, record)
     if record.plans or record.forwards:
-        return root
+        return
     del root.__dict__[RECORD]
     for path, parameter in root.named_parameters():
         parameter.requires_grad_(path in record.requires_grad)
     for path, module in root.named_modules():
         module.training = path in record.training
-    return root
 
 
 def drop_merged(root: nn.Module, merged: set[Adapter]) -> None:
     """Take out adapters that have become part of the base's weights; the base is another one from now on.
 
-    What is left keeps its flags: whether parameters require gradients, and which modules are in training mode.
+    What is left keeps its flags: whether parameters require gradients, and which modules are in training mode. To be
+    called within `changes.change`.
     """
     record = record_of(root)
     training = {path for path, module in base_modules(root) if module.training}
@@ -337,8 +345,9 @@ def drop_merged(root: nn.Module, merged: set[Adapter]) -> None:
             _trim(module, slot, record.forwards.get(path))
     record.digests = digests(root)
     record.base = fingerprint(root, record.digests)
-    for name in [n for n, plan in record.plans.items() if not plan.sites]:
-        restore(root, name)
+    gone = [n for n, plan in record.plans.items() if not plan.sites]
+    record.switches.merged |= frozenset(gone)
+    _take_out(root, gone, all=False)
     for path, module in base_modules(root):
         module.training = path in training
     for path, parameter in base_parameters(root):

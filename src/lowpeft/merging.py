@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from .adding import adapted_tensor, base_of
+from .changes import Undo, change, structure
 from .errors import PlanError
-from .injection import drop_merged, pieces
+from .injection import drop_merged
 from .kinds import Adapter, RootPart, WeightAdapter
-from .record import unwrap
-from .slots import Slot, pieces_in, slots
+from .record import pieces, record_of, unwrap
+from .slots import Acting, Slot, acting_in, slots
+from .switches import in_force, is_off
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +42,11 @@ class MergeReport:
 
 
 def merge(model: object, *, name: str | None = None) -> MergeReport:
-    """Fold the adapters that change weights (LoRA, DoRA, SSF, VeRA, full, …) into the base, with their strength.
+    """Fold the adapters that change weights (LoRA, DoRA, SSF, VeRA, full, …) into the base, with their strength here.
 
-    They are removed; adapters that are disabled are left as they are. This is the one call that writes the base. An
-    adapter with pieces that cannot be merged keeps those; one that is merged whole is gone.
+    They are removed; adapters that are off are left as they are. This is the one call that writes the base, between two
+    forwards; after an interruption the model is as before or as after. An adapter with pieces that cannot be merged
+    keeps those; one that is merged whole is gone.
 
     Args:
         model: An adapted model.
@@ -54,13 +57,24 @@ def merge(model: object, *, name: str | None = None) -> MergeReport:
 
     Raises:
         PlanError: Nothing can be merged, a change is not finite, another adapter depends on the weight that would be
-            written, or a part sets strengths anew for every input. The model is unchanged.
+            written, strengths are given by image, or a part sets them anew for every input. The model is unchanged.
     """
     root = unwrap(model)
+    with structure(root):
+        return change(root, lambda undo: _merge(root, name, undo))
+
+
+def _merge(root: nn.Module, name: str | None, undo: Undo) -> MergeReport:
+    switches = record_of(root).switches
+    strengths = in_force(switches).values
     found = pieces(root, name)
-    linear: set[Adapter] = {p for _, _, p in found if isinstance(p, WeightAdapter) and p.active}
+    on = {p for owner, _, p in pieces(root) if not is_off(strengths.get(owner))}
+    linear: set[Adapter] = {p for _, _, p in found if isinstance(p, WeightAdapter) and p in on}
     kept = tuple(path for _, path, p in found if p not in linear and not _goes_with(p, linear))
-    routers = sorted({p.kind for p in root.modules() if isinstance(p, RootPart) and p.routes and p.active})
+    by_image = sorted({n for n, _, p in found if p in linear and isinstance(strengths[n], Tensor)})
+    if by_image:
+        raise PlanError(f"{', '.join(by_image)} has strengths by image here, which are no fixed part of the weights")
+    routers = sorted({p.kind for p in on if isinstance(p, RootPart) and p.routes})
     if routers:
         raise PlanError(
             f"a {routers[0]} part sets the strengths of other adapters anew for every input, so their changes are no "
@@ -74,10 +88,10 @@ def merge(model: object, *, name: str | None = None) -> MergeReport:
     writes: list[tuple[nn.Parameter, Tensor]] = []
     difference = 0.0
     for path, module, slot in slots(root):
-        here = [p for p in pieces_in(slot) if isinstance(p, WeightAdapter) and p in linear]
-        for tensor in dict.fromkeys(t for p in here for t in p.attachment.tensors):
+        here: list[Acting[WeightAdapter]] = [a for a in acting_in(slot, WeightAdapter) if a.adapter in linear]
+        for tensor in dict.fromkeys(t for a in here for t in a.adapter.attachment.tensors):
             weight = cast(nn.Parameter, module._parameters[tensor])
-            adapters = [p for p in here if tensor in p.attachment.tensors]
+            adapters = [a for a in here if tensor in a.adapter.attachment.tensors]
             if weight in shared:
                 raise PlanError(f"{path}.{tensor} is shared by several modules, so a change at one cannot be merged")
             with torch.no_grad():
@@ -88,6 +102,7 @@ def merge(model: object, *, name: str | None = None) -> MergeReport:
             difference = max(difference, (new.double() - exact).abs().max().item())
             writes.append((weight, new))
         _refuse_dependent(path, module, slot, linear, dict(writes))
+    undo.keep(weight for weight, _ in writes)
     with torch.no_grad():
         for weight, new in writes:
             weight.copy_(new)
@@ -99,7 +114,7 @@ def _refuse_dependent(
     path: str, module: nn.Module, slot: Slot, merged: set[Adapter], new: dict[nn.Parameter, Tensor]
 ) -> None:
     """Refuse to merge under another adapter whose change depends on the weight (DoRA, SSF): it would change with it."""
-    for other in pieces_in(slot):
+    for other_name, other in ((n, p) for n, group in slot.named_children() for p in group.children()):
         if not isinstance(other, WeightAdapter) or other in merged:
             continue
         base = base_of(module, other)
@@ -108,7 +123,7 @@ def _refuse_dependent(
             changes = other.change(base), other.change(after)
         if any(not torch.allclose(a, changes[1][n], rtol=1e-4, atol=1e-6) for n, a in changes[0].items()):
             raise PlanError(
-                f"the {other.kind} adapter {other.adapter_name!r} on {path} depends on the weight into which another "
+                f"the {other.kind} adapter {other_name!r} on {path} depends on the weight into which another "
                 "adapter would be merged: merge both together, or restore one first"
             )
 

@@ -1,19 +1,28 @@
-"""What one does with an adapted model: count, read and load its adapters, switch them, merge them, check them."""
+"""What one reads of an adapted model, and the values of its adapters: names, tensors, counts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from .attach import original_class
-from .errors import AdapterError, PlanError, did_you_mean
+from .changes import Undo, change, structure
+from .errors import AdapterError, PlanError
 from .facts import Facts
-from .injection import pieces
-from .record import check_name, module_of, record_of, unwrap
+from .new_adapters import tensor_problems
+from .record import check_name, is_adapted, module_of, pieces, record_of, unwrap
+
+
+def list_adapters(model: object) -> list[str]:
+    """The names of the attached adapters, in the order in which they were attached; empty for a bare network.
+
+    Raises:
+        PlanError: `model` is no network.
+    """
+    return list(record_of(unwrap(model)).plans) if is_adapted(model) else []
 
 
 def adapter_parameters(model: object, *, name: str | None = None) -> Iterator[tuple[str, nn.Parameter]]:
@@ -71,29 +80,12 @@ def adapter_state_dict(model: object, *, name: str | None = None) -> dict[str, T
     Raises:
         PlanError: The model holds no adapters, or `name` does not say which.
     """
-    return {k: v.detach() for k, v in _tensors(model, only_name(model, name)).items()}
-
-
-def tensor_problems(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    """All that keeps `given` from being loaded into `wanted`, as lines for people."""
-    problems = [f"missing: {k}" for k in wanted if k not in given]
-    problems += [f"unknown: {k}{did_you_mean(k, wanted, most=1)}" for k in given if k not in wanted]
-    for key, tensor in given.items():
-        if key not in wanted:
-            continue
-        if not isinstance(tensor, Tensor):
-            problems.append(f"{key} is a {type(tensor).__name__}, not a tensor")
-        elif tensor.shape != wanted[key].shape:
-            problems.append(f"{key} has shape {tuple(tensor.shape)}, the model needs {tuple(wanted[key].shape)}")
-        elif tensor.is_floating_point() != wanted[key].is_floating_point():
-            problems.append(f"{key} is {tensor.dtype}, the model needs {wanted[key].dtype}")
-        elif not torch.isfinite(tensor).all():
-            problems.append(f"{key} holds NaN or infinity")
-    return problems
+    with structure(unwrap(model)):
+        return {k: v.detach() for k, v in _tensors(model, only_name(model, name)).items()}
 
 
 def load_adapter_state_dict(model: object, state: Mapping[str, Tensor], *, name: str | None = None) -> None:
-    """Copy tensors into an attached adapter; strict both ways.
+    """Copy tensors into an attached adapter, between two forwards; strict both ways, all of them or none.
 
     Args:
         model: An adapted model.
@@ -104,14 +96,20 @@ def load_adapter_state_dict(model: object, state: Mapping[str, Tensor], *, name:
         AdapterError: Missing or unknown keys, wrong shapes, NaN or infinity; all are listed and nothing is loaded.
         PlanError: The model holds no adapters, or `name` does not say which.
     """
-    chosen = only_name(model, name)
-    wanted = _tensors(model, chosen)
-    problems = tensor_problems(wanted, state)
-    if problems:
-        raise AdapterError(f"these tensors do not fit the adapter {chosen!r}:", problems=problems)
-    with torch.no_grad():
-        for key, tensor in wanted.items():
-            tensor.copy_(state[key])
+    root = unwrap(model)
+    with structure(root):
+        chosen = only_name(model, name)
+        wanted = _tensors(model, chosen)
+        if problems := tensor_problems(wanted, state):
+            raise AdapterError(f"these tensors do not fit the adapter {chosen!r}:", problems=problems)
+
+        def fill(undo: Undo) -> None:
+            undo.keep(wanted.values())
+            with torch.no_grad():
+                for key, tensor in wanted.items():
+                    tensor.copy_(state[key])
+
+        change(root, fill)
 
 
 # --- summary ---------------------------------------------------------------------------------------------------------
@@ -189,50 +187,3 @@ def summary(model: object) -> Summary:
         facts=record_of(root).facts,
         stages=tuple((*key, sites, count) for key, (sites, count) in rows.items()),
     )
-
-
-# --- switching -------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def disabled(model: object, *, name: str | None = None) -> Iterator[None]:
-    """Within the block the adapters add nothing: the model is its frozen base, bit for bit.
-
-    The switch is on the model, so it counts for every thread that uses it.
-
-    Args:
-        model: An adapted model.
-        name: Switch off only this adapter.
-
-    Raises:
-        PlanError: The model holds no adapters, or none of that name.
-    """
-    chosen = [piece for _, _, piece in pieces(unwrap(model), name)]
-    before = [piece.enabled for piece in chosen]
-    try:
-        for piece in chosen:
-            piece.enabled = False
-        yield
-    finally:
-        for piece, enabled in zip(chosen, before, strict=True):
-            piece.enabled = enabled
-
-
-def set_strength(model: object, strength: float, *, name: str | None = None) -> None:
-    """Scale what the adapters add: 0 is the frozen base, 1 the adapted network.
-
-    Several adapters on one site add up, so `set_strength(m, 0.3, name="a")` and `set_strength(m, 0.7, name="b")` give
-    exactly the mixture. The strength is a switch of this model, and no part of the adapter file.
-
-    Args:
-        model: An adapted model.
-        strength: 0..1.
-        name: Only this adapter.
-
-    Raises:
-        PlanError: The strength is outside 0..1, or there is no such adapter.
-    """
-    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0.0 <= strength <= 1.0:
-        raise PlanError(f"strength must be a number in 0..1, not {strength!r}")
-    for _, _, piece in pieces(unwrap(model), name):
-        piece.strength = float(strength)

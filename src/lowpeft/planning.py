@@ -13,6 +13,7 @@ from torch import nn
 
 from .attach import original_class
 from .blocks import check_block
+from .changes import structure
 from .describe import facts_of, is_described
 from .errors import PlanError
 from .facts import RECORD, Facts
@@ -103,7 +104,6 @@ def plan(
     Raises:
         PlanError: Anything at all that would keep the adapters from being attached.
     """
-    root = root_of(model)
     wanted = override(load_recipe(recipe), overrides)
     if not wanted.adapters and not wanted.from_scratch:
         raise PlanError(f"recipe {wanted.name!r} has no adapters, so there would be nothing to train")
@@ -112,10 +112,12 @@ def plan(
             f"recipe {wanted.name!r} attaches no adapters: it trains the whole network, from new weights, with "
             "`lowpeft train`"
         )
-    facts = facts_of(model)
-    network = Network(root, facts)
-    sites = [site for config in wanted.adapters for site in choose_sites(network, config)]
-    return _checked_plan(network, name, wanted, sites, facts)
+    root = root_of(model)
+    with structure(root):
+        facts = facts_of(model)
+        network = Network(root, facts)
+        sites = [site for config in wanted.adapters for site in choose_sites(network, config)]
+        return _checked_plan(network, name, wanted, sites, facts)
 
 
 def plan_sites(
@@ -197,8 +199,6 @@ def _other_channels(sites: tuple[Site, ...], observed: dict[str, Observation]) -
 
 
 def _checked_plan(network: Network, name: str, recipe: Recipe, sites: Sequence[Site], facts: Facts) -> Plan:
-    if not name.isidentifier() or not name.isascii():
-        raise PlanError(f"an adapter's name must be letters, digits and underscores, not {name!r}")
     root = network.root
     _refuse_conflicts(root, network.modules, name, sites)
     _refuse_other_views(root, recipe)
@@ -286,12 +286,29 @@ def _refuse_conflicts(root: nn.Module, modules: dict[str, nn.Module], name: str,
         if isinstance(module, torch.jit.ScriptModule):
             problems.append(f"{site.path} is a TorchScript module, whose class cannot be specialised")
     problems += _other_adapters(root)
-    if hasattr(Slot(), name):
-        problems.append(f"every torch module has an attribute {name!r}, so an adapter cannot have that name")
-    elif _holds(root, name):
-        problems.append(f"an adapter named {name!r} is attached already; choose another name=, or restore() first")
+    problems += _name_problems(root, name)
     if problems:
         raise PlanError("the adapters cannot be attached:", problems=list(dict.fromkeys(problems)))
+
+
+def check_new_name(root: nn.Module, name: str) -> None:
+    """Refuse what cannot be the name of one more adapter.
+
+    Raises:
+        PlanError: Saying why.
+    """
+    if problems := _name_problems(root, name):
+        raise PlanError("this cannot be the name of an adapter:", problems=problems)
+
+
+def _name_problems(root: nn.Module, name: str) -> list[str]:
+    if not isinstance(name, str) or not name.isidentifier() or not name.isascii():
+        return [f"an adapter's name must be letters, digits and underscores, not {name!r}"]
+    if hasattr(Slot(), name):
+        return [f"every torch module has an attribute {name!r}, so an adapter cannot have that name"]
+    if any(slot is not None and name in slot._modules for slot in map(slot_of, root.modules())):
+        return [f"an adapter named {name!r} is attached already; choose another name=, or restore() first"]
+    return []
 
 
 def _other_adapters(root: nn.Module) -> list[str]:
@@ -302,7 +319,3 @@ def _other_adapters(root: nn.Module) -> list[str]:
     if RECORD not in root.__dict__ and next(iter(slots(root)), None) is not None:
         return ["this module is part of an adapted network: adapt the whole, or restore it first"]
     return []
-
-
-def _holds(root: nn.Module, name: str) -> bool:
-    return any(slot is not None and name in slot._modules for slot in map(slot_of, root.modules()))

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from .errors import PlanError
 from .facts import Facts
 from .families import FoundPlace, Place, base_modules
-from .kinds import Adapter
 from .layouts import Layout, Size, find_size, square_size
+from .slots import Slot, switches_of
+from .switches import Setting, in_force
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -74,6 +75,19 @@ def copy_of(model: Model) -> Model:
         raise PlanError(f"{type(model).__name__} cannot be copied, so that it cannot be tried out: {error}") from error
 
 
+def copy_in_force(model: Model) -> Model:
+    """As `copy_of`; the copy's default is the setting that is in force here for the original.
+
+    Raises:
+        PlanError: The network cannot be copied.
+    """
+    copied = copy_of(model)
+    for module, other in zip(model.modules(), copied.modules(), strict=True):
+        if isinstance(module, Slot) and isinstance(other, Slot):
+            switches_of(other).default = in_force(switches_of(module))
+    return copied
+
+
 def twin_of(root: nn.Module) -> nn.Module:
     """A copy of a network in eval mode and without adapters' effect.
 
@@ -85,8 +99,8 @@ def twin_of(root: nn.Module) -> nn.Module:
     twin = copy_of(root)
     for module in twin.modules():
         module.training = False
-        if isinstance(module, Adapter):
-            module.enabled = False
+        if isinstance(module, Slot):
+            switches_of(module).default = Setting({})
     return twin
 
 

@@ -10,6 +10,9 @@ from torch import nn
 from .errors import PlanError, did_you_mean
 from .facts import RECORD, Backbone, Facts
 from .fingerprint import Fingerprint
+from .kinds import Adapter
+from .slots import below, slots
+from .switches import Switches
 from .views import MultiViewModel
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ class Record:
         plans: Plans by adapter name, in the order of attachment.
         calibrated: Names of the adapters that have learned their start from data.
         forwards: Block forwards that replace a module's own one, with or without adapters: name by path.
+        switches: Which adapters act, and the gate between forwards and changes.
     """
 
     facts: Facts
@@ -39,6 +43,7 @@ class Record:
     plans: dict[str, Plan] = field(default_factory=dict)
     calibrated: set[str] = field(default_factory=set)
     forwards: dict[str, str] = field(default_factory=dict)
+    switches: Switches = field(default_factory=Switches)
 
 
 def module_of(model: object) -> nn.Module:
@@ -100,3 +105,25 @@ def check_name(root: nn.Module, name: str) -> None:
     known = record_of(root).plans
     if name not in known:
         raise PlanError(f"no adapter named {name!r}; attached: {', '.join(known)}{did_you_mean(name, known)}")
+
+
+def pieces(root: nn.Module, name: str | None = None) -> list[tuple[str, str, Adapter]]:
+    """Every adapter module as (adapter name, path of its module + key, adapter), in the order of the modules.
+
+    Args:
+        root: An adapted root.
+        name: Only those of this adapter.
+
+    Raises:
+        PlanError: There is no adapter of that name.
+    """
+    if name is not None:
+        check_name(root, name)
+    return [
+        (group_name, below(path, key), piece)
+        for path, _, slot in slots(root)
+        for group_name, group in slot.named_children()
+        if name in (None, group_name)
+        for key, piece in group.named_children()
+        if isinstance(piece, Adapter)
+    ]

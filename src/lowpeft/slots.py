@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from torch import nn
 
 from .families import SLOT
-from .kinds import Adapter, FeatureAdapter, WeightAdapter
+from .kinds import Adapter, FeatureAdapter, RootPart, WeightAdapter
+from .switches import Strength, Switches, is_off, strengths_in
+
+SWITCHES = "_lowpeft_switches"
+
+Kind = TypeVar("Kind", bound=Adapter)
 
 
 class Slot(nn.Module):
     """The adapters of one module: a child per adapter name, which holds that adapter's pieces here.
 
-    It has no attributes of its own, so that an adapter may have any name that torch's modules leave free.
+    Its one attribute, the switches of the network, has a name that no adapter has, so that an adapter may have any name
+    that torch's modules leave free.
     """
+
+    def __init__(self, switches: Switches | None = None) -> None:
+        super().__init__()
+        self.__dict__[SWITCHES] = switches or Switches()
+
+
+class Acting(NamedTuple, Generic[Kind]):
+    """An adapter that is on, and how strongly."""
+
+    adapter: Kind
+    strength: Strength
+
+
+def below(path: str, key: str) -> str:
+    """The path of something in the module of a path."""
+    return f"{path}.{key}" if path else key
 
 
 def pieces_in(slot: Slot) -> Iterator[Adapter]:
@@ -41,25 +64,46 @@ def drop(slot: Slot, name: str, keys: list[str]) -> None:
         del slot._modules[name]
 
 
-def on_output(slot: Slot) -> list[FeatureAdapter]:
-    """The active feature adapters on the module's output."""
-    found = (p for p in pieces_in(slot) if isinstance(p, FeatureAdapter))
-    return [p for p in found if p.active and p.attachment.port is None]
+def switches_of(slot: Slot) -> Switches:
+    """The switches of the network that the slot is part of."""
+    switches: Switches = slot.__dict__[SWITCHES]
+    return switches
 
 
-def at_ports(slot: Slot) -> dict[str, list[FeatureAdapter]]:
-    """The active feature adapters by the port of the module's block forward."""
-    found: dict[str, list[FeatureAdapter]] = {}
-    for piece in pieces_in(slot):
-        if isinstance(piece, FeatureAdapter) and piece.active and piece.attachment.port is not None:
-            found.setdefault(piece.attachment.port, []).append(piece)
+def acting_in(slot: Slot, kind: type) -> list[Acting[Any]]:
+    """The adapters of that class in a slot that are on now."""
+    strengths = strengths_in(switches_of(slot))
+    return [
+        Acting(piece, strengths[name])
+        for name, group in slot.named_children()
+        if not is_off(strengths.get(name))
+        for piece in group.children()
+        if isinstance(piece, kind)
+    ]
+
+
+def on_output(slot: Slot) -> list[Acting[FeatureAdapter]]:
+    """The feature adapters on the module's output that are on."""
+    return [a for a in acting_in(slot, FeatureAdapter) if a.adapter.attachment.port is None]
+
+
+def at_ports(slot: Slot) -> dict[str, list[Acting[FeatureAdapter]]]:
+    """The feature adapters that are on, by the port of the module's block forward."""
+    found: dict[str, list[Acting[FeatureAdapter]]] = {}
+    for acting in acting_in(slot, FeatureAdapter):
+        if acting.adapter.attachment.port is not None:
+            found.setdefault(acting.adapter.attachment.port, []).append(acting)
     return found
 
 
-def on_tensor(slot: Slot, tensor: str) -> list[WeightAdapter]:
-    """The active adapters of a parameter."""
-    found = (p for p in pieces_in(slot) if isinstance(p, WeightAdapter) and p.active)
-    return [p for p in found if tensor in p.attachment.tensors]
+def on_tensor(slot: Slot, tensor: str) -> list[Acting[WeightAdapter]]:
+    """The adapters of a parameter that are on."""
+    return [a for a in acting_in(slot, WeightAdapter) if tensor in a.adapter.attachment.tensors]
+
+
+def root_parts(slot: Slot) -> list[Acting[RootPart]]:
+    """The parts in the root's slot that take part in every forward, and are on."""
+    return [a for a in acting_in(slot, RootPart) if a.adapter.acts]
 
 
 def slot_of(module: nn.Module) -> Slot | None:

@@ -19,8 +19,8 @@ from ..errors import DataError, LowpeftError
 from ..facts import Backbone
 from ..files import load_adapter, read_adapter
 from ..lam import PAIR, PUBLISHED, Attribution, LamSettings, Patch, as_table, attribute, chunks
-from ..model import disabled
 from ..record import module_of
+from ..switching import disabled
 from ..version import version
 from .common import add_device, add_weights, backbone, device, new_command
 

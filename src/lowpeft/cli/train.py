@@ -15,9 +15,10 @@ from ..data import Crops, Example, find_scenes, load_example, read_clean_crops
 from ..describe import image_facts
 from ..errors import LowpeftError
 from ..kinds import WeightAdapter, get_kind
-from ..model import disabled, summary
+from ..model import summary
 from ..recipes import Recipe, TrainSettings, load_recipe, override
 from ..record import module_of
+from ..switching import disabled
 from .common import add_border, add_device, add_recipe, backbone, device, new_command, overrides
 
 if TYPE_CHECKING:

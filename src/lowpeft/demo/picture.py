@@ -9,7 +9,7 @@ from ..describe import image_facts
 from ..evaluate.pictures import draw_scene
 from ..images import to_float
 from ..inference import enhance
-from ..model import disabled
+from ..switching import disabled
 
 
 def draw_comparison(model: object, pair: Example, path: Path) -> Path:

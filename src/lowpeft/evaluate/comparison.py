@@ -12,8 +12,8 @@ from ..describe import image_facts
 from ..errors import DataError
 from ..inference.network import multi_view
 from ..metrics import Column, Protocol, psnr
-from ..model import disabled
 from ..record import module_of
+from ..switching import disabled
 from .measure import Enhance, by_bicubic, by_network, by_network_alone, measure
 from .report import aligned
 

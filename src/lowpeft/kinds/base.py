@@ -94,8 +94,6 @@ class Adapter(nn.Module, ABC):
 
     Attributes:
         attachment: Where on its module it acts; set when it is attached.
-        strength: Factor of what the adapter adds, 0..1 (1 when new).
-        enabled: False inside `lowpeft.disabled`.
         root_part: What it shares with the other sites of its kind, where the kind has a `root_part_class`.
         root_part_class, calibrator_class, training_part_class: Further parts of the kind.
         zero_gradients: Names of its parameters whose gradient is zero by construction; `check_trainable` does not
@@ -111,14 +109,6 @@ class Adapter(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.attachment = Attachment(form="output", layout=Layout.NCHW)
-        self.adapter_name = "default"
-        self.strength = 1.0
-        self.enabled = True
-
-    @property
-    def active(self) -> bool:
-        """Whether the adapter adds anything at all."""
-        return self.enabled and self.strength != 0.0
 
     @property
     def root_part(self) -> Any:
@@ -209,7 +199,7 @@ class RootPart(Adapter):
 
     Its parameters and buffers are saved with the adapter. With `acts` it takes part in every forward of the network:
     `begin` sees the input (several views as one batch, the views of a scene next to each other) and, where the class
-    says `routes`, may set strengths of other adapters: a number or a 0-dim tensor each. `finish` sees the features of
+    says `routes`, may set strengths of other adapters: a number or a tensor each. `finish` sees the features of
     reading sites and may add to the output. A network with such a part cannot be compiled with `fullgraph=True`.
 
     Attributes:
@@ -249,8 +239,8 @@ class Forward:
     Attributes:
         args: Arguments of the network.
         kwargs: Keyword arguments of the network.
-        strengths: Factors of the strengths of other adapters during this forward, by adapter name; to be set in
-            `begin`.
+        strengths: Factors of the strengths of other adapters during this forward, by adapter name: a number, a 0-dim
+            tensor, or a tensor (N,) with one for each scene (for adapters of features); to be set in `begin`.
         seen: What the reading sites saw, in the order of their calls.
     """
 

@@ -12,10 +12,9 @@ from ..calibration import calibrate, needs_calibration
 from ..errors import TrainingError
 from ..facts import ImageFacts
 from ..inference.network import multi_view
-from ..injection import pieces
 from ..kinds import Adapter, TrainingPart, is_number
 from ..recipes import TrainSettings
-from ..record import is_adapted, unwrap
+from ..record import is_adapted, pieces, unwrap
 from .samples import CropSource
 from .schedule import image_loss
 

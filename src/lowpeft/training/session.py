@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from ..errors import PlanError, TrainingError
 from ..files import TENSORS, save_adapter
 from ..fingerprint import fingerprint
-from ..injection import pieces
 from ..model import adapter_parameters, adapter_state_dict
 from ..recipes import TrainSettings, recipe_to_dict, settings_to_dict
-from ..record import is_adapted, module_of, record_of, unwrap
+from ..record import is_adapted, module_of, pieces, record_of, unwrap
 from .average import Average
 from .building import NETWORK, save_network
 from .checkpoint import Checkpoint, Progress, checkpoints, differences, read_checkpoint, write_checkpoint

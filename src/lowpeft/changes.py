@@ -1,0 +1,135 @@
+"""Changes of an adapted network: one at a time, between forwards, and whole or not at all."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from types import FrameType, TracebackType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .attach import SWITCHED_CODE, set_facets
+from .errors import PlanError
+from .facts import RECORD
+from .record import Record, record_of
+
+Result = TypeVar("Result")
+
+POLL_S = 0.001
+
+_locks: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
+_locks_lock = threading.RLock()
+
+
+def structure(root: nn.Module) -> Any:
+    """The lock of a network's structure: whoever reads it to plan, copy or save, or changes it, holds it by `with`.
+
+    Forwards do not take it: see `Switches.alone`.
+    """
+    with _locks_lock:
+        return _locks.setdefault(root, threading.RLock())
+
+
+def change(root: nn.Module, body: Callable[[Undo], Result], *, record: Record | None = None) -> Result:
+    """Run `body`, which writes the network, while no forward is under way; all of it or, by an exception, nothing.
+
+    Args:
+        root: The network.
+        body: It gets the `Undo` that it tells which tensors it writes. Modules, modes and flags are kept by themselves.
+        record: Of a network that holds none yet.
+
+    Raises:
+        PlanError: A forward of the network is under way in this very thread.
+    """
+
+    def attempt() -> Result:
+        with Undo(root) as undo:
+            return body(undo)
+
+    with structure(root):
+        if RECORD in root.__dict__:
+            return record_of(root).switches.alone(attempt)
+        if record is None:
+            raise PlanError(f"this {type(root).__name__} holds no adapters")
+        with Undo(root):
+            # Forwards that start from now on wait at the gate; those that started before know of none.
+            root.__dict__[RECORD] = record
+            set_facets(root, switched=True)
+            while _is_running_ungated(root):
+                time.sleep(POLL_S)
+            return record.switches.alone(attempt)
+
+
+_CALLS = {nn.Module._call_impl.__code__, nn.Module._wrapped_call_impl.__code__}
+
+
+def _is_running_ungated(root: nn.Module) -> bool:
+    """Whether another thread is in a forward of the network that it began before the network had a gate."""
+    for thread, frame in sys._current_frames().items():
+        at: FrameType | None = frame if thread != threading.get_ident() else None
+        while at is not None:
+            if at.f_code is SWITCHED_CODE and at.f_locals.get("self") is root:
+                break
+            if at.f_code in _CALLS and at.f_locals.get("self") is root:
+                return True
+            at = at.f_back
+    return False
+
+
+class Undo:
+    """What a change of a network may write, as it was before; leaving the block by an exception puts it back.
+
+    That is every module's class, mode and children, which parameters require gradients, the record, the default
+    strengths, and the tensors that `keep` was told.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self.root = root
+        self.modules = [
+            (m, type(m), m.training, dict(m._modules)) for m in root.modules() if isinstance(m._modules, dict)
+        ]
+        self.parameters = [(p, p.requires_grad) for p in root.parameters()]
+        self.record: Record | None = root.__dict__.get(RECORD)
+        self.fields: dict[str, Any] = {}
+        if self.record is not None:
+            self.fields = {name: copy.copy(value) for name, value in vars(self.record).items() if name != "switches"}
+            self.switches = self.record.switches.state()
+        self.tensors: list[tuple[Tensor, Tensor]] = []
+
+    def keep(self, tensors: Iterable[Tensor]) -> None:
+        """Copy tensors that are about to be written."""
+        self.tensors += [(t, t.detach().clone()) for t in tensors]
+
+    def __enter__(self) -> Undo:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            return
+        if self.record is not None:
+            self.root.__dict__[RECORD] = self.record
+            vars(self.record).update(self.fields)
+            vars(self.record.switches).update(self.switches)
+        for module, cls, training, children in self.modules:
+            if list(module._modules.items()) != list(children.items()):
+                module._modules.clear()
+                module._modules.update(children)
+            module.__dict__["training"] = training
+            if type(module) is not cls:
+                module.__class__ = cls
+        for parameter, required in self.parameters:
+            if parameter.requires_grad is not required:
+                parameter.requires_grad_(required)
+        with torch.no_grad():
+            for tensor, old in self.tensors:
+                tensor.copy_(old)
+        if self.record is None:
+            self.root.__dict__.pop(RECORD, None)

@@ -1,0 +1,308 @@
+"""Which adapters act and how strongly: the default of a network, the setting of a thread or task, that of a forward.
+
+A `Setting` is a value that never changes. Each adapted network has a default one in its `Switches`; `lowpeft.using`
+puts another in force for one thread or async task, by a context variable. The root of the network reads what is in
+force once for each forward, and all its adapters find it in `RUNNING`, so that one forward never mixes two settings.
+
+A forward that activation checkpointing repeats during `backward` is the same forward, although no block of `using` may
+be open then, or another one. Its setting is therefore noted on the nodes of its autograd graph, and whatever runs while
+such a node is evaluated finds it there.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import CheckpointFunction
+
+from .errors import PlanError
+
+if TYPE_CHECKING:
+    from .kinds import Forward
+
+Strength = float | Tensor
+"""A number, as a float or a 0-dim tensor, or one number for each image, as a tensor (N,)."""
+
+Result = TypeVar("Result")
+
+
+class Setting:
+    """Strengths of adapters in 0..1 by name; adapters that are not named are off.
+
+    Attributes:
+        values: A number each, or a tensor with one number for each image (or scene) of a batch.
+        tensors: The same as tensors, so that a compiled forward takes them as inputs and is not compiled anew for each.
+        images: How many images the tensors are for; None where there are single numbers alone.
+    """
+
+    def __init__(self, values: Mapping[str, Strength], images: int | None = None) -> None:
+        self.values = dict(values)
+        self.tensors = {
+            name: value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+            for name, value in self.values.items()
+        }
+        self.images = images
+
+    def __str__(self) -> str:
+        """As people say it: `rain at 0.5, blur off`."""
+        texts = []
+        for name, value in self.values.items():
+            numbers = [round(v, 4) for v in value.tolist()] if isinstance(value, Tensor) and value.dim() else value
+            texts.append(f"{name} off" if is_off(value) else f"{name} at {numbers}")
+        return ", ".join(texts) or "no adapter"
+
+    @property
+    def full(self) -> bool:
+        """Whether every adapter that is named acts at full strength."""
+        return all(not isinstance(v, Tensor) and v == 1.0 for v in self.values.values())
+
+    def of(self, images: Sequence[int], *, repeats: int, device: torch.device) -> Setting:
+        """The setting for some of the images, each number as often as an image has views, on the device of the batch.
+
+        Strengths that are equal for all of them become one number.
+        """
+        values: dict[str, Strength] = {}
+        for name, value in self.values.items():
+            if isinstance(value, Tensor):
+                numbers = [value[i].item() for i in images]
+                equal = all(n == numbers[0] for n in numbers)
+                each = torch.tensor(numbers, dtype=torch.float32 if device.type == "mps" else torch.float64)
+                values[name] = numbers[0] if equal else each.repeat_interleave(repeats).to(device)
+            else:
+                values[name] = value
+        varied = any(isinstance(v, Tensor) for v in values.values())
+        return Setting(values, len(images) * repeats if varied else None)
+
+    def detached(self) -> Setting:
+        """The setting without the graph of strengths that are computed, which still say that they require gradients."""
+        if not any(isinstance(v, Tensor) and v.requires_grad for v in self.values.values()):
+            return self
+        values = {
+            name: value.detach().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
+            for name, value in self.values.items()
+        }
+        return Setting(values, self.images)
+
+    def groups(self, names: frozenset[str]) -> list[list[int]]:
+        """The images in groups of equal strengths of these adapters, in the order of their first images."""
+        numbers = [v.tolist() for n, v in self.values.items() if n in names and isinstance(v, Tensor)]
+        found: dict[tuple[float, ...], list[int]] = {}
+        for image in range(self.images or 0):
+            found.setdefault(tuple(column[image] for column in numbers), []).append(image)
+        return list(found.values())
+
+
+def is_off(strength: Strength | None) -> bool:
+    """Whether an adapter of that strength adds nothing at all; a tensor is not looked at."""
+    return strength is None or (not isinstance(strength, Tensor) and strength == 0.0)
+
+
+# --- what is in force ------------------------------------------------------------------------------------------------
+
+
+class Use(NamedTuple):
+    """A setting that a thread or task has put in force for one network; `owner` is the block that did."""
+
+    switches: Switches
+    setting: Setting
+    owner: object
+    node: object
+
+
+USING: ContextVar[tuple[Use, ...]] = ContextVar("lowpeft_using", default=())
+"""What this thread or task has put in force, the innermost last."""
+
+
+class Running(NamedTuple):
+    """A forward that is under way: its network, its setting, what its root parts see, and the forward around it."""
+
+    switches: Switches
+    setting: Setting
+    forward: Forward | None
+    outer: Running | None
+
+
+RUNNING: ContextVar[Running | None] = ContextVar("lowpeft_running", default=None)
+"""The innermost forward of an adapted network that is under way in this thread or task."""
+
+
+def running_in(switches: Switches) -> Running | None:
+    """The forward of that network that is under way here."""
+    running = RUNNING.get()
+    while running is not None and running.switches is not switches:
+        running = running.outer
+    return running
+
+
+def in_force(switches: Switches) -> Setting:
+    """The setting that a forward which starts now in this thread or task gets."""
+    uses = [use for use in USING.get() if use.switches is switches]
+    if not torch.compiler.is_dynamo_compiling():
+        node = torch._C._current_autograd_node()
+        # A block that was opened inside this very step of the backward pass is the newer wish.
+        if node is not None and not (uses and uses[-1].node is node):
+            repeated = _noted(switches, node)
+            if repeated is not None:
+                return repeated
+    return uses[-1].setting if uses else switches.default
+
+
+def strengths_in(switches: Switches) -> Mapping[str, Strength]:
+    """The strengths by adapter name for what an adapter of that network computes now."""
+    running = running_in(switches)
+    setting = in_force(switches) if running is None else running.setting
+    return setting.tensors if compiling() else setting.values
+
+
+def compiling() -> bool:
+    """Whether `torch.compile` traces the forward, and strengths are inputs of what it compiles."""
+    return torch.compiler.is_dynamo_compiling() and not exporting()
+
+
+def exporting() -> bool:
+    """Whether `torch.export` captures the forward."""
+    asked: Callable[[], bool] | None = getattr(torch.compiler, "is_exporting", None)  # since torch 2.7
+    return asked is not None and asked()
+
+
+def run(
+    switches: Switches, setting: Setting, call: Callable[[], Any], inputs: object, forward: Forward | None = None
+) -> Any:
+    """Run a forward in a setting."""
+    token = RUNNING.set(Running(switches, setting, forward, RUNNING.get()))
+    try:
+        output = call()
+    finally:
+        RUNNING.reset(token)
+    if setting is not switches.default or switches.changed:
+        note(switches, setting, inputs, output)
+    return output
+
+
+# --- forwards that checkpointing repeats -----------------------------------------------------------------------------
+
+
+def note(switches: Switches, setting: Setting, inputs: object, output: object) -> None:
+    """Note the setting of a forward on the nodes of its autograd graph, down to the graph that its inputs came with.
+
+    Without gradients there is no graph, unless a reentrant checkpoint runs the whole network: then on its node.
+    """
+    # The strengths of a router belong to the graph themselves; a node that held them would keep itself alive.
+    setting = setting.detached()
+    if not torch.is_grad_enabled():
+        _note_on_checkpoint(switches, setting)
+        return
+    before = {t.grad_fn for t in _tensors(inputs)}
+    todo = [t.grad_fn for t in _tensors(output)]
+    while todo:
+        node = todo.pop()
+        following = node.next_functions if node is not None and node not in before else ()
+        if node is None or not following:
+            continue
+        metadata: Any = node.metadata
+        if switches not in metadata:
+            metadata[switches] = setting
+            todo += [n for n, _ in following]
+
+
+def _note_on_checkpoint(switches: Switches, setting: Setting) -> None:
+    """Note a setting on the node of the reentrant checkpoint that is running this code, if one is."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code is CheckpointFunction.forward.__code__:
+            frame.f_locals["ctx"].metadata[switches] = setting
+            return
+        frame = frame.f_back  # type: ignore[assignment]
+
+
+def _noted(switches: Switches, node: Any) -> Setting | None:
+    """The setting of the forward that is repeated while a node is evaluated; None for code that repeats none."""
+    setting: Setting | None = node.metadata.get(switches)
+    if setting is None:
+        return None
+    reentrant = getattr(node, "_forward_cls", None) is CheckpointFunction
+    if reentrant and any(isinstance(v, Tensor) and v.requires_grad for v in setting.values.values()):
+        raise PlanError(
+            "a part of this network sets strengths that are trained, and reentrant checkpointing (use_reentrant=True) "
+            "would lose their gradient: use torch.utils.checkpoint with use_reentrant=False"
+        )
+    if not torch.is_grad_enabled():  # a checkpoint inside the checkpoint that is repeated
+        _note_on_checkpoint(switches, setting)
+    return setting
+
+
+def _tensors(value: object) -> list[Tensor]:
+    """The tensors in arguments or results, also in the attributes of an object that torch does not know as a table."""
+    leaves = [leaf if isinstance(leaf, Tensor) else getattr(leaf, "__dict__", {}) for leaf in tree_leaves(value)]
+    return [leaf for leaf in tree_leaves(leaves) if isinstance(leaf, Tensor)]
+
+
+# --- the switches of one network -------------------------------------------------------------------------------------
+
+
+class Switches:
+    """The default setting of one adapted network, and the gate between its forwards and changes of its structure.
+
+    Attributes:
+        default: What is in force where `using` says nothing: every attached adapter by name. Replaced, never written.
+        changed: Whether the default has ever been other than full strength.
+        merged: Names of adapters that have become part of the base's weights, which open blocks may still name.
+        in_groups: Adapters that cannot have strengths by image in one forward (they change weights, say).
+    """
+
+    def __init__(self) -> None:
+        self.default = Setting({})
+        self.changed = False
+        self.merged: frozenset[str] = frozenset()
+        self.in_groups: frozenset[str] = frozenset()
+        self._door = threading.RLock()
+        self._own = threading.local()
+        self._locks: list[weakref.ref[Any]] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy is of another network: it has the default, and locks of its own."""
+        return Switches, (), self.state()
+
+    def state(self) -> dict[str, Any]:
+        """What a change may change, by attribute."""
+        return {name: getattr(self, name) for name in ("default", "changed", "merged", "in_groups")}
+
+    def passing(self) -> Any:
+        """The lock of this thread, to be held during a forward; waits while the structure is changed.
+
+        Each thread has its own, so that forwards do not wait for each other. They are taken by `with` alone, which
+        nothing can interrupt between taking and giving back.
+        """
+        with self._door:
+            lock = getattr(self._own, "lock", None)
+            if lock is None:
+                self._locks = [known for known in self._locks if known() is not None]
+                lock = self._own.lock = threading.RLock()
+                self._locks.append(weakref.ref(lock))
+        return lock
+
+    def alone(self, body: Callable[[], Result]) -> Result:
+        """Run `body` when no forward is under way, and let none start meanwhile.
+
+        Raises:
+            PlanError: A forward of the network is under way in this very thread.
+        """
+        if running_in(self) is not None:
+            raise PlanError("a network cannot be changed from within its own forward")
+        with self._door:
+            return _holding([lock for known in self._locks if (lock := known()) is not None], body)
+
+
+def _holding(locks: list[Any], body: Callable[[], Result]) -> Result:
+    if not locks:
+        return body()
+    with locks[0]:
+        return _holding(locks[1:], body)
