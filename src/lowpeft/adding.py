@@ -25,7 +25,12 @@ ROW_CHUNK_BYTES = 64 * 2**20
 
 def captured() -> bool:
     """Whether the forward is being traced, compiled or exported: then no Python test may depend on a size."""
-    return torch.compiler.is_compiling() or bool(torch._C._get_tracing_state())
+    return torch.compiler.is_compiling() or tracing()
+
+
+def tracing() -> bool:
+    """Whether `torch.jit.trace` (and the older ONNX exporter) records the forward."""
+    return torch._C._get_tracing_state() is not None
 
 
 def scaled(change: Tensor, strength: Strength, *, images: int | None = None) -> Tensor:

@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .adding import BlockPorts, adapted_tensor, captured, laid_out_like, scaled, with_deltas
+from .adding import BlockPorts, adapted_tensor, captured, laid_out_like, scaled, tracing, with_deltas
 from .batches import run_by_image
 from .errors import PlanError
 from .facts import RECORD
@@ -191,8 +191,7 @@ def _acting_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
             _begin(self, part.adapter, under_way)
         switches, strengths = switches_of(slot), strengths_in(switches_of(slot))
         routed = {n: _product(strengths[n], s) for n, s in under_way.strengths.items() if not is_off(strengths.get(n))}
-        running = running_in(switches)
-        setting = Setting({**strengths, **routed}, running.setting.images if running else None)
+        setting = Setting({**strengths, **routed})
         call = functools.partial(inner, self, *args, **kwargs)
         output = run(switches, setting, call, (args, kwargs), under_way)
         for part in parts:
@@ -269,22 +268,19 @@ REPLICA = "_lowpeft_replica"
 def _switched_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         record = getattr(self, RECORD, None)
-        if record is None or torch.compiler.is_dynamo_compiling():
-            if record is not None:
-                _refuse_to_capture(in_force(record.switches), record.switches)
+        if record is None:
             return inner(self, *args, **kwargs)
         switches: Switches = record.switches
+        if torch.compiler.is_dynamo_compiling():  # no locks there: what runs is a graph, which no change touches
+            if not _several(in_force(switches), switches):
+                if exporting():
+                    _say_what_is_kept(in_force(switches))
+                return inner(self, *args, **kwargs)
+            torch._dynamo.graph_break(msg=SEVERAL)
         if running_in(switches) is not None:  # a call within the forward belongs to it
             return inner(self, *args, **kwargs)
         with switches.passing():
-            setting = self.__dict__.get(REPLICA) or in_force(switches)
-            if gone := setting.values.keys() - switches.default.values.keys() - switches.merged:
-                raise PlanError(
-                    f"{', '.join(sorted(gone))} is in use here, but has been taken out or renamed; attached are "
-                    f"{', '.join(switches.default.values) or 'none'}"
-                )
-            if captured():
-                _refuse_to_capture(setting, switches)
+            setting = _setting_for(self, switches)
             if setting.images is not None:
                 return run_by_image(switches, setting, functools.partial(inner, self), args, kwargs)
             return run(switches, setting, functools.partial(inner, self, *args, **kwargs), (args, kwargs))
@@ -292,20 +288,39 @@ def _switched_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
+def _setting_for(root: nn.Module, switches: Switches) -> Setting:
+    """The setting of a forward that starts here."""
+    setting: Setting = root.__dict__.get(REPLICA) or in_force(switches)
+    if gone := setting.values.keys() - switches.default.values.keys() - switches.merged:
+        raise PlanError(
+            f"{', '.join(sorted(gone))} is in use here, but has been taken out or renamed; attached are "
+            f"{', '.join(switches.default.values) or 'none'}"
+        )
+    if exporting() or tracing():
+        if _several(setting, switches):
+            raise PlanError(SEVERAL)
+        _say_what_is_kept(setting)
+    return setting
+
+
 SWITCHED_CODE = _switched_forward(nn.Module.forward).__code__
 """The code of the forward of every adapted root, by which `lowpeft.changes` knows it in the stack of a thread."""
 
 
-def _refuse_to_capture(setting: Setting, switches: Switches) -> None:
-    """Refuse what one captured forward cannot do, and say what an exported one cannot change any more."""
-    several = sorted(n for n in switches.in_groups if isinstance(setting.values.get(n), Tensor))
-    if several:
-        raise PlanError(
-            f"strengths by image need one forward for each group of equal strengths where {', '.join(several)} acts on "
-            "weights or windows, which one captured forward (fullgraph=True, torch.export, tracing) cannot hold: give "
-            "one number, or compile without fullgraph"
-        )
-    if (exporting() or torch._C._get_tracing_state() is not None) and not setting.full:
+SEVERAL = (
+    "strengths by image need a forward for each group of images with equal strengths where adapters change weights or "
+    "see windows, and one captured forward (fullgraph=True, torch.export, tracing) cannot hold several: give one number"
+)
+
+
+def _several(setting: Setting, switches: Switches) -> bool:
+    """Whether the setting needs several forwards of the network."""
+    return not switches.in_groups.isdisjoint(setting.by_image)
+
+
+def _say_what_is_kept(setting: Setting) -> None:
+    """Say which setting an exported or traced network keeps for good, where it is not that of a plain call."""
+    if not setting.full:
         warnings.warn(f"the exported network keeps the setting of this call: {setting}", stacklevel=2)
 
 

@@ -46,7 +46,7 @@ from .site_values import (
     sites_to_dicts,
     with_new_keys,
 )
-from .sites import Site, build
+from .sites import Site, build, on_meta
 from .slots import below
 from .version import version
 
@@ -287,12 +287,15 @@ def _json(text: str) -> dict[str, Any] | None:
 
 def _expected(sites: tuple[Site, ...]) -> dict[str, Tensor]:
     """The tensors that adapters on these sites have, without memory."""
-    with torch.device("meta"):
+
+    def make() -> dict[str, Tensor]:
         return {
             below(site.path, f"{site.key}.{key}"): tensor
             for site in sites
             for key, tensor in build(site.config, site.shape, site.layer, site.attachment.form).state_dict().items()
         }
+
+    return on_meta(make)
 
 
 def load_adapter(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,8 @@ from .kinds import (
 from .layouts import Layout
 from .patterns import Candidate, select
 from .probe import first_that_works, observe, probe_places, tokens_layout
+
+Built = TypeVar("Built")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -365,5 +368,18 @@ def build(config: AdapterConfig, shape: tuple[int, ...], layer: Layer | None, fo
 @functools.lru_cache(maxsize=4096)
 def count_parameters(config: AdapterConfig, shape: tuple[int, ...], layer: Layer | None, form: str) -> int:
     """The number of parameters that such an adapter has."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in build(config, shape, layer, form).parameters())
+    return sum(p.numel() for p in on_meta(lambda: build(config, shape, layer, form)).parameters())
+
+
+def on_meta(make: Callable[[], Built]) -> Built:
+    """What `make` builds, without memory.
+
+    It builds in a thread of its own, where no interruption can leave torch making everything without memory for good.
+    """
+
+    def build_there() -> Built:
+        with torch.device("meta"):
+            return make()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(build_there).result()

@@ -16,6 +16,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from .kinds import Forward
 
 Strength = float | Tensor
-"""A number, as a float or a 0-dim tensor, or one number for each image, as a tensor (N,)."""
+"""What an adapter's change is multiplied by in one forward: a number, as a float or 0-dim tensor, or a tensor (N,)."""
 
 Result = TypeVar("Result")
 
@@ -38,65 +39,72 @@ class Setting:
     """Strengths of adapters in 0..1 by name; adapters that are not named are off.
 
     Attributes:
-        values: A number each, or a tensor with one number for each image (or scene) of a batch.
+        by_image: The adapters that have one number for each image (or scene) of a batch, and these numbers.
+        values: All strengths: numbers, or tensors (N,).
         tensors: The same as tensors, so that a compiled forward takes them as inputs and is not compiled anew for each.
-        images: How many images the tensors are for; None where there are single numbers alone.
     """
 
-    def __init__(self, values: Mapping[str, Strength], images: int | None = None) -> None:
-        self.values = dict(values)
+    def __init__(self, values: Mapping[str, Strength | tuple[float, ...]]) -> None:
+        self.by_image = {name: value for name, value in values.items() if isinstance(value, tuple)}
+        self.values: dict[str, Strength] = {
+            name: torch.tensor(value, dtype=torch.float64) if isinstance(value, tuple) else value
+            for name, value in values.items()
+        }
         self.tensors = {
             name: value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
             for name, value in self.values.items()
         }
-        self.images = images
 
     def __str__(self) -> str:
         """As people say it: `rain at 0.5, blur off`."""
-        texts = []
-        for name, value in self.values.items():
-            numbers = [round(v, 4) for v in value.tolist()] if isinstance(value, Tensor) and value.dim() else value
-            texts.append(f"{name} off" if is_off(value) else f"{name} at {numbers}")
+        given = {**self.values, **self.by_image}
+        texts = [f"{name} off" if is_off(self.values[name]) else f"{name} at {value}" for name, value in given.items()]
         return ", ".join(texts) or "no adapter"
+
+    @property
+    def images(self) -> int | None:
+        """How many images there must be in a batch; None where all strengths are single numbers."""
+        return next((len(numbers) for numbers in self.by_image.values()), None)
 
     @property
     def full(self) -> bool:
         """Whether every adapter that is named acts at full strength."""
         return all(not isinstance(v, Tensor) and v == 1.0 for v in self.values.values())
 
+    def without(self, name: str) -> Setting:
+        """The setting with one adapter less."""
+        return Setting({n: v for n, v in {**self.values, **self.by_image}.items() if n != name})
+
     def of(self, images: Sequence[int], *, repeats: int, device: torch.device) -> Setting:
         """The setting for some of the images, each number as often as an image has views, on the device of the batch.
 
         Strengths that are equal for all of them become one number.
         """
-        values: dict[str, Strength] = {}
-        for name, value in self.values.items():
-            if isinstance(value, Tensor):
-                numbers = [value[i].item() for i in images]
-                equal = all(n == numbers[0] for n in numbers)
-                each = torch.tensor(numbers, dtype=torch.float32 if device.type == "mps" else torch.float64)
-                values[name] = numbers[0] if equal else each.repeat_interleave(repeats).to(device)
-            else:
-                values[name] = value
-        varied = any(isinstance(v, Tensor) for v in values.values())
-        return Setting(values, len(images) * repeats if varied else None)
+        values = dict(self.values)
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        for name, numbers in self.by_image.items():
+            chosen = [numbers[i] for i in images for _ in range(repeats)]
+            equal = len(set(chosen)) == 1
+            values[name] = chosen[0] if equal else torch.tensor(chosen, dtype=dtype, device=device)
+        return Setting(values)
 
     def detached(self) -> Setting:
         """The setting without the graph of strengths that are computed, which still say that they require gradients."""
         if not any(isinstance(v, Tensor) and v.requires_grad for v in self.values.values()):
             return self
-        values = {
-            name: value.detach().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
-            for name, value in self.values.items()
-        }
-        return Setting(values, self.images)
+        return Setting(
+            {
+                name: value.detach().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
+                for name, value in self.values.items()
+            }
+        )
 
     def groups(self, names: frozenset[str]) -> list[list[int]]:
         """The images in groups of equal strengths of these adapters, in the order of their first images."""
-        numbers = [v.tolist() for n, v in self.values.items() if n in names and isinstance(v, Tensor)]
+        columns = [numbers for name, numbers in self.by_image.items() if name in names]
         found: dict[tuple[float, ...], list[int]] = {}
         for image in range(self.images or 0):
-            found.setdefault(tuple(column[image] for column in numbers), []).append(image)
+            found.setdefault(tuple(column[image] for column in columns), []).append(image)
         return list(found.values())
 
 
@@ -193,12 +201,12 @@ def run(
 def note(switches: Switches, setting: Setting, inputs: object, output: object) -> None:
     """Note the setting of a forward on the nodes of its autograd graph, down to the graph that its inputs came with.
 
-    Without gradients there is no graph, unless a reentrant checkpoint runs the whole network: then on its node.
+    Without gradients there is no graph, unless reentrant checkpoints run the whole network: then on their nodes.
     """
     # The strengths of a router belong to the graph themselves; a node that held them would keep itself alive.
     setting = setting.detached()
     if not torch.is_grad_enabled():
-        _note_on_checkpoint(switches, setting)
+        _note_on_checkpoints(switches, setting)
         return
     before = {t.grad_fn for t in _tensors(inputs)}
     todo = [t.grad_fn for t in _tensors(output)]
@@ -213,14 +221,13 @@ def note(switches: Switches, setting: Setting, inputs: object, output: object) -
             todo += [n for n, _ in following]
 
 
-def _note_on_checkpoint(switches: Switches, setting: Setting) -> None:
-    """Note a setting on the node of the reentrant checkpoint that is running this code, if one is."""
-    frame = sys._getframe()
+def _note_on_checkpoints(switches: Switches, setting: Setting) -> None:
+    """Note a setting on the nodes of the reentrant checkpoints that are running this code, which torch keeps there."""
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code is CheckpointFunction.forward.__code__:
             frame.f_locals["ctx"].metadata[switches] = setting
-            return
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
 
 
 def _noted(switches: Switches, node: Any) -> Setting | None:
@@ -235,7 +242,7 @@ def _noted(switches: Switches, node: Any) -> Setting | None:
             "would lose their gradient: use torch.utils.checkpoint with use_reentrant=False"
         )
     if not torch.is_grad_enabled():  # a checkpoint inside the checkpoint that is repeated
-        _note_on_checkpoint(switches, setting)
+        _note_on_checkpoints(switches, setting)
     return setting
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from .changes import structure
 from .errors import PlanError
 from .record import check_name, record_of, unwrap
-from .switches import USING, Setting, Strength, Switches, Use, in_force
+from .switches import USING, Setting, Switches, Use, in_force
 
 
 def using(model: object, strengths: Mapping[str, float | Sequence[float] | Tensor]) -> AbstractContextManager[None]:
@@ -58,8 +58,7 @@ def disabled(model: object, *, name: str | None = None) -> AbstractContextManage
     if name is None:
         return _Using(switches, Setting({}))
     check_name(root, name)
-    now = in_force(switches)
-    return _Using(switches, Setting({n: s for n, s in now.values.items() if n != name}, now.images))
+    return _Using(switches, in_force(switches).without(name))
 
 
 def set_strength(model: object, strength: float, *, name: str | None = None) -> None:
@@ -111,18 +110,18 @@ class _Using:
 def _setting(root: Any, strengths: Mapping[str, object]) -> Setting:
     if not isinstance(strengths, Mapping):
         raise PlanError(f'using takes a table of strengths by adapter name, such as {{"name": 1.0}}, not {strengths!r}')
-    values: dict[str, Strength] = {}
+    values: dict[str, float | tuple[float, ...]] = {}
     for name, strength in strengths.items():
         check_name(root, name)
         values[name] = _strength(strength)
-    counts = sorted({len(v) for v in values.values() if isinstance(v, Tensor)})
+    counts = sorted({len(v) for v in values.values() if isinstance(v, tuple)})
     if len(counts) > 1:
         raise PlanError(f"strengths by image must be for one batch, not for {' and '.join(map(str, counts))} images")
-    return Setting(values, counts[0] if counts else None)
+    return Setting(values)
 
 
-def _strength(value: object) -> Strength:
-    """A number, or a tensor (images,) of numbers, in 0..1."""
+def _strength(value: object) -> float | tuple[float, ...]:
+    """A number in 0..1, or one for each image."""
     if isinstance(value, Tensor) and value.requires_grad:
         raise PlanError("a strength that requires a gradient would get none: a RootPart can set such strengths")
     plain = value.tolist() if isinstance(value, Tensor) or hasattr(value, "tolist") else value
@@ -130,7 +129,7 @@ def _strength(value: object) -> Strength:
         return _number(plain)
     if not plain:
         raise PlanError("strengths by image must be one number for each image, and there are none")
-    return torch.tensor([_number(number) for number in plain], dtype=torch.float64)
+    return tuple(_number(number) for number in plain)
 
 
 def _number(value: object) -> float:
