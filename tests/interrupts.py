@@ -28,7 +28,9 @@ def state_of(root: nn.Module) -> State:
         "parameters": [(path, p.requires_grad, p.detach().clone()) for path, p in root.named_parameters()],
         "buffers": [(path, b.detach().clone()) for path, b in root.named_buffers()],
         "adapters": None if record is None else {name: plan.sites for name, plan in record.plans.items()},
-        "base": None if record is None else (record.base, {*record.calibrated}, {**record.forwards}, {**record.digests}),
+        "base": None
+        if record is None
+        else (record.base, {*record.calibrated}, {**record.forwards}, {**record.digests}),
         "default": None if record is None else (record.switches.default.values, record.switches.in_groups),
     }
 

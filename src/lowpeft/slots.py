@@ -71,13 +71,16 @@ def switches_of(slot: Slot) -> Switches:
 
 
 def acting_in(slot: Slot, kind: type) -> list[Acting[Any]]:
-    """The adapters of that class in a slot that are on now."""
-    strengths = strengths_in(switches_of(slot))
+    """The adapters of that class in a slot that are on now, in the order in which they were attached.
+
+    Those that are off are not looked at, so that attaching one does not make `torch.compile` compile the others anew.
+    """
+    groups = slot._modules
     return [
-        Acting(piece, strengths[name])
-        for name, group in slot.named_children()
-        if not is_off(strengths.get(name))
-        for piece in group.children()
+        Acting(piece, strength)
+        for name, strength in strengths_in(switches_of(slot)).items()
+        if not is_off(strength) and name in groups
+        for piece in groups[name].children()  # type: ignore[union-attr]
         if isinstance(piece, kind)
     ]
 

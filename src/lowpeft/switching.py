@@ -110,10 +110,10 @@ class _Using:
 def _setting(root: Any, strengths: Mapping[str, object]) -> Setting:
     if not isinstance(strengths, Mapping):
         raise PlanError(f'using takes a table of strengths by adapter name, such as {{"name": 1.0}}, not {strengths!r}')
-    values: dict[str, float | tuple[float, ...]] = {}
-    for name, strength in strengths.items():
+    for name in strengths:
         check_name(root, name)
-        values[name] = _strength(strength)
+    # In the order of attachment, whatever that of the table, so that sums are rounded alike.
+    values = {name: _strength(strengths[name]) for name in record_of(root).plans if name in strengths}
     counts = sorted({len(v) for v in values.values() if isinstance(v, tuple)})
     if len(counts) > 1:
         raise PlanError(f"strengths by image must be for one batch, not for {' and '.join(map(str, counts))} images")
