@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import sys
+import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -12,7 +16,11 @@ import torch
 from torch import nn
 
 import lowpeft
+from lowpeft import DoRAConfig, LoRAConfig, SpatialConfig
+from lowpeft.changes import change, one_at_a_time
 from lowpeft.facts import RECORD
+from states import randomise_adapters
+from zoo import build
 
 PACKAGE = str(Path(lowpeft.__file__).parent)
 
@@ -78,6 +86,20 @@ def _traced(tracer: _Tracer, call: Callable[[], object]) -> bool:
     return True
 
 
+def _is_free(root: nn.Module) -> bool:
+    """Whether another thread can read and change the network: no lock of it is still held."""
+
+    def use() -> None:
+        one_at_a_time(lambda model: None)(root)
+        if lowpeft.list_adapters(root):
+            change(root, lambda undo: None)
+
+    thread = threading.Thread(target=use, daemon=True)
+    thread.start()
+    thread.join(10.0)
+    return not thread.is_alive()
+
+
 def interrupt_everywhere(
     make: Callable[[], nn.Module], call: Callable[[nn.Module], object], *, runs_of_a_line: tuple[float, ...] = (0, 1)
 ) -> tuple[int, list[str]]:
@@ -107,7 +129,64 @@ def interrupt_everywhere(
             continue
         done += 1
         found = state_of(root)
+        if not _is_free(root):
+            between.append(f"{Path(line[0]).name}:{line[1]} run {number}: a lock is still held")
         if not same(found, before) and not same(found, after):
             wrong = [name for name in before if not same(found[name], before[name])]
             between.append(f"{Path(line[0]).name}:{line[1]} run {number}: {', '.join(wrong)}")
     return done, between
+
+
+# --- the calls that change a network ---------------------------------------------------------------------------------
+
+ADAPTERS = [SpatialConfig(), LoRAConfig(target="body.**", rank=1)]
+
+
+@functools.cache
+def _made(adapters: str) -> nn.Module:
+    root = build("edsr")
+    if adapters:
+        randomise_adapters(lowpeft.adapt(root, ADAPTERS, name="a"))
+    if adapters == "ab":
+        randomise_adapters(lowpeft.adapt(root, DoRAConfig(target="body.**", rank=1), name="b"))
+    return root
+
+
+@functools.cache
+def _saved() -> str:
+    folder = tempfile.mkdtemp()
+    lowpeft.save_adapter(_made("a"), folder)
+    return folder
+
+
+def with_adapters(adapters: str) -> Callable[[], nn.Module]:
+    """What makes EDSR without adapters, with `a`, or with `a` and `b`; the same each time."""
+    return lambda: copy.deepcopy(_made(adapters))
+
+
+def _adapt(root: nn.Module) -> None:
+    torch.manual_seed(0)
+    lowpeft.adapt(root, ADAPTERS, name="new")
+
+
+def _write(root: nn.Module) -> None:
+    state = {key: tensor + 1 for key, tensor in lowpeft.adapter_state_dict(root).items()}
+    lowpeft.load_adapter_state_dict(root, state)
+
+
+Call = tuple[Callable[[], nn.Module], Callable[[nn.Module], object]]
+
+CALLS: dict[str, Call] = {
+    "adapt": (with_adapters(""), _adapt),
+    "adapt beside another": (with_adapters("a"), _adapt),
+    "load_adapter": (with_adapters(""), lambda m: lowpeft.load_adapter(m, _saved())),
+    "load_adapter beside another": (with_adapters("a"), lambda m: lowpeft.load_adapter(m, _saved(), name="new")),
+    "load_adapter_state_dict": (with_adapters("a"), _write),
+    "restore": (with_adapters("ab"), lowpeft.restore),
+    "restore one": (with_adapters("ab"), lambda m: lowpeft.restore(m, "a")),
+    "merge": (with_adapters("ab"), lowpeft.merge),
+    "delete": (with_adapters("a"), lambda m: lowpeft.delete(m, "a")),
+    "rename": (with_adapters("ab"), lambda m: lowpeft.rename(m, "a", "c")),
+    "set_strength": (with_adapters("ab"), lambda m: lowpeft.set_strength(m, 0.5)),
+}
+"""What makes the network, and what is called, by the name of the call."""

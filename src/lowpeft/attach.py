@@ -41,7 +41,19 @@ from .facts import RECORD
 from .families import SLOT, get_block
 from .kinds import Adapter, Forward, RootPart
 from .slots import Acting, Slot, acting_in, at_ports, on_tensor, root_parts, slot_of, slots, switches_of
-from .switches import Setting, Strength, Switches, exporting, in_force, is_off, note, run, running_in, strengths_in
+from .switches import (
+    Setting,
+    Strength,
+    Switches,
+    exporting,
+    hold,
+    in_force,
+    is_off,
+    note,
+    run,
+    running_in,
+    strengths_in,
+)
 from .views import ViewBatch
 
 CLASSES = "_lowpeft_classes"
@@ -279,13 +291,18 @@ def _switched_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
             torch._dynamo.graph_break(msg=SEVERAL)
         if running_in(switches) is not None:  # a call within the forward belongs to it
             return inner(self, *args, **kwargs)
-        with switches.passing():
-            setting = _setting_for(self, switches)
-            if setting.images is not None:
-                return run_by_image(switches, setting, functools.partial(inner, self), args, kwargs)
-            return run(switches, setting, functools.partial(inner, self, *args, **kwargs), (args, kwargs))
+        return hold(switches.passing(), functools.partial(_run_gated, self, inner, switches, args, kwargs))
 
     return forward
+
+
+def _run_gated(
+    root: nn.Module, inner: Callable[..., Any], switches: Switches, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    setting = _setting_for(root, switches)
+    if setting.images is not None:
+        return run_by_image(switches, setting, functools.partial(inner, root), args, kwargs)
+    return run(switches, setting, functools.partial(inner, root, *args, **kwargs), (args, kwargs))
 
 
 def _setting_for(root: nn.Module, switches: Switches) -> Setting:

@@ -9,9 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .changes import Undo, change, structure
+from .changes import Undo, change, one_at_a_time
 from .errors import PlanError
-from .facts import RECORD
 from .families import SLOT
 from .injection import replace_adapters
 from .kinds import Adapter, Calibrator, FeatureAdapter, TokenAdapter, get_kind
@@ -68,17 +67,9 @@ def calibrate(
         PlanError: The model holds no adapters, an adapter has been trained already, there are no batches, a kind asks
             for gradients and there is no `loss`, or what a kind learned does not suffice. The model is unchanged.
     """
-    root, module = unwrap(model), module_of(model)
-    with structure(root):
-        record = record_of(root)
-        if name is not None:
-            check_name(root, name)
-        plans = {n: record.plans[n] for n in ([name] if name is not None else _not_started(root))}
-        runs = [run for plan in plans.values() for run in _runs(root, plan)]
-        if not runs:
-            return {}
-        _refuse_trained(root, runs)
-        twin = copy_in_force(module).eval()
+    twin, runs = _begin(model, name)
+    if not runs:
+        return {}
     wanted = {want for run in runs for want in run.calibrator.wants}
     if "gradients" in wanted and loss is None:
         kinds = sorted({run.kind for run in runs if "gradients" in run.calibrator.wants})
@@ -88,17 +79,36 @@ def calibrate(
     if isinstance(batches, Tensor):
         raise PlanError("batches are inputs one after the other: give a list of tensors, not one tensor")
     _observe(twin, runs, batches, loss, gradients="gradients" in wanted)
-    with structure(root):
-        if any(record.plans.get(n) is not plan for n, plan in plans.items()) or RECORD not in root.__dict__:
-            raise PlanError("adapters were taken out, renamed or started while these were learning their start")
-        built, started = _start(root, plans, runs)
+    return _finish(model, runs)
 
-        def replace_all(undo: Undo) -> None:
-            for plan, new in built:
-                replace_adapters(root, plan, new)
-                record.calibrated.add(plan.name)
 
-        change(root, replace_all)
+@one_at_a_time
+def _begin(model: object, name: str | None) -> tuple[nn.Module, list[_Run]]:
+    """A copy of the model to run on the data, and what learns; nothing where no adapter waits for its start."""
+    root = unwrap(model)
+    record = record_of(root)
+    if name is not None:
+        check_name(root, name)
+    runs = [r for n in ([name] if name is not None else _not_started(root)) for r in _runs(root, record.plans[n])]
+    _refuse_trained(root, runs)
+    return copy_in_force(module_of(model)).eval() if runs else root, runs
+
+
+@one_at_a_time
+def _finish(model: object, runs: list[_Run]) -> dict[str, int]:
+    """Put new adapters with what was learned in place of the old ones."""
+    root = unwrap(model)
+    record = record_of(root)
+    if any(record.plans.get(run.name) is not run.plan for run in runs):
+        raise PlanError("adapters were taken out, renamed or started anew while they were learning their start")
+    built, started = _start(root, record.plans, runs)
+
+    def replace_all(undo: Undo) -> None:
+        for plan, new in built:
+            replace_adapters(root, plan, new)
+            record.calibrated.add(plan.name)
+
+    change(root, replace_all)
     return started
 
 
@@ -106,7 +116,7 @@ class _Run:
     """One kind of one adapter while it learns: its sites by path and key."""
 
     def __init__(self, plan: Plan, kind: str, sites: Mapping[str, Site], adapters: Mapping[str, Adapter]) -> None:
-        self.name, self.kind, self.sites = plan.name, kind, dict(sites)
+        self.plan, self.name, self.kind, self.sites = plan, plan.name, kind, dict(sites)
         make = cast(type[Calibrator], get_kind(kind).module.calibrator_class)
         self.calibrator = make(adapters, {at: site.config for at, site in sites.items()})
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
 from types import FrameType, TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 from .attach import SWITCHED_CODE, set_facets
 from .errors import PlanError
 from .facts import RECORD
-from .record import Record, record_of
+from .record import Record, is_adapted, record_of, root_of, unwrap
+from .switches import hold
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 Result = TypeVar("Result")
 
 POLL_S = 0.001
@@ -27,13 +30,23 @@ _locks: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 _locks_lock = threading.RLock()
 
 
-def structure(root: nn.Module) -> Any:
-    """The lock of a network's structure: whoever reads it to plan, copy or save, or changes it, holds it by `with`.
+def _structure(root: nn.Module) -> Any:
+    return hold(_locks_lock, lambda: _locks.setdefault(root, threading.RLock()))
 
-    Forwards do not take it: see `Switches.alone`.
+
+def one_at_a_time(function: Function) -> Function:
+    """Let a function whose first argument, `model`, is a model read or change its structure while no other does.
+
+    Threads wait for each other, network by network; forwards do not wait, see `Switches.alone`.
     """
-    with _locks_lock:
-        return _locks.setdefault(root, threading.RLock())
+
+    @functools.wraps(function)
+    def locked(*args: Any, **kwargs: Any) -> Any:
+        model = args[0] if args else kwargs.get("model")
+        root = unwrap(model) if is_adapted(model) else root_of(model)
+        return hold(_structure(root), functools.partial(function, *args, **kwargs))
+
+    return cast(Function, locked)
 
 
 def change(root: nn.Module, body: Callable[[Undo], Result], *, record: Record | None = None) -> Result:
@@ -52,18 +65,20 @@ def change(root: nn.Module, body: Callable[[Undo], Result], *, record: Record | 
         with Undo(root) as undo:
             return body(undo)
 
-    with structure(root):
-        if RECORD in root.__dict__:
-            return record_of(root).switches.alone(attempt)
-        if record is None:
-            raise PlanError(f"this {type(root).__name__} holds no adapters")
+    def attach_gate() -> Result:
         with Undo(root):
             # Forwards that start from now on wait at the gate; those that started before know of none.
             root.__dict__[RECORD] = record
             set_facets(root, switched=True)
             while _is_running_ungated(root):
                 time.sleep(POLL_S)
-            return record.switches.alone(attempt)
+            return record_of(root).switches.alone(attempt)
+
+    if RECORD in root.__dict__:
+        return hold(_structure(root), lambda: record_of(root).switches.alone(attempt))
+    if record is None:
+        raise PlanError(f"this {type(root).__name__} holds no adapters")
+    return hold(_structure(root), attach_gate)
 
 
 _CALLS = {nn.Module._call_impl.__code__, nn.Module._wrapped_call_impl.__code__}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .changes import structure
+from .changes import one_at_a_time
 from .errors import PlanError
 from .families import SLOT
 from .kinds import Adapter
@@ -37,13 +37,10 @@ def check_trainable(model: object, *example: Tensor) -> None:
     module = module_of(model)
     if not any(p.requires_grad for p in module.parameters()):
         raise PlanError("no parameter of the model requires a gradient")
-    with structure(root_of(model)):
-        inputs = example or _inputs_for(module)
+    inputs = example or _inputs_for(module)
     missing: dict[str, str] | None = None
     for seed, spread in enumerate(SPREADS):
-        with structure(root_of(model)):
-            copy = copy_in_force(module)
-        found = _problems(copy.train(), tuple(x.clone() for x in inputs), seed, spread)
+        found = _problems(_copy_of(module).train(), tuple(x.clone() for x in inputs), seed, spread)
         # Random values may silence a layer behind a ReLU: only a tensor that no draw reaches is named.
         missing = found if missing is None else {n: p for n, p in found.items() if n in missing}
         if not missing:
@@ -51,6 +48,11 @@ def check_trainable(model: object, *example: Tensor) -> None:
     count = sum(p.requires_grad for p in module.parameters())
     problems = [f"{name}: {problem}" for name, problem in (missing or {}).items()]
     raise PlanError(f"{len(problems)} of {count} trainable tensors cannot be trained:", problems=problems)
+
+
+@one_at_a_time
+def _copy_of(module: nn.Module) -> nn.Module:
+    return copy_in_force(module)
 
 
 def _problems(copy: nn.Module, inputs: tuple[Tensor, ...], seed: int, spread: float) -> dict[str, str]:
@@ -76,6 +78,7 @@ def _problems(copy: nn.Module, inputs: tuple[Tensor, ...], seed: int, spread: fl
     return {n: problem for n, problem in found.items() if problem is not None}
 
 
+@one_at_a_time
 def _inputs_for(module: nn.Module) -> tuple[Tensor, ...]:
     batch = first_that_works(root_of(module), lambda twin, x: (x, twin(x))[0])
     if isinstance(module, MultiViewModel):

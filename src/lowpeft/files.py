@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .card import model_card
-from .changes import structure
+from .changes import one_at_a_time
 from .describe import facts_of, is_described
 from .errors import AdapterError, LowpeftError
 from .facts import Facts
@@ -87,6 +87,7 @@ class AdapterFile:
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
+@one_at_a_time
 def save_adapter(
     model: object, folder: str | Path, *, name: str | None = None, facts: Mapping[str, str | float] | None = None
 ) -> Path:
@@ -107,14 +108,13 @@ def save_adapter(
         PlanError: The model holds no adapters, or `name` does not say which.
     """
     root = unwrap(model)
-    with structure(root):
-        chosen = only_name(model, name)
-        tensors = {k: v.cpu().contiguous() for k, v in adapter_state_dict(model, name=chosen).items()}
-        problems = _losses(root)
-        problems += [f"{k} holds NaN or infinity" for k, v in tensors.items() if not torch.isfinite(v).all()]
-        if problems:
-            raise AdapterError(f"the adapter {chosen!r} was not saved:", problems=problems)
-        config = _config(record_of(root), chosen, tensors, dict(facts or {}))
+    chosen = only_name(model, name)
+    tensors = {k: v.cpu().contiguous() for k, v in adapter_state_dict(model, name=chosen).items()}
+    problems = _losses(root)
+    problems += [f"{k} holds NaN or infinity" for k, v in tensors.items() if not torch.isfinite(v).all()]
+    if problems:
+        raise AdapterError(f"the adapter {chosen!r} was not saved:", problems=problems)
+    config = _config(record_of(root), chosen, tensors, dict(facts or {}))
     target = Path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -323,18 +323,23 @@ def load_adapter(
         PlanError: The adapter cannot be attached; the model is as it was.
     """
     adapter = read_adapter(_folder(folder_or_repo_id, revision))
+    return _attach(model, adapter, str(folder_or_repo_id), name=name, force=force)
+
+
+@one_at_a_time
+def _attach(model: object, adapter: AdapterFile, place: str, *, name: str, force: bool) -> nn.Module:
     root = root_of(model)
-    with structure(root):
-        found = digests(root)
-        problems = compare(adapter.base, fingerprint(root, found))
-        if adapter.network is not None and is_described(model):
-            problems += other_facts(adapter.network, facts_of(model))
-        if problems and not force:
-            text = f"the adapter {str(folder_or_repo_id)!r} belongs to another base"
-            raise AdapterError(f"{text} (force=True attaches it all the same):", problems=problems)
-        measure = bool(problems)
-        plan = plan_sites(model, adapter.recipe, adapter.sites, name=name, measure=measure, facts=adapter.network)
-        return attach_plan(model, plan, found=found, tensors=adapter.tensors, calibrated=adapter.calibrated)
+    found = digests(root)
+    problems = compare(adapter.base, fingerprint(root, found))
+    if adapter.network is not None and is_described(model):
+        problems += other_facts(adapter.network, facts_of(model))
+    if problems and not force:
+        raise AdapterError(
+            f"the adapter {place!r} belongs to another base (force=True attaches it all the same):", problems=problems
+        )
+    measure = bool(problems)
+    plan = plan_sites(model, adapter.recipe, adapter.sites, name=name, measure=measure, facts=adapter.network)
+    return attach_plan(model, plan, found=found, tensors=adapter.tensors, calibrated=adapter.calibrated)
 
 
 def _folder(place: str | Path, revision: str | None) -> Path:

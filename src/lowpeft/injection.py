@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .attach import can_checkpoint, facets_of, set_facets
 from .blocks import block_problem
-from .changes import Undo, change, structure
+from .changes import Undo, change, one_at_a_time
 from .describe import facts_of
 from .errors import PlanError
 from .facts import RECORD, Facts
@@ -48,6 +48,7 @@ def inject(model: object, plan: Plan) -> nn.Module:
     return attach_plan(model, plan)
 
 
+@one_at_a_time
 def attach_plan(
     model: object,
     plan: Plan,
@@ -66,31 +67,30 @@ def attach_plan(
         calibrated: Whether the adapter has learned its start from data.
     """
     root = root_of(model)
-    with structure(root):
-        check_plan(root, plan)
-        built = build_adapters(root, plan)
-        if tensors is not None:
-            fill(built, tensors)
-        new = None if RECORD in root.__dict__ else _record(root, plan.facts, found)
+    check_plan(root, plan)
+    built = build_adapters(root, plan)
+    if tensors is not None:
+        fill(built, tensors)
+    new = None if RECORD in root.__dict__ else _record(root, plan.facts, found)
 
-        def attach(undo: Undo) -> None:
-            record = record_of(root)
-            modules = dict(base_modules(root))
-            attached = [piece for _, _, piece in pieces(root)]
-            mode = any(piece.training for piece in attached) if attached else root.training
-            record.plans[plan.name] = plan
-            record.facts = plan.facts
-            if calibrated:
-                record.calibrated.add(plan.name)
-            for site, adapter in built:
-                _attach(modules[site.path], plan.name, site, adapter, record)
-            for _, parameter in base_parameters(root):
-                parameter.requires_grad_(False)
-            _set_root(root, record)
-            root.train(mode)
+    def attach(undo: Undo) -> None:
+        record = record_of(root)
+        modules = dict(base_modules(root))
+        attached = [piece for _, _, piece in pieces(root)]
+        mode = any(piece.training for piece in attached) if attached else root.training
+        record.plans[plan.name] = plan
+        record.facts = plan.facts
+        if calibrated:
+            record.calibrated.add(plan.name)
+        for site, adapter in built:
+            _attach(modules[site.path], plan.name, site, adapter, record)
+        for _, parameter in base_parameters(root):
+            parameter.requires_grad_(False)
+        _set_root(root, record)
+        root.train(mode)
 
-        change(root, attach, record=new)
-        views = facets_of(root).views
+    change(root, attach, record=new)
+    views = facets_of(root).views
     if views == 1 or isinstance(module_of(model), MultiViewModel):
         return module_of(model)
     return _of_views(root, views, plan.facts)
@@ -220,6 +220,7 @@ def install_forwards(model: object, forwards: Mapping[str, str]) -> None:
     change(root, install, record=new)
 
 
+@one_at_a_time
 def restore(model: object, name: str | None = None) -> nn.Module:
     """Take adapters out again.
 
@@ -238,11 +239,10 @@ def restore(model: object, name: str | None = None) -> nn.Module:
         PlanError: The model holds no adapters, or none of that name.
     """
     root = unwrap(model)
-    with structure(root):
-        if name is not None:
-            check_name(root, name)
-        record = record_of(root)
-        change(root, lambda undo: _take_out(root, [name] if name is not None else [*record.plans], all=name is None))
+    if name is not None:
+        check_name(root, name)
+    record = record_of(root)
+    change(root, lambda undo: _take_out(root, [name] if name is not None else [*record.plans], all=name is None))
     return root
 
 
@@ -262,6 +262,7 @@ def delete(model: object, name: str) -> nn.Module:
     return restore(model, name)
 
 
+@one_at_a_time
 def rename(model: object, name: str, new: str) -> None:
     """Give an adapter another name: in `using`, in files that are saved from now on, in the names of its parameters.
 
@@ -277,26 +278,25 @@ def rename(model: object, name: str, new: str) -> None:
         PlanError: There is no adapter of that name, or the new name cannot be one. The model is unchanged.
     """
     root = unwrap(model)
-    with structure(root):
-        check_name(root, name)
-        if new == name:
-            return
-        check_new_name(root, new)
+    check_name(root, name)
+    if new == name:
+        return
+    check_new_name(root, new)
 
-        def give(undo: Undo) -> None:
-            record = record_of(root)
-            for _, _, slot in slots(root):
-                groups = [(new if key == name else key, group) for key, group in slot.named_children()]
-                slot._modules.clear()
-                slot._modules.update(groups)
-            plans = [replace(p, name=new) if p.name == name else p for p in record.plans.values()]
-            record.plans = {p.name: p for p in plans}
-            record.calibrated = {new if n == name else n for n in record.calibrated}
-            values = record.switches.default.values
-            record.switches.default = Setting({new if n == name else n: v for n, v in values.items()})
-            _set_root(root, record)
+    def give(undo: Undo) -> None:
+        record = record_of(root)
+        for _, _, slot in slots(root):
+            groups = [(new if key == name else key, group) for key, group in slot.named_children()]
+            slot._modules.clear()
+            slot._modules.update(groups)
+        plans = [replace(p, name=new) if p.name == name else p for p in record.plans.values()]
+        record.plans = {p.name: p for p in plans}
+        record.calibrated = {new if n == name else n for n in record.calibrated}
+        values = record.switches.default.values
+        record.switches.default = Setting({new if n == name else n: v for n, v in values.items()})
+        _set_root(root, record)
 
-        change(root, give)
+    change(root, give)
 
 
 def _take_out(root: nn.Module, names: list[str], *, all: bool) -> None:  # noqa: A002  (all of them)

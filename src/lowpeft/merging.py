@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .adding import adapted_tensor, base_of
-from .changes import Undo, change, structure
+from .changes import Undo, change, one_at_a_time
 from .errors import PlanError
 from .injection import drop_merged
 from .kinds import Adapter, RootPart, WeightAdapter
@@ -41,6 +41,7 @@ class MergeReport:
         return text
 
 
+@one_at_a_time
 def merge(model: object, *, name: str | None = None) -> MergeReport:
     """Fold the adapters that change weights (LoRA, DoRA, SSF, VeRA, full, …) into the base, with their strength here.
 
@@ -60,8 +61,7 @@ def merge(model: object, *, name: str | None = None) -> MergeReport:
             written, strengths are given by image, or a part sets them anew for every input. The model is unchanged.
     """
     root = unwrap(model)
-    with structure(root):
-        return change(root, lambda undo: _merge(root, name, undo))
+    return change(root, lambda undo: _merge(root, name, undo))
 
 
 def _merge(root: nn.Module, name: str | None, undo: Undo) -> MergeReport:

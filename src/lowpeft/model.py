@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .attach import original_class
-from .changes import Undo, change, structure
+from .changes import Undo, change, one_at_a_time
 from .errors import AdapterError, PlanError
 from .facts import Facts
 from .new_adapters import tensor_problems
@@ -66,6 +66,7 @@ def _tensors(model: object, name: str) -> dict[str, Tensor]:
     }
 
 
+@one_at_a_time
 def adapter_state_dict(model: object, *, name: str | None = None) -> dict[str, Tensor]:
     """The tensors of one adapter and no others, detached, not copied.
 
@@ -80,10 +81,10 @@ def adapter_state_dict(model: object, *, name: str | None = None) -> dict[str, T
     Raises:
         PlanError: The model holds no adapters, or `name` does not say which.
     """
-    with structure(unwrap(model)):
-        return {k: v.detach() for k, v in _tensors(model, only_name(model, name)).items()}
+    return {k: v.detach() for k, v in _tensors(model, only_name(model, name)).items()}
 
 
+@one_at_a_time
 def load_adapter_state_dict(model: object, state: Mapping[str, Tensor], *, name: str | None = None) -> None:
     """Copy tensors into an attached adapter, between two forwards; strict both ways, all of them or none.
 
@@ -97,19 +98,18 @@ def load_adapter_state_dict(model: object, state: Mapping[str, Tensor], *, name:
         PlanError: The model holds no adapters, or `name` does not say which.
     """
     root = unwrap(model)
-    with structure(root):
-        chosen = only_name(model, name)
-        wanted = _tensors(model, chosen)
-        if problems := tensor_problems(wanted, state):
-            raise AdapterError(f"these tensors do not fit the adapter {chosen!r}:", problems=problems)
+    chosen = only_name(model, name)
+    wanted = _tensors(model, chosen)
+    if problems := tensor_problems(wanted, state):
+        raise AdapterError(f"these tensors do not fit the adapter {chosen!r}:", problems=problems)
 
-        def fill(undo: Undo) -> None:
-            undo.keep(wanted.values())
-            with torch.no_grad():
-                for key, tensor in wanted.items():
-                    tensor.copy_(state[key])
+    def fill(undo: Undo) -> None:
+        undo.keep(wanted.values())
+        with torch.no_grad():
+            for key, tensor in wanted.items():
+                tensor.copy_(state[key])
 
-        change(root, fill)
+    change(root, fill)
 
 
 # --- summary ---------------------------------------------------------------------------------------------------------

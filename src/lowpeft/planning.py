@@ -13,7 +13,7 @@ from torch import nn
 
 from .attach import original_class
 from .blocks import check_block
-from .changes import structure
+from .changes import one_at_a_time
 from .describe import facts_of, is_described
 from .errors import PlanError
 from .facts import RECORD, Facts
@@ -85,6 +85,7 @@ def _where(site: Site) -> str:
     return f"{site.path or '(network)'}" + (f" [{inside}]" if inside != "output" else "")
 
 
+@one_at_a_time
 def plan(
     model: object,
     recipe: str | Path | Recipe | AdapterConfig | Sequence[AdapterConfig] = "stereo",
@@ -113,11 +114,10 @@ def plan(
             "`lowpeft train`"
         )
     root = root_of(model)
-    with structure(root):
-        facts = facts_of(model)
-        network = Network(root, facts)
-        sites = [site for config in wanted.adapters for site in choose_sites(network, config)]
-        return _checked_plan(network, name, wanted, sites, facts)
+    facts = facts_of(model)
+    network = Network(root, facts)
+    sites = [site for config in wanted.adapters for site in choose_sites(network, config)]
+    return _checked_plan(network, name, wanted, sites, facts)
 
 
 def plan_sites(

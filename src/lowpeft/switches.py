@@ -203,6 +203,8 @@ def note(switches: Switches, setting: Setting, inputs: object, output: object) -
 
     Without gradients there is no graph, unless reentrant checkpoints run the whole network: then on their nodes.
     """
+    if torch.compiler.is_dynamo_compiling():  # a graph that is compiled checkpoints by itself
+        return
     # The strengths of a router belong to the graph themselves; a node that held them would keep itself alive.
     setting = setting.detached()
     if not torch.is_grad_enabled():
@@ -285,15 +287,16 @@ class Switches:
     def passing(self) -> Any:
         """The lock of this thread, to be held during a forward; waits while the structure is changed.
 
-        Each thread has its own, so that forwards do not wait for each other. They are taken by `with` alone, which
-        nothing can interrupt between taking and giving back.
+        Each thread has its own, so that forwards do not wait for each other.
         """
-        with self._door:
-            lock = getattr(self._own, "lock", None)
-            if lock is None:
-                self._locks = [known for known in self._locks if known() is not None]
-                lock = self._own.lock = threading.RLock()
-                self._locks.append(weakref.ref(lock))
+        return hold(self._door, self._lock_of_thread)
+
+    def _lock_of_thread(self) -> Any:
+        lock = getattr(self._own, "lock", None)
+        if lock is None:
+            self._locks = [known for known in self._locks if known() is not None]
+            lock = self._own.lock = threading.RLock()
+            self._locks.append(weakref.ref(lock))
         return lock
 
     def alone(self, body: Callable[[], Result]) -> Result:
@@ -304,12 +307,13 @@ class Switches:
         """
         if running_in(self) is not None:
             raise PlanError("a network cannot be changed from within its own forward")
-        with self._door:
-            return _holding([lock for known in self._locks if (lock := known()) is not None], body)
+        return hold(self._door, lambda: _hold_all([lock for known in self._locks if (lock := known())], body))
 
 
-def _holding(locks: list[Any], body: Callable[[], Result]) -> Result:
-    if not locks:
-        return body()
-    with locks[0]:
-        return _holding(locks[1:], body)
+def hold(lock: Any, body: Callable[[], Result]) -> Result:
+    """Run `body` while a lock is held; on one line, so that no interruption comes between its end and giving back."""
+    with lock: return body()  # fmt: skip  # noqa: E701
+
+
+def _hold_all(locks: list[Any], body: Callable[[], Result]) -> Result:
+    return hold(locks[0], lambda: _hold_all(locks[1:], body)) if locks else body()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .changes import structure
+from .changes import one_at_a_time
 from .errors import PlanError
 from .record import check_name, record_of, unwrap
 from .switches import USING, Setting, Switches, Use, in_force
@@ -61,6 +61,7 @@ def disabled(model: object, *, name: str | None = None) -> AbstractContextManage
     return _Using(switches, in_force(switches).without(name))
 
 
+@one_at_a_time
 def set_strength(model: object, strength: float, *, name: str | None = None) -> None:
     """Set how strongly adapters act where no block of `using` says otherwise: 0 is the frozen base, 1 the default.
 
@@ -77,13 +78,12 @@ def set_strength(model: object, strength: float, *, name: str | None = None) -> 
     """
     root = unwrap(model)
     number = _number(strength)
-    with structure(root):
-        if name is not None:
-            check_name(root, name)
-        switches = record_of(root).switches
-        values = switches.default.values
-        switches.changed = True
-        switches.default = Setting({n: number if name in (None, n) else s for n, s in values.items()})
+    if name is not None:
+        check_name(root, name)
+    switches = record_of(root).switches
+    values = switches.default.values
+    switches.changed = True
+    switches.default = Setting({n: number if name in (None, n) else s for n, s in values.items()})
 
 
 class _Using:
