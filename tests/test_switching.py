@@ -442,6 +442,19 @@ def test_a_default_that_changes_before_backward_does_not_change_a_repeated_forwa
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("region", ["whole", "whole, reentrant"])
+def test_a_forward_at_the_default_is_repeated_at_it_in_any_block(model: nn.Module, region: str) -> None:
+    def gradients(call: Callable[[nn.Module, Tensor], Tensor]) -> list[Tensor]:
+        model.zero_grad()
+        loss = call(model, X.clone().requires_grad_()).square().sum()
+        with lowpeft.disabled(model):
+            loss.backward()
+        return [p.grad.clone() for _, p in lowpeft.adapter_parameters(model)]
+
+    for wanted, found in zip(gradients(REGIONS["inside"]), gradients(REGIONS[region]), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
 def test_a_block_opened_during_backward_is_newer_than_the_forward_that_is_under_way(model: nn.Module) -> None:
     b, seen = under(model, {"b": 1.0}), []
 

@@ -385,6 +385,34 @@ def markdown(thing: object) -> str:
 
 # --- The directive
 
+
+def switches() -> str:
+    """The costs of settings per call, from the results of benchmarks/switches.py."""
+    found = json.loads((RESULTS / "switches.json").read_text())
+    forward, at_once = found["forward"], found["at_once"]
+    runs = [run for run in at_once.values() if isinstance(run, dict)]
+    places = [call["interrupted"] for call in found["interruptions"].values()]
+    between = sum(call["left between"] for call in found["interruptions"].values())
+    rows = [[f"one switch: `{name}`", f"{value} µs"] for name, value in found["switch_microseconds"].items()]
+    rows += [[name, f"{forward[name]:.3f}"] for name in forward if " over " in name]
+    rows += [[f"graphs compiled: {name}", str(value)] for name, value in found["graphs_compiled"].items()]
+    wrong, results = (sum(run[what] for run in runs) for what in ("wrong", "results"))
+    beside = "threads that plan, check, adapt, load, rename, delete and restore"
+    rows += [
+        [
+            f"{at_once['minutes']:g} minutes of calls beside {beside}",
+            f"{wrong} of {results:,} results differ from serial",
+        ],
+        [
+            f"{sum(places):,} interruptions of {len(places)} calls",
+            f"{between} left the network between before and after",
+        ],
+    ]
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    source = f"`{found['command']}`, {found['date']}, {found['device']}, {versions}. Ratios of {forward['network']}."
+    return table(["what", "measured"], rows) + f"\n\n{source}"
+
+
 GENERATED: dict[str, Callable[[], str]] = {
     "anchors": anchors,
     "api": api,
@@ -405,6 +433,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "sites": sites,
     "starts": stereo_start,
     "strips": measured("strips"),
+    "switches": switches,
 }
 
 

@@ -157,9 +157,11 @@ def in_force(switches: Switches) -> Setting:
         node = torch._C._current_autograd_node()
         # A block that was opened inside this very step of the backward pass is the newer wish.
         if node is not None and not (uses and uses[-1].node is node):
-            repeated = _noted(switches, node)
-            if repeated is not None:
-                return repeated
+            noted = _noted(switches, node)
+            if noted is not None:
+                return noted
+            if uses and _is_repeated():  # a forward at the default is not noted
+                return switches.default
     return uses[-1].setting if uses else switches.default
 
 
@@ -230,6 +232,16 @@ def _note_on_checkpoints(switches: Switches, setting: Setting) -> None:
         if frame.f_code is CheckpointFunction.forward.__code__:
             frame.f_locals["ctx"].metadata[switches] = setting
         frame = frame.f_back
+
+
+def _is_repeated() -> bool:
+    """Whether checkpointing runs this code again during a backward pass, and not a hook for the first time."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_filename == CheckpointFunction.forward.__code__.co_filename:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _noted(switches: Switches, node: Any) -> Setting | None:
