@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
+from pathlib import Path
 from typing import TypeVar
+from unittest import mock
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +16,8 @@ import lowpeft
 from lowpeft import Backbone
 from lowpeft.families import SLOT
 from zoo import Network
+
+ACCEPTANCE = Path(__file__).resolve().parents[2] / "shared" / "acceptance"
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -46,3 +53,11 @@ def backbone_of(row: Network, **changes: object) -> Backbone:
     torch.manual_seed(0)
     known = {"architecture": row.name, "scale": row.scale, "value_range": (0.0, row.value_max)}
     return facts(row.build(), **(known | changes))
+
+
+def run_acceptance_script(name: str) -> None:
+    """Run a script that lies beside the repository; the test is skipped where it does not."""
+    if not (ACCEPTANCE / name).exists():
+        pytest.skip("it lies beside the repository, and not here")
+    with mock.patch.object(sys, "path", [str(ACCEPTANCE), *sys.path]):
+        runpy.run_path(str(ACCEPTANCE / name))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from lowpeft.evaluate import compare, evaluate
 from lowpeft.facts import ImageFacts
 from lowpeft.images import matlab_downscale
 from lowpeft.training import train, validation
-from states import assert_same_tensors, randomise_adapters, tensors
+from states import assert_same_tensors, randomise_adapters, run_acceptance_script, tensors
 from training_runs import SETTINGS, Samples
 
 PROBED = {"dat": (2, 3, 1), "drct": (2, 3, 4), "drunet": (1, 4, 8), "realcugan_x3": (3, 3, 1)}
@@ -258,10 +257,7 @@ def test_describing_touches_nothing(name: str) -> None:
 
 
 def test_the_acceptance_script_passes() -> None:
-    script = Path(__file__).resolve().parents[2] / "shared" / "acceptance" / "own_module.py"
-    if not script.exists():
-        pytest.skip("it lies beside the repository, and not here")
-    runpy.run_path(str(script))
+    run_acceptance_script("own_module.py")
 
 
 # --- Own networks through every call

@@ -12,7 +12,15 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 SHORTER = {"stereo_from_single_image.py": ["--steps", "2"]}
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda p: p.name)
+TRAINS = pytest.mark.slow  # the demo's network on the demo's scenes, as other tests do
+
+PATHS = [
+    pytest.param(path, id=path.name, marks=[TRAINS] if path.name in SHORTER else [])
+    for path in sorted(EXAMPLES.glob("*.py"))
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_an_example_runs(path: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", str(path), *SHORTER.get(path.name, [])]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from torch import nn
 
 import interrupts
+import lowpeft
 
 
-@pytest.mark.parametrize("call", ["load_adapter_state_dict", "restore one", "delete", "rename", "set_strength"])
+@pytest.mark.parametrize("call", ["delete", "set_strength"])
 def test_an_interruption_leaves_nothing_between(call: str) -> None:
     number, between = interrupts.interrupt_everywhere(*interrupts.CALLS[call])
     assert number > 20
@@ -23,12 +25,29 @@ def test_an_interruption_at_any_line_leaves_nothing_between(call: str) -> None:
 
 
 def test_the_harness_sees_what_is_left_between() -> None:
-    make, _ = interrupts.CALLS["adapt"]
+    make, _ = interrupts.CALLS["restore"]
 
-    def half(root: interrupts.nn.Module) -> None:
+    def half(root: nn.Module) -> None:
         root.requires_grad_(False)
-        interrupts.lowpeft.plan(root, "spatial")
-        root.eval().train()
+        lowpeft.list_adapters(root)
+        root.requires_grad_(True)
 
     number, between = interrupts.interrupt_everywhere(make, half, runs_of_a_line=(0,))
+    assert number > 5
     assert len(between) == number
+
+
+@pytest.mark.parametrize("part", ["__init__", "start", "change"])
+def test_an_error_in_the_code_of_a_kind_leaves_the_network_as_before(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = interrupts.with_adapters("a")()
+    before = interrupts.state_of(root)
+
+    def fails(*args: object) -> None:
+        raise ZeroDivisionError("in the code of a kind")
+
+    monkeypatch.setattr(lowpeft.kinds.DoRA, part, fails)
+    with pytest.raises(ZeroDivisionError):
+        lowpeft.adapt(root, lowpeft.DoRAConfig(target="body.**", rank=1), name="b")
+    assert interrupts.same(interrupts.state_of(root), before)

@@ -166,6 +166,7 @@ def one_row(experiment: Experiment) -> Experiment:
     return dataclasses.replace(experiment, rows=experiment.rows[-1:])
 
 
+@pytest.mark.slow
 def test_an_experiment_runs_whole_and_again_from_what_is_finished(tmp_path: Path) -> None:
     notes: list[str] = []
     settings = Settings(seeds=(0, 1))
