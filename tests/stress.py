@@ -109,9 +109,11 @@ class _Run:
         self.outcome.results += 1
 
     def one_thread(self, i: int) -> None:
-        while not self.done.is_set():
+        def call() -> None:
             with lowpeft.using(self.model, self.settings[i]):
                 self.compare(i)
+
+        self.repeat(call)
 
     async def one_task(self, i: int) -> None:
         while not self.done.is_set():
@@ -130,7 +132,8 @@ class _Run:
             except Exception as error:  # noqa: BLE001  (it is a failure of the run, whatever it is)
                 self.outcome.failures.append(f"{change.__name__}: {type(error).__name__}: {error}")
                 return
-            self.outcome.beside[change.__name__] += 1
+            if change in self.changes:
+                self.outcome.beside[change.__name__] += 1
 
     def plan(self) -> None:
         lowpeft.plan(self.model, "spatial", name="c")

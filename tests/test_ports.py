@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import gc
 import pickle
 import weakref
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import lowpeft
 from lowpeft import (
@@ -590,6 +592,32 @@ def test_a_root_part_is_trained_and_restored_like_any_adapter() -> None:
     assert not any(SLOT in n.split(".") for n, _ in model.named_modules())
     with torch.no_grad():
         assert torch.equal(model(x), build("hat")(x))
+
+
+@pytest.mark.parametrize(("whole", "reentrant"), [(True, True), (True, False), (False, False)])
+def test_a_forward_with_a_router_is_repeated_with_the_strengths_that_it_set(whole: bool, reentrant: bool) -> None:
+    model, x = randomise_adapters(side_model()).double(), image("hat", 2).double()
+    blocks = [m for m in model.modules() if hasattr(m, "residual_group")]
+
+    def gradients(*, repeated: bool) -> dict[str, Tensor]:
+        model.zero_grad()
+        for block in blocks if repeated and not whole else []:
+            plain = type(block).forward.__get__(block)
+            block.forward = functools.partial(checkpoint, plain, use_reentrant=reentrant)
+        with lowpeft.using(model, {"side": 1.0, "other": 0.5}):
+            if repeated and whole:
+                out = checkpoint(model, x.clone().requires_grad_(), use_reentrant=reentrant)
+            else:
+                out = model(x.clone().requires_grad_())
+        out.square().mean().backward()
+        for block in blocks:
+            block.__dict__.pop("forward", None)
+        return {n: p.grad.clone() for n, p in lowpeft.adapter_parameters(model) if p.grad is not None}
+
+    wanted, found = gradients(repeated=False), gradients(repeated=True)
+    assert wanted.keys() == found.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-6, atol=1e-9)
 
 
 def test_two_adapters_with_root_parts_act_each_for_itself_and_in_threads_of_their_own() -> None:

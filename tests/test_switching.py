@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import copy
 import gc
@@ -10,8 +11,10 @@ import pickle
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -186,6 +189,7 @@ def test_a_replica_has_the_setting_of_the_thread_that_made_it(shared: nn.Module)
         ({"a": "1"}, r"0\.\.1"),
         ({"a": [0.5, 2.0]}, r"0\.\.1"),
         ({"a": [[0.5]]}, r"0\.\.1"),
+        ({"a": torch.ones(2, 1)}, "a list of one for each image"),
         ({"a": []}, "there are none"),
         ({"a": [0.1, 0.2], "b": [0.1, 0.2, 0.3]}, "2 and 3 images"),
         ("a", "a table of strengths"),
@@ -213,6 +217,35 @@ def test_what_is_merged_in_a_block_stays_in_force(model: nn.Module) -> None:
         lowpeft.merge(model, name="low")
         torch.testing.assert_close(out(model), expected, rtol=1e-4, atol=1e-5)
     assert lowpeft.list_adapters(model) == ["a", "b"]
+
+
+def test_what_another_thread_merges_is_refused_in_a_block_that_names_it(model: nn.Module) -> None:
+    lowpeft.set_strength(model, 0.5)
+    with lowpeft.using(model, {"low": 1.0}):
+        thread = threading.Thread(target=contextvars.Context().run, args=(lambda: lowpeft.merge(model, name="low"),))
+        thread.start()
+        thread.join()
+        with pytest.raises(PlanError, match="low is in use here"):
+            out(model)
+
+
+def test_a_block_outlives_the_adapter_that_it_names(model: nn.Module, tmp_path: Path) -> None:
+    lowpeft.save_adapter(model, tmp_path, name="a")
+    wanted = under(model, {"a": 0.3})
+    with lowpeft.using(model, {"a": 0.3}):
+        lowpeft.restore(model)
+        assert torch.equal(out(model), out(build("swinir")))
+        lowpeft.load_adapter(model, tmp_path, name="a")
+        assert torch.equal(out(model), wanted)
+
+
+def test_a_model_of_views_without_its_mixing_adapter_says_so() -> None:
+    stereo = lowpeft.adapt(build("edsr"), "stereo", name="st")
+    lowpeft.adapt(stereo, "spatial", name="rain")
+    lowpeft.delete(stereo, "st")
+    with pytest.raises(PlanError, match="that mix 2 views were taken out"):
+        stereo(image("edsr"), image("edsr"))
+    assert lowpeft.list_adapters(stereo) == ["rain"]
 
 
 def test_merging_with_strengths_by_image_is_refused(model: nn.Module) -> None:
@@ -280,7 +313,7 @@ def test_strengths_by_image_are_those_of_single_images(kind: str) -> None:
     with lowpeft.disabled(model):
         base = scenes_out(model, scenes)
     assert [torch.allclose(b, t, atol=1e-5) for b, t in zip(base, together, strict=True)] == [False] * 4
-    equal = [torch.full((4,), 0.3), (0.7,) * 4]
+    equal = [torch.full((4,), 0.3, dtype=torch.float64), [numpy.float64(0.7)] * 4]
     with lowpeft.using(model, dict(zip("ab", equal, strict=True))):
         one = scenes_out(model, scenes)
     with lowpeft.using(model, {"a": 0.3, "b": 0.7}):
@@ -440,6 +473,59 @@ def test_a_default_that_changes_before_backward_does_not_change_a_repeated_forwa
 
     for wanted, found in zip(gradients(changed=False), gradients(changed=True), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_a_repeated_forward_in_groups_of_images_is_repeated_in_them(model: nn.Module, region: str) -> None:
+    model.double()
+
+    def gradients(call: Callable[[nn.Module, Tensor], Tensor]) -> dict[str, Tensor]:
+        model.zero_grad()
+        with lowpeft.using(model, {"a": [0.1, 0.9], "low": [1.0, 0.2]}):
+            loss = call(model, X.double().requires_grad_()).square().sum()
+        loss.backward()
+        return {n: p.grad.clone() for n, p in lowpeft.adapter_parameters(model) if p.grad is not None}
+
+    wanted, found = gradients(REGIONS["inside"]), gradients(REGIONS[region])
+    assert wanted.keys() == found.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-6, atol=1e-8)
+
+
+def test_adapters_that_are_gone_when_a_forward_is_repeated_are_named(model: nn.Module) -> None:
+    with lowpeft.using(model, {"a": 0.5}):
+        loss = checkpoint(model, X.clone().requires_grad_(), use_reentrant=True).sum()
+    lowpeft.delete(model, "a")
+    with pytest.raises(PlanError, match="a acted in a forward that checkpointing repeats"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("change", ["swap", "attach"])
+def test_what_is_renamed_or_attached_before_backward_does_not_change_it(
+    model: nn.Module, change: str, tmp_path: Path
+) -> None:
+    parameters = [p for _, p in lowpeft.adapter_parameters(model)]
+    lowpeft.save_adapter(model, tmp_path, name="b")
+
+    def gradients(*, changed: bool, block: Mapping[str, float] | None) -> list[Tensor | None]:
+        model.zero_grad()
+        with lowpeft.using(model, block) if block is not None else contextlib.nullcontext():
+            loss = checkpoint(model, X.clone().requires_grad_(), use_reentrant=True).square().sum()
+        if changed and change == "swap":
+            for old, new in (("a", "c"), ("b", "a"), ("c", "b")):
+                lowpeft.rename(model, old, new)
+        elif changed:
+            lowpeft.load_adapter(model, tmp_path, name="new")
+        loss.backward()
+        return [None if p.grad is None else p.grad.clone() for p in parameters]
+
+    block = {"a": 0.5, "b": 0.1} if change == "swap" else None
+    wanted = gradients(changed=False, block=block)
+    for gradient, found in zip(wanted, gradients(changed=True, block=block), strict=True):
+        if gradient is None or found is None:
+            assert gradient is found
+        else:
+            torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("region", ["whole", "whole, reentrant"])

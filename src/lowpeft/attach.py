@@ -29,6 +29,7 @@ import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -49,7 +50,6 @@ from .switches import (
     hold,
     in_force,
     is_off,
-    note,
     run,
     running_in,
     strengths_in,
@@ -105,7 +105,7 @@ def _specialise(base: type[nn.Module], facets: Facets) -> type[nn.Module]:
         forward = wrap(forward) if wanted else forward
     body: dict[str, Any] = {name: _tensor_property(name) for name in sorted(facets.tensors)}
     if forward is not base.forward:
-        body["forward"] = functools.wraps(base.forward)(forward)
+        body["forward"] = functools.wraps(base.forward)(_with_own_code(forward))
     if facets.root:
         body["train"] = _train
     if facets.switched:
@@ -122,6 +122,12 @@ def _specialise(base: type[nn.Module], facets: Facets) -> type[nn.Module]:
         "__doc__": base.__doc__,
     }
     return type(base.__name__, (base,), body)
+
+
+def _with_own_code(function: Any) -> Callable[..., Any]:
+    """A function with a code object of its own, by which `torch.compile` counts what it compiled."""
+    code = function.__code__.replace()
+    return FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
 
 
 def original_class(module: nn.Module) -> type[nn.Module]:
@@ -183,11 +189,7 @@ def _live_input_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
         if not torch.is_grad_enabled() or captured() or not _checkpoints(self):
             return inner(self, *args, **kwargs)
         args, kwargs = tuple(map(live, args)), {k: live(v) for k, v in kwargs.items()}
-        output = inner(self, *args, **kwargs)
-        running = running_in(getattr(self, RECORD).switches)
-        if running is not None:  # also at the default, which may be another one when blocks are run again
-            note(running.switches, running.setting, (args, kwargs), output)
-        return output
+        return inner(self, *args, **kwargs)
 
     return forward
 
@@ -205,7 +207,7 @@ def _acting_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
         routed = {n: _product(strengths[n], s) for n, s in under_way.strengths.items() if not is_off(strengths.get(n))}
         setting = Setting({**strengths, **routed})
         call = functools.partial(inner, self, *args, **kwargs)
-        output = run(switches, setting, call, (args, kwargs), under_way)
+        output = run(switches, setting, call, (args, kwargs), forward=under_way)
         for part in parts:
             output = _with_addition(part, under_way, output)
         return output
@@ -308,7 +310,7 @@ def _run_gated(
 def _setting_for(root: nn.Module, switches: Switches) -> Setting:
     """The setting of a forward that starts here."""
     setting: Setting = root.__dict__.get(REPLICA) or in_force(switches)
-    if gone := setting.values.keys() - switches.default.values.keys() - switches.merged:
+    if gone := setting.values.keys() - switches.default.values.keys():
         raise PlanError(
             f"{', '.join(sorted(gone))} is in use here, but has been taken out or renamed; attached are "
             f"{', '.join(switches.default.values) or 'none'}"

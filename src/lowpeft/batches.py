@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from .errors import PlanError
-from .switches import Setting, Switches, run
+from .switches import Setting, Switches, note, run
 from .views import ViewBatch
 
 
@@ -32,7 +32,7 @@ def run_by_image(
     groups = setting.groups(switches.in_groups)
     if len(groups) == 1:
         whole = setting.of(groups[0], repeats=views, device=batch.device)
-        return run(switches, whole, lambda: call(*args, **kwargs), inputs)
+        return run(switches, whole, lambda: call(*args, **kwargs), inputs, called=setting)
     outputs, members = [], []
     for group in groups:
         rows = torch.tensor([image * views + view for image in group for view in range(views)], device=batch.device)
@@ -42,9 +42,11 @@ def run_by_image(
         def some(args: Any = some_args, kwargs: Any = some_kwargs) -> Any:
             return call(*args, **kwargs)
 
-        outputs.append(run(switches, part, some, (some_args, some_kwargs)))
+        outputs.append(run(switches, part, some, (some_args, some_kwargs), called=setting))
         members.append(rows)
-    return _joined(outputs, members)
+    output = _joined(outputs, members)
+    note(switches, setting, setting, inputs, output)
+    return output
 
 
 def _rows_of(inputs: Any, rows: Tensor, images: int) -> Any:

@@ -19,19 +19,26 @@ from .attach import SWITCHED_CODE, set_facets
 from .errors import PlanError
 from .facts import RECORD
 from .record import Record, is_adapted, record_of, root_of, unwrap
-from .switches import hold
+from .switches import Switches, hold
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Result = TypeVar("Result")
 
 POLL_S = 0.001
 
-_locks: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
-_locks_lock = threading.RLock()
+_known: weakref.WeakKeyDictionary[nn.Module, Switches] = weakref.WeakKeyDictionary()
+_known_lock = threading.RLock()
 
 
-def _structure(root: nn.Module) -> Any:
-    return hold(_locks_lock, lambda: _locks.setdefault(root, threading.RLock()))
+def switches_for(root: nn.Module) -> Switches:
+    """The switches of a network, the same for as long as it lives, also while it holds no adapters."""
+
+    def find() -> Switches:
+        if RECORD in root.__dict__:
+            _known[root] = record_of(root).switches
+        return _known.setdefault(root, Switches())
+
+    return hold(_known_lock, find)
 
 
 def one_at_a_time(function: Function) -> Function:
@@ -44,7 +51,7 @@ def one_at_a_time(function: Function) -> Function:
     def locked(*args: Any, **kwargs: Any) -> Any:
         model = args[0] if args else kwargs.get("model")
         root = unwrap(model) if is_adapted(model) else root_of(model)
-        return hold(_structure(root), functools.partial(function, *args, **kwargs))
+        return hold(switches_for(root).structure, functools.partial(function, *args, **kwargs))
 
     return cast(Function, locked)
 
@@ -75,10 +82,10 @@ def change(root: nn.Module, body: Callable[[Undo], Result], *, record: Record | 
             return record_of(root).switches.alone(attempt)
 
     if RECORD in root.__dict__:
-        return hold(_structure(root), lambda: record_of(root).switches.alone(attempt))
+        return hold(switches_for(root).structure, lambda: record_of(root).switches.alone(attempt))
     if record is None:
         raise PlanError(f"this {type(root).__name__} holds no adapters")
-    return hold(_structure(root), attach_gate)
+    return hold(switches_for(root).structure, attach_gate)
 
 
 _CALLS = {nn.Module._call_impl.__code__, nn.Module._wrapped_call_impl.__code__}
@@ -89,7 +96,7 @@ def _is_running_ungated(root: nn.Module) -> bool:
     for thread, frame in sys._current_frames().items():
         at: FrameType | None = frame if thread != threading.get_ident() else None
         while at is not None:
-            if at.f_code is SWITCHED_CODE and at.f_locals.get("self") is root:
+            if at.f_code == SWITCHED_CODE and at.f_locals.get("self") is root:
                 break
             if at.f_code in _CALLS and at.f_locals.get("self") is root:
                 return True

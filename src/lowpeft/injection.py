@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .attach import can_checkpoint, facets_of, set_facets
 from .blocks import block_problem
-from .changes import Undo, change, one_at_a_time
+from .changes import Undo, change, one_at_a_time, switches_for
 from .describe import facts_of
 from .errors import PlanError
 from .facts import RECORD, Facts
@@ -26,7 +26,6 @@ from .planning import Plan, check_new_name, check_plan
 from .record import Record, check_name, module_of, pieces, record_of, root_of, unwrap
 from .sites import Site
 from .slots import Slot, drop, group_in, pieces_in, slot_of, slots
-from .switches import Setting
 from .views import MultiViewModel, StereoModel
 
 
@@ -106,16 +105,14 @@ def _set_root(root: nn.Module, record: Record) -> None:
     """Give the root the class, and the switches the default, that its adapters need."""
     recipes = [p.recipe for p in record.plans.values()]
     attached = pieces(root)
-    switches = record.switches
-    switches.in_groups = frozenset(name for name, _, piece in attached if _acts_on_whole_batches(piece))
-    values = switches.default.values
-    switches.default = Setting({name: values.get(name, 1.0) for name in record.plans})
+    whole = frozenset(name for name, _, piece in attached if _acts_on_whole_batches(piece))
+    record.switches.attach(record.plans, whole)
     set_facets(
         root,
         root=bool(recipes) and all(r.freeze_statistics for r in recipes),
         live_input=bool(recipes) and can_checkpoint(root),
         acts=any(isinstance(p, RootPart) and p.acts for _, _, p in attached),
-        views=max([r.views for r in recipes], default=1),
+        views=record.views,
         switched=bool(record.plans or record.forwards),
     )
 
@@ -141,6 +138,8 @@ def replace_adapters(root: nn.Module, plan: Plan, built: list[tuple[Site, Adapte
             adapter.requires_grad_(False)
         group._modules[site.key] = adapter  # type: ignore[union-attr]
     record_of(root).plans[plan.name] = plan
+    switches = record_of(root).switches
+    switches.owners = {**switches.owners, plan.name: object()}
 
 
 def _record(root: nn.Module, facts: Facts, found: dict[str, str] | None = None) -> Record:
@@ -151,6 +150,7 @@ def _record(root: nn.Module, facts: Facts, found: dict[str, str] | None = None) 
         training=frozenset(path for path, m in base_modules(root) if m.training),
         base=fingerprint(root, tensors),
         digests=tensors,
+        switches=switches_for(root),
     )
 
 
@@ -228,7 +228,7 @@ def restore(model: object, name: str | None = None) -> nn.Module:
 
     Args:
         model: An adapted model, or a model of several views.
-        name: Take only this adapter out; None takes all, and the forwards that `optimize` installed.
+        name: Take only this adapter out; None takes all, and other forwards that blocks were given.
 
     Returns:
         The object that was adapted, with its own classes; without adapters left it is as before `adapt`: bit-equal
@@ -292,8 +292,7 @@ def rename(model: object, name: str, new: str) -> None:
         plans = [replace(p, name=new) if p.name == name else p for p in record.plans.values()]
         record.plans = {p.name: p for p in plans}
         record.calibrated = {new if n == name else n for n in record.calibrated}
-        values = record.switches.default.values
-        record.switches.default = Setting({new if n == name else n: v for n, v in values.items()})
+        record.switches.rename(name, new)
         _set_root(root, record)
 
     change(root, give)
@@ -346,7 +345,6 @@ def drop_merged(root: nn.Module, merged: set[Adapter]) -> None:
     record.digests = digests(root)
     record.base = fingerprint(root, record.digests)
     gone = [n for n, plan in record.plans.items() if not plan.sites]
-    record.switches.merged |= frozenset(gone)
     _take_out(root, gone, all=False)
     for path, module in base_modules(root):
         module.training = path in training

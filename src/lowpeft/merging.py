@@ -14,9 +14,9 @@ from .changes import Undo, change, one_at_a_time
 from .errors import PlanError
 from .injection import drop_merged
 from .kinds import Adapter, RootPart, WeightAdapter
-from .record import pieces, record_of, unwrap
+from .record import is_adapted, pieces, record_of, unwrap
 from .slots import Acting, Slot, acting_in, slots
-from .switches import in_force, is_off
+from .switches import forget, in_force, is_off
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class MergeReport:
     def __str__(self) -> str:
         text = f"{len(self.merged)} adapters merged, largest rounding difference of a weight {self.difference:.3g}"
         if self.kept:
-            text += f"; {len(self.kept)} are not linear in a weight and stay attached: {', '.join(self.kept[:3])}"
+            text += f"; {len(self.kept)} stay attached, not linear in a weight or off: {', '.join(self.kept[:3])}"
             text += ", …" if len(self.kept) > 3 else ""
         return text
 
@@ -61,7 +61,15 @@ def merge(model: object, *, name: str | None = None) -> MergeReport:
             written, strengths are given by image, or a part sets them anew for every input. The model is unchanged.
     """
     root = unwrap(model)
-    return change(root, lambda undo: _merge(root, name, undo))
+    before, switches = _names(root), record_of(root).switches
+    report = change(root, lambda undo: _merge(root, name, undo))
+    forget(switches, before - _names(root))
+    return report
+
+
+def _names(root: nn.Module) -> set[str]:
+    """The names of the attached adapters."""
+    return set(record_of(root).plans) if is_adapted(root) else set()
 
 
 def _merge(root: nn.Module, name: str | None, undo: Undo) -> MergeReport:

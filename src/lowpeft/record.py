@@ -45,6 +45,11 @@ class Record:
     forwards: dict[str, str] = field(default_factory=dict)
     switches: Switches = field(default_factory=Switches)
 
+    @property
+    def views(self) -> int:
+        """How many views of a scene the adapters mix."""
+        return max((plan.recipe.views for plan in self.plans.values()), default=1)
+
 
 def module_of(model: object) -> nn.Module:
     """The module that is called: a `Backbone`'s, or the model itself.

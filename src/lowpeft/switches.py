@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -71,6 +71,17 @@ class Setting:
         """Whether every adapter that is named acts at full strength."""
         return all(not isinstance(v, Tensor) and v == 1.0 for v in self.values.values())
 
+    @property
+    def has_gradient(self) -> bool:
+        """Whether a strength is computed by something that is trained."""
+        return any(isinstance(v, Tensor) and v.requires_grad for v in self.values.values())
+
+    def renamed(self, names: Mapping[str, str]) -> Setting:
+        """The setting with other names for some adapters."""
+        if not names:
+            return self
+        return Setting({names.get(n, n): v for n, v in {**self.values, **self.by_image}.items()})
+
     def without(self, name: str) -> Setting:
         """The setting with one adapter less."""
         return Setting({n: v for n, v in {**self.values, **self.by_image}.items() if n != name})
@@ -90,7 +101,7 @@ class Setting:
 
     def detached(self) -> Setting:
         """The setting without the graph of strengths that are computed, which still say that they require gradients."""
-        if not any(isinstance(v, Tensor) and v.requires_grad for v in self.values.values()):
+        if not self.has_gradient:
             return self
         return Setting(
             {
@@ -130,10 +141,19 @@ USING: ContextVar[tuple[Use, ...]] = ContextVar("lowpeft_using", default=())
 
 
 class Running(NamedTuple):
-    """A forward that is under way: its network, its setting, what its root parts see, and the forward around it."""
+    """A forward that is under way, and the one around it.
+
+    Attributes:
+        switches: Of its network.
+        setting: What its adapters use.
+        called: The setting in which the root was called: before a batch was split into groups, and before parts routed.
+        forward: What its root parts see.
+        outer: The forward around it, of any network.
+    """
 
     switches: Switches
     setting: Setting
+    called: Setting
     forward: Forward | None
     outer: Running | None
 
@@ -152,24 +172,41 @@ def running_in(switches: Switches) -> Running | None:
 
 def in_force(switches: Switches) -> Setting:
     """The setting that a forward which starts now in this thread or task gets."""
+    noted = _noted(switches)
+    return _in_block(switches) if noted is None else noted.called
+
+
+def _in_block(switches: Switches) -> Setting:
     uses = [use for use in USING.get() if use.switches is switches]
-    if not torch.compiler.is_dynamo_compiling():
-        node = torch._C._current_autograd_node()
-        # A block that was opened inside this very step of the backward pass is the newer wish.
-        if node is not None and not (uses and uses[-1].node is node):
-            noted = _noted(switches, node)
-            if noted is not None:
-                return noted
-            if uses and _is_repeated():  # a forward at the default is not noted
-                return switches.default
     return uses[-1].setting if uses else switches.default
 
 
 def strengths_in(switches: Switches) -> Mapping[str, Strength]:
     """The strengths by adapter name for what an adapter of that network computes now."""
     running = running_in(switches)
-    setting = in_force(switches) if running is None else running.setting
+    if running is not None:
+        return running.setting.tensors if compiling() else running.setting.values
+    noted = _noted(switches)
+    if noted is None:  # a part of the network that is called by itself
+        setting = _in_block(switches)
+        if not torch.is_grad_enabled() and not torch.compiler.is_dynamo_compiling():
+            _note_on_checkpoints(switches, Noted(setting, setting, switches.owners_of(setting)))
+    else:
+        setting = noted.setting
+        if noted.is_reentrant and setting.has_gradient:
+            raise PlanError(
+                "a part of this network sets strengths that are trained, and reentrant checkpointing "
+                "(use_reentrant=True) would lose their gradient: use torch.utils.checkpoint with use_reentrant=False"
+            )
     return setting.tensors if compiling() else setting.values
+
+
+def forget(switches: Switches, names: Iterable[str]) -> None:
+    """Take adapters out of what this thread or task has put in force, because they are part of the base now."""
+    uses = list(USING.get())
+    for name in names:
+        uses = [u._replace(setting=u.setting.without(name)) if u.switches is switches else u for u in uses]
+    USING.set(tuple(uses))
 
 
 def compiling() -> bool:
@@ -184,33 +221,52 @@ def exporting() -> bool:
 
 
 def run(
-    switches: Switches, setting: Setting, call: Callable[[], Any], inputs: object, forward: Forward | None = None
+    switches: Switches,
+    setting: Setting,
+    call: Callable[[], Any],
+    inputs: object,
+    *,
+    called: Setting | None = None,
+    forward: Forward | None = None,
 ) -> Any:
-    """Run a forward in a setting."""
-    token = RUNNING.set(Running(switches, setting, forward, RUNNING.get()))
+    """Run a forward in a setting; `called` is that of the root, where it is another one."""
+    outer = running_in(switches)
+    called = called or (setting if outer is None else outer.called)
+    token = RUNNING.set(Running(switches, setting, called, forward, RUNNING.get()))
     try:
         output = call()
     finally:
         RUNNING.reset(token)
-    if setting is not switches.default or switches.changed:
-        note(switches, setting, inputs, output)
+    note(switches, setting, called, inputs, output)
     return output
 
 
 # --- forwards that checkpointing repeats -----------------------------------------------------------------------------
 
 
-def note(switches: Switches, setting: Setting, inputs: object, output: object) -> None:
-    """Note the setting of a forward on the nodes of its autograd graph, down to the graph that its inputs came with.
+class Noted(NamedTuple):
+    """What is noted of a forward: the settings of `Running`, and which adapters the names stood for.
+
+    `is_reentrant` says, of what was found, whether it is repeated by a reentrant checkpoint.
+    """
+
+    setting: Setting
+    called: Setting
+    owners: Mapping[str, object]
+    is_reentrant: bool = False
+
+
+def note(switches: Switches, setting: Setting, called: Setting, inputs: object, output: object) -> None:
+    """Note the settings of a forward on the nodes of its autograd graph, down to the graph that its inputs came with.
 
     Without gradients there is no graph, unless reentrant checkpoints run the whole network: then on their nodes.
     """
     if torch.compiler.is_dynamo_compiling():  # a graph that is compiled checkpoints by itself
         return
     # The strengths of a router belong to the graph themselves; a node that held them would keep itself alive.
-    setting = setting.detached()
+    noted = Noted(setting.detached(), called, switches.owners_of(called))
     if not torch.is_grad_enabled():
-        _note_on_checkpoints(switches, setting)
+        _note_on_checkpoints(switches, noted)
         return
     before = {t.grad_fn for t in _tensors(inputs)}
     todo = [t.grad_fn for t in _tensors(output)]
@@ -221,43 +277,44 @@ def note(switches: Switches, setting: Setting, inputs: object, output: object) -
             continue
         metadata: Any = node.metadata
         if switches not in metadata:
-            metadata[switches] = setting
+            metadata[switches] = noted
             todo += [n for n, _ in following]
 
 
-def _note_on_checkpoints(switches: Switches, setting: Setting) -> None:
-    """Note a setting on the nodes of the reentrant checkpoints that are running this code, which torch keeps there."""
+def _note_on_checkpoints(switches: Switches, noted: Noted) -> None:
+    """Note settings on the nodes of the reentrant checkpoints that are running this code, which torch keeps there."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code is CheckpointFunction.forward.__code__:
-            frame.f_locals["ctx"].metadata[switches] = setting
+            frame.f_locals["ctx"].metadata[switches] = noted
         frame = frame.f_back
 
 
-def _is_repeated() -> bool:
-    """Whether checkpointing runs this code again during a backward pass, and not a hook for the first time."""
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        if frame.f_code.co_filename == CheckpointFunction.forward.__code__.co_filename:
-            return True
-        frame = frame.f_back
-    return False
+def _noted(switches: Switches) -> Noted | None:
+    """What is noted of the forward that checkpointing is repeating here; None for code that repeats none.
 
-
-def _noted(switches: Switches, node: Any) -> Setting | None:
-    """The setting of the forward that is repeated while a node is evaluated; None for code that repeats none."""
-    setting: Setting | None = node.metadata.get(switches)
-    if setting is None:
+    Raises:
+        PlanError: Adapters that acted in it have been taken out or started anew.
+    """
+    node: Any = None if torch.compiler.is_dynamo_compiling() else torch._C._current_autograd_node()
+    if node is None:
         return None
-    reentrant = getattr(node, "_forward_cls", None) is CheckpointFunction
-    if reentrant and any(isinstance(v, Tensor) and v.requires_grad for v in setting.values.values()):
-        raise PlanError(
-            "a part of this network sets strengths that are trained, and reentrant checkpointing (use_reentrant=True) "
-            "would lose their gradient: use torch.utils.checkpoint with use_reentrant=False"
-        )
+    uses = [use for use in USING.get() if use.switches is switches]
+    noted: Noted | None = node.metadata.get(switches)
+    if noted is None or (uses and uses[-1].node is node):  # a block that was opened in this very step is newer
+        return None
     if not torch.is_grad_enabled():  # a checkpoint inside the checkpoint that is repeated
-        _note_on_checkpoints(switches, setting)
-    return setting
+        _note_on_checkpoints(switches, noted)
+    names = {owner: name for name, owner in switches.owners.items()}
+    gone = [name for name, owner in noted.owners.items() if owner not in names]
+    if gone:
+        raise PlanError(
+            f"{', '.join(gone)} acted in a forward that checkpointing repeats for its backward pass now, and has been "
+            "taken out, merged or started anew since: run `backward` before"
+        )
+    renamed = {name: names[owner] for name, owner in noted.owners.items() if names[owner] != name}
+    setting, called = noted.setting.renamed(renamed), noted.called.renamed(renamed)
+    return Noted(setting, called, noted.owners, getattr(node, "_forward_cls", None) is CheckpointFunction)
 
 
 def _tensors(value: object) -> list[Tensor]:
@@ -274,27 +331,43 @@ class Switches:
 
     Attributes:
         default: What is in force where `using` says nothing: every attached adapter by name. Replaced, never written.
-        changed: Whether the default has ever been other than full strength.
-        merged: Names of adapters that have become part of the base's weights, which open blocks may still name.
+        owners: Something for each attached adapter that stays the same when it is renamed, by name.
         in_groups: Adapters that cannot have strengths by image in one forward (they change weights, say).
+        structure: Held by whoever reads or changes the structure of the network; forwards do not take it.
     """
 
     def __init__(self) -> None:
         self.default = Setting({})
-        self.changed = False
-        self.merged: frozenset[str] = frozenset()
+        self.owners: dict[str, object] = {}
         self.in_groups: frozenset[str] = frozenset()
+        self.structure = threading.RLock()
         self._door = threading.RLock()
         self._own = threading.local()
         self._locks: list[weakref.ref[Any]] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy is of another network: it has the default, and locks of its own."""
-        return Switches, (), self.state()
+        return _copied, (self.default.values, self.in_groups)
 
     def state(self) -> dict[str, Any]:
         """What a change may change, by attribute."""
-        return {name: getattr(self, name) for name in ("default", "changed", "merged", "in_groups")}
+        return {name: getattr(self, name) for name in ("default", "owners", "in_groups")}
+
+    def owners_of(self, setting: Setting) -> dict[str, object]:
+        """Those of the adapters that a setting names."""
+        return {name: self.owners[name] for name in setting.values if name in self.owners}
+
+    def attach(self, names: Iterable[str], in_groups: frozenset[str]) -> None:
+        """Have these adapters attached and no others: those that are new at full strength."""
+        values = self.default.values
+        self.in_groups = in_groups
+        self.owners = {name: self.owners.get(name) or object() for name in names}
+        self.default = Setting({name: values.get(name, 1.0) for name in self.owners})
+
+    def rename(self, name: str, new: str) -> None:
+        """Give an adapter another name."""
+        self.owners = {new if n == name else n: owner for n, owner in self.owners.items()}
+        self.default = self.default.renamed({name: new})
 
     def passing(self) -> Any:
         """The lock of this thread, to be held during a forward; waits while the structure is changed.
@@ -320,6 +393,13 @@ class Switches:
         if running_in(self) is not None:
             raise PlanError("a network cannot be changed from within its own forward")
         return hold(self._door, lambda: _hold_all([lock for known in self._locks if (lock := known())], body))
+
+
+def _copied(values: Mapping[str, Strength], in_groups: frozenset[str]) -> Switches:
+    switches = Switches()
+    switches.attach(values, in_groups)
+    switches.default = Setting(values)
+    return switches
 
 
 def hold(lock: Any, body: Callable[[], Result]) -> Result:

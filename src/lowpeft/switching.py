@@ -82,7 +82,6 @@ def set_strength(model: object, strength: float, *, name: str | None = None) -> 
         check_name(root, name)
     switches = record_of(root).switches
     values = switches.default.values
-    switches.changed = True
     switches.default = Setting({n: number if name in (None, n) else s for n, s in values.items()})
 
 
@@ -123,16 +122,16 @@ def _setting(root: Any, strengths: Mapping[str, object]) -> Setting:
 def _strength(value: object) -> float | tuple[float, ...]:
     """A number in 0..1, or one for each image."""
     if isinstance(value, Tensor) and value.requires_grad:
-        raise PlanError("a strength that requires a gradient would get none: a RootPart can set such strengths")
-    plain = value.tolist() if isinstance(value, Tensor) or hasattr(value, "tolist") else value
+        raise PlanError("a strength that requires a gradient would get none here: detach it")
+    plain = value.tolist() if hasattr(value, "tolist") else value  # tensors, and arrays and numbers of NumPy
     if not isinstance(plain, (list, tuple)):
         return _number(plain)
     if not plain:
         raise PlanError("strengths by image must be one number for each image, and there are none")
-    return tuple(_number(number) for number in plain)
+    return tuple(_number(n.item() if hasattr(n, "item") else n) for n in plain)
 
 
 def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
-        raise PlanError(f"strength must be a number in 0..1, not {value!r}")
+        raise PlanError(f"strength must be a number in 0..1, or in a list of one for each image, not {value!r}")
     return float(value)

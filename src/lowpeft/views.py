@@ -112,8 +112,12 @@ class MultiViewModel(nn.Module):
         )
 
     def _run(self, views: tuple[Tensor, ...]) -> tuple[Any, ...]:
-        if RECORD not in self.backbone.__dict__:
-            raise PlanError("the adapters of this model were taken out: call its backbone, or adapt it again")
+        record = self.backbone.__dict__.get(RECORD)
+        if record is None or record.views != self.views:
+            raise PlanError(
+                f"the adapters that mix {self.views} views were taken out of this model: call its backbone, or adapt "
+                "it again"
+            )
         batch = ViewBatch.of(views)
         output = self.backbone(batch)
         if self.output is not None:

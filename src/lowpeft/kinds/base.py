@@ -240,7 +240,8 @@ class Forward:
         args: Arguments of the network.
         kwargs: Keyword arguments of the network.
         strengths: Factors of the strengths of other adapters during this forward, by adapter name: a number, a 0-dim
-            tensor, or a tensor (N,) with one for each scene (for adapters of features); to be set in `begin`.
+            tensor, or (for adapters of features) a tensor (N,) with one for each image of the batch; to be set in
+            `begin`.
         seen: What the reading sites saw, in the order of their calls.
     """
 

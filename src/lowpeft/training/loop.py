@@ -291,6 +291,8 @@ class _Run:
                 loss = self.network(part.lr, part.hr) * share
                 penalty = session.kinds.penalty()
                 whole = loss if penalty is None else loss + penalty * share
+                if not whole.requires_grad and is_adapted(session.model):
+                    refuse_untrained(session.parameters)
                 (whole * self.processes.number).backward()  # DDP takes the mean over processes
             total += loss.detach()
         if number == self.first and is_adapted(session.model):
