@@ -58,9 +58,9 @@ def refuse_untrained(parameters: Mapping[str, nn.Parameter]) -> None:
     if missing:
         raise TrainingError(
             f"{len(missing)} of {len(parameters)} trained tensors get no gradient. Something cuts them off "
-            "(a torch.no_grad() inside the network, or a block of lowpeft.using, say), or they sit on layers that take no "
-            "part in this task; then exclude these by the recipe's target. lowpeft.check_trainable(model) finds them "
-            "before training:",
+            "(a torch.no_grad() inside the network, or a block of lowpeft.using, say), or they sit on layers that take "
+            "no part in this task; then exclude these by the recipe's target. lowpeft.check_trainable(model) finds "
+            "them before training:",
             problems=missing,
         )
 
