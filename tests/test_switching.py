@@ -7,10 +7,15 @@ import contextlib
 import contextvars
 import copy
 import gc
+import os
 import pickle
+import signal
 import threading
+import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +86,12 @@ def test_blocks_may_end_in_any_order(shared: nn.Module, first_ends_first: bool) 
     assert torch.equal(out(shared), second)
     for block in (one, two) if first_ends_first else (two, one):
         block.__exit__(None, None, None)
+    assert torch.equal(out(shared), default)
+
+
+def test_a_block_that_is_gone_without_having_ended_is_over(shared: nn.Module) -> None:
+    default = out(shared)
+    lowpeft.using(shared, {"a": 1.0}).__enter__()  # as an interruption just before `__exit__` would leave it
     assert torch.equal(out(shared), default)
 
 
@@ -184,6 +195,7 @@ def test_a_replica_has_the_setting_of_the_thread_that_made_it(shared: nn.Module)
     ("strengths", "message"),
     [
         ({"c": 1.0}, "no adapter named 'c'"),
+        ({1: 1.0}, "no adapter named 1"),
         ({"a": 1.5}, r"0\.\.1"),
         ({"a": True}, r"0\.\.1"),
         ({"a": "1"}, r"0\.\.1"),
@@ -749,3 +761,201 @@ def test_every_result_is_that_of_its_setting_beside_threads_that_change_the_netw
 
 def test_the_acceptance_script_passes() -> None:
     run_acceptance_script("threads.py")
+
+
+# --- calls from odd places -------------------------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    """Two convolutions; `body` may be checkpointed, and `shape` says what comes out."""
+
+    def __init__(self, shape: Callable[[Tensor], Any] = lambda y: y) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.body, self.shape = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 1), shape
+
+    def forward(self, x: Tensor) -> Any:
+        return self.shape(self.body(self.head(x).relu()))
+
+
+def two_on(net: nn.Module) -> nn.Module:
+    """The network with the random adapters `a` and `b` on its weights."""
+    for name in "ab":
+        known = lowpeft.describe(net, scale=1, channels=3, size_multiple=1)
+        lowpeft.adapt(known, LoRAConfig(target="**", rank=1), name=name)
+    return randomise_adapters(net, std=0.5)
+
+
+SMALL = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("what", ["read", "another thread", "another context"])
+def test_a_change_and_a_forward_that_calls_lowpeft_do_not_wait_for_each_other(what: str) -> None:
+    net, inside, found = two_on(Net()), threading.Event(), []
+
+    def hook(*args: object) -> None:
+        if inside.is_set():
+            return
+        inside.set()
+        time.sleep(0.2)
+        if what == "read":
+            lowpeft.adapter_state_dict(net, name="a")
+            lowpeft.plan(net, LoRAConfig(target="head", rank=1), name="c")
+        elif what == "another thread":
+            thread = threading.Thread(target=net, args=(SMALL,))
+            thread.start()
+            thread.join()
+        else:
+            contextvars.Context().run(net, SMALL)
+
+    net.head.register_forward_hook(hook)
+    forward = threading.Thread(target=lambda: found.append(net(SMALL)), daemon=True)
+    forward.start()
+    assert inside.wait(20)
+    change = threading.Thread(target=lowpeft.delete, args=(net, "b"), daemon=True)
+    change.start()
+    forward.join(20)
+    change.join(20)
+    assert not forward.is_alive()
+    assert not change.is_alive()
+    assert lowpeft.list_adapters(net) == ["a"]
+
+
+def test_a_bare_network_cannot_be_adapted_from_within_its_own_forward() -> None:
+    net, calls = Net(), []
+
+    def hook(*args: object) -> None:
+        calls.append(1)
+        if len(calls) == 1:  # planning runs a copy of the network, hooks included
+            lowpeft.adapt(net, LoRAConfig(target="body", rank=1))
+
+    net.head.register_forward_hook(hook)
+    with pytest.raises(PlanError, match="within its own forward"):
+        net(SMALL)
+    assert lowpeft.list_adapters(net) == []
+
+
+def test_a_task_that_was_started_in_a_forward_is_no_part_of_it_when_it_has_ended() -> None:
+    net, contexts = two_on(Net()), []
+    b = under(net, {"b": 1.0}, SMALL)
+    net.head.register_forward_hook(lambda *args: contexts.append(contextvars.copy_context()) and None)
+    under(net, {"a": 1.0}, SMALL)
+    later = contexts[0]
+    assert torch.equal(later.run(under, net, {"b": 1.0}, SMALL), b)
+    later.run(lowpeft.rename, net, "a", "c")
+
+
+def test_hooks_of_a_backward_pass_have_the_setting_around_it() -> None:
+    net, seen = two_on(Net()), []
+    b, default = under(net, {"b": 1.0}, SMALL), out(net, SMALL)
+    for block, wanted in (({"b": 1.0}, b), (None, default)):
+        with lowpeft.using(net, {"a": 0.5}):
+            y = net(SMALL)
+        y.register_hook(lambda gradient: seen.append(out(net, SMALL)))
+        with lowpeft.using(net, block) if block else contextlib.nullcontext():
+            y.sum().backward()
+        assert torch.equal(seen[-1], wanted)
+
+
+@dataclass
+class Inner:
+    image: Any
+
+
+class Slotted:
+    __slots__ = ("image",)
+
+    def __init__(self, image: Any) -> None:
+        self.image = image
+
+
+SHAPES: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]] = {
+    "dataclass": (lambda y: Inner(Inner(y)), lambda o: o.image.image),
+    "slots": (lambda y: Slotted([y]), lambda o: o.image[0]),
+    "set": (lambda y: {y}, lambda o: next(iter(o))),
+    "table": (lambda y: {"deep": ({"image": y},)}, lambda o: o["deep"][0]["image"]),
+}
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_blocks_are_repeated_in_their_setting_whatever_the_network_gives(shape: str, reentrant: bool) -> None:
+    make, image_in = SHAPES[shape]
+    net = two_on(Net(make)).double()
+    plain = net.body.forward
+
+    def gradients(body: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        net.zero_grad()
+        net.body.forward = body
+        with lowpeft.using(net, {"a": 0.5, "b": 0.1}):
+            y = image_in(net(SMALL.double().requires_grad_()))
+        y.square().sum().backward()
+        del net.body.forward
+        return [p.grad.clone() for _, p in lowpeft.adapter_parameters(net)]
+
+    wanted = gradients(plain)
+    found = gradients(lambda x: checkpoint(plain, x, use_reentrant=reentrant))
+    assert all(torch.allclose(f, w) for f, w in zip(found, wanted, strict=True))
+
+
+def test_calls_in_several_settings_in_one_reentrant_checkpoint_are_refused() -> None:
+    net = two_on(Net())
+
+    def both(x: Tensor) -> Tensor:
+        y = net(x)
+        with lowpeft.using(net, {"b": 1.0}):
+            return y - net(x)
+
+    with lowpeft.using(net, {"a": 0.5}):
+        loss = checkpoint(both, SMALL.clone().requires_grad_(), use_reentrant=True).square().sum()
+    with pytest.raises(PlanError, match="in several settings"):
+        loss.backward()
+
+
+def test_a_forked_process_has_locks_that_nobody_holds() -> None:
+    net, inside, go = two_on(Net()), threading.Event(), threading.Event()
+    net.head.register_forward_hook(lambda *args: inside.set() or (go.wait(20) and None))
+    forward = threading.Thread(target=net, args=(SMALL,))
+    forward.start()
+    assert inside.wait(20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads, since Python 3.12
+        child = os.fork()
+    if child == 0:  # pragma: no cover
+        go.set()
+        lowpeft.delete(net, "b")
+        os._exit(0 if lowpeft.list_adapters(net) == ["a"] else 1)
+    go.set()
+    forward.join()
+    for _ in range(200):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(child, 9)
+    assert done
+    assert status == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
+def test_an_interrupted_forward_is_over() -> None:
+    net = two_on(Net())
+    default = out(net, SMALL)
+
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for i in range(500):
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, 1e-5 + 1e-6 * i)
+                out(net, SMALL)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert torch.equal(under(net, {"b": 1.0}, SMALL), under(copy.deepcopy(net), {"b": 1.0}, SMALL))
+    assert torch.equal(out(net, SMALL), default)
+    lowpeft.rename(net, "a", "c")

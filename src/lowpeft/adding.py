@@ -49,15 +49,16 @@ def scaled(change: Tensor, strength: Strength, *, images: int | None = None) -> 
     if not strength.dim():
         return change * strength
     found = 0 if images is None else change.shape[images]
-    if not captured() and found != len(strength):
+    if captured():
+        torch._check(found == strength.shape[0])
+    elif found != len(strength):
         raise PlanError(
             f"strengths by image need features that keep {len(strength)} images apart, and these hold "
             f"{found or 'none by themselves'}: call the whole network with a batch of so many, or give one number"
         )
-    each = strength.repeat_interleave(found // strength.shape[0]) if captured() else strength
     shape = [-1 if d == images else 1 for d in range(change.dim())]
     # In float32 or better, as a number would be multiplied.
-    each = each.to(torch.promote_types(change.dtype, torch.float32)).to(change.device).view(shape)
+    each = strength.to(torch.promote_types(change.dtype, torch.float32)).to(change.device).view(shape)
     return (change * each).to(change.dtype)
 
 

@@ -24,7 +24,8 @@ def run_by_image(
     """
     inputs = (args, dict(kwargs))
     views = args[0].views if args and isinstance(args[0], ViewBatch) else 1
-    batch = next((t for t in tree_leaves(inputs) if isinstance(t, Tensor) and t.dim()), None)
+    tensors = [t for t in tree_leaves(inputs) if isinstance(t, Tensor) and t.dim()]
+    batch = next((t for t in tensors if t.dim() > 2), tensors[0] if tensors else None)
     found = None if batch is None else batch.shape[0] // views
     if batch is None or found != setting.images:
         what = "images" if views == 1 else f"scenes of {views} views"

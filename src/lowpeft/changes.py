@@ -19,12 +19,10 @@ from .attach import SWITCHED_CODE, set_facets
 from .errors import PlanError
 from .facts import RECORD
 from .record import Record, is_adapted, record_of, root_of, unwrap
-from .switches import Switches, hold
+from .switches import POLL_S, Switches, hold, running_in
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Result = TypeVar("Result")
-
-POLL_S = 0.001
 
 _known: weakref.WeakKeyDictionary[nn.Module, Switches] = weakref.WeakKeyDictionary()
 _known_lock = threading.RLock()
@@ -50,8 +48,10 @@ def one_at_a_time(function: Function) -> Function:
     @functools.wraps(function)
     def locked(*args: Any, **kwargs: Any) -> Any:
         model = args[0] if args else kwargs.get("model")
-        root = unwrap(model) if is_adapted(model) else root_of(model)
-        return hold(switches_for(root).structure, functools.partial(function, *args, **kwargs))
+        switches = switches_for(unwrap(model) if is_adapted(model) else root_of(model))
+        call = functools.partial(function, *args, **kwargs)
+        # Within a forward nothing can change the structure, and who waits for the forward may hold the lock.
+        return hold(switches.structure, call) if running_in(switches) is None else call()
 
     return cast(Function, locked)
 
@@ -77,7 +77,7 @@ def change(root: nn.Module, body: Callable[[Undo], Result], *, record: Record | 
             # Forwards that start from now on wait at the gate; those that started before know of none.
             root.__dict__[RECORD] = record
             set_facets(root, switched=True)
-            while _is_running_ungated(root):
+            while any(_is_in_ungated(root, t) for t in sys._current_frames() if t != threading.get_ident()):
                 time.sleep(POLL_S)
             return record_of(root).switches.alone(attempt)
 
@@ -85,22 +85,23 @@ def change(root: nn.Module, body: Callable[[Undo], Result], *, record: Record | 
         return hold(switches_for(root).structure, lambda: record_of(root).switches.alone(attempt))
     if record is None:
         raise PlanError(f"this {type(root).__name__} holds no adapters")
+    if _is_in_ungated(root, threading.get_ident()):
+        raise PlanError("a network cannot be changed from within its own forward")
     return hold(switches_for(root).structure, attach_gate)
 
 
 _CALLS = {nn.Module._call_impl.__code__, nn.Module._wrapped_call_impl.__code__}
 
 
-def _is_running_ungated(root: nn.Module) -> bool:
-    """Whether another thread is in a forward of the network that it began before the network had a gate."""
-    for thread, frame in sys._current_frames().items():
-        at: FrameType | None = frame if thread != threading.get_ident() else None
-        while at is not None:
-            if at.f_code == SWITCHED_CODE and at.f_locals.get("self") is root:
-                break
-            if at.f_code in _CALLS and at.f_locals.get("self") is root:
-                return True
-            at = at.f_back
+def _is_in_ungated(root: nn.Module, thread: int) -> bool:
+    """Whether a thread is in a forward of the network that it began before the network had a gate."""
+    at: FrameType | None = sys._current_frames().get(thread)
+    while at is not None:
+        if at.f_code == SWITCHED_CODE and at.f_locals.get("self") is root:
+            return False
+        if at.f_code in _CALLS and at.f_locals.get("self") is root:
+            return True
+        at = at.f_back
     return False
 
 
@@ -134,8 +135,14 @@ class Undo:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is None:
+        while kind is not None:
+            try:
+                self._put_back()
+            except KeyboardInterrupt:  # one more: what was begun is put back all the same
+                continue
             return
+
+    def _put_back(self) -> None:
         if self.record is not None:
             self.root.__dict__[RECORD] = self.record
             vars(self.record).update(self.fields)

@@ -106,7 +106,7 @@ def _set_root(root: nn.Module, record: Record) -> None:
     recipes = [p.recipe for p in record.plans.values()]
     attached = pieces(root)
     whole = frozenset(name for name, _, piece in attached if _acts_on_whole_batches(piece))
-    record.switches.attach(record.plans, whole)
+    record.switches.attach(record.plans, whole, record.views)
     set_facets(
         root,
         root=bool(recipes) and all(r.freeze_statistics for r in recipes),

@@ -25,6 +25,7 @@ def list_adapters(model: object) -> list[str]:
     return list(record_of(unwrap(model)).plans) if is_adapted(model) else []
 
 
+@one_at_a_time
 def adapter_parameters(model: object, *, name: str | None = None) -> Iterator[tuple[str, nn.Parameter]]:
     """The adapters' parameters as (name, Parameter), with the names that `model.named_parameters()` gives them.
 
@@ -38,7 +39,7 @@ def adapter_parameters(model: object, *, name: str | None = None) -> Iterator[tu
         PlanError: The model holds no adapters, or none of that name.
     """
     wanted = {id(p) for _, _, piece in pieces(unwrap(model), name) for p in piece.parameters()}
-    return ((path, p) for path, p in module_of(model).named_parameters() if id(p) in wanted)
+    return iter([(path, p) for path, p in module_of(model).named_parameters() if id(p) in wanted])
 
 
 def only_name(model: object, name: str | None) -> str:
@@ -161,6 +162,7 @@ class Summary:
         return "\n".join(lines)
 
 
+@one_at_a_time
 def summary(model: object) -> Summary:
     """Count an adapted model.
 

@@ -109,7 +109,7 @@ def check_name(root: nn.Module, name: str) -> None:
     """
     known = record_of(root).plans
     if name not in known:
-        raise PlanError(f"no adapter named {name!r}; attached: {', '.join(known)}{did_you_mean(name, known)}")
+        raise PlanError(f"no adapter named {name!r}; attached: {', '.join(known)}{did_you_mean(str(name), known)}")
 
 
 def pieces(root: nn.Module, name: str | None = None) -> list[tuple[str, str, Adapter]]:

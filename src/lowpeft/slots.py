@@ -111,7 +111,8 @@ def root_parts(slot: Slot) -> list[Acting[RootPart]]:
 
 def slot_of(module: nn.Module) -> Slot | None:
     """The module's adapters, if it has any."""
-    slot = module._modules.get(SLOT)
+    modules = module._modules
+    slot = modules.get(SLOT) if isinstance(modules, dict) else None  # TorchScript's are no dict, and never adapted
     return slot if isinstance(slot, Slot) else None
 
 

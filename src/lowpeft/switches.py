@@ -11,17 +11,20 @@ such a node is evaluated finds it there.
 
 from __future__ import annotations
 
+import functools
+import os
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.nn.modules._functions import BackwardHookFunction
 from torch.utils.checkpoint import CheckpointFunction
 
 from .errors import PlanError
@@ -33,6 +36,10 @@ Strength = float | Tensor
 """What an adapter's change is multiplied by in one forward: a number, as a float or 0-dim tensor, or a tensor (N,)."""
 
 Result = TypeVar("Result")
+
+POLL_S = 0.001
+FIRST_PATIENCE_S = 1.0
+"""How long a change first holds new forwards back while it waits for those that are under way."""
 
 
 class Setting:
@@ -128,19 +135,43 @@ def is_off(strength: Strength | None) -> bool:
 
 
 class Use(NamedTuple):
-    """A setting that a thread or task has put in force for one network; `owner` is the block that did."""
+    """A setting that a block of a thread or task has put in force for one network.
+
+    Attributes:
+        switches: Of the network.
+        setting: What is in force.
+        owner: The block. Where it is gone without having ended (an interruption came before), so is its setting.
+        home: The thread and task that opened it; those that inherited the setting keep it when the block is gone.
+        node: The step of a backward pass in which it was opened, if in any.
+    """
 
     switches: Switches
     setting: Setting
-    owner: object
+    owner: weakref.ref[object]
+    home: object
     node: object
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the block is there, or was opened elsewhere."""
+        return self.owner() is not None or self.home != home()
+
+
+def home() -> object:
+    """What tells this thread and async task from others."""
+    asyncio = sys.modules.get("asyncio")
+    try:
+        task = None if asyncio is None else asyncio.current_task()
+    except RuntimeError:  # no event loop runs here
+        task = None
+    return threading.get_ident(), id(task)
 
 
 USING: ContextVar[tuple[Use, ...]] = ContextVar("lowpeft_using", default=())
 """What this thread or task has put in force, the innermost last."""
 
 
-class Running(NamedTuple):
+class Running:
     """A forward that is under way, and the one around it.
 
     Attributes:
@@ -149,13 +180,15 @@ class Running(NamedTuple):
         called: The setting in which the root was called: before a batch was split into groups, and before parts routed.
         forward: What its root parts see.
         outer: The forward around it, of any network.
+        over: Whether it has ended; tasks that were started in it may still see it.
     """
 
-    switches: Switches
-    setting: Setting
-    called: Setting
-    forward: Forward | None
-    outer: Running | None
+    def __init__(
+        self, switches: Switches, setting: Setting, called: Setting, forward: Forward | None, outer: Running | None
+    ) -> None:
+        self.switches, self.setting, self.called = switches, setting, called
+        self.forward, self.outer = forward, outer
+        self.over = False
 
 
 RUNNING: ContextVar[Running | None] = ContextVar("lowpeft_running", default=None)
@@ -165,7 +198,7 @@ RUNNING: ContextVar[Running | None] = ContextVar("lowpeft_running", default=None
 def running_in(switches: Switches) -> Running | None:
     """The forward of that network that is under way here."""
     running = RUNNING.get()
-    while running is not None and running.switches is not switches:
+    while running is not None and (running.over or running.switches is not switches):
         running = running.outer
     return running
 
@@ -177,8 +210,14 @@ def in_force(switches: Switches) -> Setting:
 
 
 def _in_block(switches: Switches) -> Setting:
-    uses = [use for use in USING.get() if use.switches is switches]
+    uses = uses_of(switches)
     return uses[-1].setting if uses else switches.default
+
+
+def uses_of(switches: Switches) -> list[Use]:
+    """What is in force here for one network, the innermost last."""
+    uses = [use for use in USING.get() if use.switches is switches]
+    return uses if torch.compiler.is_dynamo_compiling() else [use for use in uses if use.is_open]
 
 
 def strengths_in(switches: Switches) -> Mapping[str, Strength]:
@@ -198,7 +237,14 @@ def strengths_in(switches: Switches) -> Mapping[str, Strength]:
                 "a part of this network sets strengths that are trained, and reentrant checkpointing "
                 "(use_reentrant=True) would lose their gradient: use torch.utils.checkpoint with use_reentrant=False"
             )
-    return setting.tensors if compiling() else setting.values
+    return _as_inputs(switches, setting) if compiling() else setting.values
+
+
+def _as_inputs(switches: Switches, setting: Setting) -> Mapping[str, Tensor]:
+    """The strengths as tensors, those by scene once for each view."""
+    if switches.views == 1:
+        return setting.tensors
+    return {n: t.repeat_interleave(switches.views) if t.dim() else t for n, t in setting.tensors.items()}
 
 
 def forget(switches: Switches, names: Iterable[str]) -> None:
@@ -232,11 +278,14 @@ def run(
     """Run a forward in a setting; `called` is that of the root, where it is another one."""
     outer = running_in(switches)
     called = called or (setting if outer is None else outer.called)
-    token = RUNNING.set(Running(switches, setting, called, forward, RUNNING.get()))
-    try:
+    around = RUNNING.get()
+    running = Running(switches, setting, called, forward, around)
+    try:  # an interruption between setting the variable and keeping its token would leave it set
+        RUNNING.set(running)
         output = call()
     finally:
-        RUNNING.reset(token)
+        running.over = True
+        RUNNING.set(around)
     note(switches, setting, called, inputs, output)
     return output
 
@@ -247,12 +296,14 @@ def run(
 class Noted(NamedTuple):
     """What is noted of a forward: the settings of `Running`, and which adapters the names stood for.
 
-    `is_reentrant` says, of what was found, whether it is repeated by a reentrant checkpoint.
+    `several` says whether one checkpoint holds calls in other settings, too; `is_reentrant`, of what was found, whether
+    it is repeated by a reentrant checkpoint.
     """
 
     setting: Setting
     called: Setting
     owners: Mapping[str, object]
+    several: bool = False
     is_reentrant: bool = False
 
 
@@ -286,8 +337,27 @@ def _note_on_checkpoints(switches: Switches, noted: Noted) -> None:
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code is CheckpointFunction.forward.__code__:
-            frame.f_locals["ctx"].metadata[switches] = noted
+            metadata = frame.f_locals["ctx"].metadata
+            before: Noted | None = metadata.get(switches)
+            several = before is not None and (before.several or before.called.values != noted.called.values)
+            metadata[switches] = noted._replace(several=several)
         frame = frame.f_back
+
+
+def _is_repeated(node: Any) -> bool:
+    """Whether the code that runs while a node is evaluated is a forward's again, and not that of a hook.
+
+    It is below `torch.utils.checkpoint`, or in the backward of a Function that somebody wrote for the same purpose.
+    """
+    forward = getattr(node, "_forward_cls", None)
+    if forward is not None and forward is not BackwardHookFunction:
+        return True
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_filename == CheckpointFunction.forward.__code__.co_filename:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _noted(switches: Switches) -> Noted | None:
@@ -299,10 +369,16 @@ def _noted(switches: Switches) -> Noted | None:
     node: Any = None if torch.compiler.is_dynamo_compiling() else torch._C._current_autograd_node()
     if node is None:
         return None
-    uses = [use for use in USING.get() if use.switches is switches]
+    uses = uses_of(switches)
     noted: Noted | None = node.metadata.get(switches)
-    if noted is None or (uses and uses[-1].node is node):  # a block that was opened in this very step is newer
+    opened_here = bool(uses) and uses[-1].node is node  # a block that was opened in this very step is newer
+    if noted is None or opened_here or not _is_repeated(node):
         return None
+    if noted.several:
+        raise PlanError(
+            "a reentrant checkpoint holds calls of this network in several settings, and repeats them for its backward "
+            "pass: checkpoint each call by itself, or with use_reentrant=False"
+        )
     if not torch.is_grad_enabled():  # a checkpoint inside the checkpoint that is repeated
         _note_on_checkpoints(switches, noted)
     names = {owner: name for name, owner in switches.owners.items()}
@@ -314,13 +390,24 @@ def _noted(switches: Switches) -> Noted | None:
         )
     renamed = {name: names[owner] for name, owner in noted.owners.items() if names[owner] != name}
     setting, called = noted.setting.renamed(renamed), noted.called.renamed(renamed)
-    return Noted(setting, called, noted.owners, getattr(node, "_forward_cls", None) is CheckpointFunction)
+    reentrant = getattr(node, "_forward_cls", None) is CheckpointFunction
+    return Noted(setting, called, noted.owners, is_reentrant=reentrant)
 
 
-def _tensors(value: object) -> list[Tensor]:
-    """The tensors in arguments or results, also in the attributes of an object that torch does not know as a table."""
-    leaves = [leaf if isinstance(leaf, Tensor) else getattr(leaf, "__dict__", {}) for leaf in tree_leaves(value)]
-    return [leaf for leaf in tree_leaves(leaves) if isinstance(leaf, Tensor)]
+def _tensors(value: object, depth: int = 8) -> list[Tensor]:
+    """The tensors in arguments or results, also in sets and in attributes of objects."""
+    if isinstance(value, Tensor):
+        return [value]
+    if depth == 0 or value is None or isinstance(value, (bool, int, float, complex, str, bytes, torch.nn.Module, type)):
+        return []
+    if isinstance(value, Mapping):
+        parts: Iterable[object] = value.values()
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        parts = value
+    else:
+        slots = [name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ())]
+        parts = [*getattr(value, "__dict__", {}).values(), *(getattr(value, n, None) for n in slots)]
+    return [tensor for part in parts for tensor in _tensors(part, depth - 1)]
 
 
 # --- the switches of one network -------------------------------------------------------------------------------------
@@ -333,6 +420,7 @@ class Switches:
         default: What is in force where `using` says nothing: every attached adapter by name. Replaced, never written.
         owners: Something for each attached adapter that stays the same when it is renamed, by name.
         in_groups: Adapters that cannot have strengths by image in one forward (they change weights, say).
+        views: How many views of a scene the network runs as one batch.
         structure: Held by whoever reads or changes the structure of the network; forwards do not take it.
     """
 
@@ -340,6 +428,12 @@ class Switches:
         self.default = Setting({})
         self.owners: dict[str, object] = {}
         self.in_groups: frozenset[str] = frozenset()
+        self.views = 1
+        self.renew_locks()
+        _ALL.add(self)
+
+    def renew_locks(self) -> None:
+        """Have locks that nobody holds; in a process that was forked, other threads' locks stay held for ever."""
         self.structure = threading.RLock()
         self._door = threading.RLock()
         self._own = threading.local()
@@ -347,20 +441,20 @@ class Switches:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy is of another network: it has the default, and locks of its own."""
-        return _copied, (self.default.values, self.in_groups)
+        return _copied, (self.default.values, self.in_groups, self.views)
 
     def state(self) -> dict[str, Any]:
         """What a change may change, by attribute."""
-        return {name: getattr(self, name) for name in ("default", "owners", "in_groups")}
+        return {name: getattr(self, name) for name in ("default", "owners", "in_groups", "views")}
 
     def owners_of(self, setting: Setting) -> dict[str, object]:
         """Those of the adapters that a setting names."""
         return {name: self.owners[name] for name in setting.values if name in self.owners}
 
-    def attach(self, names: Iterable[str], in_groups: frozenset[str]) -> None:
+    def attach(self, names: Iterable[str], in_groups: frozenset[str], views: int) -> None:
         """Have these adapters attached and no others: those that are new at full strength."""
         values = self.default.values
-        self.in_groups = in_groups
+        self.in_groups, self.views = in_groups, views
         self.owners = {name: self.owners.get(name) or object() for name in names}
         self.default = Setting({name: values.get(name, 1.0) for name in self.owners})
 
@@ -392,12 +486,42 @@ class Switches:
         """
         if running_in(self) is not None:
             raise PlanError("a network cannot be changed from within its own forward")
-        return hold(self._door, lambda: _hold_all([lock for known in self._locks if (lock := known())], body))
+        patience_s = FIRST_PATIENCE_S
+        while True:
+            done, result = hold(self._door, functools.partial(self._try_alone, body, patience_s))
+            if done:
+                return cast(Result, result)
+            # A forward that is under way may itself wait for one that waits here: let those in, and wait longer then.
+            time.sleep(POLL_S)
+            patience_s *= 2
+
+    def _try_alone(self, body: Callable[[], Result], patience_s: float) -> tuple[bool, Result | None]:
+        until = time.monotonic() + patience_s
+        while True:
+            locks = [lock for known in self._locks if (lock := known())]
+            # What a lock prints says whether it is free; taking it to find out could be interrupted before giving back.
+            if all(repr(lock).startswith("<unlocked") or _is_mine(lock) for lock in locks):
+                return True, _hold_all(locks, body)
+            if time.monotonic() > until:
+                return False, None
+            time.sleep(POLL_S)
 
 
-def _copied(values: Mapping[str, Strength], in_groups: frozenset[str]) -> Switches:
+_ALL: weakref.WeakSet[Switches] = weakref.WeakSet()
+
+
+def _renew_all_locks() -> None:
+    for switches in list(_ALL):
+        switches.renew_locks()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_all_locks)
+
+
+def _copied(values: Mapping[str, Strength], in_groups: frozenset[str], views: int) -> Switches:
     switches = Switches()
-    switches.attach(values, in_groups)
+    switches.attach(values, in_groups, views)
     switches.default = Setting(values)
     return switches
 
@@ -405,6 +529,10 @@ def _copied(values: Mapping[str, Strength], in_groups: frozenset[str]) -> Switch
 def hold(lock: Any, body: Callable[[], Result]) -> Result:
     """Run `body` while a lock is held; on one line, so that no interruption comes between its end and giving back."""
     with lock: return body()  # fmt: skip  # noqa: E701
+
+
+def _is_mine(lock: Any) -> bool:
+    return f"owner={threading.get_ident()} " in repr(lock)
 
 
 def _hold_all(locks: list[Any], body: Callable[[], Result]) -> Result:

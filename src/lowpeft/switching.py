@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -13,7 +14,7 @@ from torch import Tensor
 from .changes import one_at_a_time
 from .errors import PlanError
 from .record import check_name, record_of, unwrap
-from .switches import USING, Setting, Switches, Use, in_force
+from .switches import USING, Setting, Switches, Use, home, in_force
 
 
 def using(model: object, strengths: Mapping[str, float | Sequence[float] | Tensor]) -> AbstractContextManager[None]:
@@ -93,17 +94,23 @@ class _Using:
         self.setting = setting
 
     def __enter__(self) -> None:
-        USING.set((*USING.get(), Use(self.switches, self.setting, self, torch._C._current_autograd_node())))
+        around = tuple(use for use in USING.get() if use.is_open)
+        try:  # an interruption after this must not leave open a block that was never entered
+            node = torch._C._current_autograd_node()
+            USING.set((*around, Use(self.switches, self.setting, weakref.ref(self), home(), node)))
+        except BaseException:
+            USING.set(around)
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         # Blocks may end in another order than they began, so that nothing is put back: this one is taken out.
         uses = list(USING.get())
-        mine = [i for i, use in enumerate(uses) if use.owner is self]
+        mine = [i for i, use in enumerate(uses) if use.owner() is self]
         if mine:
             del uses[mine[-1]]
-            USING.set(tuple(uses))
+        USING.set(tuple(use for use in uses if use.is_open))
 
 
 def _setting(root: Any, strengths: Mapping[str, object]) -> Setting:
