@@ -21,8 +21,8 @@ from lowpeft.kinds import Attachment, SpatialAdapter, StereoAdapter
 from lowpeft.layouts import Features
 from lowpeft.networks.edt_parts import shift_mask
 from lowpeft.planning import structure_of
+from lowpeft.settings import Setting
 from lowpeft.slots import pieces_in, switches_of
-from lowpeft.switches import Setting
 from reference import adapters, blocks
 from states import randomise_adapters
 from zoo import Network

@@ -16,8 +16,9 @@ from torch.utils._pytree import tree_leaves
 from .errors import PlanError
 from .kinds import Attachment, FeatureAdapter, TokenAdapter, WeightAdapter
 from .layouts import ExtraTokens, Features, Layout, Size, find_size, square_size
+from .running import RUNNING
+from .settings import Strength
 from .slots import Acting, Slot, on_output
-from .switches import RUNNING, Strength
 
 ROW_CHUNK_BYTES = 64 * 2**20
 """Without gradients, features larger than this are adapted some rows at a time, which bounds the memory above them."""

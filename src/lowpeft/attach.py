@@ -2,7 +2,7 @@
 
 An adapted module becomes an instance of a generated subclass of its own class and gets one child, `lowpeft`, that holds
 its adapters. Its own parameters keep their names, `isinstance` holds, and taking the adapters out puts the class back.
-There are no hooks, and what a call needs is kept for that call alone (`lowpeft.switches`), so threads do not disturb
+There are no hooks, and what a call needs is kept for that call alone (`lowpeft.running`), so threads do not disturb
 each other and a deep copy is a model of its own.
 
 A module changes in the ways that its `Facets` name; a forward is wrapped in their order, the last outermost:
@@ -41,19 +41,10 @@ from .errors import PlanError
 from .facts import RECORD
 from .families import SLOT, get_block
 from .kinds import Adapter, Forward, RootPart
+from .running import exporting, in_force, run, running_in, strengths_in
+from .settings import Setting, Strength, is_off
 from .slots import Acting, Slot, acting_in, at_ports, on_tensor, root_parts, slot_of, slots, switches_of
-from .switches import (
-    Setting,
-    Strength,
-    Switches,
-    exporting,
-    hold,
-    in_force,
-    is_off,
-    run,
-    running_in,
-    strengths_in,
-)
+from .switches import Switches, hold
 from .views import ViewBatch
 
 CLASSES = "_lowpeft_classes"

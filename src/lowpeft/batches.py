@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from .errors import PlanError
-from .switches import Setting, Switches, note, run
+from .running import note, run
+from .settings import Setting
+from .switches import Switches
 from .views import ViewBatch
 
 

@@ -19,7 +19,8 @@ from .attach import SWITCHED_CODE, set_facets
 from .errors import PlanError
 from .facts import RECORD
 from .record import Record, is_adapted, record_of, root_of, unwrap
-from .switches import POLL_S, Switches, hold, running_in
+from .running import running_in
+from .switches import POLL_S, Switches, hold
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Result = TypeVar("Result")
@@ -81,12 +82,12 @@ def change(root: nn.Module, body: Callable[[Undo], Result], *, record: Record | 
                 time.sleep(POLL_S)
             return record_of(root).switches.alone(attempt)
 
+    if running_in(switches_for(root)) is not None or _is_in_ungated(root, threading.get_ident()):
+        raise PlanError("a network cannot be changed from within its own forward")
     if RECORD in root.__dict__:
         return hold(switches_for(root).structure, lambda: record_of(root).switches.alone(attempt))
     if record is None:
         raise PlanError(f"this {type(root).__name__} holds no adapters")
-    if _is_in_ungated(root, threading.get_ident()):
-        raise PlanError("a network cannot be changed from within its own forward")
     return hold(switches_for(root).structure, attach_gate)
 
 

@@ -15,8 +15,9 @@ from .errors import PlanError
 from .injection import drop_merged
 from .kinds import Adapter, RootPart, WeightAdapter
 from .record import is_adapted, pieces, record_of, unwrap
+from .running import forget, in_force
+from .settings import is_off
 from .slots import Acting, Slot, acting_in, slots
-from .switches import forget, in_force, is_off
 
 
 @dataclass(frozen=True, kw_only=True)

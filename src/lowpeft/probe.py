@@ -21,8 +21,9 @@ from .errors import PlanError
 from .facts import Facts
 from .families import FoundPlace, Place, base_modules
 from .layouts import Layout, Size, find_size, square_size
+from .running import in_force
+from .settings import Setting
 from .slots import Slot, switches_of
-from .switches import Setting, in_force
 
 Model = TypeVar("Model", bound=nn.Module)
 

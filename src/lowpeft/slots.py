@@ -9,7 +9,9 @@ from torch import nn
 
 from .families import SLOT
 from .kinds import Adapter, FeatureAdapter, RootPart, WeightAdapter
-from .switches import Strength, Switches, is_off, strengths_in
+from .running import strengths_in
+from .settings import Strength, is_off
+from .switches import Switches
 
 SWITCHES = "_lowpeft_switches"
 

@@ -14,7 +14,9 @@ from torch import Tensor
 from .changes import one_at_a_time
 from .errors import PlanError
 from .record import check_name, record_of, unwrap
-from .switches import USING, Setting, Switches, Use, home, in_force
+from .running import USING, Use, home, in_force
+from .settings import Setting
+from .switches import Switches
 
 
 def using(model: object, strengths: Mapping[str, float | Sequence[float] | Tensor]) -> AbstractContextManager[None]:
