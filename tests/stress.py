@@ -113,6 +113,7 @@ class _Run:
             with lowpeft.using(self.model, self.settings[i]):
                 self.compare(i)
 
+        torch._dynamo.config.recompile_limit = 64  # graphs, one for each set of names; each thread has its own limit
         self.repeat(call)
 
     async def one_task(self, i: int) -> None:

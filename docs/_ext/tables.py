@@ -389,7 +389,7 @@ def markdown(thing: object) -> str:
 def switches() -> str:
     """The costs of settings per call, from the results of benchmarks/switches.py."""
     found = json.loads((RESULTS / "switches.json").read_text())
-    forward, at_once = found["forward"], found["at_once"]
+    forward, at_once = found["forward"], found["at_once_ten_minutes"]
     runs = [run for run in at_once.values() if isinstance(run, dict)]
     places = [call["interrupted"] for call in found["interruptions"].values()]
     between = sum(call["left between"] for call in found["interruptions"].values())
