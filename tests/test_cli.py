@@ -242,6 +242,7 @@ def test_python_m_lowpeft_is_the_command_line() -> None:
     assert done.stdout.split() == ["lowpeft", lowpeft.__version__]
 
 
+@pytest.mark.slow
 def test_demo_on_own_pairs(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_scenes(tmp_path / "mine", range(2), size_px=(64, 160))
     assert main(["demo", "--data", str(tmp_path / "mine"), "--out", str(tmp_path / "out"), "--steps", "2"]) == 0

@@ -324,7 +324,7 @@ def test_a_saved_adapter_on_a_fresh_base_gives_bit_equal_outputs(case: Case, tmp
     assert torch.equal(look(loaded, case.network), trained_output(case))
 
 
-@every_case
+@every_port
 def test_the_file_holds_the_adapter_tensors_and_no_others(case: Case, tmp_path: Path) -> None:
     folder = lowpeft.save_adapter(trained(case), tmp_path)
     stored = load_file(folder / "adapter_model.safetensors")

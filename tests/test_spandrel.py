@@ -104,6 +104,7 @@ def test_each_view_depends_on_the_other(network: Network) -> None:
     assert not torch.equal(one, other)
 
 
+@pytest.mark.slow
 @every_network
 def test_a_saved_adapter_on_a_fresh_base_gives_bit_equal_outputs(network: Network, tmp_path: Path) -> None:
     lowpeft.save_adapter(adapted(network), tmp_path)
@@ -111,6 +112,7 @@ def test_a_saved_adapter_on_a_fresh_base_gives_bit_equal_outputs(network: Networ
     assert torch.equal(look(loaded, network), look(adapted(network), network))
 
 
+@pytest.mark.slow
 @every_network
 def test_restore_gives_back_the_network(network: Network) -> None:
     root = build(network)

@@ -110,7 +110,8 @@ def test_the_best_is_that_of_the_whole_run(intact: tuple[str, Path], tmp_path: P
     assert (done.best_step, done.best) == max(rows.items(), key=lambda item: item[1])
 
 
-@pytest.mark.parametrize("recipe", ["whole", pytest.param("stereo", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["whole", "stereo"])
 def test_a_run_that_was_killed_ten_times_ends_as_one_that_was_not(recipe: str, tmp_path: Path) -> None:
     """SIGKILL after ten random steps and delays; the checkpoints of `whole` are written at every step."""
     out = tmp_path / recipe
