@@ -14,7 +14,7 @@ from .changes import Undo, change, one_at_a_time
 from .errors import PlanError
 from .injection import drop_merged
 from .kinds import Adapter, RootPart, WeightAdapter
-from .record import is_adapted, pieces, record_of, unwrap
+from .record import attached_names, pieces, record_of, unwrap
 from .running import forget, in_force
 from .settings import is_off
 from .slots import Acting, Slot, acting_in, slots
@@ -62,15 +62,10 @@ def merge(model: object, *, name: str | None = None) -> MergeReport:
             written, strengths are given by image, or a part sets them anew for every input. The model is unchanged.
     """
     root = unwrap(model)
-    before, switches = _names(root), record_of(root).switches
+    before, switches = attached_names(root), record_of(root).switches
     report = change(root, lambda undo: _merge(root, name, undo))
-    forget(switches, before - _names(root))
+    forget(switches, set(before) - set(attached_names(root)))
     return report
-
-
-def _names(root: nn.Module) -> set[str]:
-    """The names of the attached adapters."""
-    return set(record_of(root).plans) if is_adapted(root) else set()
 
 
 def _merge(root: nn.Module, name: str | None, undo: Undo) -> MergeReport:

@@ -13,7 +13,7 @@ from .changes import Undo, change, one_at_a_time
 from .errors import AdapterError, PlanError
 from .facts import Facts
 from .new_adapters import tensor_problems
-from .record import check_name, is_adapted, module_of, pieces, record_of, unwrap
+from .record import attached_names, check_name, module_of, pieces, record_of, unwrap
 
 
 def list_adapters(model: object) -> list[str]:
@@ -22,7 +22,7 @@ def list_adapters(model: object) -> list[str]:
     Raises:
         PlanError: `model` is no network.
     """
-    return list(record_of(unwrap(model)).plans) if is_adapted(model) else []
+    return attached_names(model)
 
 
 @one_at_a_time

@@ -95,6 +95,11 @@ def is_adapted(model: object) -> bool:
     return any(RECORD in module.__dict__ for module in root_of(model).modules())
 
 
+def attached_names(model: object) -> list[str]:
+    """The names of the attached adapters, in the order in which they were attached; empty for a bare network."""
+    return list(record_of(unwrap(model)).plans) if is_adapted(model) else []
+
+
 def record_of(root: nn.Module) -> Record:
     """The record of an adapted root module."""
     record: Record = root.__dict__[RECORD]
