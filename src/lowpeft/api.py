@@ -22,15 +22,19 @@ def adapt(
     recipe: str | Path | Recipe | AdapterConfig | Sequence[AdapterConfig] = "stereo",
     *,
     name: str = "default",
+    example: Any = None,
     **overrides: Any,
 ) -> nn.Module:
     """Freeze a network and attach a recipe's adapters to it, in place.
 
     Args:
-        model: A network, a `Backbone`, or an adapted network or `StereoModel` that gets one more adapter.
+        model: A network, a `Backbone`, or an adapted network or `StereoModel` that gets one more adapter; also inside
+            DataParallel, `torch.compile` or `AveragedModel`.
         recipe: A bundled name (`lowpeft.recipes.bundled()` lists them), a path to a TOML recipe, a `Recipe`, or
             adapter configs.
         name: Of the adapter; one base can hold several, whose effects add up.
+        example: What the network is called with, for one that does not take one N,C,H,W tensor: a tensor or a list (the
+            one argument), a tuple (positional arguments) or a dict (keyword arguments), of one image or more.
         overrides: Fields of the recipe's adapters (`every=1`, `spatial={"reduction": 8}`), or `train_also=[patterns]`
             for layers of the base that are trained too.
 
@@ -42,7 +46,7 @@ def adapt(
         PlanError: The recipe does not fit; the model is as it was. `lowpeft.plan` with the same arguments says what
             would be done.
     """
-    return inject(model, plan(model, recipe, name=name, **overrides))
+    return inject(model, plan(model, recipe, name=name, example=example, **overrides))
 
 
 def inject_spatial_adapters(

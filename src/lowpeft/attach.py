@@ -45,7 +45,7 @@ from .running import exporting, in_force, run, running_in, strengths_in
 from .settings import Setting, Strength, is_off
 from .slots import Acting, Slot, acting_in, at_ports, on_tensor, root_parts, slot_of, slots, switches_of
 from .switches import Switches, hold
-from .views import ViewBatch
+from .views import ViewBatch, arguments
 
 CLASSES = "_lowpeft_classes"
 """The attribute of a user's class that holds its specialised subclasses, so that they are freed with it."""
@@ -254,7 +254,8 @@ def _views_forward(inner: Callable[..., Any], views: int) -> Callable[..., Any]:
         if args and isinstance(args[0], ViewBatch):
             if args[0].views != views:
                 raise PlanError(f"this network was adapted for {views} views of a scene, and got {args[0].views}")
-            return inner(self, args[0].batch, *args[1:], **kwargs)
+            given, named = arguments(args[0].batch)
+            return inner(self, *given, *args[1:], **named, **kwargs)
         if any(a.adapter.attachment.views > 1 for _, _, slot in slots(self) for a in acting_in(slot, Adapter)):
             raise PlanError(
                 f"this backbone carries adapters that take neighbours in a batch for {views} views of one scene, so "

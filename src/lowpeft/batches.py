@@ -28,7 +28,7 @@ def run_by_image(
     views = args[0].views if args and isinstance(args[0], ViewBatch) else 1
     tensors = [t for t in tree_leaves(inputs) if isinstance(t, Tensor) and t.dim()]
     batch = next((t for t in tensors if t.dim() > 2), tensors[0] if tensors else None)
-    found = None if batch is None else batch.shape[0] // views
+    found = None if batch is None else batch.shape[0]
     if batch is None or found != setting.images:
         what = "images" if views == 1 else f"scenes of {views} views"
         raise PlanError(f"strengths are given for {setting.images} {what}, and the batch holds {found or 'none'}")
@@ -39,7 +39,7 @@ def run_by_image(
     outputs, members = [], []
     for group in groups:
         rows = torch.tensor([image * views + view for image in group for view in range(views)], device=batch.device)
-        some_args, some_kwargs = _rows_of(inputs, rows, len(batch))
+        some_args, some_kwargs = _rows_of(inputs, torch.tensor(group, device=batch.device), len(batch))
         part = setting.of(group, repeats=views, device=batch.device)
 
         def some(args: Any = some_args, kwargs: Any = some_kwargs) -> Any:

@@ -10,7 +10,7 @@ from .attach import original_class
 from .errors import PlanError
 from .families import BlockForward, base_modules, base_parameters, get_block
 from .layouts import ExtraTokens, Layout, Size
-from .probe import twin_of
+from .trial import twin_of
 
 CLOSE = 1e-5
 """Relative difference to the original that a block forward which is not exact may have."""

@@ -17,10 +17,10 @@ from .kinds import Adapter, Calibrator, FeatureAdapter, TokenAdapter, get_kind
 from .layouts import Features
 from .new_adapters import build_adapters, start_problem
 from .planning import Plan
-from .probe import copy_in_force
 from .record import check_name, module_of, pieces, record_of, unwrap
 from .sites import Site, count_parameters
 from .slots import below
+from .trial import copy_in_force
 
 Batch = Tensor | tuple[Any, ...] | list[Any]
 Loss = Callable[[Any, Any], Tensor]

@@ -10,17 +10,20 @@ from torch import Tensor, nn
 
 from .changes import one_at_a_time
 from .errors import PlanError
+from .examples import Example
+from .facts import RECORD
 from .families import SLOT
 from .kinds import Adapter
-from .probe import copy_in_force, first_that_works
-from .record import module_of, root_of
+from .record import module_of, record_of, root_of
+from .trial import Trial, copy_in_force
 from .views import MultiViewModel
+from .wrappers import layers, network_in
 
 SPREADS = (0.1, 0.02, 0.3)
 """Standard deviations of the adapters' random values, one draw after the other until every gradient is there."""
 
 
-def check_trainable(model: object, *example: Tensor) -> None:
+def check_trainable(model: object, *inputs: Any, example: Any = None) -> None:
     """Run one step's forward and backward in training mode and refuse trainable tensors that get no gradient.
 
     That happens on a copy, as in training, checkpointing included, in the setting that is in force here (`using`). The
@@ -28,7 +31,9 @@ def check_trainable(model: object, *example: Tensor) -> None:
 
     Args:
         model: An adapted model, or any module with trainable parameters.
-        example: Inputs for one call. Without any, random images of a size that the network takes.
+        inputs: Arguments for one call. Without any, random images of a size that the network takes.
+        example: What the network is called with, where that is not one N,C,H,W tensor, in the form that `adapt` takes;
+            a model of several views gets as many of them.
 
     Raises:
         PlanError: Naming every trainable tensor whose gradient is missing or not finite, and those whose gradient is
@@ -37,10 +42,11 @@ def check_trainable(model: object, *example: Tensor) -> None:
     module = module_of(model)
     if not any(p.requires_grad for p in module.parameters()):
         raise PlanError("no parameter of the model requires a gradient")
-    inputs = example or _inputs_for(module)
+    module = _to_call(module)
+    given = Example(inputs, {}) if inputs else _inputs_for(module, None if example is None else Example.of(example))
     missing: dict[str, str] | None = None
     for seed, spread in enumerate(SPREADS):
-        found = _problems(_copy_of(module).train(), tuple(x.clone() for x in inputs), seed, spread)
+        found = _problems(_copy_of(module).train(), given, seed, spread)
         # Random values may silence a layer behind a ReLU: only a tensor that no draw reaches is named.
         missing = found if missing is None else {n: p for n, p in found.items() if n in missing}
         if not missing:
@@ -55,7 +61,7 @@ def _copy_of(module: nn.Module) -> nn.Module:
     return copy_in_force(module)
 
 
-def _problems(copy: nn.Module, inputs: tuple[Tensor, ...], seed: int, spread: float) -> dict[str, str]:
+def _problems(copy: nn.Module, example: Example, seed: int, spread: float) -> dict[str, str]:
     """What is wrong with the gradients of one draw of the adapters' values, by name; writes the copy."""
     generator = torch.Generator().manual_seed(seed)
     trainable = {n: p for n, p in copy.named_parameters() if p.requires_grad}
@@ -65,7 +71,7 @@ def _problems(copy: nn.Module, inputs: tuple[Tensor, ...], seed: int, spread: fl
             if SLOT in name.split("."):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        loss = sum((_weighted(t, generator) for t in _float_tensors(copy(*inputs))), start=torch.zeros(()))
+        loss = sum((_weighted(t, generator) for t in _float_tensors(example.call(copy))), start=torch.zeros(()))
         if isinstance(loss, Tensor) and loss.requires_grad:
             torch.autograd.backward(loss)
     expected = {
@@ -78,12 +84,17 @@ def _problems(copy: nn.Module, inputs: tuple[Tensor, ...], seed: int, spread: fl
     return {n: problem for n, problem in found.items() if problem is not None}
 
 
+def _to_call(module: nn.Module) -> nn.Module:
+    """What is called, without torch's wrappers, which copies of a network need not have."""
+    return next((layer for layer in layers(module) if isinstance(layer, MultiViewModel)), network_in(module))
+
+
 @one_at_a_time
-def _inputs_for(module: nn.Module) -> tuple[Tensor, ...]:
-    batch = first_that_works(root_of(module), lambda twin, x: (x, twin(x))[0])
-    if isinstance(module, MultiViewModel):
-        return tuple(batch[i % len(batch)][None] for i in range(module.views))
-    return (batch,)
+def _inputs_for(module: nn.Module, example: Example | None) -> Example:
+    root = root_of(module)
+    facts = record_of(root).facts if RECORD in root.__dict__ else None
+    found = Trial(root, example, facts).running_example()
+    return Example(found.views(module.views), {}) if isinstance(module, MultiViewModel) else found
 
 
 def _gradient_problem(parameter: nn.Parameter, may_be_zero: bool) -> str | None:

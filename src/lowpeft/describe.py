@@ -13,20 +13,18 @@ from torch import Tensor, nn
 
 from .attach import original_class
 from .errors import PlanError
+from .examples import Example, examples
 from .facts import Backbone, Facts, ImageFacts
 from .families import Recognised, recognise
 from .layouts import Size
-from .probe import MOST_RUNS, examples, twin_of
 from .record import is_adapted, module_of, record_of, root_of, unwrap
+from .trial import MOST_RUNS, Trial
 
 MULTIPLES_PX = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 """Side multiples that are tried, in this order; the first at which the network runs is taken."""
 
 PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103)
 """Sides of m·p and m·q for primes p and q are multiples of no other candidate, unless it divides m."""
-
-PASSED_ON = frozenset({"module", "_orig_mod", "backbone"})
-"""Names under which DataParallel, DDP, torch.compile and models of views hold a network, whose images they pass on."""
 
 
 def describe(  # noqa: PLR0913  (one argument for each fact)
@@ -39,7 +37,7 @@ def describe(  # noqa: PLR0913  (one argument for each fact)
     fixed_px: int | None = None,
     output: str | None = None,
     architecture: str | None = None,
-    example: Tensor | None = None,
+    example: Any = None,
 ) -> Backbone:
     """The facts of any network, as a `Backbone` that every call of lowpeft takes.
 
@@ -56,7 +54,8 @@ def describe(  # noqa: PLR0913  (one argument for each fact)
         fixed_px: The only side of (square) images that it takes, in pixels.
         output: The attribute of its output that holds the image.
         architecture: Name for people; the class name by default.
-        example: An input to try, (N,C,H,W) in the network's own value range, instead of random images.
+        example: What the network is called with, in its own value range, instead of random images: an (N,C,H,W) tensor;
+            or for a network that takes something else a list (its one argument), a tuple or a dict of arguments.
 
     Raises:
         PlanError: `module` is no network, or a fact is impossible.
@@ -72,11 +71,10 @@ def describe(  # noqa: PLR0913  (one argument for each fact)
     }
     given = {name: value for name, value in given.items() if value is not None}
     _check(given)
-    if example is not None and not isinstance(example, Tensor):
-        raise PlanError(f"example= must be an N,C,H,W tensor, not a {type(example).__name__}")
     root, known = root_of(module), _known(module)
+    trial = Trial(root, None if example is None else Example.of(example))
     if known is None:
-        facts = _measured(root, given, example)
+        facts = _measured(trial, given)
     else:
         facts = Facts(**{**known.values, **given, "notes": _without(known.notes, given)})
     return Backbone(module=module_of(module), **facts.values)
@@ -109,10 +107,9 @@ def _known(model: object) -> Facts | None:
         return model.facts
     if not is_adapted(model):
         return None
-    root, holder = root_of(model), unwrap(model)
-    path = next(name for name, module in root.named_modules() if module is holder)
-    # Any other module around the adapted network may change what goes in and comes out.
-    return record_of(holder).facts if set(filter(None, path.split("."))) <= PASSED_ON else None
+    root = root_of(model)
+    # Any module of the user's own around the adapted network may change what goes in and comes out.
+    return record_of(root).facts if unwrap(model) is root else None
 
 
 def is_described(model: object) -> bool:
@@ -120,9 +117,14 @@ def is_described(model: object) -> bool:
     return _known(model) is not None
 
 
-def facts_of(model: object) -> Facts:
-    """The facts of a network: those that came with it, else measured (see `describe`), which takes some forwards."""
-    return _known(model) or _measured(root_of(model), {}, None)
+def facts_of(model: object, trial: Trial | None = None) -> Facts:
+    """The facts of a network: those that came with it, else measured (see `describe`), which takes some forwards.
+
+    Args:
+        model: The network.
+        trial: Of it, where there is one already.
+    """
+    return _known(model) or _measured(trial or Trial(root_of(model)), {})
 
 
 def image_facts(model: object) -> ImageFacts:
@@ -146,7 +148,8 @@ def _without(notes: tuple[str, ...], given: Mapping[str, Any]) -> tuple[str, ...
     return tuple(n for n in notes if not n.startswith(tuple(f"{name}:" for name in given)))
 
 
-def _measured(root: nn.Module, given: Mapping[str, Any], example: Tensor | None) -> Facts:
+def _measured(trial: Trial, given: Mapping[str, Any]) -> Facts:
+    root = trial.root
     family = recognise(root)
     known: dict[str, Any] = {
         "architecture": original_class(root).__name__,
@@ -157,7 +160,7 @@ def _measured(root: nn.Module, given: Mapping[str, Any], example: Tensor | None)
     notes: list[str] = list(known.pop("notes", ()))
     told = {"scale", "channels"} <= known.keys() and known.keys() & {"size_multiple", "fixed_px"}
     if not told or (family is not None and family.family.output is not None and "output" not in known):
-        found, how = _run(root, known, family, example)
+        found, how = _run(trial, known, family)
         known, notes = {**found, **known}, [*notes, *how]
     if "value_range" not in known:
         notes.append("value_range: assumed to be 0..1")
@@ -167,9 +170,7 @@ def _measured(root: nn.Module, given: Mapping[str, Any], example: Tensor | None)
 
 def _passes_on(found: Recognised) -> bool:
     """Whether nothing stands around the family's network that could change its input or output."""
-    around = found.prefix.removesuffix(found.family.inside).split(".")
-    whole = found.prefix.endswith(found.family.inside)
-    return whole and set(filter(None, around)) <= PASSED_ON
+    return found.prefix == found.family.inside
 
 
 def family_facts(root: nn.Module, found: Recognised | None) -> dict[str, Any]:
@@ -188,14 +189,12 @@ def family_facts(root: nn.Module, found: Recognised | None) -> dict[str, Any]:
     return {"output": found.family.output, **facts}
 
 
-def _run(
-    root: nn.Module, known: Mapping[str, Any], family: Recognised | None, example: Tensor | None
-) -> tuple[dict[str, Any], list[str]]:
+def _run(trial: Trial, known: Mapping[str, Any], family: Recognised | None) -> tuple[dict[str, Any], list[str]]:
     """Scale, channels and sizes, from running a copy of the network; and how each was found."""
     output = known.get("output") or (family.family.output if family else None)
     try:
-        network = _Runs(twin_of(root), output)
-        x = network.first(root, known.get("channels"), example)
+        network = _Runs(trial, output)
+        x = network.first(known.get("channels"))
     except PlanError as error:
         missing = [name for name in ("scale", "channels") if name not in known]
         notes = [f"{', '.join(missing)}: {error}"] if missing else []
@@ -213,14 +212,13 @@ def _run(
 class _Runs:
     """A network that may be run at will, and the image in its output."""
 
-    def __init__(self, module: nn.Module, output: str | None) -> None:
-        self.module = module
+    def __init__(self, trial: Trial, output: str | None) -> None:
+        self.trial = trial
         self.output = output
 
     def image(self, x: Tensor) -> Tensor | None:
         """The image that the network makes of `x`; None if it gives something else."""
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            result = self.module(x.clone())
+        result = self.trial.call(Example((x,), {}))
         if isinstance(result, Tensor):
             self.output = None
         elif self.output is not None:
@@ -236,7 +234,7 @@ class _Runs:
         (h, w), (rows, columns) = x.shape[-2:], image.shape[-2:]
         return rows // h if rows >= h and rows % h == 0 and rows * w == columns * h else None
 
-    def first(self, root: nn.Module, channels: int | None, example: Tensor | None) -> Tensor:
+    def first(self, channels: int | None) -> Tensor:
         """An input on which the network gives an image.
 
         Raises:
@@ -244,9 +242,12 @@ class _Runs:
         """
         tried: dict[str, None] = {}
         refused = 0
-        candidates = [example] if example is not None else examples(root, batch=1)
-        for x in candidates:
-            if channels not in (None, x.shape[1]):
+        given = self.trial.example
+        if given is not None and given.image is None:
+            raise PlanError("the example is no single N,C,H,W tensor")
+        for example in [given] if given is not None else examples(self.trial.root, batch=1):
+            x = example.image
+            if x is None or channels not in (None, x.shape[1]):
                 continue
             if refused == MOST_RUNS:
                 break

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from .attach import original_class
 from .errors import AdapterError
-from .families import SLOT, base_parameters
+from .families import base_parameters
+from .trial import base_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,17 +48,6 @@ class Fingerprint:
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
-
-
-def base_state(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that make the base compute what it computes."""
-    yield from base_parameters(root)
-    saved = root.state_dict().keys()
-    for path, buffer in root.named_buffers():
-        name = path.rpartition(".")[2]
-        plain = SLOT not in path.split(".") and path in saved
-        if plain and buffer.is_floating_point() and not name.startswith("attn_mask"):
-            yield path, buffer
 
 
 def digest(tensor: Tensor) -> str:

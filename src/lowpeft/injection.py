@@ -27,6 +27,7 @@ from .record import Record, check_name, module_of, pieces, record_of, root_of, u
 from .sites import Site
 from .slots import Slot, drop, group_in, pieces_in, slot_of, slots
 from .views import MultiViewModel, StereoModel
+from .wrappers import layers, refuse_fixed
 
 
 def inject(model: object, plan: Plan) -> nn.Module:
@@ -66,6 +67,7 @@ def attach_plan(
         calibrated: Whether the adapter has learned its start from data.
     """
     root = root_of(model)
+    refuse_fixed(module_of(model))
     check_plan(root, plan)
     built = build_adapters(root, plan)
     if tensors is not None:
@@ -89,16 +91,16 @@ def attach_plan(
         root.train(mode)
 
     change(root, attach, record=new)
-    views = facets_of(root).views
-    if views == 1 or isinstance(module_of(model), MultiViewModel):
-        return module_of(model)
-    return _of_views(root, views, plan.facts)
+    module, views = module_of(model), facets_of(root).views
+    if views == 1 or any(isinstance(layer, MultiViewModel) for layer in layers(module)):
+        return module
+    return _of_views(module, views, plan.facts)
 
 
-def _of_views(root: nn.Module, views: int, facts: Facts) -> MultiViewModel:
+def _of_views(backbone: nn.Module, views: int, facts: Facts) -> MultiViewModel:
     if views == 2:
-        return StereoModel(root, output=facts.output, channels=facts.channels)
-    return MultiViewModel(root, views=views, output=facts.output, channels=facts.channels)
+        return StereoModel(backbone, output=facts.output, channels=facts.channels)
+    return MultiViewModel(backbone, views=views, output=facts.output, channels=facts.channels)
 
 
 def _set_root(root: nn.Module, record: Record) -> None:

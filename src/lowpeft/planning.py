@@ -14,16 +14,23 @@ from torch import nn
 from .attach import original_class
 from .blocks import check_block
 from .changes import one_at_a_time
+from .choosing import choose_sites, layer_of
 from .describe import facts_of, is_described
 from .errors import PlanError
+from .examples import Example
 from .facts import RECORD, Facts
 from .families import SLOT, base_modules, base_parameters
 from .kinds import AdapterConfig
-from .probe import Observation, first_that_works, observe
+from .observing import Observed
+from .probe import NoStagesError
+from .ready_calls import with_call
 from .recipes import Recipe, load_recipe, override
-from .record import record_of, root_of
-from .sites import Network, Site, choose_sites, layer_of, site_key
+from .record import module_of, record_of, root_of
+from .sites import Network, Site, site_key
 from .slots import Slot, slot_of, slots
+from .trial import Trial
+from .usable import refuse_unusable
+from .wrappers import refuse_fixed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +46,7 @@ class Plan:
         structure: Digest of the network's modules and shapes, adapters left out; `inject` compares it.
         base_parameters: Number of parameters of the frozen network.
         facts: Facts of the network, given, known or measured.
+        notes: What patterns passed over, and what was assumed.
     """
 
     model: str
@@ -49,6 +57,7 @@ class Plan:
     structure: str
     base_parameters: int
     facts: Facts = field(repr=False)
+    notes: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def parameters(self) -> int:
@@ -61,7 +70,7 @@ class Plan:
             f"{self.recipe.name!r} on {self.model} ({self.family or 'no known family'}): {len(self.sites)} sites, "
             f"{self.parameters:,} trained of {self.base_parameters:,} frozen parameters ({share:.2f} %)"
         )
-        notes = [f"  {note}" for note in self.facts.notes]
+        notes = [f"  {note}" for note in (*self.facts.notes, *self.notes)]
         rows = [("kind", "stage", "site", "class", "shape", "parameters")]
         rows += [
             (
@@ -91,19 +100,24 @@ def plan(
     recipe: str | Path | Recipe | AdapterConfig | Sequence[AdapterConfig] = "stereo",
     *,
     name: str = "default",
+    example: Any = None,
     **overrides: Any,
 ) -> Plan:
-    """What `adapt` with the same arguments would do. The model is not changed.
+    """What `adapt` with the same arguments would do. The model is not changed: what has to be tried runs on a copy.
 
     Args:
-        model: A network, a `Backbone`, or an adapted network or `StereoModel` that gets one more adapter.
+        model: A network, a `Backbone`, or an adapted network or `StereoModel` that gets one more adapter; also inside
+            torch's wrappers.
         recipe: A bundled name, a path to a TOML recipe, a `Recipe`, or adapter configs.
         name: Of the adapter; one base can hold several.
+        example: What the network is called with, for one that does not take one N,C,H,W tensor: a tensor or a list (the
+            one argument), a tuple (positional arguments) or a dict (keyword arguments), of one image or more.
         overrides: Fields of the recipe's adapters (`every=1`, `spatial={"reduction": 8}`), or `train_also=[patterns]`
             for layers of the base that are trained too.
 
     Raises:
-        PlanError: Anything at all that would keep the adapters from being attached.
+        PlanError: Anything at all that would keep the adapters from being attached. Where the places for them could
+            not be told, it holds a call that names them.
     """
     wanted = override(load_recipe(recipe), overrides)
     if not wanted.adapters and not wanted.from_scratch:
@@ -113,11 +127,42 @@ def plan(
             f"recipe {wanted.name!r} attaches no adapters: it trains the whole network, from new weights, with "
             "`lowpeft train`"
         )
+    refuse_fixed(module_of(model))
     root = root_of(model)
-    facts = facts_of(model)
-    network = Network(root, facts)
-    sites = [site for config in wanted.adapters for site in choose_sites(network, config)]
+    refuse_unusable(root)
+    trial = Trial(root, None if example is None else Example.of(example))
+    facts = trial.facts = facts_of(model, trial)
+    network = Network(root, facts, trial)
+    try:
+        sites = [site for config in wanted.adapters for site in choose_sites(network, config)]
+    except NoStagesError as error:
+        raise with_call(error, network, recipe, wanted, overrides, example is not None) from error
+    _refuse_own_writes(trial)
+    if wanted.views > 1 and trial.mixes_images():
+        raise PlanError(
+            f"{original_class(root).__name__} mixes the images of a batch: its output for one changes with another one "
+            f"beside it, so that {wanted.views} views would be mixed before anything is trained. Adapters of single "
+            "images (`spatial`, `lora`) fit it"
+        )
     return _checked_plan(network, name, wanted, sites, facts)
+
+
+def _refuse_own_writes(trial: Trial) -> None:
+    """Refuse a network that writes its own weights or buffers when it runs, if it was run."""
+    written = trial.written()
+    if not written:
+        return
+    some = ", ".join(written[:3]) + (", …" if len(written) > 3 else "")
+    text = f"{original_class(trial.root).__name__} writes its own state when it runs ({len(written)} tensors: {some})"
+    if trial.written_again():
+        raise PlanError(
+            f"{text}, in every forward, so that no adapter file could say which base it belongs to: keep what counts "
+            "in a plain attribute, or leave it out of the state dict (register_buffer(…, persistent=False))"
+        )
+    raise PlanError(
+        f"{text}, once: run it in eval mode before you adapt it, `with torch.no_grad(): network.eval()(image)`, so "
+        "that what is frozen is what it computes with"
+    )
 
 
 def plan_sites(
@@ -143,16 +188,20 @@ def plan_sites(
         PlanError: A module or parameter is not there or has another class or shape, or the adapters cannot be
             attached; the model is not changed.
     """
+    refuse_fixed(module_of(model))
     root = root_of(model)
-    facts = facts_of(model) if facts is None or is_described(model) else facts
-    network = Network(root, facts)
+    refuse_unusable(root)
+    trial = Trial(root)
+    facts = facts_of(model, trial) if facts is None or is_described(model) else facts
+    trial.facts = facts
+    network = Network(root, facts, trial)
     problems = _misfits(network.modules, sites)
     for site in [] if problems else sites:
         module = network.modules[site.path]
         if site.attachment.block is not None:
             check_block(network.checked_blocks, site.path, module, site.attachment.block)
     if not problems and measure:
-        problems = first_that_works(root, lambda twin, example: _other_channels(sites, observe(twin, example)), facts)
+        problems = trial.first(lambda observed: _other_channels(sites, observed))
     if problems:
         raise PlanError(f"the adapter does not fit this {original_class(root).__name__}:", problems=problems)
     return _checked_plan(network, name, recipe, [_here(network, s) for s in sites], facts)
@@ -186,12 +235,13 @@ def _here(network: Network, site: Site) -> Site:
     return replace(site, layer=layer_of(network.modules[site.path], site.layer.names))
 
 
-def _other_channels(sites: tuple[Site, ...], observed: dict[str, Observation]) -> list[str]:
+def _other_channels(sites: tuple[Site, ...], observed: Observed) -> list[str]:
     problems = []
     for site in sites:
         if site.attachment.layout is None:
             continue
-        shape = observed[site.path].shape if site.path in observed else None
+        seen = observed.item(site.path, site.attachment.item)
+        shape = seen.shape if seen is not None else None
         found = shape[site.attachment.layout.channel_dim] if shape else None
         if found != site.shape[0]:
             problems.append(f"{site.path} gives {found} channels, the adapter is for {site.shape[0]}")
@@ -211,6 +261,7 @@ def _checked_plan(network: Network, name: str, recipe: Recipe, sites: Sequence[S
         structure=structure_of(root),
         base_parameters=sum(p.numel() for _, p in base_parameters(root)),
         facts=facts,
+        notes=tuple(network.notes),
     )
 
 
@@ -256,11 +307,6 @@ def _key_of(site: Site) -> str | None:
 def _refuse_other_views(root: nn.Module, recipe: Recipe) -> None:
     """Refuse adapters that mix another number of views than those that are attached."""
     attached = {p.recipe.views for p in record_of(root).plans.values()} if RECORD in root.__dict__ else set()
-    if recipe.views > 1 and "forward" in root.__dict__:
-        raise PlanError(
-            f"{original_class(root).__name__} has a forward of its own on the instance, which would not take several "
-            "views: adapt the network before its forward is replaced"
-        )
     counts = sorted({recipe.views, *attached} - {1})
     if len(counts) > 1:
         raise PlanError(

@@ -1,374 +1,376 @@
-"""Finding the stages of a network of no known family, by running it once on a small input.
+"""Finding the stages and blocks of a network of no known family, from what its modules do when it runs.
 
-Siblings of one class (members of a ModuleList or Sequential, or attributes numbered like `block_1`, `block_2`) are a
-sequence of stages when each is called once, takes and gives features of one same shape, and keeps the batch. Of the
-sequences that are not inside another one, the network's stages are the only one, or the one that holds more than half
-of the parameters. Anything else is refused with the candidates listed: a guess would be silent and wrong.
+Siblings (members of a ModuleList or Sequential, or attributes numbered like `block_1`, `block_2`) are a *sequence* when
+each is called once, takes and gives features of one shape, and keeps the batch. A container that is never called
+itself (a ModuleList of ModuleLists) is a unit too, from the input of its first to the output of its last module.
+
+The stages are the members of the one sequence that lies in no other one and holds more than half of the parameters.
+In a U-shape, several outer sequences at sizes that differ by powers of two hold more than half together: each is a
+stage. Failing that, so are siblings that change the size themselves (the stages of a Swin Transformer or a ResNet).
+Anything else is refused with the candidates and a call that names them: a guess would be silent and wrong.
 """
 
 from __future__ import annotations
 
-import copy
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from .attach import original_class
 from .errors import PlanError
-from .facts import Facts
 from .families import FoundPlace, Place, base_modules
-from .layouts import Layout, Size, find_size, square_size
-from .running import in_force
-from .settings import Setting
-from .slots import Slot, switches_of
+from .layouts import Layout, Size
+from .observing import Observation, Observed, tokens_layout
+from .trial import Trial
 
-Model = TypeVar("Model", bound=nn.Module)
+ATTENTION = re.compile(r"attn|attention|(^|_)(msa|mha|sa)($|_|\d)")
+MLP = re.compile(r"mlp|ffn|feed_?forward|(^|_)ff($|_|\d)")
 
-PROBE_SIZES_PX: tuple[Size, ...] = ((32, 48), (64, 128), (48, 48), (64, 64), (24, 24), (128, 256), (256, 256))
-"""Tried in this order: sides differ where the network allows it, so that rows and columns can be told apart."""
-BATCH = 2
-MOST_RUNS = 3
-"""After so many runs that tell nothing, a larger image will not tell more."""
+MOST_SHRUNK_PX = 16
+"""A convolution without padding shrinks a map by at most so much, and its features count as of one size."""
+WORTH_A_STAGE = 0.01
+"""What holds a smaller share of the parameters is no stage of a U-shape."""
+WORTH_NAMING = 0.1
+"""A refusal names a sequence that holds at least this share of the parameters, else the largest parts."""
+
+
+class NoStagesError(PlanError):
+    """The stages of a network could not be told.
+
+    Attributes:
+        targets: Paths of modules that could be named instead, in the order in which they run.
+    """
+
+    targets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Observation:
-    """What one module did while the network ran once.
+class Unit:
+    """A module, or a container that is never called, with what goes in and comes out.
 
     Attributes:
-        calls: How often it was called.
-        shape: Of its output (or the first tensor of a tuple output), None if there was none.
-        item: The index of that tensor in a tuple output.
-        input_shape: Of its first tensor argument.
-        layout: Of the output, None if it could not be told.
-        size: Height and width of the output, in positions.
+        path: Of the module or container.
+        out: Path of the module whose output is the unit's.
+        first, last: What the first and the last module in it did.
+        parameters: How many it holds.
     """
 
-    calls: int
-    shape: tuple[int, ...] | None
-    item: int | None
-    input_shape: tuple[int, ...] | None
-    layout: Layout | None
-    size: Size | None
+    path: str
+    out: str
+    first: Observation
+    last: Observation
+    parameters: int
 
     @property
-    def channels(self) -> int:
-        """Number of channels; the last dimension where the layout is unknown."""
-        if self.shape is None:
-            raise PlanError("a module without a tensor output has no channels")
-        return self.shape[self.layout.channel_dim if self.layout else -1]
+    def keeps_shape(self) -> bool:
+        """Whether its features have one shape in and out, up to what unpadded convolutions cut off."""
+        before, after = self.first.input_shape, self.last.shape
+        return before == after or self.shrinks
 
+    @property
+    def shrinks(self) -> bool:
+        """Whether it keeps channels, and cuts some pixels off each side of a map."""
+        before, after = self.first.input_shape, self.last.shape
+        if before is None or after is None or self.last.layout is not Layout.NCHW or len(before) != 4:
+            return False
+        cut = [b - a for b, a in zip(before[2:], after[2:], strict=True)]
+        return before[:2] == after[:2] and before != after and all(0 <= c <= MOST_SHRUNK_PX for c in cut)
 
-def copy_of(model: Model) -> Model:
-    """A deep copy of a network, adapted or not, that can be run and changed while others use the original.
-
-    Raises:
-        PlanError: The network cannot be copied.
-    """
-    # Tensors that are attributes and results of an operation (weight_norm's `weight`) cannot be copied as they are.
-    held = [v for m in model.modules() for v in m.__dict__.values() if isinstance(v, Tensor) and v.requires_grad]
-    try:
-        return copy.deepcopy(model, {id(t): t.detach().clone() for t in held if not t.is_leaf})
-    except Exception as error:
-        raise PlanError(f"{type(model).__name__} cannot be copied, so that it cannot be tried out: {error}") from error
-
-
-def copy_in_force(model: Model) -> Model:
-    """As `copy_of`; the copy's default is the setting that is in force here for the original.
-
-    Raises:
-        PlanError: The network cannot be copied.
-    """
-    copied = copy_of(model)
-    for module, other in zip(model.modules(), copied.modules(), strict=True):
-        if isinstance(module, Slot) and isinstance(other, Slot):
-            switches_of(other).default = in_force(switches_of(module))
-    return copied
-
-
-def twin_of(root: nn.Module) -> nn.Module:
-    """A copy of a network in eval mode and without adapters' effect.
-
-    Networks that rewrite weights when they run (SPAN) or count calls do that to the copy.
-
-    Raises:
-        PlanError: The network cannot be copied.
-    """
-    twin = copy_of(root)
-    for module in twin.modules():
-        module.training = False
-        if isinstance(module, Slot):
-            switches_of(module).default = Setting({})
-    return twin
-
-
-def examples(root: nn.Module, *, batch: int = BATCH, facts: Facts | None = None) -> Iterator[Tensor]:
-    """Random image batches (values 0..1) to try the network on: channel counts and sizes that are usual.
-
-    Args:
-        root: The network.
-        batch: Number of images.
-        facts: Facts that are known: they tell the channels, and which sides the network takes.
-
-    Raises:
-        PlanError: The network has no floating-point parameters, so nothing says which dtype and device it takes.
-    """
-    tensor = next((p for p in root.parameters() if p.is_floating_point()), None)
-    if tensor is None:
-        raise PlanError("the network has no floating-point parameters")
-    generator = torch.Generator().manual_seed(0)
-    first = next((m for m in root.modules() if isinstance(m, nn.Conv2d)), None)
-    usual = dict.fromkeys(([first.in_channels] if first is not None else []) + [3, 1, 4])
-    sizes = PROBE_SIZES_PX
-    if facts is not None and facts.channels is not None:
-        usual = {facts.channels: None}
-    if facts is not None and facts.fixed_px is not None:
-        sizes = ((facts.fixed_px, facts.fixed_px),)
-    elif facts is not None:
-        step = facts.size_multiple
-        sizes = tuple(dict.fromkeys((-(-h // step) * step, -(-w // step) * step) for h, w in sizes))
-    for channels in usual:
-        for height, width in sizes:
-            yield torch.rand(batch, channels, height, width, generator=generator).to(tensor.device, tensor.dtype)
-
-
-Found = TypeVar("Found")
-
-
-def first_that_works(root: nn.Module, use: Callable[[nn.Module, Tensor], Found], facts: Facts | None = None) -> Found:
-    """What `use` gives for a twin of the network and the first example on which it runs and `use` raises no PlanError.
-
-    Raises:
-        PlanError: The network runs on no example (every failure is listed), or `use` refuses `MOST_RUNS` of them.
-    """
-    twin = twin_of(root)
-    refusals: list[PlanError] = []
-    failures: list[str] = []
-    for example in examples(root, facts=facts):
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                return use(twin, example)
-        except PlanError as error:
-            refusals.append(error)
-        except Exception as error:  # noqa: BLE001  (whatever the user's network raises means: not this size)
-            text = (str(error).splitlines() or [""])[0]
-            failures.append(f"{tuple(example.shape)}: {type(error).__name__}: {text[:100]}")
-        if len(refusals) == MOST_RUNS:
-            break
-    if refusals:
-        raise refusals[-1]
-    raise PlanError("the network did not run on any of the example inputs tried:", problems=failures)
-
-
-Call = tuple[Any, tuple[Any, ...]]
-"""The output and the arguments of one call, tensors replaced by their shapes."""
-
-
-def observe(root: nn.Module, example: Tensor) -> dict[str, Observation]:
-    """Run the network once on `example` and record what every module of the base did."""
-    modules = dict(base_modules(root))
-    calls: dict[str, list[Call]] = {}
-
-    def hook(path: str) -> Callable[..., None]:
-        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            calls.setdefault(path, []).append((_shapes(output), tuple(map(_shapes, (*args, *kwargs.values())))))
-
-        return record
-
-    handles = [m.register_forward_hook(hook(p), with_kwargs=True) for p, m in modules.items() if p]
-    try:
-        root(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    maps = {
-        c[0][0].shape[2:]
-        for path, c in calls.items()
-        if isinstance(modules[path], nn.Conv2d) and isinstance(c[0][0], _Shape) and c[0][0].shape[0] == BATCH
-    }
-    return {path: _observation(c, {(h, w) for h, w in maps} or {example.shape[2:]}) for path, c in calls.items()}
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """Stands for a tensor, so that recording a run does not keep its features alive."""
-
-    shape: tuple[int, ...]
-
-
-def _shapes(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return _Shape(tuple(value.shape))
-    return tuple(map(_shapes, value)) if isinstance(value, (tuple, list)) else value
-
-
-def _observation(calls: list[Call], maps: set[tuple[int, ...]]) -> Observation:
-    output, arguments = calls[0]
-    item = None
-    if isinstance(output, tuple):
-        item = next((i for i, v in enumerate(output) if isinstance(v, _Shape)), None)
-        output = None if item is None else output[item]
-    shape = output.shape if isinstance(output, _Shape) else None
-    layout, size = tell_layout(shape, arguments, maps) if shape else (None, None)
-    return Observation(
-        calls=len(calls),
-        shape=shape,
-        item=item,
-        input_shape=next((a.shape for a in arguments if isinstance(a, _Shape)), None),
-        layout=layout,
-        size=size,
-    )
-
-
-def tell_layout(
-    shape: tuple[int, ...], arguments: tuple[Any, ...], maps: set[tuple[int, ...]]
-) -> tuple[Layout | None, Size | None]:
-    """The layout of a feature tensor of a batch of `BATCH` images, (None, None) if it cannot be told.
-
-    Args:
-        shape: Of the tensor.
-        arguments: What its module was called with; tokens need a height and width among them, or a square grid.
-        maps: The sides of the feature maps that the network's convolutions gave.
-    """
-    if len(shape) == 4 and shape[0] == BATCH:
-        nchw, nhwc = shape[2:] in maps, shape[1:3] in maps
-        if nchw != nhwc:
-            return (Layout.NCHW, (shape[2], shape[3])) if nchw else (Layout.NHWC, (shape[1], shape[2]))
-    if len(shape) == 3 and (shape[0] == BATCH) != (shape[1] == BATCH):
-        layout, tokens = (Layout.NLC, shape[1]) if shape[0] == BATCH else (Layout.LNC, shape[0])
-        square = all(h == w for h, w in maps)
-        size = find_size(arguments, tokens) or (square_size(tokens) if square else None)
-        if size is not None:
-            return layout, size
-    return None, None
-
-
-def tokens_layout(shape: tuple[int, ...]) -> Layout:
-    """The layout of a feature tensor whose rows cannot be told, from a batch of `BATCH` images."""
-    if len(shape) == 3 and (shape[0] == BATCH) != (shape[1] == BATCH):
-        return Layout.NLC if shape[0] == BATCH else Layout.LNC
-    return Layout.WLC
-
-
-# --- stages ----------------------------------------------------------------------------------------------------------
+    @property
+    def is_features(self) -> bool:
+        """Whether it gives features of each image: maps, or tokens (whose grid may be unknown)."""
+        seen = self.last
+        if seen.shape is None or seen.is_ambiguous:
+            return False
+        return seen.by_image if seen.layout is not None else len(seen.shape) == 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sequence:
-    """Sibling modules that could be the stages of a network."""
+    """Siblings that could be the stages of a network, or the blocks of one."""
 
-    paths: tuple[str, ...]
-    sample: Observation
-    parameters: int
+    units: tuple[Unit, ...]
+
+    @property
+    def parameters(self) -> int:
+        return sum(u.parameters for u in self.units)
+
+    @property
+    def order(self) -> int:
+        """When it runs."""
+        return self.units[0].first.order
+
+    @property
+    def size(self) -> Size | None:
+        return self.units[-1].last.size
+
+    def holds(self, path: str) -> bool:
+        """Whether a module is inside one of the units."""
+        return any(path.startswith(u.path + ".") for u in self.units)
 
     def __str__(self) -> str:
-        shape = "x".join(map(str, self.sample.shape or ()))
+        sample = self.units[0].last
+        shape = "x".join(map(str, sample.shape or ()))
         return (
-            f"{self.paths[0]} … {self.paths[-1]}: {len(self.paths)} of {shape} ({self.sample.layout}), "
-            f"{self.parameters:,} parameters"
+            f"{self.units[0].path} … {self.units[-1].path}: {len(self.units)} of {shape} "
+            f"({sample.layout or 'tokens'}), {self.parameters:,} parameters"
         )
 
 
-def probe_places(root: nn.Module, facts: Facts | None = None) -> dict[str, tuple[FoundPlace, ...]]:
-    """The places `stage` and `attention` of a network of no known family.
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stage: where its output is, the module or container around it, and its blocks."""
 
-    `stage` is each stage's output; `attention` is the output of each block inside the stages where the stages hold
-    such blocks, and of the stages themselves where they do not.
+    path: str
+    output: Unit
+    blocks: tuple[Unit, ...]
+
+
+def probe_places(trial: Trial) -> dict[str, tuple[FoundPlace, ...]]:
+    """The places `stage`, `attention`, `mlp` and `parallel` of a network of no known family.
+
+    `stage` is each stage's output. Where every block has a child by name of an attention (an MLP) whose output is added
+    to other features, `attention` (`mlp`) is that output, and `parallel` stands beside the MLP. Otherwise `attention`
+    is the output of each block, or of each stage where the stages hold no blocks.
 
     Raises:
-        PlanError: The network does not run, or its stages are not unambiguous; the candidates are shown.
+        PlanError: The network does not run, or its stages are not unambiguous (`NoStagesError`).
     """
-    return first_that_works(root, lambda twin, example: _places(root, observe(twin, example)), facts)
+    return trial.first(lambda observed: _places(trial, observed))
 
 
-def _places(root: nn.Module, observed: dict[str, Observation]) -> dict[str, tuple[FoundPlace, ...]]:
-    modules = dict(base_modules(root))
-    found = _sequences(modules, observed)
-    outer = [s for s in found if not any(_inside(s, other) for other in found)]
-    stages = _only_or_largest(outer, modules[""])
-    inner = [_blocks(path, modules, found) for path in stages.paths]
-    stage_places = tuple(_place("stage", path, observed[path], stage=i) for i, path in enumerate(stages.paths))
-    if any(blocks is None for blocks in inner):
-        blocks = tuple(_place("attention", path, observed[path], stage=i) for i, path in enumerate(stages.paths))
-    else:
-        blocks = tuple(
-            _place("attention", path, observed[path], stage=i, block=j)
-            for i, sequence in enumerate(inner)
-            if sequence is not None
-            for j, path in enumerate(sequence.paths)
-        )
-    return {"stage": stage_places, "attention": blocks}
-
-
-def _sequences(modules: dict[str, nn.Module], observed: dict[str, Observation]) -> list[Sequence]:
-    groups: dict[tuple[object, ...], list[str]] = {}
-    for path, module in modules.items():
-        parent, _, name = path.rpartition(".")
-        seen = observed.get(path)
-        if seen is not None and _is_stage(seen) and re.search(r"\d", name):
-            key = (parent, re.sub(r"\d+", "#", name), type(module), seen.shape, seen.item, seen.layout)
-            groups.setdefault(key, []).append(path)
-    found = []
-    for paths in groups.values():
-        count = sum(p.numel() for path in paths for p in modules[path].parameters())
-        if len(paths) > 1 and count:
-            found.append(Sequence(paths=tuple(paths), sample=observed[paths[0]], parameters=count))
+def _places(trial: Trial, observed: Observed) -> dict[str, tuple[FoundPlace, ...]]:
+    modules = dict(base_modules(trial.root))
+    images = observed.example.images
+    stages = _stages(modules, observed)
+    found = {"stage": tuple(_place("stage", s.output, i, None, s.path, images) for i, s in enumerate(stages))}
+    blocks = [(i, j, unit, s.path) for i, s in enumerate(stages) for j, unit in enumerate(s.blocks)]
+    attention, mlp = _branches(trial, observed, modules, [unit.path for _, _, unit, _ in blocks])
+    for name, children in (("attention", attention), ("mlp", mlp), ("parallel", mlp)):
+        if children:
+            found[name] = tuple(
+                _at_child(name, path, observed.modules[path], (i, j), (stage, unit.path), images)
+                for i, j, unit, stage in blocks
+                for path in children[unit.path]
+            )
+    if not attention:
+        found["attention"] = tuple(_place("attention", unit, i, j, stage, images) for i, j, unit, stage in blocks)
     return found
 
 
-def _is_stage(seen: Observation) -> bool:
-    return seen.calls == 1 and seen.layout is not None and seen.shape == seen.input_shape
-
-
-def _inside(one: Sequence, other: Sequence) -> bool:
-    return any(_below(one, path) for path in other.paths)
-
-
-def _below(one: Sequence, path: str) -> bool:
-    return one.paths[0].startswith(path + ".")
-
-
-def _blocks(stage: str, modules: dict[str, nn.Module], found: list[Sequence]) -> Sequence | None:
-    """The blocks inside a stage: a sequence of composite modules that holds more than half of its parameters."""
-    total = sum(p.numel() for p in modules[stage].parameters())
-    composite = [s for s in found if _below(s, stage) and all(any(modules[p].children()) for p in s.paths)]
-    outer = [s for s in composite if not any(_inside(s, other) for other in composite)]
-    best = max(outer, key=lambda s: s.parameters, default=None)
-    return best if best is not None and 2 * best.parameters > total else None
-
-
-def _only_or_largest(outer: list[Sequence], root: nn.Module) -> Sequence:
-    advice = (
-        "name the sites yourself: `lowpeft.wrap_stereo(model, target='body.*')`, say, with patterns of module paths"
-    )
-    if not outer:
-        raise PlanError(
-            "this network is of no known family, and running it showed no sequence of stages (siblings of one class, "
-            f"each called once, with features of one shape in and out); {advice}"
-        )
-    total = sum(p.numel() for p in root.parameters())
-    best = max(outer, key=lambda s: s.parameters)
-    if len(outer) > 1 and 2 * best.parameters <= total:
-        raise PlanError(
-            "this network is of no known family, and running it showed several sequences that could be its stages, "
-            f"none with more than half of its {total:,} parameters; {advice}:",
-            problems=[str(s) for s in sorted(outer, key=lambda s: -s.parameters)],
-        )
-    return best
-
-
-def _place(name: str, path: str, seen: Observation, *, stage: int, block: int | None = None) -> FoundPlace:
-    layout = seen.layout or Layout.WLC
-    place = Place(name=name, path=path, channels="", layout=layout, item=seen.item, square=layout.is_tokens)
+def _place(name: str, unit: Unit, stage: int, block: int | None, path: str, images: int) -> FoundPlace:
     return FoundPlace(
-        path=path,
+        path=unit.out,
         stage=stage,
         block=block,
-        place=place,
-        channels=seen.channels,
-        stage_path=path if block is None else None,
-        block_path=path if block is not None else None,
+        place=place_at(name, unit.out, unit.last, images),
+        channels=unit.last.channels,
+        stage_path=path,
+        block_path=unit.path if block is not None else None,
     )
+
+
+def place_at(name: str, path: str, seen: Observation, images: int, *, reads_input: bool = False) -> Place:
+    """A place at a module's output, from what the module did.
+
+    Args:
+        name: Of the place.
+        path: Of the module.
+        seen: What it did.
+        images: In the batch.
+        reads_input: Whether the adapter reads the module's input.
+    """
+    layout = seen.layout or tokens_layout(seen.shape or (), images)
+    source: Literal["input", "output"] = "input" if reads_input else "output"
+    return Place(name=name, path=path, channels="", layout=layout, source=source, item=seen.item, square=seen.is_square)
+
+
+# --- units and sequences ---------------------------------------------------------------------------------------------
+
+
+def _units(modules: dict[str, nn.Module], observed: Observed) -> dict[str, Unit]:
+    """Every module that is called once, and every container of such that is never called, innermost first."""
+    found: dict[str, Unit] = {}
+    children: dict[str, list[str]] = {}
+    for path in modules:
+        children.setdefault(path.rpartition(".")[0], []).append(path)
+    for path in sorted(filter(None, modules), key=lambda p: -p.count(".")):
+        count = sum(p.numel() for p in modules[path].parameters())
+        seen = observed.modules.get(path)
+        if seen is not None:
+            if seen.calls == 1:
+                found[path] = Unit(path=path, out=path, first=seen, last=seen, parameters=count)
+            continue
+        inside = sorted((found[c] for c in children.get(path, ()) if c in found), key=lambda u: u.first.order)
+        once = all(observed.modules[c].calls == 1 for c in children.get(path, ()) if c in observed.modules)
+        if inside and once:
+            first, last = inside[0], inside[-1]
+            found[path] = Unit(path=path, out=last.out, first=first.first, last=last.last, parameters=count)
+    return found
+
+
+def _siblings(units: Iterable[Unit], modules: dict[str, nn.Module], *, scaled: bool) -> list[Sequence]:
+    """Numbered siblings of one shape or, with `scaled`, of different sizes and channels."""
+    groups: dict[tuple[object, ...], list[Unit]] = {}
+    for unit in units:
+        parent, _, name = unit.path.rpartition(".")
+        if not unit.is_features or not re.search(r"\d", name):
+            continue
+        key: tuple[object, ...] = (parent, re.sub(r"\d+", "#", name))
+        if scaled:
+            if unit.last.layout is None or not any(modules[unit.path].children()):
+                continue
+        elif not unit.keeps_shape:
+            continue
+        else:
+            shape = unit.last.shape if not unit.shrinks else unit.last.channels
+            key = (*key, original_class(modules[unit.path]), shape, unit.last.item, unit.last.layout)
+        groups.setdefault(key, []).append(unit)
+    ordered = [tuple(sorted(g, key=lambda u: u.first.order)) for g in groups.values() if len(g) > 1]
+    return [Sequence(units=g) for g in ordered if any(u.parameters for u in g)]
+
+
+def _outer(found: list[Sequence]) -> list[Sequence]:
+    kept = [s for s in found if not any(o is not s and all(o.holds(u.path) for u in s.units) for o in found)]
+    return sorted(kept, key=lambda s: s.order)
+
+
+def _stages(modules: dict[str, nn.Module], observed: Observed) -> list[Stage]:
+    units = sorted(_units(modules, observed).values(), key=lambda u: u.first.order)
+    total = sum(p.numel() for p in modules[""].parameters())
+    found = _siblings(units, modules, scaled=False)
+    outer = _outer(found)
+    best = max(outer, key=lambda s: s.parameters, default=None)
+    if best is not None and 2 * best.parameters > total:
+        return [Stage(path=u.path, output=u, blocks=_blocks(u, modules, found)) for u in best.units]
+    levels = [s for s in outer if s.parameters >= WORTH_A_STAGE * total]
+    if _is_u_shape(levels, total, observed):
+        return [
+            Stage(path=s.units[-1].path.rpartition(".")[0] or s.units[-1].path, output=s.units[-1], blocks=s.units)
+            for s in levels
+        ]
+    scaled = [s for s in _outer(_siblings(units, modules, scaled=True)) if s.parameters >= WORTH_A_STAGE * total]
+    if _is_u_shape(scaled, total, observed):
+        members = sorted((u for s in scaled for u in s.units), key=lambda u: u.first.order)
+        return [Stage(path=u.path, output=u, blocks=_blocks(u, modules, found)) for u in members]
+    raise _no_stages(modules, observed, units, outer, total)
+
+
+def _is_u_shape(levels: list[Sequence], total: int, observed: Observed) -> bool:
+    """Whether sequences hold more than half of the parameters together, at sizes that differ by powers of two."""
+    sizes = [u.last.size for s in levels for u in s.units]
+    most = max((size for size in sizes if size is not None), default=None, key=lambda s: s[0])
+    if most is None or 2 * sum(s.parameters for s in levels) <= total:
+        return False
+    return all(size is not None and _are_powers(most, size) for size in sizes)
+
+
+def _are_powers(most: Size, size: Size) -> bool:
+    """Whether both sides are the larger ones divided by one power of two, or a few pixels less (unpadded)."""
+    steps = [math.log2(a / b) for a, b in zip(most, size, strict=True)]
+    power = round(sum(steps) / 2)
+    return all(0 <= a / 2**power - b <= 2 * MOST_SHRUNK_PX / 2**power + 1 for a, b in zip(most, size, strict=True))
+
+
+def _blocks(stage: Unit, modules: dict[str, nn.Module], found: list[Sequence]) -> tuple[Unit, ...]:
+    """The blocks inside a stage: the sequences of composite modules that hold more than half of its parameters.
+
+    The stage itself where there are none.
+    """
+    inside = [s for s in found if all(u.path.startswith(stage.path + ".") for u in s.units)]
+    composite = _outer([s for s in inside if all(any(modules[u.path].children()) for u in s.units)])
+    best = max(composite, key=lambda s: s.parameters, default=None)
+    return best.units if best is not None and 2 * best.parameters > stage.parameters else (stage,)
+
+
+# --- attention and MLP children --------------------------------------------------------------------------------------
+
+Children = dict[str, list[str]]
+
+
+def _branches(
+    trial: Trial, observed: Observed, modules: dict[str, nn.Module], blocks: list[str]
+) -> tuple[Children, Children]:
+    """The attention and the MLP children of every block that are added to other features; empty if one has none."""
+    candidates: list[Children] = []
+    for name in (ATTENTION, MLP):
+        by_block = {b: _named(name, b, modules, observed) for b in blocks}
+        candidates.append(by_block if all(by_block.values()) else {})
+    paths = [p for by_block in candidates for found in by_block.values() for p in found]
+    if not paths:
+        return {}, {}
+    added = trial.additions(observed.example, paths)
+    kept = [{b: [p for p in found if p in added] for b, found in by_block.items()} for by_block in candidates]
+    attention, mlp = (by_block if all(by_block.values()) else {} for by_block in kept)
+    return attention, mlp
+
+
+def _named(name: re.Pattern[str], block: str, modules: dict[str, nn.Module], observed: Observed) -> list[str]:
+    """The children of a block by names of that sort which give features once, and hold weights."""
+    if has_fused_path(modules[block]):
+        return []
+    found = []
+    for child, module in modules[block].named_children():
+        seen = observed.modules.get(f"{block}.{child}")
+        if not name.search(child.lower()) or "norm" in child or seen is None or seen.calls != 1:
+            continue
+        weights = any(p.dim() > 1 for p in module.parameters())
+        if weights and seen.shape is not None and len(seen.shape) in (3, 4) and not seen.is_ambiguous:
+            found.append(f"{block}.{child}")
+    return found
+
+
+def _at_child(
+    name: str, path: str, seen: Observation, numbers: tuple[int, int], around: tuple[str, str], images: int
+) -> FoundPlace:
+    return FoundPlace(
+        path=path,
+        stage=numbers[0],
+        block=numbers[1],
+        place=place_at(name, path, seen, images, reads_input=name == "parallel"),
+        channels=seen.channels,
+        stage_path=around[0],
+        block_path=around[1],
+    )
+
+
+def has_fused_path(module: nn.Module) -> bool:
+    """Whether a module has torch's own forward that reads the weights of its children instead of calling them."""
+    fused = original_class(module).forward is nn.TransformerEncoderLayer.forward
+    return fused and bool(module.self_attn.batch_first)  # type: ignore[union-attr]
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def _no_stages(
+    modules: dict[str, nn.Module], observed: Observed, units: list[Unit], outer: list[Sequence], total: int
+) -> NoStagesError:
+    rows = [s for s in sorted(outer, key=lambda s: -s.parameters) if s.parameters >= WORTH_A_STAGE * total]
+    found = "no sequence of stages (numbered siblings, each called once, with features of one shape in and out)"
+    if rows:
+        what = "one sequence that could be" if len(rows) == 1 else "several sequences that could be"
+        found = f"{what} its stages, but not with more than half of its {total:,} parameters"
+    error = NoStagesError(
+        f"this network is of no known family, and running it showed {found}", problems=[*map(str, rows)]
+    )
+    best = rows[0].units if rows and rows[0].parameters >= WORTH_NAMING * total else _largest(modules, units, total)
+    error.targets = tuple(u.out for u in best if u.is_features)
+    return error
+
+
+def _largest(modules: dict[str, nn.Module], units: list[Unit], total: int) -> list[Unit]:
+    """The largest parts of a network that give features, one after the other as they run: the best there is to name."""
+    inside = ""
+    while True:
+        lead = f"{inside}." if inside else ""
+        parts = [u for u in units if u.path.startswith(lead) and u.path.count(".") == lead.count(".")]
+        big = [u for u in parts if u.parameters >= 0.05 * total]
+        if len(big) == 1 and any(modules[big[0].path].children()):
+            inside = big[0].path
+            continue
+        return big

@@ -13,7 +13,7 @@ from .fingerprint import Fingerprint
 from .kinds import Adapter
 from .slots import below, slots
 from .switches import Switches
-from .views import MultiViewModel
+from .wrappers import network_in
 
 if TYPE_CHECKING:
     from .planning import Plan
@@ -65,17 +65,16 @@ def module_of(model: object) -> nn.Module:
 
 
 def root_of(model: object) -> nn.Module:
-    """The module to adapt, from a module, a multi-view model, or a `Backbone`.
+    """The module to adapt, from a module, a `Backbone`, a multi-view model, or what wraps one of these.
 
     Raises:
         PlanError: `model` is none of these.
     """
-    inner = module_of(model)
-    return inner.backbone if isinstance(inner, MultiViewModel) else inner
+    return network_in(module_of(model))
 
 
 def unwrap(model: object) -> nn.Module:
-    """The module that carries the record: below a multi-view model, DataParallel, DDP or torch.compile wrapper.
+    """The module that carries the record: in wrappers, a multi-view model, or a module of the user's own.
 
     Raises:
         PlanError: `model` is no module, or holds no adapters.

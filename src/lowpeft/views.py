@@ -7,36 +7,72 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from .errors import PlanError
 from .facts import RECORD
+from .wrappers import network_in
 
 
 class ViewBatch(NamedTuple):
-    """Scenes of several views as one batch: the views of a scene next to each other, in order.
+    """Scenes of several views, as the network takes them in one batch: the views of a scene next to each other.
 
-    Neighbours stay together where a network (or DataParallel) runs its batch in parts. Example: two scenes of left and
-    right views are the batch left 0, right 0, left 1, right 1.
+    Example: two scenes of left and right views are the batch left 0, right 0, left 1, right 1. Until the network runs,
+    scenes and views are two dimensions, so that whoever splits the batch (DataParallel) leaves scenes whole.
+
+    Attributes:
+        scenes: A tensor (N,V,…), or a list, tuple or dict of such.
+        views: V.
+        length: How many scenes, N.
     """
 
-    batch: Tensor
+    scenes: Any
     views: int
 
     @classmethod
-    def of(cls, views: tuple[Tensor, ...]) -> ViewBatch:
-        """Join views, one (N,C,H,W) tensor each, all of one shape.
+    def of(cls, views: tuple[Any, ...]) -> ViewBatch:
+        """Join views: one (N,C,H,W) tensor each, or whatever else the network takes for one image.
 
         Raises:
-            PlanError: They differ in shape, or are not N,C,H,W.
+            PlanError: They differ in form, shape or dtype, or a tensor by itself is not N,C,H,W.
         """
-        if (
-            views[0].dim() != 4
-            or any(v.dtype != views[0].dtype for v in views)
-            or any(v.shape != views[0].shape for v in views)
-        ):
-            shapes = " and ".join(str(tuple(v.shape)) for v in views)
-            raise PlanError(f"the views must be N,C,H,W tensors of one shape and dtype, not {shapes}")
-        return cls(torch.stack(views, dim=1).flatten(0, 1), len(views))
+        leaves, forms = zip(*map(tree_flatten, views), strict=True)
+        plain = isinstance(views[0], Tensor)
+        if any(form != forms[0] for form in forms) or (plain and views[0].dim() != 4):
+            raise PlanError(f"the views must be N,C,H,W tensors of one shape and dtype, not {_shapes(views)}")
+        joined = []
+        for parts in zip(*leaves, strict=True):
+            if all(isinstance(p, Tensor) for p in parts):
+                alike = all(p.shape == parts[0].shape and p.dtype == parts[0].dtype for p in parts)
+                if not alike or not parts[0].dim():
+                    raise PlanError(f"the views must be N,C,H,W tensors of one shape and dtype, not {_shapes(parts)}")
+                joined.append(torch.stack(parts, dim=1))
+            elif any(isinstance(p, Tensor) or p != parts[0] for p in parts):
+                raise PlanError(f"what is no tensor must be the same for all views, not {_shapes(parts)}")
+            else:
+                joined.append(parts[0])
+        return cls(tree_unflatten(joined, forms[0]), len(views))
+
+    @property
+    def length(self) -> int:
+        first = next((t for t in tree_leaves(self.scenes) if isinstance(t, Tensor)), None)
+        return 0 if first is None else first.shape[0]
+
+    @property
+    def batch(self) -> Any:
+        """What the network is called with: every (N,V,…) tensor as (N·V,…)."""
+        return tree_map(lambda t: t.flatten(0, 1) if isinstance(t, Tensor) else t, self.scenes)
+
+
+def _shapes(values: tuple[Any, ...]) -> str:
+    return " and ".join(str(tuple(v.shape)) if isinstance(v, Tensor) else type(v).__name__ for v in values)
+
+
+def arguments(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call that is given as one value: a tuple holds positional, a dict keyword arguments."""
+    if isinstance(given, tuple):
+        return given, {}
+    return ((), dict(given)) if isinstance(given, dict) else ((given,), {})
 
 
 def view_of(output: Any, index: int, batch: ViewBatch) -> Any:
@@ -46,7 +82,7 @@ def view_of(output: Any, index: int, batch: ViewBatch) -> Any:
         PlanError: The output is no tensor and no list, tuple or table of them.
     """
     if isinstance(output, Tensor):
-        return output[index :: batch.views] if output.dim() and len(output) == len(batch.batch) else output
+        return output[index :: batch.views] if output.dim() and len(output) == batch.length * batch.views else output
     if isinstance(output, Mapping):
         return {key: view_of(value, index, batch) for key, value in output.items()}
     if isinstance(output, (list, tuple)):
@@ -67,12 +103,14 @@ class MultiViewModel(nn.Module):
     it takes neighbouring images of the batch for views of one scene.
 
     Attributes:
-        backbone: The very object that was adapted. The views of a scene, next to each other, go through it as one
-            batch.
+        backbone: The very object that was adapted, or the wrapper that holds it. The views of a scene, next to each
+            other, go through it as one batch.
         views: How many views a scene has.
         output: The attribute of the backbone's output that holds the image, None where the output is the image.
         channels: Of an image; None where that is not known.
     """
+
+    lowpeft_holds = "backbone"
 
     def __init__(
         self, backbone: nn.Module, *, views: int, output: str | None = None, channels: int | None = None
@@ -88,7 +126,8 @@ class MultiViewModel(nn.Module):
 
         Args:
             views: One (N,C,H,W) tensor for each view, all of one shape, in the backbone's own value range; or all views
-                in one tensor (N,V,C,H,W) or (N,V·C,H,W).
+                in one tensor (N,V,C,H,W) or (N,V·C,H,W). For a backbone that takes something else, that for each view:
+                a tuple of positional arguments, a dict of keyword arguments, a list as the one argument.
 
         Returns:
             What came in: a tuple of (N,C,sH,sW), or one tensor (N,V,C,sH,sW) or (N,V·C,sH,sW).
@@ -97,10 +136,10 @@ class MultiViewModel(nn.Module):
             PlanError: The views differ in number or shape, or one tensor cannot be split into so many views.
         """
         count = self.views
-        if not all(isinstance(view, Tensor) for view in views):
-            raise PlanError(f"views are tensors, not {' and '.join(type(v).__name__ for v in views)}")
         if len(views) == count:
             return self._run(views)
+        if not all(isinstance(view, Tensor) for view in views):
+            raise PlanError(f"this model takes {count} views, not {_shapes(views) or 'none'}")
         if len(views) == 1 and views[0].dim() == 5 and views[0].shape[1] == count:
             return torch.stack(self._run(views[0].unbind(1)), dim=1)
         channels = views[0].shape[1] if len(views) == 1 and views[0].dim() == 4 else 0
@@ -111,8 +150,8 @@ class MultiViewModel(nn.Module):
             f"{' and '.join(str(tuple(v.shape)) for v in views)}"
         )
 
-    def _run(self, views: tuple[Tensor, ...]) -> tuple[Any, ...]:
-        record = self.backbone.__dict__.get(RECORD)
+    def _run(self, views: tuple[Any, ...]) -> tuple[Any, ...]:
+        record = network_in(self.backbone).__dict__.get(RECORD)
         if record is None or record.views != self.views:
             raise PlanError(
                 f"the adapters that mix {self.views} views were taken out of this model: call its backbone, or adapt "
@@ -131,6 +170,6 @@ class StereoModel(MultiViewModel):
     def __init__(self, backbone: nn.Module, *, output: str | None = None, channels: int | None = None) -> None:
         super().__init__(backbone, views=2, output=output, channels=channels)
 
-    def forward(self, left: Tensor, right: Tensor | None = None) -> Any:  # type: ignore[override]  # names for the two
+    def forward(self, left: Any, right: Any = None) -> Any:  # type: ignore[override]  # names for the two
         """As `MultiViewModel`: `(left, right)`, or both views in one tensor, left first, and no `right`."""
         return super().forward(left) if right is None else super().forward(left, right)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import DataError
 from ..facts import ImageFacts
 from ..views import MultiViewModel
+from ..wrappers import layers
 
 Views = tuple[Tensor, ...]
 
@@ -75,12 +76,7 @@ def multi_view(module: nn.Module) -> MultiViewModel | None:
 
     It is the module itself, or what DataParallel, DDP, torch.compile or `AveragedModel` hold.
     """
-    while not isinstance(module, MultiViewModel):
-        inner = module._modules.get("module") or module._modules.get("_orig_mod")
-        if inner is None:
-            return None
-        module = inner
-    return module
+    return next((layer for layer in layers(module) if isinstance(layer, MultiViewModel)), None)
 
 
 def check_count(module: nn.Module, count: int) -> None:

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import PlanError
+from ..examples import Example
 from ..families import base_modules
-from ..probe import first_that_works, observe
+from ..observing import observe
 from ..record import root_of
+from ..trial import Trial
 
 RATIO = 1.5
 """Of window to training crop, as in NAFSSR."""
@@ -102,7 +104,9 @@ def local_pooling(model: object, window_px: int | tuple[int, int] = DEFAULT_WIND
     pools = {path: m for path, m in base_modules(root) if _is_global(m)}
     if not pools:
         raise PlanError("the network has no global average pool (nn.AdaptiveAvgPool2d(1)) that could be made local")
-    shares = first_that_works(root, lambda twin, example: _shares(twin, example, tuple(pools)))
+    trial = Trial(root)
+    with torch.no_grad():
+        shares = _shares(trial.twin, trial.running_example(), tuple(pools))
     before = {path: (type(pool), dict(pool.__dict__)) for path, pool in pools.items()}
     try:
         for path, (down, across) in shares.items():
@@ -125,22 +129,22 @@ def _localise(pool: nn.Module, window: tuple[int, int]) -> None:
     pool.__dict__[WINDOW] = window
 
 
-def _shares(root: nn.Module, example: Tensor, pools: tuple[str, ...]) -> dict[str, tuple[float, float]]:
+def _shares(root: nn.Module, example: Example, pools: tuple[str, ...]) -> dict[str, tuple[float, float]]:
     """For each pool that a copy of the network uses, the height and width of its input as shares of the network's.
 
     Raises:
         PlanError: The network does not run with pools that give maps.
     """
-    observed = observe(root, example)
+    observed = observe(root, example).modules
     seen = {path: observed[path].input_shape for path in pools if path in observed}
     sides = {path: (shape[-2], shape[-1]) for path, shape in seen.items() if shape is not None}
     try:
         for path, (height, width) in sides.items():
             _localise(root.get_submodule(path), (max(1, height - 1), width))
-        root(example)
+        example.call(root)
     except Exception as error:
         raise PlanError(
             "the network cannot work with local pools: it takes what a global pool gives for one value per channel"
         ) from error
-    height, width = example.shape[-2:]
+    height, width = example.first.shape[-2:]
     return {path: (rows / height, columns / width) for path, (rows, columns) in sides.items()}

@@ -7,7 +7,18 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..errors import PlanError, did_you_mean
-from .base import Adapter, AdapterConfig, FeatureAdapter, Forward, RootPart, TokenAdapter, WeightAdapter, is_number
+from .base import (
+    LAYERS,
+    Adapter,
+    AdapterConfig,
+    FeatureAdapter,
+    FeatureConfig,
+    Forward,
+    RootPart,
+    TokenAdapter,
+    WeightAdapter,
+    is_number,
+)
 from .convpass import Convpass, ConvpassConfig
 from .dora import DoRA, DoRAConfig
 from .full import Full, FullConfig
@@ -20,6 +31,7 @@ from .stereo import StereoAdapter, StereoConfig
 from .vera import VeRA, VeRAConfig
 
 __all__ = [
+    "LAYERS",
     "SSF",
     "Adapter",
     "AdapterConfig",
@@ -30,6 +42,7 @@ __all__ = [
     "DoRA",
     "DoRAConfig",
     "FeatureAdapter",
+    "FeatureConfig",
     "Forward",
     "Full",
     "FullConfig",

@@ -25,6 +25,9 @@ from ..layouts import ExtraTokens, Features, Layout
 from .learning import Calibrator, TrainingPart
 from .site import Attachment, Layer
 
+LAYERS = "layers"
+"""The default place of low-rank changes."""
+
 # --- configs ---------------------------------------------------------------------------------------------------------
 
 
@@ -65,7 +68,11 @@ class AdapterConfig:
 
     @property
     def places(self) -> tuple[str, ...]:
-        """The family's places (`attention`, `mlp`, `parallel`, `stage`, …) that a feature kind goes to by default."""
+        """The places that the kind goes to by default.
+
+        For features those of the family (`attention`, `mlp`, `parallel`, `stage`, …); for weights `layers`, every
+        weight that the kind fits, or none: then there must be a target.
+        """
         return ("attention",)
 
     @property
@@ -76,6 +83,23 @@ class AdapterConfig:
     def thin(self, count: int) -> range:
         """Which of the `count` chosen sites are adapted: all, unless the kind says otherwise."""
         return range(count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureConfig(AdapterConfig):
+    """Base of the configs of feature kinds.
+
+    Attributes:
+        item: Which element of a tuple or list that a named module gives holds the features, where several could.
+    """
+
+    item: int | None = None
+
+    def __post_init__(self) -> None:
+        """As every config; and refuse an item that is no index."""
+        super().__post_init__()
+        if self.item is not None:
+            at_least(self, item=0)
 
 
 def _frozen(name: str, value: object) -> object:

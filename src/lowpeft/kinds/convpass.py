@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..errors import PlanError, did_you_mean
 from ..layouts import Features
-from .base import AdapterConfig, FeatureAdapter, at_least, is_number
+from .base import FeatureAdapter, FeatureConfig, at_least, is_number
 
 KernelInit = Literal["xavier", "identity"]
 Beside = Literal["both", "attention", "mlp"]
@@ -20,7 +20,7 @@ KERNEL = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvpassConfig(AdapterConfig):
+class ConvpassConfig(FeatureConfig):
     """Convolutional bypasses in every block.
 
     Attributes:

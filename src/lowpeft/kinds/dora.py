@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .base import AdapterConfig, WeightAdapter
+from .base import LAYERS, AdapterConfig, WeightAdapter
 from .lora import check_low_rank, check_rank, matrix_groups
 from .site import Layer
 
@@ -34,6 +34,11 @@ class DoRAConfig(AdapterConfig):
     def check(self) -> None:
         """Refuse a rank below 1 or an alpha that is not positive."""
         check_low_rank(self)
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Every weight that is large enough."""
+        return (LAYERS,)
 
 
 class DoRA(WeightAdapter):

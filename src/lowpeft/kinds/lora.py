@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..errors import PlanError
-from .base import AdapterConfig, WeightAdapter, at_least, is_number
+from .base import LAYERS, AdapterConfig, WeightAdapter, at_least, is_number
 from .site import Layer
 
 
@@ -21,7 +21,8 @@ class LoRAConfig(AdapterConfig):
     """Low-rank adapters on the weights of layers.
 
     Attributes:
-        rank: Rank of the change. A rank larger than a weight allows raises; it is never reduced silently.
+        rank: Rank of the change. A rank larger than a named weight allows raises; it is never reduced silently. Without
+            a target, smaller weights are left out.
         alpha: The change is multiplied by alpha / rank. None means alpha = rank, that is a factor of 1.
     """
 
@@ -33,6 +34,11 @@ class LoRAConfig(AdapterConfig):
     def check(self) -> None:
         """Refuse a rank below 1 or an alpha that is not positive."""
         check_low_rank(self)
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Every weight that is large enough."""
+        return (LAYERS,)
 
 
 class LoRA(WeightAdapter):
@@ -59,7 +65,7 @@ class LoRA(WeightAdapter):
 
     @classmethod
     def groups(cls, module: nn.Module) -> tuple[tuple[str, ...], ...]:
-        """The weight of a Linear or convolution, the fused input projection of nn.MultiheadAttention."""
+        """The weight of a Linear or convolution, the input projections of nn.MultiheadAttention."""
         return matrix_groups(module)
 
     def change(self, base: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -94,9 +100,12 @@ def check_rank(kind: str, rank: int, matrix: tuple[int, int], shape: tuple[int, 
 
 
 def matrix_groups(module: nn.Module) -> tuple[tuple[str, ...], ...]:
-    """The weight that a low-rank change can be made to: of a Linear, a convolution, an nn.MultiheadAttention."""
+    """The weights that a low-rank change can be made to: of a Linear, a convolution, an nn.MultiheadAttention."""
     if isinstance(module, (nn.Linear, _ConvNd)):
         return (("weight",),)
-    if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
-        return (("in_proj_weight",),)
+    if isinstance(
+        module, nn.MultiheadAttention
+    ):  # one projection, or three where keys or values have a width of theirs
+        fused = module.in_proj_weight is not None
+        return (("in_proj_weight",),) if fused else (("q_proj_weight",), ("k_proj_weight",), ("v_proj_weight",))
     return ()

@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 from ..errors import PlanError, did_you_mean
 from ..layouts import Features
-from .base import AdapterConfig, FeatureAdapter, at_least
+from .base import FeatureAdapter, FeatureConfig, at_least
 
 Placement = Literal["attention", "mlp", "both", "parallel"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpatialConfig(AdapterConfig):
+class SpatialConfig(FeatureConfig):
     """Spatial adapters in every block.
 
     Attributes:

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from ..errors import PlanError
 from ..layouts import Features
-from .base import AdapterConfig, FeatureAdapter, at_least, is_number
+from .base import FeatureAdapter, FeatureConfig, at_least, is_number
 
 
 @dataclass(frozen=True, kw_only=True)
-class StereoConfig(AdapterConfig):
+class StereoConfig(FeatureConfig):
     """Stereo adapters after every n-th stage.
 
     Attributes:

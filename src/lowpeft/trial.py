@@ -1,0 +1,294 @@
+"""Trying a network out: a copy that is run, so that nothing of the original is touched while others may run it."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from .errors import PlanError
+from .examples import BATCH, Example, examples
+from .facts import Facts
+from .families import SLOT, base_parameters
+from .observing import Observed, find_additions, observe
+from .running import in_force
+from .settings import Setting
+from .slots import Slot, switches_of
+
+Model = TypeVar("Model", bound=nn.Module)
+Found = TypeVar("Found")
+
+MOST_RUNS = 3
+"""After so many runs that tell nothing, a larger image will not tell more."""
+
+MIXES = 1e-5
+"""An output that changes by more than this share of its largest value with another image of the batch mixes them."""
+
+
+def copy_of(model: Model) -> Model:
+    """A deep copy of a network, adapted or not, that can be run and changed while others use the original.
+
+    Raises:
+        PlanError: The network cannot be copied.
+    """
+    # Tensors that are attributes and results of an operation (weight_norm's `weight`) cannot be copied as they are.
+    held = [v for m in model.modules() for v in m.__dict__.values() if isinstance(v, Tensor) and v.requires_grad]
+    try:
+        return copy.deepcopy(model, {id(t): t.detach().clone() for t in held if not t.is_leaf})
+    except Exception as error:
+        raise PlanError(f"{type(model).__name__} cannot be copied, so that it cannot be tried out: {error}") from error
+
+
+def copy_in_force(model: Model) -> Model:
+    """As `copy_of`; the copy's default is the setting that is in force here for the original.
+
+    Raises:
+        PlanError: The network cannot be copied.
+    """
+    copied = copy_of(model)
+    for module, other in zip(model.modules(), copied.modules(), strict=True):
+        if isinstance(module, Slot) and isinstance(other, Slot):
+            switches_of(other).default = in_force(switches_of(module))
+    return copied
+
+
+def twin_of(root: nn.Module) -> nn.Module:
+    """A copy of a network in eval mode and without adapters' effect.
+
+    Raises:
+        PlanError: The network cannot be copied.
+    """
+    twin = copy_of(root)
+    for module in twin.modules():
+        module.training = False
+        if isinstance(module, Slot):
+            switches_of(module).default = Setting({})
+    return twin
+
+
+def base_state(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that make the base compute what it computes."""
+    yield from base_parameters(root)
+    saved = root.state_dict().keys()
+    for path, buffer in root.named_buffers():
+        name = path.rpartition(".")[2]
+        plain = SLOT not in path.split(".") and path in saved
+        if plain and buffer.is_floating_point() and not name.startswith("attn_mask"):
+            yield path, buffer
+
+
+class Trial:
+    """A copy of a network, and what its runs show; each thing is found once, when it is asked for.
+
+    Attributes:
+        root: The network, which is only read.
+        example: What the user says it is called with; None for random images.
+        facts: Facts that are known, which choose the images.
+        failures: The examples on which it did not run, and why.
+    """
+
+    def __init__(self, root: nn.Module, example: Example | None = None, facts: Facts | None = None) -> None:
+        self.root = root
+        self.example = example
+        self.facts = facts
+        self.failures: dict[str, None] = {}
+        self._seen: list[Observed] = []
+        self._rest: Iterator[Example] | None = None
+        self._runs = 0
+
+    @functools.cached_property
+    def twin(self) -> nn.Module:
+        """The copy."""
+        return twin_of(self.root)
+
+    @property
+    def has_run(self) -> bool:
+        """Whether it has run on an example."""
+        return self._runs > 0
+
+    def _examples(self) -> Iterator[Example]:
+        if self.example is None:
+            yield from examples(self.root, facts=self.facts)
+            return
+        if self.example.images != BATCH:
+            yield self.example.of_images(BATCH)
+        yield self.example
+
+    def call(self, example: Example) -> Any:
+        """The copy's output, without gradients; random numbers that it draws are the same ones each time.
+
+        Raises:
+            Exception: Whatever the network raises.
+        """
+        return self._quietly(lambda: example.call(self.twin))
+
+    def run(self, example: Example) -> Any:
+        """As `call`.
+
+        Raises:
+            PlanError: It does not run on this example; that is noted in `failures`.
+        """
+        return self._try(example, lambda: example.call(self.twin))
+
+    def _quietly(self, use: Callable[[], Found]) -> Found:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            found = use()
+        self._runs += 1
+        return found
+
+    def _try(self, example: Example, use: Callable[[], Found]) -> Found:
+        try:
+            return self._quietly(use)
+        except Exception as error:
+            text = (str(error).splitlines() or [""])[0]
+            shape = tuple(example.first.shape)
+            self.failures[f"{shape}: {type(error).__name__}: {text[:100]}"] = None
+            raise PlanError(f"the network did not run on {shape}") from error
+
+    def observations(self) -> Iterator[Observed]:
+        """What its modules do for one example after the other on which it runs; at most `MOST_RUNS`."""
+        yield from self._seen
+        if self._rest is None:
+            self._rest = self._examples()
+        for example in self._rest:
+            try:
+                observed = self._try(example, lambda e=example: observe(self.twin, e, self.only_square))  # type: ignore[misc]
+            except PlanError:
+                continue
+            self._seen.append(observed)
+            yield observed
+            if len(self._seen) >= MOST_RUNS:
+                return
+
+    def additions(self, example: Example, paths: list[str]) -> set[str]:
+        """Which of these modules give something that is added to other features.
+
+        Raises:
+            PlanError: It does not run on this example.
+        """
+        return self._try(example, lambda: find_additions(self.twin, example, paths))
+
+    def only_square(self) -> bool:
+        """Whether it runs on square images alone, of all that are tried."""
+        if self.example is not None:
+            return False
+        known = self.facts.fixed_px is not None if self.facts is not None else False
+        return known or not any(self._runs_on(e) for e in examples(self.root, facts=self.facts) if not e.is_square)
+
+    def _runs_on(self, example: Example) -> bool:
+        if any(seen.example.size == example.size for seen in self._seen):
+            return True
+        try:
+            self.run(example)
+        except PlanError:
+            return False
+        return True
+
+    def first(self, use: Callable[[Observed], Found]) -> Found:
+        """What `use` gives for the first observation that it does not refuse.
+
+        Raises:
+            PlanError: The network runs on no example (every failure is listed), or `use` refuses all.
+        """
+        refusals: list[PlanError] = []
+        for observed in self.observations():
+            try:
+                return use(observed)
+            except PlanError as error:
+                refusals.append(error)
+        raise refusals[0] if refusals else self.did_not_run()
+
+    def did_not_run(self) -> PlanError:
+        """The error that says on what it was tried."""
+        tried = "example" if self.example is not None else "example inputs tried"
+        advice = "" if self.example is not None else "; example= says what it is called with (a tensor, tuple or dict)"
+        return PlanError(f"the network did not run on the {tried}{advice}:", problems=[*self.failures])
+
+    def running_example(self) -> Example:
+        """The first example of several images on which it runs.
+
+        Raises:
+            PlanError: There is none.
+        """
+        if self._seen:
+            return self._seen[0].example
+        for example in self._examples():
+            if example.images >= BATCH:
+                try:
+                    self.run(example)
+                except PlanError:
+                    continue
+                return example
+        raise self.did_not_run()
+
+    def mixes_images(self) -> bool:
+        """Whether the output for one image depends on the other images of the batch.
+
+        Raises:
+            PlanError: It does not run.
+        """
+        example = self.running_example()
+        count = example.images
+        outputs = [tree_leaves(self.run(e)) for e in (example, example.with_other_second())]
+        pairs = [
+            (one[0], other[0])
+            for one, other in zip(*outputs, strict=False)
+            if isinstance(one, Tensor) and isinstance(other, Tensor) and one.dim() and one.is_floating_point()
+            if len(one) == count == len(other) and one.shape == other.shape
+        ]
+        return any(float((a - b).abs().max()) > MIXES * float(a.abs().max()) for a, b in pairs if a.numel())
+
+    def written(self) -> list[str]:
+        """The base's tensors that the runs so far have written; empty before the first run."""
+        if not self.has_run:
+            return []
+        now = dict(base_state(self.twin))
+        before = dict(base_state(self.root))
+        return [path for path, tensor in before.items() if path not in now or not _same(tensor, now[path])]
+
+    def written_again(self) -> list[str]:
+        """As `written`, those that one more run writes anew."""
+        before = {path: tensor.detach().clone() for path, tensor in base_state(self.twin)}
+        self.run(self.running_example())
+        now = dict(base_state(self.twin))
+        return [path for path, tensor in before.items() if path not in now or not _same(tensor, now[path])]
+
+    def derived(self, paths: list[str]) -> set[str]:
+        """The parameters among these that the network computes itself when it runs: what stood there is overwritten."""
+        parameters = {path: p for path, p in base_parameters(self.twin) if path in set(paths)}
+        kept = {path: p.detach().clone() for path, p in parameters.items()}
+        with torch.no_grad():
+            for p in parameters.values():
+                p.mul_(1 + 2**-6)
+        changed = {path: p.detach().clone() for path, p in parameters.items()}
+        try:
+            self.run(self.running_example())
+            now = dict(base_parameters(self.twin))
+            return {path for path, tensor in changed.items() if tensor.any() and not _same(tensor, now[path])}
+        finally:
+            now = dict(base_parameters(self.twin))
+            with torch.no_grad():
+                for path, tensor in kept.items():
+                    now[path].copy_(tensor)
+
+    def unread(self, paths: list[str]) -> set[str]:
+        """The parameters among these that get no gradient from the output."""
+        example = self.running_example().of_images(1)
+        parameters = {path: p for path, p in base_parameters(self.twin) if path in set(paths)}
+        for p in parameters.values():
+            p.requires_grad_(True)
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            leaves = [t for t in tree_leaves(example.call(self.twin)) if isinstance(t, Tensor) and t.requires_grad]
+            total = sum((t.float().sum() for t in leaves), start=torch.zeros(()))
+            found = torch.autograd.grad(total, [*parameters.values()], allow_unused=True) if leaves else [None]
+        return {path for path, gradient in zip(parameters, found, strict=False) if gradient is None}
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool(torch.allclose(one, other.to(one.device), rtol=0, atol=0, equal_nan=True))
