@@ -128,9 +128,11 @@ def _note_passed_over(network: Network, kind: Kind, target: str | Sequence[str],
     """Note the parameters of two and more dimensions that the patterns mean and the kind does not fit."""
     known = {p for c in fitting for p in c.paths}
     others = []
+    folded = {f"{path}." for path, module in network.modules.items() if how_to_fold(module)}
     for path, parameter in base_parameters(network.root):
         parts = path.split(".")
-        if path not in known and parameter.dim() > 1 and parameter.is_floating_point():
+        known_why = path in known or path.startswith(tuple(folded))
+        if not known_why and parameter.dim() > 1 and parameter.is_floating_point():
             within = tuple(".".join(parts[:i]) for i in range(1, len(parts)))
             others.append(Candidate(path=path, within=within))
     wanted = [p for p in ([target] if isinstance(target, str) else target) if "=" not in p]
@@ -138,8 +140,9 @@ def _note_passed_over(network: Network, kind: Kind, target: str | Sequence[str],
     if missed:
         text = f"{kind.name}: passed over {len(missed)} parameters that it does not fit, as {missed[0]}"
         network.notes[text] = None
-    for text in _folds(network, wanted):
-        network.notes[f"{kind.name}: {text}"] = None
+    if not any(module == "" or any(c.module.startswith(module) for c in fitting) for module in folded):
+        for text in _folds(network, wanted):
+            network.notes[f"{kind.name}: {text}"] = None
 
 
 def _means(patterns: Sequence[str], candidate: Candidate) -> bool:

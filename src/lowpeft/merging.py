@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from .adding import adapted_tensor, base_of
 from .changes import Undo, change, one_at_a_time
 from .errors import PlanError
+from .examples import Example
 from .injection import drop_merged
 from .kinds import Adapter, RootPart, WeightAdapter
+from .merged_output import Comparison
 from .record import attached_names, pieces, record_of, unwrap
 from .running import forget, in_force
 from .settings import is_off
@@ -28,14 +30,21 @@ class MergeReport:
         merged: Paths of the adapters that are now part of the base's weights.
         kept: Paths of the adapters that cannot be merged, and stay attached.
         difference: Largest absolute difference between a merged weight and base + change, both in float64.
+        output_difference: Largest difference that merging made to the network's output for an example, as a share of
+            the output's largest value; None where the network ran on no example.
     """
 
     merged: tuple[str, ...]
     kept: tuple[str, ...]
     difference: float
+    output_difference: float | None = None
 
     def __str__(self) -> str:
-        text = f"{len(self.merged)} adapters merged, largest rounding difference of a weight {self.difference:.3g}"
+        text = f"{len(self.merged)} adapters merged, largest rounding difference of a weight {self.difference:.3g}, "
+        if self.output_difference is None:
+            text += "outputs not compared (no example ran; give one with example=)"
+        else:
+            text += f"of the output {self.output_difference:.3g} of its largest value"
         if self.kept:
             text += f"; {len(self.kept)} stay attached, not linear in a weight or off: {', '.join(self.kept[:3])}"
             text += ", …" if len(self.kept) > 3 else ""
@@ -43,7 +52,7 @@ class MergeReport:
 
 
 @one_at_a_time
-def merge(model: object, *, name: str | None = None) -> MergeReport:
+def merge(model: object, *, name: str | None = None, example: Any = None) -> MergeReport:
     """Fold the adapters that change weights (LoRA, DoRA, SSF, VeRA, full, …) into the base, with their strength here.
 
     They are removed; adapters that are off are left as they are. This is the one call that writes the base, between two
@@ -53,22 +62,27 @@ def merge(model: object, *, name: str | None = None) -> MergeReport:
     Args:
         model: An adapted model.
         name: Only this adapter.
+        example: What the network is called with, where that is not one N,C,H,W tensor, in the form that `adapt` takes.
+            Copies of the network are run on it, before and after; without it, on random images.
 
     Returns:
-        What was merged, what was not, and the rounding difference.
+        What was merged, what was not, and what it made of weights and of the output.
 
     Raises:
-        PlanError: Nothing can be merged, a change is not finite, another adapter depends on the weight that would be
-            written, strengths are given by image, or a part sets them anew for every input. The model is unchanged.
+        PlanError: The merged network gives another output than the adapted one (it computes such a weight anew when it
+            runs, say). Or nothing can be merged, a change is not finite, another adapter depends on the weight that
+            would be written, strengths are given by image, or a part sets them anew for every input. The model is
+            unchanged.
     """
     root = unwrap(model)
     before, switches = attached_names(root), record_of(root).switches
-    report = change(root, lambda undo: _merge(root, name, undo))
+    given = None if example is None else Example.of(example)
+    report = change(root, lambda undo: _merge(root, name, given, undo))
     forget(switches, set(before) - set(attached_names(root)))
     return report
 
 
-def _merge(root: nn.Module, name: str | None, undo: Undo) -> MergeReport:
+def _merge(root: nn.Module, name: str | None, example: Example | None, undo: Undo) -> MergeReport:
     switches = record_of(root).switches
     strengths = in_force(switches).values
     found = pieces(root, name)
@@ -106,12 +120,14 @@ def _merge(root: nn.Module, name: str | None, undo: Undo) -> MergeReport:
             difference = max(difference, (new.double() - exact).abs().max().item())
             writes.append((weight, new))
         _refuse_dependent(path, module, slot, linear, dict(writes))
+    compare = Comparison(root, example)
     undo.keep(weight for weight, _ in writes)
     with torch.no_grad():
         for weight, new in writes:
             weight.copy_(new)
+    merged = tuple(path for _, path, p in found if p in linear)
     drop_merged(root, linear)
-    return MergeReport(merged=tuple(path for _, path, p in found if p in linear), kept=kept, difference=difference)
+    return MergeReport(merged=merged, kept=kept, difference=difference, output_difference=compare.difference(root))
 
 
 def _refuse_dependent(

@@ -34,6 +34,7 @@ class Observation:
         size: Height and width of the output, in positions.
         is_square: Whether the size is the square grid of tokens that were told none.
         by_image: Whether the dimension of the layout that counts images is as long as the batch.
+        is_tokens: Whether it is tokens of each image, N,L,C or L,N,C.
     """
 
     calls: int
@@ -46,6 +47,7 @@ class Observation:
     size: Size | None = None
     is_square: bool = False
     by_image: bool = False
+    is_tokens: bool = False
 
     @property
     def channels(self) -> int:
@@ -109,6 +111,7 @@ class Told(NamedTuple):
     size: Size | None = None
     is_square: bool = False
     by_image: bool = False
+    is_tokens: bool = False
 
 
 def observe(root: nn.Module, example: Example, only_square: Callable[[], bool] = lambda: False) -> Observed:
@@ -199,7 +202,7 @@ def _observation(
         shape=shape,
         item=chosen,
         alike=tuple(i for i, s in tensors.items() if i is not None and s == shape) if item is None else (),
-        input_shape=next((a.shape for a in arguments if isinstance(a, _Shape)), None),
+        input_shape=next((a.shape for a in tree_leaves(arguments) if isinstance(a, _Shape)), None),
         **told._asdict(),
     )
 
@@ -226,10 +229,11 @@ def tell_layout(
         layout, tokens = (Layout.NLC, shape[1]) if shape[0] == images else (Layout.LNC, shape[0])
         size = find_size(arguments, tokens)
         if size is not None:
-            return Told(layout, size, by_image=True)
+            return Told(layout, size, by_image=True, is_tokens=True)
         square = square_size(tokens)
         if example.is_square and square is not None and only_square():
-            return Told(layout, square, is_square=True, by_image=True)
+            return Told(layout, square, is_square=True, by_image=True, is_tokens=True)
+        return Told(is_tokens=True)
     return Told()
 
 

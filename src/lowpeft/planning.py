@@ -327,7 +327,7 @@ def _refuse_conflicts(root: nn.Module, modules: dict[str, nn.Module], name: str,
             problems.append(f"{site.path} has a forward of its own on the instance, which would hide the adapters")
         if slot is None and hasattr(module, SLOT):
             problems.append(f"{site.path} has an attribute {SLOT!r} of its own")
-        if site.attachment.form != "root" and isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        if site.attachment.form != "root" and _is_container(module):
             problems.append(f"{site.path} is a container ({type(module).__name__}); name the layer inside it")
         if isinstance(module, torch.jit.ScriptModule):
             problems.append(f"{site.path} is a TorchScript module, whose class cannot be specialised")
@@ -335,6 +335,11 @@ def _refuse_conflicts(root: nn.Module, modules: dict[str, nn.Module], name: str,
     problems += _name_problems(root, name)
     if problems:
         raise PlanError("the adapters cannot be attached:", problems=list(dict.fromkeys(problems)))
+
+
+def _is_container(module: nn.Module) -> bool:
+    """Whether a module only holds others; a list of parametrisations holds tensors too, and computes with them."""
+    return isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and not list(module._parameters)
 
 
 def check_new_name(root: nn.Module, name: str) -> None:

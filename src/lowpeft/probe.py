@@ -34,6 +34,8 @@ MOST_SHRUNK_PX = 16
 """A convolution without padding shrinks a map by at most so much, and its features count as of one size."""
 WORTH_A_STAGE = 0.01
 """What holds a smaller share of the parameters is no stage of a U-shape."""
+UNPADDED = 0.33
+"""So much of a side may differ from a power of two: convolutions without padding cut off pixels of small maps."""
 WORTH_NAMING = 0.1
 """A refusal names a sequence that holds at least this share of the parameters, else the largest parts."""
 
@@ -43,9 +45,11 @@ class NoStagesError(PlanError):
 
     Attributes:
         targets: Paths of modules that could be named instead, in the order in which they run.
+        items: The elements of what these modules give that could be the features, where there are several.
     """
 
     targets: tuple[str, ...] = ()
+    items: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +88,9 @@ class Unit:
     def is_features(self) -> bool:
         """Whether it gives features of each image: maps, or tokens (whose grid may be unknown)."""
         seen = self.last
-        if seen.shape is None or seen.is_ambiguous:
+        if seen.shape is None:
             return False
-        return seen.by_image if seen.layout is not None else len(seen.shape) == 3
+        return seen.by_image if seen.layout is not None else seen.is_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,12 +217,17 @@ def _units(modules: dict[str, nn.Module], observed: Observed) -> dict[str, Unit]
     return found
 
 
-def _siblings(units: Iterable[Unit], modules: dict[str, nn.Module], *, scaled: bool) -> list[Sequence]:
-    """Numbered siblings of one shape or, with `scaled`, of different sizes and channels."""
+def _siblings(
+    units: Iterable[Unit], modules: dict[str, nn.Module], *, scaled: bool = False, ambiguous: bool = False
+) -> list[Sequence]:
+    """Numbered siblings of one shape or, with `scaled`, of different sizes and channels.
+
+    Those that give several tensors of one shape are found with `ambiguous` alone.
+    """
     groups: dict[tuple[object, ...], list[Unit]] = {}
     for unit in units:
         parent, _, name = unit.path.rpartition(".")
-        if not unit.is_features or not re.search(r"\d", name):
+        if unit.last.is_ambiguous is not ambiguous or not unit.is_features or not re.search(r"\d", name):
             continue
         key: tuple[object, ...] = (parent, re.sub(r"\d+", "#", name))
         if scaled:
@@ -242,7 +251,7 @@ def _outer(found: list[Sequence]) -> list[Sequence]:
 def _stages(modules: dict[str, nn.Module], observed: Observed) -> list[Stage]:
     units = sorted(_units(modules, observed).values(), key=lambda u: u.first.order)
     total = sum(p.numel() for p in modules[""].parameters())
-    found = _siblings(units, modules, scaled=False)
+    found = _siblings(units, modules)
     outer = _outer(found)
     best = max(outer, key=lambda s: s.parameters, default=None)
     if best is not None and 2 * best.parameters > total:
@@ -270,10 +279,10 @@ def _is_u_shape(levels: list[Sequence], total: int, observed: Observed) -> bool:
 
 
 def _are_powers(most: Size, size: Size) -> bool:
-    """Whether both sides are the larger ones divided by one power of two, or a few pixels less (unpadded)."""
+    """Whether both sides are about the larger ones divided by one power of two."""
     steps = [math.log2(a / b) for a, b in zip(most, size, strict=True)]
-    power = round(sum(steps) / 2)
-    return all(0 <= a / 2**power - b <= 2 * MOST_SHRUNK_PX / 2**power + 1 for a, b in zip(most, size, strict=True))
+    divisor = 2 ** round(sum(steps) / 2)
+    return all(abs(a / divisor - b) <= UNPADDED * a / divisor for a, b in zip(most, size, strict=True))
 
 
 def _blocks(stage: Unit, modules: dict[str, nn.Module], found: list[Sequence]) -> tuple[Unit, ...]:
@@ -350,6 +359,15 @@ def has_fused_path(module: nn.Module) -> bool:
 def _no_stages(
     modules: dict[str, nn.Module], observed: Observed, units: list[Unit], outer: list[Sequence], total: int
 ) -> NoStagesError:
+    several = max(_outer(_siblings(units, modules, ambiguous=True)), key=lambda s: s.parameters, default=None)
+    if several is not None and 2 * several.parameters > total:
+        error = NoStagesError(
+            f"this network is of no known family, and what could be its stages ({several.units[0].path} …) gives "
+            f"{len(several.units[0].last.alike)} tensors of one shape, of which one has to be named with item="
+        )
+        error.targets = tuple(u.out for u in several.units)
+        error.items = several.units[0].last.alike
+        return error
     rows = [s for s in sorted(outer, key=lambda s: -s.parameters) if s.parameters >= WORTH_A_STAGE * total]
     found = "no sequence of stages (numbered siblings, each called once, with features of one shape in and out)"
     if rows:
@@ -359,7 +377,7 @@ def _no_stages(
         f"this network is of no known family, and running it showed {found}", problems=[*map(str, rows)]
     )
     best = rows[0].units if rows and rows[0].parameters >= WORTH_NAMING * total else _largest(modules, units, total)
-    error.targets = tuple(u.out for u in best if u.is_features)
+    error.targets = tuple(u.out for u in best if u.is_features and not u.last.is_ambiguous)
     return error
 
 

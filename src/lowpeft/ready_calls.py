@@ -33,31 +33,37 @@ def with_call(
         has_example: Whether an example was given.
     """
     open_ = [c for c in wanted.adapters if c.target is None and not get_kind(c.kind).on_weights]
-    targets = [t for t in error.targets if _fits(network, open_, t)]
+    item = error.items[0] if error.items else None
+    targets = [t for t in error.targets if _fits(network, open_, t, item)]
     if not targets:
-        advice = "name the modules whose outputs are to be adapted, with target="
-        return PlanError(f"{error.message}; {advice}", problems=error.problems)
-    named = {c.kind: _named(c, targets) for c in open_}
+        advice = "Name the modules whose outputs are to be adapted, with target="
+        if not has_example:
+            advice += ", or say with example= what the network is called with, if that is not one N,C,H,W tensor"
+        return PlanError(f"{error.message}. {advice}", problems=error.problems)
+    named = {c.kind: _named(c, targets, item) for c in open_}
     if isinstance(recipe, str) and recipe in bundled():
         text = _of_bundled(recipe, wanted, named, overrides)
     else:
         text = f"lowpeft.adapt(model, [{', '.join(_of_config(named.get(c.kind, c)) for c in wanted.adapters)}]"
     text += ", example=example)" if has_example else ")"
-    return PlanError(
-        f"{error.message}. This call names the largest parts that give features:\n    {text}", problems=error.problems
-    )
+    others = "".join(f" (or item={i})" for i in error.items[1:])
+    what = "the largest parts that give features" if item is None else "the features"
+    return PlanError(f"{error.message}. This call names {what}{others}:\n    {text}", problems=error.problems)
 
 
-def _named(config: AdapterConfig, targets: list[str]) -> AdapterConfig:
-    every = {"every": 1} if any(f.name == "every" for f in fields(config)) else {}
-    return replace(config, target=tuple(targets), **every)
+def _named(config: AdapterConfig, targets: list[str], item: int | None) -> AdapterConfig:
+    names = {f.name for f in fields(config)}
+    changes = {"every": 1} if "every" in names else {}
+    if item is not None and "item" in names:
+        changes["item"] = item
+    return replace(config, target=tuple(targets), **changes)
 
 
-def _fits(network: Network, configs: list[AdapterConfig], target: str) -> bool:
+def _fits(network: Network, configs: list[AdapterConfig], target: str, item: int | None) -> bool:
     """Whether all of these adapters can go to a module."""
     try:
         for config in configs:
-            choose_sites(network, _named(config, [target]))
+            choose_sites(network, _named(config, [target], item))
     except PlanError:
         return False
     return True
@@ -75,7 +81,8 @@ def _of_bundled(recipe: str, wanted: Recipe, named: Mapping[str, AdapterConfig],
 
 
 def _changes(config: AdapterConfig) -> dict[str, Any]:
-    return {"target": list(config.target or ()), **({"every": 1} if hasattr(config, "every") else {})}
+    item = {"item": config.item} if getattr(config, "item", None) is not None else {}  # type: ignore[attr-defined]
+    return {"target": list(config.target or ()), **({"every": 1} if hasattr(config, "every") else {}), **item}
 
 
 def _of_config(config: AdapterConfig) -> str:

@@ -1,0 +1,82 @@
+"""What an adapted network gives before and after its adapters were merged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from .errors import PlanError
+from .examples import Example
+from .facts import RECORD
+from .record import record_of
+from .settings import Setting
+from .slots import Slot, switches_of
+from .trial import Trial, copy_in_force
+from .views import ViewBatch
+
+ROUNDING = 50
+"""Merging may change an output by so many times the relative step of its dtype, …"""
+SHARE = 0.05
+"""… or by this share of what the adapters change."""
+
+
+class Comparison:
+    """The outputs of copies of an adapted network on one example, taken before it is merged."""
+
+    def __init__(self, root: nn.Module, example: Example | None) -> None:
+        facts = record_of(root).facts
+        trial = Trial(root, example, facts)
+        self.example: Example | None = None
+        try:
+            self.example = trial.running_example()
+        except PlanError:
+            if example is not None:
+                raise
+            return
+        self.adapted = self._outputs(root)
+        self.base = self._outputs(root, off=True)
+
+    def _outputs(self, root: nn.Module, *, off: bool = False) -> list[Tensor]:
+        """The floating-point tensors that a copy gives, with the setting in force here or without adapters."""
+        copied = copy_in_force(root).eval()
+        views = record_of(copied).views if RECORD in copied.__dict__ else 1
+        for module in copied.modules() if off else ():
+            if isinstance(module, Slot):
+                switches_of(module).default = Setting({})
+        example = self.example
+        if example is None:
+            return []
+        if views > 1 and not off:
+            example = Example((ViewBatch.of(example.views(views)),), {})
+        elif views > 1:
+            example = example.of_images(views)
+        trial = Trial(copied, example)
+        trial.twin = copied
+        found: Any = trial.call(example)
+        return [t for t in tree_leaves(found) if isinstance(t, Tensor) and t.is_floating_point() and t.numel()]
+
+    def difference(self, merged: nn.Module) -> float | None:
+        """What merging has changed, as a share of the largest value; None without an example.
+
+        Raises:
+            PlanError: It is more than rounding.
+        """
+        if self.example is None:
+            return None
+        worst = 0.0
+        for base, adapted, now in zip(self.base, self.adapted, self._outputs(merged), strict=True):
+            wide = torch.promote_types(adapted.dtype, torch.float32)
+            scale = float(adapted.to(wide).abs().max()) or 1.0
+            effect = float((adapted.to(wide) - base.to(wide)).abs().max())
+            change = float((now.to(wide) - adapted.to(wide)).abs().max())
+            if not change <= max(ROUNDING * torch.finfo(adapted.dtype).eps * scale, SHARE * effect):
+                raise PlanError(
+                    f"merged, the network gives another output: it differs by {change:.3g}, where the adapters change "
+                    f"it by {effect:.3g}, so that what was trained would be lost. It computes some of these weights "
+                    "itself when it runs; nothing was merged"
+                )
+            worst = max(worst, change / scale)
+        return worst
