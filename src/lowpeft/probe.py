@@ -4,10 +4,11 @@ Siblings (members of a ModuleList or Sequential, or attributes numbered like `bl
 each is called once, takes and gives features of one shape, and keeps the batch. A container that is never called
 itself (a ModuleList of ModuleLists) is a unit too, from the input of its first to the output of its last module.
 
-The stages are the members of the one sequence that lies in no other one and holds more than half of the parameters.
-In a U-shape, several outer sequences at sizes that differ by powers of two hold more than half together: each is a
-stage. Failing that, so are siblings that change the size themselves (the stages of a Swin Transformer or a ResNet).
-Anything else is refused with the candidates and a call that names them: a guess would be silent and wrong.
+In a U-shape, several sequences of blocks that lie in no other one, at sizes that differ by powers of two, hold more
+than half of the parameters together: each is a stage. Elsewhere the stages are the members of the one outer sequence
+that holds more than half. Failing that, they are siblings that change the size themselves (the stages of a Swin
+Transformer or a ResNet). Anything else is refused with the candidates and a call that names them: a guess would be
+silent and wrong.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ class NoStagesError(PlanError):
     """The stages of a network could not be told.
 
     Attributes:
-        targets: Paths of modules that could be named instead, in the order in which they run.
+        targets: Paths of modules that could be named instead, in the order in which they run; the best choice first.
         items: The elements of what these modules give that could be the features, where there are several.
     """
 
-    targets: tuple[str, ...] = ()
+    targets: tuple[tuple[str, ...], ...] = ()
     items: tuple[int, ...] = ()
 
 
@@ -249,27 +250,30 @@ def _outer(found: list[Sequence]) -> list[Sequence]:
 
 
 def _stages(modules: dict[str, nn.Module], observed: Observed) -> list[Stage]:
-    units = sorted(_units(modules, observed).values(), key=lambda u: u.first.order)
+    pixels = observed.example.first.shape[1]
+    # What gives as few channels as the image is a network by itself, and no stage of one.
+    every = [u for u in _units(modules, observed).values() if u.last.shape is None or u.last.channels > pixels]
+    units = sorted(every, key=lambda u: u.first.order)
     total = sum(p.numel() for p in modules[""].parameters())
     found = _siblings(units, modules)
     outer = _outer(found)
-    best = max(outer, key=lambda s: s.parameters, default=None)
-    if best is not None and 2 * best.parameters > total:
-        return [Stage(path=u.path, output=u, blocks=_blocks(u, modules, found)) for u in best.units]
-    levels = [s for s in outer if s.parameters >= WORTH_A_STAGE * total]
-    if _is_u_shape(levels, total, observed):
+    levels = [s for s in outer if all(any(modules[u.path].children()) for u in s.units)]
+    if len({s.size for s in levels}) > 1 and _is_u_shape(levels, total):
         return [
             Stage(path=s.units[-1].path.rpartition(".")[0] or s.units[-1].path, output=s.units[-1], blocks=s.units)
             for s in levels
         ]
+    best = max(outer, key=lambda s: s.parameters, default=None)
+    if best is not None and 2 * best.parameters > total:
+        return [Stage(path=u.path, output=u, blocks=_blocks(u, modules, found)) for u in best.units]
     scaled = [s for s in _outer(_siblings(units, modules, scaled=True)) if s.parameters >= WORTH_A_STAGE * total]
-    if _is_u_shape(scaled, total, observed):
+    if _is_u_shape(scaled, total):
         members = sorted((u for s in scaled for u in s.units), key=lambda u: u.first.order)
         return [Stage(path=u.path, output=u, blocks=_blocks(u, modules, found)) for u in members]
     raise _no_stages(modules, observed, units, outer, total)
 
 
-def _is_u_shape(levels: list[Sequence], total: int, observed: Observed) -> bool:
+def _is_u_shape(levels: list[Sequence], total: int) -> bool:
     """Whether sequences hold more than half of the parameters together, at sizes that differ by powers of two."""
     sizes = [u.last.size for s in levels for u in s.units]
     most = max((size for size in sizes if size is not None), default=None, key=lambda s: s[0])
@@ -365,7 +369,7 @@ def _no_stages(
             f"this network is of no known family, and what could be its stages ({several.units[0].path} …) gives "
             f"{len(several.units[0].last.alike)} tensors of one shape, of which one has to be named with item="
         )
-        error.targets = tuple(u.out for u in several.units)
+        error.targets = (tuple(u.out for u in several.units),)
         error.items = several.units[0].last.alike
         return error
     rows = [s for s in sorted(outer, key=lambda s: -s.parameters) if s.parameters >= WORTH_A_STAGE * total]
@@ -376,8 +380,11 @@ def _no_stages(
     error = NoStagesError(
         f"this network is of no known family, and running it showed {found}", problems=[*map(str, rows)]
     )
-    best = rows[0].units if rows and rows[0].parameters >= WORTH_NAMING * total else _largest(modules, units, total)
-    error.targets = tuple(u.out for u in best if u.is_features and not u.last.is_ambiguous)
+    choices = [rows[0].units] if rows and rows[0].parameters >= WORTH_NAMING * total else []
+    choices += [tuple(_largest(modules, units, total)), tuple(s.units[-1] for s in rows)]
+    error.targets = tuple(
+        tuple(u.out for u in choice if u.is_features and not u.last.is_ambiguous) for choice in choices
+    )
     return error
 
 

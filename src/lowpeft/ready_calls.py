@@ -34,8 +34,9 @@ def with_call(
     """
     open_ = [c for c in wanted.adapters if c.target is None and not get_kind(c.kind).on_weights]
     item = error.items[0] if error.items else None
-    targets = [t for t in error.targets if _fits(network, open_, t, item)]
-    if not targets:
+    fitting = ([t for t in choice if _fits(network, open_, t, item)] for choice in error.targets)
+    targets = next(filter(None, fitting), None)
+    if targets is None:
         advice = "Name the modules whose outputs are to be adapted, with target="
         if not has_example:
             advice += ", or say with example= what the network is called with, if that is not one N,C,H,W tensor"
@@ -47,8 +48,9 @@ def with_call(
         text = f"lowpeft.adapt(model, [{', '.join(_of_config(named.get(c.kind, c)) for c in wanted.adapters)}]"
     text += ", example=example)" if has_example else ")"
     others = "".join(f" (or item={i})" for i in error.items[1:])
-    what = "the largest parts that give features" if item is None else "the features"
-    return PlanError(f"{error.message}. This call names {what}{others}:\n    {text}", problems=error.problems)
+    return PlanError(
+        f"{error.message}. This call works, and names what comes nearest{others}:\n    {text}", problems=error.problems
+    )
 
 
 def _named(config: AdapterConfig, targets: list[str], item: int | None) -> AdapterConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -114,6 +115,8 @@ class Trial:
     def _examples(self) -> Iterator[Example]:
         if self.example is None:
             yield from examples(self.root, facts=self.facts)
+            if not self._seen:  # a network that takes one image at a time
+                yield from examples(self.root, batch=1, facts=self.facts)
             return
         if self.example.images != BATCH:
             yield self.example.of_images(BATCH)
@@ -206,20 +209,25 @@ class Trial:
 
     def did_not_run(self) -> PlanError:
         """The error that says on what it was tried."""
+        if self.has_run:
+            return PlanError(
+                "the network runs on one image, but not on two as one batch:", problems=[*self.failures][:1]
+            )
         tried = "example" if self.example is not None else "example inputs tried"
         advice = "" if self.example is not None else "; example= says what it is called with (a tensor, tuple or dict)"
         return PlanError(f"the network did not run on the {tried}{advice}:", problems=[*self.failures])
 
-    def running_example(self) -> Example:
-        """The first example of several images on which it runs.
+    def running_example(self, *, least: int = 1) -> Example:
+        """The first example on which it runs.
+
+        Args:
+            least: Of so many images.
 
         Raises:
             PlanError: There is none.
         """
-        if self._seen:
-            return self._seen[0].example
-        for example in self._examples():
-            if example.images >= BATCH:
+        for example in itertools.chain((seen.example for seen in self._seen), self._examples()):
+            if example.images >= least:
                 try:
                     self.run(example)
                 except PlanError:
@@ -233,7 +241,7 @@ class Trial:
         Raises:
             PlanError: It does not run.
         """
-        example = self.running_example()
+        example = self.running_example(least=BATCH)
         count = example.images
         outputs = [tree_leaves(self.run(e)) for e in (example, example.with_other_second())]
         pairs = [
