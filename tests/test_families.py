@@ -19,10 +19,10 @@ import lowpeft
 import zoo
 from lowpeft import PlanError
 from lowpeft.blocks import block_problem
+from lowpeft.choosing import output_module
 from lowpeft.families import TOKENS, FoundPlace, added, find_places, get_block, recognise
 from lowpeft.kinds import AdapterConfig, FeatureAdapter, SpatialConfig, TokenAdapter
 from lowpeft.layouts import ExtraTokens, Features, Layout, Size
-from lowpeft.sites import output_module
 from lowpeft.slots import pieces_in, slots
 from zoo import build, image_of
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 import lowpeft
 from lowpeft import ConvpassConfig, DoRAConfig, Features, Layer, Layout, LoRAConfig, PlanError, SSFConfig, VeRAConfig
+from lowpeft.choosing import layer_of
 from lowpeft.kinds import Convpass, DoRA, VeRA
 from lowpeft.kinds.vera import VeRAMatrices
-from lowpeft.sites import layer_of
 from reference import kinds as reference
 from states import randomise_adapters
 from zoo import Holder

@@ -143,7 +143,7 @@ def test_a_path_is_a_recipe(tmp_path: Path, as_text: bool) -> None:
 
 @pytest.mark.parametrize("recipe", ["steroe", "stereo.toml", "no/such.toml", "", "."])
 def test_an_unknown_recipe_is_refused_with_the_known_ones(recipe: str) -> None:
-    with pytest.raises(PlanError, match=r"no recipe .* one of full, scratch, spatial, stereo, stereo-only"):
+    with pytest.raises(PlanError, match=r"no recipe .* one of full, lora, scratch, spatial, stereo, stereo-only"):
         load_recipe(recipe)
 
 

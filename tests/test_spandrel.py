@@ -19,15 +19,7 @@ from zoo import Network, image_of
 # spandrel's copy of OmniSR uses an old name in its own autograd function.
 pytestmark = pytest.mark.filterwarnings("ignore:'saved_variables' is deprecated:DeprecationWarning")
 
-NO_STAGES = "no sequence of stages"
-REFUSED: dict[str, str] = {
-    "aurasr": "several sequences that could be its stages",
-    "realcugan_x2": NO_STAGES,
-    "realcugan_x2_fast": NO_STAGES,
-    "realcugan_x3": NO_STAGES,
-    "realcugan_x4": NO_STAGES,
-    "seemore": "did not run on any of the example inputs",
-}
+REFUSED: dict[str, str] = {"seemore": "the network runs on one image, but not on two as one batch"}
 """Rows that cannot become stereo networks by themselves, and a part of the message that says why."""
 
 SR = [network for network in zoo.SPANDREL if network.task == "sr"]

@@ -312,7 +312,8 @@ def _feature_site(network: Network, config: AdapterConfig, candidate: Candidate)
         square=place.square,
         views=config.views,
     )
-    path = output_module(network.modules, candidate.path)
+    reads_input = place.source == "input"
+    path = candidate.path if reads_input else output_module(network.modules, candidate.path)
     return make_site(network, config, path, act, shape, None, candidate)
 
 

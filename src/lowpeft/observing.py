@@ -85,7 +85,7 @@ class Observed:
             PlanError: Its output has no tensor there.
         """
         seen = self.modules.get(path)
-        if seen is None or item is None or item == seen.item:
+        if seen is None or item is None:
             return seen
         tensors = _tensors_in(self.calls[path][0][0])
         if item not in tensors:
@@ -146,6 +146,8 @@ def observe(root: nn.Module, example: Example, only_square: Callable[[], bool] =
     finally:
         for handle in handles:
             handle.remove()
+    if any(_took_apart(modules[path], c) for path, c in calls.items()):
+        raise PlanError("the network takes the images of a batch apart: say with example= what it is called with")
     maps = _maps(example, modules, calls)
 
     def tell(shape: Shape, arguments: tuple[Any, ...]) -> Told:
@@ -153,6 +155,11 @@ def observe(root: nn.Module, example: Example, only_square: Callable[[], bool] =
 
     seen = {path: _observation(c, begun[path], None, tell) for path, c in calls.items()}
     return Observed(example=example, modules=seen, calls=calls, tell=tell)
+
+
+def _took_apart(module: nn.Module, calls: list[Call]) -> bool:
+    """Whether a convolution got an image without a batch around it: the network takes a list, and got a tensor."""
+    return isinstance(module, nn.Conv2d) and any(isinstance(o, _Shape) and len(o.shape) == 3 for o, _ in calls)
 
 
 def _maps(example: Example, modules: dict[str, nn.Module], calls: dict[str, list[Call]]) -> set[Size]:

@@ -327,7 +327,7 @@ def _refuse_conflicts(root: nn.Module, modules: dict[str, nn.Module], name: str,
             problems.append(f"{site.path} has a forward of its own on the instance, which would hide the adapters")
         if slot is None and hasattr(module, SLOT):
             problems.append(f"{site.path} has an attribute {SLOT!r} of its own")
-        if site.attachment.form != "root" and _is_container(module):
+        if site.attachment.form != "root" and site.attachment.source == "output" and _is_container(module):
             problems.append(f"{site.path} is a container ({type(module).__name__}); name the layer inside it")
         if isinstance(module, torch.jit.ScriptModule):
             problems.append(f"{site.path} is a TorchScript module, whose class cannot be specialised")

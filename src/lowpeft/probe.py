@@ -6,16 +6,15 @@ itself (a ModuleList of ModuleLists) is a unit too, from the input of its first 
 
 In a U-shape, several sequences of blocks that lie in no other one, at sizes that differ by powers of two, hold more
 than half of the parameters together: each is a stage. Elsewhere the stages are the members of the one outer sequence
-that holds more than half. Failing that, they are siblings that change the size themselves (the stages of a Swin
-Transformer or a ResNet). Anything else is refused with the candidates and a call that names them: a guess would be
-silent and wrong.
+that holds more than half, or 30 % where there is no other. Failing that, they are siblings that change the size
+themselves (the stages of a Swin Transformer or a ResNet). Anything else is refused with the candidates and a call that
+names them: a guess would be silent and wrong.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,15 +23,16 @@ from torch import nn
 from .attach import original_class
 from .errors import PlanError
 from .families import FoundPlace, Place, base_modules
-from .layouts import Layout, Size
+from .layouts import Size
 from .observing import Observation, Observed, tokens_layout
 from .trial import Trial
+from .units import Sequence, Unit, outermost, siblings, units_of
 
 ATTENTION = re.compile(r"attn|attention|(^|_)(msa|mha|sa)($|_|\d)")
 MLP = re.compile(r"mlp|ffn|feed_?forward|(^|_)ff($|_|\d)")
 
-MOST_SHRUNK_PX = 16
-"""A convolution without padding shrinks a map by at most so much, and its features count as of one size."""
+MOST, MOST_ALONE = 0.5, 0.3
+"""The stages hold more than this share of the parameters: of several sequences, or where there is only one."""
 WORTH_A_STAGE = 0.01
 """What holds a smaller share of the parameters is no stage of a U-shape."""
 UNPADDED = 0.33
@@ -51,79 +51,6 @@ class NoStagesError(PlanError):
 
     targets: tuple[tuple[str, ...], ...] = ()
     items: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unit:
-    """A module, or a container that is never called, with what goes in and comes out.
-
-    Attributes:
-        path: Of the module or container.
-        out: Path of the module whose output is the unit's.
-        first, last: What the first and the last module in it did.
-        parameters: How many it holds.
-    """
-
-    path: str
-    out: str
-    first: Observation
-    last: Observation
-    parameters: int
-
-    @property
-    def keeps_shape(self) -> bool:
-        """Whether its features have one shape in and out, up to what unpadded convolutions cut off."""
-        before, after = self.first.input_shape, self.last.shape
-        return before == after or self.shrinks
-
-    @property
-    def shrinks(self) -> bool:
-        """Whether it keeps channels, and cuts some pixels off each side of a map."""
-        before, after = self.first.input_shape, self.last.shape
-        if before is None or after is None or self.last.layout is not Layout.NCHW or len(before) != 4:
-            return False
-        cut = [b - a for b, a in zip(before[2:], after[2:], strict=True)]
-        return before[:2] == after[:2] and before != after and all(0 <= c <= MOST_SHRUNK_PX for c in cut)
-
-    @property
-    def is_features(self) -> bool:
-        """Whether it gives features of each image: maps, or tokens (whose grid may be unknown)."""
-        seen = self.last
-        if seen.shape is None:
-            return False
-        return seen.by_image if seen.layout is not None else seen.is_tokens
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sequence:
-    """Siblings that could be the stages of a network, or the blocks of one."""
-
-    units: tuple[Unit, ...]
-
-    @property
-    def parameters(self) -> int:
-        return sum(u.parameters for u in self.units)
-
-    @property
-    def order(self) -> int:
-        """When it runs."""
-        return self.units[0].first.order
-
-    @property
-    def size(self) -> Size | None:
-        return self.units[-1].last.size
-
-    def holds(self, path: str) -> bool:
-        """Whether a module is inside one of the units."""
-        return any(path.startswith(u.path + ".") for u in self.units)
-
-    def __str__(self) -> str:
-        sample = self.units[0].last
-        shape = "x".join(map(str, sample.shape or ()))
-        return (
-            f"{self.units[0].path} … {self.units[-1].path}: {len(self.units)} of {shape} "
-            f"({sample.layout or 'tokens'}), {self.parameters:,} parameters"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,69 +121,17 @@ def place_at(name: str, path: str, seen: Observation, images: int, *, reads_inpu
     return Place(name=name, path=path, channels="", layout=layout, source=source, item=seen.item, square=seen.is_square)
 
 
-# --- units and sequences ---------------------------------------------------------------------------------------------
-
-
-def _units(modules: dict[str, nn.Module], observed: Observed) -> dict[str, Unit]:
-    """Every module that is called once, and every container of such that is never called, innermost first."""
-    found: dict[str, Unit] = {}
-    children: dict[str, list[str]] = {}
-    for path in modules:
-        children.setdefault(path.rpartition(".")[0], []).append(path)
-    for path in sorted(filter(None, modules), key=lambda p: -p.count(".")):
-        count = sum(p.numel() for p in modules[path].parameters())
-        seen = observed.modules.get(path)
-        if seen is not None:
-            if seen.calls == 1:
-                found[path] = Unit(path=path, out=path, first=seen, last=seen, parameters=count)
-            continue
-        inside = sorted((found[c] for c in children.get(path, ()) if c in found), key=lambda u: u.first.order)
-        once = all(observed.modules[c].calls == 1 for c in children.get(path, ()) if c in observed.modules)
-        if inside and once:
-            first, last = inside[0], inside[-1]
-            found[path] = Unit(path=path, out=last.out, first=first.first, last=last.last, parameters=count)
-    return found
-
-
-def _siblings(
-    units: Iterable[Unit], modules: dict[str, nn.Module], *, scaled: bool = False, ambiguous: bool = False
-) -> list[Sequence]:
-    """Numbered siblings of one shape or, with `scaled`, of different sizes and channels.
-
-    Those that give several tensors of one shape are found with `ambiguous` alone.
-    """
-    groups: dict[tuple[object, ...], list[Unit]] = {}
-    for unit in units:
-        parent, _, name = unit.path.rpartition(".")
-        if unit.last.is_ambiguous is not ambiguous or not unit.is_features or not re.search(r"\d", name):
-            continue
-        key: tuple[object, ...] = (parent, re.sub(r"\d+", "#", name))
-        if scaled:
-            if unit.last.layout is None or not any(modules[unit.path].children()):
-                continue
-        elif not unit.keeps_shape:
-            continue
-        else:
-            shape = unit.last.shape if not unit.shrinks else unit.last.channels
-            key = (*key, original_class(modules[unit.path]), shape, unit.last.item, unit.last.layout)
-        groups.setdefault(key, []).append(unit)
-    ordered = [tuple(sorted(g, key=lambda u: u.first.order)) for g in groups.values() if len(g) > 1]
-    return [Sequence(units=g) for g in ordered if any(u.parameters for u in g)]
-
-
-def _outer(found: list[Sequence]) -> list[Sequence]:
-    kept = [s for s in found if not any(o is not s and all(o.holds(u.path) for u in s.units) for o in found)]
-    return sorted(kept, key=lambda s: s.order)
+# --- stages ---------------------------------------------------------------------------------------------------------
 
 
 def _stages(modules: dict[str, nn.Module], observed: Observed) -> list[Stage]:
     pixels = observed.example.first.shape[1]
     # What gives as few channels as the image is a network by itself, and no stage of one.
-    every = [u for u in _units(modules, observed).values() if u.last.shape is None or u.last.channels > pixels]
+    every = [u for u in units_of(modules, observed).values() if u.last.shape is None or u.last.channels > pixels]
     units = sorted(every, key=lambda u: u.first.order)
     total = sum(p.numel() for p in modules[""].parameters())
-    found = _siblings(units, modules)
-    outer = _outer(found)
+    found = siblings(units, modules)
+    outer = outermost(found)
     levels = [s for s in outer if all(any(modules[u.path].children()) for u in s.units)]
     if len({s.size for s in levels}) > 1 and _is_u_shape(levels, total):
         return [
@@ -264,9 +139,10 @@ def _stages(modules: dict[str, nn.Module], observed: Observed) -> list[Stage]:
             for s in levels
         ]
     best = max(outer, key=lambda s: s.parameters, default=None)
-    if best is not None and 2 * best.parameters > total:
+    share = MOST if len(outer) > 1 else MOST_ALONE
+    if best is not None and best.parameters > share * total:
         return [Stage(path=u.path, output=u, blocks=_blocks(u, modules, found)) for u in best.units]
-    scaled = [s for s in _outer(_siblings(units, modules, scaled=True)) if s.parameters >= WORTH_A_STAGE * total]
+    scaled = [s for s in outermost(siblings(units, modules, scaled=True)) if s.parameters >= WORTH_A_STAGE * total]
     if _is_u_shape(scaled, total):
         members = sorted((u for s in scaled for u in s.units), key=lambda u: u.first.order)
         return [Stage(path=u.path, output=u, blocks=_blocks(u, modules, found)) for u in members]
@@ -295,7 +171,7 @@ def _blocks(stage: Unit, modules: dict[str, nn.Module], found: list[Sequence]) -
     The stage itself where there are none.
     """
     inside = [s for s in found if all(u.path.startswith(stage.path + ".") for u in s.units)]
-    composite = _outer([s for s in inside if all(any(modules[u.path].children()) for u in s.units)])
+    composite = outermost([s for s in inside if all(any(modules[u.path].children()) for u in s.units)])
     best = max(composite, key=lambda s: s.parameters, default=None)
     return best.units if best is not None and 2 * best.parameters > stage.parameters else (stage,)
 
@@ -363,7 +239,7 @@ def has_fused_path(module: nn.Module) -> bool:
 def _no_stages(
     modules: dict[str, nn.Module], observed: Observed, units: list[Unit], outer: list[Sequence], total: int
 ) -> NoStagesError:
-    several = max(_outer(_siblings(units, modules, ambiguous=True)), key=lambda s: s.parameters, default=None)
+    several = max(outermost(siblings(units, modules, ambiguous=True)), key=lambda s: s.parameters, default=None)
     if several is not None and 2 * several.parameters > total:
         error = NoStagesError(
             f"this network is of no known family, and what could be its stages ({several.units[0].path} …) gives "
@@ -376,7 +252,7 @@ def _no_stages(
     found = "no sequence of stages (numbered siblings, each called once, with features of one shape in and out)"
     if rows:
         what = "one sequence that could be" if len(rows) == 1 else "several sequences that could be"
-        found = f"{what} its stages, but not with more than half of its {total:,} parameters"
+        found = f"{what} its stages, but not with enough of its {total:,} parameters"
     error = NoStagesError(
         f"this network is of no known family, and running it showed {found}", problems=[*map(str, rows)]
     )

@@ -48,9 +48,8 @@ def with_call(
         text = f"lowpeft.adapt(model, [{', '.join(_of_config(named.get(c.kind, c)) for c in wanted.adapters)}]"
     text += ", example=example)" if has_example else ")"
     others = "".join(f" (or item={i})" for i in error.items[1:])
-    return PlanError(
-        f"{error.message}. This call works, and names what comes nearest{others}:\n    {text}", problems=error.problems
-    )
+    message = f"{error.message}. This call works, and names what comes nearest{others}:\n    {text}"
+    return PlanError(message, problems=error.problems)
 
 
 def _named(config: AdapterConfig, targets: list[str], item: int | None) -> AdapterConfig:

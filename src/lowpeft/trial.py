@@ -123,7 +123,7 @@ class Trial:
         yield self.example
 
     def call(self, example: Example) -> Any:
-        """The copy's output, without gradients; random numbers that it draws are the same ones each time.
+        """The copy's output, without gradients.
 
         Raises:
             Exception: Whatever the network raises.
@@ -140,7 +140,6 @@ class Trial:
 
     def _quietly(self, use: Callable[[], Found]) -> Found:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
             found = use()
         self._runs += 1
         return found
@@ -151,7 +150,8 @@ class Trial:
         except Exception as error:
             text = (str(error).splitlines() or [""])[0]
             shape = tuple(example.first.shape)
-            self.failures[f"{shape}: {type(error).__name__}: {text[:100]}"] = None
+            kind = "" if isinstance(error, PlanError) else f"{type(error).__name__}: "
+            self.failures[f"{shape}: {kind}{text[:100]}"] = None
             raise PlanError(f"the network did not run on {shape}") from error
 
     def observations(self) -> Iterator[Observed]:
@@ -207,9 +207,9 @@ class Trial:
                 refusals.append(error)
         raise refusals[0] if refusals else self.did_not_run()
 
-    def did_not_run(self) -> PlanError:
-        """The error that says on what it was tried."""
-        if self.has_run:
+    def did_not_run(self, *, images: int = 1) -> PlanError:
+        """The error that says on what it was tried; `images` is how many there had to be."""
+        if images > 1 and self.has_run:
             return PlanError(
                 "the network runs on one image, but not on two as one batch:", problems=[*self.failures][:1]
             )
@@ -233,7 +233,7 @@ class Trial:
                 except PlanError:
                     continue
                 return example
-        raise self.did_not_run()
+        raise self.did_not_run(images=least)
 
     def mixes_images(self) -> bool:
         """Whether the output for one image depends on the other images of the batch.
@@ -243,7 +243,11 @@ class Trial:
         """
         example = self.running_example(least=BATCH)
         count = example.images
-        outputs = [tree_leaves(self.run(e)) for e in (example, example.with_other_second())]
+        with torch.random.fork_rng(devices=[]):
+            state = torch.get_rng_state()
+            outputs = [tree_leaves(self.run(example))]
+            torch.set_rng_state(state)  # a network that draws noise draws the same again
+            outputs.append(tree_leaves(self.run(example.with_other_second())))
         pairs = [
             (one[0], other[0])
             for one, other in zip(*outputs, strict=False)

@@ -1,0 +1,613 @@
+"""Finding sites in networks of no known family: right, or refused with a call that works."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+import lowpeft
+from lowpeft import PlanError
+from lowpeft.examples import Example
+from networks import (
+    Block,
+    Listed,
+    Nested,
+    Plain,
+    Residual,
+    SizedTokens,
+    StereoNet,
+    Timed,
+    TokenNet,
+    UNet,
+    Unpadded,
+    Video,
+)
+from states import assert_same_tensors, randomise_adapters, run_acceptance_script, tensors
+
+
+def sites(network: nn.Module, recipe: object = "spatial", **options: object) -> list[str]:
+    return [s.path for s in lowpeft.plan(network, recipe, **options).sites]
+
+
+def refusal(network: nn.Module, recipe: object = "spatial", **options: object) -> str:
+    """The message; the network is as it was."""
+    before, classes = tensors(network), {p: type(m) for p, m in network.named_modules()}
+    with pytest.raises(PlanError) as caught:
+        lowpeft.adapt(network, recipe, **options)
+    assert {p: type(m) for p, m in network.named_modules()} == classes
+    assert_same_tensors(tensors(network), before)
+    return str(caught.value)
+
+
+def carried_out(message: str, model: nn.Module, example: object = None) -> nn.Module:
+    """What the call that a refusal prints gives."""
+    call = re.search(r"^    (lowpeft\.adapt\(.*\))$", message, re.MULTILINE)
+    assert call is not None, message
+    return eval(call[1], {"lowpeft": lowpeft, "model": model, "example": example})
+
+
+REACH = {-2, -1, 0, 1, 2}
+"""What two convolutions of 3x3 read around a row."""
+
+
+def rows_read(model: nn.Module, size: tuple[int, int]) -> set[int]:
+    """The rows of the right view that a pixel in the middle row of the left result depends on, counted from it."""
+    height, width = size
+    right = torch.rand(1, 3, height, width).requires_grad_()
+    pixel = model(torch.rand(1, 3, height, width), right)[0][..., height // 2, 0].sum()
+    reach = torch.autograd.grad(pixel, right)[0].abs().sum((0, 1, 3))
+    return {int(row) - height // 2 for row in reach.nonzero().flatten()}
+
+
+# --- stages ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_level_of_a_u_shape_is_a_stage_the_finest_too() -> None:
+    found = sites(UNet(), "stereo-only", every=1)
+    levels = ("encoder_level1", "encoder_level2", "latent", "decoder_level2", "decoder_level1")
+    assert found == [f"{level}.1" for level in levels]
+    assert sites(UNet(), "spatial", target="stage=0") == ["encoder_level1.0", "encoder_level1.1"]
+
+
+def test_lists_that_are_never_called_are_stages() -> None:
+    assert sites(Nested(), "stereo-only", every=1) == [f"stages.{i}.1" for i in range(4)]
+
+
+def test_stages_that_change_the_size_are_stages() -> None:
+    class Pyramid(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 3, 1, 1)
+            for i in range(4):
+                self.add_module(f"layers_{i}", nn.Sequential(nn.Conv2d(8 << i, 16 << i, 2, 2), nn.GELU()))
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            x, found = self.stem(x), []
+            for i in range(4):
+                x = getattr(self, f"layers_{i}")(x)
+                found.append(x)
+            return found
+
+    assert sites(Pyramid(), "stereo-only", every=1) == [f"layers_{i}.1" for i in range(4)]
+
+
+def test_convolutions_without_padding_keep_stages() -> None:
+    assert sites(Unpadded(), "stereo-only", every=1) == [f"stages.{i}.1" for i in range(4)]
+    model = randomise_adapters(lowpeft.adapt(Unpadded().eval(), "stereo-only", every=1))
+    assert rows_read(model, (24, 32)) <= set(range(-7, 8))
+
+
+def test_a_lone_candidate_with_few_of_the_parameters_is_refused_with_a_call() -> None:
+    class Heavy(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heavy = nn.Conv2d(8, 256, 3, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + self.heavy(self.head(x)).mean(1, keepdim=True)
+
+    message = refusal(Heavy(), "spatial")
+    assert "one sequence that could be its stages, but not with enough" in message
+    model = carried_out(message, Heavy())
+    assert lowpeft.summary(model).by_kind["spatial"] > 0
+
+
+@pytest.mark.parametrize("recipe", ["stereo", "spatial", "stereo-only", lowpeft.SpatialConfig(reduction=2)])
+def test_the_printed_call_is_for_the_recipe_that_was_asked(recipe: object) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.third = nn.Conv2d(3, 8, 3, 1, 1), Residual(), Residual()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.third(self.second(self.first(x))).mean(1, keepdim=True)
+
+    model = carried_out(refusal(Odd(), recipe), Odd().eval())
+    wanted = {"stereo": {"spatial", "stereo"}, "stereo-only": {"stereo"}}.get(str(recipe), {"spatial"})
+    assert set(lowpeft.summary(model).by_kind) == wanted
+
+
+def test_overrides_stay_in_the_printed_call() -> None:
+    class One(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.body = nn.Conv2d(3, 8, 3, 1, 1), Residual()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(self.first(x))
+
+    message = refusal(One(), "stereo", spatial={"reduction": 2}, logit_scale=2.0)
+    model = carried_out(message, One().eval())
+    configs = {s.config.kind: s.config for s in lowpeft.plan(One(), "spatial", target="body").sites}
+    assert configs
+    found = {c.kind: c for c in lowpeft.record.record_of(model.backbone).plans["default"].recipe.adapters}
+    assert (found["spatial"].reduction, found["stereo"].logit_scale) == (2, 2.0)
+
+
+# --- tokens ----------------------------------------------------------------------------------------------------------
+
+
+def test_tokens_that_are_told_no_size_take_spatial_adapters_and_no_stereo() -> None:
+    assert sites(TokenNet()) == [f"stages.{i}" for i in range(4)]
+    assert "is not told their rows and columns" in refusal(TokenNet(), "stereo")
+
+
+def test_tokens_that_are_told_their_size_take_stereo_adapters_on_the_right_rows() -> None:
+    model = randomise_adapters(lowpeft.adapt(TokenNet(SizedTokens).eval(), "stereo-only"), std=0.3)
+    for size in ((16, 16), (32, 8), (8, 32), (64, 16), (16, 24)):
+        assert rows_read(model, size) <= REACH
+
+
+def test_class_tokens_beside_the_image_are_no_rows() -> None:
+    assert sites(TokenNet(extra=1)) == [f"stages.{i}" for i in range(4)]
+    assert "is not told" in refusal(TokenNet(extra=1), "stereo")
+    assert "is not told" in refusal(TokenNet(SizedTokens, extra=1), "stereo")
+
+
+def test_tokens_lie_on_a_square_only_where_the_network_takes_squares_alone() -> None:
+    class Square(TokenNet):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[-2] != x.shape[-1]:
+                raise ValueError("square images only")
+            return super().forward(x)
+
+    model = randomise_adapters(lowpeft.adapt(Square().eval(), "stereo-only"), std=0.3)
+    assert rows_read(model, (16, 16)) <= REACH
+
+
+def test_the_acceptance_script_of_tokens_and_mixing_passes() -> None:
+    with pytest.raises(SystemExit) as end:
+        run_acceptance_script("tokens_and_mixing.py")
+    assert end.value.code == 0
+
+
+# --- the batch -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mixes", [0.1, 1e-3])
+def test_a_network_that_mixes_its_batch_is_refused_for_several_views_and_taken_for_one(mixes: float) -> None:
+    network = TokenNet(SizedTokens, mixes=mixes).eval()
+    assert "mixes the images of a batch" in refusal(network, "stereo")
+    assert sites(network) == [f"stages.{i}" for i in range(4)]
+
+
+def test_a_network_that_takes_one_image_at_a_time_takes_adapters_of_single_images() -> None:
+    class One(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * x.new_ones(1, 3, 1, 1).expand(1, 3, *x.shape[2:]).view(x.shape)
+
+    assert sites(One(), "spatial") == [f"stages.{i}" for i in range(4)]
+    assert len(sites(One(), "lora")) == 9
+    assert "not on two as one batch" in refusal(One(), "stereo")
+
+
+# --- outputs of several tensors --------------------------------------------------------------------------------------
+
+
+class Twice(Residual):
+    """Gives one tensor under two indices."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = super().forward(x[1] if isinstance(x, tuple) else x)
+        return y, y
+
+
+class TwiceNet(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(self.body(self.head(x))[1])
+
+
+def test_stages_of_several_tensors_are_refused_with_a_call_that_names_one() -> None:
+    message = refusal(TwiceNet(Twice), "spatial")
+    assert "2 tensors of one shape" in message
+    assert "(or item=1)" in message
+    carried_out(message, TwiceNet(Twice))
+
+
+def test_a_named_module_of_several_tensors_needs_an_item() -> None:
+    assert "say item=0 or item=1" in refusal(TwiceNet(Twice), "spatial", target="stages.*")
+    model = lowpeft.adapt(TwiceNet(Twice).eval(), "spatial", target="stages.*", item=1)
+    x = torch.rand(1, 3, 8, 8)
+    before = model(x)
+    assert not torch.equal(randomise_adapters(model)(x), before)
+    assert "no tensor at item 2" in refusal(TwiceNet(Twice), "spatial", target="stages.*", item=2)
+
+
+@pytest.mark.parametrize("rows", [8, 4096])
+def test_what_an_item_gets_does_not_depend_on_the_images_size(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place, some rows at a time, is for features that nobody else holds; here two indices hold one tensor."""
+    monkeypatch.setattr("lowpeft.adding.ROW_CHUNK_BYTES", rows)
+    network = TwiceNet(Twice).eval()
+    model = randomise_adapters(lowpeft.adapt(network, lowpeft.StereoConfig(target="stages.*", item=0, every=1)))
+    left, right = torch.rand(1, 3, 16, 24), torch.rand(1, 3, 16, 24)
+    with torch.no_grad():
+        found = model(left, right)
+        with lowpeft.disabled(model):
+            expected = network(torch.cat((left, right)))
+    assert torch.equal(torch.cat(found), expected)  # the network reads item 1, which is not adapted
+
+
+def test_stages_of_two_views_are_not_adapted_on_one_of_them() -> None:
+    example = torch.rand(1, 6, 16, 24)
+    message = refusal(StereoNet(), "spatial", example=example)
+    assert "item=" in message
+    model = randomise_adapters(lowpeft.adapt(StereoNet().eval(), "spatial", target="stages.*.one", example=example))
+    one = torch.rand(1, 3, 16, 24)
+    with torch.no_grad():
+        moved = model(torch.cat((one, one), 1)).chunk(2, 1)
+        with lowpeft.disabled(model):
+            still = model(torch.cat((one, one), 1)).chunk(2, 1)
+    assert torch.equal(moved[0], moved[1])
+    assert not torch.equal(moved[0], still[0])
+
+
+# --- blocks ----------------------------------------------------------------------------------------------------------
+
+
+def test_children_of_a_block_that_are_added_are_the_places_of_attention_and_mlp() -> None:
+    network = Plain(Block)
+    assert sites(network) == [f"stages.{i}.attn.2" for i in range(4)]
+    assert sites(network, placement="mlp") == [f"stages.{i}.mlp.2" for i in range(4)]
+    parallel = lowpeft.plan(network, "spatial", placement="parallel").sites
+    assert [(s.path, s.attachment.source) for s in parallel] == [(f"stages.{i}.mlp", "input") for i in range(4)]
+
+
+@pytest.mark.parametrize("placement", ["attention", "mlp", "both", "parallel"])
+def test_an_adapter_on_a_child_adds_to_its_contribution(placement: str) -> None:
+    network, x = Plain(Block).eval(), torch.rand(2, 3, 16, 24)
+    expected = network(x)
+    model = lowpeft.adapt(network, "spatial", placement=placement)
+    assert torch.equal(model(x), expected)
+    lowpeft.check_trainable(model)
+
+
+def test_children_whose_output_is_not_added_are_no_places() -> None:
+    network = Plain(lambda dim: Block(dim, post=True))
+    assert sites(network) == [f"stages.{i}" for i in range(4)]
+    assert "has no place 'mlp'" in refusal(network, "spatial", placement="mlp")
+
+
+def test_the_fused_forward_of_torchs_transformer_layer_is_adapted_from_outside() -> None:
+    class Layer(nn.Module):
+        def __init__(self, dim: int) -> None:
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(dim, 2, 2 * dim, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
+
+    network, x = Plain(Layer).eval(), torch.rand(1, 3, 8, 8)
+    assert "would act in training, not in inference" in refusal(network, "spatial", target="**.linear2")
+    model = randomise_adapters(lowpeft.adapt(network, "spatial"))
+    with torch.no_grad():
+        fused = model(x)
+    torch.testing.assert_close(fused, model(x), rtol=1e-4, atol=1e-5)
+    with torch.no_grad(), lowpeft.disabled(model):
+        assert not torch.allclose(fused, model(x))
+
+
+# --- examples --------------------------------------------------------------------------------------------------------
+
+X, TIME = torch.rand(1, 3, 16, 24), torch.ones(1)
+EXAMPLES: dict[str, tuple[Callable[[], nn.Module], object, Callable[[Tensor], object]]] = {
+    "a tuple": (Timed, (X, TIME), lambda x: (x, TIME)),
+    "a dict": (Timed, {"x": X, "time": TIME}, lambda x: {"x": x, "time": TIME}),
+    "a list": (Listed, [X], lambda x: [x]),
+    "six channels": (StereoNet, torch.rand(1, 6, 16, 24), lambda x: torch.cat((x, x), 1)),
+    "frames": (Video, torch.rand(1, 2, 3, 16, 24), lambda x: torch.stack((x, x), 1)),
+}
+
+
+@pytest.mark.parametrize(("make", "example", "of"), EXAMPLES.values(), ids=EXAMPLES)
+def test_an_example_says_what_a_network_is_called_with(
+    make: Callable[[], nn.Module], example: object, of: Callable[[Tensor], object]
+) -> None:
+    torch.manual_seed(0)
+    network = make().eval()
+    target = {"target": "stages.*.one"} if make is StereoNet else {}
+    assert "example=" in refusal(network, "spatial", target="stages.*")
+    model = lowpeft.adapt(network, "spatial", example=example, **target)
+    lowpeft.check_trainable(model, example=example)
+    assert len(lowpeft.plan(make(), "lora", example=example).sites) > 4
+
+
+@pytest.mark.parametrize("name", ["a tuple", "a dict", "a list"])
+def test_each_view_of_a_stereo_model_is_what_the_network_takes(name: str) -> None:
+    make, example, of = EXAMPLES[name]
+    network = make().eval()
+    left, right = torch.rand(2, 1, 3, 16, 24)
+    with torch.no_grad():
+        expected = [Example.of(of(view)).call(network) for view in (left, right)]
+        model = lowpeft.adapt(network, "stereo", example=example)
+        found = model(of(left), of(right))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    lowpeft.check_trainable(model, example=example)
+
+
+def test_frames_of_a_video_are_no_scenes_of_views() -> None:
+    named = {"spatial": {"target": "stages.*"}, "stereo": {"target": "stages.*", "every": 1}}
+    assert "does not count images" in refusal(Video(), "stereo", example=EXAMPLES["frames"][1], **named)
+
+
+@pytest.mark.parametrize("example", [3, "image", (), {}, [1, 2], torch.tensor(1.0)])
+def test_an_example_without_a_batch_is_refused(example: object) -> None:
+    assert "example= is what the network is called with" in refusal(Plain(), "spatial", example=example)
+
+
+def test_the_callers_example_is_never_written() -> None:
+    class Writes(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.mul_(2))
+
+    x = torch.rand(2, 3, 16, 24)
+    kept = x.clone()
+    model = lowpeft.adapt(Writes().eval(), "stereo", example=x)
+    lowpeft.check_trainable(model, example=x)
+    lowpeft.check_trainable(model, x[:1], x[1:])
+    lowpeft.describe(Writes(), example=x)
+    assert torch.equal(x, kept)
+
+
+def test_the_live_network_is_not_run_while_it_is_planned() -> None:
+    class Counts(Plain):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(x)
+
+    network = Counts()
+    lowpeft.plan(network, "stereo")
+    assert network.calls == 0
+
+
+# --- networks that cannot be tried out, or write themselves ----------------------------------------------------------
+
+
+def lazy() -> nn.Module:
+    network = Plain()
+    network.extra = nn.LazyLinear(3)
+    return network
+
+
+def sparse() -> nn.Module:
+    network = Plain()
+    network.extra = nn.Parameter(torch.eye(3).to_sparse())
+    return network
+
+
+def offloaded() -> nn.Module:
+    from accelerate import cpu_offload
+
+    return cpu_offload(Plain(), torch.device("cpu"))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per:UserWarning")
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: Plain().to("meta"), "on the meta device"),
+        (lazy, "lazy, without a shape"),
+        (sparse, "sparse"),
+        (offloaded, "forward of its own on the instance"),
+        (lambda: torch.ao.quantization.quantize_dynamic(TokenNet(), {nn.Linear}), "hold weights that are no tensors"),
+    ],
+    ids=["meta", "lazy", "sparse", "offloaded", "quantised"],
+)
+@pytest.mark.parametrize("recipe", ["stereo", "lora"])
+def test_a_network_that_cannot_be_adapted_as_it_is_is_refused_in_one_sentence(
+    make: Callable[[], nn.Module], why: str, recipe: str
+) -> None:
+    with pytest.raises(PlanError, match=re.escape(why)):
+        lowpeft.adapt(make(), recipe)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per:UserWarning")
+@pytest.mark.parametrize("recipe", ["spatial", "stereo"])
+def test_an_adapted_network_can_be_quantised(recipe: str) -> None:
+    model = lowpeft.adapt(TokenNet(SizedTokens).eval(), recipe)
+    views = [torch.rand(1, 3, 8, 8)] * (2 if recipe == "stereo" else 1)
+    expected = model(*views)
+    found = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})(*views)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0.1, atol=0.1)
+
+
+class Counts(Plain):
+    """Writes a floating-point buffer in every forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        return super().forward(x)
+
+
+class Starts(Counts):
+    """Learns a factor from the first batch, as layers with data-dependent initialisation do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.count:
+            self.count.copy_(x.std())
+        return Plain.forward(self, x * self.count)
+
+
+def test_a_network_that_writes_its_state_in_every_forward_is_known_at_adapt() -> None:
+    assert "in every forward" in refusal(Counts(), "spatial")
+
+
+def test_a_network_that_writes_its_state_once_is_refused_until_it_has_run() -> None:
+    network = Starts()
+    assert "run it in eval mode before you adapt it" in refusal(network, "spatial")
+    with torch.no_grad():
+        network.eval()(torch.rand(1, 3, 8, 8))
+    lowpeft.adapt(network, "spatial")
+
+
+class Derived(nn.Module):
+    """A convolution whose forward writes its weight from two others, as SPAN's in eval mode."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(dim, dim, 1), nn.Conv2d(dim, dim, 1)
+        self.fused = nn.Conv2d(dim, dim, 1)
+        self.last = nn.Conv2d(dim, dim, 1)
+        self.fuse()
+
+    def fuse(self) -> None:
+        self.fused.weight.data = self.one.weight.data + self.two.weight.data
+        self.fused.bias.data = self.one.bias.data + self.two.bias.data
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.fuse()
+        return x + self.last(self.fused(x).tanh())
+
+
+@pytest.mark.parametrize("recipe", ["lora", "full"])
+def test_weights_that_a_network_derives_itself_are_passed_over_and_said(recipe: str) -> None:
+    network = Plain(Derived).eval()
+    plan = lowpeft.plan(network, recipe)
+    assert {s.path.rpartition(".")[2] for s in plan.sites} <= {"last", "head", "tail"}
+    assert any("writes itself when it runs" in note for note in plan.notes)
+    assert "writes itself when it runs" in str(plan)
+    model = randomise_adapters(lowpeft.adapt(network, recipe))
+    lowpeft.check_trainable(model)
+    x = torch.rand(1, 3, 8, 8)
+    expected = model(x)
+    report = lowpeft.merge(model)
+    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+    assert report.output_difference is not None
+    assert report.output_difference < 1e-5
+    assert "only to write others" in refusal(Plain(Derived).eval(), recipe, target="**.fused")
+
+
+def test_merging_refuses_a_change_that_the_forward_would_lose_and_undoes_it() -> None:
+    class Late(Plain):
+        """Derives its weight once it is told to."""
+
+        derives = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.derives:
+                self.tail.weight.data = torch.full_like(self.tail.weight, 0.1)
+            return super().forward(x)
+
+    network = Late().eval()
+    network.tail.weight.data.fill_(0.1)
+    model = randomise_adapters(lowpeft.adapt(network, lowpeft.kinds.FullConfig(target="tail")))
+    network.derives = True
+    x, before = torch.rand(1, 3, 8, 8), tensors(network)
+    expected = model(x)
+    with pytest.raises(PlanError, match="what was trained would be lost"):
+        lowpeft.merge(model)
+    assert torch.equal(model(x), expected)
+    assert_same_tensors(tensors(network), before)
+    assert lowpeft.list_adapters(model) == ["default"]
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+def test_lora_has_a_default_place() -> None:
+    plan = lowpeft.plan(Plain(), "lora")
+    assert [s.path for s in plan.sites] == ["head", *(f"stages.{i}.conv{j}" for i in range(4) for j in (1, 2))]
+    assert any("too small" in note and "tail.weight" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "fold"),
+    [
+        (nn.utils.parametrizations.weight_norm, "remove_parametrizations"),
+        (nn.utils.parametrizations.spectral_norm, "remove_parametrizations"),
+        (nn.utils.spectral_norm, "remove_spectral_norm"),
+        (lambda m: prune.l1_unstructured(m, "weight", 0.5), "prune.remove"),
+    ],
+    ids=["weight_norm", "spectral_norm", "old spectral_norm", "pruned"],
+)
+def test_a_layer_that_computes_its_weight_is_passed_over_with_what_to_do(
+    change: Callable[[nn.Module], object], fold: str
+) -> None:
+    network = Plain()
+    change(network.stages[0].conv1)
+    notes = " ".join(lowpeft.plan(network, "lora").notes)
+    assert fold in notes
+    assert "stages.0.conv1" in notes
+    assert fold in refusal(network, "lora", target="stages.0.conv1")
+    assert not any(fold in note for note in lowpeft.plan(network, "lora", target="stages.1").notes)
+
+
+@pytest.mark.parametrize("change", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_full_training_reaches_the_tensors_of_a_parametrised_layer(change: Callable[[nn.Module], object]) -> None:
+    torch.manual_seed(0)
+    network = Plain().eval()
+    change(network.stages[0].conv1)
+    network.eval()
+    x = torch.rand(1, 3, 8, 8)
+    expected = network(x)
+    model = lowpeft.adapt(network, "full")
+    assert torch.equal(model(x), expected)
+    lowpeft.check_trainable(model)
+    changed = randomise_adapters(model, std=0.01)(x)
+    lowpeft.merge(model)
+    torch.testing.assert_close(model(x), changed, rtol=1e-4, atol=1e-5)
+
+
+def test_the_projections_of_attention_with_other_keys_are_adapted() -> None:
+    class Attends(nn.Module):
+        def __init__(self, dim: int) -> None:
+            super().__init__()
+            self.keys = nn.Linear(dim, 2 * dim)
+            self.attention = nn.MultiheadAttention(dim, 2, kdim=2 * dim, vdim=2 * dim, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            keys = self.keys(x)
+            return x + self.attention(x, keys, keys)[0]
+
+    network = TokenNet(Attends).eval()
+    model = lowpeft.adapt(network, "lora", target="**.attention")
+    names = {
+        n.partition("attention.")[2].partition(".a")[0].removesuffix(".b") for n in lowpeft.adapter_state_dict(model)
+    }
+    assert len(names) == 4
+    lowpeft.check_trainable(randomise_adapters(model))
+
+
+def test_what_a_pattern_passes_over_is_said() -> None:
+    class Table(Residual):
+        def __init__(self, dim: int) -> None:
+            super().__init__(dim)
+            self.table = nn.Parameter(torch.zeros(dim, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + self.table
+
+    notes = " ".join(lowpeft.plan(Plain(Table), "lora").notes)
+    assert "passed over 4 parameters that it does not fit, as stages.0.table" in notes
