@@ -129,10 +129,19 @@ COMBINATIONS = [case for case in CASES if case.label == "combination"]
 # Kinds share ports: the arithmetic of every kind is tried on every network, what the ports do with one kind of each.
 PORTS = [case for case in CASES if case.label in ("lora", "convpass", "combination")]
 
-every_case = pytest.mark.parametrize("case", CASES, ids=str)
-every_port = pytest.mark.parametrize("case", PORTS, ids=str)
-every_combination = pytest.mark.parametrize("case", COMBINATIONS, ids=str)
-every_network = pytest.mark.parametrize("network", zoo.FAMILIES, ids=lambda n: n.name)
+
+def each(cases: list[Case]) -> pytest.MarkDecorator:
+    """A test of every case; those of rows that come later are in the slow tier."""
+    rows = [pytest.param(c, marks=pytest.mark.slow) if c.network.name in zoo.LATER else c for c in cases]
+    return pytest.mark.parametrize("case", rows, ids=str)
+
+
+every_case, every_port, every_combination = each(CASES), each(PORTS), each(COMBINATIONS)
+every_network = pytest.mark.parametrize(
+    "network",
+    [pytest.param(n, marks=pytest.mark.slow) if n.name in zoo.LATER else n for n in zoo.FAMILIES],
+    ids=lambda n: n.name,
+)
 
 HAT = next(n for n in zoo.FAMILIES if n.name == "hat")
 SWINIR = next(n for n in zoo.FAMILIES if n.name == "swinir")
@@ -234,7 +243,7 @@ def test_every_kind_is_in_a_case() -> None:
 
 
 def test_every_family_has_a_network() -> None:
-    assert {network.family for network in zoo.FAMILIES} == set(FAMILY)
+    assert {network.family for network in (*zoo.FAMILIES, *zoo.TWO_VIEWS)} == set(FAMILY)
 
 
 @every_network
@@ -568,7 +577,7 @@ MERGEABLE = [c for c in CASES if all(issubclass(get_kind(a.kind).module, WeightA
 UNMERGEABLE = [Case(network, label) for network in zoo.FAMILIES for label in RECIPES]
 
 
-@pytest.mark.parametrize("case", MERGEABLE, ids=str)
+@each(MERGEABLE)
 def test_a_merged_network_is_bit_equal_to_the_adapted_one(case: Case) -> None:
     model = copy.deepcopy(trained(case))
     expected = look(model, case.network)
@@ -578,7 +587,7 @@ def test_a_merged_network_is_bit_equal_to_the_adapted_one(case: Case) -> None:
     assert torch.equal(look(model, case.network), expected)
 
 
-@pytest.mark.parametrize("case", MERGEABLE, ids=str)
+@each(MERGEABLE)
 def test_nothing_of_the_adapter_is_left_after_a_merge(case: Case) -> None:
     model = copy.deepcopy(trained(case))
     lowpeft.merge(model)
@@ -588,7 +597,7 @@ def test_nothing_of_the_adapter_is_left_after_a_merge(case: Case) -> None:
     assert model.state_dict().keys() == pristine(case.network).state_dict().keys()
 
 
-@pytest.mark.parametrize("case", UNMERGEABLE, ids=str)
+@each(UNMERGEABLE)
 def test_merging_feature_adapters_is_refused(case: Case) -> None:
     model = copy.deepcopy(trained(case))
     with untouched(model), pytest.raises(PlanError, match="nothing can be merged"):
