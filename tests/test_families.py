@@ -127,7 +127,7 @@ def tables(registries: None) -> None:
 def image_size(name: str) -> Size:
     """Twice the row's size where the network takes it, so that there are rows and windows enough to tell apart."""
     height, width = ROWS[name].input_px
-    return (height, width) if ROWS[name].family in ("ipt", "uformer") else (2 * height, 2 * width)
+    return (height, width) if ROWS[name].family == "ipt" else (2 * height, 2 * width)
 
 
 def images(name: str) -> Tensor:
@@ -197,7 +197,7 @@ def test_a_place_gives_what_the_family_says(name: str, place: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("craft", "dctlsa") else n for n in sorted(zoo.LATER)]
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("craft", "dctlsa", "uformer") else n for n in sorted(zoo.LATER)]
 )
 def test_all_places_together_give_what_the_family_says(name: str) -> None:
     root, x = build(name), images(name)
