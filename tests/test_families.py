@@ -197,7 +197,8 @@ def test_a_place_gives_what_the_family_says(name: str, place: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("craft", "dctlsa", "uformer") else n for n in sorted(zoo.LATER)]
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in ("craft", "dctlsa", "uformer") else n for n in sorted(zoo.LATER)],
 )
 def test_all_places_together_give_what_the_family_says(name: str) -> None:
     root, x = build(name), images(name)
