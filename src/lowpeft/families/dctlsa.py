@@ -27,7 +27,7 @@ def dctlsa_forward(block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int,
         x: (N, L, C) with L = H·W.
         x_size: (H, W), multiples of the window.
 
-    Source: DCTLSA (Neural Computing and Applications 2023), the authors' code.
+    Source: DCTLSA (doi 10.1109/TIM.2023.3304672).
     """
     b: Any = block
     (height, width), shift = x_size, b.shift_size
@@ -81,6 +81,6 @@ DCTLSA = register_family(
             "scale": pixel_shuffle_scale(network.upsampler),
             "channels": network.fea_conv.weight.shape[1],
         },
-        source="the authors' code, and spandrel's copy; the groups are joined densely, without a shortcut",
+        source="doi 10.1109/TIM.2023.3304672; the groups are joined densely, without a shortcut",
     )
 )

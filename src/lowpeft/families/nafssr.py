@@ -28,7 +28,7 @@ def chimb_forward(block: nn.Module, ports: Ports, inp: Tensor) -> Tensor:
         ports: Its adapters.
         inp: (N,C,H,W), one view.
 
-    Source: CVHSSR (CVPR workshops 2023), the authors' code.
+    Source: CVHSSR (arXiv 2304.06236).
     """
 
     def branch(b: Any, x: Tensor) -> Tensor:
@@ -77,6 +77,6 @@ CVHSSR = register_family(
         places=block_places(BLOCK, "conv3.weight", CHIMB),
         blocks=(CHIMB,),
         facts=_facts,
-        source="the authors' code; six channels, left and right",
+        source="arXiv 2304.06236; six channels, left and right",
     )
 )
