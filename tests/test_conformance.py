@@ -238,6 +238,10 @@ def mix_flags(root: nn.Module) -> nn.Module:
 # --- The tables ------------------------------------------------------------------------------------------------------
 
 
+FLAT = {"craft", "dat"}
+"""Rows whose position biases come from a LayerNorm over two channels: no small change before it passes through."""
+
+
 def test_every_kind_is_in_a_case() -> None:
     assert {adapter.kind for case in CASES for adapter in case.adapters} == {kind.name for kind in kinds()}
 
@@ -274,7 +278,8 @@ def test_a_new_adapter_changes_no_bit_of_a_single_image(network: Network) -> Non
 def test_every_adapter_parameter_moves_in_two_steps(case: Case) -> None:
     before, model = training(case)
     after = dict(lowpeft.adapter_parameters(model))
-    assert [name for name in before if torch.equal(before[name], after[name])] == []
+    still = [name for name in before if torch.equal(before[name], after[name])]
+    assert [name for name in still if not (case.network.name in FLAT and ".pos." in name)] == []
 
 
 @every_port
@@ -392,7 +397,7 @@ def test_a_pickled_model_can_be_restored(case: Case) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 @every_combination
 def test_a_new_adapter_changes_no_bit_after_a_move_to_another_dtype(case: Case, dtype: torch.dtype) -> None:
-    base = fresh(case.network).to(dtype)
+    base = fresh(case.network).requires_grad_(False).to(dtype)  # torch may choose another kernel for frozen weights
     try:
         expected = look(base, case.network)
     except RuntimeError as error:
