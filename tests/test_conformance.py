@@ -129,10 +129,19 @@ COMBINATIONS = [case for case in CASES if case.label == "combination"]
 # Kinds share ports: the arithmetic of every kind is tried on every network, what the ports do with one kind of each.
 PORTS = [case for case in CASES if case.label in ("lora", "convpass", "combination")]
 
-every_case = pytest.mark.parametrize("case", CASES, ids=str)
-every_port = pytest.mark.parametrize("case", PORTS, ids=str)
-every_combination = pytest.mark.parametrize("case", COMBINATIONS, ids=str)
-every_network = pytest.mark.parametrize("network", zoo.FAMILIES, ids=lambda n: n.name)
+
+def each(cases: list[Case]) -> pytest.MarkDecorator:
+    """A test of every case; those of rows that come later are in the slow tier."""
+    rows = [pytest.param(c, marks=pytest.mark.slow) if c.network.name in zoo.LATER else c for c in cases]
+    return pytest.mark.parametrize("case", rows, ids=str)
+
+
+every_case, every_port, every_combination = each(CASES), each(PORTS), each(COMBINATIONS)
+every_network = pytest.mark.parametrize(
+    "network",
+    [pytest.param(n, marks=pytest.mark.slow) if n.name in zoo.LATER else n for n in zoo.FAMILIES],
+    ids=lambda n: n.name,
+)
 
 HAT = next(n for n in zoo.FAMILIES if n.name == "hat")
 SWINIR = next(n for n in zoo.FAMILIES if n.name == "swinir")
@@ -229,12 +238,16 @@ def mix_flags(root: nn.Module) -> nn.Module:
 # --- The tables ------------------------------------------------------------------------------------------------------
 
 
+FLAT = {"craft", "dat"}
+"""Rows whose position biases come from a LayerNorm over two channels: no small change before it passes through."""
+
+
 def test_every_kind_is_in_a_case() -> None:
     assert {adapter.kind for case in CASES for adapter in case.adapters} == {kind.name for kind in kinds()}
 
 
 def test_every_family_has_a_network() -> None:
-    assert {network.family for network in zoo.FAMILIES} == set(FAMILY)
+    assert {network.family for network in (*zoo.FAMILIES, *zoo.TWO_VIEWS)} == set(FAMILY)
 
 
 @every_network
@@ -265,7 +278,8 @@ def test_a_new_adapter_changes_no_bit_of_a_single_image(network: Network) -> Non
 def test_every_adapter_parameter_moves_in_two_steps(case: Case) -> None:
     before, model = training(case)
     after = dict(lowpeft.adapter_parameters(model))
-    assert [name for name in before if torch.equal(before[name], after[name])] == []
+    still = [name for name in before if torch.equal(before[name], after[name])]
+    assert [name for name in still if not (case.network.name in FLAT and ".pos." in name)] == []
 
 
 @every_port
@@ -383,7 +397,7 @@ def test_a_pickled_model_can_be_restored(case: Case) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 @every_combination
 def test_a_new_adapter_changes_no_bit_after_a_move_to_another_dtype(case: Case, dtype: torch.dtype) -> None:
-    base = fresh(case.network).to(dtype)
+    base = fresh(case.network).requires_grad_(False).to(dtype)  # torch may choose another kernel for frozen weights
     try:
         expected = look(base, case.network)
     except RuntimeError as error:
@@ -568,7 +582,7 @@ MERGEABLE = [c for c in CASES if all(issubclass(get_kind(a.kind).module, WeightA
 UNMERGEABLE = [Case(network, label) for network in zoo.FAMILIES for label in RECIPES]
 
 
-@pytest.mark.parametrize("case", MERGEABLE, ids=str)
+@each(MERGEABLE)
 def test_a_merged_network_is_bit_equal_to_the_adapted_one(case: Case) -> None:
     model = copy.deepcopy(trained(case))
     expected = look(model, case.network)
@@ -578,7 +592,7 @@ def test_a_merged_network_is_bit_equal_to_the_adapted_one(case: Case) -> None:
     assert torch.equal(look(model, case.network), expected)
 
 
-@pytest.mark.parametrize("case", MERGEABLE, ids=str)
+@each(MERGEABLE)
 def test_nothing_of_the_adapter_is_left_after_a_merge(case: Case) -> None:
     model = copy.deepcopy(trained(case))
     lowpeft.merge(model)
@@ -588,7 +602,7 @@ def test_nothing_of_the_adapter_is_left_after_a_merge(case: Case) -> None:
     assert model.state_dict().keys() == pristine(case.network).state_dict().keys()
 
 
-@pytest.mark.parametrize("case", UNMERGEABLE, ids=str)
+@each(UNMERGEABLE)
 def test_merging_feature_adapters_is_refused(case: Case) -> None:
     model = copy.deepcopy(trained(case))
     with untouched(model), pytest.raises(PlanError, match="nothing can be merged"):

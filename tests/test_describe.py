@@ -24,7 +24,7 @@ from lowpeft.training import train, validation
 from states import assert_same_tensors, randomise_adapters, run_acceptance_script, tensors
 from training_runs import SETTINGS, Samples
 
-PROBED = {"dat": (2, 3, 1), "drct": (2, 3, 4), "drunet": (1, 4, 8), "realcugan_x3": (3, 3, 1)}
+PROBED = {"compact": (2, 3, 1), "drct": (2, 3, 4), "drunet": (1, 4, 8), "realcugan_x3": (3, 3, 1)}
 """Scale, channels and multiple of sides of networks of no family."""
 
 

@@ -6,10 +6,10 @@ are compared with the blocks' own, and with a plain re-computation from the bloc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pytest
 import torch
@@ -35,8 +35,19 @@ def places_of(root: nn.Module) -> dict[str, tuple[FoundPlace, ...]]:
     return {name: find_places(root, found, name) for name in dict.fromkeys(p.name for p in found.family.places)}
 
 
-PLACES = [(name, place) for name in ROWS for place in places_of(build(name))]
-BLOCKS = [name for name in ROWS if any(p.place.block for found in places_of(build(name)).values() for p in found)]
+FOUND = {name: places_of(build(name)) for name in ROWS}
+PLACES = [(name, place) for name, found in FOUND.items() for place in found]
+every_place = pytest.mark.parametrize(
+    ("name", "place"), [pytest.param(*row, marks=pytest.mark.slow) if row[0] in zoo.LATER else row for row in PLACES]
+)
+BLOCKS = [name for name, found in FOUND.items() if any(p.place.block for named in found.values() for p in named)]
+
+every_block = pytest.mark.parametrize("name", BLOCKS)
+some_blocks = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in zoo.LATER else name for name in BLOCKS]
+)
+"""Those that come later are tried in the slow tier."""
+Key = TypeVar("Key")
 
 
 # --- Recording -------------------------------------------------------------------------------------------------------
@@ -67,6 +78,7 @@ class Recorder(FeatureAdapter):
     def __init__(self, channels: int, config: RecorderConfig) -> None:
         super().__init__()
         self.channels = channels
+        self.place = config.place
         self.gain = nn.Parameter(torch.zeros(()))
         self.seen: list[Features] = []
 
@@ -139,7 +151,37 @@ def changed(before: Features, after: Features) -> Tensor:
     return (after.rows - before.rows).abs().mean(-1)
 
 
-@pytest.mark.parametrize(("name", "place"), PLACES)
+def check_places(
+    x: Tensor, places: Mapping[Key, FoundPlace], see: Callable[[Tensor], Mapping[Key, Features]], pad_px: int = 0
+) -> None:
+    """Channels, batch, rows and columns are where the family says, by what is seen with and without changes of `x`."""
+    before = see(x.clone())
+    assert before.keys() == places.keys()
+    other, top, left = x.clone(), x.clone(), x.clone()
+    other[1] = x[1].flip(0)
+    top[:, :, : x.shape[2] // 4] = x.flip(0)[:, :, : x.shape[2] // 4]
+    left[:, :, :, : x.shape[3] // 4] = x.flip(0)[:, :, :, : x.shape[3] // 4]
+    after = {"other": see(other), "top": see(top), "left": see(left)}
+    for key, features in before.items():
+        channels = features.values.shape[features.layout.channel_dim]
+        assert channels == places[key].channels
+        assert features.values.shape[features.layout.batch_dim] == 2
+        assert features.size is not None
+        height, width = features.size
+        assert height * (x.shape[3] + pad_px) == width * (x.shape[2] + pad_px)
+        assert features.rows.shape == (2, height, width, channels)
+        difference = changed(features, after["other"][key])
+        assert not difference[0].any(), key
+        assert difference[1].any(), key
+        assert changed(features, after["top"][key]).mean((0, 2)).argmax() < height / 2, key
+        assert changed(features, after["left"][key]).mean((0, 1)).argmax() < width / 2, key
+
+
+PADS_PX = {"craft": 8}
+"""Rows that pad every image, also one of whole windows, below and on the right."""
+
+
+@every_place
 def test_a_place_gives_what_the_family_says(name: str, place: str) -> None:
     root, x = build(name), images(name)
     modules = dict(root.named_modules())
@@ -151,29 +193,35 @@ def test_a_place_gives_what_the_family_says(name: str, place: str) -> None:
     lowpeft.inject(root, plan)
     with torch.no_grad():
         assert torch.equal(image_of(root(x.clone())), expected)
-    before = seen_by(root, x.clone())
-    assert before.keys() == places.keys()
-    other, top, left = x.clone(), x.clone(), x.clone()
-    other[1] = x[1].flip(0)
-    top[:, :, : x.shape[2] // 4] = x.flip(0)[:, :, : x.shape[2] // 4]
-    left[:, :, :, : x.shape[3] // 4] = x.flip(0)[:, :, :, : x.shape[3] // 4]
-    after = {"other": seen_by(root, other), "top": seen_by(root, top), "left": seen_by(root, left)}
-    for path, features in before.items():
-        channels = features.values.shape[features.layout.channel_dim]
-        assert channels == places[path].channels
-        assert features.values.shape[features.layout.batch_dim] == 2
-        assert features.size is not None
-        height, width = features.size
-        assert height * x.shape[3] == width * x.shape[2]
-        assert features.rows.shape == (2, height, width, channels)
-        difference = changed(features, after["other"][path])
-        assert not difference[0].any(), path
-        assert difference[1].any(), path
-        assert changed(features, after["top"][path]).mean((0, 2)).argmax() < height / 2, path
-        assert changed(features, after["left"][path]).mean((0, 1)).argmax() < width / 2, path
+    check_places(x, places, lambda x: seen_by(root, x), PADS_PX.get(name, 0))
 
 
-@pytest.mark.parametrize(("name", "place"), PLACES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in ("craft", "dctlsa", "uformer") else n for n in sorted(zoo.LATER)],
+)
+def test_all_places_together_give_what_the_family_says(name: str) -> None:
+    root, x = build(name), images(name)
+    modules, found = dict(root.named_modules()), places_of(root)
+    places = {(output_module(modules, p.path), place): p for place, named in found.items() for p in named}
+    with torch.no_grad():
+        expected = image_of(root(x.clone()))
+    for place in found:
+        lowpeft.adapt(root, recorder(place), name=place)
+    recorders = {(path, r.place): r for path, _, slot in slots(root) for r in pieces_in(slot)}
+
+    @torch.no_grad()
+    def see(x: Tensor) -> dict[tuple[str, str], Features]:
+        for adapter in recorders.values():
+            adapter.seen.clear()
+        out = image_of(root(x))
+        assert torch.equal(out, expected) or not torch.equal(x, images(name))
+        return {key: adapter.seen[0] for key, adapter in recorders.items()}
+
+    check_places(x, places, see, PADS_PX.get(name, 0))
+
+
+@every_place
 def test_the_number_of_views_reaches_every_place(name: str, place: str) -> None:
     model = lowpeft.adapt(build(name), recorder(place, scene=2))
     left, right = images(name)[:1], images(name)[1:]
@@ -204,33 +252,36 @@ def blocks_of(root: nn.Module) -> dict[str, tuple[nn.Module, str]]:
     return {p.path: (root.get_submodule(p.path), p.place.block) for p in found if p.place.block is not None}
 
 
+UNSHIFTED = {"ipt", "nafnet", "kbnet_s", "hitsrf", "hitsir", "hitsng"}
+
+
 def shifts(block: Any) -> bool:
     shift = getattr(block, "shift_size", getattr(block, "shifted", False))
-    return any(shift) if isinstance(shift, tuple) else bool(shift)
+    return any(shift) if isinstance(shift, (tuple, list)) else bool(shift)
 
 
 def first(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@every_block
 @torch.no_grad()
 def test_a_block_forward_without_adapters_is_bit_equal(name: str) -> None:
     blocks = blocks_of(build(name))
-    if name not in ("ipt", "nafnet", "kbnet_s"):
+    if name not in UNSHIFTED:
         assert {shifts(block) for block, _ in blocks.values()} == {True, False}
     for path, (block, forward) in blocks.items():
         assert block_problem(block, get_block(forward)) is None, path
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("name", BLOCKS)
+@some_blocks
 def test_a_network_of_another_dtype_is_planned(name: str, dtype: torch.dtype) -> None:
     """Even SwinIR in half precision, which runs at its own size only: the mask for others is float32."""
     assert lowpeft.plan(build(name).to(dtype), RecorderConfig()).sites
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@some_blocks
 @torch.no_grad()
 def test_zero_at_every_port_of_every_block_leaves_the_network_bit_equal(name: str) -> None:
     """At another size than the blocks' own, with every port's features computed."""
@@ -273,6 +324,11 @@ PARTS = {
     ),
     "nafnet.block": Parts(attention=("conv3",), mlp="conv5", gains=("beta", "gamma")),
     "kbnet.block": Parts(attention=("conv3",), mlp="conv5", gains=("beta", "gamma")),
+    "dctlsa.block": Parts(attention=("attn.proj", "attn.local"), norms=(None, None)),
+    "craft.srwab": Parts(attention=("proj",)),
+    "uformer.lewin": Parts(),
+    "atd.layer": Parts(attention=("attn_win", "attn_atd", "attn_aca"), mlp="convffn"),
+    **dict.fromkeys(("hitsrf.block", "hitsir.block", "hitsng.block"), POST),
 }
 
 
@@ -328,7 +384,7 @@ def expected_with(block: Any, parts: Parts, port: str, x: Tensor, rest: tuple[An
     return end if at_mlp else run(end, *parts.attention)
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@every_block
 @torch.no_grad()
 def test_a_port_adds_where_it_says(name: str) -> None:
     done: set[tuple[str, bool]] = set()
@@ -348,7 +404,7 @@ def test_a_port_adds_where_it_says(name: str) -> None:
             assert not torch.allclose(found, plain, rtol=1e-3, atol=1e-3), port
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@some_blocks
 def test_a_fork_of_a_block_is_refused_by_name(name: str) -> None:
     root = build(name)
     for block, _ in blocks_of(root).values():
@@ -364,7 +420,7 @@ def test_a_fork_of_a_block_is_refused_by_name(name: str) -> None:
         lowpeft.plan(root, RecorderConfig())
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@some_blocks
 def test_a_fork_of_shifted_blocks_alone_is_refused(name: str) -> None:
     root = build(name)
     forks = [block for block, _ in blocks_of(root).values() if shifts(block)]

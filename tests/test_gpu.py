@@ -12,10 +12,14 @@ import lowpeft
 import zoo
 from lowpeft import StereoModel
 from states import assert_same_tensors, randomise_adapters, tensors
-from test_conformance import CASES, Case, every_case
+from test_conformance import CASES as ALL_CASES
+from test_conformance import Case
 from zoo import image_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:'saved_variables' is deprecated:DeprecationWarning")]
+
+CASES = [case for case in ALL_CASES if case.network.name not in zoo.LATER or case.label == "combination"]
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
 def on_gpu(case: Case) -> nn.Module:

@@ -53,7 +53,8 @@ def test_a_row_is_what_it_says(network: Network) -> None:
     assert run(module, torch.zeros_like(x[:1])).isfinite().all()
     if network.task != "features":  # a fourth channel is a noise map or a mask, and goes in only
         height, width = network.input_px
-        assert singles.shape == (2, min(network.channels, 3), network.scale * height, network.scale * width)
+        channels = network.channels if network in zoo.TWO_VIEWS else min(network.channels, 3)
+        assert singles.shape == (2, channels, network.scale * height, network.scale * width)
     if network.name not in zoo.COUPLED:
         torch.testing.assert_close(run(module, x), singles, rtol=TOLERANCE, atol=TOLERANCE * network.value_max)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+import timm
 import torch
 from spandrel.architectures.ATD import ATD
 from spandrel.architectures.AuraSR import AuraSR
@@ -60,6 +61,7 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
 from transformers import Swin2SRConfig, Swin2SRForImageSuperResolution
 
+import official_layouts
 from lowpeft.networks import EDT, EDTConfig
 from lowpeft.networks.edt import RGB_MEAN
 
@@ -85,9 +87,12 @@ class Network:
 
 
 def image_of(output: object) -> Tensor:
-    """The image (or feature map) in what a network of the table returns: a tensor, a tuple, a transformers output."""
-    if isinstance(output, tuple):
-        return image_of(output[0])
+    """The image (or feature map) in what a network of the table returns.
+
+    That is a tensor, the first of a tuple, the last of a list of stages' features, or in a transformers output.
+    """
+    if isinstance(output, (tuple, list)):
+        return image_of(output[0] if isinstance(output, tuple) else output[-1])
     found = output if isinstance(output, Tensor) else getattr(output, "reconstruction", None)
     if not isinstance(found, Tensor):
         raise TypeError(f"no image in an output of type {type(output).__name__}")
@@ -173,8 +178,10 @@ def _restoration(
     )
 
 
-def _features(name: str, make: Callable[[], nn.Module], input_px: tuple[int, int]) -> Network:
-    return Network(name=name, build=_ready(make), input_px=input_px, scale=1, family=name, task="features")
+def _features(
+    name: str, make: Callable[[], nn.Module], input_px: tuple[int, int], *, family: str | None = None
+) -> Network:
+    return Network(name=name, build=_ready(make), input_px=input_px, scale=1, family=family or name, task="features")
 
 
 def _span() -> nn.Module:
@@ -219,7 +226,8 @@ def _swin2sr_hf() -> nn.Module:
 _GROUPS = {"depths": (2, 2, 2, 2), "num_heads": (2, 2, 2, 2)}
 _SWIN = {**_GROUPS, "img_size": 8, "embed_dim": 12, "window_size": 4, "mlp_ratio": 2.0, "upscale": 2}
 _TIMM = {**_GROUPS, "img_size": 64, "embed_dim": 8, "window_size": 4, "strict_img_size": False}
-_TIMM |= {"num_classes": 0, "global_pool": ""}  # no head: the features themselves
+_NO_HEAD = {"num_classes": 0, "global_pool": ""}  # the features themselves
+_TIMM |= _NO_HEAD
 
 _HAT = _sr("hat", partial(HAT, **_SWIN, squeeze_factor=1, num_feat=16), (8, 12), 2, family="hat")
 _SWINIR = _sr("swinir", partial(SwinIR, **_SWIN, upsampler="pixelshuffle"), (8, 12), 2, family="swinir")
@@ -272,16 +280,39 @@ _DAT = partial(DAT, img_size=8, embed_dim=64, split_size=[4, 8], expansion_facto
 _RGT = partial(RGT, img_size=16, embed_dim=64, split_size=[4, 8], mlp_ratio=1.0, upscale=2)
 _CRAFT = partial(CRAFT, **{**_GROUPS, "depths": (1,) * 4}, embed_dim=64, window_size=8, split_size_0=4, split_size_1=8)
 _RESTOREFORMER = partial(RestoreFormer, n_embed=16, embed_dim=32, ch=32, ch_mult=(1, 1, 1, 1), z_channels=32)
+_ATD_ROW = _sr(
+    "atd",
+    partial(ATD, **_SWIN, category_size=32, num_tokens=8, upsampler="pixelshuffledirect"),
+    (8, 12),
+    2,
+    family="atd",
+)
+_CRAFT_ROW = _sr("craft", partial(_CRAFT, upscale=2), (8, 12), 2, family="craft")
+_DAT_ROW = _sr("dat", _DAT, (8, 12), 2, family="dat")
+_DAT_LIGHT_ROW = _sr(
+    "dat_light", partial(_DAT, resi_connection="3conv", upsampler="pixelshuffledirect"), (8, 12), 2, family="dat"
+)
+_DCTLSA_ROW = _sr("dctlsa", partial(DCTLSA, nf=10, num_head=2, upscale=2), (16, 24), 2, family="dctlsa")
+_DITN_ROW = _sr(
+    "ditn", partial(DITN, dim=8, ITL_blocks=2, SAL_blocks=2, UFONE_blocks=4, upscale=2), (16, 24), 2, family="ditn"
+)
+_UFORMER_ROW = _restoration(
+    "uformer",
+    partial(Uformer, img_size=64, embed_dim=4, num_heads=[1, 1, 2, 2, 2, 2, 2, 1, 1], win_size=4, mlp_ratio=2.0),
+    (64, 64),
+    family="uformer",
+)
+_TIMM_TINY = {"features_only": True, "pretrained": False, **{k: v for k, v in _TIMM.items() if k not in _NO_HEAD}}
 
 SPANDREL: tuple[Network, ...] = (
-    _sr("atd", partial(ATD, **_SWIN, category_size=32, num_tokens=8, upsampler="pixelshuffledirect"), (8, 12), 2),
+    _ATD_ROW,
     _sr("aurasr", _AURASR, (16, 24), 4),
     _sr("compact", partial(Compact, num_feat=8, num_conv=4, upscale=2), (8, 12), 2),
-    _sr("craft", partial(_CRAFT, upscale=2), (8, 12), 2),
-    _sr("dat", _DAT, (8, 12), 2),
-    _sr("dat_light", partial(_DAT, resi_connection="3conv", upsampler="pixelshuffledirect"), (8, 12), 2),
-    _sr("dctlsa", partial(DCTLSA, nf=10, num_head=2, upscale=2), (16, 24), 2),
-    _sr("ditn", partial(DITN, dim=8, ITL_blocks=2, SAL_blocks=2, UFONE_blocks=4, upscale=2), (16, 24), 2),
+    _CRAFT_ROW,
+    _DAT_ROW,
+    _DAT_LIGHT_ROW,
+    _DCTLSA_ROW,
+    _DITN_ROW,
     _restoration("dncnn", partial(DnCNN, in_nc=3, out_nc=3, nc=8, nb=6), (8, 12)),
     _restoration("dncnn_gray", partial(DnCNN, nc=8, nb=6, act_mode="R"), (8, 12), channels=1),
     _sr("drct", partial(DRCT, **{**_SWIN, "embed_dim": 24}, gc=8, upsampler="pixelshuffle"), (8, 12), 2),
@@ -363,11 +394,7 @@ SPANDREL: tuple[Network, ...] = (
         (14, 21),
         family="swinir",
     ),
-    _restoration(
-        "uformer",
-        partial(Uformer, img_size=64, embed_dim=4, num_heads=[1, 1, 2, 2, 2, 2, 2, 1, 1], win_size=4, mlp_ratio=2.0),
-        (64, 64),
-    ),
+    _UFORMER_ROW,
 )
 
 FAMILIES: tuple[Network, ...] = (
@@ -384,9 +411,37 @@ FAMILIES: tuple[Network, ...] = (
     _KBNET_S,
     _RCAN,
     _sr("edsr", EDSR, (8, 12), 2, family="edsr", value_max=255.0),
+    _ATD_ROW,
+    _CRAFT_ROW,
+    _DAT_ROW,
+    _DCTLSA_ROW,
+    _DITN_ROW,
+    _UFORMER_ROW,
+    _restoration("restormer", official_layouts.Restormer, (16, 24), family="restormer"),
+    _sr("hitsrf", partial(official_layouts.HiT, "srf"), (8, 12), 2, family="hitsrf"),
+    _sr("hitsir", partial(official_layouts.HiT, "sir"), (8, 12), 2, family="hitsir"),
+    _sr("hitsng", partial(official_layouts.HiT, "sng"), (8, 12), 2, family="hitsng"),
+    _features(
+        "timm_swin_features",
+        partial(timm.create_model, "swin_tiny_patch4_window7_224", **_TIMM_TINY),
+        (64, 96),
+        family="timm_swin",
+    ),
+    _features(
+        "timm_swin_v2_features",
+        partial(timm.create_model, "swinv2_tiny_window8_256", **_TIMM_TINY),
+        (64, 96),
+        family="timm_swin_v2",
+    ),
 )
 
-ALL: tuple[Network, ...] = (*SPANDREL, *(network for network in FAMILIES if network not in SPANDREL))
+TWO_VIEWS: tuple[Network, ...] = tuple(
+    Network(name=name, build=_ready(make), input_px=(8, 12), scale=2, family=name, task="sr", channels=6)
+    for name, make in (("nafssr", official_layouts.nafssr), ("cvhssr", official_layouts.cvhssr))
+)
+"""Networks of a family that take left and right, side by side in the channels, and mix them themselves."""
+
+ALL: tuple[Network, ...] = (*SPANDREL, *(n for n in (*FAMILIES, *TWO_VIEWS) if n not in SPANDREL))
 """Every row once."""
 
 ROWS: dict[str, Network] = {network.name: network for network in ALL}
@@ -402,6 +457,10 @@ def image(name: str, count: int = 1) -> Tensor:
     """Random images for the network of that row, always the same."""
     row = ROWS[name]
     return row.value_max * torch.rand(count, row.channels, *row.input_px, generator=torch.Generator().manual_seed(3))
+
+
+LATER: frozenset[str] = frozenset(network.name for network in FAMILIES[FAMILIES.index(_ATD_ROW) :])
+"""Rows of families that add no mechanism to those before them: most of their cases are in the slow tier."""
 
 
 class Holder(nn.Module):

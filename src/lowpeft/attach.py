@@ -101,9 +101,7 @@ def _specialise(base: type[nn.Module], facets: Facets) -> type[nn.Module]:
         body["train"] = _train
     if facets.switched:
         body["_replicate_for_data_parallel"] = _replicate
-    if issubclass(base, nn.Sequential):  # it calls all of its children in turn, and the adapters are none of them
-        body["__iter__"] = lambda self: iter(m for name, m in self._modules.items() if name != SLOT)
-        body["__len__"] = lambda self: len(self._modules) - (SLOT in self._modules)
+    body |= _members(base)
     body |= {
         "__reduce_ex__": _reduce_ex,
         "_lowpeft_base": base,
@@ -113,6 +111,25 @@ def _specialise(base: type[nn.Module], facets: Facets) -> type[nn.Module]:
         "__doc__": base.__doc__,
     }
     return type(base.__name__, (base,), body)
+
+
+def _members(base: type[nn.Module]) -> dict[str, Callable[..., Any]]:
+    """How a container lists its members: some call all of them in turn, and the adapters are none of them."""
+
+    def own(self: nn.Module) -> dict[str, nn.Module | None]:
+        return {name: module for name, module in self._modules.items() if name != SLOT}
+
+    if issubclass(base, nn.Sequential):
+        return {"__iter__": lambda self: iter(own(self).values()), "__len__": lambda self: len(own(self))}
+    if issubclass(base, nn.ModuleDict):  # timm's networks of features
+        return {
+            "__iter__": lambda self: iter(own(self)),
+            "__len__": lambda self: len(own(self)),
+            "keys": lambda self: own(self).keys(),
+            "values": lambda self: own(self).values(),
+            "items": lambda self: own(self).items(),
+        }
+    return {}
 
 
 def _with_own_code(function: Any) -> Callable[..., Any]:

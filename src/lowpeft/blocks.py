@@ -32,7 +32,7 @@ def check_block(checked: set[tuple[object, ...]], path: str, module: nn.Module, 
     Raises:
         PlanError: The results differ by a bit, or, for a block forward that is only close, by more than `CLOSE`.
     """
-    plain = {k: v for k, v in vars(module).items() if v is None or isinstance(v, (bool, int, float, str, tuple))}
+    plain = {k: v for k, v in vars(module).items() if v is None or isinstance(v, (bool, int, float, str, tuple, list))}
     parts = [(path, original_class(part)) for path, part in base_modules(module)]
     shapes = [(path, tuple(parameter.shape)) for path, parameter in base_parameters(module)]
     missing = [path for path, part in module._modules.items() if part is None]

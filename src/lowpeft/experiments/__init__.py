@@ -10,7 +10,7 @@ An experiment is a TOML file (the bundled ones lie beside this module):
 
     [[row]]
     name = "ipt"
-    family = "ipt"                      # or, for a network of no family: architecture = "DCTLSA"
+    family = "ipt"                      # or, for a network of no family: architecture = "DRCT"
     scale = 4
     weights = "IPT_sr4.pt"              # as the network's authors call the file
     recipe = "stereo"                   # a bundled recipe, or a file's path from the working folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -82,8 +83,9 @@ class Place:
     Attributes:
         name: Any name; kinds go to `attention`, `mlp`, `parallel`, … (see `BlockForward`), and to `stage`, a group's
             output before the group's shortcut.
-        path: Dotted path of the module, with `{stage}` and `{block}` for the components that count them; `{part}`
-            for one that is neither.
+        path: Dotted path of the module, with `{stage}` and `{block}` for the numbers that count them; `{part}` for a
+            component that is neither. Where there are two of them (`body.{block}.blocks.{block}`), or where several
+            places of one name have the same stages, stages and blocks are counted through, in the order of the places.
         channels: Path, from that module (from the one around it, after a `^`), of a parameter whose first dimension is
             the number of channels.
         block: Name of the block forward; None for a place at the module's output.
@@ -298,48 +300,75 @@ def _fits(signature: tuple[str, ...], names: list[str]) -> bool:
     return all(any(map(matcher(p.removeprefix("!")), names)) != p.startswith("!") for p in signature)
 
 
+@dataclass(frozen=True)
+class _Hit:
+    """A module that a place's path fits, with the numbers in its path."""
+
+    path: str
+    template: str
+    place: Place
+    stage: tuple[int, ...]
+    block: tuple[int, ...]
+
+
 def find_places(root: nn.Module, found: Recognised, name: str) -> tuple[FoundPlace, ...]:
     """Every place of that name in the network, in the order of stages and blocks."""
     modules = dict(base_modules(root))
     lead = found.prefix + "." if found.prefix else ""
-    hits: list[tuple[tuple[int, ...], int | None, str, str, Place]] = []
+    hits: list[_Hit] = []
+    levels: dict[str, int] = {}
     for order, place in enumerate(p for p in found.family.places if p.name == name):
         template = lead + place.path
+        level = levels.setdefault(_level(template), len(levels))
         expression = _expression(template)
         for path in modules:
             match = expression.fullmatch(path)
             if match and not _is_empty(modules[path]):
-                groups = match.groupdict()
-                stage: tuple[int, ...] = (order, int(groups["stage"])) if groups.get("stage") else (order,)
-                block = int(groups["block"]) if groups.get("block") else None
-                hits.append((stage, block, path, template, place))
-    numbers = {stage: i for i, stage in enumerate(sorted({h[0] for h in hits}))}
-    rows = sorted(hits, key=lambda h: (h[0], h[1] if h[1] is not None else -1))
+                stage, block = _numbers(match, "stage"), _numbers(match, "block")
+                hits.append(_Hit(path, template, place, (level, *stage), (order, *block) if block else ()))
+    hits.sort(key=lambda h: (h.stage, h.block))
+    numbers = {stage: i for i, stage in enumerate(dict.fromkeys(h.stage for h in hits))}
     return tuple(
         FoundPlace(
-            path=path,
-            stage=numbers[s],
-            block=b,
-            place=place,
-            channels=_channels(root, path, place),
-            stage_path=_part(template, path, "{stage}") or _around(template, path, "{block}") or path,
-            block_path=_part(template, path, "{block}"),
+            path=h.path,
+            stage=numbers[h.stage],
+            block=_block_number(h, [other.block for other in hits if other.stage == h.stage]),
+            place=h.place,
+            channels=_channels(root, h.path, h.place),
+            stage_path=_part(h.template, h.path, "{stage}") or _around(h.template, h.path, "{block}") or h.path,
+            block_path=_part(h.template, h.path, "{block}"),
         )
-        for s, b, path, template, place in rows
+        for h in hits
     )
 
 
-def _part(template: str, path: str, word: str, *, keep: int = 1) -> str | None:
-    """The path up to the component that stands for a word: `layers.0` for `{stage}` of `layers.{stage}.conv`."""
-    for i, component in enumerate(template.split(".")):
-        if word in component:
-            return ".".join(path.split(".")[: i + keep]) or None
-    return None
+def _numbers(match: re.Match[str], word: str) -> tuple[int, ...]:
+    return tuple(int(number) for group, number in match.groupdict().items() if group.startswith(word))
+
+
+def _block_number(hit: _Hit, blocks: list[tuple[int, ...]]) -> int | None:
+    """The number in the path or, where one number does not tell the stage's blocks apart, the rank among them."""
+    if not hit.block:
+        return None
+    plain = len(hit.block) == 2 and len({block[0] for block in blocks}) == 1
+    return hit.block[1] if plain else blocks.index(hit.block)
+
+
+def _level(template: str) -> str:
+    """What a place's path has in common with those of the same stages: the part up to the last `{stage}`, say."""
+    return _part(template, template, "{stage}") or _around(template, template, "{block}") or template
+
+
+def _part(template: str, path: str, word: str) -> str | None:
+    """The path up to the last component that stands for a word: `layers.0` for `{stage}` of `layers.{stage}.conv`."""
+    places = [i for i, component in enumerate(template.split(".")) if word in component]
+    return ".".join(path.split(".")[: places[-1] + 1]) if places else None
 
 
 def _around(template: str, path: str, word: str) -> str | None:
-    """The path of the module around that component."""
-    return _part(template, path, word, keep=0)
+    """The path of the module around the first such component."""
+    places = [i for i, component in enumerate(template.split(".")) if word in component]
+    return ".".join(path.split(".")[: places[0]]) or None if places else None
 
 
 def _is_empty(module: nn.Module) -> bool:
@@ -356,7 +385,6 @@ def _channels(root: nn.Module, path: str, place: Place) -> int:
 
 
 def _expression(path: str) -> re.Pattern[str]:
-    text = re.escape(path)
-    for word, group in (("stage", r"(?P<stage>\d+)"), ("block", r"(?P<block>\d+)"), ("part", r"[^.]+")):
-        text = text.replace(re.escape("{" + word + "}"), group)
-    return re.compile(text)
+    text = re.escape(path).replace(re.escape("{part}"), r"[^.]+")
+    count = itertools.count()
+    return re.compile(re.sub(r"\\\{(stage|block)\\\}", lambda word: rf"(?P<{word[1]}{next(count)}>\d+)", text))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import nn
 
 from ..layouts import Layout
 from .base import Family, Place, register_family
+from .swin import pixel_shuffle_scale
 
 
 def _nchw(name: str, path: str, channels: str) -> Place:
@@ -17,9 +17,12 @@ def _nchw(name: str, path: str, channels: str) -> Place:
 
 def _upscaler_facts(network: Any) -> dict[str, Any]:
     """Scale from the pixel shuffles; a mean colour above 1 means 0..255, unless the network scales values itself."""
-    scale = math.prod(m.upscale_factor for m in network.tail.modules() if isinstance(m, nn.PixelShuffle))
     first = next(m for m in network.head.modules() if isinstance(m, nn.Conv2d))
-    facts: dict[str, Any] = {"scale": scale, "channels": first.weight.shape[1], "size_multiple": 1}
+    facts: dict[str, Any] = {
+        "scale": pixel_shuffle_scale(network.tail),
+        "channels": first.weight.shape[1],
+        "size_multiple": 1,
+    }
     mean = getattr(network.sub_mean, "bias", None)
     if mean is not None and not hasattr(network, "rgb_range") and float(mean.detach().abs().max()) > 1:
         facts["value_range"] = (0.0, 255.0)

@@ -18,14 +18,33 @@ def _contribution(ports: Ports, branch: Tensor, normed: Tensor, x: Tensor, names
     return added(branch, ports, Layout.NCHW, (x.shape[2], x.shape[3]), features)
 
 
-def _block_forward(block: Any, ports: Ports, inp: Tensor, branch: Callable[[Any, Tensor], Tensor]) -> Tensor:
-    """Both halves of a block: x + beta · branch(norm1 x), then x + gamma · MLP(norm2 x)."""
+def _gated_mlp(block: Any, normed: Tensor) -> Tensor:
+    out: Tensor = block.conv5(block.sg(block.conv4(normed)))
+    return out
+
+
+def block_forward(
+    block: Any,
+    ports: Ports,
+    inp: Tensor,
+    branch: Callable[[Any, Tensor], Tensor],
+    mlp: Callable[[Any, Tensor], Tensor] = _gated_mlp,
+) -> Tensor:
+    """Both halves of a block: x + beta · branch(norm1 x), then x + gamma · MLP(norm2 x).
+
+    Args:
+        block: The block.
+        ports: Its adapters.
+        inp: (N,C,H,W).
+        branch: From the block and the features after `norm1` to what its first half adds, before the scaling.
+        mlp: The same for the second half.
+    """
     normed = block.norm1(inp)
     names = ("attention", "parallel_attention", "parallel_attention_raw")
     contribution = block.dropout1(_contribution(ports, branch(block, normed), normed, inp, names))
     x = inp + contribution * block.beta
     normed = block.norm2(x)
-    out = block.conv5(block.sg(block.conv4(normed)))
+    out = mlp(block, normed)
     contribution = block.dropout2(_contribution(ports, out, normed, x, ("mlp", "parallel", "parallel_raw")))
     result: Tensor = x + contribution * block.gamma
     return result
@@ -49,7 +68,7 @@ def naf_forward(block: nn.Module, ports: Ports, inp: Tensor) -> Tensor:
         out: Tensor = b.conv3(x * b.sca(x))
         return out
 
-    return _block_forward(block, ports, inp, branch)
+    return block_forward(block, ports, inp, branch)
 
 
 def kb_forward(block: nn.Module, ports: Ports, inp: Tensor) -> Tensor:
@@ -73,7 +92,7 @@ def kb_forward(block: nn.Module, ports: Ports, inp: Tensor) -> Tensor:
         out: Tensor = b.conv3(attended * beside * channels)
         return out
 
-    return _block_forward(block, ports, inp, branch)
+    return block_forward(block, ports, inp, branch)
 
 
 def example(block: nn.Module) -> tuple[Tensor]:

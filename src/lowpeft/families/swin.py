@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -72,15 +73,16 @@ def in_windows(x: Tensor, window: int, shift: int, attend: Callable[[Tensor], Te
         x: (N,H,W,C); sides are multiples of the window's.
         window: Side of a window.
         shift: By how many positions the windows are moved down and to the right.
-        attend: Takes and gives (windows, window², C), the windows of one image after those of another.
+        attend: Takes (windows, window², C), the windows of one image after those of another, and gives the same, of any
+            number of channels.
     """
     batch, height, width, channels = x.shape
-    grid = (batch, height // window, width // window, window, window, channels)
+    rows, columns = height // window, width // window
     if shift > 0:
         x = torch.roll(x, shifts=(-shift, -shift), dims=(1, 2))
-    windows = x.view(batch, grid[1], window, grid[2], window, channels).permute(0, 1, 3, 2, 4, 5).contiguous()
-    attended = attend(windows.view(-1, window * window, channels)).view(grid).permute(0, 1, 3, 2, 4, 5)
-    x = attended.contiguous().view(batch, height, width, channels)
+    windows = x.view(batch, rows, window, columns, window, channels).permute(0, 1, 3, 2, 4, 5).contiguous()
+    attended = attend(windows.view(-1, window * window, channels)).view(batch, rows, columns, window, window, -1)
+    x = attended.permute(0, 1, 3, 2, 4, 5).contiguous().view(batch, height, width, -1)
     return torch.roll(x, shifts=(shift, shift), dims=(1, 2)) if shift > 0 else x
 
 
@@ -93,6 +95,11 @@ def position_bias(attention: Any, index: Tensor) -> Tensor:
 def noise(like: Tensor, *shape: int) -> Tensor:
     """Normally distributed numbers, the same ones each time, on the device and in the dtype of a parameter."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
+
+
+def pixel_shuffle_scale(upscaler: nn.Module) -> int:
+    """The scale of the pixel shuffles in a module."""
+    return math.prod(m.upscale_factor for m in upscaler.modules() if isinstance(m, nn.PixelShuffle))
 
 
 def image_facts(network: Any) -> dict[str, Any]:

@@ -10,10 +10,8 @@ from ..layouts import Layout
 from .base import BlockForward, Family, Place, Ports, block_places, register_family
 from .swin import BLOCK_PORTS, attention_added, mlp_added, noise
 
-BLOCK = "layers.{stage}.blocks.{block}"
-STAGE = Place(
-    name="stage", path="layers.{stage}", channels="blocks.0.norm1.weight", layout=Layout.NHWC
-)  # the shortcut is inside the blocks
+STAGES = ("layers.{stage}", "layers_{stage}")
+"""The stages' names; the second with `features_only=True`, where the network gives a list of the stages' features."""
 
 
 def v1_forward(block: nn.Module, ports: Ports, x: Tensor) -> Tensor:
@@ -63,6 +61,21 @@ def example(block: nn.Module) -> tuple[Tensor]:
     return (noise(b.norm1.weight, 1, height, width, b.norm1.weight.shape[0]),)
 
 
+def _places(block: BlockForward) -> tuple[Place, ...]:
+    """The blocks' ports, and the stages' outputs; the shortcuts are inside the blocks."""
+    blocks = [p for stage in STAGES for p in block_places(f"{stage}.blocks.{{block}}", "norm1.weight", block)]
+    stages = [Place(name="stage", path=p, channels="blocks.0.norm1.weight", layout=Layout.NHWC) for p in STAGES]
+    return (*blocks, *stages)
+
+
+def _signature(part: str) -> tuple[tuple[str, ...], ...]:
+    """A part of every attention, in a whole network or in one of features only."""
+    return tuple(
+        (f"{stages}.blocks.*.attn.{part}", f"{stages}.downsample", "patch_embed.proj")
+        for stages in ("layers.*", "layers_*")
+    )
+
+
 V1_BLOCK = BlockForward(name="timm_swin.block", forward=v1_forward, ports=BLOCK_PORTS, example=example)
 V2_BLOCK = BlockForward(name="timm_swin_v2.block", forward=v2_forward, ports=BLOCK_PORTS, example=example)
 
@@ -83,8 +96,8 @@ TIMM_SWIN = register_family(
     Family(
         name="timm_swin",
         title="Swin Transformer v1 (timm)",
-        signature=(("layers.*.blocks.*.attn.relative_position_bias_table", "layers.*.downsample", "patch_embed.proj"),),
-        places=(*block_places(BLOCK, "norm1.weight", V1_BLOCK), STAGE),
+        signature=_signature("relative_position_bias_table"),
+        places=_places(V1_BLOCK),
         blocks=(V1_BLOCK,),
         facts=_feature_facts,
         source="arXiv 2103.14030; the timm package",
@@ -95,8 +108,8 @@ TIMM_SWIN_V2 = register_family(
     Family(
         name="timm_swin_v2",
         title="Swin Transformer v2 (timm)",
-        signature=(("layers.*.blocks.*.attn.cpb_mlp", "layers.*.downsample", "patch_embed.proj"),),
-        places=(*block_places(BLOCK, "norm1.weight", V2_BLOCK), STAGE),
+        signature=_signature("cpb_mlp"),
+        places=_places(V2_BLOCK),
         blocks=(V2_BLOCK,),
         facts=_feature_facts,
         source="arXiv 2111.09883; the timm package",

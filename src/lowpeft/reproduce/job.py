@@ -141,10 +141,10 @@ def run_job(job: Job, folder: Path) -> Outcome:
     quiet()
     folder.mkdir(parents=True, exist_ok=True)
     backbone = load_backbone(job.weights)
-    found = (backbone.family or backbone.architecture, backbone.scale)
-    if found != (job.network, job.scale):
+    if job.network not in (backbone.family, backbone.architecture) or job.scale != backbone.scale:
+        found = backbone.family or backbone.architecture
         raise LowpeftError(
-            f"{job.weights} is a {found[0]} x{found[1]}, but row {job.row!r} is for {job.network} x{job.scale}"
+            f"{job.weights} is a {found} x{backbone.scale}, but row {job.row!r} is for {job.network} x{job.scale}"
         )
     model: object = backbone if job.recipe is None else build_model(backbone, job.recipe)
     module = module_of(model).to(torch.device(job.device))

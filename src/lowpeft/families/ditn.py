@@ -1,0 +1,38 @@
+"""DITN (official code, spandrel)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..layouts import Layout
+from .base import Family, Place, register_family
+from .swin import pixel_shuffle_scale
+
+BLOCK = "UFONE.{stage}.SALs.{stage}"
+"""A spatial-aware layer: SDA is its attention. The layers before it, ITLs, see patches of 8x8 pixels one by one, with
+no way to tell which belong to one image, and have no places."""
+
+
+def _branch(name: str, child: str, channels: str, **options: Any) -> Place:
+    return Place(name=name, path=f"{BLOCK}.{child}", channels=channels, layout=Layout.NCHW, **options)
+
+
+DITN = register_family(
+    Family(
+        name="ditn",
+        title="DITN",
+        signature=(("UFONE.*.SALs.*.SDA.DConvs", "UFONE.*.SALs.*.ffn.project_out", "UFONE.*.ITLs.*.attn", "sft"),),
+        places=(
+            _branch("attention", "SDA", "proj_last.0.weight"),
+            _branch("parallel_attention", "SDA", "proj_last.0.weight", source="input"),
+            _branch("mlp", "ffn", "project_out.weight"),
+            _branch("parallel", "ffn", "project_out.weight", source="input"),
+            Place(name="stage", path=BLOCK, channels="conv1.weight", layout=Layout.NCHW),
+        ),
+        facts=lambda network: {
+            "scale": pixel_shuffle_scale(network.upsample),
+            "channels": network.sft.weight.shape[1],
+        },
+        source="arXiv 2308.02794; the released network has one UFONE, so that its layers are the stages",
+    )
+)

@@ -1,0 +1,131 @@
+"""Uformer (official code, spandrel)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..layouts import Layout
+from .base import BlockForward, Family, Place, Ports, block_places, register_family
+from .swin import BLOCK_PORTS, attention_added, in_windows, noise, pre_norm_mlp
+
+LEVELS = ("encoderlayer_{stage}", "conv", "decoderlayer_{stage}")
+"""From the finest resolution down and up again."""
+
+
+def _different(regions: Tensor, window: int) -> Tensor:
+    """-100 for pairs of positions of a window that lie in different regions of a map (1,H,W,1), else 0."""
+    _, height, width, _ = regions.shape
+    grid = regions.view(height // window, window, width // window, window).permute(0, 2, 1, 3)
+    flat = grid.reshape(-1, window * window)
+    difference = flat.unsqueeze(1) - flat.unsqueeze(2)
+    return difference.masked_fill(difference != 0, -100.0).masked_fill(difference == 0, 0.0)
+
+
+def _mask(block: Any, x: Tensor, size: tuple[int, int], mask: Tensor | None) -> Tensor | None:
+    """What is added to the scores of each window: for a mask of the image, and for windows that wrap around."""
+    total: Tensor | None = None
+    if mask is not None:
+        rows = F.interpolate(mask, size=size).permute(0, 2, 3, 1)
+        window = block.win_size
+        grid = rows.view(rows.shape[0], size[0] // window, window, size[1] // window, window, 1)
+        flat = grid.permute(0, 1, 3, 2, 4, 5).reshape(-1, window * window)
+        pairs = flat.unsqueeze(2) * flat.unsqueeze(1)
+        total = pairs.masked_fill(pairs != 0, -100.0).masked_fill(pairs == 0, 0.0)
+    if block.shift_size > 0:
+        regions = torch.zeros((1, *size, 1)).type_as(x)
+        bands = (
+            slice(0, -block.win_size),
+            slice(-block.win_size, -block.shift_size),
+            slice(-block.shift_size, None),
+        )
+        for i, down in enumerate(bands):
+            for j, right in enumerate(bands):
+                regions[:, down, right] = 3 * i + j
+        wrapped = _different(regions, block.win_size)
+        total = wrapped if total is None else total + wrapped
+    return total
+
+
+def lewin_forward(block: nn.Module, ports: Ports, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Uformer's block: x + attention(norm1 x) in windows, then the MLP behind its norm.
+
+    A block with a cross-modulator first adds attention to that; it is no part of the ports of attention.
+
+    Args:
+        block: A LeWinTransformerBlock.
+        ports: Its adapters.
+        x: (N, L, C), the tokens of a square, which the block takes for granted; its side is a multiple of the window.
+        mask: (N, 1, H', W') of the image, or None.
+
+    Source: Uformer (arXiv 2106.03106).
+    """
+    b: Any = block
+    side = int(math.sqrt(x.shape[1]))
+    size, scores = (side, side), _mask(b, x, (side, side), mask)
+    if b.cross_modulator is not None:
+        x = x + b.cross_attn(x, b.cross_modulator.weight)
+    normed = b.norm1(x)
+
+    def attend(windows: Tensor) -> Tensor:
+        if b.modulator is not None:
+            windows = windows + b.modulator.weight
+        out: Tensor = b.attn(windows, mask=scores)
+        return out
+
+    rows = normed.view(x.shape[0], side, side, x.shape[2])
+    attended = in_windows(rows, b.win_size, b.shift_size, attend).view(x.shape)
+    out = attention_added(x, b.drop_path(attended), normed, ports, Layout.NLC, size)
+    return pre_norm_mlp(block, ports, out, size)
+
+
+def lewin_example(block: nn.Module) -> tuple[Any, ...]:
+    """Random tokens of 2x2 windows."""
+    b: Any = block
+    weight = b.norm1.weight
+    return (noise(weight, 1, 4 * b.win_size**2, weight.shape[0]),)
+
+
+LEWIN = BlockForward(name="uformer.lewin", forward=lewin_forward, ports=BLOCK_PORTS, example=lewin_example)
+
+
+def _facts(network: Any) -> dict[str, Any]:
+    """Each level halves the sides; windows are smaller where the training images gave less than one."""
+    levels = [*(f"encoderlayer_{i}" for i in range(network.num_enc_layers)), "conv"]
+    windows = [network.get_submodule(f"{level}.blocks.0").win_size for level in levels]
+    return {
+        "scale": 1,
+        "channels": network.input_proj.proj[0].weight.shape[1],
+        "size_multiple": math.lcm(*(window * 2**i for i, window in enumerate(windows))),
+    }
+
+
+UFORMER = register_family(
+    Family(
+        name="uformer",
+        title="Uformer",
+        signature=(
+            (
+                "encoderlayer_*.blocks.*.attn.relative_position_bias_table",
+                "conv.blocks.*.attn.relative_position_bias_table",
+                "decoderlayer_*.blocks.*.norm2",
+                "input_proj.proj",
+                "output_proj.proj",
+            ),
+        ),
+        places=(
+            *(place for level in LEVELS for place in block_places(f"{level}.blocks.{{block}}", "norm1.weight", LEWIN)),
+            *(
+                Place(name="stage", path=p, channels="blocks.0.norm1.weight", layout=Layout.NLC, square=True)
+                for p in LEVELS
+            ),
+        ),
+        blocks=(LEWIN,),
+        facts=_facts,
+        source="arXiv 2106.03106; takes square images only",
+    )
+)
