@@ -34,6 +34,7 @@ MOST_SECONDS_TO_IMPORT = 0.3
 LAYERS: list[tuple[str, ...]] = [
     ("errors", "version"),
     ("checkpoints", "facts", "padding", "patterns"),
+    ("calls",),
     ("views",),
     ("layouts",),
     ("networks",),

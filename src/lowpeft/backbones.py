@@ -80,25 +80,25 @@ def _edt(state: State, task: str | None) -> Backbone:
 
 def _spandrel(state: State, task: str | None) -> Backbone:
     try:
-        from .spandrel_reader import load
+        from .spandrel_reader import facts_of, load
     except ImportError as error:
         raise LowpeftError("opening public checkpoints needs spandrel: pip install 'lowpeft[spandrel]'") from error
     descriptor = load(state)
     module = descriptor.model.eval()
     found = recognise(module)
     own = family_facts(module, found)
-    facts: dict[str, Any] = {name: own[name] for name in ("value_range", "fixed_px", "output") if name in own}
-    facts["scale"] = descriptor.scale
+    facts = facts_of(descriptor)
+    facts |= {name: own[name] for name in ("value_range", "fixed_px", "strips") if name in own}
     if found and found.family.name == "ipt":
         facts |= _choose_ipt_task(module, task)
     elif task is not None:
         raise LowpeftError(f"task {task!r} was asked for, and a {descriptor.architecture.name} has a single one")
+    if facts.get("fixed_px") is not None:
+        facts |= {"min_px": 1}
     return Backbone(
         module=module,
         architecture=descriptor.architecture.name,
         family=found.family.name if found else None,
-        size_multiple=descriptor.size_requirements.multiple_of,
-        channels=descriptor.input_channels,
         **facts,
     )
 

@@ -97,8 +97,8 @@ def attach_plan(
 
 def _of_views(root: nn.Module, views: int, facts: Facts) -> MultiViewModel:
     if views == 2:
-        return StereoModel(root, output=facts.output, channels=facts.channels)
-    return MultiViewModel(root, views=views, output=facts.output, channels=facts.channels)
+        return StereoModel(root, output=facts.output, channels=facts.input_channels)
+    return MultiViewModel(root, views=views, output=facts.output, channels=facts.input_channels)
 
 
 def _set_root(root: nn.Module, record: Record) -> None:

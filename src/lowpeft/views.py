@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .calls import image_in
 from .errors import PlanError
 from .facts import RECORD
 
@@ -70,12 +71,12 @@ class MultiViewModel(nn.Module):
         backbone: The very object that was adapted. The views of a scene, next to each other, go through it as one
             batch.
         views: How many views a scene has.
-        output: The attribute of the backbone's output that holds the image, None where the output is the image.
-        channels: Of an image; None where that is not known.
+        output: The attribute or the index of the backbone's output that is the image, None where the output is it.
+        channels: Of a view, with the maps that the backbone takes behind it; None where that is not known.
     """
 
     def __init__(
-        self, backbone: nn.Module, *, views: int, output: str | None = None, channels: int | None = None
+        self, backbone: nn.Module, *, views: int, output: str | int | None = None, channels: int | None = None
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -119,16 +120,14 @@ class MultiViewModel(nn.Module):
                 "it again"
             )
         batch = ViewBatch.of(views)
-        output = self.backbone(batch)
-        if self.output is not None:
-            output = getattr(output, self.output)
+        output = image_in(self.backbone(batch), self.output)
         return tuple(view_of(output, i, batch) for i in range(self.views))
 
 
 class StereoModel(MultiViewModel):
     """A `MultiViewModel` of two views, left and right; made by `lowpeft.adapt` or `lowpeft.wrap_stereo`."""
 
-    def __init__(self, backbone: nn.Module, *, output: str | None = None, channels: int | None = None) -> None:
+    def __init__(self, backbone: nn.Module, *, output: str | int | None = None, channels: int | None = None) -> None:
         super().__init__(backbone, views=2, output=output, channels=channels)
 
     def forward(self, left: Tensor, right: Tensor | None = None) -> Any:  # type: ignore[override]  # names for the two
