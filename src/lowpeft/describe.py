@@ -207,7 +207,7 @@ def _run(
     root: nn.Module, known: Mapping[str, Any], family: Recognised | None, example: Tensor | None
 ) -> tuple[dict[str, Any], list[str]]:
     """Scale, channels and sizes, from running a copy of the network; and how each was found."""
-    output = known.get("output") or (family.family.output if family else None)
+    output = known.get("output", family.family.output if family else None)
     try:
         network = _Runs(twin_of(root), output, known.get("maps", ()))
         x = network.first(root, known.get("channels"), example)
