@@ -6,11 +6,11 @@ import copy
 import json
 import pickle
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import lowpeft
 import zoo
 from lowpeft import Backbone, DataError, LowpeftError, PlanError, enhance, load_backbone, spandrel_reader
+from lowpeft.calls import image_in, with_image
 from lowpeft.data import Example
 from lowpeft.describe import facts_of
 from lowpeft.evaluate import evaluate
@@ -79,12 +80,29 @@ TOLD = {
 }
 """Rows with a fact that is no default one: these are in the default tier."""
 
+ALIKE = {"dncnn_gray", "mmrealsr", "retinexformer", "swinir"}
+"""Of them those in which others have the same facts that change a call."""
+
 NAMES = [*(row.name for row in zoo.SPANDREL if row.name not in REFUSED), "fdncnn"]
-EQUAL = [pytest.param(name, marks=() if name in TOLD else pytest.mark.slow) for name in NAMES if name not in SAYS_WHY]
+SLOW_ROWS = {"grl", "grl_local"}
+"""Rows that are compared on very small images alone: they take seconds for each of the others."""
+
+
+def sizes_and_rows() -> Iterator[Any]:
+    """The rows with facts of their own, at two sizes, are in the default tier; all at every size are slow."""
+    for name in NAMES:
+        if name not in SAYS_WHY:
+            yield pytest.param(name, SIZES[-2:] if name in SLOW_ROWS else SIZES, marks=pytest.mark.slow, id=name)
+            if name in TOLD and name not in ALIKE:
+                yield pytest.param(name, [SIZES[0], SIZES[-1]], id=f"{name}, two sizes")
+
+
+def slow(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.slow)
 
 
 def network_of(name: str) -> nn.Module:
-    torch.manual_seed(0)
+    torch.manual_seed(1)  # a draw with which no row's results are clamped nearly everywhere
     return (OTHERS[name] if name in OTHERS else zoo.ROWS[name].build)().eval()
 
 
@@ -123,14 +141,15 @@ def image(channels: int, size: tuple[int, int]) -> Tensor:
 
 
 # --- Equal, or why not
-@pytest.mark.parametrize("name", EQUAL)
-def test_enhance_gives_what_spandrels_own_call_gives(name: str, opened: Open) -> None:
+@pytest.mark.parametrize(("name", "sizes"), list(sizes_and_rows()))
+def test_enhance_gives_what_spandrels_own_call_gives(name: str, sizes: list[tuple[int, int]], opened: Open) -> None:
     network = opened(name)
-    for size in SIZES if name not in ("grl", "grl_local") else SIZES[-2:]:
+    for size in sizes:
         x = image(network.descriptor.input_channels, size)
         theirs = network.theirs(x)
         assert torch.equal(network.ours(x), theirs), size
-        assert size[0] < 7 or ((theirs > 0) & (theirs < 1)).any(), "clamped everywhere, the comparison says nothing"
+        if size[0] > 7:
+            assert ((theirs > 0) & (theirs < 1)).float().mean() > 0.03, "clamped, so that the comparison says little"
 
 
 @pytest.mark.parametrize("name", SAYS_WHY)
@@ -144,8 +163,7 @@ def test_what_is_run_otherwise_says_so(name: str, opened: Open) -> None:
 
 def test_ipts_own_crop_is_run_as_spandrel_runs_it(opened: Open) -> None:
     network = opened("ipt")
-    for size in [(48, 48), (37, 29), (7, 9), (1, 3)]:
-        assert torch.equal(network.ours(image(3, size)), network.theirs(image(3, size)))
+    assert torch.equal(network.ours(image(3, (37, 29))), network.theirs(image(3, (37, 29))))
 
 
 def test_gfpgan_is_run_as_its_authors_run_it(opened: Open) -> None:
@@ -170,11 +188,6 @@ def test_lama_is_refused_because_it_takes_a_mask(monkeypatch: pytest.MonkeyPatch
         load_backbone(tmp_path / "network.pth")
 
 
-def test_large_images_that_spandrel_halves_are_run_whole_and_the_notes_say_so(opened: Open) -> None:
-    backbone = opened("retinexformer").backbone
-    assert any("images of 3000 px" in note for note in backbone.notes)
-
-
 def test_a_call_that_lowpeft_does_not_know_is_refused(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(spandrel_reader.CALLS, "DRUNet")
     with pytest.raises(LowpeftError, match=r"runs a DRUNet by a function of its own \(call_fn\).*lowpeft.describe"):
@@ -186,18 +199,23 @@ def test_a_call_that_lowpeft_does_not_know_is_refused(opened: Open, monkeypatch:
 def test_the_facts_are_carried(name: str, opened: Open) -> None:
     backbone = opened(name).backbone
     assert {fact: getattr(backbone, fact) for fact in TOLD[name]} == TOLD[name]
-    for other in (copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):
-        assert other.facts == backbone.facts
+    if name == "retinexformer":
+        assert any("images of 3000 px" in note for note in backbone.notes)
+    if name == "drunet":
+        assert copy.deepcopy(backbone).facts == pickle.loads(pickle.dumps(backbone)).facts == backbone.facts
+
+
+UFORMER: dict[str, Any] = {"scale": 1, "channels": 3, "size_multiple": 128, "square": True}
 
 
 def test_the_facts_are_printed(opened: Open) -> None:
     text = str(opened("mixdehazenet").backbone)
     assert "values 0..1, -1..1 out, sides of at least 40 px, not in strips" in text
     assert "3 channels, maps of 0.05882" in str(opened("drunet").backbone)
-    assert "square images, sides in multiples of 128 px" in str(opened("uformer").backbone)
+    assert "square images, sides in multiples of 128 px" in str(lowpeft.describe(nn.Conv2d(3, 3, 1), **UFORMER))
 
 
-@pytest.mark.parametrize("name", ["drunet", "fbcnn", "mixdehazenet", "uformer"])
+@pytest.mark.parametrize("name", ["drunet", "fbcnn", "mixdehazenet", slow("uformer")])
 def test_the_facts_are_the_same_said_by_hand(name: str, opened: Open) -> None:
     network = opened(name)
     known = {n: v for n, v in network.backbone.facts.values.items() if n not in ("family", "notes", "tasks")}
@@ -237,9 +255,6 @@ def test_an_output_without_that_item_is_refused() -> None:
 
 
 # --- Adapters, training, files
-WAYS = ["drunet", "fbcnn", "mixdehazenet", "restoreformer", "uformer"]
-
-
 def first_convolutions(module: nn.Module) -> list[str]:
     return [path for path, layer in module.named_modules() if isinstance(layer, nn.Conv2d)][:2]
 
@@ -253,7 +268,7 @@ def padded(network: Opened, x: Tensor) -> Tensor:
     return pad_to(x, x.shape[-2] + down, x.shape[-1] + right)
 
 
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", ["drunet", "fbcnn", "mixdehazenet", slow("restoreformer"), slow("uformer")])
 def test_a_network_is_trained_as_it_is_used(name: str, opened: Open) -> None:
     """The loss of the first step, before anything has changed, is that of what spandrel makes of the crop."""
     network = opened(name)
@@ -266,7 +281,7 @@ def test_a_network_is_trained_as_it_is_used(name: str, opened: Open) -> None:
     assert trained.loss == pytest.approx((theirs - hr).abs().mean().item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["drunet", "fbcnn", "mixdehazenet"])
+@pytest.mark.parametrize("name", ["drunet", "fbcnn", slow("mixdehazenet")])
 def test_a_pair_of_views_is_run_as_each_by_itself_at_the_start(name: str, opened: Open) -> None:
     network = opened(name)
     (path, *_) = first_convolutions(network.backbone.module)
@@ -277,7 +292,7 @@ def test_a_pair_of_views_is_run_as_each_by_itself_at_the_start(name: str, opened
         torch.testing.assert_close(found, theirs, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["drunet", "fbcnn", "mixdehazenet", "uformer"])
+@pytest.mark.parametrize("name", ["drunet", "mixdehazenet", slow("fbcnn"), slow("uformer")])
 def test_an_adapter_file_carries_the_facts(name: str, opened: Open, tmp_path: Path) -> None:
     network = opened(name)
     model = randomise_adapters(with_lora(network.backbone))
@@ -330,8 +345,8 @@ def test_a_network_that_must_not_be_cut_is_not(name: str, why: str, opened: Open
     for tiling in (Tiling(strip_px=24), Tiling(memory_mb=0.1)):
         with pytest.raises(DataError, match=why):
             network.ours(x, tiling=tiling)
-    for tiling in (Tiling(strip_px=128), Tiling(memory_mb=10_000)):
-        assert torch.equal(network.ours(x, tiling=tiling), network.theirs(x))
+    if name == "mixdehazenet":
+        assert torch.equal(network.ours(x, tiling=Tiling(memory_mb=10_000)), network.theirs(x))
 
 
 def test_whoever_wants_strips_all_the_same_gets_them(opened: Open) -> None:
@@ -340,9 +355,9 @@ def test_whoever_wants_strips_all_the_same_gets_them(opened: Open) -> None:
     assert found.shape == (1, 3, 90, 56)
 
 
-def test_a_square_network_has_no_reach(opened: Open) -> None:
+def test_a_square_network_has_no_reach() -> None:
     with pytest.raises(DataError, match="takes square images only and is not run in strips"):
-        reach_px(opened("uformer").backbone)
+        reach_px(lowpeft.describe(nn.Conv2d(3, 3, 1), **UFORMER))
 
 
 class Least(nn.Module):
@@ -375,11 +390,9 @@ def test_nothing_that_is_given_is_written(opened: Open) -> None:
     lr = image(3, (24, 32))[0]
     before = lr.clone()
     pair = lowpeft.adapt(copy.deepcopy(backbone), "stereo")
-    for tiling in (Tiling(), Tiling(strip_px=8, context_px=4, align_px=4)):
-        for ensemble in (False, True):
-            enhance(backbone, lr, ensemble=ensemble, tiling=tiling)
-            enhance(backbone, lr[None], ensemble=ensemble, tiling=tiling)
-            enhance(pair, lr, lr, ensemble=ensemble, tiling=tiling)
+    for options in ({}, {"ensemble": True}, {"tiling": Tiling(strip_px=8, context_px=4, align_px=4)}):
+        enhance(backbone, lr, **options)
+        enhance(pair, lr, lr, **options)
     settings = LamSettings(steps=2, kernel_px=5)
     attribute(backbone, lr, patch=Patch(y_px=8, x_px=8, side_px=8), settings=settings)
     attribute(pair, lr, lr, patch=Patch(y_px=8, x_px=8, side_px=8), settings=settings)
@@ -387,3 +400,29 @@ def test_nothing_that_is_given_is_written(opened: Open) -> None:
     scene = Example("a", ((255 * lr).byte(),), ((255 * image(3, (48, 64))[0]).byte(),))
     evaluate(backbone, [scene], protocol="single-image")
     assert torch.equal(scene.lr[0], (255 * before).byte())
+
+
+# --- The image in an output
+class Pair(NamedTuple):
+    image: Tensor
+    quality: float
+
+
+@dataclass
+class Result:
+    image: Tensor
+    quality: float
+
+
+@pytest.mark.parametrize(
+    ("output", "where"),
+    [(torch.zeros(1), None), (torch.zeros(1), 0), ((torch.zeros(1), 2.0), 0), ([2.0, torch.zeros(1)], -1)]
+    + [(Pair(torch.zeros(1), 2.0), 0), (Result(torch.zeros(1), 2.0), "image")],
+    ids=str,
+)
+def test_the_image_in_an_output_is_found_and_replaced_in_a_copy(output: Any, where: str | int | None) -> None:
+    assert torch.equal(image_in(output, where), torch.zeros(1))
+    changed = with_image(output, where, torch.ones(1))
+    assert type(changed) is type(output)
+    assert torch.equal(image_in(changed, where), torch.ones(1))
+    assert torch.equal(image_in(output, where), torch.zeros(1))
