@@ -416,8 +416,14 @@ class Result:
 
 @pytest.mark.parametrize(
     ("output", "where"),
-    [(torch.zeros(1), None), (torch.zeros(1), 0), ((torch.zeros(1), 2.0), 0), ([2.0, torch.zeros(1)], -1)]
-    + [(Pair(torch.zeros(1), 2.0), 0), (Result(torch.zeros(1), 2.0), "image")],
+    [
+        (torch.zeros(1), None),
+        (torch.zeros(1), 0),
+        ((torch.zeros(1), 2.0), 0),
+        ([2.0, torch.zeros(1)], -1),
+        (Pair(torch.zeros(1), 2.0), 0),
+        (Result(torch.zeros(1), 2.0), "image"),
+    ],
     ids=str,
 )
 def test_the_image_in_an_output_is_found_and_replaced_in_a_copy(output: Any, where: str | int | None) -> None:
