@@ -88,8 +88,8 @@ class MultiViewModel(nn.Module):
         """Super-resolve (or restore) every view.
 
         Args:
-            views: One (N,C,H,W) tensor for each view, all of one shape, in the backbone's own value range; or all views
-                in one tensor (N,V,C,H,W) or (N,V·C,H,W).
+            views: One (N,C,H,W) tensor for each view, all of one shape, as the backbone takes them (its own value
+                range, its maps); or all views in one tensor (N,V,C,H,W) or (N,V·C,H,W).
 
         Returns:
             What came in: a tuple of (N,C,sH,sW), or one tensor (N,V,C,sH,sW) or (N,V·C,sH,sW).
