@@ -191,7 +191,7 @@ def test_one_fact_of_a_backbone_can_be_changed() -> None:
         ({"value_range": (0, 0)}, "value_range must be"),
         ({"value_range": (0, 1, 2)}, "value_range must be"),
         ({"value_range": 255}, "value_range must be"),
-        ({"output": 3}, "output must be a string"),
+        ({"output": 3.0}, "output must be a string or an index"),
         ({"architecture": 3}, "architecture must be a string"),
     ],
     ids=str,

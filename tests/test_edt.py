@@ -405,11 +405,14 @@ def test_images_of_this_multiple_are_not_padded_for_any_task(tasks: tuple[str, .
     assert on_meta(tiny_config(tasks)).size_multiple == multiple
 
 
-@pytest.mark.parametrize(("size", "mode"), [((17, 30), "reflect"), ((5, 30), "replicate"), ((1, 1), "replicate")])
+@pytest.mark.parametrize("size", [(17, 30), (5, 30), (1, 1)])
 @torch.no_grad()
-def test_the_output_is_that_of_the_padded_image(size: tuple[int, int], mode: str) -> None:
+def test_the_output_is_that_of_the_padded_image(size: tuple[int, int]) -> None:
     network, x = tiny(), torch.rand(2, 3, *size)
-    padded = F.pad(x, (0, -size[1] % 24, 0, -size[0] % 24), mode=mode)
+    down, right = -size[0] % 24, -size[1] % 24
+    reflected = min(down, size[0] - 1), min(right, size[1] - 1)
+    padded = F.pad(x, (0, reflected[1], 0, reflected[0]), mode="reflect")
+    padded = F.pad(padded, (0, right - reflected[1], 0, down - reflected[0]), mode="replicate")
     assert torch.equal(network(x), network(padded)[..., : 2 * size[0], : 2 * size[1]])
     torch.testing.assert_close(network(x), torch.cat([network(image) for image in x.split(1)]), rtol=0, atol=1e-6)
 

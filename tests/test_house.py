@@ -20,6 +20,7 @@ from types import ModuleType
 import pytest
 
 import lowpeft
+from lowpeft.cli import EXTRAS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "lowpeft"
@@ -34,11 +35,12 @@ MOST_SECONDS_TO_IMPORT = 0.3
 LAYERS: list[tuple[str, ...]] = [
     ("errors", "version"),
     ("checkpoints", "facts", "padding", "parametrised", "patterns", "wrappers"),
+    ("calls",),
     ("views",),
     ("layouts",),
     ("examples",),
     ("networks",),
-    ("spandrel_reader",),
+    ("spandrel_reader", "timm_reader"),
     ("kinds",),
     ("families",),
     ("observing", "recipes"),
@@ -171,6 +173,55 @@ def test_runtime_dependencies_are_the_five() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     names = {re.split(r"[^\w-]", requirement)[0] for requirement in project["dependencies"]}
     assert names == RUNTIME_DEPENDENCIES
+
+
+INSTALLED_AS = {"PIL": "pillow", "skimage": "scikit-image"}
+"""Packages that are imported by another name than they are installed by."""
+
+NOT_NAMED = {"matplotlib", "tensorboard"}
+"""Packages that a command does without where they are not installed."""
+
+NEED_DEMO = ("lowpeft.demo", "lowpeft.reproduce.smoke")
+"""Modules that may import what only the extra `demo` brings together."""
+
+
+def requirements(extra: str) -> set[str]:
+    """Names of the packages that an extra of pyproject.toml lists."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return {re.split(r"[^\w-]", requirement)[0] for requirement in project["optional-dependencies"][extra]}
+
+
+def packages_of(module: str) -> set[str]:
+    """Packages beside the standard library and lowpeft that a module imports, by the name to install them by."""
+    names = set()
+    for node in ast.walk(parsed(SOURCES[module])):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add((node.module or "").partition(".")[0])
+    if module == "lowpeft.training.log":
+        names.add("tensorboard")  # torch.utils.tensorboard imports it
+    return {INSTALLED_AS.get(n, n) for n in names - sys.stdlib_module_names - {"lowpeft"}}
+
+
+def test_the_extras_bring_what_the_commands_import() -> None:
+    """`train` is enough for every command but those of NEED_DEMO, `spandrel` for opening checkpoints."""
+    imported = {module: packages_of(module) - RUNTIME_DEPENDENCIES for module in SOURCES}
+    brought = {"lowpeft.spandrel_reader": requirements("spandrel")}
+    brought |= {module: requirements("demo") for module in SOURCES if module.startswith(NEED_DEMO)}
+    missing = {m: found for m, names in imported.items() if (found := names - brought.get(m, requirements("train")))}
+    assert missing == {}
+    assert requirements("train") == set().union(*(i for m, i in imported.items() if m not in brought))
+
+
+def test_every_runtime_dependency_is_imported() -> None:
+    assert set().union(*map(packages_of, SOURCES)) >= RUNTIME_DEPENDENCIES
+
+
+def test_a_command_names_the_extra_of_a_package_that_is_missing() -> None:
+    optional = set().union(*map(packages_of, SOURCES)) - RUNTIME_DEPENDENCIES - NOT_NAMED
+    assert {INSTALLED_AS.get(name, name) for name in EXTRAS} == optional
+    assert [n for n, extra in EXTRAS.items() if INSTALLED_AS.get(n, n) not in requirements(extra)] == []
 
 
 # --- What imports what

@@ -23,7 +23,6 @@ and beside the forward:
 
 from __future__ import annotations
 
-import copy
 import copyreg
 import functools
 import warnings
@@ -37,6 +36,7 @@ from torch import Tensor, nn
 
 from .adding import BlockPorts, adapted_tensor, captured, laid_out_like, scaled, tracing, with_deltas
 from .batches import run_by_image
+from .calls import image_in, with_image
 from .errors import PlanError
 from .facts import RECORD
 from .families import SLOT, get_block
@@ -252,18 +252,13 @@ def _begin(root: nn.Module, part: RootPart, under_way: Forward) -> None:
 def _with_addition(acting: Acting[RootPart], under_way: Forward, output: Any) -> Any:
     """The network's output with what a root part adds to the image in it."""
     part, strength = acting
-    image = output if part.output is None else getattr(output, part.output)
+    image = image_in(output, part.output)
     added = part.finish(under_way, image)
     if added is None:
         return output
     if added.shape != image.shape:
         raise PlanError(f"a {part.kind} part must add to images of {tuple(image.shape)}, not {tuple(added.shape)}")
-    image = image + laid_out_like(scaled(added, strength, images=0), image)
-    if part.output is None:
-        return image
-    output = copy.copy(output)
-    setattr(output, part.output, image)
-    return output
+    return with_image(output, part.output, image + laid_out_like(scaled(added, strength, images=0), image))
 
 
 def _views_forward(inner: Callable[..., Any], views: int) -> Callable[..., Any]:

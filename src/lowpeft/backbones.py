@@ -6,27 +6,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from . import timm_reader
 from .checkpoints import State, read_checkpoint, unwrapped
 from .describe import family_facts
 from .errors import LowpeftError, did_you_mean
 from .facts import Backbone
 from .families import recognise
+from .timm_reader import PREFIX
 
 
-def load_backbone(path: str | Path, *, task: str | None = None, allow_half: bool = False) -> Backbone:
-    """Open a checkpoint file: EDT's are read by lowpeft itself, all others by spandrel.
+def load_backbone(
+    path: str | Path, *, task: str | None = None, allow_half: bool = False, pretrained: bool = False, **options: Any
+) -> Backbone:
+    """Open a checkpoint file (EDT's are read by lowpeft itself, all others by spandrel), or make a network of timm.
 
     The state dict may be bare or under a usual key (`params_ema`, `params`, `state_dict`, `model`, …), and its names
     may begin with what held the network in training (`module.`, Lightning's `model.`, …). Masks of window attention,
     whose size follows from the training crop, are dropped and computed anew.
 
     Args:
-        path: A .safetensors file, or one of `torch.save` (.pth, .pt, .ckpt). Code in a file is never run.
+        path: A .safetensors file, or one of `torch.save` (.pth, .pt, .ckpt). Code in a file is never run. Or
+            `timm:NAME` for `timm.create_model(NAME, features_only=True)`, which gives features and no image.
         task: Of a network for several tasks, the one to keep: an EDT then has one head and one tail and gives one image
             (`sr_x4`), an IPT runs the head with that number and scale (`2_x4`). Without it, an EDT for several tasks
             gives a list, and an IPT runs its largest scale.
         allow_half: Open weights of half precision as float32, instead of refusing them: they were rounded, so an
             adapter made on them does not fit the float32 network.
+        pretrained: Let timm fetch the weights of its network, which are random otherwise.
+        options: Of `timm.create_model`, as img_size=64; for networks of timm alone.
 
     Returns:
         The network, ready to be adapted: `.module` is a plain trainable module on the CPU in eval mode.
@@ -34,8 +41,16 @@ def load_backbone(path: str | Path, *, task: str | None = None, allow_half: bool
     Raises:
         LowpeftError: There is no such file, it cannot be read as plain tensors, its architecture is not recognised (the
             nearest is named, with what is missing), its tensors are not those of that architecture, it has no such
-            task, or spandrel is not installed.
+            task, or spandrel is not installed. Or timm has no network of that name (the nearest are named), or cannot
+            make it with these options.
     """
+    if str(path).startswith(PREFIX):
+        if task is not None or allow_half:
+            raise LowpeftError(f"{path} is a network of timm, which is opened with neither task= nor allow_half=")
+        return timm_reader.load(str(path).removeprefix(PREFIX), pretrained=pretrained, options=options)
+    if pretrained or options:
+        given = ", ".join([*(["pretrained"] if pretrained else []), *options])
+        raise LowpeftError(f"{given}: only networks of timm ({PREFIX}NAME) take that, and {path} is the path of a file")
     file = Path(path)
     state = read_checkpoint(file, allow_half=allow_half)
     try:
@@ -80,25 +95,25 @@ def _edt(state: State, task: str | None) -> Backbone:
 
 def _spandrel(state: State, task: str | None) -> Backbone:
     try:
-        from .spandrel_reader import load
+        from .spandrel_reader import facts_of, load
     except ImportError as error:
         raise LowpeftError("opening public checkpoints needs spandrel: pip install 'lowpeft[spandrel]'") from error
     descriptor = load(state)
     module = descriptor.model.eval()
     found = recognise(module)
     own = family_facts(module, found)
-    facts: dict[str, Any] = {name: own[name] for name in ("value_range", "fixed_px", "output") if name in own}
-    facts["scale"] = descriptor.scale
+    facts = facts_of(descriptor)
+    facts |= {name: own[name] for name in ("value_range", "fixed_px", "strips") if name in own}
     if found and found.family.name == "ipt":
         facts |= _choose_ipt_task(module, task)
     elif task is not None:
         raise LowpeftError(f"task {task!r} was asked for, and a {descriptor.architecture.name} has a single one")
+    if facts.get("fixed_px") is not None:
+        facts |= {"min_px": 1}
     return Backbone(
         module=module,
         architecture=descriptor.architecture.name,
         family=found.family.name if found else None,
-        size_multiple=descriptor.size_requirements.multiple_of,
-        channels=descriptor.input_channels,
         **facts,
     )
 

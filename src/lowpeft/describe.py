@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .attach import original_class
+from .calls import image_in, to_network
 from .errors import PlanError
 from .examples import Example, examples
 from .facts import Backbone, Facts, ImageFacts
@@ -32,10 +33,15 @@ def describe(  # noqa: PLR0913  (one argument for each fact)
     *,
     scale: int | None = None,
     value_range: tuple[float, float] | None = None,
+    output_range: tuple[float, float] | None = None,
     channels: int | None = None,
+    maps: tuple[float, ...] | None = None,
     size_multiple: int | None = None,
+    min_px: int | None = None,
+    square: bool | None = None,
     fixed_px: int | None = None,
-    output: str | None = None,
+    strips: bool | None = None,
+    output: str | int | None = None,
     architecture: str | None = None,
     example: Any = None,
 ) -> Backbone:
@@ -49,10 +55,15 @@ def describe(  # noqa: PLR0913  (one argument for each fact)
         module: A network, adapted or not, or a `Backbone` of which some facts are changed.
         scale: Output sides over input sides.
         value_range: Lowest and highest value of images in and out.
+        output_range: Of images out, where it is another.
         channels: Channels of input images.
+        maps: Values, the network's own, of constant maps that it takes behind an image's channels (a noise level).
         size_multiple: Sides that the network takes are multiples of this, in pixels.
+        min_px: The least side that it takes, in pixels.
+        square: It takes square images only.
         fixed_px: The only side of (square) images that it takes, in pixels.
-        output: The attribute of its output that holds the image.
+        strips: Whether it may be run in strips.
+        output: What of its output is the image: an attribute's name, or an item's index.
         architecture: Name for people; the class name by default.
         example: What the network is called with, in its own value range, instead of random images: an (N,C,H,W) tensor;
             or for a network that takes something else a list (its one argument), a tuple or a dict of arguments.
@@ -60,17 +71,12 @@ def describe(  # noqa: PLR0913  (one argument for each fact)
     Raises:
         PlanError: `module` is no network, or a fact is impossible.
     """
-    given = {
-        "scale": scale,
-        "value_range": value_range,
-        "channels": channels,
-        "size_multiple": size_multiple,
-        "fixed_px": fixed_px,
-        "output": output,
-        "architecture": architecture,
-    }
+    sizes = {"size_multiple": size_multiple, "min_px": min_px, "square": square, "fixed_px": fixed_px, "strips": strips}
+    values = {"value_range": value_range, "output_range": output_range, "channels": channels, "maps": maps}
+    given: dict[str, Any] = {"scale": scale, "output": output, "architecture": architecture, **sizes, **values}
     given = {name: value for name, value in given.items() if value is not None}
     _check(given)
+    given |= {n: tuple(map(float, given[n])) for n in ("value_range", "output_range", "maps") if n in given}
     root, known = root_of(module), _known(module)
     trial = Trial(root, None if example is None else Example.of(example))
     if known is None:
@@ -80,25 +86,34 @@ def describe(  # noqa: PLR0913  (one argument for each fact)
     return Backbone(module=module_of(module), **facts.values)
 
 
+WORDS = {str: "a string", int: "an index", bool: "True or False"}
+
+
 def _check(given: Mapping[str, Any]) -> None:
     problems = [
         f"{name} must be a whole number of at least 1, not {given[name]!r}"
-        for name in ("scale", "channels", "size_multiple", "fixed_px")
+        for name in ("scale", "channels", "size_multiple", "min_px", "fixed_px")
         if name in given and (type(given[name]) is not int or given[name] < 1)
     ]
-    limits = given.get("value_range")
-    if limits is not None:
-        pair = isinstance(limits, (tuple, list))
-        numbers = pair and all(type(v) in (int, float) and math.isfinite(v) for v in limits)
-        if not numbers or len(limits) != 2 or not limits[0] < limits[1]:
-            problems.append(f"value_range must be the lowest and the highest value, not {limits!r}")
+    for name in ("value_range", "output_range"):
+        limits = given.get(name, (0, 1))
+        if not _are_numbers(limits) or len(limits) != 2 or not limits[0] < limits[1]:
+            problems.append(f"{name} must be the lowest and the highest value, not {limits!r}")
+    if not _are_numbers(given.get("maps", ())):
+        problems.append(f"maps must be a tuple of numbers, one for each map, not {given['maps']!r}")
+    kinds = {"output": (str, int), "architecture": (str,), "square": (bool,), "strips": (bool,)}
     problems += [
-        f"{name} must be a string, not {given[name]!r}"
-        for name in ("output", "architecture")
-        if name in given and not isinstance(given[name], str)
+        f"{name} must be {' or '.join(WORDS[kind] for kind in allowed)}, not {given[name]!r}"
+        for name, allowed in kinds.items()
+        if name in given and type(given[name]) not in allowed
     ]
     if problems:
         raise PlanError("these cannot be facts of a network:", problems=problems)
+
+
+def _are_numbers(values: object) -> bool:
+    finite = isinstance(values, (tuple, list)) and all(type(v) in (int, float) and math.isfinite(v) for v in values)
+    return bool(finite)
 
 
 def _known(model: object) -> Facts | None:
@@ -191,9 +206,9 @@ def family_facts(root: nn.Module, found: Recognised | None) -> dict[str, Any]:
 
 def _run(trial: Trial, known: Mapping[str, Any], family: Recognised | None) -> tuple[dict[str, Any], list[str]]:
     """Scale, channels and sizes, from running a copy of the network; and how each was found."""
-    output = known.get("output") or (family.family.output if family else None)
+    output = known.get("output", family.family.output if family else None)
     try:
-        network = _Runs(trial, output)
+        network = _Runs(trial, output, known.get("maps", ()))
         x = network.first(known.get("channels"))
     except PlanError as error:
         missing = [name for name in ("scale", "channels") if name not in known]
@@ -212,17 +227,18 @@ def _run(trial: Trial, known: Mapping[str, Any], family: Recognised | None) -> t
 class _Runs:
     """A network that may be run at will, and the image in its output."""
 
-    def __init__(self, trial: Trial, output: str | None) -> None:
+    def __init__(self, trial: Trial, output: str | int | None, maps: tuple[float, ...]) -> None:
         self.trial = trial
         self.output = output
+        self.maps = Facts(architecture="", scale=None, channels=None, maps=maps)
 
     def image(self, x: Tensor) -> Tensor | None:
         """The image that the network makes of `x`; None if it gives something else."""
-        result = self.trial.call(Example((x,), {}))
+        result = self.trial.call(Example((to_network(x.clone(), self.maps),), {}))
         if isinstance(result, Tensor):
             self.output = None
         elif self.output is not None:
-            result = getattr(result, self.output, None)
+            result = image_in(result, self.output)
         plain = isinstance(result, Tensor) and result.dim() == 4 and len(result) == len(x)
         return result if plain and result.is_floating_point() else None
 

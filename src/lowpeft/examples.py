@@ -154,13 +154,12 @@ def examples(root: nn.Module, *, batch: int = BATCH, facts: Facts | None = None)
     first = next((m for m in root.modules() if isinstance(m, nn.Conv2d)), None)
     usual = dict.fromkeys(([first.in_channels] if first is not None else []) + [3, 1, 4])
     sizes = SIZES_PX
-    if facts is not None and facts.channels is not None:
-        usual = {facts.channels: None}
+    if facts is not None and facts.input_channels is not None:
+        usual = {facts.input_channels: None}
     if facts is not None and facts.fixed_px is not None:
         sizes = ((facts.fixed_px, facts.fixed_px),)
     elif facts is not None:
-        step = facts.size_multiple
-        sizes = tuple(dict.fromkeys((-(-h // step) * step, -(-w // step) * step) for h, w in sizes))
+        sizes = tuple(dict.fromkeys(facts.sides_for(height, width) for height, width in sizes))
     for channels in usual:
         for height, width in sizes:
             images = torch.rand(batch, channels, height, width, generator=generator)

@@ -99,8 +99,8 @@ def attach_plan(
 
 def _of_views(backbone: nn.Module, views: int, facts: Facts) -> MultiViewModel:
     if views == 2:
-        return StereoModel(backbone, output=facts.output, channels=facts.channels)
-    return MultiViewModel(backbone, views=views, output=facts.output, channels=facts.channels)
+        return StereoModel(backbone, output=facts.output, channels=facts.input_channels)
+    return MultiViewModel(backbone, views=views, output=facts.output, channels=facts.input_channels)
 
 
 def _set_root(root: nn.Module, record: Record) -> None:

@@ -27,8 +27,7 @@ from .attach import DIFFERENTIABLE_IN_TRAINING_ONLY, original_class
 from .describe import image_facts
 from .errors import DataError, did_you_mean
 from .facts import ImageFacts
-from .inference.network import in_eval_mode, run_scaled, size
-from .padding import pad_to_multiple
+from .inference.network import in_eval_mode, run_padded, size
 from .record import module_of
 
 PAIR = ("left", "right")
@@ -317,10 +316,7 @@ def _walk(views: tuple[Tensor, ...], settings: LamSettings) -> Iterator[tuple[tu
 
 def _detected(module: nn.Module, inputs: tuple[Tensor, ...], facts: ImageFacts, patch: Patch) -> Tensor:
     """D of the network's result for each step: (steps,), differentiable by the inputs."""
-    scale, (height, width) = facts.scale, inputs[0].shape[-2:]
-    padded = tuple(pad_to_multiple(i, facts.size_multiple) for i in inputs)
-    result = run_scaled(module, padded, facts)[view_names(len(inputs)).index(patch.view)]
-    found = detect(result[..., : height * scale, : width * scale], patch)
+    found = detect(run_padded(module, inputs, facts)[view_names(len(inputs)).index(patch.view)], patch)
     if not found.requires_grad:
         raise DataError(
             "the network's output carries no gradient, so it cannot be attributed: give the trainable module itself, "

@@ -155,25 +155,44 @@ def facts_from_dict(values: Mapping[str, Any]) -> Facts:
     Raises:
         AdapterError: A value is not one of a fact.
     """
-    numbers = ("scale", "channels", "size_multiple", "fixed_px")
+    values = {**facts_to_dict(Facts(architecture="", scale=None, channels=None)), **values}  # some are newer than files
+    numbers = ("scale", "channels", "size_multiple", "min_px", "fixed_px")
     right = all(values[n] is None or (type(values[n]) is int and values[n] > 0) for n in numbers)
-    right = right and type(values["size_multiple"]) is int
-    right = right and all(isinstance(values[n], (str, type(None))) for n in ("family", "output"))
-    low, high = values["value_range"]
-    right = right and all(type(v) in (int, float) for v in (low, high)) and low < high
-    right = right and isinstance(values["architecture"], str) and all(isinstance(t, str) for t in values["tasks"])
-    if not right:
+    right = right and all(type(values[n]) is int for n in ("size_multiple", "min_px"))
+    right = right and all(type(values[n]) is bool for n in ("square", "strips"))
+    right = right and isinstance(values["family"], (str, type(None))) and isinstance(values["architecture"], str)
+    right = right and (isinstance(values["output"], (str, type(None))) or type(values["output"]) is int)
+    right = right and _is_range(values["value_range"])
+    right = right and (values["output_range"] is None or _is_range(values["output_range"]))
+    right = right and all(type(v) in (int, float) for v in values["maps"])
+    if not (right and all(isinstance(t, str) for t in values["tasks"])):
         raise AdapterError(f"{dict(values)} are not the facts of a network")
+    floats = {n: tuple(map(float, values[n])) for n in ("value_range", "output_range", "maps") if values[n] is not None}
     notes = ("the facts are those of the adapter file",)
-    plain = {**values, "value_range": (float(low), float(high)), "tasks": tuple(values["tasks"]), "notes": notes}
-    return Facts(**plain)
+    return Facts(**{**values, **floats, "tasks": tuple(values["tasks"]), "notes": notes})
+
+
+def _is_range(values: Any) -> bool:
+    low, high = values
+    return type(low) in (int, float) and type(high) in (int, float) and low < high
+
+
+COMPARED = {
+    "value_range": "values",
+    "scale": "scale",
+    "channels": "channels",
+    "maps": "constant maps",
+}
+"""Facts that an adapter and its network must agree on, by what people call them."""
 
 
 def other_facts(made: Facts, found: Facts) -> list[str]:
     """Facts that must be the same where an adapter is made and where it is used, and are not, as lines for people."""
     lines = []
-    for name, what in (("value_range", "values"), ("scale", "scale"), ("channels", "channels")):
+    for name, what in COMPARED.items():
         ours, theirs = getattr(made, name), getattr(found, name)
         if None not in (ours, theirs) and ours != theirs:
             lines.append(f"the adapter was made with {what} {ours}, this network is described with {theirs}")
+    if made.value_range == found.value_range and made.range_out != found.range_out:
+        lines.append(f"the adapter was made with results {made.range_out}, this network gives {found.range_out}")
     return lines

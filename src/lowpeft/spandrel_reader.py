@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from spandrel import MAIN_REGISTRY, ImageModelDescriptor
+from spandrel import MAIN_REGISTRY, ImageModelDescriptor, ModelTiling
 from torch import Tensor
 
 from .checkpoints import State, unwrapped
@@ -46,6 +46,56 @@ def _build(architecture: Any, state: State) -> ImageModelDescriptor[Any]:
     if not isinstance(descriptor, ImageModelDescriptor):
         raise LowpeftError(f"it holds a {architecture.name}, which does not map one image to one image")
     return descriptor
+
+
+MINUS_ONE_TO_ONE = (-1.0, 1.0)
+NOISE = 15 / 255
+"""The noise level that spandrel gives to networks that take one."""
+
+CALLS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "DRUNet": lambda network: {"maps": (NOISE,)},
+    "DnCNN": lambda network: {"maps": (NOISE,)} if network.mode == "FDnCNN" else {},
+    "FBCNN": lambda network: {"output": 0},
+    "GFPGAN": lambda network: {
+        "output": 0,
+        "fixed_px": 2**network.log_size,
+        "value_range": MINUS_ONE_TO_ONE,
+        "notes": ("value_range: -1..1, as GFPGAN's authors run it; spandrel's own call gives it 0..1",),
+    },
+    "IPT": lambda network: {
+        "notes": ("fixed_px: lowpeft's crops overlap otherwise than those of spandrel's own call, see docs/backbones",)
+    },
+    "MixDehazeNet": lambda network: {"output_range": MINUS_ONE_TO_ONE},
+    "MMRealSR": lambda network: {"output": 0},
+    "RestoreFormer": lambda network: {"output": 0, "value_range": MINUS_ONE_TO_ONE},
+    "RetinexFormer": lambda network: {
+        "notes": ("strips: spandrel's own call runs the odd and even columns of images of 3000 px by themselves",)
+    },
+}
+"""By spandrel's name of an architecture, facts that say what its `call_fn` does beyond calling the network."""
+
+
+def facts_of(descriptor: ImageModelDescriptor[Any]) -> dict[str, Any]:
+    """Values of `lowpeft.facts.Facts`, by name, that spandrel knows of a network, but for its family's.
+
+    Raises:
+        LowpeftError: spandrel calls it in a way of its own that lowpeft does not know.
+    """
+    name, sizes = descriptor.architecture.id, descriptor.size_requirements
+    if name not in CALLS and descriptor._call_fn.__module__ != ImageModelDescriptor.__module__:
+        raise LowpeftError(
+            f"spandrel runs a {descriptor.architecture.name} by a function of its own (call_fn), and lowpeft cannot "
+            "tell what that does: give a module that maps images to images and its facts to lowpeft.describe(module, …)"
+        )
+    return {
+        "scale": descriptor.scale,
+        "channels": descriptor.input_channels,
+        "size_multiple": sizes.multiple_of,
+        "min_px": max(1, sizes.minimum),
+        "square": sizes.square,
+        "strips": descriptor.tiling is ModelTiling.SUPPORTED,
+        **CALLS.get(name, lambda network: {})(descriptor.model),
+    }
 
 
 def with_masks(state: State) -> State:

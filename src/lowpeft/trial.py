@@ -181,7 +181,7 @@ class Trial:
         """Whether it runs on square images alone, of all that are tried."""
         if self.example is not None:
             return False
-        known = self.facts.fixed_px is not None if self.facts is not None else False
+        known = self.facts is not None and (self.facts.square or self.facts.fixed_px is not None)
         return known or not any(self._runs_on(e) for e in examples(self.root, facts=self.facts) if not e.is_square)
 
     def _runs_on(self, example: Example) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from .calls import image_in
 from .errors import PlanError
 from .facts import RECORD
 from .wrappers import network_in
@@ -106,14 +107,14 @@ class MultiViewModel(nn.Module):
         backbone: The very object that was adapted, or the wrapper that holds it. The views of a scene, next to each
             other, go through it as one batch.
         views: How many views a scene has.
-        output: The attribute of the backbone's output that holds the image, None where the output is the image.
-        channels: Of an image; None where that is not known.
+        output: The attribute or the index of the backbone's output that is the image, None where the output is it.
+        channels: Of a view, with the maps that the backbone takes behind it; None where that is not known.
     """
 
     lowpeft_holds = "backbone"
 
     def __init__(
-        self, backbone: nn.Module, *, views: int, output: str | None = None, channels: int | None = None
+        self, backbone: nn.Module, *, views: int, output: str | int | None = None, channels: int | None = None
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -125,9 +126,10 @@ class MultiViewModel(nn.Module):
         """Super-resolve (or restore) every view.
 
         Args:
-            views: One (N,C,H,W) tensor for each view, all of one shape, in the backbone's own value range; or all views
-                in one tensor (N,V,C,H,W) or (N,V·C,H,W). For a backbone that takes something else, that for each view:
-                a tuple of positional arguments, a dict of keyword arguments, a list as the one argument.
+            views: One (N,C,H,W) tensor for each view, all of one shape, as the backbone takes them (its own value
+                range, its maps); or all views in one tensor (N,V,C,H,W) or (N,V·C,H,W). For a backbone that takes
+                something else, that for each view: a tuple of positional arguments, a dict of keyword arguments, a list
+                as the one argument.
 
         Returns:
             What came in: a tuple of (N,C,sH,sW), or one tensor (N,V,C,sH,sW) or (N,V·C,sH,sW).
@@ -158,16 +160,14 @@ class MultiViewModel(nn.Module):
                 "it again"
             )
         batch = ViewBatch.of(views)
-        output = self.backbone(batch)
-        if self.output is not None:
-            output = getattr(output, self.output)
+        output = image_in(self.backbone(batch), self.output)
         return tuple(view_of(output, i, batch) for i in range(self.views))
 
 
 class StereoModel(MultiViewModel):
     """A `MultiViewModel` of two views, left and right; made by `lowpeft.adapt` or `lowpeft.wrap_stereo`."""
 
-    def __init__(self, backbone: nn.Module, *, output: str | None = None, channels: int | None = None) -> None:
+    def __init__(self, backbone: nn.Module, *, output: str | int | None = None, channels: int | None = None) -> None:
         super().__init__(backbone, views=2, output=output, channels=channels)
 
     def forward(self, left: Any, right: Any = None) -> Any:  # type: ignore[override]  # names for the two

@@ -11,7 +11,8 @@ from ..progress import quiet
 from ..version import version
 from . import data, demo, enhance, evaluate, lam, reproduce, show, train
 
-EXTRAS = {"accelerate": "train", "PIL": "train", "rich": "train", "skimage": "demo", "spandrel": "spandrel"}
+EXTRAS = {"accelerate": "train", "PIL": "train", "rich": "train", "skimage": "train", "spandrel": "spandrel"}
+"""What brings an optional package: an extra by the name that is imported."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

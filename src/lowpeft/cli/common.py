@@ -37,7 +37,8 @@ def add_weights(sub: argparse.ArgumentParser, *, required: bool = True) -> None:
         "--weights",
         required=required,
         metavar="FILE",
-        help="checkpoint of the frozen network (.pth, .pt, .safetensors), or 'demo' for the built-in one",
+        help="checkpoint of the frozen network (.pth, .pt, .safetensors), 'demo' for the built-in one, or "
+        "'timm:NAME' for one of timm, which gives features",
     )
     sub.add_argument("--task", help="of a network for several tasks, the one to keep: sr_x4 (EDT), 2_x4 (IPT), …")
 

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ..calls import image_in, to_network, to_plain
 from ..errors import DataError
 from ..facts import ImageFacts
+from ..padding import pad_to
 from ..views import MultiViewModel
 from ..wrappers import layers
 
@@ -39,8 +41,8 @@ def run(module: nn.Module, views: Views, facts: ImageFacts) -> Views:
     A `MultiViewModel` gets its views together; any other network gets what there is as one batch of separate images.
 
     Args:
-        module: The network, adapted or not.
-        views: (N,C,H,W) tensors of one shape, 0..1.
+        module: The network, adapted or not. One that writes into its input writes into a copy.
+        views: (N,C,H,W) tensors of one shape, 0..1; never written.
         facts: Of the network.
 
     Returns:
@@ -49,26 +51,19 @@ def run(module: nn.Module, views: Views, facts: ImageFacts) -> Views:
     Raises:
         DataError: A model of several views got another number of them, or the network gives several images for one.
     """
-    low, high = facts.value_range
-    plain = (low, high) == (0.0, 1.0)
-    inputs = views if plain else tuple(v * (high - low) + low for v in views)
+    inputs = tuple(to_network(view, facts) for view in views)
     if multi_view(module) is not None:
         check_count(module, len(views))
         outputs = module(*inputs)
     else:
-        output, name = module(torch.cat(inputs)), facts.output
-        if name is not None and not isinstance(output, Tensor):
-            if not hasattr(output, name):
-                raise DataError(
-                    f"the network's output, a {type(output).__name__}, has no {name!r}: describe(…, output=…)"
-                )
-            output = getattr(output, name)
+        # A copy also of a single view, and a model of several views makes its own batch.
+        output = image_in(module(torch.cat(inputs)), facts.output)
         outputs = output.chunk(len(views)) if isinstance(output, Tensor) else (output,)
     if not all(isinstance(o, Tensor) for o in outputs):
         tasks = f": {', '.join(facts.tasks)}" if facts.tasks else ""
         advice = "open it for one task: load_backbone(…, task=…)" if facts.tasks else "wrap it so that it gives one"
         raise DataError(f"the network gives several images for one{tasks}; {advice}")
-    return tuple(outputs) if plain else tuple((o - low) / (high - low) for o in outputs)
+    return tuple(to_plain(o, facts) for o in outputs)
 
 
 def multi_view(module: nn.Module) -> MultiViewModel | None:
@@ -106,6 +101,17 @@ def run_scaled(module: nn.Module, views: Views, facts: ImageFacts) -> Views:
             f"the network gave {size(results[0])}, which is not {facts.scale} times its input {size(views[0])}"
         )
     return results
+
+
+def run_padded(module: nn.Module, views: Views, facts: ImageFacts) -> Views:
+    """Run a network as `run_scaled` does on views of any size: padded to one that it takes, the results cut back.
+
+    Raises:
+        DataError: As `run_scaled`.
+    """
+    height, width = views[0].shape[-2:]
+    padded = tuple(pad_to(v, *facts.sides_for(height, width)) for v in views)
+    return tuple(r[..., : height * facts.scale, : width * facts.scale] for r in run_scaled(module, padded, facts))
 
 
 def size(view: Tensor) -> str:

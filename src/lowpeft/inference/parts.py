@@ -96,28 +96,45 @@ class Cut(ABC):
 
 
 class InStrips(Cut):
-    """Full-width strips; a unit is a row."""
+    """Full-width strips; a unit is a row. A network that must not be cut has a single one, the whole image."""
 
     def __init__(self, module: nn.Module, views: Views, facts: ImageFacts, tiling: Tiling) -> None:
         super().__init__(module, views, facts, tiling)
-        self.whole, self.step = self.shape[-2], tiling.aligned_to(facts.size_multiple)
-        self.context_px = -(-tiling.context_px // self.step) * self.step
+        self.whole, self.facts = self.shape[-2], facts
+        self.cut = facts.strips and not facts.square
+        self.step = tiling.aligned_to(facts.size_multiple) if self.cut else self.whole
+        self.context_px = -(-tiling.context_px // self.step) * self.step if self.cut else 0
         self.around = 2 * self.context_px
 
     def unbounded(self, tiling: Tiling) -> int:
-        return tiling.strip_px or self.whole
+        rows = tiling.strip_px or self.whole
+        if rows < self.whole and not self.cut:
+            raise DataError(f"strip_px={tiling.strip_px} was asked for an image of {self.whole} rows, and {self._why}")
+        return rows
 
     def parts(self, at_once: int) -> Iterator[Part]:
-        for strip in strips(self.whole, at_once, self.context_px, self.step):
+        for strip in strips(self.whole, at_once, self.context_px, self.step, self.facts.min_px):
             rows = tuple(v[..., strip.first : strip.last, :] for v in self.views)
             top = (strip.keep_first - strip.first) * self.scale
             kept = slice(top, top + (strip.keep_last - strip.keep_first) * self.scale)
             yield Part(tuple(r[..., kept, :] for r in self.run(rows)), slice(None), strip.keep_first * self.scale, 0)
 
     def run_first(self, count: int) -> Views:
-        return self.run(tuple(v[..., :count, :] for v in self.views))
+        rows, _ = self.facts.sides_for(count, 1)
+        return self.run(tuple(v[..., :rows, :] for v in self.views))
+
+    @property
+    def _why(self) -> str:
+        if self.facts.square:
+            return f"{self.facts.architecture} takes square images only, so that it cannot be run in strips"
+        return (
+            f"{self.facts.architecture} needs the whole image, so that strips would give another result; if they "
+            "shall: lowpeft.describe(model, strips=True)"
+        )
 
     def __str__(self) -> str:
+        if not self.cut:
+            return f"the whole image ({self._why})"
         return f"a strip of {self.step} rows with {self.context_px} more on either side"
 
 

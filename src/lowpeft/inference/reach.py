@@ -40,12 +40,13 @@ def reach_px(model: object, *, align_px: int | None = None) -> int | None:
 
     Raises:
         DataError: What a row depends on changes between multiples of `align_px`, so that strips would not cut windows
-            as the whole image does; or the network takes one size only.
+            as the whole image does; or the network takes one size, or square images, only.
         PlanError: The network does not take and give images.
     """
     facts, module = image_facts(model), module_of(model)
-    if facts.fixed_px is not None:
-        raise DataError(f"{facts.architecture} takes {facts.fixed_px} px only and is not run in strips")
+    if facts.fixed_px is not None or facts.square:
+        takes = "square images" if facts.fixed_px is None else f"{facts.fixed_px} px"
+        raise DataError(f"{facts.architecture} takes {takes} only and is not run in strips")
     align = Tiling(align_px=align_px).aligned_to(facts.size_multiple)
     with in_eval_mode(module):
         return _reach(module, facts, align)
@@ -89,8 +90,8 @@ def _wraps(module: nn.Module, facts: ImageFacts, height: int) -> bool:
 
 def _grey(module: nn.Module, facts: ImageFacts, height: int) -> Tensor:
     """A grey image of so many rows or a few more, as wide as need be."""
-    parameter, multiple = next(module.parameters()), facts.size_multiple
-    shape = (1, facts.channels, height + -height % multiple, math.lcm(WIDTH_PX, multiple))
+    parameter = next(module.parameters())
+    shape = (1, facts.channels, *facts.sides_for(height, math.lcm(WIDTH_PX, facts.size_multiple)))
     return torch.full(shape, 0.5, device=parameter.device, dtype=parameter.dtype)
 
 

@@ -76,7 +76,7 @@ class Strip:
     keep_last: int
 
 
-def strips(height: int, strip_px: int, context_px: int, align_px: int) -> list[Strip]:
+def strips(height: int, strip_px: int, context_px: int, align_px: int, at_least_px: int = 1) -> list[Strip]:
     """Cut so many rows into strips of at most `strip_px`, of about the same height.
 
     Args:
@@ -84,20 +84,18 @@ def strips(height: int, strip_px: int, context_px: int, align_px: int) -> list[S
         strip_px: Rounded up to `align_px`.
         context_px: Likewise.
         align_px: Each strip, and what goes in with it, begins at a multiple of this.
+        at_least_px: What goes in has so many rows, or all; more context is taken where it would have less.
     """
     context = -(-context_px // align_px) * align_px
     units = -(-height // align_px)
     count = -(-units // -(-strip_px // align_px))
     step = -(-units // count) * align_px
-    return [
-        Strip(
-            first=max(0, start - context),
-            last=min(height, start + step + context),
-            keep_first=start,
-            keep_last=min(height, start + step),
-        )
-        for start in range(0, height, step)
-    ]
+    found = []
+    for start in range(0, height, step):
+        last = min(height, max(start + step + context, -(-at_least_px // align_px) * align_px))
+        first = max(0, min(start - context, (last - at_least_px) // align_px * align_px))
+        found.append(Strip(first=first, last=last, keep_first=start, keep_last=min(height, start + step)))
+    return found
 
 
 def crop_starts(length: int, side: int) -> list[int]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..describe import image_facts
 from ..errors import DataError
 from ..facts import ImageFacts
-from ..padding import pad_to_multiple
+from ..padding import pad_to
 from ..record import module_of
 from .network import Views, check_count, in_eval_mode
 from .parts import cut_into_parts
@@ -36,10 +36,10 @@ def enhance(
     """Restore or super-resolve images of any size, in eval mode and without gradients.
 
     The network's facts (see `lowpeft.describe`) say which values and sides it takes. Sides are reflected at the right
-    and bottom up to that, and cut back. A network of fixed input size (IPT's 48x48) is run on crops of that size, half
-    a crop apart, and on those that end at the right and bottom borders; all views are cut at the same coordinates.
-    Where crops overlap, their results are averaged with the weights sin²(π(i+½)/n) along each side of n pixels, so
-    that no border of a crop shows.
+    and bottom up to that, repeated where the image is too small to be reflected, and cut back. A network of fixed input
+    size (IPT's 48x48) is run on crops of that size, half a crop apart, and on those that end at the right and bottom
+    borders; all views are cut at the same coordinates. Where crops overlap, their results are averaged with the weights
+    sin²(π(i+½)/n) along each side of n pixels, so that no border of a crop shows. What is given is never written.
 
     Args:
         model: A network (a `Backbone` or a module), adapted or not, or a model of several views; on any device.
@@ -58,7 +58,7 @@ def enhance(
 
     Raises:
         DataError: The views differ in shape or number from what the network takes, its results are not `scale` times
-            as large, or `tiling` leaves too little memory for one strip.
+            as large, `tiling` leaves too little memory for one strip, or it cuts a network that must not be cut.
         PlanError: The network does not take and give images.
     """
     found = enhance_views(module_of(model), views, image_facts(model), ensemble=ensemble, tiling=tiling)
@@ -100,7 +100,7 @@ def _mean_of_passes(module: nn.Module, views: Views, facts: ImageFacts, ensemble
     sums: Views = ()
     chosen: dict[torch.Size, int] = {}
     for way in ways:
-        seen = (pad_to_multiple(v, facts.size_multiple, at_least=facts.fixed_px or 1) for v in way.there(views))
+        seen = (pad_to(v, *facts.sides_for(*v.shape[-2:])) for v in way.there(views))
         cut = cut_into_parts(module, tuple(seen), facts, tiling)
         if cut.shape not in chosen:
             chosen[cut.shape] = cut.at_once(tiling, kept_bytes=_kept_bytes(views, sides))

@@ -230,7 +230,7 @@ class RootPart(Adapter):
         acts: Whether it takes part in every forward.
         routes: Whether `begin` sets strengths of other adapters; these are on or off with the part, whatever its own
             strength.
-        output: The attribute of the network's output that holds the image, None where the output is the image.
+        output: The attribute or the index of the network's output that is the image, None where the output is it.
     """
 
     acts: ClassVar[bool] = False
@@ -238,7 +238,7 @@ class RootPart(Adapter):
 
     def __init__(self) -> None:
         super().__init__()
-        self.output: str | None = None
+        self.output: str | int | None = None
 
     @classmethod
     @abstractmethod

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration import calibrate, needs_calibration
+from ..calls import image_in, to_network, to_plain
 from ..errors import TrainingError
 from ..facts import ImageFacts
 from ..inference.network import multi_view
 from ..kinds import Adapter, TrainingPart, is_number
+from ..padding import pad_to
 from ..recipes import TrainSettings
 from ..record import is_adapted, pieces, unwrap
 from .samples import CropSource
@@ -75,16 +77,17 @@ def start_from_data(module: nn.Module, crops: CropSource, settings: TrainSetting
     """
     if not is_adapted(module) or not needs_calibration(module):
         return
-    low, high = facts.value_range
+    together = multi_view(module) is not None
 
     def batches() -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
         for i in range(settings.calibration):
-            lr, hr = (image * (high - low) + low for image in crops[i])
-            yield (lr[:, None].unbind(), hr[:, None].unbind()) if multi_view(module) is not None else ((lr,), (hr,))
+            lr, hr = crops[i]
+            lr = to_network(pad_to(lr, *facts.sides_for(*lr.shape[-2:])), facts)
+            yield (lr[:, None].unbind(), hr[:, None].unbind()) if together else ((lr,), (hr,))
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        calibrate(module, _on_device(batches(), module), loss=_loss(settings, facts))
+        calibrate(module, _on_device(batches(), module), loss=_loss(settings, facts, together=together))
 
 
 def _on_device(batches: Iterator[Any], module: nn.Module) -> Iterator[Any]:
@@ -93,18 +96,15 @@ def _on_device(batches: Iterator[Any], module: nn.Module) -> Iterator[Any]:
         yield tuple(x.to(parameter) for x in inputs), tuple(t.to(parameter) for t in targets)
 
 
-def _loss(settings: TrainSettings, facts: ImageFacts) -> Callable[[Any, Any], Tensor]:
-    """The recipe's loss of one scene, on values 0..1."""
-    low, high = facts.value_range
+def _loss(settings: TrainSettings, facts: ImageFacts, *, together: bool) -> Callable[[Any, Any], Tensor]:
+    """The recipe's loss of one scene, on values 0..1; `together` says that the output is a tuple of its views."""
 
     def loss(output: Any, targets: tuple[Tensor, ...]) -> Tensor:
-        if isinstance(output, tuple):
-            outputs = output
-        else:
-            outputs = (output if facts.output is None else getattr(output, facts.output),)
-        pairs = zip(outputs, targets, strict=True)
-        plain = [((o.float() - low) / (high - low), (t.float() - low) / (high - low)) for o, t in pairs]
-        losses = [image_loss(settings.loss, sr, hr) for sr, hr in plain]
+        outputs = output if together else (image_in(output, facts.output),)
+        losses = [
+            image_loss(settings.loss, to_plain(sr.float(), facts)[..., : hr.shape[-2], : hr.shape[-1]], hr.float())
+            for sr, hr in zip(outputs, targets, strict=True)
+        ]
         return torch.stack(losses).mean()
 
     return loss

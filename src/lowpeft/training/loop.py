@@ -19,7 +19,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from ..describe import image_facts
 from ..errors import LowpeftError, TrainingError
 from ..facts import ImageFacts
-from ..inference.network import multi_view, run
+from ..inference.network import multi_view, run_padded
 from ..recipes import TrainSettings
 from ..record import is_adapted, module_of
 from .checkpoint import checkpoints
@@ -206,7 +206,7 @@ class _Pass(nn.Module):
 
     def forward(self, lr: Tensor, hr: Tensor) -> Tensor:
         with torch.autocast(lr.device.type, torch.bfloat16, enabled=self._settings.precision == "bf16"):
-            outputs = run(self.model, lr.unbind(1), self._facts)
+            outputs = run_padded(self.model, lr.unbind(1), self._facts)
         losses = [
             image_loss(self._settings.loss, output.float(), target)
             for output, target in zip(outputs, hr.unbind(1), strict=True)
