@@ -352,7 +352,8 @@ def test_each_view_of_a_stereo_model_is_what_the_network_takes(name: str) -> Non
 
 def test_frames_of_a_video_are_no_scenes_of_views() -> None:
     named = {"spatial": {"target": "stages.*"}, "stereo": {"target": "stages.*", "every": 1}}
-    assert "does not count images" in refusal(Video(), "stereo", example=EXAMPLES["frames"][1], **named)
+    for options in (named, {}):
+        assert "does not count images" in refusal(Video(), "stereo", example=EXAMPLES["frames"][1], **options)
 
 
 @pytest.mark.parametrize("example", [3, "image", (), {}, [1, 2], torch.tensor(1.0)])

@@ -56,6 +56,7 @@ def inject_spatial_adapters(
     reduction: int = 4,
     placement: Placement = "attention",
     name: str = "default",
+    example: Any = None,
 ) -> nn.Module:
     """Attach spatial adapters (a bottleneck on each position's channels) and freeze the rest.
 
@@ -65,6 +66,7 @@ def inject_spatial_adapters(
         reduction: The bottleneck has C // reduction channels.
         placement: `attention`, `mlp`, `both` or `parallel`: see `lowpeft.kinds.SpatialConfig`.
         name: Of the adapter.
+        example: As for `adapt`.
 
     Returns:
         The same object.
@@ -73,7 +75,7 @@ def inject_spatial_adapters(
         PlanError: As `adapt`.
     """
     config = SpatialConfig(target=target, reduction=reduction, placement=placement)
-    return inject(model, plan(model, config, name=name))
+    return inject(model, plan(model, config, name=name, example=example))
 
 
 def wrap_stereo(
@@ -83,6 +85,7 @@ def wrap_stereo(
     every: int = 2,
     logit_scale: float = 1.5,
     name: str = "default",
+    example: Any = None,
 ) -> StereoModel:
     """Attach stereo adapters (the views attend to each other along image rows) and freeze the rest.
 
@@ -92,6 +95,7 @@ def wrap_stereo(
         every: Of these, in order, 2 adapts numbers 1, 3, 5, … counted from 0, 1 adapts all.
         logit_scale: Multiplies the attention logits.
         name: Of the adapter.
+        example: As for `adapt`.
 
     Returns:
         A model that takes and gives two views; its `.backbone` is the object that was passed.
@@ -100,4 +104,4 @@ def wrap_stereo(
         PlanError: As `adapt`.
     """
     config = StereoConfig(target=target, every=every, logit_scale=logit_scale)
-    return cast(StereoModel, inject(model, plan(model, config, name=name)))
+    return cast(StereoModel, inject(model, plan(model, config, name=name, example=example)))

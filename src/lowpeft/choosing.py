@@ -203,7 +203,21 @@ def _feature_sites(network: Network, config: AdapterConfig, kind: Kind) -> list[
     _refuse_fused(network, kind, sites)
     if cast(type[FeatureAdapter], kind.module).needs_rows:
         _refuse_without_rows(network, kind, sites)
+    if config.views > 1 and network.recognised is None:
+        _refuse_frames(network, kind, sites)
     return sites
+
+
+def _refuse_frames(network: Network, kind: Kind, sites: list[Site]) -> None:
+    """Refuse features of which the network has several for each image (the frames of a video)."""
+    seen = network.trial.first(lambda observed: observed.modules)
+    problems = [
+        f"{site.path}: the first axis of its output {seen[site.path].shape} does not count images"
+        for site in sites
+        if site.attachment.layout is not None and site.path in seen and not seen[site.path].by_image
+    ]
+    if problems:
+        raise PlanError(f"a {kind.name} adapter cannot go to these modules:", problems=problems)
 
 
 def _refuse_without_rows(network: Network, kind: Kind, sites: list[Site]) -> None:
@@ -282,8 +296,6 @@ def _measure(network: Network, paths: list[str], config: AdapterConfig, kind: Ki
                 problems.append(f"{path} gives {len(seen.alike)} tensors of one shape {seen.shape}: say {items}")
             elif seen.layout is None and (needs_rows or len(seen.shape) == 4):
                 problems.append(f"{path}: cannot tell rows, columns and channels of its output {seen.shape} apart")
-            elif config.views > 1 and not seen.by_image:
-                problems.append(f"{path}: the first axis of its output {seen.shape} does not count images")
             else:
                 stage, block = network.place_of(path) if network.recognised else (None, None)
                 place = place_at("output", path, seen, observed.example.images)

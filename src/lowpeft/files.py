@@ -27,6 +27,7 @@ from .card import model_card
 from .changes import one_at_a_time
 from .describe import facts_of, is_described
 from .errors import AdapterError, LowpeftError
+from .examples import Example
 from .facts import Facts
 from .families import base_parameters
 from .fingerprint import Fingerprint, compare, digest, digests, fingerprint, fingerprint_from_dict
@@ -48,6 +49,7 @@ from .site_values import (
 )
 from .sites import Site, build, on_meta
 from .slots import below
+from .trial import Trial
 from .version import version
 
 FILES = TENSORS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
@@ -305,6 +307,7 @@ def load_adapter(
     revision: str | None = None,
     name: str = "default",
     force: bool = False,
+    example: Any = None,
 ) -> nn.Module:
     """Attach a saved adapter to its base.
 
@@ -314,6 +317,7 @@ def load_adapter(
         revision: Commit, tag or branch of the Hub repository.
         name: To attach it under; a base can hold several adapters.
         force: Attach it even though the base is not the one it was made for. Sites and shapes must fit all the same.
+        example: With `force`, what the base is called with, where that is not one N,C,H,W tensor, as for `adapt`.
 
     Returns:
         As `adapt`: the same object, or a `StereoModel` around it.
@@ -323,11 +327,11 @@ def load_adapter(
         PlanError: The adapter cannot be attached; the model is as it was.
     """
     adapter = read_adapter(_folder(folder_or_repo_id, revision))
-    return _attach(model, adapter, str(folder_or_repo_id), name=name, force=force)
+    return _attach(model, adapter, str(folder_or_repo_id), name=name, force=force, example=example)
 
 
 @one_at_a_time
-def _attach(model: object, adapter: AdapterFile, place: str, *, name: str, force: bool) -> nn.Module:
+def _attach(model: object, adapter: AdapterFile, place: str, *, name: str, force: bool, example: Any) -> nn.Module:
     root = root_of(model)
     found = digests(root)
     problems = compare(adapter.base, fingerprint(root, found))
@@ -337,8 +341,9 @@ def _attach(model: object, adapter: AdapterFile, place: str, *, name: str, force
         raise AdapterError(
             f"the adapter {place!r} belongs to another base (force=True attaches it all the same):", problems=problems
         )
-    measure = bool(problems)
-    plan = plan_sites(model, adapter.recipe, adapter.sites, name=name, measure=measure, facts=adapter.network)
+    given = None if example is None else Example.of(example)
+    trial = Trial(root, given) if problems else None  # what is not known to be the same is run once
+    plan = plan_sites(model, adapter.recipe, adapter.sites, name=name, trial=trial, facts=adapter.network)
     return attach_plan(model, plan, found=found, tensors=adapter.tensors, calibrated=adapter.calibrated)
 
 

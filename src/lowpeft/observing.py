@@ -240,7 +240,7 @@ def tell_layout(
         square = square_size(tokens)
         if example.is_square and square is not None and only_square():
             return Told(layout, square, is_square=True, by_image=True, is_tokens=True)
-        return Told(is_tokens=True)
+        return Told(is_tokens=True, by_image=True)
     return Told()
 
 

@@ -171,7 +171,7 @@ def plan_sites(
     sites: tuple[Site, ...],
     *,
     name: str,
-    measure: bool = False,
+    trial: Trial | None = None,
     facts: Facts | None = None,
 ) -> Plan:
     """A plan from recorded sites (those of an adapter file), checked against a network.
@@ -181,8 +181,8 @@ def plan_sites(
         recipe: That the sites belong to.
         sites: Where the adapters go.
         name: Of the adapter.
+        trial: Of the network, where it is not known to be the same: then it is run, to compare features' channels.
         facts: Of the network, where the model brings none.
-        measure: Run the network once and compare the channels of its features, where it is not known to be the same.
 
     Raises:
         PlanError: A module or parameter is not there or has another class or shape, or the adapters cannot be
@@ -191,16 +191,15 @@ def plan_sites(
     refuse_fixed(module_of(model))
     root = root_of(model)
     refuse_unusable(root)
-    trial = Trial(root)
-    facts = facts_of(model, trial) if facts is None or is_described(model) else facts
-    trial.facts = facts
-    network = Network(root, facts, trial)
+    tried = trial or Trial(root)
+    facts = tried.facts = facts_of(model, tried) if facts is None or is_described(model) else facts
+    network = Network(root, facts, tried)
     problems = _misfits(network.modules, sites)
     for site in [] if problems else sites:
         module = network.modules[site.path]
         if site.attachment.block is not None:
             check_block(network.checked_blocks, site.path, module, site.attachment.block)
-    if not problems and measure:
+    if not problems and trial is not None:
         problems = trial.first(lambda observed: _other_channels(sites, observed))
     if problems:
         raise PlanError(f"the adapter does not fit this {original_class(root).__name__}:", problems=problems)

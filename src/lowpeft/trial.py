@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -226,31 +225,31 @@ class Trial:
         Raises:
             PlanError: There is none.
         """
-        for example in itertools.chain((seen.example for seen in self._seen), self._examples()):
+        seen = next((s.example for s in self._seen if s.example.images >= least), None)
+        return seen if seen is not None else self._first_run(least)[0]
+
+    def _first_run(self, least: int) -> tuple[Example, Any]:
+        """The first example of at least so many images on which it runs, and what it gives."""
+        for example in self._examples():
             if example.images >= least:
                 try:
-                    self.run(example)
+                    return example, self.run(example)
                 except PlanError:
                     continue
-                return example
         raise self.did_not_run(images=least)
 
     def mixes_images(self) -> bool:
         """Whether the output for one image depends on the other images of the batch.
 
         Raises:
-            PlanError: It does not run.
+            PlanError: It does not run on two images.
         """
-        example = self.running_example(least=BATCH)
+        example, first = self._first_run(BATCH)
+        second = self.run(example.with_other_second())  # a network that draws noise draws the same again
         count = example.images
-        with torch.random.fork_rng(devices=[]):
-            state = torch.get_rng_state()
-            outputs = [tree_leaves(self.run(example))]
-            torch.set_rng_state(state)  # a network that draws noise draws the same again
-            outputs.append(tree_leaves(self.run(example.with_other_second())))
         pairs = [
             (one[0], other[0])
-            for one, other in zip(*outputs, strict=False)
+            for one, other in zip(tree_leaves(first), tree_leaves(second), strict=False)
             if isinstance(one, Tensor) and isinstance(other, Tensor) and one.dim() and one.is_floating_point()
             if len(one) == count == len(other) and one.shape == other.shape
         ]

@@ -54,7 +54,7 @@ class Unit:
         seen = self.last
         if seen.shape is None:
             return False
-        return seen.by_image if seen.layout is not None else seen.is_tokens
+        return seen.layout is not None or seen.is_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
