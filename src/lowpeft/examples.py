@@ -136,13 +136,16 @@ class Example:
         return Example(tree_map(change, self.args), tree_map(change, self.kwargs))
 
 
-def examples(root: nn.Module, *, batch: int = BATCH, facts: Facts | None = None) -> Iterator[Example]:
+def examples(
+    root: nn.Module, *, batch: int = BATCH, facts: Facts | None = None, sizes: tuple[Size, ...] = SIZES_PX
+) -> Iterator[Example]:
     """Random image batches (values 0..1) to try the network on: channel counts and sizes that are usual.
 
     Args:
         root: The network.
         batch: Number of images.
         facts: Facts that are known: they tell the channels, and which sides the network takes.
+        sizes: Of the images, in pixels, before what the facts say of sides.
 
     Raises:
         PlanError: The network has no floating-point parameters, so nothing says which dtype and device it takes.
@@ -153,7 +156,6 @@ def examples(root: nn.Module, *, batch: int = BATCH, facts: Facts | None = None)
     generator = torch.Generator().manual_seed(0)
     first = next((m for m in root.modules() if isinstance(m, nn.Conv2d)), None)
     usual = dict.fromkeys(([first.in_channels] if first is not None else []) + [3, 1, 4])
-    sizes = SIZES_PX
     if facts is not None and facts.input_channels is not None:
         usual = {facts.input_channels: None}
     if facts is not None and facts.fixed_px is not None:

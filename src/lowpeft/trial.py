@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from .errors import PlanError
-from .examples import BATCH, Example, examples
+from .examples import BATCH, SIZES_PX, Example, examples
 from .facts import Facts
 from .families import SLOT, base_parameters
+from .layouts import Size
 from .observing import Observed, find_additions, observe
 from .running import in_force
 from .settings import Setting
@@ -25,6 +26,9 @@ Found = TypeVar("Found")
 
 MOST_RUNS = 3
 """After so many runs that tell nothing, a larger image will not tell more."""
+
+LEAST_PX = (8, 8)
+"""Whether images of a batch are mixed shows on the smallest that a network takes."""
 
 MIXES = 1e-5
 """An output that changes by more than this share of its largest value with another image of the batch mixes them."""
@@ -111,9 +115,9 @@ class Trial:
         """Whether it has run on an example."""
         return self._runs > 0
 
-    def _examples(self) -> Iterator[Example]:
+    def _examples(self, sizes: tuple[Size, ...] = SIZES_PX) -> Iterator[Example]:
         if self.example is None:
-            yield from examples(self.root, facts=self.facts)
+            yield from examples(self.root, facts=self.facts, sizes=sizes)
             if not self._seen:  # a network that takes one image at a time
                 yield from examples(self.root, batch=1, facts=self.facts)
             return
@@ -228,9 +232,9 @@ class Trial:
         seen = next((s.example for s in self._seen if s.example.images >= least), None)
         return seen if seen is not None else self._first_run(least)[0]
 
-    def _first_run(self, least: int) -> tuple[Example, Any]:
+    def _first_run(self, least: int, *, sizes: tuple[Size, ...] = SIZES_PX) -> tuple[Example, Any]:
         """The first example of at least so many images on which it runs, and what it gives."""
-        for example in self._examples():
+        for example in self._examples(sizes):
             if example.images >= least:
                 try:
                     return example, self.run(example)
@@ -244,7 +248,7 @@ class Trial:
         Raises:
             PlanError: It does not run on two images.
         """
-        example, first = self._first_run(BATCH)
+        example, first = self._first_run(BATCH, sizes=(LEAST_PX, *SIZES_PX))
         second = self.run(example.with_other_second())  # a network that draws noise draws the same again
         count = example.images
         pairs = [
