@@ -28,7 +28,7 @@ class Official:
     cls: str
     options: dict[str, Any] = field(default_factory=dict)
     args: tuple[Any, ...] = ()
-    px: Size = (32, 48)
+    px: Size = (16, 24)
     channels: int = 3
     value_max: float = 1.0
     inputs: Callable[[Tensor], tuple[Any, ...]] = one_tensor
@@ -99,7 +99,7 @@ def _basic(file: str, cls: str, options: dict[str, Any], **more: Any) -> Officia
 
 def _hit(name: str) -> Official:
     module = f"basicsr.archs.hit_{name}_arch"
-    return Official(repository="XiangZ-0/HiT-SR", module=module, cls=f"HiT_{name.upper()}", options=_HIT, px=(32, 64))
+    return Official(repository="XiangZ-0/HiT-SR", module=module, cls=f"HiT_{name.upper()}", options=_HIT, px=(16, 32))
 
 
 _SWINIR = "models.network_swinir"
@@ -214,7 +214,7 @@ _TASKS: dict[str, Official] = {
         module="models.mobilesr",
         cls="MobileSR",
         options={"n_feats": 40, "n_heads": 8},
-        px=(64, 96),
+        px=(32, 48),
     ),
     "CATANet": Official(
         repository="EquationWalker/CATANet", module="basicsr.archs.catanet_arch", cls="CATANet", options=_CATANET
@@ -239,7 +239,7 @@ _TASKS: dict[str, Official] = {
     "NAFNetLocal": _naf("NAFNet", "NAFNetLocal", options={**_NAF, "train_size": (1, 3, 32, 32)}),
     "NAFNetSR": _naf("NAFSSR", "NAFNetSR", options={"up_scale": 2, "width": 8, "num_blks": 4}),
     "NAFSSR": _naf(
-        "NAFSSR", "NAFSSR", options={"up_scale": 2, "width": 8, "num_blks": 4}, channels=6, pair=True, px=(30, 90)
+        "NAFSSR", "NAFSSR", options={"up_scale": 2, "width": 8, "num_blks": 4}, channels=6, pair=True, px=(12, 36)
     ),
     "CVHSSR": Official(
         repository="AlexZou14/CVHSSR",
@@ -248,7 +248,7 @@ _TASKS: dict[str, Official] = {
         options={"up_scale": 2, "width": 16, "num_blks": 4},
         channels=6,
         pair=True,
-        px=(30, 90),
+        px=(12, 36),
     ),
     "OmniSR": Official(repository="Francis0625/Omni-SR", module="components.OmniSR", cls="OmniSR", options=_OMNI),
     "LBNet": Official(repository="IVIPLab/LBNet", module="model.lbnet", cls="LBNet", args=(_LBNET,), value_max=255.0),
