@@ -52,7 +52,7 @@ FEATURES: dict[str, tuple[str, dict[str, Any]]] = {
     "mobilenetv3_features": ("mobilenetv3_small_050", {}),
     "pvt_v2_features": ("pvt_v2_b0", {"embed_dims": (8, 16, 24, 32), "num_heads": (1, 2, 3, 4)}),
     "edgenext_features": ("edgenext_xx_small", {}),
-    "poolformer_features": ("poolformer_s12", {"dims": (8, 16, 24, 32)}),
+    "poolformer_features": ("poolformer_s12", {}),
     "hrnet_features": ("hrnet_w18_small", {}),
     "regnet_features": ("regnetx_002", {}),
     "maxvit_features": ("maxvit_rmlp_pico_rw_256", {"img_size": 64}),
