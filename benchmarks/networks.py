@@ -119,7 +119,7 @@ def judge(row: Row, recipe: str) -> dict[str, Any]:
     try:
         model = by_recipe(row, recipe)(network)
     except lowpeft.LowpeftError as error:
-        refusal: dict[str, Any] = {"verdict": "refused", "reason": short(str(error)), "message": str(error)}
+        refusal: dict[str, Any] = {"verdict": "refused", "reason": short(str(error)), "message": str(error)[:2000]}
         changed = before.differs(State.of(network))
         refusal["checks"] = {"untouched": f"failed: {changed}" if changed else "ok"}
         call = ready_call(str(error))

@@ -120,7 +120,7 @@ def _changes(case: Case, found: Views, wanted: Views) -> list[list[bool]]:
         index = len(table)
         flags = []
         for i, tensor in enumerate(tensors):
-            difference = (tensor != wanted[i][index]).flatten(1)
+            difference = (tensor != wanted[i][index]).reshape(len(tensor), -1)
             flags += [bool(part.any()) for row in difference for part in row.chunk(2 if case.row.pair else 1)]
         table.append(flags)
     return table
@@ -129,14 +129,23 @@ def _changes(case: Case, found: Views, wanted: Views) -> list[list[bool]]:
 def rows(case: Case) -> None:
     """What a stereo adapter adds at an image row depends on the same row of its scene's views and on nothing else.
 
-    Which positions of the features are a row is told from their shape and that of the images alone.
+    Which positions of the features are a row is told from their shape and that of the images alone; where both of two
+    answers fit (16 channels of 16x16), as at the other sizes.
     """
-    for px in case.sizes:
-        for path, piece, features in seen_by_stereo(case, px):
-            grid = grid_of(tuple(features.values.shape), 2 * case.views, px)
-            if grid is None:
-                raise Limit(f"{path} at {px[0]}x{px[1]}: no grid in {tuple(features.values.shape)}")
-            _one_row(piece, features, grid, f"{path} at {px[0]}x{px[1]}")
+    images = 2 * case.views
+    seen = [(px, *what) for px in case.sizes for what in seen_by_stereo(case, px)]
+    shapes = [(px, path, tuple(features.values.shape)) for px, path, _, features in seen]
+    first = {path: found for px, path, shape in shapes if (found := channels_first(shape, images, px)) is not None}
+    blind = []
+    for px, path, piece, features in seen:
+        grid = grid_of(tuple(features.values.shape), images, px, first.get(path))
+        where = f"{path} at {px[0]}x{px[1]}"
+        if grid is None:
+            blind.append(f"{where}: no rows in {tuple(features.values.shape)}")
+        else:
+            _one_row(piece, features, grid, where)
+    if blind:
+        raise Limit(f"{len(blind)} of {len(seen)} not tried, {blind[0]}")
 
 
 def seen_by_stereo(case: Case, px: Size) -> list[tuple[str, nn.Module, Any]]:
@@ -163,17 +172,29 @@ def seen_by_stereo(case: Case, px: Size) -> list[tuple[str, nn.Module, Any]]:
     return found
 
 
-def grid_of(shape: tuple[int, ...], images: int, px: Size) -> Callable[[Tensor], Tensor] | None:
-    """How features of that shape become (N,H,W,C); None where it cannot be told from the shape."""
-    height, width = px
+def channels_first(shape: tuple[int, ...], images: int, px: Size) -> bool | None:
+    """Whether features of four dimensions are N,C,H,W, or N,H,W,C; None where it cannot be told from the shape."""
+    if len(shape) != 4 or shape[0] != images:
+        return None
+    first, last = shape[2] * px[1] == shape[3] * px[0], shape[1] * px[1] == shape[2] * px[0]
+    return first if first != last else None
+
+
+def grid_of(
+    shape: tuple[int, ...], images: int, px: Size, first: bool | None = None
+) -> Callable[[Tensor], Tensor] | None:
+    """How features of that shape become (N,H,W,C); None where it cannot be told from the shape.
+
+    `first` says whether channels come first where four dimensions do not say it.
+    """
     if len(shape) == 4 and shape[0] == images:
-        first, last = shape[2] * width == shape[3] * height, shape[1] * width == shape[2] * height
-        if first != last:
-            return (lambda t: t.permute(0, 2, 3, 1)) if first else lambda t: t
+        told = channels_first(shape, images, px)
+        first = first if told is None else told
+        return None if first is None else (lambda t: t.permute(0, 2, 3, 1)) if first else lambda t: t
     if len(shape) == 3 and images in shape[:2]:
         batch = 0 if shape[0] == images else 1
         tokens = shape[1 - batch]
-        wide = [w for w in range(1, tokens + 1) if tokens % w == 0 and (tokens // w) * width == w * height]
+        wide = [w for w in range(1, tokens + 1) if tokens % w == 0 and (tokens // w) * px[1] == w * px[0]]
         if wide:
             return lambda t: t.transpose(0, batch).unflatten(1, (-1, wide[0]))
     return None

@@ -249,6 +249,7 @@ def test_rows_are_told_by_shape_also_where_the_tokens_would_make_a_square(
 
 def test_no_rows_are_told_where_the_shape_leaves_two_answers() -> None:
     assert checks.grid_of((2, 8, 8, 8), 2, (16, 16)) is None
+    assert checks.grid_of((2, 8, 8, 8), 2, (16, 16), first=True) is not None
 
 
 def test_a_ready_call_is_found_whole() -> None:
