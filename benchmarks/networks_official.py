@@ -86,7 +86,8 @@ _NGRAM = "rami0205/NGramSwin"
 
 
 def _fried(file: str, cls: str, **options: Any) -> Official:
-    return Official(repository=_FRIED, module=f"archs.{file}_arch", cls=cls, options={**_SMALL_SR, **options})
+    px = (16, 32) if file == "elan" else (16, 24)  # which it does not pad
+    return Official(repository=_FRIED, module=f"archs.{file}_arch", cls=cls, options={**_SMALL_SR, **options}, px=px)
 
 
 def _naf(file: str, cls: str, **more: Any) -> Official:
@@ -253,7 +254,12 @@ _TASKS: dict[str, Official] = {
     "OmniSR": Official(repository="Francis0625/Omni-SR", module="components.OmniSR", cls="OmniSR", options=_OMNI),
     "LBNet": Official(repository="IVIPLab/LBNet", module="model.lbnet", cls="LBNet", args=(_LBNET,), value_max=255.0),
     "ELAN": Official(
-        repository="xindongzhang/ELAN", module="models.elan_network", cls="ELAN", args=(_ELAN,), value_max=255.0
+        repository="xindongzhang/ELAN",
+        module="models.elan_network",
+        cls="ELAN",
+        args=(_ELAN,),
+        value_max=255.0,
+        px=(16, 32),
     ),
     "RFDN": Official(repository="njulj/RFDN", module="RFDN", cls="RFDN", options={"nf": 12}),
     "RDN": Official(repository="yjn870/RDN-pytorch", module="models", cls="RDN", args=(2, 3, 16, 16, 4, 4)),

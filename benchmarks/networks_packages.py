@@ -21,13 +21,19 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
 import zoo  # it lies beside the tests that use it
 
+OTHERS = {"swin2sr_hf": "transformers", "timm_swin": "timm", "timm_swin_v2": "timm"}
+"""Where networks of the tests' table come from that are not spandrel's."""
+
+UNPADDED = {"craft": (16, 24)}
+"""Sizes that a network does not pad, so that rows can be told from the shape of its features."""
+
 
 def _zoo(network: zoo.Network) -> Row:
     return Row(
         name=network.name,
-        source="spandrel" if network in zoo.SPANDREL else "zoo",
+        source="spandrel" if network in zoo.SPANDREL else OTHERS.get(network.name, "lowpeft"),
         build=network.build,
-        px=network.input_px,
+        px=UNPADDED.get(network.name, network.input_px),
         channels=network.channels,
         value_max=network.value_max,
     )
@@ -58,14 +64,14 @@ FEATURES: dict[str, tuple[str, dict[str, Any]]] = {
     "maxvit_features": ("maxvit_rmlp_pico_rw_256", {"img_size": 64}),
 }
 PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
-    "swin": ("swin_tiny_patch4_window7_224", {**_SWIN, "global_pool": ""}),
-    "swin_v2": ("swinv2_tiny_window8_256", {**_SWIN, "global_pool": ""}),
+    "swin_tiny": ("swin_tiny_patch4_window7_224", {**_SWIN, "global_pool": ""}),
+    "swin_v2_tiny": ("swinv2_tiny_window8_256", {**_SWIN, "global_pool": ""}),
     "vit": ("vit_tiny_patch16_224", {**_VIT, "img_size": 64}),
     "vit_tokens": ("vit_tiny_patch16_224", {**_VIT, "global_pool": "", "class_token": False}),
     "deit3": ("deit3_small_patch16_224", {**_VIT, "img_size": 64}),
     "convnext": ("convnext_atto", {"dims": (8, 16, 24, 32), "depths": (2, 2, 4, 2)}),
     "resnet18": ("resnet18", {}),
-    "mixer": ("mixer_s16_224", {"img_size": 64, "embed_dim": 32, "num_blocks": 4}),
+    "mixer": ("mixer_s16_224", {"img_size": 64}),
 }
 
 

@@ -328,7 +328,8 @@ def verdict_of(result: Any) -> str:
     words = {"adapts": f"✓ {sites}", "call": f"✓ {sites}, by the printed call", "refused": "refused"}
     said = words.get(result["verdict"], result["verdict"])
     if result["verdict"] in ("refused", "crashed"):
-        reason = re.split(r": |; | - |\. ", result["reason"])[0]
+        told = result["reason"].removeprefix("this network is of no known family, and running it showed ")
+        reason = re.split(r": |; | - |, |\. | \(", told)[0]
         said += f": {reason if len(reason) <= 80 else reason[:79] + '…'}"
     return said + (f" (**wrong**: {', '.join(failed)})" if failed else "")
 
