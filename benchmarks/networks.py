@@ -38,7 +38,7 @@ import networks_checks as checks
 from common import provenance
 from lowpeft.recipes import bundled, load_recipe
 from networks_case import Case, Limit, State, Wrong, pieces, use
-from networks_rows import Row, sizes
+from networks_rows import Row, sizes, takes
 
 RECIPES = ("stereo", "spatial", "lora", "full")
 READY = re.compile(r"lowpeft\.(?:adapt|wrap_stereo|inject_spatial_adapters)\(")
@@ -161,6 +161,8 @@ def accepted(row: Row, network: nn.Module, model: nn.Module, before: State) -> d
 
 def checked(case: Case) -> dict[str, str]:
     """Every check by name: `ok`, or what failed, or what kept it from being tried."""
+    if not takes(case.row, case.base, case.row.px):
+        return {"identity": "limit: the base itself does not take a batch of two images"}
     found = {check.__name__: outcome(check, case) for check in checks.NEW}
     found["use"] = outcome(use, case)
     if found["identity"].startswith("failed: cannot be run"):
