@@ -145,7 +145,7 @@ def with_call(row: Row, recipe: str, call: str, so_far: dict[str, str]) -> dict[
 
 def accepted(row: Row, network: nn.Module, model: nn.Module, before: State) -> dict[str, Any]:
     """Facts of an adapted network, and the outcome of every check."""
-    base = row.network()
+    base = row.network().requires_grad_(False)  # frozen as the adapted one: torch.matmul rounds by this flag
     case = Case(row=row, model=model, network=network, base=base, before=before, fresh=row.network, sizes=[])
     case.sizes = sizes(row, base)
     attached = pieces(model)
