@@ -298,6 +298,42 @@ def stereo_start() -> str:
     return f"{table(head, map(row, ('random', 'sharp')))}\n\n{made_by(results)}"
 
 
+def networks() -> str:
+    """Which networks are adapted without naming a site, with the three recipes that people ask for first."""
+    command = "python benchmarks/networks.py --official FOLDER --out benchmarks/results/networks.json"
+    try:
+        results = results_of("networks")
+    except LookupError:
+        return f"*Not measured yet: `{command}` writes this table.*"
+    recipes = ("stereo", "spatial", "lora")
+    rows = [
+        [each["name"], each["source"], *(verdict_of(each.get("recipes", {}).get(r)) for r in recipes)]
+        for each in results["networks"]
+    ]
+    header = ["network", "source", *(f"`{recipe}`" for recipe in recipes)]
+    counts = "; ".join(
+        f"`{r}`: " + ", ".join(f"{n} {verdict}" for verdict, n in sorted(results["totals"]["verdicts"][r].items()))
+        for r in recipes
+    )
+    of = f"Of {results['totals']['networks']} networks: {counts}."
+    return f"{table(header, rows)}\n\n{of} {made_by(results)}"
+
+
+def verdict_of(result: Any) -> str:
+    """What came of a recipe, in a few words."""
+    if result is None:
+        return "–"
+    failed = [name for name, outcome in result.get("checks", {}).items() if outcome.startswith("failed")]
+    sites = " + ".join(str(n) for n in result.get("sites", {}).values())
+    words = {"adapts": f"✓ {sites}", "call": f"✓ {sites}, by the printed call", "refused": "refused"}
+    said = words.get(result["verdict"], result["verdict"])
+    if result["verdict"] in ("refused", "crashed"):
+        told = result["reason"].removeprefix("this network is of no known family, and running it showed ")
+        reason = re.split(r": |; | - |, |\. | \(", told)[0]
+        said += f": {reason if len(reason) <= 80 else reason[:79] + '…'}"
+    return said + (f" (**wrong**: {', '.join(failed)})" if failed else "")
+
+
 # --- The command line
 
 
@@ -426,6 +462,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "kinds": kinds,
     "layouts": layouts,
     "memory": measured("memory_of_a_pair"),
+    "networks": networks,
     "pools": measured("pools"),
     "protocols": protocols,
     "published": published,
