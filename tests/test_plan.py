@@ -475,7 +475,7 @@ def test_a_changed_copy_of_a_block_is_refused() -> None:
             return 2 * super().forward(*args)
 
     block.__class__ = Changed
-    message = r"layers\.1\.residual_group\.blocks\.0 \(.*Changed\) does not compute .* with target="
+    message = r"layers\.1\.residual_group\.blocks\.0 \(.*Changed\) does not compute .*\n    lowpeft\.adapt\(model, 'spatial', target="
     with pytest.raises(PlanError, match=message):
         lowpeft.plan(model, "spatial")
     assert lowpeft.plan(model, SpatialConfig(target="layers.**.blocks.*.mlp")).sites

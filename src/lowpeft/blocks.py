@@ -16,6 +16,17 @@ CLOSE = 1e-5
 """Relative difference to the original that a block forward which is not exact may have."""
 
 
+class ChangedBlockError(PlanError):
+    """A block does not compute what the block forward of its family computes."""
+
+
+class OtherBlockError(ChangedBlockError):
+    """A block cannot be run as the block forward at all: it is another one, in a network with the family's names."""
+
+
+CANNOT_RUN = "cannot be run as"
+
+
 def check_block(checked: set[tuple[object, ...]], path: str, module: nn.Module, name: str) -> None:
     """Refuse a block whose own forward is not the one that a block forward stands for.
 
@@ -30,7 +41,8 @@ def check_block(checked: set[tuple[object, ...]], path: str, module: nn.Module, 
         name: Name of the block forward.
 
     Raises:
-        PlanError: The results differ by a bit, or, for a block forward that is only close, by more than `CLOSE`.
+        ChangedBlockError: The results differ by a bit, or, for a block forward that is only close, by more than
+            `CLOSE`; an `OtherBlockError` where it cannot be run.
     """
     plain = {k: v for k, v in vars(module).items() if v is None or isinstance(v, (bool, int, float, str, tuple, list))}
     parts = [(path, original_class(part)) for path, part in base_modules(module)]
@@ -39,7 +51,8 @@ def check_block(checked: set[tuple[object, ...]], path: str, module: nn.Module, 
     key = (original_class(module), name, repr((sorted(plain.items()), parts, shapes, missing)))
     if key not in checked:
         if problem := block_problem(module, get_block(name)):
-            raise PlanError(f"{path} ({original_class(module).__module__}.{original_class(module).__name__}) {problem}")
+            own, kind = original_class(module), OtherBlockError if problem.startswith(CANNOT_RUN) else ChangedBlockError
+            raise kind(f"{path} ({own.__module__}.{own.__name__}) {problem}")
         checked.add(key)
 
 
@@ -66,10 +79,7 @@ class _Asked(BlockPorts):
 def block_problem(module: nn.Module, block: BlockForward) -> str | None:
     """The difference between a block's own forward and a block forward, as the end of a sentence; None for none."""
     twin, own_class = twin_of(module), original_class(module)
-    advice = (
-        f"the block forward {block.name}: this copy of the code has been changed. Name modules inside it with target= "
-        "instead (target='**.mlp', say)"
-    )
+    advice = f"the block forward {block.name}: this copy of the code has been changed"
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             arguments = block.example(twin)
@@ -77,7 +87,7 @@ def block_problem(module: nn.Module, block: BlockForward) -> str | None:
             ports = _Asked()
             ours = block.forward(twin, ports, *arguments)
     except Exception as error:  # noqa: BLE001  (whatever another copy of the code raises means: another block)
-        return f"cannot be run as {advice} ({type(error).__name__}: {error})"
+        return f"{CANNOT_RUN} {advice} ({type(error).__name__}: {error})"
     (a, b) = (x[0] if isinstance(x, tuple) else x for x in (own, ours))
     same = torch.equal(a, b) if block.exact else torch.allclose(a, b, rtol=CLOSE, atol=CLOSE * float(a.abs().max()))
     if not same:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .attach import original_class
-from .blocks import check_block
+from .blocks import ChangedBlockError, OtherBlockError, check_block
 from .changes import one_at_a_time
 from .choosing import choose_sites, layer_of
 from .describe import facts_of, is_described
@@ -23,13 +23,13 @@ from .families import SLOT, base_modules, base_parameters
 from .kinds import AdapterConfig
 from .observing import Observed
 from .probe import NoStagesError
-from .ready_calls import with_call
+from .ready_calls import Asked, with_call, with_found_places
 from .recipes import Recipe, load_recipe, override
 from .record import module_of, record_of, root_of
 from .sites import Network, Site, site_key
 from .slots import Slot, slot_of, slots
 from .trial import Trial
-from .usable import refuse_unusable
+from .usable import refuse_moving_statistics, refuse_unusable
 from .wrappers import refuse_fixed
 
 
@@ -132,11 +132,8 @@ def plan(
     refuse_unusable(root)
     trial = Trial(root, None if example is None else Example.of(example))
     facts = trial.facts = facts_of(model, trial)
-    network = Network(root, facts, trial)
-    try:
-        sites = [site for config in wanted.adapters for site in choose_sites(network, config)]
-    except NoStagesError as error:
-        raise with_call(error, network, recipe, wanted, overrides, example is not None) from error
+    asked = Asked(recipe=recipe, wanted=wanted, overrides=overrides, has_example=example is not None)
+    network, sites = _choose(Network(root, facts, trial), asked)
     _refuse_own_writes(trial)
     if wanted.views > 1 and trial.mixes_images():
         raise PlanError(
@@ -145,6 +142,20 @@ def plan(
             "images (`spatial`, `lora`) fit it"
         )
     return _checked_plan(network, name, wanted, sites, facts)
+
+
+def _choose(network: Network, asked: Asked) -> tuple[Network, list[Site]]:
+    """The sites, and the network as what it was taken: where blocks of a family are others, as one of no family."""
+    try:
+        return network, [site for config in asked.wanted.adapters for site in choose_sites(network, config)]
+    except NoStagesError as error:
+        raise with_call(error, network, asked) from error
+    except ChangedBlockError as error:
+        unknown = Network(network.root, network.facts, network.trial, by_family=False)
+        if not isinstance(error, OtherBlockError):
+            raise with_found_places(error, unknown, asked) from error
+        unknown.notes[f"taken as a network of no known family, because {error.message}"] = None
+        return _choose(unknown, asked)
 
 
 def _refuse_own_writes(trial: Trial) -> None:
@@ -249,6 +260,8 @@ def _other_channels(sites: tuple[Site, ...], observed: Observed) -> list[str]:
 
 def _checked_plan(network: Network, name: str, recipe: Recipe, sites: Sequence[Site], facts: Facts) -> Plan:
     root = network.root
+    if not recipe.freeze_statistics:
+        refuse_moving_statistics(root)
     _refuse_conflicts(root, network.modules, name, sites)
     _refuse_other_views(root, recipe)
     return Plan(

@@ -3,53 +3,91 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from .choosing import choose_sites
 from .errors import PlanError
 from .kinds import AdapterConfig, get_kind
+from .patterns import matches
 from .probe import NoStagesError
 from .recipes import Recipe, bundled
 from .sites import Network
 
 
-def with_call(
-    error: NoStagesError,
-    network: Network,
-    recipe: object,
-    wanted: Recipe,
-    overrides: Mapping[str, Any],
-    has_example: bool,
-) -> PlanError:
-    """The refusal of a network whose stages could not be told, with a call that was tried out, if there is one.
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a user asked for.
 
-    Args:
-        error: The refusal.
-        network: The network.
+    Attributes:
         recipe: As it was given: a bundled name, or something else.
         wanted: The recipe, with the overrides.
         overrides: Of the recipe's adapters.
         has_example: Whether an example was given.
     """
-    open_ = [c for c in wanted.adapters if c.target is None and not get_kind(c.kind).on_weights]
+
+    recipe: object
+    wanted: Recipe
+    overrides: Mapping[str, Any]
+    has_example: bool
+
+    @property
+    def open(self) -> list[AdapterConfig]:
+        """The configs whose sites have to be found."""
+        return [c for c in self.wanted.adapters if c.target is None and not get_kind(c.kind).on_weights]
+
+    def call(self, named: Mapping[str, AdapterConfig]) -> str:
+        """The call with these configs, by kind, in place of those without a target."""
+        if isinstance(self.recipe, str) and self.recipe in bundled():
+            text = _of_bundled(self.recipe, self.wanted, named, self.overrides)
+        else:
+            configs = (_of_config(named.get(c.kind, c)) for c in self.wanted.adapters)
+            text = f"lowpeft.adapt(model, [{', '.join(configs)}]"
+        return text + (", example=example)" if self.has_example else ")")
+
+
+def with_call(error: NoStagesError, network: Network, asked: Asked) -> PlanError:
+    """The refusal of a network whose stages could not be told, with a call that was tried out, if there is one."""
     item = error.items[0] if error.items else None
-    fitting = ([t for t in choice if _fits(network, open_, t, item)] for choice in error.targets)
+    fitting = ([t for t in choice if _fits(network, asked.open, t, item)] for choice in error.targets)
     targets = next(filter(None, fitting), None)
     if targets is None:
         advice = "Name the modules whose outputs are to be adapted, with target="
-        if not has_example:
+        if not asked.has_example:
             advice += ", or say with example= what the network is called with, if that is not one N,C,H,W tensor"
         return PlanError(f"{error.message}. {advice}", problems=error.problems)
-    named = {c.kind: _named(c, targets, item) for c in open_}
-    if isinstance(recipe, str) and recipe in bundled():
-        text = _of_bundled(recipe, wanted, named, overrides)
-    else:
-        text = f"lowpeft.adapt(model, [{', '.join(_of_config(named.get(c.kind, c)) for c in wanted.adapters)}]"
-    text += ", example=example)" if has_example else ")"
+    call = asked.call({c.kind: _named(c, targets, item) for c in asked.open})
     others = "".join(f" (or item={i})" for i in error.items[1:])
-    message = f"{error.message}. This call works, and names what comes nearest{others}:\n    {text}"
+    message = f"{error.message}. This call works, and names what comes nearest{others}:\n    {call}"
     return PlanError(message, problems=error.problems)
+
+
+def with_found_places(error: PlanError, network: Network, asked: Asked) -> PlanError:
+    """The refusal of a changed copy of a known network, with a call that names what running it shows, if there is one.
+
+    Args:
+        error: The refusal.
+        network: The network, taken as one of no known family.
+        asked: What was asked for.
+    """
+    try:
+        found = {c.kind: _short(network, [s.path for s in choose_sites(network, c)]) for c in asked.open}
+        named = {c.kind: _named(c, found[c.kind], None) for c in asked.open}
+        for config in named.values():
+            choose_sites(network, config)
+    except PlanError:
+        return PlanError(f"{error.message}. Name modules inside it with target= (target='**.mlp', say)")
+    call = asked.call(named)
+    return PlanError(f"{error.message}. This call goes by what running it shows, without the family:\n    {call}")
+
+
+def _short(network: Network, paths: list[str]) -> list[str]:
+    """Patterns with `*` for numbers that mean these modules and no others."""
+    wanted, found = set(paths), []
+    for pattern in dict.fromkeys(".".join("*" if p.isdigit() else p for p in path.split(".")) for path in paths):
+        means = {path for path in network.modules if path and matches(pattern, path)}
+        found += [pattern] if means <= wanted else [p for p in paths if p in means]
+    return found
 
 
 def _named(config: AdapterConfig, targets: list[str], item: int | None) -> AdapterConfig:

@@ -54,12 +54,12 @@ class Network:
         notes: What was passed over or assumed, for people.
     """
 
-    def __init__(self, root: nn.Module, facts: Facts, trial: Trial) -> None:
+    def __init__(self, root: nn.Module, facts: Facts, trial: Trial, *, by_family: bool = True) -> None:
         self.root = root
         self.facts = facts
         self.trial = trial
         self.modules = dict(base_modules(root))
-        self.recognised: Recognised | None = recognise(root)
+        self.recognised: Recognised | None = recognise(root) if by_family else None
         self.checked_blocks: set[tuple[object, ...]] = set()
         self.notes: dict[str, None] = {}
 

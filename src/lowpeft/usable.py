@@ -53,3 +53,23 @@ def _problems(root: nn.Module) -> Iterator[str]:
             f"{len(packed)} layers are quantised and hold weights that are no tensors ({packed[0] or 'the network'}, "
             "…): adapt the network before it is quantised"
         )
+
+
+def refuse_moving_statistics(root: nn.Module) -> None:
+    """Refuse a base whose running statistics would move in training, because an adapter file cannot hold them.
+
+    Raises:
+        PlanError: Listing the layers.
+    """
+    moving = [
+        path
+        for path, module in root.named_modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None
+    ]
+    if moving:
+        raise PlanError(
+            "the recipe says freeze_statistics = false, so the statistics of these layers would move in training, but "
+            "they are of the frozen base, which is not saved; keep them still:\n"
+            "    lowpeft.adapt(model, recipe, freeze_statistics=True)",
+            problems=moving,
+        )

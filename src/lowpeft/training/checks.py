@@ -9,7 +9,6 @@ from torch import nn
 
 from ..errors import TrainingError
 from ..recipes import TrainSettings
-from ..record import is_adapted, unwrap
 from .parallel import Processes
 
 
@@ -24,27 +23,6 @@ def check_batch(settings: TrainSettings, processes: Processes) -> None:
         raise TrainingError(
             f"a batch of {settings.batch} cannot be split over {processes.number} processes of {settings.accumulate} "
             f"parts each: it takes at least {least}"
-        )
-
-
-def refuse_moving_statistics(model: nn.Module) -> None:
-    """Refuse a base whose BatchNorm statistics would move, because an adapter file cannot hold them.
-
-    Raises:
-        TrainingError: Listing the layers.
-    """
-    if not is_adapted(model):
-        return
-    moving = [
-        path
-        for path, module in unwrap(model).named_modules()
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.training and module.running_mean is not None
-    ]
-    if moving:
-        raise TrainingError(
-            "the recipe says freeze_statistics = false, so these would move in training, but they are of the frozen "
-            "base, which is not saved; set freeze_statistics = true:",
-            problems=moving,
         )
 
 

@@ -23,7 +23,7 @@ from ..inference.network import multi_view, run_padded
 from ..recipes import TrainSettings
 from ..record import is_adapted, module_of
 from .checkpoint import checkpoints
-from .checks import check_batch, refuse_moving_statistics, refuse_not_finite, refuse_untrained
+from .checks import check_batch, refuse_not_finite, refuse_untrained
 from .kinds import start_from_data
 from .log import Log, draw_curves
 from .parallel import Processes, connect, shared, without_exchange
@@ -155,7 +155,6 @@ def train(
     device = _device(session)
     module.train()
     try:
-        refuse_moving_statistics(module)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             one.go(batches(crops, settings, processes, start=start, device=device))
     finally:
