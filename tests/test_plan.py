@@ -475,7 +475,8 @@ def test_a_changed_copy_of_a_block_is_refused() -> None:
             return 2 * super().forward(*args)
 
     block.__class__ = Changed
-    message = r"layers\.1\.residual_group\.blocks\.0 \(.*Changed\) does not compute .*\n    lowpeft\.adapt\(model, 'spatial', target="
+    call = r"\n    lowpeft\.adapt\(model, 'spatial', target="
+    message = r"layers\.1\.residual_group\.blocks\.0 \(.*Changed\) does not compute .*" + call
     with pytest.raises(PlanError, match=message):
         lowpeft.plan(model, "spatial")
     assert lowpeft.plan(model, SpatialConfig(target="layers.**.blocks.*.mlp")).sites

@@ -94,7 +94,8 @@ def _groups(network: Network, adapter: type[WeightAdapter], by_place: bool) -> I
     """Every group of parameters that the kind can change, with the paths by which it can be named."""
     for path, module in network.modules.items():
         for names in adapter.groups(module):
-            if any(module._parameters.get(name) is None for name in names):
+            tensors = [module._parameters.get(name) for name in names]
+            if any(t is None or not t.numel() for t in tensors):
                 continue
             stage, block = network.place_of(path) if by_place else (None, None)
             parts = path.split(".") if path else []

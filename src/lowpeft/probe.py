@@ -39,6 +39,8 @@ UNPADDED = 0.33
 """So much of a side may differ from a power of two: convolutions without padding cut off pixels of small maps."""
 WORTH_NAMING = 0.1
 """A refusal names a sequence that holds at least this share of the parameters, else the largest parts."""
+WORTH_NAMING_ALONE = 0.05
+"""Each of the largest parts holds at least this share."""
 
 
 class NoStagesError(PlanError):
@@ -133,7 +135,7 @@ def _stages(modules: dict[str, nn.Module], observed: Observed) -> list[Stage]:
     found = siblings(units, modules)
     outer = outermost(found)
     levels = [s for s in outer if all(any(modules[u.path].children()) for u in s.units)]
-    if len({s.size for s in levels}) > 1 and _is_u_shape(levels, total):
+    if _is_u_shape(levels, total):
         return [
             Stage(path=s.units[-1].path.rpartition(".")[0] or s.units[-1].path, output=s.units[-1], blocks=s.units)
             for s in levels
@@ -153,7 +155,7 @@ def _is_u_shape(levels: list[Sequence], total: int) -> bool:
     """Whether sequences hold more than half of the parameters together, at sizes that differ by powers of two."""
     sizes = [u.last.size for s in levels for u in s.units]
     most = max((size for size in sizes if size is not None), default=None, key=lambda s: s[0])
-    if most is None or 2 * sum(s.parameters for s in levels) <= total:
+    if most is None or len(set(sizes)) == 1 or sum(s.parameters for s in levels) <= MOST * total:
         return False
     return all(size is not None and _are_powers(most, size) for size in sizes)
 
@@ -256,22 +258,21 @@ def _no_stages(
     error = NoStagesError(
         f"this network is of no known family, and running it showed {found}", problems=[*map(str, rows)]
     )
-    choices = [rows[0].units] if rows and rows[0].parameters >= WORTH_NAMING * total else []
-    choices += [tuple(_largest(modules, units, total)), tuple(s.units[-1] for s in rows)]
-    error.targets = tuple(
-        tuple(u.out for u in choice if u.is_features and not u.last.is_ambiguous) for choice in choices
-    )
+    best = [rows[0].units] if rows and rows[0].parameters >= WORTH_NAMING * total else []
+    named = [tuple(u.out for u in units) for units in (*best, [s.units[-1] for s in rows])]
+    error.targets = (*named[: len(best)], _largest(modules, observed, total), *named[len(best) :])
     return error
 
 
-def _largest(modules: dict[str, nn.Module], units: list[Unit], total: int) -> list[Unit]:
-    """The largest parts of a network that give features, one after the other as they run: the best there is to name."""
-    inside = ""
-    while True:
-        lead = f"{inside}." if inside else ""
-        parts = [u for u in units if u.path.startswith(lead) and u.path.count(".") == lead.count(".")]
-        big = [u for u in parts if u.parameters >= 0.05 * total]
-        if len(big) == 1 and any(modules[big[0].path].children()):
-            inside = big[0].path
-            continue
-        return big
+def _largest(modules: dict[str, nn.Module], observed: Observed, total: int, inside: str = "") -> tuple[str, ...]:
+    """The largest parts of a network that give features, in the order in which they run: the best there is to name."""
+    lead = f"{inside}." if inside else ""
+    children = [p for p in modules if p.startswith(lead) and p != inside and p.count(".") == lead.count(".")]
+    big = [p for p in children if sum(w.numel() for w in modules[p].parameters()) >= WORTH_NAMING_ALONE * total]
+    found: list[str] = []
+    for path in big:
+        seen = observed.modules.get(path)
+        gives = seen is not None and (seen.layout is not None or seen.is_tokens) and not seen.is_ambiguous
+        parts = () if gives and len(big) > 1 else _largest(modules, observed, total, path)
+        found += parts or ([path] if gives else [])
+    return tuple(sorted(found, key=lambda p: observed.modules[p].order))
