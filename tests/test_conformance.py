@@ -87,7 +87,6 @@ def adapters(label: str, network: Network) -> tuple[AdapterConfig, ...]:
     full = FullConfig(target=last_layer(pristine(network)))
     lora = LoRAConfig(target="**", rank=1)
     table: dict[str, tuple[AdapterConfig, ...]] = {
-        "lora": (lora,),
         "full": (full,),
         "dora": (DoRAConfig(target="**", rank=1),),
         "ssf": (SSFConfig(target="**"),),
@@ -101,7 +100,7 @@ def adapters(label: str, network: Network) -> tuple[AdapterConfig, ...]:
 # The recipe `full` lets DropPath and statistics move, and `scratch` attaches nothing: tests/test_train.py has both.
 # `stereo-only` is a part of `stereo`. Other placements of spatial adapters are ports, which tests/test_families.py has.
 RECIPES = tuple(name for name in bundled() if load_recipe(name).freeze_statistics and name != "stereo-only")
-LABELS = (*RECIPES, "lora", "full", "dora", "ssf", "vera", "convpass", "combination")
+LABELS = (*RECIPES, "full", "dora", "ssf", "vera", "convpass", "combination")
 
 
 @dataclass(frozen=True)
@@ -247,7 +246,7 @@ def test_every_kind_is_in_a_case() -> None:
 
 
 def test_every_family_has_a_network() -> None:
-    assert {network.family for network in (*zoo.FAMILIES, *zoo.TWO_VIEWS)} == set(FAMILY)
+    assert {network.family for network in zoo.ALL if network.family} == set(FAMILY)
 
 
 @every_network

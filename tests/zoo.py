@@ -380,7 +380,7 @@ SPANDREL: tuple[Network, ...] = (
     _restoration("safmnbcie", partial(SAFMNBCIE, dim=8, n_blocks=4, num_layers=2), (32, 48)),
     _restoration("scunet", partial(SCUNet, config=[2] * 7), (40, 48)),
     _sr("seemore", partial(SeemoRe, scale=2, num_experts=3, num_layers=4, embedding_dim=8), (16, 24), 2),
-    _sr("span", _span, (8, 12), 2),
+    _sr("span", _span, (8, 12), 2, family="span"),
     _sr("swiftsrgan", partial(SwiftSRGAN, num_channels=8, num_blocks=8, upscale_factor=2), (8, 12), 2),
     _SWIN2SR,
     _sr("swin2sr_light", partial(Swin2SR, **_SWIN, upsampler="pixelshuffledirect"), (8, 12), 2, family="swin2sr"),

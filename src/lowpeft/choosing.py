@@ -107,10 +107,8 @@ def _groups(network: Network, adapter: type[WeightAdapter], by_place: bool) -> I
 
 def _without_derived(network: Network, kind: Kind, chosen: Sequence[_Parameters]) -> Sequence[_Parameters]:
     """Leave out weights that the network writes itself when it runs, and those that it reads only for that."""
-    if network.recognised is not None or not network.trial.has_run:
-        return chosen
     paths = [p for c in chosen for p in c.paths]
-    derived = network.trial.derived(paths)
+    derived = network.trial.derived(paths) if network.may_write_itself and network.trial.runs else set()
     if not derived:
         return chosen
     gone = derived | network.trial.unread(paths)

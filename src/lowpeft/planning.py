@@ -134,7 +134,8 @@ def plan(
     facts = trial.facts = facts_of(model, trial)
     asked = Asked(recipe=recipe, wanted=wanted, overrides=overrides, has_example=example is not None)
     network, sites = _choose(Network(root, facts, trial), asked)
-    _refuse_own_writes(trial)
+    if network.may_write_itself and trial.runs:
+        _refuse_own_writes(trial)
     if wanted.views > 1 and trial.mixes_images():
         raise PlanError(
             f"{original_class(root).__name__} mixes the images of a batch: its output for one changes with another one "

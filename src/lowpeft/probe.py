@@ -152,19 +152,21 @@ def _stages(modules: dict[str, nn.Module], observed: Observed) -> list[Stage]:
 
 
 def _is_u_shape(levels: list[Sequence], total: int) -> bool:
-    """Whether sequences hold more than half of the parameters together, at sizes that differ by powers of two."""
+    """Whether sequences hold more than half of the parameters together, at sizes that are powers of two apart."""
     sizes = [u.last.size for s in levels for u in s.units]
-    most = max((size for size in sizes if size is not None), default=None, key=lambda s: s[0])
-    if most is None or len(set(sizes)) == 1 or sum(s.parameters for s in levels) <= MOST * total:
+    known = [size for size in sizes if size is not None]
+    if len(known) < len(sizes) or sum(s.parameters for s in levels) <= MOST * total:
         return False
-    return all(size is not None and _are_powers(most, size) for size in sizes)
+    steps = {_halvings(max(known, key=lambda s: s[0]), size) for size in known}
+    return None not in steps and len(steps) > 1
 
 
-def _are_powers(most: Size, size: Size) -> bool:
-    """Whether both sides are about the larger ones divided by one power of two."""
+def _halvings(most: Size, size: Size) -> int | None:
+    """How often both sides of the larger size are about halved to give the other; None where they are not."""
     steps = [math.log2(a / b) for a, b in zip(most, size, strict=True)]
-    divisor = 2 ** round(sum(steps) / 2)
-    return all(abs(a / divisor - b) <= UNPADDED * a / divisor for a, b in zip(most, size, strict=True))
+    halvings = round(sum(steps) / 2)
+    halved = [a / 2**halvings for a in most]
+    return halvings if all(abs(a - b) <= UNPADDED * a for a, b in zip(halved, size, strict=True)) else None
 
 
 def _blocks(stage: Unit, modules: dict[str, nn.Module], found: list[Sequence]) -> tuple[Unit, ...]:

@@ -63,6 +63,11 @@ class Network:
         self.checked_blocks: set[tuple[object, ...]] = set()
         self.notes: dict[str, None] = {}
 
+    @property
+    def may_write_itself(self) -> bool:
+        """Whether running it could change its weights; of most families it is known that it does not."""
+        return self.recognised is None or self.recognised.family.writes_itself
+
     @functools.cached_property
     def probed(self) -> dict[str, tuple[FoundPlace, ...]]:
         """Places that were found by running the network."""

@@ -103,12 +103,22 @@ class Trial:
         self.failures: dict[str, None] = {}
         self._seen: list[Observed] = []
         self._rest: Iterator[Example] | None = None
+        self._known: Example | None = None
         self._runs = 0
 
     @functools.cached_property
     def twin(self) -> nn.Module:
         """The copy."""
         return twin_of(self.root)
+
+    @functools.cached_property
+    def runs(self) -> bool:
+        """Whether it runs on any example that is tried."""
+        try:
+            self.running_example()
+        except PlanError:
+            return False
+        return True
 
     @property
     def has_run(self) -> bool:
@@ -229,8 +239,10 @@ class Trial:
         Raises:
             PlanError: There is none.
         """
-        seen = next((s.example for s in self._seen if s.example.images >= least), None)
-        return seen if seen is not None else self._first_run(least)[0]
+        if self._known is None or self._known.images < least:
+            seen = next((s.example for s in self._seen if s.example.images >= least), None)
+            self._known = seen if seen is not None else self._first_run(least, sizes=(LEAST_PX, *SIZES_PX))[0]
+        return self._known
 
     def _first_run(self, least: int, *, sizes: tuple[Size, ...] = SIZES_PX) -> tuple[Example, Any]:
         """The first example of at least so many images on which it runs, and what it gives."""

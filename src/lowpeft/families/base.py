@@ -156,6 +156,7 @@ class Family:
         blocks: The block forwards that places name.
         facts: What a network of the family says of itself: values of `lowpeft.facts.Facts` by name, from the module.
             What it leaves out is measured by running the network.
+        writes_itself: Whether its networks write weights of their own when they run, which is then looked for.
         inside: The path of what the signature describes within the family's own whole network.
         source: Where the facts are from.
     """
@@ -167,6 +168,7 @@ class Family:
     output: str | None = None
     blocks: tuple[BlockForward, ...] = ()
     facts: Callable[[Any], Mapping[str, Any]] | None = None
+    writes_itself: bool = False
     inside: str = ""
     source: str = ""
 

@@ -1,0 +1,23 @@
+"""SPAN, whose convolutions write their fused weights when they run in eval mode."""
+
+from __future__ import annotations
+
+from ..layouts import Layout
+from .base import Family, Place, register_family
+
+BLOCK, CHANNELS = "block_{stage}", "c1_r.eval_conv.weight"
+"""A block gives its output, a convolution's and its attention map, all of one shape; the first goes on."""
+
+SPAN = register_family(
+    Family(
+        name="span",
+        title="SPAN",
+        signature=(("block_*.c1_r.eval_conv", "block_*.c3_r.eval_conv", "conv_cat", "conv_2"),),
+        places=tuple(
+            Place(name=name, path=BLOCK, channels=CHANNELS, layout=Layout.NCHW, item=0)
+            for name in ("attention", "stage")
+        ),
+        writes_itself=True,
+        source="arXiv 2311.12770",
+    )
+)
