@@ -325,10 +325,10 @@ def test_full_fine_tuning_lets_droppath_and_dropout_be_active() -> None:
 
 def test_statistics_that_no_adapter_file_could_hold_are_refused() -> None:
     base = small()
-    model = lowpeft.adapt(base, load_recipe("full"))
-    with pytest.raises(TrainingError, match="set freeze_statistics = true") as caught:
-        train(model, Samples(), PLAIN)
+    with pytest.raises(PlanError, match="freeze_statistics=True") as caught:
+        lowpeft.adapt(base, "full")
     assert caught.value.problems == ("norm",)
+    train(lowpeft.adapt(base, "full", freeze_statistics=True), Samples(), PLAIN)
     assert "norm.running_mean" in dict(base.module.named_buffers())
     assert not base.module.norm.running_mean.any()
 

@@ -75,6 +75,9 @@ def with_found_places(error: PlanError, network: Network, asked: Asked) -> PlanE
         named = {c.kind: _named(c, found[c.kind], None) for c in asked.open}
         for config in named.values():
             choose_sites(network, config)
+    except NoStagesError as unknown:
+        other = with_call(unknown, network, asked)
+        return PlanError(f"{error.message}. Without the family, {other.message}", problems=other.problems)
     except PlanError:
         return PlanError(f"{error.message}. Name modules inside it with target= (target='**.mlp', say)")
     call = asked.call(named)
