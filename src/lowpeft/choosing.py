@@ -209,12 +209,11 @@ def _feature_sites(network: Network, config: AdapterConfig, kind: Kind) -> list[
 
 def _refuse_frames(network: Network, kind: Kind, sites: list[Site]) -> None:
     """Refuse features of which the network has several for each image (the frames of a video)."""
-    seen = network.trial.first(lambda observed: observed.modules)
-    problems = [
-        f"{site.path}: the first axis of its output {seen[site.path].shape} does not count images"
-        for site in sites
-        if site.attachment.layout is not None and site.path in seen and not seen[site.path].by_image
-    ]
+    problems = []
+    for site in sites:
+        seen = network.trial.seen_at(site.path)
+        if site.attachment.layout is not None and seen and not any(s.by_image for s in seen):
+            problems.append(f"{site.path}: the first axis of its output {seen[0].shape} does not count images")
     if problems:
         raise PlanError(f"a {kind.name} adapter cannot go to these modules:", problems=problems)
 
@@ -227,9 +226,9 @@ def _refuse_without_rows(network: Network, kind: Kind, sites: list[Site]) -> Non
         if act.layout is Layout.WLC:
             problems.append(f"{site.path}: its first axis counts windows, not images")
         elif act.layout is not None and act.layout.is_tokens and network.recognised is None:
-            seen = network.trial.first(lambda observed, path=site.path: observed.modules[path])  # type: ignore[misc]
-            if seen.size is None:
-                count = (seen.shape or (0, 0))[1 - act.layout.batch_dim]
+            seen = network.trial.seen_at(site.path)
+            if not any(s.size for s in seen):
+                count = (seen[0].shape or (0, 0))[1 - act.layout.batch_dim] if seen else "some"
                 problems.append(f"{site.path}: it gives {count} tokens, and is not told their rows and columns")
     if problems:
         raise PlanError(f"a {kind.name} adapter needs image rows, which these features do not have:", problems=problems)

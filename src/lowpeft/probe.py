@@ -33,6 +33,8 @@ MLP = re.compile(r"mlp|ffn|feed_?forward|(^|_)ff($|_|\d)")
 
 MOST, MOST_ALONE = 0.5, 0.3
 """The stages hold more than this share of the parameters: of several sequences, or where there is only one."""
+MOST_OF_A_PAIR = 0.75
+"""Where there are two sizes only, a sequence with more than this share is the body, and makes the stages alone."""
 WORTH_A_STAGE = 0.01
 """What holds a smaller share of the parameters is no stage of a U-shape."""
 UNPADDED = 0.33
@@ -127,7 +129,7 @@ def place_at(name: str, path: str, seen: Observation, images: int, *, reads_inpu
 
 
 def _stages(modules: dict[str, nn.Module], observed: Observed) -> list[Stage]:
-    pixels = observed.example.first.shape[1]
+    pixels = observed.example.first.shape[-3] if observed.example.size is not None else 0
     # What gives as few channels as the image is a network by itself, and no stage of one.
     every = [u for u in units_of(modules, observed).values() if u.last.shape is None or u.last.channels > pixels]
     units = sorted(every, key=lambda u: u.first.order)
@@ -135,12 +137,13 @@ def _stages(modules: dict[str, nn.Module], observed: Observed) -> list[Stage]:
     found = siblings(units, modules)
     outer = outermost(found)
     levels = [s for s in outer if all(any(modules[u.path].children()) for u in s.units)]
-    if _is_u_shape(levels, total):
+    best = max(outer, key=lambda s: s.parameters, default=None)
+    a_pair = len({s.size for s in levels}) == 2  # a body and a few blocks behind its upsampling are no U-shape
+    if _is_u_shape(levels, total) and not (a_pair and best is not None and best.parameters > MOST_OF_A_PAIR * total):
         return [
             Stage(path=s.units[-1].path.rpartition(".")[0] or s.units[-1].path, output=s.units[-1], blocks=s.units)
             for s in levels
         ]
-    best = max(outer, key=lambda s: s.parameters, default=None)
     share = MOST if len(outer) > 1 else MOST_ALONE
     if best is not None and best.parameters > share * total:
         return [Stage(path=u.path, output=u, blocks=_blocks(u, modules, found)) for u in best.units]

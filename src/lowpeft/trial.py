@@ -16,7 +16,7 @@ from .examples import BATCH, SIZES_PX, Example, examples
 from .facts import Facts
 from .families import SLOT, base_parameters
 from .layouts import Size
-from .observing import Observed, find_additions, observe
+from .observing import Observation, Observed, find_additions, observe
 from .running import in_force
 from .settings import Setting
 from .slots import Slot, switches_of
@@ -182,6 +182,10 @@ class Trial:
             if len(self._seen) >= MOST_RUNS:
                 return
 
+    def seen_at(self, path: str) -> list[Observation]:
+        """What a module did in the runs that were observed."""
+        return [observed.modules[path] for observed in self._seen if path in observed.modules]
+
     def additions(self, example: Example, paths: list[str]) -> set[str]:
         """Which of these modules give something that is added to other features.
 
@@ -298,6 +302,8 @@ class Trial:
             self.run(self.running_example())
             now = dict(base_parameters(self.twin))
             return {path for path, tensor in changed.items() if tensor.any() and not _same(tensor, now[path])}
+        except PlanError:  # with other weights it does not run, so nothing is known
+            return set()
         finally:
             now = dict(base_parameters(self.twin))
             with torch.no_grad():
@@ -311,10 +317,13 @@ class Trial:
         for p in parameters.values():
             p.requires_grad_(True)
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            leaves = [t for t in tree_leaves(example.call(self.twin)) if isinstance(t, Tensor) and t.requires_grad]
-            total = sum((t.float().sum() for t in leaves), start=torch.zeros(()))
-            found = torch.autograd.grad(total, [*parameters.values()], allow_unused=True) if leaves else [None]
-        return {path for path, gradient in zip(parameters, found, strict=False) if gradient is None}
+            try:
+                leaves = [t for t in tree_leaves(example.call(self.twin)) if isinstance(t, Tensor) and t.requires_grad]
+                total = sum((t.float().sum() for t in leaves), start=torch.zeros(()))
+                found = torch.autograd.grad(total, [*parameters.values()], allow_unused=True)
+            except RuntimeError:  # no gradient gets through it at all, which `check_trainable` says
+                return set()
+        return {path for path, gradient in zip(parameters, found, strict=True) if gradient is None}
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
