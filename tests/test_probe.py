@@ -13,7 +13,8 @@ from torch.nn.utils import prune
 import lowpeft
 from lowpeft import PlanError
 from lowpeft.examples import Example
-from networks import (
+from states import assert_same_tensors, randomise_adapters, run_acceptance_script, tensors
+from unfamiliar import (
     Block,
     Listed,
     Nested,
@@ -27,7 +28,6 @@ from networks import (
     Unpadded,
     Video,
 )
-from states import assert_same_tensors, randomise_adapters, run_acceptance_script, tensors
 
 
 def sites(network: nn.Module, recipe: object = "spatial", **options: object) -> list[str]:

@@ -17,8 +17,8 @@ from torch.optim.swa_utils import AveragedModel
 
 import lowpeft
 from lowpeft import LowpeftError, PlanError, StereoModel
-from networks import Plain
 from states import assert_same_tensors, randomise_adapters, tensors
+from unfamiliar import Plain
 
 X = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(1))
 
