@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,9 @@ def load_backbone(
     if str(path).startswith(PREFIX):
         if task is not None or allow_half:
             raise LowpeftError(f"{path} is a network of timm, which is opened with neither task= nor allow_half=")
-        return timm_reader.load(str(path).removeprefix(PREFIX), pretrained=pretrained, options=options)
+        backbone = timm_reader.load(str(path).removeprefix(PREFIX), pretrained=pretrained, options=options)
+        found = recognise(backbone.module)
+        return replace(backbone, family=found.family.name if found else None)
     if pretrained or options:
         given = ", ".join([*(["pretrained"] if pretrained else []), *options])
         raise LowpeftError(f"{given}: only networks of timm ({PREFIX}NAME) take that, and {path} is the path of a file")
