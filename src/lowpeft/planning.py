@@ -133,6 +133,9 @@ def plan(
     trial = Trial(root, None if example is None else Example.of(example))
     facts = trial.facts = facts_of(model, trial)
     asked = Asked(recipe=recipe, wanted=wanted, overrides=overrides, has_example=example is not None)
+    if not wanted.freeze_statistics:
+        frozen = replace(asked, overrides={**overrides, "freeze_statistics": True})
+        refuse_moving_statistics(root, f"this call keeps them still:\n    {frozen.call({})}")
     network, sites = _choose(Network(root, facts, trial), asked)
     if network.may_write_itself and trial.runs:
         _refuse_own_writes(trial)
@@ -203,6 +206,8 @@ def plan_sites(
     refuse_fixed(module_of(model))
     root = root_of(model)
     refuse_unusable(root)
+    if not recipe.freeze_statistics:
+        refuse_moving_statistics(root, "make the adapter anew with freeze_statistics=True")
     tried = trial or Trial(root)
     facts = tried.facts = facts_of(model, tried) if facts is None or is_described(model) else facts
     network = Network(root, facts, tried)
@@ -261,8 +266,6 @@ def _other_channels(sites: tuple[Site, ...], observed: Observed) -> list[str]:
 
 def _checked_plan(network: Network, name: str, recipe: Recipe, sites: Sequence[Site], facts: Facts) -> Plan:
     root = network.root
-    if not recipe.freeze_statistics:
-        refuse_moving_statistics(root)
     _refuse_conflicts(root, network.modules, name, sites)
     _refuse_other_views(root, recipe)
     return Plan(

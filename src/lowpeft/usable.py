@@ -55,8 +55,12 @@ def _problems(root: nn.Module) -> Iterator[str]:
         )
 
 
-def refuse_moving_statistics(root: nn.Module) -> None:
+def refuse_moving_statistics(root: nn.Module, advice: str) -> None:
     """Refuse a base whose running statistics would move in training, because an adapter file cannot hold them.
+
+    Args:
+        root: The network.
+        advice: What to do, as the end of the message.
 
     Raises:
         PlanError: Listing the layers.
@@ -69,7 +73,6 @@ def refuse_moving_statistics(root: nn.Module) -> None:
     if moving:
         raise PlanError(
             "the recipe says freeze_statistics = false, so the statistics of these layers would move in training, but "
-            "they are of the frozen base, which is not saved; keep them still:\n"
-            "    lowpeft.adapt(model, recipe, freeze_statistics=True)",
+            f"they are of the frozen base, which is not saved; {advice}",
             problems=moving,
         )
