@@ -7,8 +7,8 @@ Where lowpeft refuses and prints a ready call, that call is tried. What is accep
 `networks_checks.py`. Networks are those of the tests' table (spandrel's), timm's, transformers', diffusers' where it is
 installed, and, with `--official`, those of their authors' code: FOLDER holds a checkout of every repository that
 `networks_official.py` names, under the repository's name. Each recipe of each network runs in a process of its own,
-with a limit of time. Needs the extras `spandrel` and `transformers`; takes about half an hour on one core, or less in two
-runs side by side, of which the last one adds the results of the other (`--only`, `--add`).
+with a limit of time. Needs the extras `spandrel` and `transformers`; takes about half an hour on one core. Of two runs
+side by side the later one adds the results of the other (`--only`, `--add`).
 """
 
 from __future__ import annotations
