@@ -186,6 +186,31 @@ def test_the_acceptance_script_of_tokens_and_mixing_passes() -> None:
     assert end.value.code == 0
 
 
+def test_features_that_are_turned_get_no_stereo_adapters() -> None:
+    """Along their rows lie the image's columns."""
+
+    class Turned(Plain):
+        def body(self, x: Tensor) -> Tensor:
+            return super().body(x.mT).mT
+
+    assert "no sequence of stages" in refusal(Turned(), "stereo")
+    assert "cannot tell rows" in refusal(Turned(), "stereo-only", target="stages.*", every=1)
+
+
+def test_tokens_that_are_told_width_and_height_in_the_other_order_get_no_stereo_adapters() -> None:
+    class Swapped(TokenNet):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.head(x)
+            n, c, h, w = x.shape
+            tokens = x.flatten(2).transpose(1, 2)
+            for stage in self.stages:
+                tokens = stage(tokens, (w, h))
+            return self.tail(tokens.transpose(1, 2).reshape(n, c, h, w))
+
+    assert "is not told their rows and columns" in refusal(Swapped(SizedTokens), "stereo")
+    assert len(sites(Swapped(SizedTokens), "spatial")) == 4
+
+
 # --- the batch -------------------------------------------------------------------------------------------------------
 
 

@@ -157,6 +157,14 @@ def observe(root: nn.Module, example: Example, only_square: Callable[[], bool] =
     return Observed(example=example, modules=seen, calls=calls, tell=tell)
 
 
+def _is_upright(size: tuple[int, ...], example: Example) -> bool:
+    """Whether a map could be the image's: one that is taller than wide, for an image that is not, has been turned."""
+    if example.size is None:
+        return True
+    (height, width), (rows, columns) = example.size, size
+    return (height - width) * (rows - columns) >= 0
+
+
 def _took_apart(module: nn.Module, calls: list[Call]) -> bool:
     """Whether a convolution got an image without a batch around it: the network takes a list, and got a tensor."""
     return isinstance(module, nn.Conv2d) and any(isinstance(o, _Shape) and len(o.shape) == 3 for o, _ in calls)
@@ -167,7 +175,7 @@ def _maps(example: Example, modules: dict[str, nn.Module], calls: dict[str, list
     found: set[Size] = set()
     for path, ((output, _), *_) in calls.items():
         is_map = isinstance(modules[path], nn.Conv2d) and isinstance(output, _Shape) and len(output.shape) == 4
-        if is_map and output.shape[0] in example.counts:
+        if is_map and output.shape[0] in example.counts and _is_upright(output.shape[2:], example):
             found.add((output.shape[2], output.shape[3]))
     size = example.size
     while size is not None and min(size) > 1:
@@ -235,10 +243,10 @@ def tell_layout(
     if len(shape) == 3 and (shape[0] == images) != (shape[1] == images):
         layout, tokens = (Layout.NLC, shape[1]) if shape[0] == images else (Layout.LNC, shape[0])
         size = find_size(arguments, tokens)
-        if size is not None:
+        if size is not None and _is_upright(size, example):
             return Told(layout, size, by_image=True, is_tokens=True)
         square = square_size(tokens)
-        if example.is_square and square is not None and only_square():
+        if size is None and example.is_square and square is not None and only_square():
             return Told(layout, square, is_square=True, by_image=True, is_tokens=True)
         return Told(is_tokens=True, by_image=True)
     return Told()
