@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -411,6 +413,41 @@ def test_the_live_network_is_not_run_while_it_is_planned() -> None:
     network = Counts()
     lowpeft.plan(network, "stereo")
     assert network.calls == 0
+
+
+def test_an_example_that_does_not_run_is_refused_whatever_the_recipe() -> None:
+    for recipe in ("spatial", "lora"):
+        assert "did not run on the example" in refusal(Plain(), recipe, example=X.double())
+    assert "on the meta device" in refusal(Plain(), "lora", example=X.to("meta"))
+
+
+@dataclass
+class Output:
+    image: Tensor
+
+
+class GivesDataclass(Plain):
+    def forward(self, x: Tensor) -> Output:
+        return Output(super().forward(x))
+
+
+def test_an_output_whose_views_cannot_be_told_apart_is_refused_at_once_until_one_says_where_the_image_is() -> None:
+    assert "say which attribute of it is the image" in refusal(GivesDataclass(), "stereo")
+    model = lowpeft.adapt(lowpeft.describe(GivesDataclass().eval(), output="image"), "stereo")
+    assert [view.shape for view in model(X, X)] == [X.shape, X.shape]
+    for recipe in ("spatial", "lora"):
+        lowpeft.check_trainable(lowpeft.adapt(GivesDataclass(), recipe))
+
+
+def test_parts_in_torchscript_are_left_out_and_said() -> None:
+    network = Plain()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network.stages[2] = torch.jit.script(Residual())
+    for recipe in ("spatial", "lora", "full"):
+        plan = lowpeft.plan(network, recipe)
+        assert not any(site.path.startswith("stages.2") for site in plan.sites)
+        assert any("TorchScript modules cannot be adapted" in note for note in plan.notes)
 
 
 # --- networks that cannot be tried out, or write themselves ----------------------------------------------------------

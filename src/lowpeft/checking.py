@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from .examples import Example
 from .facts import RECORD
 from .families import SLOT
 from .kinds import Adapter
+from .outputs import float_tensors
 from .record import module_of, record_of, root_of
 from .trial import Trial, copy_in_force
 from .views import MultiViewModel
@@ -71,7 +71,7 @@ def _problems(copy: nn.Module, example: Example, seed: int, spread: float) -> di
             if SLOT in name.split("."):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        loss = sum((_weighted(t, generator) for t in _float_tensors(example.call(copy))), start=torch.zeros(()))
+        loss = sum((_weighted(t, generator) for t in float_tensors(example.call(copy))), start=torch.zeros(()))
         if isinstance(loss, Tensor) and loss.requires_grad:
             torch.autograd.backward(loss)
     expected = {
@@ -105,13 +105,6 @@ def _gradient_problem(parameter: nn.Parameter, may_be_zero: bool) -> str | None:
     if not parameter.grad.any() and not may_be_zero:
         return "its gradient is zero everywhere"
     return None
-
-
-def _float_tensors(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
-    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
-    return [t for v in values for t in _float_tensors(v)]
 
 
 def _weighted(tensor: Tensor, generator: torch.Generator) -> Tensor:

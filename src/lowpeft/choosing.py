@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -93,7 +94,7 @@ def _weight_sites(network: Network, config: AdapterConfig, kind: Kind) -> list[S
 def _groups(network: Network, adapter: type[WeightAdapter], by_place: bool) -> Iterator[_Parameters]:
     """Every group of parameters that the kind can change, with the paths by which it can be named."""
     for path, module in network.modules.items():
-        for names in adapter.groups(module):
+        for names in () if isinstance(module, torch.jit.ScriptModule) else adapter.groups(module):
             tensors = [module._parameters.get(name) for name in names]
             if any(t is None or not t.numel() for t in tensors):
                 continue

@@ -46,6 +46,8 @@ class Example:
                 "example= is what the network is called with: a tensor or list (one argument), a tuple (several) or a "
                 f"dict (by name), with a batch of images in it; this {type(given).__name__} holds none"
             )
+        if any(t.is_meta for t in example._tensors):
+            raise PlanError("example= has tensors on the meta device, without values, and the network has to be run")
         return example
 
     @property

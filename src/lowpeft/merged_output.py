@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from .errors import PlanError
 from .examples import Example
 from .facts import RECORD
+from .outputs import float_tensors
 from .record import record_of
 from .settings import Setting
 from .slots import Slot, switches_of
@@ -55,8 +53,7 @@ class Comparison:
             example = example.of_images(views)
         trial = Trial(copied, example)
         trial.twin = copied
-        found: Any = trial.call(example)
-        return [t for t in tree_leaves(found) if isinstance(t, Tensor) and t.is_floating_point() and t.numel()]
+        return [t for t in float_tensors(trial.call(example)) if t.numel()]
 
     def difference(self, merged: nn.Module) -> float | None:
         """What merging has changed, as a share of the largest value; None without an example.
@@ -69,9 +66,10 @@ class Comparison:
         worst = 0.0
         for base, adapted, now in zip(self.base, self.adapted, self._outputs(merged), strict=True):
             wide = torch.promote_types(adapted.dtype, torch.float32)
-            scale = float(adapted.to(wide).abs().max()) or 1.0
-            effect = float((adapted.to(wide) - base.to(wide)).abs().max())
-            change = float((now.to(wide) - adapted.to(wide)).abs().max())
+            # What is not finite with and without adapters (a network without trained weights) says nothing.
+            base, before, after = (t.to(wide).nan_to_num(0.0, 0.0, 0.0) for t in (base, adapted, now))
+            scale = float(before.abs().max()) or 1.0
+            effect, change = float((before - base).abs().max()), float((after - before).abs().max())
             if not change <= max(ROUNDING * torch.finfo(adapted.dtype).eps * scale, SHARE * effect):
                 raise PlanError(
                     f"merged, the network gives another output: it differs by {change:.3g}, where the adapters change "

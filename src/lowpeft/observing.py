@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -122,7 +123,8 @@ def observe(root: nn.Module, example: Example, only_square: Callable[[], bool] =
         example: What it is called with.
         only_square: Asked where tokens are told no size: whether the network takes square images only.
     """
-    modules = dict(base_modules(root))
+    # TorchScript's modules take no such hooks, and cannot be adapted.
+    modules = {p: m for p, m in base_modules(root) if not isinstance(m, torch.jit.ScriptModule)}
     calls: dict[str, list[Call]] = {}
     number = iter(range(2**62))
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 
 def how_to_fold(module: nn.Module) -> str | None:
     """The call that gives a layer its plain weight back; None for a layer that has one."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return None
     parametrised = module._modules.get("parametrizations")
     if isinstance(parametrised, nn.ModuleDict) and len(parametrised):
         name = next(iter(parametrised))

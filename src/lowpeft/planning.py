@@ -131,6 +131,8 @@ def plan(
     root = root_of(model)
     refuse_unusable(root)
     trial = Trial(root, None if example is None else Example.of(example))
+    if trial.example is not None and not trial.runs:
+        raise trial.did_not_run()
     facts = trial.facts = facts_of(model, trial)
     asked = Asked(recipe=recipe, wanted=wanted, overrides=overrides, has_example=example is not None)
     if not wanted.freeze_statistics:

@@ -62,6 +62,9 @@ class Network:
         self.recognised: Recognised | None = recognise(root) if by_family else None
         self.checked_blocks: set[tuple[object, ...]] = set()
         self.notes: dict[str, None] = {}
+        scripted = [path for path, module in self.modules.items() if isinstance(module, torch.jit.ScriptModule)]
+        if scripted:
+            self.notes[f"TorchScript modules cannot be adapted, and were left out: {scripted[0]}, …"] = None
 
     @property
     def may_write_itself(self) -> bool:

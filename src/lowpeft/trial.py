@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from .errors import PlanError
 from .examples import BATCH, SIZES_PX, Example, examples
@@ -17,9 +16,11 @@ from .facts import Facts
 from .families import SLOT, base_parameters
 from .layouts import Size
 from .observing import Observation, Observed, find_additions, observe
+from .outputs import float_tensors
 from .running import in_force
 from .settings import Setting
 from .slots import Slot, switches_of
+from .views import ViewBatch, view_of
 
 Model = TypeVar("Model", bound=nn.Module)
 Found = TypeVar("Found")
@@ -265,15 +266,20 @@ class Trial:
             PlanError: It does not run on two images.
         """
         example, first = self._first_run(BATCH, sizes=(LEAST_PX, *SIZES_PX))
+        self._refuse_whole(example, first)
         second = self.run(example.with_other_second())  # a network that draws noise draws the same again
         count = example.images
         pairs = [
             (one[0], other[0])
-            for one, other in zip(tree_leaves(first), tree_leaves(second), strict=False)
-            if isinstance(one, Tensor) and isinstance(other, Tensor) and one.dim() and one.is_floating_point()
-            if len(one) == count == len(other) and one.shape == other.shape
+            for one, other in zip(float_tensors(first), float_tensors(second), strict=False)
+            if one.dim() and len(one) == count and one.shape == other.shape
         ]
         return any(float((a - b).abs().max()) > MIXES * float(a.abs().max()) for a, b in pairs if a.numel())
+
+    def _refuse_whole(self, example: Example, output: Any) -> None:
+        """Refuse an output of which no view could be told, as the model of several views would in every forward."""
+        if self.facts is None or self.facts.output is None:
+            view_of(output, 0, ViewBatch(example.first.unsqueeze(0), example.images))
 
     def written(self) -> list[str]:
         """The base's tensors that the runs so far have written; empty before the first run."""
@@ -318,7 +324,7 @@ class Trial:
             p.requires_grad_(True)
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
             try:
-                leaves = [t for t in tree_leaves(example.call(self.twin)) if isinstance(t, Tensor) and t.requires_grad]
+                leaves = [t for t in float_tensors(example.call(self.twin)) if t.requires_grad]
                 total = sum((t.float().sum() for t in leaves), start=torch.zeros(()))
                 found = torch.autograd.grad(total, [*parameters.values()], allow_unused=True)
             except RuntimeError:  # no gradient gets through it at all, which `check_trainable` says
