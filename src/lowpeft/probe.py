@@ -26,7 +26,7 @@ from .families import FoundPlace, Place, base_modules
 from .layouts import Size
 from .observing import Observation, Observed, tokens_layout
 from .trial import Trial
-from .units import Sequence, Unit, outermost, siblings, units_of
+from .units import Sequence, Unit, levels_of, outermost, siblings, units_of
 
 ATTENTION = re.compile(r"attn|attention|(^|_)(msa|mha|sa)($|_|\d)")
 MLP = re.compile(r"mlp|ffn|feed_?forward|(^|_)ff($|_|\d)")
@@ -136,12 +136,16 @@ def _stages(modules: dict[str, nn.Module], observed: Observed) -> list[Stage]:
     total = sum(p.numel() for p in modules[""].parameters())
     found = siblings(units, modules)
     outer = outermost(found)
-    levels = [s for s in outer if all(any(modules[u.path].children()) for u in s.units)]
+    levels = levels_of(units, modules, outer, WORTH_A_STAGE * total)
     best = max(outer, key=lambda s: s.parameters, default=None)
     a_pair = len({s.size for s in levels}) == 2  # a body and a few blocks behind its upsampling are no U-shape
     if _is_u_shape(levels, total) and not (a_pair and best is not None and best.parameters > MOST_OF_A_PAIR * total):
         return [
-            Stage(path=s.units[-1].path.rpartition(".")[0] or s.units[-1].path, output=s.units[-1], blocks=s.units)
+            Stage(
+                path=s.units[0].path.rpartition(".")[0] if len(s.units) > 1 else s.units[0].path,
+                output=s.units[-1],
+                blocks=tuple(b for u in s.units for b in _blocks(u, modules, found)),
+            )
             for s in levels
         ]
     share = MOST if len(outer) > 1 else MOST_ALONE

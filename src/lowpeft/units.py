@@ -118,7 +118,8 @@ def siblings(
     Those that give several tensors of one shape are found with `ambiguous` alone.
     """
     groups: dict[tuple[object, ...], list[Unit]] = {}
-    for unit in units:
+    runs: dict[tuple[object, ...], tuple[object, int]] = {}
+    for unit in sorted(units, key=lambda u: u.first.order):
         parent, _, name = unit.path.rpartition(".")
         is_leaf = not any(modules[unit.path].children())
         if unit.last.is_ambiguous is not ambiguous or not unit.is_features or not re.search(r"\d", name):
@@ -130,16 +131,58 @@ def siblings(
             if unit.last.layout is None or is_leaf:
                 continue
         elif not unit.keeps_shape:
+            runs[key] = (None, runs.get(key, (None, 0))[1])
             continue
         else:
+            # The first and the last level of a U-shape have one shape, and are no sequence: others run between them.
             shape = unit.last.shape if not unit.shrinks else unit.last.channels
-            key = (*key, original_class(modules[unit.path]), shape, unit.last.item, unit.last.layout)
+            before, run = runs.get(key, (None, 0))
+            runs[key] = (shape, run + (shape != before))
+            key = (*key, runs[key], original_class(modules[unit.path]), unit.last.item, unit.last.layout)
         groups.setdefault(key, []).append(unit)
-    ordered = [tuple(sorted(g, key=lambda u: u.first.order)) for g in groups.values() if len(g) > 1]
-    return [Sequence(units=g) for g in ordered if any(u.parameters for u in g)]
+    return [Sequence(units=tuple(g)) for g in groups.values() if len(g) > 1 and any(u.parameters for u in g)]
 
 
 def outermost(found: list[Sequence]) -> list[Sequence]:
     """Those that lie in no other one, in the order in which they run."""
     kept = [s for s in found if not any(o is not s and all(o.holds(u.path) for u in s.units) for o in found)]
     return sorted(kept, key=lambda s: s.order)
+
+
+def levels_of(units: list[Unit], modules: dict[str, nn.Module], outer: list[Sequence], least: float) -> list[Sequence]:
+    """What could be the levels of a U-shape: blocks of one class that run one after the other at one size.
+
+    A level may have a single block. The class is the one that holds most of the parameters; sequences of other classes
+    count beside it where they hold more than `least` parameters.
+    """
+    blocks = [u for u in units if u.keeps_shape and u.is_features and not u.last.is_ambiguous and _is_block(u, modules)]
+    by_class: dict[type, list[Unit]] = {}
+    for unit in blocks:
+        same = by_class.setdefault(original_class(modules[unit.path]), [])
+        if not any(unit.path.startswith(u.path + ".") for u in same):
+            same.append(unit)
+    main = max(by_class.values(), key=lambda us: sum(u.parameters for u in us), default=[])
+    groups: list[list[Unit]] = []
+    for unit in main:
+        last = groups[-1][-1] if groups else None
+        here = unit.path.rpartition(".")[0], unit.last.shape
+        if last is not None and here == (last.path.rpartition(".")[0], last.last.shape):
+            groups[-1].append(unit)
+        else:
+            groups.append([unit])
+    levels = [Sequence(units=tuple(g)) for g in groups]
+    mine = Sequence(units=tuple(main)) if main else None
+    for other in outer:
+        paths = [u.path for u in other.units]
+        apart = mine is not None and not any(mine.holds(p) or p in {u.path for u in main} for p in paths)
+        apart = apart and not any(other.holds(u.path) for u in main)
+        if apart and other.parameters > least and all(_is_block(u, modules) for u in other.units):
+            levels.append(other)
+    return sorted(levels, key=lambda s: s.order)
+
+
+def _is_block(unit: Unit, modules: dict[str, nn.Module]) -> bool:
+    """Whether a unit is a module of its own, of several parts, and no mere container."""
+    module = modules[unit.path]
+    is_container = unit.path != unit.out or original_class(module).forward is nn.Sequential.forward
+    return any(module.children()) and not is_container
