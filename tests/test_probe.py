@@ -151,6 +151,84 @@ def test_overrides_stay_in_the_printed_call() -> None:
     assert (found["spatial"].reduction, found["stereo"].logit_scale) == (2, 2.0)
 
 
+class Bodies(nn.Module):
+    """A level that runs its blocks itself; `depths` blocks in five of them, named `layer1` to `layer5`."""
+
+    class Body(nn.Module):
+        def __init__(self, dim: int, count: int) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(Residual(dim) for _ in range(count))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    def __init__(self, *depths: int) -> None:
+        super().__init__()
+        dims = (8, 16, 32, 16, 8)
+        for i, (dim, depth) in enumerate(zip(dims, depths, strict=True), 1):
+            self.add_module(f"layer{i}", self.Body(dim, depth))
+        self.head, self.tail = nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(8, 3, 3, 1, 1)
+        self.downs = nn.ModuleList(nn.Conv2d(d, 2 * d, 2, 2) for d in (8, 16))
+        self.ups = nn.ModuleList(nn.ConvTranspose2d(d, d // 2, 2, 2) for d in (32, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = self.layer1(self.head(x))
+        two = self.layer2(self.downs[0](one))
+        y = self.layer3(self.downs[1](two))
+        y = self.layer4(self.ups[0](y) + two)
+        return self.tail(self.layer5(self.ups[1](y) + one))
+
+
+@pytest.mark.parametrize("depths", [(2, 2, 2, 2, 2), (1, 2, 4, 2, 1), (1, 1, 1, 1, 1)])
+def test_levels_of_one_shape_at_both_ends_of_a_u_shape_are_two_stages(depths: tuple[int, ...]) -> None:
+    stages = lowpeft.plan(Bodies(*depths), "stereo-only", every=1).sites
+    assert [s.path for s in stages] == [f"layer{i}" for i in range(1, 6)]
+    blocks = [s.stage for s in lowpeft.plan(Bodies(*depths), "spatial").sites]
+    assert blocks == sorted(blocks)
+    assert set(blocks) == set(range(5))
+
+
+def test_levels_of_one_block_are_levels() -> None:
+    class Single(UNet):
+        def __init__(self) -> None:
+            super().__init__(block=Block)
+            for name in ("encoder_level1", "latent", "decoder_level1"):
+                del getattr(self, name)[1]
+
+    assert sites(Single(), "stereo-only", every=1) == [
+        "encoder_level1.0",
+        "encoder_level2.1",
+        "latent.0",
+        "decoder_level2.1",
+        "decoder_level1.0",
+    ]
+    assert all(".attn" in path for path in sites(Single(), "spatial"))
+
+
+def test_what_was_taken_for_channels_must_not_follow_from_the_images_size() -> None:
+    class Lines(nn.Module):
+        def __init__(self, dim: int) -> None:
+            super().__init__()
+            self.conv = nn.Conv1d(dim, dim, 3, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.conv(x)
+
+    class Flat(Plain):
+        def body(self, x: Tensor) -> Tensor:
+            return super().body(x.flatten(2)).view(x.shape)
+
+    assert "other channels for images of another size" in refusal(Flat(Lines), "spatial")
+
+
+def test_a_compiled_part_is_tried_out_like_any_other() -> None:
+    network = Plain().eval()
+    network.stages[3] = torch.compile(network.stages[3], backend="eager")
+    assert sites(network, "spatial")
+
+
 # --- tokens ----------------------------------------------------------------------------------------------------------
 
 
@@ -221,6 +299,41 @@ def test_a_network_that_mixes_its_batch_is_refused_for_several_views_and_taken_f
     network = TokenNet(SizedTokens, mixes=mixes).eval()
     assert "mixes the images of a batch" in refusal(network, "stereo")
     assert sites(network) == [f"stages.{i}" for i in range(4)]
+
+
+class OneSided(Plain):
+    """The second image of a batch depends on the first."""
+
+    def body(self, x: Tensor) -> Tensor:
+        x = super().body(x)
+        return torch.cat((x[:1], x[1:] + x[:-1]))
+
+
+class Larger(Plain):
+    """Mixes images that are larger than the smallest that can be tried."""
+
+    def body(self, x: Tensor) -> Tensor:
+        x = super().body(x)
+        return x + x.mean(0) if x.shape[-1] > 16 else x
+
+
+class NanCorner(OneSided):
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        return torch.cat((out[..., :1] * float("nan"), out[..., 1:]), dim=-1)
+
+
+@pytest.mark.parametrize("make", [OneSided, Larger, NanCorner])
+def test_mixing_is_found_whichever_image_and_size_shows_it(make: type[nn.Module]) -> None:
+    assert "mixes the images of a batch" in refusal(make().eval(), "stereo")
+
+
+def test_an_output_that_is_pooled_over_the_batch_has_no_views() -> None:
+    class Pooled(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).mean(0, keepdim=True)
+
+    assert "of which no view can be told" in refusal(Pooled().eval(), "stereo")
 
 
 def test_a_network_that_takes_one_image_at_a_time_takes_adapters_of_single_images() -> None:
@@ -311,6 +424,23 @@ def test_an_adapter_on_a_child_adds_to_its_contribution(placement: str) -> None:
     model = lowpeft.adapt(network, "spatial", placement=placement)
     assert torch.equal(model(x), expected)
     lowpeft.check_trainable(model)
+
+
+class Gated(nn.Module):
+    """Multiplies by what its child by name of an attention gives, and adds that."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.body = Residual(dim)
+        self.attn = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(dim, dim, 1), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        return x + y * self.attn(y)
+
+
+def test_gates_are_no_attention() -> None:
+    assert sites(Plain(Gated)) == [f"stages.{i}" for i in range(4)]
 
 
 def test_children_whose_output_is_not_added_are_no_places() -> None:
@@ -418,7 +548,56 @@ def test_the_live_network_is_not_run_while_it_is_planned() -> None:
 def test_an_example_that_does_not_run_is_refused_whatever_the_recipe() -> None:
     for recipe in ("spatial", "lora"):
         assert "did not run on the example" in refusal(Plain(), recipe, example=X.double())
-    assert "on the meta device" in refusal(Plain(), "lora", example=X.to("meta"))
+    for empty in (X.to("meta"), X[:0], X.to_sparse()):
+        assert "example= must be dense tensors with values" in refusal(Plain(), "lora", example=empty)
+
+
+def test_what_is_no_batch_is_the_same_for_all_views() -> None:
+    class Sigma(Plain):
+        def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+            return super().forward(x * sigma)
+
+    view = (X, torch.tensor(0.5))
+    model = lowpeft.adapt(Sigma().eval(), "stereo", example=view)
+    assert model(view, view)[0].shape == X.shape
+    with pytest.raises(PlanError, match="must be the same for all views, not tensor"):
+        model(view, (X, torch.tensor(0.6)))
+
+
+def test_inference_mode_and_copies_that_are_no_copies_are_refused() -> None:
+    with torch.inference_mode(), pytest.raises(PlanError, match="made in inference mode"):
+        lowpeft.adapt(Plain(), "lora")
+
+    class Same(Residual):
+        def __deepcopy__(self, memo: object) -> Residual:
+            return self
+
+    network = Plain(Same).train()
+    assert "shares modules with it" in refusal(network, "spatial")
+    assert all(module.training for module in network.modules())
+
+
+def test_a_class_that_takes_no_subclass_is_refused_and_put_back() -> None:
+    class Strict(Plain):
+        def __init_subclass__(cls, *, key: str) -> None:
+            super().__init_subclass__()
+
+    assert "cannot be specialised" in refusal(Strict(), "spatial")
+
+
+def test_networks_that_are_equal_have_settings_of_their_own() -> None:
+    class Equal(Plain):
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, Equal)
+
+        def __hash__(self) -> int:
+            return 1
+
+    one, other = (lowpeft.adapt(Equal().eval(), "spatial") for _ in range(2))
+    randomise_adapters(other)
+    with lowpeft.disabled(one):
+        within = other(X)
+    assert torch.equal(within, other(X))
 
 
 @dataclass
@@ -594,6 +773,14 @@ def test_merging_refuses_a_change_that_the_forward_would_lose_and_undoes_it() ->
     assert torch.equal(model(x), expected)
     assert_same_tensors(tensors(network), before)
     assert lowpeft.list_adapters(model) == ["default"]
+
+
+def test_merging_says_where_it_could_compare_nothing() -> None:
+    class Silent(Plain):
+        def forward(self, x: Tensor) -> str:
+            return str(super().forward(x).shape)
+
+    assert lowpeft.merge(lowpeft.adapt(Silent(), "lora")).output_difference is None
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------

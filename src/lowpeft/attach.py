@@ -110,7 +110,10 @@ def _specialise(base: type[nn.Module], facets: Facets) -> type[nn.Module]:
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
     }
-    return type(base.__name__, (base,), body)
+    try:
+        return type(base.__name__, (base,), body)
+    except Exception as error:  # a metaclass or `__init_subclass__` of the user's that takes no subclass made like this
+        raise PlanError(f"{base.__name__} cannot be specialised: {type(error).__name__}: {error}") from error
 
 
 def _members(base: type[nn.Module]) -> dict[str, Callable[..., Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from torch import Tensor
@@ -45,7 +46,7 @@ def image_in(output: Any, where: str | int | None) -> Any:
 
     Args:
         output: What the network gave.
-        where: The fact `output`: an attribute's name, an item's index, or None where the output is the image.
+        where: The fact `output`: an attribute's or key's name, an item's index, or None where the output is the image.
 
     Raises:
         DataError: The output has no such attribute or item.
@@ -53,7 +54,8 @@ def image_in(output: Any, where: str | int | None) -> Any:
     if where is None or isinstance(output, Tensor):
         return output
     try:
-        return output[where] if isinstance(where, int) else getattr(output, where)
+        by_item = isinstance(where, int) or (isinstance(output, Mapping) and where in output)
+        return output[where] if by_item else getattr(output, str(where))
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise DataError(
             f"the network's output, a {type(output).__name__}, has no {where!r}: describe(…, output=…)"
@@ -69,5 +71,8 @@ def with_image(output: Any, where: str | int | None, image: Tensor) -> Any:
         items[where] = image
         return output._make(items) if hasattr(output, "_make") else type(output)(items)
     output = copy.copy(output)
+    if isinstance(output, MutableMapping) and where in output:
+        output[where] = image
+        return output
     setattr(output, where, image)
     return output

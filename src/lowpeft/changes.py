@@ -7,13 +7,13 @@ import functools
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable
 from types import FrameType, TracebackType
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .attach import SWITCHED_CODE, set_facets
 from .errors import PlanError
@@ -25,7 +25,7 @@ from .switches import POLL_S, Switches, hold
 Function = TypeVar("Function", bound=Callable[..., Any])
 Result = TypeVar("Result")
 
-_known: weakref.WeakKeyDictionary[nn.Module, Switches] = weakref.WeakKeyDictionary()
+_known: Any = WeakIdKeyDictionary()  # by identity: two networks may be equal, or have no hash
 _known_lock = threading.RLock()
 
 
@@ -35,7 +35,8 @@ def switches_for(root: nn.Module) -> Switches:
     def find() -> Switches:
         if RECORD in root.__dict__:
             _known[root] = record_of(root).switches
-        return _known.setdefault(root, Switches())
+        found: Switches = _known.setdefault(root, Switches())
+        return found
 
     return hold(_known_lock, find)
 

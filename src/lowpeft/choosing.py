@@ -232,7 +232,11 @@ def _refuse_without_rows(network: Network, kind: Kind, sites: list[Site]) -> Non
                 count = (seen[0].shape or (0, 0))[1 - act.layout.batch_dim] if seen else "some"
                 problems.append(f"{site.path}: it gives {count} tokens, and is not told their rows and columns")
     if problems:
-        raise PlanError(f"a {kind.name} adapter needs image rows, which these features do not have:", problems=problems)
+        raise PlanError(
+            f"a {kind.name} adapter needs image rows, which these features do not have. If the network has modules "
+            "that give maps, or tokens of which they are told the height and width, name them with target=:",
+            problems=problems,
+        )
 
 
 def _refuse_fused(network: Network, kind: Kind, sites: list[Site]) -> None:
@@ -293,6 +297,8 @@ def _measure(network: Network, paths: list[str], config: AdapterConfig, kind: Ki
             elif seen.is_ambiguous:
                 items = " or ".join(f"item={i}" for i in seen.alike)
                 problems.append(f"{path} gives {len(seen.alike)} tensors of one shape {seen.shape}: say {items}")
+            elif seen.layout is None and seen.is_tokens and needs_rows:
+                problems.append(f"{path} gives tokens {seen.shape}, and is not told their rows and columns")
             elif seen.layout is None and (needs_rows or len(seen.shape) == 4):
                 problems.append(f"{path}: cannot tell rows, columns and channels of its output {seen.shape} apart")
             else:

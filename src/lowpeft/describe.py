@@ -79,6 +79,10 @@ def describe(  # noqa: PLR0913  (one argument for each fact)
     given |= {n: tuple(map(float, given[n])) for n in ("value_range", "output_range", "maps") if n in given}
     root, known = root_of(module), _known(module)
     trial = Trial(root, None if example is None else Example.of(example))
+    if trial.example is not None and trial.example.image is None and {"scale", "channels"} & given.keys():
+        raise PlanError(
+            "scale and channels are facts of a network that takes one N,C,H,W tensor, and the example is something else"
+        )
     if known is None:
         facts = _measured(trial, given)
     else:
@@ -153,7 +157,8 @@ def image_facts(model: object) -> ImageFacts:
         missing = [name for name in ("scale", "channels") if getattr(facts, name) is None]
         raise PlanError(
             f"{facts.architecture} cannot be run on images, because its {' and '.join(missing)} cannot be told; if it "
-            "takes and gives images, say so: lowpeft.describe(module, scale=…, channels=…)",
+            "takes one N,C,H,W tensor and gives one, say so: lowpeft.describe(module, scale=…, channels=…); else only "
+            "a call of your own can run it",
             problems=facts.notes,
         )
     return ImageFacts(**facts.values)

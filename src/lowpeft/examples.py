@@ -46,13 +46,19 @@ class Example:
                 "example= is what the network is called with: a tensor or list (one argument), a tuple (several) or a "
                 f"dict (by name), with a batch of images in it; this {type(given).__name__} holds none"
             )
-        if any(t.is_meta for t in example._tensors):
-            raise PlanError("example= has tensors on the meta device, without values, and the network has to be run")
+        for tensor in example._tensors:
+            if tensor.is_meta or tensor.is_nested or tensor.layout != torch.strided or not len(tensor):
+                raise PlanError(
+                    "example= must be dense tensors with values, of one image or more, for the network to be run on; "
+                    f"this one is {'nested' if tensor.is_nested else tuple(tensor.shape)}, {tensor.layout}, on "
+                    f"{tensor.device}"
+                )
         return example
 
     @property
     def _tensors(self) -> list[Tensor]:
-        return [t for t in tree_leaves((self.args, self.kwargs)) if isinstance(t, Tensor) and t.dim()]
+        tensors = (t for t in tree_leaves((self.args, self.kwargs)) if isinstance(t, Tensor))
+        return [t for t in tensors if t.is_nested or t.dim()]
 
     @property
     def first(self) -> Tensor:
@@ -63,12 +69,6 @@ class Example:
     def images(self) -> int:
         """How many images it holds."""
         return len(self.first)
-
-    @property
-    def counts(self) -> frozenset[int]:
-        """The first dimensions that features of one row for each image may have: those of frames count too."""
-        shape = self.first.shape
-        return frozenset({shape[0], shape[0] * shape[1]} if len(shape) == 5 else {shape[0]})
 
     @property
     def size(self) -> Size | None:
@@ -120,16 +120,16 @@ class Example:
 
         return tuple(map(view, range(count))) if images >= count else (view(0),) * count
 
-    def with_other_second(self) -> Example:
-        """The same, but the second image is another one."""
+    def with_other(self, index: int) -> Example:
+        """The same, but one of the images is another one."""
         images = self.images
 
         def other(value: Any) -> Any:
-            if not isinstance(value, Tensor) or not value.dim() or len(value) != images or not value[1].numel():
+            if not isinstance(value, Tensor) or not value.dim() or len(value) != images or not value[index].numel():
                 return value
             value = value.clone()
-            turned = value[1].flip(tuple(range(value.dim() - 1)))
-            value[1] = turned * 0.5 if value.is_floating_point() else turned
+            turned = value[index].flip(tuple(range(value.dim() - 1)))
+            value[index] = turned * 0.5 if value.is_floating_point() else turned
             return value
 
         return self._each(other)
@@ -166,5 +166,5 @@ def examples(
         sizes = tuple(dict.fromkeys(facts.sides_for(height, width) for height, width in sizes))
     for channels in usual:
         for height, width in sizes:
-            images = torch.rand(batch, channels, height, width, generator=generator)
+            images = torch.rand(batch, channels, height, width, generator=generator, device="cpu")
             yield Example((images.to(tensor.device, tensor.dtype),), {})

@@ -29,7 +29,7 @@ from .describe import facts_of, is_described
 from .errors import AdapterError, LowpeftError
 from .examples import Example
 from .facts import Facts
-from .families import base_parameters
+from .families import base_parameters, recognise
 from .fingerprint import Fingerprint, compare, digest, digests, fingerprint, fingerprint_from_dict
 from .injection import attach_plan
 from .model import adapter_state_dict, only_name
@@ -337,12 +337,14 @@ def _attach(model: object, adapter: AdapterFile, place: str, *, name: str, force
     problems = compare(adapter.base, fingerprint(root, found))
     if adapter.network is not None and is_described(model):
         problems += other_facts(adapter.network, facts_of(model))
-    if problems and not force:
-        raise AdapterError(
-            f"the adapter {place!r} belongs to another base (force=True attaches it all the same):", problems=problems
-        )
     given = None if example is None else Example.of(example)
     trial = Trial(root, given) if problems else None  # what is not known to be the same is run once
+    if trial is not None and not force:
+        advice = "force=True attaches it all the same"
+        family = recognise(root)
+        if (family is None or family.family.writes_itself) and trial.runs and trial.written():
+            advice = "but this one writes its own weights when it runs, and has not run yet: run it in eval mode first"
+        raise AdapterError(f"the adapter {place!r} belongs to another base ({advice}):", problems=problems)
     plan = plan_sites(model, adapter.recipe, adapter.sites, name=name, trial=trial, facts=adapter.network)
     return attach_plan(model, plan, found=found, tensors=adapter.tensors, calibrated=adapter.calibrated)
 

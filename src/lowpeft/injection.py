@@ -233,8 +233,9 @@ def restore(model: object, name: str | None = None) -> nn.Module:
         name: Take only this adapter out; None takes all, and other forwards that blocks were given.
 
     Returns:
-        The object that was adapted, with its own classes; without adapters left it is as before `adapt`: bit-equal
-        weights and buffers, `requires_grad` and train/eval flags as they were. (A shallow copy, `copy.copy`, shares its
+        The object that was adapted (in the wrapper that was passed to `adapt`, if there is one), with its own classes;
+        without adapters left it is as before `adapt`: bit-equal weights and buffers, `requires_grad` and train/eval
+        flags as they were. (A shallow copy, `copy.copy`, shares its
         modules with the original: what is taken out of one is taken out of both. Use `copy.deepcopy`.)
 
     Raises:
@@ -245,7 +246,11 @@ def restore(model: object, name: str | None = None) -> nn.Module:
         check_name(root, name)
     record = record_of(root)
     change(root, lambda undo: _take_out(root, [name] if name is not None else [*record.plans], all=name is None))
-    return root
+    around = [*layers(module_of(model))]
+    if around[-1] is not root:  # a module of the user's own holds it
+        return root
+    views = [i for i, layer in enumerate(around) if isinstance(layer, MultiViewModel)]
+    return around[views[-1] + 1 if views else 0]
 
 
 def delete(model: object, name: str) -> nn.Module:

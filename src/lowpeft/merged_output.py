@@ -56,12 +56,12 @@ class Comparison:
         return [t for t in float_tensors(trial.call(example)) if t.numel()]
 
     def difference(self, merged: nn.Module) -> float | None:
-        """What merging has changed, as a share of the largest value; None without an example.
+        """What merging has changed, as a share of the largest value; None without an example or tensors in the output.
 
         Raises:
             PlanError: It is more than rounding.
         """
-        if self.example is None:
+        if self.example is None or not self.adapted:
             return None
         worst = 0.0
         for base, adapted, now in zip(self.base, self.adapted, self._outputs(merged), strict=True):

@@ -126,11 +126,10 @@ def observe(root: nn.Module, example: Example, only_square: Callable[[], bool] =
     # TorchScript's modules take no such hooks, and cannot be adapted.
     modules = {p: m for p, m in base_modules(root) if not isinstance(m, torch.jit.ScriptModule)}
     calls: dict[str, list[Call]] = {}
-    number = iter(range(2**62))
 
     def before(path: str) -> Callable[..., None]:
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            begun.setdefault(path, next(number))
+            begun.setdefault(path, len(begun))
 
         return note
 
@@ -150,10 +149,10 @@ def observe(root: nn.Module, example: Example, only_square: Callable[[], bool] =
             handle.remove()
     if any(_took_apart(modules[path], c) for path, c in calls.items()):
         raise PlanError("the network takes the images of a batch apart: say with example= what it is called with")
-    maps = _maps(example, modules, calls)
+    maps, counts = _maps(example, modules, calls)
 
     def tell(shape: Shape, arguments: tuple[Any, ...]) -> Told:
-        return tell_layout(shape, arguments, maps, example, only_square)
+        return tell_layout(shape, arguments, (maps, counts), example, only_square)
 
     seen = {path: _observation(c, begun[path], None, tell) for path, c in calls.items()}
     return Observed(example=example, modules=seen, calls=calls, tell=tell)
@@ -172,18 +171,25 @@ def _took_apart(module: nn.Module, calls: list[Call]) -> bool:
     return isinstance(module, nn.Conv2d) and any(isinstance(o, _Shape) and len(o.shape) == 3 for o, _ in calls)
 
 
-def _maps(example: Example, modules: dict[str, nn.Module], calls: dict[str, list[Call]]) -> set[Size]:
-    """The sides of feature maps: those of the image and its halves, and what convolutions gave."""
+Maps = tuple[set[Size], set[int]]
+"""The sides of a network's feature maps, and how many maps a batch has: several for each image where the network puts
+frames or views into the batch."""
+
+
+def _maps(example: Example, modules: dict[str, nn.Module], calls: dict[str, list[Call]]) -> Maps:
+    """Sides are those of the image and its halves, and what convolutions gave."""
     found: set[Size] = set()
+    counts = {example.images}
     for path, ((output, _), *_) in calls.items():
         is_map = isinstance(modules[path], nn.Conv2d) and isinstance(output, _Shape) and len(output.shape) == 4
-        if is_map and output.shape[0] in example.counts and _is_upright(output.shape[2:], example):
+        if is_map and output.shape[0] % example.images == 0 and _is_upright(output.shape[2:], example):
             found.add((output.shape[2], output.shape[3]))
+            counts.add(output.shape[0])
     size = example.size
     while size is not None and min(size) > 1:
         found.add(size)
         size = (size[0] // 2, size[1] // 2) if not (size[0] % 2 or size[1] % 2) else None
-    return found
+    return found, counts
 
 
 def _shapes(value: Any) -> Any:
@@ -225,20 +231,20 @@ def _observation(
 
 
 def tell_layout(
-    shape: Shape, arguments: tuple[Any, ...], maps: set[Size], example: Example, only_square: Callable[[], bool]
+    shape: Shape, arguments: tuple[Any, ...], maps: Maps, example: Example, only_square: Callable[[], bool]
 ) -> Told:
     """The layout and size of a feature tensor, None for what cannot be told.
 
     Args:
         shape: Of the tensor.
         arguments: What its module was called with; tokens need a height and width among them.
-        maps: The sides of the network's feature maps.
+        maps: Of the network.
         example: What the network was called with, in several images.
         only_square: Whether the network takes square images only, so that tokens lie on a square grid.
     """
-    images = example.images
-    if len(shape) == 4 and shape[0] in example.counts:
-        nchw, nhwc = (shape[2], shape[3]) in maps, (shape[1], shape[2]) in maps
+    images, (sides, counts) = example.images, maps
+    if len(shape) == 4 and shape[0] in counts:
+        nchw, nhwc = (shape[2], shape[3]) in sides, (shape[1], shape[2]) in sides
         if nchw != nhwc:
             place = (shape[2], shape[3]) if nchw else (shape[1], shape[2])
             return Told(Layout.NCHW if nchw else Layout.NHWC, place, by_image=shape[0] == images)
@@ -289,7 +295,7 @@ class _Additions(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.added |= tags[0] ^ tags[1]
             if name == "add_":
                 self.origins.pop(args[0], None)
-        elif name in CARRIES:
+        elif name in CARRIES and not _is_gate(name, args):
             everything = frozenset().union(*tags)
             for t in tree_leaves(out):
                 if isinstance(t, Tensor):
@@ -298,6 +304,14 @@ class _Additions(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _tags(self, tensor: Tensor) -> frozenset[str]:
         return self.origins.get(tensor, frozenset())  # type: ignore[no-any-return]
+
+
+def _is_gate(name: str, args: Any) -> bool:
+    """Whether a product is of two tensors of which neither is a mere scale: then one of them may be a gate."""
+    if name.removesuffix("_") not in ("mul", "div"):
+        return False
+    factors = [t for t in args if isinstance(t, Tensor)]
+    return len(factors) == 2 and not any(isinstance(t, nn.Parameter) or t.dim() == 0 for t in factors)
 
 
 def find_additions(root: nn.Module, example: Example, paths: Iterable[str]) -> set[str]:

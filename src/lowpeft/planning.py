@@ -134,7 +134,7 @@ def plan(
     if trial.example is not None and not trial.runs:
         raise trial.did_not_run()
     facts = trial.facts = facts_of(model, trial)
-    asked = Asked(recipe=recipe, wanted=wanted, overrides=overrides, has_example=example is not None)
+    asked = Asked(recipe=recipe, wanted=wanted, overrides=overrides, has_example=example is not None, name=name)
     if not wanted.freeze_statistics:
         frozen = replace(asked, overrides={**overrides, "freeze_statistics": True})
         refuse_moving_statistics(root, f"this call keeps them still:\n    {frozen.call({})}")
@@ -153,7 +153,9 @@ def plan(
 def _choose(network: Network, asked: Asked) -> tuple[Network, list[Site]]:
     """The sites, and the network as what it was taken: where blocks of a family are others, as one of no family."""
     try:
-        return network, [site for config in asked.wanted.adapters for site in choose_sites(network, config)]
+        sites = [site for config in asked.wanted.adapters for site in choose_sites(network, config)]
+        _refuse_moving_channels(network, sites)
+        return network, sites
     except NoStagesError as error:
         raise with_call(error, network, asked) from error
     except ChangedBlockError as error:
@@ -162,6 +164,16 @@ def _choose(network: Network, asked: Asked) -> tuple[Network, list[Site]]:
             raise with_found_places(error, unknown, asked) from error
         unknown.notes[f"taken as a network of no known family, because {error.message}"] = None
         return _choose(unknown, asked)
+
+
+def _refuse_moving_channels(network: Network, sites: list[Site]) -> None:
+    """Refuse features whose channels follow from the image's size: something else was taken for channels."""
+    if network.recognised is not None or not any(s.attachment.form == "output" for s in sites):
+        return
+    other = network.trial.at_another_size()
+    problems = _other_channels(tuple(sites), other) if other is not None else []
+    if problems:
+        raise PlanError("these features have other channels for images of another size:", problems=problems)
 
 
 def _refuse_own_writes(trial: Trial) -> None:

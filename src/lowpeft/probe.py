@@ -85,7 +85,7 @@ def _places(trial: Trial, observed: Observed) -> dict[str, tuple[FoundPlace, ...
     stages = _stages(modules, observed)
     found = {"stage": tuple(_place("stage", s.output, i, None, s.path, images) for i, s in enumerate(stages))}
     blocks = [(i, j, unit, s.path) for i, s in enumerate(stages) for j, unit in enumerate(s.blocks)]
-    attention, mlp = _branches(trial, observed, modules, [unit.path for _, _, unit, _ in blocks])
+    attention, mlp = _branches(trial, observed, modules, [unit for _, _, unit, _ in blocks])
     for name, children in (("attention", attention), ("mlp", mlp), ("parallel", mlp)):
         if children:
             found[name] = tuple(
@@ -193,12 +193,12 @@ Children = dict[str, list[str]]
 
 
 def _branches(
-    trial: Trial, observed: Observed, modules: dict[str, nn.Module], blocks: list[str]
+    trial: Trial, observed: Observed, modules: dict[str, nn.Module], blocks: list[Unit]
 ) -> tuple[Children, Children]:
     """The attention and the MLP children of every block that are added to other features; empty if one has none."""
     candidates: list[Children] = []
     for name in (ATTENTION, MLP):
-        by_block = {b: _named(name, b, modules, observed) for b in blocks}
+        by_block = {b.path: _named(name, b, modules, observed) for b in blocks}
         candidates.append(by_block if all(by_block.values()) else {})
     paths = [p for by_block in candidates for found in by_block.values() for p in found]
     if not paths:
@@ -209,17 +209,18 @@ def _branches(
     return attention, mlp
 
 
-def _named(name: re.Pattern[str], block: str, modules: dict[str, nn.Module], observed: Observed) -> list[str]:
-    """The children of a block by names of that sort which give features once, and hold weights."""
+def _named(name: re.Pattern[str], unit: Unit, modules: dict[str, nn.Module], observed: Observed) -> list[str]:
+    """The children of a block by names of that sort which give features once, of its channels, and hold weights."""
+    block, found = unit.path, []
     if has_fused_path(modules[block]):
         return []
-    found = []
     for child, module in modules[block].named_children():
         seen = observed.modules.get(f"{block}.{child}")
         if not name.search(child.lower()) or "norm" in child or seen is None or seen.calls != 1:
             continue
         weights = any(p.dim() > 1 for p in module.parameters())
-        if weights and seen.shape is not None and len(seen.shape) in (3, 4) and not seen.is_ambiguous:
+        features = seen.shape is not None and len(seen.shape) in (3, 4) and not seen.is_ambiguous
+        if weights and features and seen.channels == unit.last.channels:
             found.append(f"{block}.{child}")
     return found
 

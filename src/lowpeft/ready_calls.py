@@ -24,12 +24,14 @@ class Asked:
         wanted: The recipe, with the overrides.
         overrides: Of the recipe's adapters.
         has_example: Whether an example was given.
+        name: Of the adapter.
     """
 
     recipe: object
     wanted: Recipe
     overrides: Mapping[str, Any]
     has_example: bool
+    name: str = "default"
 
     @property
     def open(self) -> list[AdapterConfig]:
@@ -43,7 +45,8 @@ class Asked:
         else:
             configs = (_of_config(named.get(c.kind, c)) for c in self.wanted.adapters)
             text = f"lowpeft.adapt(model, [{', '.join(configs)}]"
-        return text + (", example=example)" if self.has_example else ")")
+        name = f", name={self.name!r}" if self.name != "default" else ""
+        return text + name + (", example=example)" if self.has_example else ")")
 
 
 def with_call(error: NoStagesError, network: Network, asked: Asked) -> PlanError:

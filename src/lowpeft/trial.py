@@ -69,6 +69,12 @@ def twin_of(root: nn.Module) -> nn.Module:
         PlanError: The network cannot be copied.
     """
     twin = copy_of(root)
+    shared = {id(m) for m in root.modules()} & {id(m) for m in twin.modules()}
+    if shared:
+        names = [path or "itself" for path, module in root.named_modules() if id(module) in shared]
+        raise PlanError(
+            f"a deep copy of {type(root).__name__} shares modules with it ({names[0]}, …), so it cannot be tried"
+        )
     for module in twin.modules():
         module.training = False
         if isinstance(module, Slot):
@@ -94,14 +100,14 @@ class Trial:
         root: The network, which is only read.
         example: What the user says it is called with; None for random images.
         facts: Facts that are known, which choose the images.
-        failures: The examples on which it did not run, and why.
+        failures: Why it did not run, and the examples on which it was so.
     """
 
     def __init__(self, root: nn.Module, example: Example | None = None, facts: Facts | None = None) -> None:
         self.root = root
         self.example = example
         self.facts = facts
-        self.failures: dict[str, None] = {}
+        self.failures: dict[str, list[str]] = {}
         self._seen: list[Observed] = []
         self._rest: Iterator[Example] | None = None
         self._known: Example | None = None
@@ -162,14 +168,15 @@ class Trial:
         try:
             return self._quietly(use)
         except Exception as error:
-            text = (str(error).splitlines() or [""])[0]
+            text = _first_line(error)
             shape = tuple(example.first.shape)
             kind = "" if isinstance(error, PlanError) else f"{type(error).__name__}: "
-            self.failures[f"{shape}: {kind}{text[:100]}"] = None
+            self.failures.setdefault(f"{kind}{text[:200]}", []).append(str(shape))
             raise PlanError(f"the network did not run on {shape}") from error
 
     def observations(self) -> Iterator[Observed]:
         """What its modules do for one example after the other on which it runs; at most `MOST_RUNS`."""
+        self.twin  # noqa: B018  (a network that cannot be copied is none that does not run)
         yield from self._seen
         if self._rest is None:
             self._rest = self._examples()
@@ -182,6 +189,12 @@ class Trial:
             yield observed
             if len(self._seen) >= MOST_RUNS:
                 return
+
+    def at_another_size(self) -> Observed | None:
+        """What its modules do for images of another size than the first that was observed; None where none runs."""
+        found = iter(self.observations())
+        first = next(found, None)
+        return None if first is None else next((o for o in found if o.example.size != first.example.size), None)
 
     def seen_at(self, path: str) -> list[Observation]:
         """What a module did in the runs that were observed."""
@@ -229,11 +242,18 @@ class Trial:
         """The error that says on what it was tried; `images` is how many there had to be."""
         if images > 1 and self.has_run:
             return PlanError(
-                "the network runs on one image, but not on two as one batch:", problems=[*self.failures][:1]
+                "the network runs on one image, but not on two as one batch:", problems=self._reasons()[:1]
             )
         tried = "example" if self.example is not None else "example inputs tried"
         advice = "" if self.example is not None else "; example= says what it is called with (a tensor, tuple or dict)"
-        return PlanError(f"the network did not run on the {tried}{advice}:", problems=[*self.failures])
+        return PlanError(f"the network did not run on the {tried}{advice}:", problems=self._reasons())
+
+    def _reasons(self) -> list[str]:
+        """Why it did not run, each reason once."""
+        return [
+            f"{shapes[0]}{f' and {len(shapes) - 1} others' * (len(shapes) > 1)}: {reason}"
+            for reason, shapes in self.failures.items()
+        ]
 
     def running_example(self, *, least: int = 1) -> Example:
         """The first example on which it runs.
@@ -251,6 +271,7 @@ class Trial:
 
     def _first_run(self, least: int, *, sizes: tuple[Size, ...] = SIZES_PX) -> tuple[Example, Any]:
         """The first example of at least so many images on which it runs, and what it gives."""
+        self.twin  # noqa: B018  (as above)
         for example in self._examples(sizes):
             if example.images >= least:
                 try:
@@ -260,26 +281,37 @@ class Trial:
         raise self.did_not_run(images=least)
 
     def mixes_images(self) -> bool:
-        """Whether the output for one image depends on the other images of the batch.
+        """Whether the output for one of two images depends on the other, on the smallest images and on those observed.
 
         Raises:
-            PlanError: It does not run on two images.
+            PlanError: It does not run on two images, or gives nothing of which each view could be told.
         """
-        example, first = self._first_run(BATCH, sizes=(LEAST_PX, *SIZES_PX))
-        self._refuse_whole(example, first)
-        second = self.run(example.with_other_second())  # a network that draws noise draws the same again
-        count = example.images
-        pairs = [
-            (one[0], other[0])
-            for one, other in zip(float_tensors(first), float_tensors(second), strict=False)
-            if one.dim() and len(one) == count and one.shape == other.shape
-        ]
-        return any(float((a - b).abs().max()) > MIXES * float(a.abs().max()) for a, b in pairs if a.numel())
+        example, output = self._first_run(BATCH, sizes=(LEAST_PX, *SIZES_PX))
+        self._refuse_whole(example, output)
+        if self._mixes(example, output):
+            return True
+        seen = next((s.example for s in self._seen if s.example.images == BATCH), None)
+        return seen is not None and seen.size != example.size and self._mixes(seen, self.run(seen))
+
+    def _mixes(self, example: Example, output: Any) -> bool:
+        # A network that draws noise draws the same again: every run leaves the state of the generator as it was.
+        for changed, kept in ((1, 0), (0, 1)):
+            other = self.run(example.with_other(changed))
+            for one, two in zip(float_tensors(output), float_tensors(other), strict=False):
+                if one.shape == two.shape and one.dim() and len(one) == example.images and one[kept].numel():
+                    a, b = one[kept].nan_to_num(), two[kept].nan_to_num()
+                    if float((a - b).abs().max()) > MIXES * float(a.abs().max()):
+                        return True
+        return False
 
     def _refuse_whole(self, example: Example, output: Any) -> None:
         """Refuse an output of which no view could be told, as the model of several views would in every forward."""
         if self.facts is None or self.facts.output is None:
             view_of(output, 0, ViewBatch(example.first.unsqueeze(0), example.images))
+        found = float_tensors(output)
+        if found and not any(t.dim() and len(t) == example.images for t in found):
+            shapes = ", ".join(str(tuple(t.shape)) for t in found[:3])
+            raise PlanError(f"for {example.images} images the network gives {shapes}, of which no view can be told")
 
     def written(self) -> list[str]:
         """The base's tensors that the runs so far have written; empty before the first run."""
@@ -330,6 +362,13 @@ class Trial:
             except RuntimeError:  # no gradient gets through it at all, which `check_trainable` says
                 return set()
         return {path for path, gradient in zip(parameters, found, strict=True) if gradient is None}
+
+
+def _first_line(error: Exception) -> str:
+    try:
+        return (str(error).splitlines() or [""])[0]
+    except Exception:  # noqa: BLE001  (an exception of the user's that cannot be written out)
+        return ""
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -20,6 +20,8 @@ def refuse_unusable(root: nn.Module) -> None:
         PlanError: Saying why, and what to do.
     """
     name = original_class(root).__name__
+    if torch.is_inference_mode_enabled():
+        raise PlanError("adapters made in inference mode cannot be trained: leave torch.inference_mode() first")
     if isinstance(root, torch.jit.ScriptModule):
         raise PlanError(f"{name} is a TorchScript module, whose class cannot be specialised: adapt the Python module")
     if own_forward(root) is not None:

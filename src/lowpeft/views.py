@@ -43,26 +43,34 @@ class ViewBatch(NamedTuple):
             raise PlanError(f"the views must be N,C,H,W tensors of one shape and dtype, not {_shapes(views)}")
         joined = []
         for parts in zip(*leaves, strict=True):
-            if all(isinstance(p, Tensor) for p in parts):
+            if all(isinstance(p, Tensor) and p.dim() for p in parts):
                 alike = all(p.shape == parts[0].shape and p.dtype == parts[0].dtype for p in parts)
-                if not alike or not parts[0].dim():
+                if not alike:
                     raise PlanError(f"the views must be N,C,H,W tensors of one shape and dtype, not {_shapes(parts)}")
                 joined.append(torch.stack(parts, dim=1))
-            elif any(isinstance(p, Tensor) or p != parts[0] for p in parts):
-                raise PlanError(f"what is no tensor must be the same for all views, not {_shapes(parts)}")
+            elif not all(_same(p, parts[0]) for p in parts):
+                raise PlanError(
+                    f"what is no batch must be the same for all views, not {' and '.join(map(repr, parts))}"
+                )
             else:
                 joined.append(parts[0])
         return cls(tree_unflatten(joined, forms[0]), len(views))
 
     @property
     def length(self) -> int:
-        first = next((t for t in tree_leaves(self.scenes) if isinstance(t, Tensor)), None)
+        first = next((t for t in tree_leaves(self.scenes) if isinstance(t, Tensor) and t.dim()), None)
         return 0 if first is None else first.shape[0]
 
     @property
     def batch(self) -> Any:
         """What the network is called with: every (N,V,…) tensor as (N·V,…)."""
-        return tree_map(lambda t: t.flatten(0, 1) if isinstance(t, Tensor) else t, self.scenes)
+        return tree_map(lambda t: t.flatten(0, 1) if isinstance(t, Tensor) and t.dim() else t, self.scenes)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
+    return bool(one == other)
 
 
 def _shapes(values: tuple[Any, ...]) -> str:
