@@ -714,6 +714,24 @@ def test_a_network_that_writes_its_state_once_is_refused_until_it_has_run() -> N
     lowpeft.adapt(network, "spatial")
 
 
+def test_a_network_that_keeps_statistics_of_its_own_in_training_is_refused_where_they_would_move() -> None:
+    class Average(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(8))
+
+        def body(self, x: Tensor) -> Tensor:
+            if self.training:
+                self.mean.lerp_(x.mean((0, 2, 3)).detach(), 0.1)
+            return super().body(x)
+
+    message = refusal(Average(), "full")
+    assert "mean" in message
+    model = carried_out(message, Average()).train()
+    model(X)
+    assert not model.mean.any()
+
+
 class Derived(nn.Module):
     """A convolution whose forward writes its weight from two others, as SPAN's in eval mode."""
 

@@ -137,7 +137,8 @@ def plan(
     asked = Asked(recipe=recipe, wanted=wanted, overrides=overrides, has_example=example is not None, name=name)
     if not wanted.freeze_statistics:
         frozen = replace(asked, overrides={**overrides, "freeze_statistics": True})
-        refuse_moving_statistics(root, f"this call keeps them still:\n    {frozen.call({})}")
+        moved = trial.moved_by_training()
+        refuse_moving_statistics(root, f"this call keeps them still:\n    {frozen.call({})}", moved)
     network, sites = _choose(Network(root, facts, trial), asked)
     if network.may_write_itself and trial.runs:
         _refuse_own_writes(trial)

@@ -328,6 +328,26 @@ class Trial:
         now = dict(base_state(self.twin))
         return [path for path, tensor in before.items() if path not in now or not _same(tensor, now[path])]
 
+    def moved_by_training(self) -> list[str]:
+        """The buffers of the base that a forward in training mode writes; empty where it does not run."""
+        if not self.runs:
+            return []
+        before = {path: tensor.detach().clone() for path, tensor in base_state(self.twin)}
+        self.twin.train()
+        try:
+            self.run(self.running_example())
+        except PlanError:  # it does not run in training mode on this example, so nothing is known
+            pass
+        finally:
+            for module in self.twin.modules():
+                module.training = False
+        now = dict(base_state(self.twin))
+        moved = [path for path, tensor in before.items() if not _same(tensor, now[path])]
+        with torch.no_grad():
+            for path in moved:
+                now[path].copy_(before[path])
+        return moved
+
     def derived(self, paths: list[str]) -> set[str]:
         """The parameters among these that the network computes itself when it runs: what stood there is overwritten."""
         parameters = {path: p for path, p in base_parameters(self.twin) if path in set(paths)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -57,12 +57,13 @@ def _problems(root: nn.Module) -> Iterator[str]:
         )
 
 
-def refuse_moving_statistics(root: nn.Module, advice: str) -> None:
+def refuse_moving_statistics(root: nn.Module, advice: str, moved: Sequence[str] = ()) -> None:
     """Refuse a base whose running statistics would move in training, because an adapter file cannot hold them.
 
     Args:
         root: The network.
         advice: What to do, as the end of the message.
+        moved: Tensors of the base that a forward in training mode was seen to write.
 
     Raises:
         PlanError: Listing the layers.
@@ -72,6 +73,7 @@ def refuse_moving_statistics(root: nn.Module, advice: str) -> None:
         for path, module in root.named_modules()
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None
     ]
+    moving += [path for path in moved if path.rpartition(".")[0] not in moving]
     if moving:
         raise PlanError(
             "the recipe says freeze_statistics = false, so the statistics of these layers would move in training, but "
