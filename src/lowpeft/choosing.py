@@ -344,3 +344,31 @@ def output_module(modules: dict[str, nn.Module], path: str) -> str:
         last = [n for n in module._modules if n != SLOT][-1]
         path, module = f"{path}.{last}" if path else last, cast(nn.Module, module._modules[last])
     return path
+
+
+def refuse_moving_channels(network: Network, sites: list[Site]) -> None:
+    """Refuse features whose channels follow from the image's size: something else was taken for channels.
+
+    Raises:
+        PlanError: Listing them.
+    """
+    if network.recognised is not None or not any(s.attachment.form == "output" for s in sites):
+        return
+    other = network.trial.at_another_size()
+    problems = other_channels(tuple(sites), other) if other is not None else []
+    if problems:
+        raise PlanError("these features have other channels for images of another size:", problems=problems)
+
+
+def other_channels(sites: tuple[Site, ...], observed: Observed) -> list[str]:
+    """The sites whose features had other channels in a run than the adapters are for, as lines for people."""
+    problems = []
+    for site in sites:
+        if site.attachment.layout is None:
+            continue
+        seen = observed.item(site.path, site.attachment.item)
+        shape = seen.shape if seen is not None else None
+        found = shape[site.attachment.layout.channel_dim] if shape else None
+        if found != site.shape[0]:
+            problems.append(f"{site.path} gives {found} channels, the adapter is for {site.shape[0]}")
+    return problems

@@ -14,14 +14,13 @@ from torch import nn
 from .attach import original_class
 from .blocks import ChangedBlockError, OtherBlockError, check_block
 from .changes import one_at_a_time
-from .choosing import choose_sites, layer_of
+from .choosing import choose_sites, layer_of, other_channels, refuse_moving_channels
 from .describe import facts_of, is_described
 from .errors import PlanError
 from .examples import Example
 from .facts import RECORD, Facts
 from .families import SLOT, base_modules, base_parameters
 from .kinds import AdapterConfig
-from .observing import Observed
 from .probe import NoStagesError
 from .ready_calls import Asked, with_call, with_found_places
 from .recipes import Recipe, load_recipe, override
@@ -155,7 +154,7 @@ def _choose(network: Network, asked: Asked) -> tuple[Network, list[Site]]:
     """The sites, and the network as what it was taken: where blocks of a family are others, as one of no family."""
     try:
         sites = [site for config in asked.wanted.adapters for site in choose_sites(network, config)]
-        _refuse_moving_channels(network, sites)
+        refuse_moving_channels(network, sites)
         return network, sites
     except NoStagesError as error:
         raise with_call(error, network, asked) from error
@@ -165,16 +164,6 @@ def _choose(network: Network, asked: Asked) -> tuple[Network, list[Site]]:
             raise with_found_places(error, unknown, asked) from error
         unknown.notes[f"taken as a network of no known family, because {error.message}"] = None
         return _choose(unknown, asked)
-
-
-def _refuse_moving_channels(network: Network, sites: list[Site]) -> None:
-    """Refuse features whose channels follow from the image's size: something else was taken for channels."""
-    if network.recognised is not None or not any(s.attachment.form == "output" for s in sites):
-        return
-    other = network.trial.at_another_size()
-    problems = _other_channels(tuple(sites), other) if other is not None else []
-    if problems:
-        raise PlanError("these features have other channels for images of another size:", problems=problems)
 
 
 def _refuse_own_writes(trial: Trial) -> None:
@@ -232,7 +221,7 @@ def plan_sites(
         if site.attachment.block is not None:
             check_block(network.checked_blocks, site.path, module, site.attachment.block)
     if not problems and trial is not None:
-        problems = trial.first(lambda observed: _other_channels(sites, observed))
+        problems = trial.first(lambda observed: other_channels(sites, observed))
     if problems:
         raise PlanError(f"the adapter does not fit this {original_class(root).__name__}:", problems=problems)
     return _checked_plan(network, name, recipe, [_here(network, s) for s in sites], facts)
@@ -264,19 +253,6 @@ def _here(network: Network, site: Site) -> Site:
     if site.layer is None:
         return site
     return replace(site, layer=layer_of(network.modules[site.path], site.layer.names))
-
-
-def _other_channels(sites: tuple[Site, ...], observed: Observed) -> list[str]:
-    problems = []
-    for site in sites:
-        if site.attachment.layout is None:
-            continue
-        seen = observed.item(site.path, site.attachment.item)
-        shape = seen.shape if seen is not None else None
-        found = shape[site.attachment.layout.channel_dim] if shape else None
-        if found != site.shape[0]:
-            problems.append(f"{site.path} gives {found} channels, the adapter is for {site.shape[0]}")
-    return problems
 
 
 def _checked_plan(network: Network, name: str, recipe: Recipe, sites: Sequence[Site], facts: Facts) -> Plan:
