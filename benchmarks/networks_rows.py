@@ -1,4 +1,4 @@
-"""A network of `benchmarks/networks.py`: how it is built, what it takes, and how it is run."""
+"""A network of `benchmarks/which_networks.py`: how it is built, what it takes, and how it is run."""
 
 from __future__ import annotations
 

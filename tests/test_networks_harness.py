@@ -1,4 +1,4 @@
-"""The checks of `benchmarks/networks.py` pass on a right network and fail on one that is made wrong on purpose."""
+"""The checks of `benchmarks/which_networks.py` pass on a right network and fail on one that is made wrong on purpose."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import lowpeft
-import networks
 import networks_checks as checks
+import which_networks as harness
 from lowpeft.kinds import SpatialAdapter, StereoAdapter
 from networks_case import Case, State, Wrong, pieces, randomise
 from networks_rows import Row
@@ -51,7 +51,7 @@ ADAPT: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 def case_of(recipe: str, build: Callable[[], nn.Module] = Net, *, used: bool = True) -> Case:
     row = Row(name="net", source="here", build=build, px=(8, 12))
-    network = networks.mixed(row.network())
+    network = harness.mixed(row.network())
     before = State.of(network)
     model = ADAPT[recipe](network)
     if used:
@@ -66,7 +66,7 @@ def first(case: Case, kind: str) -> nn.Module:
 
 @pytest.mark.parametrize("recipe", ADAPT)
 def test_a_right_network_passes_every_check(recipe: str) -> None:
-    outcomes = networks.checked(case_of(recipe, used=False))
+    outcomes = harness.checked(case_of(recipe, used=False))
     assert {name: said for name, said in outcomes.items() if said != "ok"} == {}
 
 
@@ -225,7 +225,7 @@ def test_restores_fails_where_a_flag_or_a_weight_is_not_as_before(monkeypatch: p
 def test_a_crash_in_a_check_is_a_failure() -> None:
     case = case_of("stereo")
     case.row = Row(name="net", source="here", build=Net, px=(8, 12), inputs=lambda images: (images, 1))
-    assert networks.outcome(checks.copies, case).startswith("failed: ")
+    assert harness.outcome(checks.copies, case).startswith("failed: ")
 
 
 @pytest.mark.parametrize(
@@ -254,19 +254,19 @@ def test_no_rows_are_told_where_the_shape_leaves_two_answers() -> None:
 
 def test_a_ready_call_is_found_whole() -> None:
     message = 'refused:\n  - call `lowpeft.adapt(model, "stereo", stereo={"target": ["a(b)"]},\n    spatial={})` or not'
-    assert networks.ready_call(message) == 'lowpeft.adapt(model, "stereo", stereo={"target": ["a(b)"]}, spatial={})'
-    assert networks.ready_call("name the sites yourself with lowpeft.plan(model)") is None
+    assert harness.ready_call(message) == 'lowpeft.adapt(model, "stereo", stereo={"target": ["a(b)"]}, spatial={})'
+    assert harness.ready_call("name the sites yourself with lowpeft.plan(model)") is None
 
 
 def test_a_printed_call_is_tried_and_must_give_the_kinds_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(networks, "checked", lambda case: {"identity": "ok"})
+    monkeypatch.setattr(harness, "checked", lambda case: {"identity": "ok"})
     row = Row(name="net", source="here", build=Net, px=(8, 12))
     right = f"lowpeft.adapt(model, 'stereo', **{STEREO})"
-    assert networks.with_call(row, "stereo", right, {})["verdict"] == "call"
-    found = networks.with_call(row, "spatial", "lowpeft.wrap_stereo(model, target='body.*')", {})
+    assert harness.with_call(row, "stereo", right, {})["verdict"] == "call"
+    found = harness.with_call(row, "spatial", "lowpeft.wrap_stereo(model, target='body.*')", {})
     assert "kinds of adapters that are not those of spatial" in found["checks"]["printed call"]
 
 
 def test_a_network_that_hangs_or_dies_takes_nothing_else_down() -> None:
-    assert networks.in_process(time.sleep, (60,), 0.2)["error"] == "took more than 0.2 s"
-    assert networks.in_process(os._exit, (3,), 20)["error"] == "the process ended with code 3"
+    assert harness.in_process(time.sleep, (60,), 0.2)["error"] == "took more than 0.2 s"
+    assert harness.in_process(os._exit, (3,), 20)["error"] == "the process ended with code 3"

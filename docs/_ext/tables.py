@@ -300,7 +300,7 @@ def stereo_start() -> str:
 
 def networks() -> str:
     """Which networks are adapted without naming a site, with the three recipes that people ask for first."""
-    command = "python benchmarks/networks.py --official FOLDER --out benchmarks/results/networks.json"
+    command = "python benchmarks/which_networks.py --official FOLDER --out benchmarks/results/networks.json"
     try:
         results = results_of("networks")
     except LookupError:

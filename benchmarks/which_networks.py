@@ -1,6 +1,6 @@
 """Which networks lowpeft adapts by itself, and whether what it accepts is right.
 
-    python benchmarks/networks.py --official FOLDER --out benchmarks/results/networks.json
+    python benchmarks/which_networks.py --official FOLDER --out benchmarks/results/networks.json
 
 Small networks with random weights take the recipes `stereo`, `spatial`, `lora` and `full` without a site being named.
 Where lowpeft refuses and prints a ready call, that call is tried. What is accepted goes through every rule of
@@ -325,7 +325,7 @@ def main() -> None:
     packages = ["spandrel", "timm", "transformers"] + ["diffusers"] * (util.find_spec("diffusers") is not None)
     packages = [name for name in packages if name in {d.name for d in metadata.distributions()}]
     results: dict[str, Any] = {
-        **provenance("python benchmarks/networks.py --official FOLDER", *packages),
+        **provenance("python benchmarks/which_networks.py --official FOLDER", *packages),
         "commit": commit(),
         "totals": totals(found, recipes),
         "networks": found,
