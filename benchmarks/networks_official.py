@@ -1,4 +1,4 @@
-"""Small networks with random weights from checkouts of their authors' code, for `benchmarks/which_networks.py --official`.
+"""Small networks with random weights from checkouts of their authors' code, for `which_networks.py --official`.
 
 A checkout lies in the folder under the repository's name (`HAT` for XPixelGroup/HAT). Repositories that are not there
 are left out. No code of theirs is here: a row names a module of the checkout, its class and small sizes.

@@ -1,4 +1,4 @@
-"""The checks of `benchmarks/which_networks.py` pass on a right network and fail on one that is made wrong on purpose."""
+"""The checks of `which_networks.py` pass on a right network and fail on one that is made wrong on purpose."""
 
 from __future__ import annotations
 
@@ -75,6 +75,13 @@ def test_identity_fails_on_adapters_that_do_something() -> None:
         checks.identity(case_of("stereo"))
 
 
+@pytest.fixture
+def unrefused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lowpeft takes networks that it would refuse."""
+    monkeypatch.setattr("lowpeft.trial.Trial.mixes_images", lambda trial: False)
+    monkeypatch.setattr("lowpeft.planning._refuse_own_writes", lambda trial: None)
+
+
 class Mixing(Net):
     """Each image gets the mean of the batch."""
 
@@ -82,6 +89,7 @@ class Mixing(Net):
         return super().forward(x + x.mean(0))
 
 
+@pytest.mark.usefixtures("unrefused")
 def test_views_apart_fails_on_a_base_that_mixes_its_batch() -> None:
     with pytest.raises(Wrong, match="depends on other images"):
         checks.views_apart(case_of("stereo", Mixing, used=False))
@@ -177,6 +185,7 @@ class Counting(Net):
         return super().forward(x)
 
 
+@pytest.mark.usefixtures("unrefused")
 def test_base_kept_fails_on_a_base_that_is_written() -> None:
     with pytest.raises(Wrong, match="calls"):
         checks.base_kept(case_of("stereo", Counting))
@@ -187,6 +196,7 @@ class Forgetful(Net):
         return Net()
 
 
+@pytest.mark.usefixtures("unrefused")
 def test_copies_fails_on_a_copy_that_is_another_network() -> None:
     with pytest.raises(Wrong, match="the copy: view 0 differs"):
         checks.copies(case_of("spatial", Forgetful))
