@@ -49,6 +49,12 @@ NEW = importlib.import_module("lowpeft.new_adapters")
 FAMILY = {family.name: family for family in families()}
 
 
+@pytest.fixture(autouse=True)
+def no_trial_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a base mixes its batch takes some forwards in every plan for two views; tests/test_probe.py has that."""
+    monkeypatch.setattr("lowpeft.trial.Trial.mixes_images", lambda trial: False)
+
+
 # --- The cases -------------------------------------------------------------------------------------------------------
 
 

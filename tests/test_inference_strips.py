@@ -92,7 +92,10 @@ def test_both_views_are_cut_at_the_same_rows_and_padding_is_that_of_the_whole() 
 EXACT = [("edsr", 1), ("swinir", 1), ("swin2sr", 1), ("edt", 24), ("ditn", 8)]
 
 
-@pytest.mark.parametrize(("name", "size_multiple"), EXACT, ids=[n for n, _ in EXACT])
+@pytest.mark.parametrize(
+    ("name", "size_multiple"),
+    [pytest.param(*row, id=row[0], marks=[pytest.mark.slow] * (row[0] == "edt")) for row in EXACT],
+)
 def test_strips_are_exact_when_the_context_is_the_networks_reach(name: str, size_multiple: int) -> None:
     backbone = network(name, size_multiple=size_multiple)
     reach = reach_px(backbone)

@@ -34,6 +34,8 @@ BLOCKS = {
 STAGES = {**dict.fromkeys(BLOCKS, 4), "dctlsa": 6, "ditn": 8, "restormer": 8, "uformer": 9}
 
 NAMES = sorted(zoo.LATER)
+FIRST = {"craft", "dat", "dctlsa", "restormer"}
+"""Windows, tokens, a block that holds its shortcut, a U-shape: the others are of these sorts."""
 PLACEMENTS = ("attention", "mlp", "both", "parallel")
 
 
@@ -71,7 +73,7 @@ def test_every_row_is_counted() -> None:
     assert set(BLOCKS) == zoo.LATER
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in FIRST)) for n in NAMES])
 def test_adapters_at_all_placements_start_as_the_base_and_are_trained(name: str) -> None:
     model = lowpeft.adapt(fresh(name), [SpatialConfig(placement="both"), StereoConfig(every=1)])
     model = lowpeft.adapt(model, SpatialConfig(placement="parallel"), name="beside")

@@ -78,6 +78,7 @@ def test_a_new_stereo_network_is_the_base_bit_for_bit(network: Network) -> None:
     assert torch.equal(look(lowpeft.adapt(build(network), "stereo"), network), expected)
 
 
+@pytest.mark.slow
 @every_network
 def test_every_adapter_parameter_gets_a_gradient(network: Network) -> None:
     model = randomise_adapters(lowpeft.adapt(build(network), "stereo")).train()
@@ -90,6 +91,7 @@ def test_every_adapter_parameter_gets_a_gradient(network: Network) -> None:
     assert all(p.grad.isfinite().all() for _, p in lowpeft.adapter_parameters(model))
 
 
+@pytest.mark.slow
 @every_network
 def test_each_view_depends_on_the_other(network: Network) -> None:
     left, right = views_for(network)

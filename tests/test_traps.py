@@ -531,7 +531,7 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("prefix", WRAPPERS)
+@pytest.mark.parametrize("prefix", [pytest.param(p, marks=[pytest.mark.slow] * ("." in p)) for p in WRAPPERS])
 @pytest.mark.parametrize("name", ["hat", "swinir", "ipt"])
 @torch.no_grad()
 def test_a_network_inside_another_module_is_recognised(name: str, prefix: str) -> None:

@@ -48,8 +48,16 @@ FIXED: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 """Must be made after the network is adapted."""
 
-every_wrapper = pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
-every_holder = pytest.mark.parametrize("wrap", (WRAPPERS | FIXED).values(), ids=WRAPPERS | FIXED)
+LATER = {"DataParallel of compile", "compiled in place", "DataParallel of DDP"}
+"""Combinations and variants of the others: in the slow tier."""
+
+
+def each(wrappers: dict[str, Callable[[nn.Module], nn.Module]]) -> pytest.MarkDecorator:
+    rows = [pytest.param(w, id=name, marks=[pytest.mark.slow] * (name in LATER)) for name, w in wrappers.items()]
+    return pytest.mark.parametrize("wrap", rows)
+
+
+every_wrapper, every_holder = each(WRAPPERS), each(WRAPPERS | FIXED)
 
 
 @pytest.fixture(autouse=True, scope="module")
