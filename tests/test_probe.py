@@ -30,6 +30,7 @@ from unfamiliar import (
     Unpadded,
     Video,
 )
+from zoo import build, image
 
 
 def sites(network: nn.Module, recipe: object = "spatial", **options: object) -> list[str]:
@@ -879,3 +880,26 @@ def test_what_a_pattern_passes_over_is_said() -> None:
 
     notes = " ".join(lowpeft.plan(Plain(Table), "lora").notes)
     assert "passed over 4 parameters that it does not fit, as stages.0.table" in notes
+
+
+# --- a family inside a module of the user's own ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", ["stereo", "spatial"])
+def test_what_a_wrapped_family_says_of_its_output_is_not_believed_of_the_wrapper(recipe: str) -> None:
+    """transformers' Swin2SR gives an object with the image in it; the module around it gives the image itself."""
+
+    class Unpacked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = build("swin2sr_hf")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x).reconstruction
+
+    network, x = Unpacked().eval(), image("swin2sr_hf", 2)
+    with torch.no_grad():
+        expected = network(x)
+        model = lowpeft.adapt(network, recipe)
+        found = torch.cat(model(x[:1], x[1:])) if recipe == "stereo" else model(x)
+    assert torch.equal(found, expected)
