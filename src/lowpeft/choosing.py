@@ -99,11 +99,15 @@ def _groups(network: Network, adapter: type[WeightAdapter], by_place: bool) -> I
             if any(t is None or not t.numel() for t in tensors):
                 continue
             stage, block = network.place_of(path) if by_place else (None, None)
-            parts = path.split(".") if path else []
-            around = tuple(".".join(parts[: i + 1]) for i in range(len(parts)))
             full = [f"{path}.{name}" if path else name for name in names]
-            within = (*around, *full[1:])
+            within = (*_around(full[0]), *full[1:])
             yield _Parameters(path=full[0], within=within, stage=stage, block=block, module=path, names=names)
+
+
+def _around(path: str) -> tuple[str, ...]:
+    """The paths of the modules around something, the outermost first."""
+    parts = path.split(".")
+    return tuple(".".join(parts[:i]) for i in range(1, len(parts)))
 
 
 def _without_derived(network: Network, kind: Kind, chosen: Sequence[_Parameters]) -> Sequence[_Parameters]:
@@ -128,19 +132,17 @@ def _note_passed_over(network: Network, kind: Kind, target: str | Sequence[str],
     """Note the parameters of two and more dimensions that the patterns mean and the kind does not fit."""
     known = {p for c in fitting for p in c.paths}
     others = []
-    folded = {f"{path}." for path, module in network.modules.items() if how_to_fold(module)}
+    folded = tuple(f"{path}." for path, module in network.modules.items() if how_to_fold(module))
     for path, parameter in base_parameters(network.root):
-        parts = path.split(".")
-        known_why = path in known or path.startswith(tuple(folded))
+        known_why = path in known or path.startswith(folded)
         if not known_why and parameter.dim() > 1 and parameter.is_floating_point():
-            within = tuple(".".join(parts[:i]) for i in range(1, len(parts)))
-            others.append(Candidate(path=path, within=within))
+            others.append(Candidate(path=path, within=_around(path)))
     wanted = [p for p in ([target] if isinstance(target, str) else target) if "=" not in p]
     missed = [c.path for c in others if _means(wanted, c)]
     if missed:
         text = f"{kind.name}: passed over {len(missed)} parameters that it does not fit, as {missed[0]}"
         network.notes[text] = None
-    if not any(module == "" or any(c.module.startswith(module) for c in fitting) for module in folded):
+    if not any(c.module.startswith(folded) for c in fitting):  # else the kind reaches the tensors that are folded
         for text in _folds(network, wanted):
             network.notes[f"{kind.name}: {text}"] = None
 
@@ -166,9 +168,8 @@ def _folds(network: Network, patterns: Sequence[str]) -> list[str]:
     found: dict[str, list[str]] = {}
     for path, module in network.modules.items():
         if how := how_to_fold(module):
-            parts = path.split(".")
-            within = tuple(".".join(parts[:i]) for i in range(1, len(parts)))
-            if not patterns or _means(patterns, Candidate(path=f"{path}.weight", within=(*within, path))):
+            weight = f"{path}.weight"
+            if not patterns or _means(patterns, Candidate(path=weight, within=_around(weight))):
                 found.setdefault(how, []).append(path)
     return [
         f"{len(paths)} layers ({paths[0] or 'the network'}, …) compute their weights from other tensors; to adapt them "
@@ -243,11 +244,8 @@ def _refuse_fused(network: Network, kind: Kind, sites: list[Site]) -> None:
     """Refuse features inside torch's own transformer layer, whose inference reads weights and calls no children."""
     problems = []
     for site in sites:
-        parts = site.path.split(".")
-        for length in range(1, len(parts)):
-            layer = ".".join(parts[:length])
-            if has_fused_path(network.modules[layer]):
-                problems.append(f"{site.path}: name {layer} itself")
+        fused = (layer for layer in _around(site.path) if has_fused_path(network.modules[layer]))
+        problems += [f"{site.path}: name {layer} itself" for layer in fused]
     if problems:
         raise PlanError(
             f"a {kind.name} adapter inside nn.TransformerEncoderLayer would act in training, not in inference, where "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -10,8 +12,6 @@ from .examples import Example
 from .facts import RECORD
 from .outputs import float_tensors
 from .record import record_of
-from .settings import Setting
-from .slots import Slot, switches_of
 from .trial import Trial, copy_in_force
 from .views import ViewBatch
 
@@ -19,6 +19,10 @@ ROUNDING = 50
 """Merging may change an output by so many times the relative step of its dtype, …"""
 SHARE = 0.05
 """… or by this share of what the adapters change."""
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [t for t in float_tensors(output) if t.numel()]
 
 
 class Comparison:
@@ -34,26 +38,19 @@ class Comparison:
             if example is not None:
                 raise
             return
-        self.adapted = self._outputs(root)
-        self.base = self._outputs(root, off=True)
+        views = record_of(root).views
+        plain = self.example.of_images(views) if views > 1 else self.example
+        self.base = _tensors(trial.call(plain))  # a trial's copy runs without adapters
+        self.adapted = self._outputs(root, self.example)
 
-    def _outputs(self, root: nn.Module, *, off: bool = False) -> list[Tensor]:
-        """The floating-point tensors that a copy gives, with the setting in force here or without adapters."""
+    def _outputs(self, root: nn.Module, example: Example) -> list[Tensor]:
+        """What a copy gives with the setting in force here."""
         copied = copy_in_force(root).eval()
         views = record_of(copied).views if RECORD in copied.__dict__ else 1
-        for module in copied.modules() if off else ():
-            if isinstance(module, Slot):
-                switches_of(module).default = Setting({})
-        example = self.example
-        if example is None:
-            return []
-        if views > 1 and not off:
+        if views > 1:
             example = Example((ViewBatch.of(example.views(views)),), {})
-        elif views > 1:
-            example = example.of_images(views)
-        trial = Trial(copied, example)
-        trial.twin = copied
-        return [t for t in float_tensors(trial.call(example)) if t.numel()]
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            return _tensors(example.call(copied))
 
     def difference(self, merged: nn.Module) -> float | None:
         """What merging has changed, as a share of the largest value; None without an example or tensors in the output.
@@ -64,7 +61,7 @@ class Comparison:
         if self.example is None or not self.adapted:
             return None
         worst = 0.0
-        for base, adapted, now in zip(self.base, self.adapted, self._outputs(merged), strict=True):
+        for base, adapted, now in zip(self.base, self.adapted, self._outputs(merged, self.example), strict=True):
             wide = torch.promote_types(adapted.dtype, torch.float32)
             # What is not finite with and without adapters (a network without trained weights) says nothing.
             base, before, after = (t.to(wide).nan_to_num(0.0, 0.0, 0.0) for t in (base, adapted, now))

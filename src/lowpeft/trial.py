@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -317,14 +318,20 @@ class Trial:
         """The base's tensors that the runs so far have written; empty before the first run."""
         if not self.has_run:
             return []
-        now = dict(base_state(self.twin))
-        before = dict(base_state(self.root))
-        return [path for path, tensor in before.items() if path not in now or not _same(tensor, now[path])]
+        return self._changed(dict(base_state(self.root)))
 
     def written_again(self) -> list[str]:
         """As `written`, those that one more run writes anew."""
-        before = {path: tensor.detach().clone() for path, tensor in base_state(self.twin)}
+        before = self._state()
         self.run(self.running_example())
+        return self._changed(before)
+
+    def _state(self) -> dict[str, Tensor]:
+        """The base's tensors in the copy, as they are now."""
+        return {path: tensor.detach().clone() for path, tensor in base_state(self.twin)}
+
+    def _changed(self, before: Mapping[str, Tensor]) -> list[str]:
+        """Which of the base's tensors in the copy are others than these."""
         now = dict(base_state(self.twin))
         return [path for path, tensor in before.items() if path not in now or not _same(tensor, now[path])]
 
@@ -332,17 +339,13 @@ class Trial:
         """The buffers of the base that a forward in training mode writes; empty where it does not run."""
         if not self.runs:
             return []
-        before = {path: tensor.detach().clone() for path, tensor in base_state(self.twin)}
+        before = self._state()
         self.twin.train()
-        try:
+        with contextlib.suppress(PlanError):  # where it does not run in training mode, nothing more is known
             self.run(self.running_example())
-        except PlanError:  # it does not run in training mode on this example, so nothing is known
-            pass
-        finally:
-            for module in self.twin.modules():
-                module.training = False
-        now = dict(base_state(self.twin))
-        moved = [path for path, tensor in before.items() if not _same(tensor, now[path])]
+        for module in self.twin.modules():
+            module.training = False
+        moved, now = self._changed(before), dict(base_state(self.twin))
         with torch.no_grad():
             for path in moved:
                 now[path].copy_(before[path])
