@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import socket
@@ -41,6 +42,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(folder.cleanup)
 
 
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over what is there before the first test: thousands of cases, and the imports."""
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _repeatable(request: pytest.FixtureRequest) -> Iterator[None]:
     """The same random numbers and, on the CPU, the same order of additions in every run."""
@@ -53,6 +59,12 @@ def _repeatable(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
     torch.set_default_dtype(torch.float32)
     torch.set_grad_enabled(True)
+
+
+@pytest.fixture
+def no_trial_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans for two views do not run the base to see whether it mixes its batch; tests/test_probe.py has that."""
+    monkeypatch.setattr("lowpeft.planning.mixes_images", lambda trial, sites: False)
 
 
 @pytest.fixture

@@ -42,17 +42,14 @@ from states import assert_same_tensors, tensors
 from zoo import Network, image_of
 
 # spandrel's copy of NAFNet uses an old name in its own autograd function.
-pytestmark = pytest.mark.filterwarnings("ignore:'saved_variables' is deprecated:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:'saved_variables' is deprecated:DeprecationWarning"),
+    pytest.mark.usefixtures("no_trial_of_the_batch"),
+]
 
 INJECT = importlib.import_module("lowpeft.injection")
 NEW = importlib.import_module("lowpeft.new_adapters")
 FAMILY = {family.name: family for family in families()}
-
-
-@pytest.fixture(autouse=True)
-def no_trial_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether a base mixes its batch takes some forwards in every plan for two views; tests/test_probe.py has that."""
-    monkeypatch.setattr("lowpeft.trial.Trial.mixes_images", lambda trial: False)
 
 
 # --- The cases -------------------------------------------------------------------------------------------------------
@@ -132,19 +129,32 @@ CASES = [Case(network, label) for network in zoo.FAMILIES for label in LABELS]
 COMBINATIONS = [case for case in CASES if case.label == "combination"]
 
 # Kinds share ports: the arithmetic of every kind is tried on every network, what the ports do with one kind of each.
-PORTS = [case for case in CASES if case.label in ("lora", "convpass", "combination")]
+PORTS = [case for case in CASES if case.label in ("convpass", "combination")]
+
+
+LATER = zoo.LATER | {"kbnet_s", "swinir_3conv"}
+"""Rows that add no mechanism to the others of `zoo.FAMILIES`."""
+
+# What a kind does with a weight depends on the layer, not on the network around it: these have layers of every sort.
+ARITHMETIC = ("full", "dora", "ssf", "vera")
+LAYERS_OF = ("ipt", "nafnet", "rcan", "swinir")
+
+
+def is_later(case: Case) -> bool:
+    """Whether a case shows nothing that the others do not, and is in the slow tier."""
+    return case.network.name in LATER or (case.label in ARITHMETIC and case.network.name not in LAYERS_OF)
 
 
 def each(cases: list[Case]) -> pytest.MarkDecorator:
-    """A test of every case; those of rows that come later are in the slow tier."""
-    rows = [pytest.param(c, marks=pytest.mark.slow) if c.network.name in zoo.LATER else c for c in cases]
+    """A test of every case."""
+    rows = [pytest.param(c, marks=pytest.mark.slow) if is_later(c) else c for c in cases]
     return pytest.mark.parametrize("case", rows, ids=str)
 
 
 every_case, every_port, every_combination = each(CASES), each(PORTS), each(COMBINATIONS)
 every_network = pytest.mark.parametrize(
     "network",
-    [pytest.param(n, marks=pytest.mark.slow) if n.name in zoo.LATER else n for n in zoo.FAMILIES],
+    [pytest.param(n, marks=pytest.mark.slow) if n.name in LATER else n for n in zoo.FAMILIES],
     ids=lambda n: n.name,
 )
 

@@ -27,6 +27,8 @@ from lowpeft.layouts import ExtraTokens, Features, Layout, Size
 from lowpeft.slots import pieces_in, slots
 from zoo import build, image_of
 
+pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")
+
 ROWS = {row.name: row for row in (*zoo.FAMILIES, *(r for r in zoo.SPANDREL if r.name == "swinir_jpeg"))}
 
 

@@ -34,7 +34,7 @@ MOST_SECONDS_TO_IMPORT = 0.3
 # import each other. Imports for types alone are never run, and do not count. A new module needs a line here.
 LAYERS: list[tuple[str, ...]] = [
     ("errors", "version"),
-    ("checkpoints", "facts", "outputs", "padding", "parametrised", "patterns", "wrappers"),
+    ("checkpoints", "facts", "generators", "outputs", "padding", "parametrised", "patterns", "wrappers"),
     ("calls",),
     ("views",),
     ("layouts",),
@@ -55,7 +55,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("blocks", "fingerprint", "units", "usable"),
     ("probe", "record"),
     ("sites",),
-    ("changes", "choosing", "describe", "merged_output"),
+    ("changes", "choosing", "describe", "merged_output", "mixing"),
     ("backbones", "checking", "ready_calls"),
     ("planning", "site_values"),
     ("new_adapters",),

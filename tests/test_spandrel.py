@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,20 @@ REFUSED: dict[str, str] = {"seemore": "the network runs on one image, but not on
 """Rows that cannot become stereo networks by themselves, and a part of the message that says why."""
 
 SR = [network for network in zoo.SPANDREL if network.task == "sr"]
-every_network = pytest.mark.parametrize("network", [n for n in SR if n.name not in REFUSED], ids=lambda n: n.name)
+TAKEN = [n for n in SR if n.name not in REFUSED]
+VARIANTS = re.compile("realcugan_x[34]|realcugan_.*_fast|esrgan_.*|grl_.*|moesr_.*|dat_.*|mmrealsr")
+"""Rows whose network another row has with other settings."""
+
+every_network = pytest.mark.parametrize("network", TAKEN, ids=lambda n: n.name)
+every_new_network = pytest.mark.parametrize(
+    "network",
+    [
+        pytest.param(n, marks=[pytest.mark.slow] * (n in zoo.FAMILIES or bool(VARIANTS.fullmatch(n.name))))
+        for n in TAKEN
+    ],
+    ids=lambda n: n.name,
+)
+"""Families are tried elsewhere too, and variants in the slow tier."""
 
 
 def build(network: Network) -> nn.Module:
@@ -69,7 +83,7 @@ def test_a_network_that_cannot_take_the_recipe_is_refused_with_a_reason_and_unto
     assert all(torch.equal(t, before[key]) for key, t in tensors(root).items())
 
 
-@every_network
+@every_new_network
 @torch.no_grad()
 def test_a_new_stereo_network_is_the_base_bit_for_bit(network: Network) -> None:
     bare = build(network)

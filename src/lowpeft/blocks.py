@@ -9,6 +9,7 @@ from .adding import BlockPorts
 from .attach import original_class
 from .errors import PlanError
 from .families import BlockForward, base_modules, base_parameters, get_block
+from .generators import kept_generators
 from .layouts import ExtraTokens, Layout, Size
 from .trial import twin_of
 
@@ -81,7 +82,7 @@ def block_problem(module: nn.Module, block: BlockForward) -> str | None:
     twin, own_class = twin_of(module), original_class(module)
     advice = f"the block forward {block.name}: this copy of the code has been changed"
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), kept_generators(twin):
             arguments = block.example(twin)
             own = own_class.forward(twin, *(a.clone() if isinstance(a, Tensor) else a for a in arguments))
             ports = _Asked()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .changes import Undo, change, one_at_a_time
 from .errors import PlanError
 from .families import SLOT
+from .generators import kept_generators
 from .injection import replace_adapters
 from .kinds import Adapter, Calibrator, FeatureAdapter, TokenAdapter, get_kind
 from .layouts import Features
@@ -150,7 +151,7 @@ def _observe(
         for at, site in run.sites.items():
             _listen(root, run, at, site)
     count = 0
-    with torch.random.fork_rng(devices=[]):
+    with kept_generators(twin):
         for batch in batches:
             arguments, target = _checked(batch, loss)
             count += 1

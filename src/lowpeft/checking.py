@@ -12,6 +12,7 @@ from .errors import PlanError
 from .examples import Example
 from .facts import RECORD
 from .families import SLOT
+from .generators import kept_generators
 from .kinds import Adapter
 from .outputs import float_tensors
 from .record import module_of, record_of, root_of
@@ -70,7 +71,7 @@ def _problems(copy: nn.Module, example: Example, seed: int, spread: float) -> di
             parameter.grad = None
             if SLOT in name.split("."):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
-    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+    with torch.enable_grad(), kept_generators(copy):
         loss = sum((_weighted(t, generator) for t in float_tensors(example.call(copy))), start=torch.zeros(()))
         if isinstance(loss, Tensor) and loss.requires_grad:
             torch.autograd.backward(loss)

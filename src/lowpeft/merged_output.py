@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from .errors import PlanError
 from .examples import Example
 from .facts import RECORD
+from .generators import kept_generators
 from .outputs import float_tensors
 from .record import record_of
-from .trial import Trial, copy_in_force
+from .trial import Trial, copy_in_force, put_in_force
 from .views import ViewBatch
 
 ROUNDING = 50
@@ -41,15 +42,14 @@ class Comparison:
         views = record_of(root).views
         plain = self.example.of_images(views) if views > 1 else self.example
         self.base = _tensors(trial.call(plain))  # a trial's copy runs without adapters
-        self.adapted = self._outputs(root, self.example)
+        put_in_force(root, trial.twin)
+        self.adapted = self._outputs(trial.twin, self.example)
 
-    def _outputs(self, root: nn.Module, example: Example) -> list[Tensor]:
-        """What a copy gives with the setting in force here."""
-        copied = copy_in_force(root).eval()
+    def _outputs(self, copied: nn.Module, example: Example) -> list[Tensor]:
         views = record_of(copied).views if RECORD in copied.__dict__ else 1
         if views > 1:
             example = Example((ViewBatch.of(example.views(views)),), {})
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), kept_generators(copied):
             return _tensors(example.call(copied))
 
     def difference(self, merged: nn.Module) -> float | None:
@@ -61,7 +61,8 @@ class Comparison:
         if self.example is None or not self.adapted:
             return None
         worst = 0.0
-        for base, adapted, now in zip(self.base, self.adapted, self._outputs(merged, self.example), strict=True):
+        outputs = self._outputs(copy_in_force(merged).eval(), self.example)
+        for base, adapted, now in zip(self.base, self.adapted, outputs, strict=True):
             wide = torch.promote_types(adapted.dtype, torch.float32)
             # What is not finite with and without adapters (a network without trained weights) says nothing.
             base, before, after = (t.to(wide).nan_to_num(0.0, 0.0, 0.0) for t in (base, adapted, now))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .adding import added_to_random_features, base_of, change_of
 from .errors import AdapterError, PlanError, did_you_mean
 from .families import base_modules
+from .generators import kept_generators
 from .kinds import Adapter, FeatureAdapter, RootPart, WeightAdapter
 from .planning import Plan
 from .record import pieces
@@ -61,7 +62,7 @@ def start_problem(module: nn.Module, site: Site, adapter: Adapter) -> str | None
 
     Features to ask a feature adapter about are random.
     """
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), kept_generators(module):
         if isinstance(adapter, WeightAdapter):
             changes = [change_of(module, name, adapter) for name in adapter.attachment.tensors]
         elif isinstance(adapter, FeatureAdapter) and not adapter.reads_only:

@@ -21,6 +21,7 @@ from .examples import Example
 from .facts import RECORD, Facts
 from .families import SLOT, base_modules, base_parameters
 from .kinds import AdapterConfig
+from .mixing import mixes_images
 from .probe import NoStagesError
 from .ready_calls import Asked, with_call, with_found_places
 from .recipes import Recipe, load_recipe, override
@@ -141,7 +142,7 @@ def plan(
     network, sites = _choose(Network(root, facts, trial), asked)
     if network.may_write_itself and trial.runs:
         _refuse_own_writes(trial)
-    if wanted.views > 1 and trial.mixes_images():
+    if wanted.views > 1 and mixes_images(trial, sites):
         raise PlanError(
             f"{original_class(root).__name__} mixes the images of a batch: its output for one changes with another one "
             f"beside it, so that {wanted.views} views would be mixed before anything is trained. Adapters of single "

@@ -83,30 +83,45 @@ def _places(trial: Trial, observed: Observed) -> dict[str, tuple[FoundPlace, ...
     modules = dict(base_modules(trial.root))
     images = observed.example.images
     stages = _stages(modules, observed)
-    found = {"stage": tuple(_place("stage", s.output, i, None, s.path, images) for i, s in enumerate(stages))}
+    found = {
+        "stage": tuple(
+            _place("stage", s.output.out, s.output.last, (i, None), (s.path, None), images)
+            for i, s in enumerate(stages)
+        )
+    }
     blocks = [(i, j, unit, s.path) for i, s in enumerate(stages) for j, unit in enumerate(s.blocks)]
     attention, mlp = _branches(trial, observed, modules, [unit for _, _, unit, _ in blocks])
     for name, children in (("attention", attention), ("mlp", mlp), ("parallel", mlp)):
         if children:
             found[name] = tuple(
-                _at_child(name, path, observed.modules[path], (i, j), (stage, unit.path), images)
+                _place(name, path, observed.modules[path], (i, j), (stage, unit.path), images)
                 for i, j, unit, stage in blocks
                 for path in children[unit.path]
             )
     if not attention:
-        found["attention"] = tuple(_place("attention", unit, i, j, stage, images) for i, j, unit, stage in blocks)
+        found["attention"] = tuple(
+            _place("attention", unit.out, unit.last, (i, j), (stage, unit.path), images) for i, j, unit, stage in blocks
+        )
     return found
 
 
-def _place(name: str, unit: Unit, stage: int, block: int | None, path: str, images: int) -> FoundPlace:
+def _place(
+    name: str,
+    path: str,
+    seen: Observation,
+    numbers: tuple[int, int | None],
+    around: tuple[str, str | None],
+    images: int,
+) -> FoundPlace:
+    """A place at a module's output, with the numbers and paths of the stage and the block around it."""
     return FoundPlace(
-        path=unit.out,
-        stage=stage,
-        block=block,
-        place=place_at(name, unit.out, unit.last, images),
-        channels=unit.last.channels,
-        stage_path=path,
-        block_path=unit.path if block is not None else None,
+        path=path,
+        stage=numbers[0],
+        block=numbers[1],
+        place=place_at(name, path, seen, images, reads_input=name == "parallel"),
+        channels=seen.channels,
+        stage_path=around[0],
+        block_path=around[1],
     )
 
 
@@ -223,20 +238,6 @@ def _named(name: re.Pattern[str], unit: Unit, modules: dict[str, nn.Module], obs
         if weights and features and seen.channels == unit.last.channels:
             found.append(f"{block}.{child}")
     return found
-
-
-def _at_child(
-    name: str, path: str, seen: Observation, numbers: tuple[int, int], around: tuple[str, str], images: int
-) -> FoundPlace:
-    return FoundPlace(
-        path=path,
-        stage=numbers[0],
-        block=numbers[1],
-        place=place_at(name, path, seen, images, reads_input=name == "parallel"),
-        channels=seen.channels,
-        stage_path=around[0],
-        block_path=around[1],
-    )
 
 
 def has_fused_path(module: nn.Module) -> bool:

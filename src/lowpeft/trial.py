@@ -15,13 +15,13 @@ from .errors import PlanError
 from .examples import BATCH, SIZES_PX, Example, examples
 from .facts import Facts
 from .families import SLOT, base_parameters
+from .generators import kept_generators
 from .layouts import Size
 from .observing import Observation, Observed, find_additions, observe
 from .outputs import float_tensors
 from .running import in_force
 from .settings import Setting
 from .slots import Slot, switches_of
-from .views import ViewBatch, view_of
 
 Model = TypeVar("Model", bound=nn.Module)
 Found = TypeVar("Found")
@@ -30,10 +30,7 @@ MOST_RUNS = 3
 """After so many runs that tell nothing, a larger image will not tell more."""
 
 LEAST_PX = (8, 8)
-"""Whether images of a batch are mixed shows on the smallest that a network takes."""
-
-MIXES = 1e-5
-"""An output that changes by more than this share of its largest value with another image of the batch mixes them."""
+"""Much of what is asked of a network shows on the smallest images that it takes."""
 
 
 def copy_of(model: Model) -> Model:
@@ -57,10 +54,15 @@ def copy_in_force(model: Model) -> Model:
         PlanError: The network cannot be copied.
     """
     copied = copy_of(model)
+    put_in_force(model, copied)
+    return copied
+
+
+def put_in_force(model: nn.Module, copied: nn.Module) -> None:
+    """Make the setting that is in force here for a network the default of a copy."""
     for module, other in zip(model.modules(), copied.modules(), strict=True):
         if isinstance(module, Slot) and isinstance(other, Slot):
             switches_of(other).default = in_force(switches_of(module))
-    return copied
 
 
 def twin_of(root: nn.Module) -> nn.Module:
@@ -102,6 +104,7 @@ class Trial:
         example: What the user says it is called with; None for random images.
         facts: Facts that are known, which choose the images.
         failures: Why it did not run, and the examples on which it was so.
+        observed: The runs of which it was noted what the modules did.
     """
 
     def __init__(self, root: nn.Module, example: Example | None = None, facts: Facts | None = None) -> None:
@@ -109,7 +112,7 @@ class Trial:
         self.example = example
         self.facts = facts
         self.failures: dict[str, list[str]] = {}
-        self._seen: list[Observed] = []
+        self.observed: list[Observed] = []
         self._rest: Iterator[Example] | None = None
         self._known: Example | None = None
         self._runs = 0
@@ -136,7 +139,7 @@ class Trial:
     def _examples(self, sizes: tuple[Size, ...] = SIZES_PX) -> Iterator[Example]:
         if self.example is None:
             yield from examples(self.root, facts=self.facts, sizes=sizes)
-            if not self._seen:  # a network that takes one image at a time
+            if not self.observed:  # a network that takes one image at a time
                 yield from examples(self.root, batch=1, facts=self.facts)
             return
         if self.example.images != BATCH:
@@ -160,7 +163,7 @@ class Trial:
         return self._try(example, lambda: example.call(self.twin))
 
     def _quietly(self, use: Callable[[], Found]) -> Found:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), kept_generators(self.root):
             found = use()
         self._runs += 1
         return found
@@ -178,7 +181,7 @@ class Trial:
     def observations(self) -> Iterator[Observed]:
         """What its modules do for one example after the other on which it runs; at most `MOST_RUNS`."""
         self.twin  # noqa: B018  (a network that cannot be copied is none that does not run)
-        yield from self._seen
+        yield from self.observed
         if self._rest is None:
             self._rest = self._examples()
         for example in self._rest:
@@ -186,9 +189,9 @@ class Trial:
                 observed = self._try(example, lambda e=example: observe(self.twin, e, self.only_square))  # type: ignore[misc]
             except PlanError:
                 continue
-            self._seen.append(observed)
+            self.observed.append(observed)
             yield observed
-            if len(self._seen) >= MOST_RUNS:
+            if len(self.observed) >= MOST_RUNS:
                 return
 
     def at_another_size(self) -> Observed | None:
@@ -199,7 +202,7 @@ class Trial:
 
     def seen_at(self, path: str) -> list[Observation]:
         """What a module did in the runs that were observed."""
-        return [observed.modules[path] for observed in self._seen if path in observed.modules]
+        return [observed.modules[path] for observed in self.observed if path in observed.modules]
 
     def additions(self, example: Example, paths: list[str]) -> set[str]:
         """Which of these modules give something that is added to other features.
@@ -217,7 +220,7 @@ class Trial:
         return known or not any(self._runs_on(e) for e in examples(self.root, facts=self.facts) if not e.is_square)
 
     def _runs_on(self, example: Example) -> bool:
-        if any(seen.example.size == example.size for seen in self._seen):
+        if any(seen.example.size == example.size for seen in self.observed):
             return True
         try:
             self.run(example)
@@ -266,53 +269,26 @@ class Trial:
             PlanError: There is none.
         """
         if self._known is None or self._known.images < least:
-            seen = next((s.example for s in self._seen if s.example.images >= least), None)
-            self._known = seen if seen is not None else self._first_run(least, sizes=(LEAST_PX, *SIZES_PX))[0]
+            seen = next((s.example for s in self.observed if s.example.images >= least), None)
+            self._known = seen if seen is not None else self.first_run(least, self.run, sizes=(LEAST_PX, *SIZES_PX))[0]
         return self._known
 
-    def _first_run(self, least: int, *, sizes: tuple[Size, ...] = SIZES_PX) -> tuple[Example, Any]:
-        """The first example of at least so many images on which it runs, and what it gives."""
+    def first_run(
+        self, least: int, use: Callable[[Example], Found], *, sizes: tuple[Size, ...] = SIZES_PX
+    ) -> tuple[Example, Found]:
+        """The first example of at least so many images on which the network runs, and what `use` of it gives.
+
+        Raises:
+            PlanError: `use`, which runs the network, raised one for every example.
+        """
         self.twin  # noqa: B018  (as above)
         for example in self._examples(sizes):
             if example.images >= least:
                 try:
-                    return example, self.run(example)
+                    return example, use(example)
                 except PlanError:
                     continue
         raise self.did_not_run(images=least)
-
-    def mixes_images(self) -> bool:
-        """Whether the output for one of two images depends on the other, on the smallest images and on those observed.
-
-        Raises:
-            PlanError: It does not run on two images, or gives nothing of which each view could be told.
-        """
-        example, output = self._first_run(BATCH, sizes=(LEAST_PX, *SIZES_PX))
-        self._refuse_whole(example, output)
-        if self._mixes(example, output):
-            return True
-        seen = next((s.example for s in self._seen if s.example.images == BATCH), None)
-        return seen is not None and seen.size != example.size and self._mixes(seen, self.run(seen))
-
-    def _mixes(self, example: Example, output: Any) -> bool:
-        # A network that draws noise draws the same again: every run leaves the state of the generator as it was.
-        for changed, kept in ((1, 0), (0, 1)):
-            other = self.run(example.with_other(changed))
-            for one, two in zip(float_tensors(output), float_tensors(other), strict=False):
-                if one.shape == two.shape and one.dim() and len(one) == example.images and one[kept].numel():
-                    a, b = one[kept].nan_to_num(), two[kept].nan_to_num()
-                    if float((a - b).abs().max()) > MIXES * float(a.abs().max()):
-                        return True
-        return False
-
-    def _refuse_whole(self, example: Example, output: Any) -> None:
-        """Refuse an output of which no view could be told, as the model of several views would in every forward."""
-        if self.facts is None or self.facts.output is None:
-            view_of(output, 0, ViewBatch(example.first.unsqueeze(0), example.images))
-        found = float_tensors(output)
-        if found and not any(t.dim() and len(t) == example.images for t in found):
-            shapes = ", ".join(str(tuple(t.shape)) for t in found[:3])
-            raise PlanError(f"for {example.images} images the network gives {shapes}, of which no view can be told")
 
     def written(self) -> list[str]:
         """The base's tensors that the runs so far have written; empty before the first run."""
@@ -377,7 +353,7 @@ class Trial:
         parameters = {path: p for path, p in base_parameters(self.twin) if path in set(paths)}
         for p in parameters.values():
             p.requires_grad_(True)
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        with torch.enable_grad(), kept_generators(self.root):
             try:
                 leaves = [t for t in float_tensors(example.call(self.twin)) if t.requires_grad]
                 total = sum((t.float().sum() for t in leaves), start=torch.zeros(()))

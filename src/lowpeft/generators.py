@@ -1,0 +1,30 @@
+"""Random generators that are left as they were."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+
+@contextlib.contextmanager
+def kept_generators(module: nn.Module) -> Iterator[None]:
+    """Leave the state of every global generator as it is, whatever a module that is run here draws.
+
+    These are torch's, on the CPU and on the CUDA devices of the module's parameters, Python's, and NumPy's where it is
+    loaded.
+    """
+    devices = sorted({p.device.index for p in module.parameters() if p.device.type == "cuda"})
+    numpy = getattr(sys.modules.get("numpy"), "random", None)
+    drawn, others = random.getstate(), None if numpy is None else numpy.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(drawn)
+        if numpy is not None:
+            numpy.set_state(others)
