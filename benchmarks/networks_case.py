@@ -162,8 +162,9 @@ def base_gradients(case: Case, places: list[tuple[str, Any]]) -> set[int]:
     def keep(path: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(_: nn.Module, args: Any, output: Any) -> None:
             for tensor in leaves(output):
-                tensor.retain_grad()
-                kept[path].append(tensor)
+                if tensor.requires_grad:  # in a checkpointed part only those of the second run do
+                    tensor.retain_grad()
+                    kept[path].append(tensor)
 
         return hook
 

@@ -220,11 +220,11 @@ def _one_row(piece: Any, features: Any, grid: Callable[[Tensor], Tensor], where:
 
 
 def gradients(case: Case) -> None:
-    """Every adapter tensor gets a finite gradient that is not zero with one of the spreads of random values, unless the
-    base's layer there gets none either."""
+    """Every adapter tensor gets a finite gradient that is not zero with one of the spreads of random values, or as the
+    base is, unless the base's layer there gets none either."""
     dead: dict[int, tuple[str, Any, str]] = {}
     try:
-        for std in STD:
+        for std in (*STD, 0.0):  # random values may close a ReLU behind which nothing is trained
             randomise(case.model, std)
             found = _without_gradient(case)
             dead = {key: dead.get(key, what) for key, what in found.items() if key in dead or std == STD[0]}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -324,7 +326,25 @@ class NanCorner(OneSided):
         return torch.cat((out[..., :1] * float("nan"), out[..., 1:]), dim=-1)
 
 
-@pytest.mark.parametrize("make", [OneSided, Larger, NanCorner])
+class ZeroTail(Plain):
+    """The last layer is still zero, so that nothing shows in the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.init.zeros_(self.tail.weight)
+
+    def body(self, x: Tensor) -> Tensor:
+        return super().body(torch.cat((x[:1], x[1:] + x[:-1])))
+
+
+class Reordered(Plain):
+    """Its stages see the images the other way round."""
+
+    def body(self, x: Tensor) -> Tensor:
+        return super().body(x.flip(0)).flip(0)
+
+
+@pytest.mark.parametrize("make", [OneSided, Larger, NanCorner, ZeroTail, Reordered])
 def test_mixing_is_found_whichever_image_and_size_shows_it(make: type[nn.Module]) -> None:
     assert "mixes the images of a batch" in refusal(make().eval(), "stereo")
 
@@ -880,6 +900,45 @@ def test_what_a_pattern_passes_over_is_said() -> None:
 
     notes = " ".join(lowpeft.plan(Plain(Table), "lora").notes)
     assert "passed over 4 parameters that it does not fit, as stages.0.table" in notes
+
+
+@pytest.mark.parametrize("recipe", ["stereo", "lora", "full"])
+def test_nothing_that_is_tried_moves_a_generator_and_noise_does_not_look_like_another_output(recipe: str) -> None:
+    class Noisy(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            noise = random.random() + np.random.rand() + torch.rand(())
+            return super().forward(x) + float(noise)
+
+    def states() -> tuple[object, ...]:
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+    network = Noisy().eval()
+    before = states()
+    lowpeft.plan(network, recipe)
+    assert states() == before
+    model = lowpeft.adapt(network, recipe)
+    before = states()
+    lowpeft.check_trainable(model)
+    if recipe != "stereo":
+        lowpeft.merge(randomise_adapters(model))
+    assert states() == before
+
+
+def test_a_refusal_names_no_part_on_which_the_output_does_not_depend() -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.tail = nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(8, 3, 3, 1, 1)
+            self.used, self.idle = Residual(), Residual()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.head(x)
+            self.idle(x)
+            return self.tail(self.used(x))
+
+    call = refusal(Idle().eval(), "spatial").partition("This call works")[2]
+    assert "'used'" in call
+    assert "idle" not in call
 
 
 # --- a family inside a module of the user's own ----------------------------------------------------------------------

@@ -51,6 +51,12 @@ def test_options_are_those_of_timm(options: dict[str, Any], px: int | None, chan
     assert len(backbone.module(torch.rand(1, channels, height, width))) > 0
 
 
+def test_what_timm_does_not_say_of_a_network_is_left_open() -> None:
+    backbone = load_backbone("timm:test_resnet", pretrained_cfg_overlay={"input_size": None})
+    assert (backbone.fixed_px, backbone.channels) == (None, None)
+    assert len(lowpeft.plan(backbone, "stereo").sites) > 0
+
+
 @pytest.mark.slow
 def test_a_swin_of_another_input_size() -> None:
     backbone = load_backbone("timm:swin_tiny_patch4_window7_224", img_size=64)

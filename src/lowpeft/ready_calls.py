@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -52,7 +53,8 @@ class Asked:
 def with_call(error: NoStagesError, network: Network, asked: Asked) -> PlanError:
     """The refusal of a network whose stages could not be told, with a call that was tried out, if there is one."""
     item = error.items[0] if error.items else None
-    fitting = ([t for t in choice if _fits(network, asked.open, t, item)] for choice in error.targets)
+    lost = network.trial.lost(dict.fromkeys(itertools.chain(*error.targets)))
+    fitting = ([t for t in choice if t not in lost and _fits(network, asked.open, t, item)] for choice in error.targets)
     targets = next(filter(None, fitting), None)
     if targets is None:
         advice = "Name the modules whose outputs are to be adapted, with target="
@@ -126,8 +128,9 @@ def _of_bundled(recipe: str, wanted: Recipe, named: Mapping[str, AdapterConfig],
 
 
 def _changes(config: AdapterConfig) -> dict[str, Any]:
-    item = {"item": config.item} if getattr(config, "item", None) is not None else {}  # type: ignore[attr-defined]
-    return {"target": list(config.target or ()), **({"every": 1} if hasattr(config, "every") else {}), **item}
+    """What `_named` has set, as a user writes it."""
+    values = {name: getattr(config, name) for name in ("every", "item") if getattr(config, name, None) is not None}
+    return {"target": list(config.target or ()), **values}
 
 
 def _of_config(config: AdapterConfig) -> str:

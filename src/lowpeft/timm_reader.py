@@ -39,18 +39,19 @@ def load(name: str, *, pretrained: bool, options: dict[str, Any]) -> Backbone:
         )
         raise LowpeftError(f"timm cannot make {name!r} with {asked}: {type(error).__name__}: {reason}") from error
     published = cast(dict[str, Any], module.pretrained_cfg)
-    side = options.get("img_size", published["input_size"][-1])
+    size = published.get("input_size") or (None,)
+    side = options.get("img_size", size[-1])
     notes = ["scale: a network of timm gives features, and no image"]
     if published.get("mean") is not None:
         notes.append(
-            f"value_range: images of 0..1 less the mean {published['mean']}, over {published['std']}, is what its "
+            f"value_range: images of 0..1 less the mean {published['mean']}, over {published.get('std')}, is what its "
             "published weights take"
         )
     return Backbone(
         module=module.eval(),
         architecture=name,
         scale=None,
-        channels=options.get("in_chans", published["input_size"][0]),
+        channels=options.get("in_chans", size[0]),
         fixed_px=side if published.get("fixed_input_size") and isinstance(side, int) else None,
         notes=tuple(notes),
     )

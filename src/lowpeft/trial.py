@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from .errors import PlanError
 from .examples import BATCH, SIZES_PX, Example, examples
@@ -349,18 +350,43 @@ class Trial:
 
     def unread(self, paths: list[str]) -> set[str]:
         """The parameters among these that get no gradient from the output."""
-        example = self.running_example().of_images(1)
         parameters = {path: p for path, p in base_parameters(self.twin) if path in set(paths)}
         for p in parameters.values():
             p.requires_grad_(True)
+        return self._without_gradient(parameters)
+
+    def lost(self, paths: Iterable[str]) -> set[str]:
+        """The modules among these on whose features the output does not depend."""
+        added: dict[str, Tensor] = {}
+
+        def add(path: str) -> Callable[[nn.Module, Any, Any], Any]:
+            def hook(module: nn.Module, args: Any, output: Any) -> Any:
+                first = next(iter(float_tensors(output)), None)
+                if first is None or path in added:
+                    return None
+                added[path] = torch.zeros_like(first, requires_grad=True)
+                return tree_map(lambda t: t + added[path] if t is first else t, output)
+
+            return hook
+
+        handles = [self.twin.get_submodule(path).register_forward_hook(add(path)) for path in paths]
+        try:
+            return self._without_gradient(added)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _without_gradient(self, leaves: Mapping[str, Tensor]) -> set[str]:
+        """Which of these tensors, known at the latest when it has run, get no gradient from the output."""
+        example = self.running_example().of_images(1)
         with torch.enable_grad(), kept_generators(self.root):
             try:
-                leaves = [t for t in float_tensors(example.call(self.twin)) if t.requires_grad]
-                total = sum((t.float().sum() for t in leaves), start=torch.zeros(()))
-                found = torch.autograd.grad(total, [*parameters.values()], allow_unused=True)
+                outputs = [t for t in float_tensors(example.call(self.twin)) if t.requires_grad]
+                total = sum((t.float().sum() for t in outputs), start=torch.zeros(()))
+                found = torch.autograd.grad(total, [*leaves.values()], allow_unused=True)
             except RuntimeError:  # no gradient gets through it at all, which `check_trainable` says
                 return set()
-        return {path for path, gradient in zip(parameters, found, strict=True) if gradient is None}
+        return {path for path, gradient in zip(leaves, found, strict=True) if gradient is None}
 
 
 def _first_line(error: Exception) -> str:
