@@ -902,6 +902,24 @@ def test_what_a_pattern_passes_over_is_said() -> None:
     assert "passed over 4 parameters that it does not fit, as stages.0.table" in notes
 
 
+def test_a_second_body_beside_the_stages_is_said() -> None:
+    class Two(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.others = nn.ModuleList(Residual() for _ in range(2))
+
+        def body(self, x: Tensor) -> Tensor:
+            y = x
+            for other in self.others:
+                y = other(y)
+            return super().body(x) + y
+
+    plan = lowpeft.plan(Two(), "spatial")
+    assert [s.path for s in plan.sites] == [f"stages.{i}" for i in range(4)]
+    assert any("left alone: others.0 … others.1: 2 of" in note for note in plan.notes)
+    assert lowpeft.plan(Plain(), "spatial").notes == ()
+
+
 @pytest.mark.parametrize("recipe", ["stereo", "lora", "full"])
 def test_nothing_that_is_tried_moves_a_generator_and_noise_does_not_look_like_another_output(recipe: str) -> None:
     class Noisy(Plain):

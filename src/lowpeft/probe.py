@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import nn
 
@@ -66,7 +66,19 @@ class Stage:
     blocks: tuple[Unit, ...]
 
 
-def probe_places(trial: Trial) -> dict[str, tuple[FoundPlace, ...]]:
+class Probed(NamedTuple):
+    """What running a network showed.
+
+    Attributes:
+        places: By name.
+        beside: The sequences of some weight that could be stages too and lie in none of the stages, for people.
+    """
+
+    places: dict[str, tuple[FoundPlace, ...]]
+    beside: tuple[str, ...]
+
+
+def probe_places(trial: Trial) -> Probed:
     """The places `stage`, `attention`, `mlp` and `parallel` of a network of no known family.
 
     `stage` is each stage's output. Where every block has a child by name of an attention (an MLP) whose output is added
@@ -79,10 +91,10 @@ def probe_places(trial: Trial) -> dict[str, tuple[FoundPlace, ...]]:
     return trial.first(lambda observed: _places(trial, observed))
 
 
-def _places(trial: Trial, observed: Observed) -> dict[str, tuple[FoundPlace, ...]]:
+def _places(trial: Trial, observed: Observed) -> Probed:
     modules = dict(base_modules(trial.root))
     images = observed.example.images
-    stages = _stages(modules, observed)
+    stages, beside = _stages(modules, observed)
     found = {
         "stage": tuple(
             _place("stage", s.output.out, s.output.last, (i, None), (s.path, None), images)
@@ -102,7 +114,7 @@ def _places(trial: Trial, observed: Observed) -> dict[str, tuple[FoundPlace, ...
         found["attention"] = tuple(
             _place("attention", unit.out, unit.last, (i, j), (stage, unit.path), images) for i, j, unit, stage in blocks
         )
-    return found
+    return Probed(found, beside)
 
 
 def _place(
@@ -143,7 +155,8 @@ def place_at(name: str, path: str, seen: Observation, images: int, *, reads_inpu
 # --- stages ---------------------------------------------------------------------------------------------------------
 
 
-def _stages(modules: dict[str, nn.Module], observed: Observed) -> list[Stage]:
+def _stages(modules: dict[str, nn.Module], observed: Observed) -> tuple[list[Stage], tuple[str, ...]]:
+    """The stages, and what lies beside them (see `Probed`)."""
     pixels = observed.example.first.shape[-3] if observed.example.size is not None else 0
     # What gives as few channels as the image is a network by itself, and no stage of one.
     every = [u for u in units_of(modules, observed).values() if u.last.shape is None or u.last.channels > pixels]
@@ -155,7 +168,7 @@ def _stages(modules: dict[str, nn.Module], observed: Observed) -> list[Stage]:
     best = max(outer, key=lambda s: s.parameters, default=None)
     a_pair = len({s.size for s in levels}) == 2  # a body and a few blocks behind its upsampling are no U-shape
     if _is_u_shape(levels, total) and not (a_pair and best is not None and best.parameters > MOST_OF_A_PAIR * total):
-        return [
+        stages = [
             Stage(
                 path=s.units[0].path.rpartition(".")[0] if len(s.units) > 1 else s.units[0].path,
                 output=s.units[-1],
@@ -163,14 +176,23 @@ def _stages(modules: dict[str, nn.Module], observed: Observed) -> list[Stage]:
             )
             for s in levels
         ]
+        return stages, _beside(outer, levels, total)
     share = MOST if len(outer) > 1 else MOST_ALONE
     if best is not None and best.parameters > share * total:
-        return [Stage(path=u.path, output=u, blocks=_blocks(u, modules, found)) for u in best.units]
+        stages = [Stage(path=u.path, output=u, blocks=_blocks(u, modules, found)) for u in best.units]
+        return stages, _beside(outer, [best], total)
     scaled = [s for s in outermost(siblings(units, modules, scaled=True)) if s.parameters >= WORTH_A_STAGE * total]
     if _is_u_shape(scaled, total):
         members = sorted((u for s in scaled for u in s.units), key=lambda u: u.first.order)
-        return [Stage(path=u.path, output=u, blocks=_blocks(u, modules, found)) for u in members]
+        stages = [Stage(path=u.path, output=u, blocks=_blocks(u, modules, found)) for u in members]
+        return stages, _beside(outer, scaled, total)
     raise _no_stages(modules, observed, units, outer, total)
+
+
+def _beside(outer: list[Sequence], chosen: list[Sequence], total: int) -> tuple[str, ...]:
+    """The sequences worth naming that lie in none of those that were chosen."""
+    inside = [s for s in outer if any(c.holds(u.path) or u in c.units for c in chosen for u in s.units)]
+    return tuple(str(s) for s in outer if s not in inside and s.parameters >= WORTH_NAMING * total)
 
 
 def _is_u_shape(levels: list[Sequence], total: int) -> bool:

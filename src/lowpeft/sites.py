@@ -74,7 +74,10 @@ class Network:
     @functools.cached_property
     def probed(self) -> dict[str, tuple[FoundPlace, ...]]:
         """Places that were found by running the network."""
-        return probe_places(self.trial)
+        places, beside = probe_places(self.trial)
+        if beside:
+            self.notes[f"no part of the stages that running it showed, so left alone: {'; '.join(beside)}"] = None
+        return places
 
     def find(self, name: str) -> tuple[FoundPlace, ...]:
         """The family's places of that name, or those found by running the network; empty if there are none."""
