@@ -49,6 +49,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("switches",),
     ("running",),
     ("batches", "slots"),
+    ("copies",),
     ("trial",),
     ("adding",),
     ("attach",),

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from .adding import BlockPorts
 from .attach import original_class
+from .copies import twin_of
 from .errors import PlanError
 from .families import BlockForward, base_modules, base_parameters, get_block
 from .generators import kept_generators
 from .layouts import ExtraTokens, Layout, Size
-from .trial import twin_of
 
 CLOSE = 1e-5
 """Relative difference to the original that a block forward which is not exact may have."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .changes import Undo, change, one_at_a_time
+from .copies import copy_in_force
 from .errors import PlanError
 from .families import SLOT
 from .generators import kept_generators
@@ -21,7 +22,6 @@ from .planning import Plan
 from .record import check_name, module_of, pieces, record_of, unwrap
 from .sites import Site, count_parameters
 from .slots import below
-from .trial import copy_in_force
 
 Batch = Tensor | tuple[Any, ...] | list[Any]
 Loss = Callable[[Any, Any], Tensor]

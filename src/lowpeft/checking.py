@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .changes import one_at_a_time
+from .copies import copy_in_force
 from .errors import PlanError
 from .examples import Example
 from .facts import RECORD
@@ -16,7 +17,7 @@ from .generators import kept_generators
 from .kinds import Adapter
 from .outputs import float_tensors
 from .record import module_of, record_of, root_of
-from .trial import Trial, copy_in_force
+from .trial import Trial
 from .views import MultiViewModel
 from .wrappers import layers, network_in
 

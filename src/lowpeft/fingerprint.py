@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from .attach import original_class
+from .copies import base_state
 from .errors import AdapterError
 from .families import base_parameters
-from .trial import base_state
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .copies import copy_in_force, put_in_force
 from .errors import PlanError
 from .examples import Example
 from .facts import RECORD
 from .generators import kept_generators
 from .outputs import float_tensors
 from .record import record_of
-from .trial import Trial, copy_in_force, put_in_force
+from .trial import Trial
 from .views import ViewBatch
 
 ROUNDING = 50

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -12,19 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from .copies import base_state, twin_of
 from .errors import PlanError
 from .examples import BATCH, SIZES_PX, Example, examples
 from .facts import Facts
-from .families import SLOT, base_parameters
+from .families import base_parameters
 from .generators import kept_generators
 from .layouts import Size
 from .observing import Observation, Observed, find_additions, observe
 from .outputs import float_tensors
-from .running import in_force
-from .settings import Setting
-from .slots import Slot, switches_of
 
-Model = TypeVar("Model", bound=nn.Module)
 Found = TypeVar("Found")
 
 MOST_RUNS = 3
@@ -32,69 +28,6 @@ MOST_RUNS = 3
 
 LEAST_PX = (8, 8)
 """Much of what is asked of a network shows on the smallest images that it takes."""
-
-
-def copy_of(model: Model) -> Model:
-    """A deep copy of a network, adapted or not, that can be run and changed while others use the original.
-
-    Raises:
-        PlanError: The network cannot be copied.
-    """
-    # Tensors that are attributes and results of an operation (weight_norm's `weight`) cannot be copied as they are.
-    held = [v for m in model.modules() for v in m.__dict__.values() if isinstance(v, Tensor) and v.requires_grad]
-    try:
-        return copy.deepcopy(model, {id(t): t.detach().clone() for t in held if not t.is_leaf})
-    except Exception as error:
-        raise PlanError(f"{type(model).__name__} cannot be copied, so that it cannot be tried out: {error}") from error
-
-
-def copy_in_force(model: Model) -> Model:
-    """As `copy_of`; the copy's default is the setting that is in force here for the original.
-
-    Raises:
-        PlanError: The network cannot be copied.
-    """
-    copied = copy_of(model)
-    put_in_force(model, copied)
-    return copied
-
-
-def put_in_force(model: nn.Module, copied: nn.Module) -> None:
-    """Make the setting that is in force here for a network the default of a copy."""
-    for module, other in zip(model.modules(), copied.modules(), strict=True):
-        if isinstance(module, Slot) and isinstance(other, Slot):
-            switches_of(other).default = in_force(switches_of(module))
-
-
-def twin_of(root: nn.Module) -> nn.Module:
-    """A copy of a network in eval mode and without adapters' effect.
-
-    Raises:
-        PlanError: The network cannot be copied.
-    """
-    twin = copy_of(root)
-    shared = {id(m) for m in root.modules()} & {id(m) for m in twin.modules()}
-    if shared:
-        names = [path or "itself" for path, module in root.named_modules() if id(module) in shared]
-        raise PlanError(
-            f"a deep copy of {type(root).__name__} shares modules with it ({names[0]}, …), so it cannot be tried"
-        )
-    for module in twin.modules():
-        module.training = False
-        if isinstance(module, Slot):
-            switches_of(module).default = Setting({})
-    return twin
-
-
-def base_state(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that make the base compute what it computes."""
-    yield from base_parameters(root)
-    saved = root.state_dict().keys()
-    for path, buffer in root.named_buffers():
-        name = path.rpartition(".")[2]
-        plain = SLOT not in path.split(".") and path in saved
-        if plain and buffer.is_floating_point() and not name.startswith("attn_mask"):
-            yield path, buffer
 
 
 class Trial:
@@ -187,7 +120,7 @@ class Trial:
             self._rest = self._examples()
         for example in self._rest:
             try:
-                observed = self._try(example, lambda e=example: observe(self.twin, e, self.only_square))  # type: ignore[misc]
+                observed = self._observe(example)
             except PlanError:
                 continue
             self.observed.append(observed)
@@ -195,11 +128,21 @@ class Trial:
             if len(self.observed) >= MOST_RUNS:
                 return
 
+    def _observe(self, example: Example) -> Observed:
+        return self._try(example, lambda: observe(self.twin, example, self.only_square))
+
     def at_another_size(self) -> Observed | None:
         """What its modules do for images of another size than the first that was observed; None where none runs."""
-        found = iter(self.observations())
-        first = next(found, None)
-        return None if first is None else next((o for o in found if o.example.size != first.example.size), None)
+        first = next(iter(self.observations()), None)
+        if first is None:
+            return None
+        for example in self._examples((LEAST_PX, *SIZES_PX)):
+            if example.size != first.example.size:
+                try:
+                    return self._observe(example)
+                except PlanError:
+                    continue
+        return None
 
     def seen_at(self, path: str) -> list[Observation]:
         """What a module did in the runs that were observed."""
