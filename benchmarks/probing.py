@@ -4,7 +4,8 @@
 
 Needs the extra `spandrel`; Restormer is the tests' own network with its layout, at the published width. Each network is
 measured in a process of its own, with random weights, and is planned as one of its family, and as one of no family (its
-family is not looked for). `forward_s` is one forward of two images of 32x48 px.
+family is not looked for). `forward_s` is one forward of two images of 32x48 px. What torch loads by itself, once in a
+process, when operations are followed for the first time (150 MB; training needs it too) is loaded before.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+import torch._dynamo
 from torch import nn
 
 import lowpeft

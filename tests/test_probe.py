@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import re
 import warnings
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -900,6 +902,27 @@ def test_what_a_pattern_passes_over_is_said() -> None:
 
     notes = " ".join(lowpeft.plan(Plain(Table), "lora").notes)
     assert "passed over 4 parameters that it does not fit, as stages.0.table" in notes
+
+
+@pytest.mark.parametrize("make", [Plain, lambda: TokenNet(SizedTokens), UNet], ids=["plain", "tokens", "u-net"])
+def test_the_copy_goes_with_the_plan(make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And does not wait for the garbage collector: it is as large as the network."""
+    copies: list[weakref.ref[nn.Module]] = []
+
+    def twin_of(root: nn.Module) -> nn.Module:
+        twin = copy_without_adapters(root)
+        copies.append(weakref.ref(twin))
+        return twin
+
+    copy_without_adapters = lowpeft.copies.twin_of
+    monkeypatch.setattr("lowpeft.trial.twin_of", twin_of)
+    gc.disable()
+    try:
+        for recipe in ("stereo", "spatial", "lora"):
+            lowpeft.plan(make(), recipe)
+        assert [copy() for copy in copies] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_a_second_body_beside_the_stages_is_said() -> None:

@@ -319,6 +319,31 @@ def networks() -> str:
     return f"{table(header, rows)}\n\n{of} {made_by(results)}"
 
 
+def probing() -> str:
+    """What planning costs, against a forward and against the weights."""
+    results = results_of("probing")
+    recipes = ("stereo", "spatial", "lora")
+
+    def row(each: Any) -> list[str]:
+        times = [f"{each[f'{recipe}: of a forward']:.1f}" for recipe in recipes]
+        memory = f"{each['peak above the forward, of the weights']:.1f}"
+        return [each["network"], each["planned as"], f"{each['parameters'] / 1e6:.1f} M", *times, memory]
+
+    header = [
+        "network",
+        "planned as",
+        "parameters",
+        *(f"`{recipe}`, forwards" for recipe in recipes),
+        "memory, weights",
+    ]
+    live = results["beside a running network"]
+    beside = (
+        f"Beside a thread that planned {live['plans']} times, {live['that differ']} of {live['forwards']} forwards of "
+        "the same network differed by a bit."
+    )
+    return f"{table(header, map(row, results['networks']))}\n\n{beside} {made_by(results)}"
+
+
 def verdict_of(result: Any) -> str:
     """What came of a recipe, in a few words."""
     if result is None:
@@ -464,6 +489,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "memory": measured("memory_of_a_pair"),
     "networks": networks,
     "pools": measured("pools"),
+    "probing": probing,
     "protocols": protocols,
     "published": published,
     "recipes": recipes,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -47,7 +49,7 @@ class Trial:
         self.facts = facts
         self.failures: dict[str, list[str]] = {}
         self.observed: list[Observed] = []
-        self._rest: Iterator[Example] | None = None
+        self._tried = 0
         self._known: Example | None = None
         self._runs = 0
 
@@ -116,20 +118,27 @@ class Trial:
         """What its modules do for one example after the other on which it runs; at most `MOST_RUNS`."""
         self.twin  # noqa: B018  (a network that cannot be copied is none that does not run)
         yield from self.observed
-        if self._rest is None:
-            self._rest = self._examples()
-        for example in self._rest:
+        while len(self.observed) < MOST_RUNS:
+            example = next(itertools.islice(self._examples(), self._tried, None), None)
+            if example is None:
+                return
+            self._tried += 1
             try:
                 observed = self._observe(example)
             except PlanError:
                 continue
             self.observed.append(observed)
             yield observed
-            if len(self.observed) >= MOST_RUNS:
-                return
 
     def _observe(self, example: Example) -> Observed:
-        return self._try(example, lambda: observe(self.twin, example, self.only_square))
+        # What is observed must not refer to this object, else the copy would wait for the garbage collector.
+        method = weakref.WeakMethod(self.only_square)
+
+        def only_square() -> bool:
+            ask = method()
+            return ask is not None and ask()
+
+        return self._try(example, lambda: observe(self.twin, example, only_square))
 
     def at_another_size(self) -> Observed | None:
         """What its modules do for images of another size than the first that was observed; None where none runs."""
@@ -275,14 +284,14 @@ class Trial:
         """The parameters among these that the network computes itself when it runs: what stood there is overwritten."""
         parameters = {path: p for path, p in base_parameters(self.twin) if path in set(paths)}
         kept = {path: p.detach().clone() for path, p in parameters.items()}
+        other = 1 + 2**-6
         with torch.no_grad():
             for p in parameters.values():
-                p.mul_(1 + 2**-6)
-        changed = {path: p.detach().clone() for path, p in parameters.items()}
+                p.mul_(other)
         try:
             self.run(self.running_example())
             now = dict(base_parameters(self.twin))
-            return {path for path, tensor in changed.items() if tensor.any() and not _same(tensor, now[path])}
+            return {path for path, tensor in kept.items() if tensor.any() and not _same(tensor * other, now[path])}
         except PlanError:  # with other weights it does not run, so nothing is known
             return set()
         finally:
