@@ -7,8 +7,8 @@ Where lowpeft refuses and prints a ready call, that call is tried. What is accep
 `networks_checks.py`. Networks are those of the tests' table (spandrel's), timm's, transformers', diffusers' where it is
 installed, and, with `--official`, those of their authors' code: FOLDER holds a checkout of every repository that
 `networks_official.py` names, under the repository's name. Each recipe of each network runs in a process of its own,
-with a limit of time. Needs the extras `spandrel` and `transformers`; takes about half an hour on one core. Of two runs
-side by side the later one adds the results of the other (`--only`, `--add`).
+with a limit of time. Needs the extras `spandrel` and `transformers`; takes about half an hour on one core. Runs side by
+side (`--only`) are put together by one more (`--add A.json B.json --only NOTHING`).
 """
 
 from __future__ import annotations
@@ -309,15 +309,17 @@ def main() -> None:
     parser.add_argument("--only", default="", help="regular expression that a network's name or source must hold")
     parser.add_argument("--recipes", nargs="+", default=RECIPES, choices=RECIPES)
     parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds for each recipe of a network")
-    parser.add_argument("--add", type=Path, help="results of a run on other networks, beside which these are put")
+    parser.add_argument("--add", type=Path, nargs="+", default=[], help="results of other networks, to put together")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     recipes = tuple(options.recipes)
-    before = json.loads(options.add.read_text()) if options.add else {"networks": [], "commit": commit()}
-    if before["commit"] != commit():
-        parser.error(f"{options.add} was made at the commit {before['commit']}, and this is {commit()}")
-    found = before["networks"]
+    found = []
+    for file in options.add:
+        before = json.loads(file.read_text())
+        if before["commit"] != commit():
+            parser.error(f"{file} was made at the commit {before['commit']}, and this is {commit()}")
+        found += before["networks"]
     for row in all_rows(options.official):
         if re.search(options.only, f"{row.name} {row.source}"):
             found.append(examine(row, recipes, options.limit))
