@@ -53,7 +53,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("trial",),
     ("adding",),
     ("attach",),
-    ("blocks", "fingerprint", "units", "usable"),
+    ("blocks", "figures", "fingerprint", "units", "usable"),
     ("probe", "record"),
     ("sites",),
     ("changes", "choosing", "describe", "merged_output", "mixing"),

@@ -350,7 +350,7 @@ def drop_merged(root: nn.Module, merged: set[Adapter]) -> None:
             drop(slot, name, [key for key, _ in group_in(slot, name) if (path, key) not in kept])
             _trim(module, slot, record.forwards.get(path))
     record.digests = digests(root)
-    record.base = fingerprint(root, record.digests)
+    record.base, record.in_files = fingerprint(root, record.digests), None
     gone = [n for n, plan in record.plans.items() if not plan.sites]
     _take_out(root, gone, all=False)
     for path, module in base_modules(root):
