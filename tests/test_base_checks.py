@@ -121,6 +121,19 @@ def test_an_output_that_no_other_machine_would_repeat_is_not_recorded(make: type
     assert figures(Plain()) is not None
 
 
+def test_what_cannot_be_copied_is_saved_without_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(root: nn.Module) -> nn.Module:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    network = build("edsr")
+    monkeypatch.setattr("lowpeft.figures.twin_of", no_memory)
+    assert lowpeft.read_adapter(saved(network, tmp_path)).output is None
+    monkeypatch.undo()
+    saved(network, tmp_path)
+    monkeypatch.setattr("lowpeft.figures.twin_of", no_memory)
+    lowpeft.load_adapter(network, tmp_path)
+
+
 def test_figures_are_those_of_exact_arithmetic() -> None:
     network = build("hat")
     rounded, exact = figures(network), figures(network.double())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .copies import twin_of
-from .errors import AdapterError
+from .errors import AdapterError, PlanError
 from .examples import SIZES_PX, examples
 from .facts import Facts
 from .generators import kept_generators
@@ -69,13 +69,16 @@ def figures_from_dict(values: object) -> Figures:
 
 
 def figures_of(root: nn.Module, facts: Facts) -> Figures | None:
-    """The figures of a network, adapted or not; None where it does not take an image, or gives no two outputs alike.
+    """The figures of a network, adapted or not; None where it does not take an image, gives no two outputs alike, or
+    cannot be copied (there may be no memory for it, and this must keep nobody from saving).
 
     Args:
         root: The network.
         facts: That are known of it: channels and sides that it takes.
     """
-    twin = twin_of(root).cpu()
+    twin = _on_cpu(root)
+    if twin is None:
+        return None
     for example in examples(twin, batch=1, facts=facts, sizes=(LEAST_PX, *SIZES_PX)):
         shape = tuple(example.first.shape)
         values = _values(twin, shape)
@@ -90,11 +93,11 @@ def figures_of(root: nn.Module, facts: Facts) -> Figures | None:
 def other_figures(expected: Figures, root: nn.Module) -> list[str]:
     """What a network's output differs in from that of the base in a file, as lines for people.
 
-    Nothing is said of a network that does not run on the CPU, or not on this image.
+    Nothing is said of a network that cannot be copied, or does not run on the CPU or on this image.
     """
-    twin = twin_of(root).cpu()
-    found = _values(twin, expected.shape)
-    if not found:
+    twin = _on_cpu(root)
+    found = () if twin is None else _values(twin, expected.shape)
+    if twin is None or not found:
         return []
     difference = _difference(expected.values, found)
     if difference <= max(TOLERANCE, STEPS * max(expected.step, _step(twin))):
@@ -104,6 +107,14 @@ def other_figures(expected: Figures, root: nn.Module) -> list[str]:
         "something that is no weight is another (value range, padding, activation, a constant)"
     )
     return [text]
+
+
+def _on_cpu(root: nn.Module) -> nn.Module | None:
+    """A copy without adapters; None where there can be none."""
+    try:
+        return twin_of(root).cpu()
+    except (PlanError, RuntimeError):  # torch's error for no memory is a RuntimeError
+        return None
 
 
 def _step(twin: nn.Module) -> float:

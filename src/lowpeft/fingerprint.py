@@ -77,7 +77,7 @@ def digests(root: nn.Module) -> dict[str, str]:
 
 def _digests(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, str]:
     def one(tensor: Tensor) -> str:
-        return digest(tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor)
+        return digest(tensor.detach().cpu().to(dtype) if dtype is not None and tensor.is_floating_point() else tensor)
 
     with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter lock
         return dict(zip(tensors, pool.map(one, tensors.values()), strict=True))
