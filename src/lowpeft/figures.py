@@ -69,8 +69,10 @@ def figures_from_dict(values: object) -> Figures:
 
 
 def figures_of(root: nn.Module, facts: Facts) -> Figures | None:
-    """The figures of a network, adapted or not; None where it does not take an image, gives no two outputs alike, or
-    cannot be copied (there may be no memory for it, and this must keep nobody from saving).
+    """The figures of a network, adapted or not; None where there are none.
+
+    It may not take an image, or give no two outputs alike, or there is no memory for a copy, which must keep nobody
+    from saving.
 
     Args:
         root: The network.
