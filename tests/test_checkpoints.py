@@ -180,6 +180,19 @@ BOTH = {
     "ema_pytorch": Both(
         lambda: {"step": 9, "model": state(RAW), "opt": optimizer(), "ema": ema_pytorch()}, "ema.ema_model", "model"
     ),
+    "a list as an average": Both(
+        lambda: {"model": state(RAW), "ema": [p.detach() for p in network(EMA).parameters()]}, "ema", "model"
+    ),
+    "an average and its decay": Both(lambda: {"model": state(RAW), "ema": (state(EMA), 0.999)}, "ema.0", "model"),
+    "an average that a callback keeps": Both(
+        lambda: {
+            "state_dict": state(RAW, "model."),
+            "callbacks": {"EMACallback": {"weights": state(EMA)}, "ModelCheckpoint": {"best": torch.ones(1)}},
+        },
+        "callbacks.EMACallback.weights",
+        "state_dict.model",
+    ),
+    "modelEMA": Both(lambda: {"model": state(RAW), "modelEMA": state(EMA)}, "modelEMA", "model"),
     "AveragedModel beside it": Both(
         lambda: {"model": state(RAW), "swa_model": averaged()}, "swa_model.module", "model"
     ),
@@ -444,7 +457,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4cac19\nsize 6710
 PAGE = "an HTML page: the download gave a page"
 OTHER = "lowpeft opens weights of PyTorch alone"
 CUT = "damaged or cut off: fetch it again"
-BROKEN = "damaged, cut off, or of a newer form"
+BROKEN = "damaged, cut off, or pickled in a newer form"
 NO_CHECKPOINT: dict[str, tuple[Callable[[], bytes], tuple[str, ...]]] = {
     "empty": (lambda: b"", ("it is empty",)),
     "zeros": (lambda: bytes(4096), ("it is zeros", "download")),

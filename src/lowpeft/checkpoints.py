@@ -52,7 +52,7 @@ def read_checkpoint(file: Path) -> tuple[Weights, ...]:
     except OSError as error:
         raise LowpeftError(f"{file} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # noqa: BLE001  (torch and safetensors raise many kinds)
-        raise _unreadable(file, str(error) or type(error).__name__) from None  # whose text advises to run the code
+        raise _unreadable(file, error) from None  # whose text advises to run the code
     try:
         found = find_weights(content)
     except LowpeftError as error:
@@ -130,9 +130,9 @@ def _torch(file: Path) -> Any:
         return torch.load(opened, map_location="cpu", weights_only=True)
 
 
-def _unreadable(file: Path, text: str) -> LowpeftError:
+def _unreadable(file: Path, error: Exception) -> LowpeftError:
     """The error for what torch or safetensors cannot read, in their words but for their advice."""
-    reason = text.rpartition("WeightsUnpickler error:")[2].strip()
+    reason = str(error).rpartition("WeightsUnpickler error:")[2].strip()
     asked_for = next((found[1] for pattern in CODE if (found := re.search(pattern, reason))), None)
     if asked_for is not None:
         return LowpeftError(
@@ -141,10 +141,10 @@ def _unreadable(file: Path, text: str) -> LowpeftError:
             "content = torch.load(path, weights_only=False), find the state dict in it (of a network: "
             ".state_dict()), and torch.save(state_dict, 'network.pth')"
         )
-    reason = next((line for line in reason.splitlines() if line and "weights_only" not in line), "no reason given")
+    first = next((line for line in reason.splitlines() if line and "weights_only" not in line), "")
     return LowpeftError(
-        f"{file} is not a checkpoint that can be read: it is damaged, cut off, or of a newer form ({reason[:200]}); "
-        "fetch or save it again"
+        f"{file} is not a checkpoint that can be read: it is damaged, cut off, or pickled in a newer form "
+        f"({type(error).__name__}: {first[:200]}); fetch or save it again"
     )
 
 

@@ -42,7 +42,7 @@ OTHER_WORDS = frozenset(
 LIT_EMA = frozenset({"decay", "num_updates"})
 """What LitEma, of latent diffusion and taming transformers, keeps beside tensors whose names have lost their dots."""
 NAMELESS = "shadow_params"
-"""Where diffusers' EMAModel and torch_ema keep a list of tensors without names, in the order of `parameters()`."""
+"""Under which diffusers' EMAModel and torch_ema keep a list of tensors, in the order of `parameters()`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +77,14 @@ def find_weights(content: object) -> tuple[Weights, ...]:
     """
     tree = _tree(content, iter(range(MOST_ENTRIES)), ()) if isinstance(content, Mapping) else {}
     found: list[Weights] = []
-    layer: list[tuple[tuple[str, ...], dict[str, Any], bool]] = [((), tree, False)]
+    layer: list[tuple[tuple[str, ...], dict[str, Any], bool | None]] = [((), tree, False)]
     for _ in range(MOST_LEVELS + 1):
         below = []
         for path, node, averaged in layer:
             children = dict(_inner(node, averaged))
             others = {name for name, (_, is_average) in children.items() if is_average != averaged}
             state = {k: t for k, t in node.items() if isinstance(t, Tensor) and k.partition(".")[0] not in others}
-            if any(tensor.ndim for tensor in state.values()):
+            if averaged is not None and any(tensor.ndim for tensor in state.values()):
                 found.append(Weights(path=path, state=state, averaged=averaged))
             below += [((*path, name), child, is_average) for name, (child, is_average) in children.items()]
         layer = below
@@ -112,8 +112,8 @@ def _tree(content: Mapping[Any, Any], budget: Iterator[int], above: tuple[int, .
         if isinstance(value, Tensor):
             tree[key] = value
             continue
-        if key == NAMELESS and isinstance(value, list | tuple):
-            value = {str(number): tensor for number, tensor in enumerate(value)}
+        if isinstance(value, list | tuple) and _is_average(key):
+            value = {str(number): item for number, item in enumerate(value)}
         if isinstance(value, Mapping) and id(value) not in above and len(above) <= MOST_LEVELS and not _is_other(key):
             inner = _tree(value, budget, above)
             tree |= {key: inner} if inner else {}
@@ -121,15 +121,20 @@ def _tree(content: Mapping[Any, Any], budget: Iterator[int], above: tuple[int, .
 
 
 def _words(name: str) -> set[str]:
-    return set(re.findall(r"[a-z]+", name.lower()))
+    """In small letters: `state_dict_ema` has three, `netG` and `modelEMA` have two."""
+    return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)}
+
+
+def _is_average(name: str) -> bool:
+    return name == NAMELESS or not AVERAGED_WORDS.isdisjoint(_words(name))
 
 
 def _is_other(name: str) -> bool:
     return not OTHER_WORDS.isdisjoint(_words(name))
 
 
-def _inner(node: dict[str, Any], averaged: bool) -> Iterator[tuple[str, tuple[dict[str, Any], bool]]]:
-    """What stands below each key and prefix that may lead to the network, and whether it is an average."""
+def _inner(node: dict[str, Any], averaged: bool | None) -> Iterator[tuple[str, tuple[dict[str, Any], bool | None]]]:
+    """What stands below each key and prefix, and whether it is an average; None where only an average inside counts."""
     below: dict[str, dict[str, Any]] = {}
     for key, value in node.items():
         name, dot, rest = key.partition(".")
@@ -143,10 +148,12 @@ def _inner(node: dict[str, Any], averaged: bool) -> Iterator[tuple[str, tuple[di
         words = _words(name)
         if name in told:
             yield name, (inner, told[name])
-        elif words & AVERAGED_WORDS or name == NAMELESS:
+        elif _is_average(name):
             yield name, (inner, True)
         elif (words and words <= NETWORK_WORDS | RAW_WORDS) or len(below) == 1:
             yield name, (inner, averaged and not words & RAW_WORDS)
+        elif isinstance(node.get(name), dict):
+            yield name, (inner, None)
 
 
 def _told_by_what_is_beside(node: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, bool]:
@@ -167,7 +174,7 @@ def _named(weights: Weights, raw: Sequence[Weights]) -> Iterator[Weights]:
     LitEma's names are those of the raw weights without dots. A list is in the order of the raw weights, if these have
     as many tensors of real numbers, each of the same shape. What is not averaged (buffers) is taken from the raw ones.
     """
-    if weights.path[-1:] == (NAMELESS,):
+    if weights.averaged and all(key.isdecimal() for key in weights.state):
         why, names_in = "they are a list of tensors without names (EMAModel)", _names_in_order
     elif weights.averaged and weights.state.keys() >= LIT_EMA:
         why, names_in = "their names have lost their dots (LitEma)", _names_without_dots
