@@ -82,13 +82,18 @@ def _speed(experiment: Experiment, options: argparse.Namespace) -> None:
     speed = measure_speed(experiment, **chosen, smoke=options.smoke, report=print)
     print(f"\n{speed}")
     if options.out:
-        print(f"\nwritten to {write_speed(speed, options.out)}")
+        size = "x".join(map(str, speed.size_px))
+        command = f"lowpeft reproduce {options.experiment} --speed --size {size} --repeats {options.repeats}"
+        command += f" --device {chosen['device']}" + " --smoke" * options.smoke
+        print(f"\nwritten to {write_speed(speed, options.out, command=command)}")
 
 
 def _size(text: str) -> tuple[int, int]:
-    """`HxW` as two numbers; argparse makes a sentence of the error."""
-    height, width = (int(side) for side in text.split("x"))
-    return height, width
+    """`HxW` as two numbers."""
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HxW, as in 32x80")
+    return int(height), int(width)
 
 
 def _reproduce(experiment: Experiment, options: argparse.Namespace) -> None:

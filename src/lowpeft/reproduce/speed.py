@@ -72,7 +72,6 @@ class Speed:
         network: In words.
         size_px: LR height and width of each view.
         device: Where it ran, in words.
-        command: That measures it again.
         rows: In the experiment's order.
     """
 
@@ -80,7 +79,6 @@ class Speed:
     network: str
     size_px: tuple[int, int]
     device: str
-    command: str
     rows: tuple[Measured, ...]
 
     def ratios(self, row: Measured) -> list[float]:
@@ -91,7 +89,6 @@ class Speed:
         """Plain values: medians and standard deviations over the rounds, and where they are from."""
         first = self.rows[0]
         return {
-            "command": self.command,
             "date": datetime.date.today().isoformat(),
             "device": self.device,
             "versions": {"lowpeft": version(), "torch": torch.__version__},
@@ -188,22 +185,20 @@ def measure_speed(
         peaks = {name: _peak(call, where) for name, call in calls.items()}
         seconds = _in_turns(calls, where, repeats, report)
     found = [Measured(row=n, trained=trained[n], seconds=tuple(seconds[n]), peak_bytes=peaks[n]) for n in calls]
-    options = f"--size {size[0]}x{size[1]} --repeats {repeats} --device {where}" + " --smoke" * smoke
     return Speed(
         experiment=experiment.name,
         network=f"{'tiny ' * smoke}{row.weights.partition('_')[0]} x{row.scale}, {facts.parameters:,} parameters",
         size_px=size,
         device=device_name(where),
-        command=f"lowpeft reproduce {experiment.name} --speed {options}",
         rows=tuple(found),
     )
 
 
-def write_speed(speed: Speed, out: str | Path) -> Path:
-    """Write `speed.json` into a folder, and return its path."""
+def write_speed(speed: Speed, out: str | Path, *, command: str) -> Path:
+    """Write `speed.json` into a folder, with the command that measures it again, and return its path."""
     path = Path(out) / "speed.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(speed.as_dict(), indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps({"command": command, **speed.as_dict()}, indent=2) + "\n", encoding="utf-8")
     return path
 
 
