@@ -183,7 +183,7 @@ INSTALLED_AS = {"PIL": "pillow", "skimage": "scikit-image"}
 NOT_NAMED = {"matplotlib", "tensorboard"}
 """Packages that a command does without where they are not installed."""
 
-NEED_DEMO = ("lowpeft.demo", "lowpeft.reproduce.smoke")
+NEED_DEMO = ("lowpeft.demo", "lowpeft.reproduce.smoke", "lowpeft.reproduce.speed")
 """Modules that may import what only the extra `demo` brings together."""
 
 

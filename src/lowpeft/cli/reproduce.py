@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LowpeftError
-from ..experiments import bundled_experiments, load_experiment
+from ..experiments import Experiment, bundled_experiments, load_experiment
+from ..experiments.show import shown
 from .common import add_device, device, new_command, overrides
 
 
@@ -17,12 +18,19 @@ def add_to(commands: Any) -> None:
         commands,
         "reproduce",
         run,
-        "train and measure every row of an experiment, beside the paper's figures",
+        "train and measure every row of an experiment, beside the paper's figures; or show these, or measure speed",
         "lowpeft reproduce finetuning --weights weights --data Flickr1024/Train --test flickr1024=Flickr1024/Test "
         "--out runs/finetuning",
     )
     known = ", ".join(bundled_experiments())
     sub.add_argument("experiment", help=f"a bundled experiment ({known}) or a path to a .toml experiment")
+    sub.add_argument("--show", action="store_true", help="print the paper's table, and run nothing")
+    sub.add_argument(
+        "--speed",
+        action="store_true",
+        help="instead of training, measure time and memory of a forward of every row, on one network of the published "
+        "size with random weights; writes speed.json into --out, if one is given",
+    )
     sub.add_argument(
         "--smoke", action="store_true", help="tiny networks and made-up scenes instead of weights and data"
     )
@@ -31,7 +39,7 @@ def add_to(commands: Any) -> None:
     sub.add_argument(
         "--test", action="append", default=[], metavar="NAME=DIR", help="a test set: kitti2015=DIR; may be repeated"
     )
-    sub.add_argument("--out", required=True, metavar="DIR", help="folder for runs, results and the table")
+    sub.add_argument("--out", metavar="DIR", help="folder for runs, results and the table")
     sub.add_argument("--seeds", type=int, default=1, metavar="N", help="how many seeds each row gets (default: 1)")
     sub.add_argument("--jobs", type=int, default=1, metavar="N", help="how many cells are run at a time (default: 1)")
     sub.add_argument("--ensemble", action="store_true", help="also measure the self-ensemble")
@@ -43,14 +51,56 @@ def add_to(commands: Any) -> None:
         metavar="FIELD=VALUE",
         help="change a training setting of all rows: steps=1000, batch=2, learning_rate=1e-3; may be repeated",
     )
+    sub.add_argument(
+        "--size", type=_size, metavar="HxW", help="with --speed: LR px of each view (default: the crop of the recipe)"
+    )
+    sub.add_argument(
+        "--repeats",
+        type=int,
+        default=5,
+        metavar="N",
+        help="with --speed: rounds in which the rows take turns (default: 5)",
+    )
     add_device(sub)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run what is not finished, print and write the table."""
+    """Show the paper's table, measure speed, or run what is not finished, and print and write ours."""
+    experiment = load_experiment(options.experiment)
+    if options.show:
+        print(shown(experiment))
+    elif options.speed:
+        _speed(experiment, options)
+    else:
+        _reproduce(experiment, options)
+
+
+def _speed(experiment: Experiment, options: argparse.Namespace) -> None:
+    from ..reproduce.speed import measure_speed, write_speed
+
+    chosen = {"size_px": options.size, "repeats": options.repeats, "device": str(device(options.device))}
+    speed = measure_speed(experiment, **chosen, smoke=options.smoke, report=print)
+    print(f"\n{speed}")
+    if options.out:
+        size = "x".join(map(str, speed.size_px))
+        command = f"lowpeft reproduce {options.experiment} --speed --size {size} --repeats {options.repeats}"
+        command += f" --device {chosen['device']}" + " --smoke" * options.smoke
+        print(f"\nwritten to {write_speed(speed, options.out, command=command)}")
+
+
+def _size(text: str) -> tuple[int, int]:
+    """`HxW` as two numbers."""
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HxW, as in 32x80")
+    return int(height), int(width)
+
+
+def _reproduce(experiment: Experiment, options: argparse.Namespace) -> None:
     from ..reproduce import Settings, reproduce, smoke
 
-    experiment = load_experiment(options.experiment)
+    if not options.out:
+        raise LowpeftError("runs need a folder: --out DIR; --show and --speed need none")
     if options.seeds < 1:
         raise LowpeftError(f"--seeds must be at least 1, not {options.seeds}")
     settings = Settings(

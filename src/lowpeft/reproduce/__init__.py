@@ -18,7 +18,7 @@ from ..experiments import Experiment, Row
 from ..recipes import changed_settings
 from .job import Job, Outcome, finished, run_job
 from .smoke import smoke_experiment, write_smoke_scenes, write_smoke_weights
-from .table import FROZEN, Line, Table, printed
+from .table import FROZEN, Line, Table
 
 __all__ = ["Job", "Line", "Outcome", "Settings", "Sources", "Table", "reproduce", "smoke"]
 
@@ -129,9 +129,9 @@ def smoke(experiment: Experiment, out: str | Path, **keywords: Any) -> Table:
     """
     folder = Path(out)
     small = smoke_experiment(experiment)
-    sets = dict.fromkeys(figures.test_set for row in small.rows for figures in row.paper) or {"flickr1024": None}
+    sets = small.test_sets or ("flickr1024",)
     write_smoke_weights(small, folder / "weights")
-    data, tests = write_smoke_scenes(folder / "scenes", tuple(sets))
+    data, tests = write_smoke_scenes(folder / "scenes", sets)
     sources = Sources(weights=folder / "weights", data=data, tests=tests)
     return reproduce(small, sources, folder, note=SMOKE_NOTE, **keywords)
 
@@ -194,9 +194,9 @@ def _lines(experiment: Experiment, outcomes: Mapping[str, list[Outcome]]) -> Ite
     rows = {row.name: row for row in experiment.rows}
     for name, found in outcomes.items():
         if name in rows:
-            paper = printed(rows[name].paper, frozen=False)
-            yield Line(row=name, summary=rows[name].summary, outcomes=tuple(found), paper=paper)
+            paper = rows[name].paper
+            lines = {"printed": paper.adapted, "ensemble": paper.ensemble}
+            yield Line(row=name, summary=rows[name].summary, outcomes=tuple(found), **lines)
         else:
             row = rows.get(name.removeprefix(f"{FROZEN}, "), experiment.rows[0])
-            paper = printed(row.paper, frozen=True)
-            yield Line(row=name, summary="the network alone", outcomes=tuple(found), paper=paper)
+            yield Line(row=name, summary="the network alone", outcomes=tuple(found), printed=row.paper.frozen)

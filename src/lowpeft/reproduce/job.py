@@ -30,7 +30,7 @@ RESULT, PEAK = "result.json", "peak.json"
 MEAN = "PSNR (L+R)/2"
 """The column of the protocol that the paper's figures are."""
 ENSEMBLE, SAME_VIEW = "ensemble ", "same view "
-"""What stands before that column's name."""
+"""What stands before a column's name."""
 MB = 10**6
 
 
@@ -91,9 +91,9 @@ class Outcome:
         trained: Parameters that were.
         seconds: Of training; 0 for the frozen network.
         peak_mb: Most memory during training: of the device on CUDA, of the process elsewhere.
-        figures: For each test set, the columns of the protocol `literature`. `ensemble PSNR (L+R)/2` is that of the
-            self-ensemble, if it was asked for; `same view PSNR (L+R)/2` that of a stereo model whose other view is a
-            copy of the same one.
+        figures: For each test set, the columns of the protocol `literature`; with `ensemble ` before their names those
+            of the self-ensemble, if it was asked for. `same view PSNR (L+R)/2` is that of a stereo model whose other
+            view is a copy of the same one.
     """
 
     row: str
@@ -204,7 +204,7 @@ def _measure(model: object, job: Job, name: str, path: Path) -> dict[str, float]
     with progress(f"{job.row}, {name}", len(ways) * len(examples)) as advance:
         for way, enhance in ways.items():
             found = measure(enhance, examples, scale=job.scale, seen=lambda example, _: advance(example.name))
-            means = {MEAN: found.means()[MEAN]} if way else found.means()
+            means = {MEAN: found.means()[MEAN]} if way == SAME_VIEW else found.means()
             figures |= {way + column: round(value, 5) for column, value in means.items()}
     return figures
 
@@ -224,9 +224,13 @@ def _peak_mb(job: Job) -> float:
 
 
 def _provenance(job: Job) -> dict[str, Any]:
-    device = torch.device(job.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    name = device_name(torch.device(job.device))
     return {"lowpeft": version(), "torch": torch.__version__, "device": name, "date": time.strftime("%Y-%m-%d")}
+
+
+def device_name(device: torch.device) -> str:
+    """A device in words."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
