@@ -57,19 +57,28 @@ def load_backbone(
     file = Path(path)
     state = read_checkpoint(file, allow_half=allow_half)
     try:
-        for candidate in unwrapped(state):
-            if _is_edt(candidate):
-                return _edt(candidate, task)
-        if any(key.startswith("swin2sr.encoder.") for key in state):
-            raise LowpeftError(
-                "it holds transformers' Swin2SR, whose shape is in the config.json beside it: open it with "
-                "Swin2SRForImageSuperResolution.from_pretrained(folder), and pass that to adapt"
-            )
-        return _spandrel(state, task)
+        return backbone_of(state, task)
     except LowpeftError as error:
         raise LowpeftError(
             f"{file} is not a checkpoint that can be opened: {error.message}", problems=error.problems
         ) from error
+
+
+def backbone_of(state: State, task: str | None = None) -> Backbone:
+    """The network of a state dict, as `load_backbone` opens it.
+
+    Raises:
+        LowpeftError: It is of no known architecture, or has no such task.
+    """
+    for candidate in unwrapped(state):
+        if _is_edt(candidate):
+            return _edt(candidate, task)
+    if any(key.startswith("swin2sr.encoder.") for key in state):
+        raise LowpeftError(
+            "it holds transformers' Swin2SR, whose shape is in the config.json beside it: open it with "
+            "Swin2SRForImageSuperResolution.from_pretrained(folder), and pass that to adapt"
+        )
+    return _spandrel(state, task)
 
 
 def _is_edt(state: State) -> bool:
