@@ -26,6 +26,8 @@ from states import assert_same_tensors, randomise_adapters, tensors
 from test_hub import Hub
 from zoo import build
 
+Pair = tuple[Tensor, Tensor]
+pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")
 every_mask = pytest.mark.parametrize("mask", MASKS)
 
 NAMES = {
@@ -77,8 +79,15 @@ def network(state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="module")
-def converted(network: Path) -> dict[str, Converted]:
-    return {mask: convert_asteisr(network, network.with_name(mask), mask=mask) for mask in MASKS}
+def converted(network: Path, state: dict[str, Tensor]) -> dict[str, Converted]:
+    """Once from the file, once from what training code may make of it, into a folder that is there."""
+    wrapped, empty = network.with_name("wrapped.pth"), network.with_name("empty")
+    torch.save({"params_ema": {f"module.{key}": tensor for key, tensor in state.items()}}, wrapped)
+    empty.mkdir()
+    return {
+        "hat": convert_asteisr(wrapped, empty),
+        "published": convert_asteisr(network, network.with_name("published"), mask="published"),
+    }
 
 
 def opened(found: Converted) -> StereoModel:
@@ -88,14 +97,14 @@ def opened(found: Converted) -> StereoModel:
 
 
 @pytest.fixture(scope="module")
-def pair() -> tuple[Tensor, Tensor]:
+def pair() -> Pair:
     """Two scenes; 8x12 positions are windows that a shift wraps around."""
     generator = torch.Generator().manual_seed(1)
     return torch.rand(2, 3, 8, 12, generator=generator), torch.rand(2, 3, 8, 12, generator=generator)
 
 
 @torch.no_grad()
-def run(model: nn.Module, pair: tuple[Tensor, Tensor]) -> Tensor:
+def run(model: nn.Module, pair: Pair) -> Tensor:
     return torch.stack(model(*pair), 1)
 
 
@@ -104,7 +113,7 @@ def mask_everywhere(model: StereoModel, size: tuple[int, int]) -> None:
     root = model.backbone
 
     def give_mask(attention: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
-        return args, {**kwargs, "mask": root.calculate_mask(size)}
+        return args, {**kwargs, "mask": root.calculate_mask(size, torch.float32)}
 
     for name, block in root.named_modules():
         if name.endswith(("blocks.0", "blocks.1")) and not block.shift_size:
@@ -143,28 +152,22 @@ def test_the_authors_network_gives_their_outputs(
 # --- What is written -------------------------------------------------------------------------------------------------
 
 
-def test_converted_adapters_are_those_that_were_renamed(
-    converted: dict[str, Converted], pair: tuple[Tensor, Tensor]
-) -> None:
+def test_converted_adapters_are_those_that_were_renamed(converted: dict[str, Converted], pair: Pair) -> None:
     model, source = opened(converted["hat"]), tiny()
     assert_same_tensors(lowpeft.adapter_state_dict(model), lowpeft.adapter_state_dict(source))
     assert torch.equal(run(model, pair), run(source, pair))
 
 
-def test_the_published_mask_is_used_in_every_block(
-    converted: dict[str, Converted], pair: tuple[Tensor, Tensor]
-) -> None:
+def test_the_published_mask_is_used_in_every_block(converted: dict[str, Converted], pair: Pair) -> None:
     model, source = opened(converted["published"]), tiny()
     plain = run(source, pair)
     mask_everywhere(source, (8, 12))
     expected = run(source, pair)
-    assert (expected - plain).abs().max() > 1e-3
+    assert (expected - plain).abs().max() > 1e-4
     assert torch.equal(run(model, pair), expected)
 
 
-def test_both_masks_have_the_same_weights_and_tensors(
-    converted: dict[str, Converted], state: dict[str, Tensor]
-) -> None:
+def test_both_masks_have_the_same_tensors(converted: dict[str, Converted], state: dict[str, Tensor]) -> None:
     files = [load_file(found.weights) for found in converted.values()]
     assert_same_tensors(files[0], files[1])
     assert files[0].keys() == {key for key in state if "dapter" not in key}
@@ -174,33 +177,21 @@ def test_both_masks_have_the_same_weights_and_tensors(
     assert [path.name for path in converted["hat"]] == [WEIGHTS, ADAPTER]
 
 
-def test_a_file_of_safetensors_and_names_below_a_wrapper_are_read(
-    state: dict[str, Tensor], converted: dict[str, Converted], tmp_path: Path
-) -> None:
-    torch.save({"params_ema": {f"module.{key}": tensor for key, tensor in state.items()}}, tmp_path / "n.pth")
-    (tmp_path / "empty").mkdir()
-    found = convert_asteisr(tmp_path / "n.pth", tmp_path / "empty")
-    assert_same_tensors(load_file(found.weights), load_file(converted["hat"].weights))
-
-
 # --- The mask lives and goes with its adapter ------------------------------------------------------------------------
 
 
-@every_mask
 def test_saving_loading_copying_and_pushing_keep_the_mask(
-    mask: str,
-    converted: dict[str, Converted],
-    pair: tuple[Tensor, Tensor],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    converted: dict[str, Converted], pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = opened(converted[mask])
+    weights, adapter = converted["published"]
+    model = opened(converted["published"])
     expected = run(model, pair)
     again = lowpeft.save_adapter(model, tmp_path / "again")
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda token: Hub(tmp_path / "hub"))
     lowpeft.push_to_hub(model, "owner/name")
     for folder in (again, tmp_path / "hub"):
-        assert torch.equal(run(opened(Converted(converted[mask].weights, folder)), pair), expected)
+        assert lowpeft.read_adapter(folder).sites == lowpeft.read_adapter(adapter).sites
+        assert torch.equal(run(opened(Converted(weights, folder)), pair), expected)
     assert torch.equal(run(copy.deepcopy(model), pair), expected)
     lowpeft.rename(model, "default", "authors")
     assert torch.equal(run(model, pair), expected)
@@ -208,7 +199,7 @@ def test_saving_loading_copying_and_pushing_keep_the_mask(
 
 @every_mask
 def test_switched_off_and_restored_it_is_hat_bit_for_bit(
-    mask: str, converted: dict[str, Converted], pair: tuple[Tensor, Tensor]
+    mask: str, converted: dict[str, Converted], pair: Pair
 ) -> None:
     plain = lowpeft.load_backbone(converted[mask].weights).module
     left, _ = pair
@@ -225,7 +216,7 @@ def test_switched_off_and_restored_it_is_hat_bit_for_bit(
 
 
 def test_a_scene_at_strength_0_is_hat_beside_one_with_the_published_mask(
-    converted: dict[str, Converted], pair: tuple[Tensor, Tensor]
+    converted: dict[str, Converted], pair: Pair
 ) -> None:
     model = opened(converted["published"])
     first, second = ([view[i : i + 1] for view in pair] for i in range(2))
@@ -238,27 +229,23 @@ def test_a_scene_at_strength_0_is_hat_beside_one_with_the_published_mask(
 
 
 def test_adapters_for_different_masks_are_refused_beside_each_other(
-    converted: dict[str, Converted], pair: tuple[Tensor, Tensor]
+    converted: dict[str, Converted], pair: Pair
 ) -> None:
-    words = r"layers\.0\..*blocks\.0: the adapter 'b' runs the block as {}, and the adapter 'a' as {}, .* different"
-    for mask, other in (("hat", "published"), ("published", "hat")):
-        root = lowpeft.load_backbone(converted[mask].weights).module
-        model = lowpeft.load_adapter(root, converted[mask].adapter, name="a")
-        expected = run(model, pair)
-        with pytest.raises(PlanError, match=words.format(MASKS[other], MASKS[mask])):
-            lowpeft.load_adapter(root, converted[other].adapter, name="b")
-        assert lowpeft.list_adapters(root) == ["a"]
-        assert torch.equal(run(model, pair), expected)
+    model = opened(converted["hat"])
+    expected = run(model, pair)
+    words = r"layers\.0\..*: the adapter 'b' runs .* as hat\.hab_published_mask, and the adapter 'default' as hat\.hab,"
+    with pytest.raises(PlanError, match=words):
+        lowpeft.load_adapter(model, converted["published"].adapter, name="b")
+    assert lowpeft.list_adapters(model) == ["default"]
+    assert torch.equal(run(model, pair), expected)
 
 
 def test_beside_the_published_mask_new_adapters_in_blocks_are_refused_and_those_on_weights_are_not(
-    converted: dict[str, Converted], pair: tuple[Tensor, Tensor]
+    converted: dict[str, Converted], pair: Pair
 ) -> None:
     model = opened(converted["published"])
     expected = run(model, pair)
-    with pytest.raises(
-        PlanError, match="runs the block as hat.hab, and the adapter 'default' as hat.hab_published_mask"
-    ):
+    with pytest.raises(PlanError, match=r"as hat\.hab, and the adapter 'default' as hat\.hab_published_mask"):
         lowpeft.adapt(model, SpatialConfig(), name="b")
     assert torch.equal(run(model, pair), expected)
     lowpeft.adapt(model, LoRAConfig(target="**.qkv", rank=2), name="c")
@@ -272,18 +259,18 @@ def test_beside_the_published_mask_new_adapters_in_blocks_are_refused_and_those_
 def test_a_forward_that_is_installed_for_another_mask_is_refused(converted: dict[str, Converted]) -> None:
     path = "layers.0.residual_group.blocks.0"
     model = opened(converted["published"])
-    with pytest.raises(PlanError, match="has adapters for hat.hab_published_mask, not for hat.hab"):
+    with pytest.raises(PlanError, match=r"has adapters for hat\.hab_published_mask, not for hat\.hab"):
         install_forwards(model, {path: MASKS["hat"]})
     root = lowpeft.load_backbone(converted["hat"].weights).module
     install_forwards(root, {path: MASKS["hat"]})
-    with pytest.raises(PlanError, match="the forward that was installed as hat.hab"):
+    with pytest.raises(PlanError, match=r"the forward that was installed as hat\.hab"):
         lowpeft.load_adapter(root, converted["published"].adapter)
 
 
 def test_a_variant_needs_the_ports_of_its_block(registries: None) -> None:
-    with pytest.raises(PlanError, match="has other ports than 'hat.hab'"):
+    with pytest.raises(PlanError, match=r"has other ports than 'hat\.hab'"):
         register_block_forward(replace(PUBLISHED_MASK, name="hat.other", ports=frozenset({"attention"})))
-    with pytest.raises(PlanError, match="did you mean 'hat.hab'"):
+    with pytest.raises(PlanError, match=r"did you mean 'hat\.hab'"):
         register_block_forward(replace(PUBLISHED_MASK, name="hat.other", variant_of="hat.hba"))
 
 
@@ -369,7 +356,7 @@ def test_a_conversion_that_cannot_be_written_leaves_nothing(
 
 
 def test_an_unknown_mask_is_refused_with_the_nearest(network: Path, tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="is not one of hat, published; did you mean 'published'"):
+    with pytest.raises(AdapterError, match=r"is not one of hat, published \(did you mean 'published'"):
         convert_asteisr(network, tmp_path / "out", mask="publishd")
 
 
