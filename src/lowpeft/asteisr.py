@@ -174,14 +174,11 @@ def _write(adapted: object, weights: State, target: Path, facts: Mapping[str, st
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as beside:
         new = Path(beside) / target.name
         new.mkdir()
-        save_adapter(adapted, new / ADAPTER, facts=facts)
-        save_file(
-            {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in weights.items()}, new / WEIGHTS
-        )
-        (new / WEIGHTS).chmod(
-            (new / ADAPTER / CONFIG).stat().st_mode
-        )  # safetensors lets nobody else read what it writes
-        with (new / WEIGHTS).open("rb") as handle:
+        adapter = save_adapter(adapted, new / ADAPTER, facts=facts)
+        file = new / WEIGHTS
+        save_file({k: t.clone(memory_format=torch.contiguous_format) for k, t in weights.items()}, file)
+        file.chmod((adapter / CONFIG).stat().st_mode)  # safetensors lets nobody else read what it writes
+        with file.open("rb") as handle:
             os.fsync(handle.fileno())
         if target.is_dir():
             target.rmdir()
