@@ -64,7 +64,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("injection",),
     ("calibration", "card", "merging", "model", "switching"),
     ("files",),
-    ("api", "conversion", "hub", "inference"),
+    ("api", "asteisr", "conversion", "hub", "inference"),
     ("images",),
     ("metrics",),
     ("data",),

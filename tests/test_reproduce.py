@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+import lowpeft
 from lowpeft import LowpeftError, reproduce
 from lowpeft.cli import main
 from lowpeft.experiments import Experiment, Figures, Printed, Score, bundled_experiments, load_experiment
 from lowpeft.reproduce import Job, Line, Outcome, Settings, Sources, Table, smoke
 from lowpeft.reproduce.job import MEAN, finished, run_job
+from lowpeft.reproduce.ready import with_ready_row
 from lowpeft.reproduce.smoke import smoke_experiment, write_smoke_scenes, write_smoke_weights
+from states import randomise_adapters
 
 FINETUNING = smoke_experiment(load_experiment("finetuning"))
 
@@ -108,6 +111,66 @@ def test_a_damaged_result_is_refused(sources: Sources, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text("{")
     with pytest.raises(LowpeftError, match="is damaged"):
         run_job(job(sources), tmp_path)
+
+
+# --- A ready adapter
+@pytest.fixture(scope="module")
+def ready(sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter of the row `both`, as somebody trained it elsewhere."""
+    model = lowpeft.adapt(lowpeft.load_backbone(sources.weights / FINETUNING.rows[-1].weights), "stereo")
+    return lowpeft.save_adapter(randomise_adapters(model), tmp_path_factory.mktemp("ready"))
+
+
+def test_a_ready_adapter_is_measured_and_not_trained(sources: Sources, ready: Path, tmp_path: Path) -> None:
+    measured = job(sources, recipe=None, data=None, adapter=ready)
+    found = run_job(measured, tmp_path / "both")
+    assert (found.trained, found.frozen, found.seconds) == (5_220, 83_667, 0)
+    assert found.figures["flickr1024"][MEAN] != found.figures["flickr1024"]["same view " + MEAN]
+    assert [path.name for path in (tmp_path / "both").iterdir()] == ["result.json"]
+    other = lowpeft.load_adapter(lowpeft.load_backbone(measured.weights), ready)
+    lowpeft.save_adapter(randomise_adapters(other, seed=6), tmp_path / "other")
+    with pytest.raises(LowpeftError, match=r"another run \(it differs in adapter\)"):
+        run_job(dataclasses.replace(measured, adapter=tmp_path / "other"), tmp_path / "both")
+
+
+def test_a_ready_adapter_goes_to_the_row_of_its_network_and_adapters(sources: Sources, ready: Path) -> None:
+    assert [row.name for row in with_ready_row(FINETUNING, ready).rows] == ["both"]
+    assert [row.name for row in with_ready_row(load_experiment("table1"), ready).rows] == ["x4"]
+    twice = dataclasses.replace(FINETUNING, rows=FINETUNING.rows[-1:] * 2)
+    with pytest.raises(LowpeftError, match="it fits both, both"):
+        with_ready_row(twice, ready)
+    with pytest.raises(LowpeftError, match="is not an adapter folder"):
+        with_ready_row(FINETUNING, sources.weights)
+
+
+def test_a_ready_adapter_of_no_row_is_refused_with_what_the_rows_are_for(sources: Sources, ready: Path) -> None:
+    experiment = load_experiment("table1")
+    rows = [row for row in experiment.rows if row.scale == 2]
+    alone = dataclasses.replace(sources, adapter=ready)
+    with pytest.raises(LowpeftError, match="spatial and stereo on hat x4") as caught:
+        reproduce.reproduce(dataclasses.replace(experiment, rows=tuple(rows)), alone, ready / "out")
+    assert caught.value.problems == ("x2: spatial and stereo on hat x2",)
+    assert not (ready / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_ready_adapter_stands_beside_the_papers_figures(
+    sources: Sources, ready: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, test = sources.weights / FINETUNING.rows[-1].weights, f"flickr1024={sources.tests['flickr1024']}"
+    arguments = ["--adapter", str(ready), "--test", test, "--out", str(tmp_path), "--device", "cpu"]
+    assert main(["reproduce", "table1", "--weights", str(weights), *arguments]) == 0
+    table = (tmp_path / "table.md").read_text()
+    assert "The adapter of row x4 was there already" in table
+    frozen, adapted = table.splitlines()[-2:]
+    assert frozen.startswith("| frozen | 0 |")
+    assert "| 24.21 |" in frozen
+    assert adapted.startswith("| x4 | 5,220 | 0 |")
+    assert "| 24.43 |" in adapted
+    before = (tmp_path / "x4" / "result.json").stat().st_mtime_ns
+    assert main(["reproduce", "table1", "--weights", str(sources.weights), *arguments]) == 0
+    assert (tmp_path / "x4" / "result.json").stat().st_mtime_ns == before
+    assert capsys.readouterr().out.count("24.43") == 2
 
 
 def test_weights_of_another_network_are_refused(sources: Sources, tmp_path: Path) -> None:
@@ -262,6 +325,12 @@ def test_what_is_missing_is_listed_before_anything_runs(tmp_path: Path) -> None:
         (["finetuning", "--smoke", "--jobs", "0"], "at least 1 job at a time, not 0"),
         (["finetuning", "--smoke", "--set", "stps=1"], "did you mean 'steps'"),
         (["finetuning", "--weights", "w", "--data", "d", "--test", "kitti"], "is not NAME=DIR"),
+        (["table1", "--adapter", "a"], "measuring an adapter needs --weights, --test"),
+        (
+            ["table1", "--adapter", "a", "--smoke", "--seeds", "2", "--set", "steps=1"],
+            "leave out --smoke, --set, --seeds",
+        ),
+        (["table1", "--adapter", "a", "--weights", "w", "--test", "a=b"], "a is not an adapter folder"),
     ],
 )
 def test_bad_arguments_get_a_clear_sentence(

@@ -69,9 +69,8 @@ def load_backbone(
     held = read_checkpoint(file)
     sought = wanted(held, weights, file)
     try:
-        taken = _recognised(sought)
-        state = in_full_precision(taken.state, allow_half=allow_half)
-        backbone = _edt(state, task) if _is_edt(state) else _spandrel(state, task)
+        taken = recognised(sought)
+        backbone = backbone_of(in_full_precision(taken.state, allow_half=allow_half), task)
         return replace(backbone, notes=(*backbone.notes, *said(taken, held)))
     except LowpeftError as error:
         raise LowpeftError(
@@ -79,7 +78,16 @@ def load_backbone(
         ) from error
 
 
-def _recognised(sought: Sequence[Weights]) -> Weights:
+def backbone_of(state: State, task: str | None = None) -> Backbone:
+    """The network of a state dict that is known, as `load_backbone` opens it.
+
+    Raises:
+        LowpeftError: Its tensors are not those of its architecture, or it has no such task.
+    """
+    return _edt(state, task) if _is_edt(state) else _spandrel(state, task)
+
+
+def recognised(sought: Sequence[Weights]) -> Weights:
     """The state dict of a network that is known.
 
     Raises:

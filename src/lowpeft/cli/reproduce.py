@@ -34,8 +34,15 @@ def add_to(commands: Any) -> None:
     sub.add_argument(
         "--smoke", action="store_true", help="tiny networks and made-up scenes instead of weights and data"
     )
-    sub.add_argument("--weights", metavar="DIR", help="folder with the checkpoints, named as their authors named them")
+    sub.add_argument(
+        "--weights",
+        metavar="DIR",
+        help="folder with the checkpoints, named as their authors named them; with --adapter also one checkpoint file",
+    )
     sub.add_argument("--data", metavar="DIR", help="folder of training pairs")
+    sub.add_argument(
+        "--adapter", metavar="DIR", help="measure this ready adapter in the row that it fits, and train nothing"
+    )
     sub.add_argument(
         "--test", action="append", default=[], metavar="NAME=DIR", help="a test set: kitti2015=DIR; may be repeated"
     )
@@ -111,6 +118,8 @@ def _reproduce(experiment: Experiment, options: argparse.Namespace) -> None:
         memory_mb=options.memory_mb,
         jobs=options.jobs,
     )
+    if options.adapter:
+        _refuse_training(options)
     if options.smoke:
         table = smoke(experiment, options.out, settings=settings, report=print)
     else:
@@ -118,15 +127,27 @@ def _reproduce(experiment: Experiment, options: argparse.Namespace) -> None:
     print(f"\n{table}\n\ntable written to {Path(options.out) / 'table.md'}")
 
 
+def _refuse_training(options: argparse.Namespace) -> None:
+    """Refuse options that are about training beside a ready adapter."""
+    given = {"smoke": options.smoke, "data": options.data, "set": options.set, "seeds": options.seeds != 1}
+    if asked := [f"--{name}" for name, value in given.items() if value]:
+        raise LowpeftError(f"--adapter measures a ready adapter, and nothing is trained: leave out {', '.join(asked)}")
+
+
 def _sources(options: argparse.Namespace) -> Any:
     from ..reproduce import Sources
 
-    missing = [f"--{name}" for name in ("weights", "data", "test") if not getattr(options, name)]
+    needed = ("weights", "test") if options.adapter else ("weights", "data", "test")
+    missing = [f"--{name}" for name in needed if not getattr(options, name)]
     if missing:
-        raise LowpeftError(f"an experiment needs {', '.join(missing)}, or --smoke")
+        what = "measuring an adapter needs" if options.adapter else "an experiment needs"
+        raise LowpeftError(f"{what} {', '.join(missing)}" + ("" if options.adapter else ", or --smoke"))
     tests = dict(text.partition("=")[::2] for text in options.test)
     if bad := [text for text in options.test if not all(text.partition("="))]:
         raise LowpeftError(f"--test {bad[0]!r} is not NAME=DIR, as in --test kitti2015=KITTI2015")
     return Sources(
-        weights=Path(options.weights), data=Path(options.data), tests={name: Path(path) for name, path in tests.items()}
+        weights=Path(options.weights),
+        data=Path(options.data) if options.data else None,
+        tests={name: Path(path) for name, path in tests.items()},
+        adapter=Path(options.adapter) if options.adapter else None,
     )
