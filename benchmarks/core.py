@@ -15,27 +15,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+import large
 import lowpeft
 from common import provenance, write
+from lowpeft.fingerprint import digests
 from lowpeft.kinds import Attachment, StereoAdapter, StereoConfig
 from lowpeft.layouts import Features, Layout
 
-HAT_L = {
-    "embed_dim": 180,
-    "depths": [6] * 12,
-    "num_heads": [6] * 12,
-    "window_size": 16,
-    "compress_ratio": 3,
-    "squeeze_factor": 30,
-    "overlap_ratio": 0.5,
-    "mlp_ratio": 2,
-    "upscale": 4,
-}
 CHANNELS, HEIGHT, WIDTH = 60, 1080, 1920
 
 
@@ -51,9 +43,7 @@ def median_seconds(call: Callable[[], object], runs: int = 5) -> float:
 
 def hat_l() -> dict[str, object]:
     """What the stereo recipe does to HAT-L x4."""
-    from spandrel.architectures.HAT import HAT
-
-    model = HAT(**HAT_L).eval()
+    model = large.hat_l()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     seconds = []
     for _ in range(5):
@@ -78,6 +68,24 @@ def hat_l() -> dict[str, object]:
         "restore_same_object": same,
         "restore_bit_equal": list(before) == list(after) and all(torch.equal(before[k], after[k]) for k in before),
     }
+
+
+def files() -> dict[str, dict[str, float]]:
+    """Seconds to know a base: the hash of its tensors, a first save (which takes figures of its output), a later one,
+    and loading, beside a forward of one 64x64 image."""
+    found = {}
+    for name, network in (("HAT-L x4", large.hat_l()), ("120 M convolutions", large.Wide().eval())):
+        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+            adapted = lowpeft.adapt(network, "lora")
+            calls: dict[str, Callable[[], object]] = {
+                "hash": partial(digests, network),
+                "first save": partial(lowpeft.save_adapter, adapted, folder),
+                "later save": partial(lowpeft.save_adapter, adapted, folder),
+                "load": partial(lowpeft.load_adapter, network, folder, name="loaded"),
+                "forward": partial(network, torch.rand(1, 3, 64, 64)),
+            }
+            found[name] = {what: round(median_seconds(call, runs=1), 2) for what, call in calls.items()}
+    return found
 
 
 def import_seconds() -> dict[str, float]:
@@ -158,6 +166,7 @@ def main() -> None:
     results = {
         **provenance("python benchmarks/core.py", "spandrel"),
         "hat_l_x4": hat_l(),
+        "files_seconds": files(),
         "import_seconds": import_seconds(),
         "stereo_memory_bytes_above_features": memory(),
     }

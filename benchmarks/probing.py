@@ -28,6 +28,7 @@ from torch import nn
 
 import lowpeft
 from common import provenance, write
+from large import Wide, hat_l
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
@@ -35,44 +36,6 @@ from official_layouts import Restormer
 
 RECIPES = ("stereo", "spatial", "lora")
 SIZE_PX = (32, 48)
-
-
-def hat_l() -> nn.Module:
-    from spandrel.architectures.HAT import HAT
-
-    return HAT(
-        img_size=64, embed_dim=180, depths=(6,) * 12, num_heads=(6,) * 12, window_size=16, compress_ratio=3,
-        squeeze_factor=30, conv_scale=0.01, overlap_ratio=0.5, mlp_ratio=2, upscale=4, img_range=1.0,
-        upsampler="pixelshuffle",
-    )  # fmt: skip
-
-
-class Wide(nn.Module):
-    """EDSR's layout without its names: 102 blocks of two 3x3 convolutions of 256 channels, 120 M parameters."""
-
-    def __init__(self) -> None:
-        super().__init__()
-
-        def block() -> nn.Module:
-            return nn.Sequential(nn.Conv2d(256, 256, 3, 1, 1), nn.ReLU(), nn.Conv2d(256, 256, 3, 1, 1))
-
-        self.first, self.last = nn.Conv2d(3, 256, 3, 1, 1), nn.Conv2d(256, 3, 3, 1, 1)
-        self.trunk = nn.ModuleList(Residual(block()) for _ in range(102))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.first(x)
-        for stage in self.trunk:
-            y = stage(y)
-        return self.last(y)
-
-
-class Residual(nn.Module):
-    def __init__(self, body: nn.Module) -> None:
-        super().__init__()
-        self.body = body
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.body(x)
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import Swin2SRConfig, Swin2SRForImageSuperResolution
 
 from lowpeft.networks import EDT, EDTConfig
+from lowpeft.reproduce.speed import HAT_L
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,6 @@ def _groups(groups: int, heads: int) -> dict[str, object]:
 _HAT = {"window_size": 16, "conv_scale": 0.01, "overlap_ratio": 0.5, "mlp_ratio": 2, "img_range": 1.0}
 _HAT_S = {**_HAT, **_groups(6, 6), "embed_dim": 144, "compress_ratio": 24, "squeeze_factor": 24}
 _HAT_M = {**_HAT, **_groups(6, 6), "embed_dim": 180, "compress_ratio": 3, "squeeze_factor": 30}
-_HAT_L = {**_HAT_M, **_groups(12, 6)}
 
 
 def _hat(name: str, options: dict[str, object], counts: dict[int, int]) -> Iterator[Network]:
@@ -148,7 +148,7 @@ def _timm(name: str, family: str, parameters: int, side_px: int) -> Network:
 NETWORKS: tuple[Network, ...] = (
     *_hat("HAT-S", _HAT_S, {2: 9_473_471, 3: 9_658_111, 4: 9_621_183}),
     *_hat("HAT", _HAT_M, {2: 20_624_795, 3: 20_809_435, 4: 20_772_507}),
-    *_hat("HAT-L", _HAT_L, {2: 40_698_863, 3: 40_883_503, 4: 40_846_575}),
+    *_hat("HAT-L", HAT_L, {2: 40_698_863, 3: 40_883_503, 4: 40_846_575}),
     *_swinir("SwinIR-S", _SWIN_S, {2: 910_152, 3: 918_267, 4: 929_628}),
     *_swinir("SwinIR-M", {**_SWIN_M, "upsampler": "pixelshuffle"}, {2: 11_752_487, 3: 11_937_127, 4: 11_900_199}),
     *_swinir("SwinIR-M real", {**_SWIN_M, "upsampler": "nearest+conv"}, {4: 11_715_559}),

@@ -1,13 +1,10 @@
-"""Opening checkpoints: formats, the facts that come back, and files that are no checkpoint."""
+"""Opening checkpoints: the facts that come back, and tensors that are refused; test_checkpoints.py has the files."""
 
 from __future__ import annotations
 
-import os
-import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -28,44 +25,9 @@ def write_pth(state: State, folder: Path) -> Path:
     return folder / "network.pth"
 
 
-def write_params(state: State, folder: Path) -> Path:
-    torch.save({"params": state}, folder / "network.pth")
-    return folder / "network.pth"
-
-
-def write_params_ema(state: State, folder: Path) -> Path:
-    other = {k: torch.zeros_like(v) for k, v in state.items()}
-    torch.save({"params": other, "params_ema": state}, folder / "network.pth")
-    return folder / "network.pth"
-
-
 def write_safetensors(state: State, folder: Path) -> Path:
     save_file(state, folder / "network.safetensors")
     return folder / "network.safetensors"
-
-
-FORMATS = [write_pth, write_params, write_params_ema, write_safetensors]
-
-OTHER = {"loss.vgg.weight": torch.zeros(2, 2)}
-"""What Lightning puts beside the network."""
-
-
-def named(prefix: str, state: State) -> State:
-    return {prefix + key: tensor for key, tensor in state.items()}
-
-
-WRAPPED: dict[str, Callable[[State], object]] = {
-    "params-ema": lambda state: {"params": {}, "params-ema": state},
-    "state_dict": lambda state: {"state_dict": state, "epoch": 3, "optimizer": {"state": {}, "lr": 0.1}},
-    "model": lambda state: {"model": state, "iteration": 7},
-    "a single key": lambda state: {"generator_weights": state},
-    "two levels": lambda state: {"state_dict": {"model": state}},
-    "DataParallel": lambda state: named("module.", state),
-    "Lightning": lambda state: {"state_dict": named("model.", state), "pytorch-lightning_version": "2.5.0"},
-    "Lightning and a loss": lambda state: {"state_dict": named("net_g.", state) | OTHER},
-    "compiled in DDP": lambda state: {"params": named("module._orig_mod.", state)},
-    "a name of one's own": lambda state: named("restorer.", state),
-}
 
 
 def saved(name: str, folder: Path) -> tuple[nn.Module, Path]:
@@ -75,25 +37,6 @@ def saved(name: str, folder: Path) -> tuple[nn.Module, Path]:
 
 
 # --- What is opened
-@pytest.mark.parametrize("write", FORMATS)
-@pytest.mark.parametrize("name", ["hat", "rcan", "swinir"])
-def test_the_module_has_the_weights_that_were_saved(
-    name: str, write: Callable[[State, Path], Path], tmp_path: Path
-) -> None:
-    state = ROWS[name].build().state_dict()
-    loaded = load_backbone(write(state, tmp_path)).module.state_dict()
-    assert [k for k in state if not torch.equal(state[k], loaded[k])] == []
-
-
-@pytest.mark.parametrize("wrap", WRAPPED)
-@pytest.mark.parametrize("name", ["edt", "hat", "ipt"])
-def test_a_state_dict_is_found_however_it_is_wrapped(name: str, wrap: str, tmp_path: Path) -> None:
-    state = ROWS[name].build().state_dict() if name != "edt" else tiny_edt().state_dict()
-    torch.save(WRAPPED[wrap](state), tmp_path / "network.pth")
-    loaded = load_backbone(tmp_path / "network.pth").module.state_dict()
-    assert [k for k in state if not torch.equal(state[k], loaded[k])] == []
-
-
 @pytest.mark.parametrize("name", ["hat", "swinir"])
 def test_the_module_computes_what_the_network_did(name: str, tmp_path: Path) -> None:
     module, path = saved(name, tmp_path)
@@ -255,74 +198,6 @@ def test_masks_are_dropped_and_computed_anew(name: str, change: Callable[[State]
 
 
 # --- What is refused
-class Payload:
-    """A pickle that makes a file when it is opened carelessly."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return os.mkdir, (str(self.marker),)
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt", ".safetensors"])
-@pytest.mark.parametrize("save", [torch.save, lambda thing, path: path.write_bytes(pickle.dumps(thing))])
-def test_a_pickle_with_a_payload_is_refused_and_does_not_run(save: Any, suffix: str, tmp_path: Path) -> None:
-    path, marker = tmp_path / f"network{suffix}", tmp_path / "marker"
-    save({"params": Payload(marker)}, path)
-    with pytest.raises(LowpeftError, match="is not a checkpoint"):
-        load_backbone(path)
-    assert not marker.exists()
-
-
-def test_the_payload_of_these_tests_would_run(tmp_path: Path) -> None:
-    pickle.loads(pickle.dumps(Payload(tmp_path / "marker")))
-    assert (tmp_path / "marker").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [("nothing.pth", ""), ("folder.pth", ": it is a folder$"), (".", "a folder with a.pth, b.safetensors$")],
-)
-def test_what_is_not_a_file_is_refused(name: str, words: str, tmp_path: Path) -> None:
-    (tmp_path / "folder.pth").mkdir()
-    for file in ("a.pth", "b.safetensors", "notes.txt"):
-        (tmp_path / file).touch()
-    with pytest.raises(LowpeftError, match="no checkpoint file at .*" + words):
-        load_backbone(tmp_path / name)
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt", ".safetensors", ".txt", ""])
-@pytest.mark.parametrize("content", [b"", b"hello\nworld\n", b"\x80\x02.", b"PK\x03\x04", bytes(4096)], ids=repr)
-def test_a_file_that_is_no_checkpoint_is_refused(content: bytes, suffix: str, tmp_path: Path) -> None:
-    path = tmp_path / f"network{suffix}"
-    path.write_bytes(content)
-    with pytest.raises(LowpeftError, match=r"is not a checkpoint .*: .") as caught:
-        load_backbone(path)
-    assert f"network{suffix} is not" in str(caught.value)
-
-
-@pytest.mark.parametrize("write", [write_pth, write_safetensors])
-@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
-def test_a_truncated_checkpoint_is_refused(write: Callable[[State, Path], Path], share: float, tmp_path: Path) -> None:
-    path = write(ROWS["swinir"].build().state_dict(), tmp_path)
-    content = path.read_bytes()
-    path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(LowpeftError, match="is not a checkpoint"):
-        load_backbone(path)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [{"weight": torch.zeros(3)}, {}, [torch.zeros(3)], torch.zeros(3), {"params": {}}, {"conv_first.weight": "x"}],
-    ids=lambda c: type(c).__name__,
-)
-def test_tensors_of_no_known_architecture_are_refused(content: object, tmp_path: Path) -> None:
-    torch.save(content, tmp_path / "network.pth")
-    with pytest.raises(LowpeftError, match="is not a checkpoint"):
-        load_backbone(tmp_path / "network.pth")
-
-
 def renamed(old: str, new: str) -> Callable[[State], State]:
     return lambda state: {new if key == old else key: tensor for key, tensor in state.items()}
 

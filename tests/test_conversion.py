@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -283,7 +284,7 @@ def test_a_converted_adapter_is_that_of_its_new_base(made_on: str, tmp_path: Pat
     adapted, target = saved(made_on, "stereo", tmp_path / "a")
     convert_adapter(tmp_path / "a", tmp_path / "b", target)
     first, found = lowpeft.read_adapter(tmp_path / "a"), lowpeft.read_adapter(tmp_path / "b")
-    assert found.base == fingerprint(target)
+    assert replace(found.base, rounded=None) == fingerprint(target)
     assert found.recipe == first.recipe
     assert found.facts == {"data": "none", "converted from": first.base.model}
     assert set(found.sites) == set(lowpeft.plan(target, "stereo").sites)

@@ -18,8 +18,11 @@ import lowpeft
 from lowpeft import PlanError, SpatialConfig, StereoConfig, load_recipe
 from lowpeft.experiments import (
     Experiment,
-    PaperFigures,
+    Figures,
+    Paper,
+    Printed,
     Row,
+    Score,
     bundled_experiments,
     experiment_from_dict,
     load_experiment,
@@ -33,7 +36,6 @@ STEREO = load_recipe("stereo")
 
 EDT_CROP = HAT_CROP = (128, 320)
 IPT_CROP = (192, 192)
-NOT_KNOWN = (None, None)
 
 
 def row_table(**changes: Any) -> dict[str, Any]:
@@ -69,27 +71,27 @@ def problems_of(values: dict[str, Any]) -> tuple[str, ...]:
         ("backbones", "ipt", "ipt", "IPT_sr4.pt", IPT_CROP, (23.68, 23.87)),
         ("backbones", "edt", "edt", "SRx4_EDTB_Div2kFlickr2K__SRx4_ImageNet200K.pth", EDT_CROP, (23.93, 24.13)),
         ("backbones", "hat-l", "hat", "HAT-L_SRx4_ImageNet-pretrain.pth", HAT_CROP, (24.21, 24.43)),
-        ("pretraining", "df2k", "edt", "SRx4_EDTB_Div2kFlickr2K.pth", EDT_CROP, NOT_KNOWN),
-        ("pretraining", "imagenet", "edt", "SRx4_EDTB_ImageNet200K.pth", EDT_CROP, NOT_KNOWN),
+        ("pretraining", "df2k", "edt", "SRx4_EDTB_Div2kFlickr2K.pth", EDT_CROP, (23.87, 24.00)),
+        ("pretraining", "imagenet", "edt", "SRx4_EDTB_ImageNet200K.pth", EDT_CROP, (23.86, 24.01)),
         (
             "pretraining",
             "imagenet-df2k",
             "edt",
             "SRx4_EDTB_Div2kFlickr2K__SRx4_ImageNet200K.pth",
             EDT_CROP,
-            NOT_KNOWN,
+            (23.93, 24.13),
         ),
     ],
 )
 def test_a_bundled_row_is_what_the_paper_and_the_authors_say(
-    experiment: str, row: str, family: str, weights: str, crop: tuple[int, int], figures: tuple[float | None, ...]
+    experiment: str, row: str, family: str, weights: str, crop: tuple[int, int], figures: tuple[float, float]
 ) -> None:
     (found,) = [r for r in load_experiment(experiment).rows if r.name == row]
     training = found.recipe.training
     assert (found.family, found.scale, found.weights) == (family, 4, weights)
     assert (training.crop_height_px, training.crop_width_px) == crop
-    printed = [(p.test_set, p.frozen_db, p.adapted_db) for p in found.paper]
-    assert printed == ([] if figures == NOT_KNOWN else [("flickr1024", *figures)])
+    scores = [line.on("flickr1024").mean for line in (found.paper.frozen, found.paper.adapted) if line is not None]
+    assert tuple(score.db for score in scores if score is not None) == figures
 
 
 def test_the_rows_of_each_experiment() -> None:
@@ -97,17 +99,18 @@ def test_the_rows_of_each_experiment() -> None:
         "backbones": ["ipt", "edt", "hat-l"],
         "count": ["0", "1", "2", "3", "4", "6", "12"],
         "finetuning": ["scratch", "full", "spatial", "stereo-only", "both"],
-        "placement": ["attention", "mlp", "both", "parallel"],
+        "placement": ["attention", "mlp", "both", "parallel", "parallel-both"],
         "pretraining": ["df2k", "imagenet", "imagenet-df2k"],
         "table1": ["x4", "x2"],
     }
 
 
 def test_every_row_of_an_experiment_prints_the_same_frozen_figure_for_the_same_weights() -> None:
-    found: dict[tuple[str, str], set[float | None]] = {}
+    found: dict[tuple[str, str], set[Score | None]] = {}
     for _, row in ROWS:
-        for figures in row.paper:
-            found.setdefault((row.weights, figures.test_set), set()).add(figures.frozen_db)
+        assert row.paper.frozen is not None
+        for figures in row.paper.frozen.figures:
+            found.setdefault((row.weights, figures.test_set), set()).add(figures.mean)
     assert [key for key, values in found.items() if len(values) > 1] == []
 
 
@@ -161,8 +164,17 @@ def test_crops_of_bundled_rows_are_what_the_network_takes(family: str, fits: Any
 
 # --- Reading
 def test_a_table_gives_its_values() -> None:
-    row = row_table(summary="HAT", paper={"kitti": {"frozen_db": 24, "adapted_db": 24.5}})
-    assert experiment_from_dict(table(row=[row])) == Experiment(
+    row = row_table(summary="HAT", trained=7, paper={"frozen": "HAT", "adapted": "ours"})
+    frozen = {"name": "HAT", "figures": {"kitti": {"left": [23.5, 0.7], "mean": [24, 0.75]}}}
+    ours = {"name": "ours", "trained_m": 1.97, "hours": 0, "memory_gb": 21.37, "note": "a guess"}
+    lines = (
+        Printed(
+            name="HAT",
+            figures=(Figures(test_set="kitti", left=Score(db=23.5, ssim=0.7), mean=Score(db=24, ssim=0.75)),),
+        ),
+        Printed(name="ours", trained_m=1.97, hours=0, memory_gb=21.37, note="a guess"),
+    )
+    assert experiment_from_dict(table(row=[row], printed=[frozen, ours], notes=["Read this."])) == Experiment(
         name="small",
         summary="one row",
         metric="PSNR in dB",
@@ -175,9 +187,12 @@ def test_a_table_gives_its_values() -> None:
                 scale=4,
                 weights="HAT.pth",
                 recipe=STEREO,
-                paper=(PaperFigures(test_set="kitti", frozen_db=24, adapted_db=24.5),),
+                trained=7,
+                paper=Paper(frozen=lines[0], adapted=lines[1]),
             ),
         ),
+        printed=lines,
+        notes=("Read this.",),
     )
 
 
@@ -189,9 +204,12 @@ def test_overrides_and_training_settings_are_in_the_recipe() -> None:
     assert row.recipe.training == dataclasses.replace(STEREO.training, crop_height_px=192, betas=(0.9, 0.99))
 
 
-def test_a_figure_that_is_not_given_is_none() -> None:
-    (row,) = experiment_from_dict(table(row=[row_table(paper={"kitti": {"adapted_db": 24.5}})])).rows
-    assert row.paper == (PaperFigures(test_set="kitti", adapted_db=24.5),)
+def test_what_is_not_printed_is_none() -> None:
+    (line,) = experiment_from_dict(
+        table(printed=[{"name": "one", "figures": {"kitti": {"mean": [24.5, 0.7]}}}])
+    ).printed
+    assert (line.trained_m, line.hours, line.memory_gb, line.on("kitti").left) == (None, None, None, None)
+    assert line.on("middlebury") == Figures(test_set="middlebury")
 
 
 @pytest.mark.parametrize("as_text", [True, False])
@@ -265,6 +283,11 @@ def test_something_that_is_no_table_is_refused(values: Any) -> None:
         ({"row": row_table()}, "there is no [[row]] table"),
         ({"row": [3]}, "row 1: a row must be a table, not 3"),
         ({"row": [row_table(), row_table(family="edt")]}, "row 2 ('one'): another row has this name"),
+        ({"notes": "one"}, "notes must be a list of texts, not 'one'"),
+        ({"notes": [""]}, "notes must be a list of texts, not ['']"),
+        ({"printed": {"name": "one"}}, "[[printed]] must be tables, not {'name': 'one'}"),
+        ({"printed": [3]}, "printed line 1: a printed line must be a table, not 3"),
+        ({"printed": [{"name": "a"}, {"name": "a"}]}, "printed line 2 ('a'): another line has this name"),
     ],
     ids=str,
 )
@@ -301,28 +324,58 @@ def test_a_table_is_read_strictly(changes: dict[str, Any], problem: str) -> None
         ({"training": 3}, "[training] must be a table, not 3"),
         ({"training": {"stps": 1}}, "[training] has an unknown key 'stps' (did you mean 'steps'"),
         ({"training": {"steps": 0}}, "steps must be a whole number of at least 1, not 0"),
-        ({"paper": 24.4}, "[paper] must hold a table for each test set, not 24.4"),
-        ({"paper": {"frozen_db": 24.4}}, "[paper] must hold a table for each test set"),
-        (
-            {"paper": {"kitti": {"frozen": 24.4}}},
-            "[paper.kitti] has an unknown key 'frozen' (did you mean 'frozen_db'?)",
-        ),
-        ({"paper": {"kitti": {"frozen_db": "24.4"}}}, "frozen_db must be a number above 0, not '24.4'"),
-        ({"paper": {"kitti": {"frozen_db": True}}}, "frozen_db must be a number above 0, not True"),
-        ({"paper": {"kitti": {"adapted_db": float("nan")}}}, "adapted_db must be a number above 0, not nan"),
+        ({"trained": 0}, "trained must be a whole number of at least 1, not 0"),
+        ({"trained": 1.97}, "trained must be a whole number of at least 1, not 1.97"),
+        ({"paper": 24.4}, "[paper] must be a table of frozen, adapted, ensemble, not 24.4"),
+        ({"paper": {"frozn": "HAT-L"}}, "[paper] has an unknown key 'frozn' (did you mean 'frozen'?)"),
+        ({"paper": {"frozen": "HAT"}}, "frozen: no [[printed]] line has the name 'HAT' (did you mean 'HAT-L'?)"),
+        ({"paper": {"adapted": 24.4}}, "adapted: no [[printed]] line has the name 24.4"),
+        ({"paper": {"adapted": ["HAT-L"]}}, "adapted: no [[printed]] line has the name ['HAT-L']"),
     ],
     ids=str,
 )
 def test_a_row_is_read_strictly(changes: dict[str, Any], problem: str) -> None:
-    (found,) = problems_of(table(row=[row_table(), row_table(**{"name": "two", **changes})]))
+    rows = [row_table(), row_table(**{"name": "two", **changes})]
+    (found,) = problems_of(table(row=rows, printed=[{"name": "HAT-L"}]))
     assert found.startswith("row 2 (")
+    assert problem in found
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"name": ...}, "name must be a string, not None"),
+        ({"name": ""}, "name must not be empty"),
+        ({"note": 3}, "note must be a string, not 3"),
+        ({"hour": 55}, "the line has an unknown key 'hour' (did you mean 'hours'?)"),
+        ({"hours": -1}, "hours must be a number of at least 0, not -1"),
+        ({"hours": "55"}, "hours must be a number of at least 0, not '55'"),
+        ({"trained_m": True}, "trained_m must be a number of at least 0, not True"),
+        ({"memory_gb": float("inf")}, "memory_gb must be a number of at least 0, not inf"),
+        ({"memory_gb": float("nan")}, "memory_gb must be a number of at least 0, not nan"),
+        ({"figures": 24.4}, "figures must hold a table of left or mean for each test set, not 24.4"),
+        ({"figures": {"kitti": [24.4, 0.7]}}, "figures must hold a table of left or mean for each test set"),
+        ({"figures": {"kitti": {}}}, "figures must hold a table of left or mean for each test set"),
+        ({"figures": {"kitti": {"maen": [24.4, 0.7]}}}, "figures.kitti has an unknown key 'maen' (did you mean 'mean'"),
+        *(
+            ({"figures": {"kitti": {"left": score}}}, f"figures.kitti.left must be [PSNR in dB, SSIM], above 0 {most}")
+            for most in ("and SSIM at most 1, not ",)
+            for score in (24.4, [24.4], [24.4, 0.7, 1], [0.7, 24.4], [24.4, 7590], [0, 0.7], [24.4, "0.7"], [True, 0.7])
+        ),
+    ],
+    ids=str,
+)
+def test_a_printed_line_is_read_strictly(changes: dict[str, Any], problem: str) -> None:
+    line = {k: v for k, v in {"name": "ours", **changes}.items() if v is not ...}
+    (found,) = problems_of(table(printed=[line]))
+    assert found.startswith("printed line 1")
     assert problem in found
 
 
 def test_all_problems_are_listed_at_once() -> None:
     changes = {"family": "hta", "weights": 3, "overrides": {"evry": 1}, "training": {"stps": 1, "batch": 0}}
     rows = [
-        row_table(**changes, paper={"kitti": {"frozen": 1}}),
+        row_table(**changes, paper={"frozn": "one"}),
         row_table(scale=0, recipe="steroe", training={"sed": 1}),
         3,
     ]
@@ -335,7 +388,7 @@ def test_all_problems_are_listed_at_once() -> None:
         "evry",
         "stps",
         "batch",
-        "frozen",
+        "frozn",
         "scale",
         "steroe",
         "sed",

@@ -215,7 +215,8 @@ def test_the_config_says_schema_version_recipe_sites_and_base(folder: Path) -> N
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     assert (config["schema"], config["lowpeft"], config["recipe"]["name"]) == (2, lowpeft.__version__, "lora")
     assert [path for group in config["sites"] for path, _, _ in group["places"]] == ["entry", "exit"]
-    assert set(config["base"]) == {"model", "parameters", "structure", "weights"}
+    assert set(config["base"]) == {"model", "parameters", "structure", "weights", "indices", "rounded"}
+    assert set(config["output"]) == {"shape", "step", "values"}
 
 
 def test_the_tensors_take_the_adapters_bytes_and_little_more(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ MOST_SECONDS_TO_IMPORT = 0.3
 # import each other. Imports for types alone are never run, and do not count. A new module needs a line here.
 LAYERS: list[tuple[str, ...]] = [
     ("errors", "version"),
+    ("file_kinds", "weights"),
     ("checkpoints", "facts", "generators", "outputs", "padding", "parametrised", "patterns", "wrappers"),
     ("calls",),
     ("views",),
@@ -53,7 +54,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("trial",),
     ("adding",),
     ("attach",),
-    ("blocks", "fingerprint", "units", "usable"),
+    ("blocks", "figures", "fingerprint", "units", "usable"),
     ("probe", "record"),
     ("sites",),
     ("changes", "choosing", "describe", "merged_output", "mixing"),
@@ -63,7 +64,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("injection",),
     ("calibration", "card", "merging", "model", "switching"),
     ("files",),
-    ("api", "conversion", "hub", "inference"),
+    ("api", "asteisr", "conversion", "hub", "inference"),
     ("images",),
     ("metrics",),
     ("data",),
@@ -182,7 +183,7 @@ INSTALLED_AS = {"PIL": "pillow", "skimage": "scikit-image"}
 NOT_NAMED = {"matplotlib", "tensorboard"}
 """Packages that a command does without where they are not installed."""
 
-NEED_DEMO = ("lowpeft.demo", "lowpeft.reproduce.smoke")
+NEED_DEMO = ("lowpeft.demo", "lowpeft.reproduce.smoke", "lowpeft.reproduce.speed")
 """Modules that may import what only the extra `demo` brings together."""
 
 

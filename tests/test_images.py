@@ -144,6 +144,7 @@ def saved(image: Image.Image, kind: str) -> bytes:
         pytest.param(png(6, 16, 4), "more than 8 bits", id="16-bit RGBA"),
         pytest.param(b"P6 3 2 65535\n" + bytes(36), "more than 8 bits", id="16-bit PPM"),
         pytest.param(b"P5 3 2 65535\n" + bytes(12), "more than 8 bits", id="16-bit PGM"),
+        pytest.param(saved(Image.new("LAB", (3, 2)), "TIFF"), "holds LAB colours.*convert it first", id="LAB"),
         pytest.param(saved(Image.new("F", (3, 2)), "TIFF"), "more than 8 bits", id="float TIFF"),
         pytest.param(saved(Image.new("I", (3, 2)), "TIFF"), "more than 8 bits", id="32-bit TIFF"),
     ],

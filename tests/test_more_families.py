@@ -36,7 +36,7 @@ STAGES = {**dict.fromkeys(BLOCKS, 4), "dctlsa": 6, "ditn": 8, "restormer": 8, "u
 NAMES = sorted(zoo.LATER)
 FIRST = {"craft", "dat", "dctlsa", "restormer"}
 """Windows, tokens, a block that holds its shortcut, a U-shape: the others are of these sorts."""
-PLACEMENTS = ("attention", "mlp", "both", "parallel")
+PLACEMENTS = ("attention", "mlp", "both", "parallel", "parallel_both")
 
 
 @functools.cache

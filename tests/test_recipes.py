@@ -383,7 +383,7 @@ CONFIGS: dict[type[AdapterConfig], st.SearchStrategy[AdapterConfig]] = {
         SpatialConfig,
         target=targets,
         reduction=st.integers(1, 64),
-        placement=st.sampled_from(["attention", "mlp", "both", "parallel"]),
+        placement=st.sampled_from(["attention", "mlp", "both", "parallel", "parallel_both"]),
     ),
     StereoConfig: st.builds(StereoConfig, target=targets, every=st.integers(1, 9), logit_scale=positive),
     LoRAConfig: st.builds(LoRAConfig, target=targets, rank=st.integers(1, 64), alpha=st.none() | positive),

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
+import lowpeft
 from lowpeft import LowpeftError, reproduce
 from lowpeft.cli import main
-from lowpeft.experiments import Experiment, PaperFigures, bundled_experiments, load_experiment
+from lowpeft.experiments import Experiment, Figures, Printed, Score, bundled_experiments, load_experiment
 from lowpeft.reproduce import Job, Line, Outcome, Settings, Sources, Table, smoke
 from lowpeft.reproduce.job import MEAN, finished, run_job
+from lowpeft.reproduce.ready import with_ready_row
 from lowpeft.reproduce.smoke import smoke_experiment, write_smoke_scenes, write_smoke_weights
-from lowpeft.reproduce.table import printed
+from states import randomise_adapters
 
 FINETUNING = smoke_experiment(load_experiment("finetuning"))
 
@@ -63,6 +65,7 @@ def test_a_frozen_cell_trains_nothing(sources: Sources, tmp_path: Path) -> None:
 def test_the_ensemble_is_measured_on_request(sources: Sources, tmp_path: Path) -> None:
     figures = run_job(job(sources, recipe=None, ensemble=True), tmp_path).figures["flickr1024"]
     assert figures["ensemble " + MEAN] != figures[MEAN]
+    assert {"ensemble SSIM (L+R)/2", "ensemble PSNR Left", "ensemble SSIM Left"} <= figures.keys()
 
 
 def test_a_finished_cell_is_taken_over(sources: Sources, tmp_path: Path) -> None:
@@ -110,6 +113,66 @@ def test_a_damaged_result_is_refused(sources: Sources, tmp_path: Path) -> None:
         run_job(job(sources), tmp_path)
 
 
+# --- A ready adapter
+@pytest.fixture(scope="module")
+def ready(sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter of the row `both`, as somebody trained it elsewhere."""
+    model = lowpeft.adapt(lowpeft.load_backbone(sources.weights / FINETUNING.rows[-1].weights), "stereo")
+    return lowpeft.save_adapter(randomise_adapters(model), tmp_path_factory.mktemp("ready"))
+
+
+def test_a_ready_adapter_is_measured_and_not_trained(sources: Sources, ready: Path, tmp_path: Path) -> None:
+    measured = job(sources, recipe=None, data=None, adapter=ready)
+    found = run_job(measured, tmp_path / "both")
+    assert (found.trained, found.frozen, found.seconds) == (5_220, 83_667, 0)
+    assert found.figures["flickr1024"][MEAN] != found.figures["flickr1024"]["same view " + MEAN]
+    assert [path.name for path in (tmp_path / "both").iterdir()] == ["result.json"]
+    other = lowpeft.load_adapter(lowpeft.load_backbone(measured.weights), ready)
+    lowpeft.save_adapter(randomise_adapters(other, seed=6), tmp_path / "other")
+    with pytest.raises(LowpeftError, match=r"another run \(it differs in adapter\)"):
+        run_job(dataclasses.replace(measured, adapter=tmp_path / "other"), tmp_path / "both")
+
+
+def test_a_ready_adapter_goes_to_the_row_of_its_network_and_adapters(sources: Sources, ready: Path) -> None:
+    assert [row.name for row in with_ready_row(FINETUNING, ready).rows] == ["both"]
+    assert [row.name for row in with_ready_row(load_experiment("table1"), ready).rows] == ["x4"]
+    twice = dataclasses.replace(FINETUNING, rows=FINETUNING.rows[-1:] * 2)
+    with pytest.raises(LowpeftError, match="it fits both, both"):
+        with_ready_row(twice, ready)
+    with pytest.raises(LowpeftError, match="is not an adapter folder"):
+        with_ready_row(FINETUNING, sources.weights)
+
+
+def test_a_ready_adapter_of_no_row_is_refused_with_what_the_rows_are_for(sources: Sources, ready: Path) -> None:
+    experiment = load_experiment("table1")
+    rows = [row for row in experiment.rows if row.scale == 2]
+    alone = dataclasses.replace(sources, adapter=ready)
+    with pytest.raises(LowpeftError, match="spatial and stereo on hat x4") as caught:
+        reproduce.reproduce(dataclasses.replace(experiment, rows=tuple(rows)), alone, ready / "out")
+    assert caught.value.problems == ("x2: spatial and stereo on hat x2",)
+    assert not (ready / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_ready_adapter_stands_beside_the_papers_figures(
+    sources: Sources, ready: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, test = sources.weights / FINETUNING.rows[-1].weights, f"flickr1024={sources.tests['flickr1024']}"
+    arguments = ["--adapter", str(ready), "--test", test, "--out", str(tmp_path), "--device", "cpu"]
+    assert main(["reproduce", "table1", "--weights", str(weights), *arguments]) == 0
+    table = (tmp_path / "table.md").read_text()
+    assert "The adapter of row x4 was there already" in table
+    frozen, adapted = table.splitlines()[-2:]
+    assert frozen.startswith("| frozen | 0 |")
+    assert "| 24.21 |" in frozen
+    assert adapted.startswith("| x4 | 5,220 | 0 |")
+    assert "| 24.43 |" in adapted
+    before = (tmp_path / "x4" / "result.json").stat().st_mtime_ns
+    assert main(["reproduce", "table1", "--weights", str(sources.weights), *arguments]) == 0
+    assert (tmp_path / "x4" / "result.json").stat().st_mtime_ns == before
+    assert capsys.readouterr().out.count("24.43") == 2
+
+
 def test_weights_of_another_network_are_refused(sources: Sources, tmp_path: Path) -> None:
     with pytest.raises(LowpeftError, match="is a hat x4, but row 'both' is for hat x2"):
         run_job(job(sources, scale=2), tmp_path)
@@ -122,12 +185,17 @@ def outcome(row: str, seed: int, db: float, **more: float) -> Outcome:
 
 
 def line(*outcomes: Outcome, paper_db: float | None = None) -> Line:
-    paper = {} if paper_db is None else {"kitti2015": {MEAN: paper_db}}
-    return Line(row=outcomes[0].row, summary="", outcomes=outcomes, paper=paper)
+    printed = None if paper_db is None else printed_line("ours", paper_db)
+    return Line(row=outcomes[0].row, summary="", outcomes=outcomes, printed=printed)
+
+
+def printed_line(name: str, db: float, *, left: Score | None = None) -> Printed:
+    figures = (Figures(test_set="kitti2015", left=left, mean=Score(db=db, ssim=0.75)),)
+    return Printed(name=name, trained_m=1.97, hours=55, memory_gb=21.37, figures=figures)
 
 
 TABLE = Table(
-    experiment=load_experiment("finetuning"),
+    experiment=dataclasses.replace(FINETUNING, printed=(printed_line("HTCAN", 26.99),), notes=("Mixed protocols.",)),
     lines=(line(outcome("frozen", 0, 26.5)), line(outcome("both", 0, 26.9), outcome("both", 1, 27.1), paper_db=26.98)),
     note="Small.",
 )
@@ -142,23 +210,49 @@ def test_mean_and_spread_are_over_seeds() -> None:
 
 
 def test_the_papers_figure_and_the_difference_stand_beside_ours() -> None:
-    assert "| both | 7 | 2 | 50 | 27.000 ± 0.141 | 26.98 | +0.02 |" in TABLE.markdown()
-    assert "| frozen | 7 | 2 | 50 | 26.500 | – | – |" in TABLE.markdown()
+    head = "| row | trained | s | MB | paper, M | paper, h | paper, GB | PSNR (L+R)/2 | paper | ours - paper |"
+    assert head in TABLE.markdown()
+    assert "| both | 7 | 2 | 50 | 1.97 | 55 | 21.37 | 27.000 ± 0.141 | 26.98 | +0.02 |" in TABLE.markdown()
+    assert "| frozen | 7 | 2 | 50 | – | – | – | 26.500 | – | – |" in TABLE.markdown()
     assert "**Small.**" in TABLE.markdown()
     assert str(TABLE).splitlines()[1] == "Small."
+
+
+def test_lines_that_are_only_printed_stand_below_the_rows_with_the_notes() -> None:
+    assert "| HTCAN | – | – | – | 1.97 | 55 | 21.37 | – | 26.99 | – |\n" in TABLE.markdown()
+    for text in (str(TABLE), TABLE.markdown()):
+        assert "Mixed protocols." in text
+        assert text.index("HTCAN") > text.index("both")
+
+
+def test_left_ssim_and_the_self_ensemble_have_their_figures() -> None:
+    left, ensemble = Score(db=26.91, ssim=0.8266), printed_line("second row", 27.07)
+    paper = Line(row="x4", summary="", printed=printed_line("ours", 26.98, left=left), ensemble=ensemble)
+    assert paper.paper("kitti2015") == {
+        "PSNR Left": 26.91,
+        "SSIM Left": 0.8266,
+        MEAN: 26.98,
+        "SSIM (L+R)/2": 0.75,
+        "ensemble " + MEAN: 27.07,
+        "ensemble SSIM (L+R)/2": 0.75,
+    }
+    assert paper.paper("flickr1024") == {}
+    ours = outcome("x4", 0, 27.0, **{"SSIM (L+R)/2": 0.7505, "PSNR Left": 26.9, "ensemble " + MEAN: 27.07})
+    lines = (dataclasses.replace(paper, outcomes=(ours,)),)
+    shown = Table(experiment=load_experiment("table1"), lines=lines).markdown()
+    assert (
+        "| 27.000 | 26.98 | +0.02 | 0.7505 | 0.7500 | +0.0005 | 26.900 | 26.91 | -0.01 | 27.070 | 27.07 | +0.00 |"
+        in shown
+    )
 
 
 def test_the_table_as_plain_values_is_json() -> None:
     plain = json.loads(json.dumps(TABLE.as_dict()))
     assert [row["row"] for row in plain["rows"]] == ["frozen", "both"]
-    assert plain["rows"][1]["sets"]["kitti2015"]["paper"] == {MEAN: 26.98}
+    assert plain["rows"][1]["paper"] == {"trained_m": 1.97, "hours": 55, "memory_gb": 21.37}
+    assert plain["rows"][1]["sets"]["kitti2015"]["paper"] == {MEAN: 26.98, "SSIM (L+R)/2": 0.75}
     assert len(plain["rows"][1]["outcomes"]) == 2
-
-
-def test_frozen_rows_get_the_papers_frozen_figure() -> None:
-    figures = [PaperFigures(test_set="a", frozen_db=1.0, adapted_db=2.0, ensemble_db=3.0)]
-    assert printed(figures, frozen=True) == {"a": {MEAN: 1.0}}
-    assert printed(figures, frozen=False) == {"a": {MEAN: 2.0, "ensemble " + MEAN: 3.0}}
+    assert [line["name"] for line in plain["only printed"]] == ["HTCAN"]
 
 
 # --- The whole
@@ -226,16 +320,23 @@ def test_what_is_missing_is_listed_before_anything_runs(tmp_path: Path) -> None:
     [
         (["finetunning", "--smoke"], "did you mean 'finetuning'"),
         (["finetuning"], "needs --weights, --data, --test, or --smoke"),
+        (["finetuning", "--smoke", "--out", ""], "runs need a folder: --out DIR"),
         (["finetuning", "--smoke", "--seeds", "0"], "--seeds must be at least 1"),
         (["finetuning", "--smoke", "--jobs", "0"], "at least 1 job at a time, not 0"),
         (["finetuning", "--smoke", "--set", "stps=1"], "did you mean 'steps'"),
         (["finetuning", "--weights", "w", "--data", "d", "--test", "kitti"], "is not NAME=DIR"),
+        (["table1", "--adapter", "a"], "measuring an adapter needs --weights, --test"),
+        (
+            ["table1", "--adapter", "a", "--smoke", "--seeds", "2", "--set", "steps=1"],
+            "leave out --smoke, --set, --seeds",
+        ),
+        (["table1", "--adapter", "a", "--weights", "w", "--test", "a=b"], "a is not an adapter folder"),
     ],
 )
 def test_bad_arguments_get_a_clear_sentence(
     arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["reproduce", *arguments, "--out", str(tmp_path / "out")]) == 2
+    assert main(["reproduce", "--out", str(tmp_path / "out"), *arguments]) == 2
     assert words in capsys.readouterr().err
 
 

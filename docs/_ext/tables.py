@@ -150,24 +150,21 @@ def recipes() -> str:
 
 
 def experiments() -> str:
-    load = need("lowpeft.experiments", "load_experiment")
-    header = ["row", "network", "file of its authors", "recipe", "HR crop", "printed: frozen → trained"]
-
-    def printed(figures: Any) -> str:
-        frozen, trained = ("–" if f is None else f"{f:.2f}" for f in (figures.frozen_db, figures.adapted_db))
-        ensemble = "" if figures.ensemble_db is None else f" (ensemble {figures.ensemble_db:.2f})"
-        return f"{figures.test_set} {frozen} → {trained}{ensemble}"
+    """Each experiment: the paper's table as printed, what readers of it must know, and the rows that are run."""
+    load, show = need("lowpeft.experiments", "load_experiment"), importlib.import_module("lowpeft.experiments.show")
+    head = ["row", "what", "file of the network's authors", "recipe", "HR crop"]
 
     def row(each: Any) -> list[str]:
         training = each.recipe.training
         crop = f"{training.crop_height_px}x{training.crop_width_px}"
-        network = [f"`{each.name}`", each.summary, f"`{each.weights}`"]
-        return [*network, f"`{each.recipe.name}`", crop, "; ".join(map(printed, each.paper)) or "not known"]
+        return [f"`{each.name}`", each.summary, f"`{each.weights}`", f"`{each.recipe.name}`", crop]
 
     def section(name: str) -> str:
         found = load(name)
-        about = f"**`{name}`**: {found.summary}. The last column is that of {found.source}: {found.metric}."
-        return f"{about}\n\n{table(header, map(row, found.rows))}"
+        about = f"**`{name}`**: {found.summary}. Printed in {found.source}; {found.metric}."
+        header, *lines = show.paper_table(found)
+        notes = "\n".join(f"* {remark}" for remark in show.remarks(found))
+        return "\n\n".join(filter(None, [about, table(header, lines), notes, table(head, map(row, found.rows))]))
 
     return "\n\n".join(map(section, need("lowpeft.experiments", "bundled_experiments")()))
 
@@ -266,6 +263,55 @@ def finetuning() -> str:
         head = ["row", "trained", "seeds", psnr, ssim, "over frozen, dB", "from the other view, dB"]
         sections.append(f"**{name}**\n\n{table(head, map(row, results['rows']))}")
     return "\n\n".join([*sections, f"{results['spread'].capitalize()} behind ±. {made_by(results)}"])
+
+
+def beside_paper() -> str:
+    """The paper's ways to train beside the small matrix: gains over frozen, and shares of the cost of `full`."""
+    experiment, results = need("lowpeft.experiments", "load_experiment")("finetuning"), results_of("finetuning")
+    rows = {row.name: row for row in experiment.rows}
+    full = rows["full"].paper.adapted
+    (printed_on,) = experiment.test_sets
+
+    def row(name: str) -> list[str]:
+        ours, paper = rows[name], rows[name].paper
+        scores = [line.on(printed_on).mean for line in (paper.adapted, paper.frozen)]
+        gains = [f"{scores[0].db - scores[1].db:+.2f}", f"{scores[0].ssim - scores[1].ssim:+.4f}"]
+        cost = [f"{getattr(paper.adapted, key) / getattr(full, key):.2f}" for key in ("hours", "memory_gb")]
+        measured = [with_spread(gains[name]["over_frozen_db"], sign="+") for gains in results["gains"].values()]
+        return [f"`{ours.name}`", *gains, *cost, *measured, f"{results['cost'][name]['of_full']:.2f}"]
+
+    head = [
+        "row",
+        f"paper: over frozen, dB, {printed_on}",
+        "SSIM over frozen",
+        "hours, of full",
+        "memory, of full",
+        *(f"here: over frozen, dB, {name}" for name in results["gains"]),
+        "time per step, of full",
+    ]
+    return f"{table(head, map(row, rows))}\n\n{experiment.source}: HAT-L x4. Here: DCTLSA x4. {made_by(results)}"
+
+
+def speed() -> str:
+    """Time and memory of a forward over the number of stereo adapters."""
+    try:
+        results = results_of("speed")
+    except LookupError:
+        command = "lowpeft reproduce count --speed --out benchmarks/results"
+        return f"*Not measured yet: `{command}` on an idle machine writes this table.*"
+
+    def row(each: Any) -> list[str]:
+        times = [f"{each[key]['median']:.3f} ± {each[key]['spread']:.3f}" for key in ("seconds", "time_ratio")]
+        memory = [f"{each['peak_mb']:.0f}", f"{each['peak_ratio']:.3f}"]
+        return [f"`{each['row']}`", f"{each['trained']:,}", *times, *memory]
+
+    of = f"of row `{results['ratios_to']}`"
+    height, width = results["size_px"]
+    about = (
+        f"{results['network']}; two views of {height}x{width} LR px; median ± deviation of {results['rounds']} rounds."
+    )
+    rows = table(["row", "trained", "seconds", of, "peak, MB", of], map(row, results["rows"]))
+    return f"{rows}\n\n{about} {made_by(results)}"
 
 
 def training_cost() -> str:
@@ -477,6 +523,7 @@ def switches() -> str:
 GENERATED: dict[str, Callable[[], str]] = {
     "anchors": anchors,
     "api": api,
+    "beside": beside_paper,
     "cli": cli,
     "cost": training_cost,
     "ensemble": measured("ensemble"),
@@ -494,6 +541,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "published": published,
     "recipes": recipes,
     "sites": sites,
+    "speed": speed,
     "starts": stereo_start,
     "strips": measured("strips"),
     "switches": switches,

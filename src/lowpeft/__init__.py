@@ -9,6 +9,7 @@ stereo = lowpeft.load_adapter(model, "my-adapter")
 """
 
 from .api import adapt, inject_spatial_adapters, wrap_stereo
+from .asteisr import convert_asteisr
 from .backbones import load_backbone
 from .calibration import calibrate
 from .checking import check_trainable
@@ -97,6 +98,7 @@ __all__ = [
     "calibrate",
     "check_trainable",
     "convert_adapter",
+    "convert_asteisr",
     "delete",
     "describe",
     "disabled",

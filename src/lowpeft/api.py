@@ -64,7 +64,7 @@ def inject_spatial_adapters(
         model: A network or `Backbone`.
         target: Patterns of module paths or places (`stage=0`); None means every block.
         reduction: The bottleneck has C // reduction channels.
-        placement: `attention`, `mlp`, `both` or `parallel`: see `lowpeft.kinds.SpatialConfig`.
+        placement: `attention`, `mlp`, `both`, `parallel` or `parallel_both`: see `lowpeft.kinds.SpatialConfig`.
         name: Of the adapter.
         example: As for `adapt`.
 

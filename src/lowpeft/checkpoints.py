@@ -1,118 +1,153 @@
-"""Reading the state dict in a checkpoint file, however it is wrapped. Code in a file is never run."""
+"""Reading checkpoint files, of any form, and choosing the state dict in them. Code in a file is never run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
-from .errors import LowpeftError
+from .errors import LowpeftError, did_you_mean
+from .file_kinds import checkpoint_format
+from .weights import State, Weights, find_weights, outermost, same
 
-WRAPPERS = ("params_ema", "params-ema", "params", "model_state_dict", "state_dict", "model", "net", "ema")
-"""Keys under which training code keeps a state dict, the better one first."""
+Choice = Literal["ema", "raw"]
+RAW_ASKED = "weights='raw' (--raw-weights)"
 
-HOLDERS = (
-    "module",
-    "model",
-    "net",
-    "network",
-    "net_g",
-    "netG",
-    "generator",
-    "backbone",
-    "_orig_mod",
-    "model_ema",
-    "ema",
-)
-"""Names under which training code holds the network: DataParallel, Lightning, `torch.compile` and others."""
-
-MOST_HOLDERS = 3
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
-HALF = (torch.float16, torch.bfloat16)
+LEAST_BYTES = 4
+"""Of a real number in a weight; shorter ones were rounded."""
 
-State = dict[str, Tensor]
+CODE = (
+    r"GLOBAL (\S+) was not an allowed",
+    r"unsupported GLOBAL (\S+) whose module",
+    r"unrecognized function (.+)",
+    r"(?:but )?got (<class .+>)",
+    r"(\S+) must be imported to load",
+)
+"""What PyTorch's reader of plain tensors says where a pickle asks for more than tensors; group 1 is what for."""
 
 
-def read_checkpoint(file: Path, *, allow_half: bool = False) -> State:
-    """The tensors of a checkpoint's state dict.
+def read_checkpoint(file: Path) -> tuple[Weights, ...]:
+    """Every state dict in a checkpoint that may be a network's.
 
     Args:
-        file: A .safetensors file, or one of `torch.save`.
-        allow_half: Take weights of half precision, as float32, instead of refusing them.
+        file: A file of safetensors or of `torch.save`, whatever its suffix.
 
     Raises:
-        LowpeftError: There is no such file, it is not a checkpoint of plain tensors, or its weights have half
-            precision.
+        LowpeftError: There is no such file, or it is not a checkpoint of plain tensors by name.
     """
-    state = _state(_content(file))
-    if not state:
-        raise LowpeftError(f"{file} is not a checkpoint: it holds no tensors by name")
-    half = [key for key, tensor in state.items() if tensor.dtype in HALF]
-    if half and not allow_half:
-        raise LowpeftError(
-            f"{file} holds weights of half precision ({len(half)} of {len(state)} tensors, as {half[0]}: "
-            f"{state[half[0]].dtype}): they were rounded, so an adapter made on them does not fit the "
-            "original. Take the float32 file, or open this one as float32 with load_backbone(path, allow_half=True)"
-        )
-    return {key: tensor.float() if tensor.dtype in HALF else tensor for key, tensor in state.items()}
-
-
-def unwrapped(state: State) -> Iterator[State]:
-    """The state dict itself, then what stands below a name that training code holds a network by.
-
-    A Lightning file may hold other networks beside it (of a loss, say): those tensors are left out.
-    """
-    layer = [state]
-    for _ in range(MOST_HOLDERS + 1):
-        yield from layer
-        layer = [inner for outer in layer for inner in _below(outer)]
-
-
-def _below(state: State) -> Iterator[State]:
-    roots = dict.fromkeys(key.partition(".")[0] for key in state)
-    names = list(roots) if len(roots) == 1 else [name for name in HOLDERS if name in roots]
-    for name in names:
-        inner = {key.removeprefix(f"{name}."): t for key, t in state.items() if key.startswith(f"{name}.")}
-        if inner:
-            yield inner
-
-
-def _content(file: Path) -> Any:
     if file.is_dir():
         raise LowpeftError(f"no checkpoint file at {file}: it is a folder{_listed(file)}")
     if not file.is_file():
         raise LowpeftError(f"no checkpoint file at {file}")
-    if not file.stat().st_size:
-        raise LowpeftError(f"{file} is not a checkpoint of plain tensors: it is empty")
     try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise many kinds for a file that is not what it should be
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        content = load_file(file) if checkpoint_format(file) == "safetensors" else _torch(file)
+    except LowpeftError:
+        raise
+    except OSError as error:
+        raise LowpeftError(f"{file} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # noqa: BLE001  (torch and safetensors raise many kinds)
+        raise _unreadable(file, error) from None  # whose text advises to run the code
+    try:
+        found = find_weights(content)
+    except LowpeftError as error:
+        raise LowpeftError(f"{file} is not a checkpoint that can be read: {error}") from error
+    if not found:
+        raise LowpeftError(f"{file} is not a checkpoint of a network: it holds no tensors by name")
+    return found
+
+
+def wanted(found: Sequence[Weights], choice: Choice, file: Path) -> list[Weights]:
+    """Of all state dicts in a file those among which the network is sought: averages where there are any, or raw ones.
+
+    Raises:
+        LowpeftError: There is no such choice, or raw weights were asked for and there are averages alone.
+    """
+    if choice not in get_args(Choice):
+        known = get_args(Choice)
+        raise LowpeftError(f"weights must be 'ema' or 'raw', not {choice!r}{did_you_mean(str(choice), known)}")
+    averaged, raw = ([w for w in found if w.averaged is wish] for wish in (True, False))
+    if choice == "raw" and not raw:
         raise LowpeftError(
-            f"{file} is not a checkpoint of plain tensors: {reason}. If you trust where it is from, convert it: "
-            "state = torch.load(path, weights_only=False), find the state dict in it, and "
-            "safetensors.torch.save_file(state_dict, 'network.safetensors')"
-        ) from error
+            f"weights='raw' was asked for, and {file} holds averaged weights (EMA) alone; open it without that:",
+            problems=[f"{w.place}: {len(w.state)} tensors" for w in outermost(averaged)],
+        )
+    return averaged if averaged and choice == "ema" else raw
+
+
+def the_one(recognised: Sequence[Weights]) -> Weights:
+    """The one of several state dicts that are networks; those inside it, and copies of it, do not count.
+
+    Raises:
+        LowpeftError: They differ.
+    """
+    first, *others = outermost(recognised)
+    if any(not same(first.state, other.state) for other in others):
+        raise LowpeftError(
+            "it holds several networks, and does not say which is meant; save that one in a file of its own:",
+            problems=[f"{w.place}: {len(w.state)} tensors" for w in (first, *others)],
+        )
+    return first
+
+
+def said(taken: Weights, found: Sequence[Weights]) -> tuple[str, ...]:
+    """A note on which weights were taken; none where a file has no averages."""
+    others = [w for w in found if w.averaged is not taken.averaged]
+    if not taken.averaged:
+        return tuple(
+            f"weights: the raw ones, {taken.place}, as asked; averaged ones (EMA) are {w.place}" for w in others[:1]
+        )
+    raw = [w.place for w in others if w.state.keys() == taken.state.keys()]
+    more = f"; {RAW_ASKED} takes the raw ones, {raw[0]}" if raw else ""
+    return (f"weights: the averaged ones (EMA), {taken.place}{more}",)
+
+
+def in_full_precision(state: State, *, allow_half: bool) -> State:
+    """The tensors as they are, or those of half precision and less as float32.
+
+    Raises:
+        LowpeftError: There are such tensors, and they are not allowed.
+    """
+    half = [key for key, t in state.items() if t.is_floating_point() and t.element_size() < LEAST_BYTES]
+    if half and not allow_half:
+        raise LowpeftError(
+            f"it holds weights of half precision ({len(half)} of {len(state)} tensors, as {half[0]}: "
+            f"{state[half[0]].dtype}): they were rounded, so an adapter made on them does not fit the "
+            "original. Take the float32 file, or open this one as float32 with load_backbone(path, allow_half=True)"
+        )
+    return state | {key: state[key].float() for key in half}
+
+
+def _torch(file: Path) -> Any:
+    # Not by its path: torch reads a file named .safetensors as such, whatever is in it.
+    with file.open("rb") as opened, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Detected pickle protocol")
+        return torch.load(opened, map_location="cpu", weights_only=True)
+
+
+def _unreadable(file: Path, error: Exception) -> LowpeftError:
+    """The error for what torch or safetensors cannot read, in their words but for their advice."""
+    reason = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+    asked_for = next((found[1] for pattern in CODE if (found := re.search(pattern, reason))), None)
+    if asked_for is not None:
+        return LowpeftError(
+            f"{file} is not a checkpoint of plain tensors: it is a pickle with code, which asks for "
+            f"{asked_for[:100].strip('.')}. Where you trust it and have that code, convert it: "
+            "content = torch.load(path, weights_only=False), find the state dict in it (of a network: "
+            ".state_dict()), and torch.save(state_dict, 'network.pth')"
+        )
+    first = next((line for line in reason.splitlines() if line and "weights_only" not in line), "")
+    return LowpeftError(
+        f"{file} is not a checkpoint that can be read: it is damaged, cut off, or pickled in a newer form "
+        f"({type(error).__name__}: {first[:200]}); fetch or save it again"
+    )
 
 
 def _listed(folder: Path) -> str:
     files = sorted(p.name for p in folder.iterdir() if p.is_file() and p.suffix in SUFFIXES)
     return f" with {', '.join(files[:5])}" + ", …" * (len(files) > 5) if files else ""
-
-
-def _state(content: Any) -> State:
-    """The first state dict that is found under the usual keys."""
-    while isinstance(content, Mapping):
-        inner = [content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)]
-        if not inner and len(content) == 1:
-            inner = [v for v in content.values() if isinstance(v, Mapping)]
-        if not inner:
-            return {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-        content = inner[0]
-    return {}

@@ -302,7 +302,7 @@ def _renamed_fingerprint(root: nn.Module, side: int, model: str) -> Fingerprint:
         tables, _ = _pair(buffers, COORDINATES, TRANSFORMERS)
         for key, (name,) in tables.items():
             _holder(renamed, key).register_buffer(key.rpartition(".")[2], buffers[name])
-    return replace(fingerprint(renamed), model=model)
+    return replace(fingerprint(renamed), model=model, indices=None)  # of which transformers saves none
 
 
 def _holder(root: nn.Module, key: str) -> nn.Module:

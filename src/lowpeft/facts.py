@@ -35,7 +35,8 @@ class Facts:
         tasks: What a checkpoint for several tasks can do; empty for a single task.
         output: What of the network's output is the image: the name of an attribute, or the index of an item (0); None
             if the output is the image.
-        notes: How each fact that nobody gave was found: measured, assumed, or why it is missing.
+        notes: How each fact that nobody gave was found: measured, assumed, or why it is missing; and which weights were
+            taken of a file that has averaged ones.
     """
 
     architecture: str

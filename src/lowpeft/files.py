@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,24 @@ from .errors import AdapterError, LowpeftError
 from .examples import Example
 from .facts import Facts
 from .families import base_parameters, recognise
-from .fingerprint import Fingerprint, compare, digest, digests, fingerprint, fingerprint_from_dict
+from .figures import Figures, figures_from_dict, figures_of, other_figures
+from .fingerprint import (
+    OTHER_WEIGHTS,
+    Fingerprint,
+    compare,
+    digest,
+    digests,
+    fingerprint,
+    fingerprint_from_dict,
+    rounding_between,
+    with_rounded,
+)
 from .injection import attach_plan
 from .model import adapter_state_dict, only_name
 from .new_adapters import tensor_problems
 from .planning import plan_sites
 from .recipes import Recipe, recipe_from_dict, recipe_to_dict
-from .record import Record, record_of, root_of, unwrap
+from .record import record_of, root_of, unwrap
 from .site_values import (
     SCHEMA,
     SCHEMAS,
@@ -65,6 +76,7 @@ class AdapterFile:
         recipe: What was asked for.
         sites: Where the adapters go.
         base: Fingerprint of the base.
+        output: Figures of what the base computes; None where there are none.
         facts: What the writer wanted to be known (figures, names of data and weights).
         calibrated: Whether the adapter has learned its start from data.
         network: Facts of the network that the adapter was made on (value range, scale, …); None in schema 1.
@@ -75,6 +87,7 @@ class AdapterFile:
     recipe: Recipe
     sites: tuple[Site, ...]
     base: Fingerprint
+    output: Figures | None
     facts: dict[str, Any]
     calibrated: bool
     network: Facts | None
@@ -116,7 +129,7 @@ def save_adapter(
     problems += [f"{k} holds NaN or infinity" for k, v in tensors.items() if not torch.isfinite(v).all()]
     if problems:
         raise AdapterError(f"the adapter {chosen!r} was not saved:", problems=problems)
-    config = _config(record_of(root), chosen, tensors, dict(facts or {}))
+    config = _config(root, chosen, tensors, dict(facts or {}))
     target = Path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -141,13 +154,18 @@ def _losses(root: nn.Module) -> list[str]:
     return problems
 
 
-def _config(record: Record, name: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> dict[str, Any]:
+def _config(root: nn.Module, name: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> dict[str, Any]:
+    record = record_of(root)
     plan = record.plans[name]
+    if record.in_files is None:
+        record.in_files = with_rounded(record.base, root), figures_of(root, record.facts)
+    base, output = record.in_files
     return {
         "schema": SCHEMA,
         "lowpeft": version(),
         "recipe": recipe_to_dict(plan.recipe),
-        "base": record.base.as_dict(),
+        "base": base.as_dict(),
+        "output": None if output is None else output.as_dict(),
         "family": plan.family,
         "network": facts_to_dict(record.facts),
         "sites": sites_to_dicts(plan.sites),
@@ -229,6 +247,7 @@ def read_adapter(folder: str | Path) -> AdapterFile:
         calibrated = config.get("calibrated", False) is True
         network = facts_from_dict(config["network"]) if "network" in config else None
         facts, base = dict(config["facts"]), fingerprint_from_dict(config["base"])
+        output = figures_from_dict(config["output"]) if config.get("output") is not None else None
         tensors = with_new_keys(tensors, sites, schema=config["schema"])
         problems += tensor_problems(_expected(sites), tensors)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -242,6 +261,7 @@ def read_adapter(folder: str | Path) -> AdapterFile:
         recipe=recipe,
         sites=sites,
         base=base,
+        output=output,
         facts=facts,
         calibrated=calibrated,
         network=network,
@@ -335,6 +355,11 @@ def _attach(model: object, adapter: AdapterFile, place: str, *, name: str, force
     root = root_of(model)
     found = digests(root)
     problems = compare(adapter.base, fingerprint(root, found))
+    rounding = rounding_between(adapter.base, root) if problems == [OTHER_WEIGHTS] else None
+    if rounding is not None:
+        problems = []
+    if adapter.output is not None and not problems and not force:
+        problems += other_figures(adapter.output, root)
     if adapter.network is not None and is_described(model):
         problems += other_facts(adapter.network, facts_of(model))
     given = None if example is None else Example.of(example)
@@ -346,6 +371,7 @@ def _attach(model: object, adapter: AdapterFile, place: str, *, name: str, force
             advice = "but this one writes its own weights when it runs, and has not run yet: run it in eval mode first"
         raise AdapterError(f"the adapter {place!r} belongs to another base ({advice}):", problems=problems)
     plan = plan_sites(model, adapter.recipe, adapter.sites, name=name, trial=trial, facts=adapter.network)
+    plan = replace(plan, notes=(*plan.notes, *([rounding] if rounding else [])))
     return attach_plan(model, plan, found=found, tensors=adapter.tensors, calibrated=adapter.calibrated)
 
 

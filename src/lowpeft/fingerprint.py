@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from .attach import original_class
 from .copies import base_state
 from .errors import AdapterError
-from .families import base_parameters
+from .families import SLOT, base_parameters
+
+HALF = (torch.bfloat16, torch.float16)
+OTHER_WEIGHTS = "the structure is the same, the weights (or their dtype) differ: another checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +29,21 @@ class Fingerprint:
         parameters: Their number.
         structure: SHA-256 over the names and shapes of all parameters.
         weights: SHA-256 over the names, dtypes and bytes of all parameters and floating-point buffers. Buffers that
-            depend on the image size (`attn_mask*`), integer buffers (indices, counters) and those that a state dict
-            leaves out, because the network computes them, do not count.
+            depend on the image size (`attn_mask*`) and those that a state dict leaves out, because the network computes
+            them, do not count.
+        indices: The same of the integer buffers that a state dict holds; single numbers, which count something, play no
+            part. None in files that were written before this was recorded.
+        rounded: `weights` with all floating-point tensors in half precision, by the name of the dtype, so that a
+            network in half precision is known by the adapter of the original, and the other way round. None where it
+            has not been computed.
     """
 
     model: str
     parameters: int
     structure: str
     weights: str
+    indices: str | None = None
+    rounded: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         """Refuse values of other types, which a damaged file could hold.
@@ -41,9 +51,11 @@ class Fingerprint:
         Raises:
             AdapterError: Naming the values.
         """
-        texts = (self.model, self.structure, self.weights)
-        if type(self.parameters) is not int or not all(isinstance(t, str) for t in texts):
-            raise AdapterError(f"{(self.parameters, *texts)} is not a fingerprint")
+        texts = (self.model, self.structure, self.weights, "" if self.indices is None else self.indices)
+        rounded = self.rounded if self.rounded is not None else {}
+        well = isinstance(rounded, dict) and all(isinstance(t, str) for t in (*texts, *rounded, *rounded.values()))
+        if type(self.parameters) is not int or not well:
+            raise AdapterError(f"{(self.parameters, *texts, rounded)} is not a fingerprint")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -55,14 +67,30 @@ def digest(tensor: Tensor) -> str:
     plain = tensor.detach().cpu().contiguous()
     state = hashlib.sha256(str(list(plain.shape)).encode() + b"\0", usedforsecurity=False)
     state.update(plain.reshape(-1).view(torch.uint8).numpy().data)
-    return f"{str(plain.dtype).removeprefix('torch.')} {state.hexdigest()}"
+    return f"{_name(plain.dtype)} {state.hexdigest()}"
 
 
 def digests(root: nn.Module) -> dict[str, str]:
     """The digest of every tensor of the base."""
-    tensors = dict(base_state(root))
+    return _digests({**dict(base_state(root)), **_index_buffers(root)})
+
+
+def _digests(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, str]:
+    def one(tensor: Tensor) -> str:
+        return digest(tensor.detach().cpu().to(dtype) if dtype is not None and tensor.is_floating_point() else tensor)
+
     with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter lock
-        return dict(zip(tensors, pool.map(digest, tensors.values()), strict=True))
+        return dict(zip(tensors, pool.map(one, tensors.values()), strict=True))
+
+
+def _index_buffers(root: nn.Module) -> dict[str, Tensor]:
+    """The integer buffers of the base that a state dict holds, without single numbers."""
+    saved = root.state_dict().keys()
+    return {
+        path: buffer
+        for path, buffer in root.named_buffers()
+        if path in saved and SLOT not in path.split(".") and buffer.dim() and not buffer.is_floating_point()
+    }
 
 
 def fingerprint(root: nn.Module, tensors: dict[str, str] | None = None) -> Fingerprint:
@@ -74,12 +102,29 @@ def fingerprint(root: nn.Module, tensors: dict[str, str] | None = None) -> Finge
     """
     shapes = {path: list(p.shape) for path, p in base_parameters(root)}
     known = digests(root) if tensors is None else tensors
+    integers = _index_buffers(root).keys()
     return Fingerprint(
         model=original_class(root).__name__,
         parameters=sum(p.numel() for _, p in base_parameters(root)),
         structure=_sum(f"{path} {shape}" for path, shape in sorted(shapes.items())),
-        weights=_sum(f"{path} {value}" for path, value in sorted(known.items())),
+        weights=_sum_of({path: value for path, value in known.items() if path not in integers}),
+        indices=_sum_of({path: value for path, value in known.items() if path in integers}),
     )
+
+
+def with_rounded(base: Fingerprint, root: nn.Module) -> Fingerprint:
+    """The fingerprint of a network with what it is in half precision."""
+    state = dict(base_state(root))
+    sums = {_name(dtype): _sum_of(_digests(state, dtype)) for dtype in HALF}
+    return replace(base, rounded=sums)
+
+
+def _sum_of(tensors: Mapping[str, str]) -> str:
+    return _sum(f"{path} {value}" for path, value in sorted(tensors.items()))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _sum(lines: Iterable[str]) -> str:
@@ -108,5 +153,27 @@ def compare(expected: Fingerprint, found: Fingerprint) -> list[str]:
     if expected.structure != found.structure:
         problems.append("names or shapes of the parameters differ")
     elif expected.weights != found.weights:
-        problems.append("the structure is the same, the weights (or their dtype) differ: another checkpoint")
+        problems.append(OTHER_WEIGHTS)
+    elif None not in (expected.indices, found.indices) and expected.indices != found.indices:
+        problems.append("the weights are the same, index buffers that the state dict holds differ")
     return problems
+
+
+def rounding_between(expected: Fingerprint, root: nn.Module) -> str | None:
+    """How a network and an adapter's base that differ in precision alone are rounded, for people; None if they are not.
+
+    Args:
+        expected: From an adapter file.
+        root: The network. It or the base is in half precision, and rounded so the other has the same weights.
+    """
+    state = dict(base_state(root))
+    here = {t.dtype for t in state.values() if t.is_floating_point()}
+    for dtype in HALF:
+        sums = (expected.rounded or {}).get(_name(dtype))
+        if sums is None or sums != _sum_of(_digests(state, dtype)):
+            continue
+        if dtype in here:
+            return f"the adapter was made on weights of higher precision; here they are rounded to {_name(dtype)}"
+        if expected.weights == sums:
+            return f"the adapter was made on weights that were rounded to {_name(dtype)}; here they are not"
+    return None

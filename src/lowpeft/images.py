@@ -56,7 +56,8 @@ def read_image(path: str | os.PathLike[str]) -> torch.Tensor:
     Grey and palette images become RGB; transparent ones are laid over white; of several frames the first is taken.
 
     Raises:
-        DataError: the file is missing, a folder, unreadable, no image, truncated, or has more than 8 bits per sample.
+        DataError: the file is missing, a folder, unreadable, no image, truncated, in LAB colours, or has more than 8
+            bits per sample.
     """
     from PIL import ImageOps
 
@@ -88,7 +89,7 @@ def _opened(path: Path) -> Iterator[Image]:
         raise DataError(f"there is no image file {path}")
     try:
         with Image.open(path) as opened:
-            _refuse_deep_samples(opened, path)
+            _refuse_other_samples(opened, path)
             yield opened
     except UnidentifiedImageError:
         raise DataError(f"{path} is not an image in a format that Pillow reads") from None
@@ -101,8 +102,8 @@ def _opened(path: Path) -> Iterator[Image]:
         raise DataError(f"{path} is damaged, truncated or not readable: {error}") from None
 
 
-def _refuse_deep_samples(opened: Image, path: Path) -> None:
-    """Raise when the file holds more than 8 bits per sample, which Pillow would cut down without a word."""
+def _refuse_other_samples(opened: Image, path: Path) -> None:
+    """Raise for LAB, and for more than 8 bits per sample, which Pillow would cut down without a word."""
     # Deep colour files open as plain "RGB". What gives them away is the decoder's raw mode ("RGB;16B"), in PPM its
     # largest sample value.
     raw_arguments = [tile[3] for tile in getattr(opened, "tile", ())]
@@ -111,6 +112,8 @@ def _refuse_deep_samples(opened: Image, path: Path) -> None:
         (isinstance(part, str) and ";16" in part) or (opened.format == "PPM" and isinstance(part, int) and part > 255)
         for part in arguments
     )
+    if opened.mode == "LAB":
+        raise DataError(f"{path} holds LAB colours, and lowpeft reads grey and RGB images: convert it first")
     if deep or opened.mode not in _EIGHT_BIT_MODES:
         raise DataError(
             f"{path} holds more than 8 bits per sample (Pillow mode {opened.mode}), but lowpeft reads 8-bit images: "

@@ -12,7 +12,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from .attach import can_checkpoint, facets_of, set_facets
-from .blocks import block_problem
+from .blocks import block_problem, variant_in
 from .changes import Undo, change, one_at_a_time, switches_for
 from .describe import facts_of
 from .errors import PlanError
@@ -121,7 +121,8 @@ def _set_root(root: nn.Module, record: Record) -> None:
 
 def _acts_on_whole_batches(piece: Adapter) -> bool:
     """Whether what an adapter adds cannot be scaled for each image by itself."""
-    return isinstance(piece, WeightAdapter) or piece.attachment.layout is Layout.WLC
+    act = piece.attachment
+    return isinstance(piece, WeightAdapter) or act.layout is Layout.WLC or variant_in(act.block) is not None
 
 
 def replace_adapters(root: nn.Module, plan: Plan, built: list[tuple[Site, Adapter]]) -> None:
@@ -205,10 +206,11 @@ def install_forwards(model: object, forwards: Mapping[str, str]) -> None:
             problems.append(f"{path} {problem}")
         else:
             slot = slot_of(modules[path])
-            used = {p.attachment.port for p in pieces_in(slot) if p.attachment.port} if slot is not None else set()
-            problems += [
-                f"{path} has adapters at the port {p}, which {name} has not" for p in used - get_block(name).ports
-            ]
+            acts = [p.attachment for p in pieces_in(slot) if p.attachment.port] if slot is not None else []
+            used = {act.port for act in acts if act.port} - get_block(name).ports
+            problems += [f"{path} has adapters at the port {port}, which {name} has not" for port in used]
+            others = {act.block for act in acts if variant_in(act.block) != variant_in(name)}
+            problems += [f"{path} has adapters for {other}, not for {name}" for other in others]
     if problems:
         raise PlanError("these blocks cannot get another forward:", problems=problems)
     new = None if RECORD in root.__dict__ else _record(root, facts_of(model))
@@ -350,7 +352,7 @@ def drop_merged(root: nn.Module, merged: set[Adapter]) -> None:
             drop(slot, name, [key for key, _ in group_in(slot, name) if (path, key) not in kept])
             _trim(module, slot, record.forwards.get(path))
     record.digests = digests(root)
-    record.base = fingerprint(root, record.digests)
+    record.base, record.in_files = fingerprint(root, record.digests), None
     gone = [n for n, plan in record.plans.items() if not plan.sites]
     _take_out(root, gone, all=False)
     for path, module in base_modules(root):

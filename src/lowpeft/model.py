@@ -128,6 +128,7 @@ class Summary:
         adapter_bytes: Size of the adapters' tensors.
         facts: Facts of the network.
         stages: (adapter, stage or None, kind, sites, parameters) rows.
+        notes: What the adapters' plans pass over or assume, and how a base differs from that of a file, with names.
     """
 
     model: str
@@ -137,6 +138,7 @@ class Summary:
     adapter_bytes: int
     facts: Facts
     stages: tuple[tuple[str, int | None, str, int, int], ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def frozen(self) -> int:
@@ -152,7 +154,7 @@ class Summary:
         lines = [
             heading,
             str(self.facts),
-            *(f"  {note}" for note in self.facts.notes),
+            *(f"  {note}" for note in (*self.facts.notes, *self.notes)),
             f"{'adapter':<12}  {'stage':>5}  {'kind':<10}  {'sites':>5}  {'parameters':>12}",
         ]
         lines += [
@@ -188,4 +190,5 @@ def summary(model: object) -> Summary:
         adapter_bytes=sum(t.numel() * t.element_size() for t in tensors),
         facts=record_of(root).facts,
         stages=tuple((*key, sites, count) for key, (sites, count) in rows.items()),
+        notes=tuple(f"{name}: {note}" for name, plan in record_of(root).plans.items() for note in plan.notes),
     )

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .attach import original_class
-from .blocks import ChangedBlockError, OtherBlockError, check_block
+from .blocks import ChangedBlockError, OtherBlockError, check_block, clashing_forwards
 from .changes import one_at_a_time
 from .choosing import choose_sites, layer_of, other_channels, refuse_moving_channels
 from .describe import facts_of, is_described
@@ -322,7 +322,7 @@ def _refuse_other_views(root: nn.Module, recipe: Recipe) -> None:
         )
 
 
-def _refuse_conflicts(root: nn.Module, modules: dict[str, nn.Module], name: str, sites: Iterable[Site]) -> None:
+def _refuse_conflicts(root: nn.Module, modules: dict[str, nn.Module], name: str, sites: Sequence[Site]) -> None:
     problems: list[str] = []
     taken: set[tuple[str, str]] = set()
     for site in sites:
@@ -339,6 +339,7 @@ def _refuse_conflicts(root: nn.Module, modules: dict[str, nn.Module], name: str,
             problems.append(f"{site.path} is a container ({type(module).__name__}); name the layer inside it")
         if isinstance(module, torch.jit.ScriptModule):
             problems.append(f"{site.path} is a TorchScript module, whose class cannot be specialised")
+    problems += clashing_forwards(modules, sites, name, record_of(root).forwards if RECORD in root.__dict__ else {})
     problems += _other_adapters(root)
     problems += _name_problems(root, name)
     if problems:

@@ -9,6 +9,7 @@ from torch import nn
 
 from .errors import PlanError, did_you_mean
 from .facts import RECORD, Backbone, Facts
+from .figures import Figures
 from .fingerprint import Fingerprint
 from .kinds import Adapter
 from .slots import below, slots
@@ -29,6 +30,7 @@ class Record:
         training: Paths of the base's modules that were in training mode before.
         base: Fingerprint of the base when the first adapter was attached.
         digests: Digest of every base tensor at that time, so that a base that was written since is noticed.
+        in_files: The base as adapter files describe it, which takes a while and is kept once one was saved.
         plans: Plans by adapter name, in the order of attachment.
         calibrated: Names of the adapters that have learned their start from data.
         forwards: Block forwards that replace a module's own one, with or without adapters: name by path.
@@ -40,6 +42,7 @@ class Record:
     training: frozenset[str]
     base: Fingerprint
     digests: dict[str, str]
+    in_files: tuple[Fingerprint, Figures | None] | None = None
     plans: dict[str, Plan] = field(default_factory=dict)
     calibrated: set[str] = field(default_factory=set)
     forwards: dict[str, str] = field(default_factory=dict)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from spandrel import MAIN_REGISTRY, ImageModelDescriptor, ModelTiling
 from torch import Tensor
 
-from .checkpoints import State, unwrapped
 from .errors import LowpeftError, did_you_mean
+from .weights import State
 
 BLOCK = "layers.0.residual_group.blocks.0.attn.relative_position_index"
 MASKED_BLOCK = re.compile(r"(layers\.\d+\.residual_group\.blocks\.\d*[13579])\.attn\.relative_position_index")
@@ -19,21 +19,21 @@ WINDOWS_PER_SIDE = 8
 """Of the image for which masks are made where the file has none: 64 pixels, as published, with windows of 8."""
 
 
+def is_known(state: State) -> bool:
+    """Whether a state dict looks like one of an architecture of spandrel."""
+    return _architecture(state) is not None
+
+
 def load(state: State) -> ImageModelDescriptor[Any]:
-    """The network and its facts.
+    """The network of a bare state dict, and its facts.
 
     Raises:
         LowpeftError: Nothing in spandrel looks like it (the nearest is named), its tensors are not those that the
             architecture has, or it does not map one image to one image.
     """
-    for candidate in unwrapped(state):
-        for support in MAIN_REGISTRY.architectures("detection"):
-            if support.detect(candidate):
-                return _build(support.architecture, candidate)
-    raise _nearest(state)
-
-
-def _build(architecture: Any, state: State) -> ImageModelDescriptor[Any]:
+    architecture = _architecture(state)
+    if architecture is None:
+        raise nearest([state])
     if architecture.name in ("SwinIR", "Swin2SR"):
         state = with_masks(state)
     try:
@@ -46,6 +46,14 @@ def _build(architecture: Any, state: State) -> ImageModelDescriptor[Any]:
     if not isinstance(descriptor, ImageModelDescriptor):
         raise LowpeftError(f"it holds a {architecture.name}, which does not map one image to one image")
     return descriptor
+
+
+def _architecture(state: State) -> Any:
+    """Of spandrel's architectures the first that the state dict looks like; None if there is none."""
+    for support in MAIN_REGISTRY.architectures("detection"):
+        if support.detect(state):
+            return support.architecture
+    return None
 
 
 MINUS_ONE_TO_ONE = (-1.0, 1.0)
@@ -133,6 +141,10 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0][:300]
 
 
+MOST_COMPARED = 20_000
+"""Names among which a missing one is sought; more would take minutes."""
+
+
 class _Asked(Mapping[str, Any]):
     """A state dict that says yes to every question whether it has a key, and remembers the questions."""
 
@@ -154,10 +166,10 @@ class _Asked(Mapping[str, Any]):
         return len(self.state)
 
 
-def _nearest(state: State) -> LowpeftError:
-    """The error for a state dict that no architecture claims: which one would with the fewest keys more."""
-    best: tuple[float, int, str, State, list[str]] = (0.0, 0, "", state, [])
-    for candidate in unwrapped(state):
+def nearest(states: Sequence[State]) -> LowpeftError:
+    """The error for state dicts that no architecture claims: which one would with the fewest keys more."""
+    best: tuple[float, int, str, State, list[str]] = (0.0, 0, "", states[0], [])
+    for candidate in states:
         for support in MAIN_REGISTRY.architectures("detection"):
             asked = _Asked(candidate)
             try:
@@ -170,10 +182,13 @@ def _nearest(state: State) -> LowpeftError:
             best = max(best, row, key=lambda r: r[:2])
     _, found, name, candidate, missing = best
     some = ", ".join(list(candidate)[:3])
+    known = candidate if len(candidate) <= MOST_COMPARED else ()
     if not found:
-        return LowpeftError(f"no architecture of spandrel or lowpeft is near; it holds {len(state)} tensors, as {some}")
+        return LowpeftError(
+            f"no architecture of spandrel or lowpeft is near; it holds {len(candidate)} tensors, as {some}"
+        )
     return LowpeftError(
         f"no architecture of spandrel or lowpeft has these {len(candidate)} tensors (as {some}); the nearest is "
         f"{name}, of which {found} keys are there, but:",
-        problems=[f"missing: {key}{did_you_mean(key, candidate, most=1)}" for key in missing],
+        problems=[f"missing: {key}{did_you_mean(key, known, most=1)}" for key in missing],
     )

@@ -1,4 +1,4 @@
-"""The command line: plan, prepare, verify-lr, train, evaluate, enhance, lam, reproduce, info, demo."""
+"""The command line: plan, prepare, verify-lr, train, evaluate, enhance, lam, reproduce, info, convert, demo."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from ..errors import LowpeftError
 from ..progress import quiet
 from ..version import version
-from . import data, demo, enhance, evaluate, lam, reproduce, show, train
+from . import convert, data, demo, enhance, evaluate, lam, reproduce, show, train
 
 EXTRAS = {"accelerate": "train", "PIL": "train", "rich": "train", "skimage": "train", "spandrel": "spandrel"}
 """What brings an optional package: an extra by the name that is imported."""
@@ -53,6 +53,6 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"lowpeft {version()}")
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
-    for module in (show, data, train, evaluate, enhance, lam, reproduce, demo):
+    for module in (show, data, train, evaluate, enhance, lam, reproduce, convert, demo):
         module.add_to(commands)
     return top

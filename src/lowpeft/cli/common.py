@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import tomllib
 from collections.abc import Callable
 from typing import Any
@@ -39,6 +40,11 @@ def add_weights(sub: argparse.ArgumentParser, *, required: bool = True) -> None:
         metavar="FILE",
         help="checkpoint of the frozen network (.pth, .pt, .safetensors), 'demo' for the built-in one, or "
         "'timm:NAME' for one of timm, which gives features",
+    )
+    sub.add_argument(
+        "--raw-weights",
+        action="store_true",
+        help="where the file has averaged weights (EMA) and those of the last step, take the latter",
     )
     sub.add_argument("--task", help="of a network for several tasks, the one to keep: sr_x4 (EDT), 2_x4 (IPT), …")
 
@@ -95,9 +101,15 @@ def add_recipe(sub: argparse.ArgumentParser) -> None:
 
 
 def backbone(options: argparse.Namespace) -> Backbone:
-    """The network that `--weights` and `--task` name."""
+    """The network that `--weights`, `--raw-weights` and `--task` name; says which of a file's weights were taken."""
     if options.weights != "demo":
-        return load_backbone(options.weights, task=options.task)
+        found = load_backbone(options.weights, task=options.task, weights="raw" if options.raw_weights else "ema")
+        for note in found.notes:
+            if note.startswith("weights: "):
+                print(note, file=sys.stderr)
+        return found
+    if options.raw_weights:
+        raise LowpeftError("--raw-weights was asked for, and the demo network has one set of weights")
     if options.task is not None:
         raise LowpeftError(f"--task {options.task} was asked for, and the demo network has a single task")
     from ..demo import demo_backbone

@@ -101,7 +101,7 @@ def _scale(options: argparse.Namespace, base: Backbone | None) -> int:
     if options.revision is not None and options.adapter is None:
         raise LowpeftError("--revision is about an adapter of the Hub: give --adapter")
     if base is None:
-        for option in ("adapter", "ensemble", "memory_mb", "local_pooling", "task"):
+        for option in ("adapter", "ensemble", "memory_mb", "local_pooling", "task", "raw_weights"):
             if getattr(options, option) not in (None, False):
                 raise LowpeftError(f"--{option.replace('_', '-')} is about a network: give --weights")
         if not options.bicubic or options.scale is None:
@@ -203,5 +203,5 @@ def _facts(options: argparse.Namespace, scenes: tuple[Scene, ...], scale: int) -
         facts["device"] = str(device(options.device))
         if options.local_pooling is not None:
             facts["local_pooling"] = list(_window_px(options.local_pooling))
-    names = ("task", "adapter", "revision", "ensemble", "memory_mb")
+    names = ("task", "raw_weights", "adapter", "revision", "ensemble", "memory_mb")
     return facts | {name: getattr(options, name) for name in names if getattr(options, name) not in (None, False)}

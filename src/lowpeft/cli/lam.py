@@ -136,6 +136,7 @@ def _record(
         "patch": dataclasses.asdict(patch),
         "settings": dataclasses.asdict(settings),
         **{name: value for name in ("task", "revision") if (value := getattr(options, name)) is not None},
+        **({"raw_weights": True} if options.raw_weights else {}),
         "figures": {name: each.figures() for name, each in columns.items()},
     }
 

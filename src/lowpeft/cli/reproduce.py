@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LowpeftError
-from ..experiments import bundled_experiments, load_experiment
+from ..experiments import Experiment, bundled_experiments, load_experiment
+from ..experiments.show import shown
 from .common import add_device, device, new_command, overrides
 
 
@@ -17,21 +18,35 @@ def add_to(commands: Any) -> None:
         commands,
         "reproduce",
         run,
-        "train and measure every row of an experiment, beside the paper's figures",
+        "train and measure every row of an experiment, beside the paper's figures; or show these, or measure speed",
         "lowpeft reproduce finetuning --weights weights --data Flickr1024/Train --test flickr1024=Flickr1024/Test "
         "--out runs/finetuning",
     )
     known = ", ".join(bundled_experiments())
     sub.add_argument("experiment", help=f"a bundled experiment ({known}) or a path to a .toml experiment")
+    sub.add_argument("--show", action="store_true", help="print the paper's table, and run nothing")
+    sub.add_argument(
+        "--speed",
+        action="store_true",
+        help="instead of training, measure time and memory of a forward of every row, on one network of the published "
+        "size with random weights; writes speed.json into --out, if one is given",
+    )
     sub.add_argument(
         "--smoke", action="store_true", help="tiny networks and made-up scenes instead of weights and data"
     )
-    sub.add_argument("--weights", metavar="DIR", help="folder with the checkpoints, named as their authors named them")
+    sub.add_argument(
+        "--weights",
+        metavar="DIR",
+        help="folder with the checkpoints, named as their authors named them; with --adapter also one checkpoint file",
+    )
     sub.add_argument("--data", metavar="DIR", help="folder of training pairs")
+    sub.add_argument(
+        "--adapter", metavar="DIR", help="measure this ready adapter in the row that it fits, and train nothing"
+    )
     sub.add_argument(
         "--test", action="append", default=[], metavar="NAME=DIR", help="a test set: kitti2015=DIR; may be repeated"
     )
-    sub.add_argument("--out", required=True, metavar="DIR", help="folder for runs, results and the table")
+    sub.add_argument("--out", metavar="DIR", help="folder for runs, results and the table")
     sub.add_argument("--seeds", type=int, default=1, metavar="N", help="how many seeds each row gets (default: 1)")
     sub.add_argument("--jobs", type=int, default=1, metavar="N", help="how many cells are run at a time (default: 1)")
     sub.add_argument("--ensemble", action="store_true", help="also measure the self-ensemble")
@@ -43,14 +58,56 @@ def add_to(commands: Any) -> None:
         metavar="FIELD=VALUE",
         help="change a training setting of all rows: steps=1000, batch=2, learning_rate=1e-3; may be repeated",
     )
+    sub.add_argument(
+        "--size", type=_size, metavar="HxW", help="with --speed: LR px of each view (default: the crop of the recipe)"
+    )
+    sub.add_argument(
+        "--repeats",
+        type=int,
+        default=5,
+        metavar="N",
+        help="with --speed: rounds in which the rows take turns (default: 5)",
+    )
     add_device(sub)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run what is not finished, print and write the table."""
+    """Show the paper's table, measure speed, or run what is not finished, and print and write ours."""
+    experiment = load_experiment(options.experiment)
+    if options.show:
+        print(shown(experiment))
+    elif options.speed:
+        _speed(experiment, options)
+    else:
+        _reproduce(experiment, options)
+
+
+def _speed(experiment: Experiment, options: argparse.Namespace) -> None:
+    from ..reproduce.speed import measure_speed, write_speed
+
+    chosen = {"size_px": options.size, "repeats": options.repeats, "device": str(device(options.device))}
+    speed = measure_speed(experiment, **chosen, smoke=options.smoke, report=print)
+    print(f"\n{speed}")
+    if options.out:
+        size = "x".join(map(str, speed.size_px))
+        command = f"lowpeft reproduce {options.experiment} --speed --size {size} --repeats {options.repeats}"
+        command += f" --device {chosen['device']}" + " --smoke" * options.smoke
+        print(f"\nwritten to {write_speed(speed, options.out, command=command)}")
+
+
+def _size(text: str) -> tuple[int, int]:
+    """`HxW` as two numbers."""
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HxW, as in 32x80")
+    return int(height), int(width)
+
+
+def _reproduce(experiment: Experiment, options: argparse.Namespace) -> None:
     from ..reproduce import Settings, reproduce, smoke
 
-    experiment = load_experiment(options.experiment)
+    if not options.out:
+        raise LowpeftError("runs need a folder: --out DIR; --show and --speed need none")
     if options.seeds < 1:
         raise LowpeftError(f"--seeds must be at least 1, not {options.seeds}")
     settings = Settings(
@@ -61,6 +118,8 @@ def run(options: argparse.Namespace) -> None:
         memory_mb=options.memory_mb,
         jobs=options.jobs,
     )
+    if options.adapter:
+        _refuse_training(options)
     if options.smoke:
         table = smoke(experiment, options.out, settings=settings, report=print)
     else:
@@ -68,15 +127,27 @@ def run(options: argparse.Namespace) -> None:
     print(f"\n{table}\n\ntable written to {Path(options.out) / 'table.md'}")
 
 
+def _refuse_training(options: argparse.Namespace) -> None:
+    """Refuse options that are about training beside a ready adapter."""
+    given = {"smoke": options.smoke, "data": options.data, "set": options.set, "seeds": options.seeds != 1}
+    if asked := [f"--{name}" for name, value in given.items() if value]:
+        raise LowpeftError(f"--adapter measures a ready adapter, and nothing is trained: leave out {', '.join(asked)}")
+
+
 def _sources(options: argparse.Namespace) -> Any:
     from ..reproduce import Sources
 
-    missing = [f"--{name}" for name in ("weights", "data", "test") if not getattr(options, name)]
+    needed = ("weights", "test") if options.adapter else ("weights", "data", "test")
+    missing = [f"--{name}" for name in needed if not getattr(options, name)]
     if missing:
-        raise LowpeftError(f"an experiment needs {', '.join(missing)}, or --smoke")
+        what = "measuring an adapter needs" if options.adapter else "an experiment needs"
+        raise LowpeftError(f"{what} {', '.join(missing)}" + ("" if options.adapter else ", or --smoke"))
     tests = dict(text.partition("=")[::2] for text in options.test)
     if bad := [text for text in options.test if not all(text.partition("="))]:
         raise LowpeftError(f"--test {bad[0]!r} is not NAME=DIR, as in --test kitti2015=KITTI2015")
     return Sources(
-        weights=Path(options.weights), data=Path(options.data), tests={name: Path(path) for name, path in tests.items()}
+        weights=Path(options.weights),
+        data=Path(options.data) if options.data else None,
+        tests={name: Path(path) for name, path in tests.items()},
+        adapter=Path(options.adapter) if options.adapter else None,
     )

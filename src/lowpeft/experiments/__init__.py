@@ -5,8 +5,17 @@ An experiment is a TOML file (the bundled ones lie beside this module):
     schema = 1
     name = "backbones"
     summary = "one line"
-    metric = "PSNR in dB, mean of both views"
-    source = "arXiv 2407.03598"
+    metric = "PSNR in dB / SSIM, mean of both views"
+    source = "arXiv 2407.03598, its table of pre-trained networks"
+    notes = ["what readers of the table must know"]      # may be absent
+
+    [[printed]]                         # a line of the paper's table, in its order; all but the name may be absent
+    name = "IPT"
+    trained_m = 0                       # millions of parameters
+    hours = 0                           # of training
+    memory_gb = 0                       # of training
+    note = "what readers of this line must know"
+    figures.flickr1024 = { mean = [23.68, 0.7366] }  # for each test set, `left` or `mean` or both: [dB, SSIM]
 
     [[row]]
     name = "ipt"
@@ -14,6 +23,7 @@ An experiment is a TOML file (the bundled ones lie beside this module):
     scale = 4
     weights = "IPT_sr4.pt"              # as the network's authors call the file
     recipe = "stereo"                   # a bundled recipe, or a file's path from the working folder
+    trained = 11995776                  # parameters that the recipe trains on this network; may be absent
 
     [row.overrides]                     # fields of the recipe's adapters, as in `recipes.override`
     logit_scale = 1.0
@@ -21,9 +31,12 @@ An experiment is a TOML file (the bundled ones lie beside this module):
     [row.training]                      # fields of TrainSettings that differ from the recipe's
     crop_width_px = 192
 
-    [row.paper.flickr1024]              # what the paper prints for a test set; absent where it is not known
-    frozen_db = 23.68
-    adapted_db = 23.87
+    [row.paper]                         # the printed lines that this row is compared with; each may be absent
+    frozen = "IPT"
+    adapted = "IPT with adapters"
+    ensemble = "IPT with adapters, self-ensemble"
+
+A printed line that no row names stands beside the rows, and is not run.
 """
 
 from __future__ import annotations
@@ -37,7 +50,6 @@ from typing import Any
 
 from ..errors import PlanError, did_you_mean
 from ..families import families
-from ..kinds import is_number
 from ..recipes import (
     Recipe,
     TrainSettings,
@@ -50,25 +62,21 @@ from ..recipes import (
     read_toml,
     toml_names,
 )
+from .paper import Figures, Paper, Printed, Score, paper_of_row, printed_lines
+
+__all__ = [
+    "Experiment",
+    "Figures",
+    "Paper",
+    "Printed",
+    "Row",
+    "Score",
+    "bundled_experiments",
+    "experiment_from_dict",
+    "load_experiment",
+]
 
 SCHEMA = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class PaperFigures:
-    """What a paper prints for a row on a test set, in the experiment's metric; None where it is not known.
-
-    Attributes:
-        test_set: Its name.
-        frozen_db: Of the network as its authors publish it, each view by itself.
-        adapted_db: Of the network as the row's recipe trains it.
-        ensemble_db: Of that one, mean over the passes of the self-ensemble.
-    """
-
-    test_set: str
-    frozen_db: float | None = None
-    adapted_db: float | None = None
-    ensemble_db: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +91,8 @@ class Row:
         recipe: With the row's overrides and training settings applied.
         architecture: Of a network of no family, as `load_backbone` names it; otherwise None.
         summary: One line for people.
-        paper: The printed figures, for each test set that has some.
+        trained: How many parameters the recipe trains on this network, counted here; None where nobody counted.
+        paper: The printed lines that the row is compared with.
     """
 
     name: str
@@ -93,7 +102,8 @@ class Row:
     recipe: Recipe
     architecture: str | None = None
     summary: str = ""
-    paper: tuple[PaperFigures, ...] = ()
+    trained: int | None = None
+    paper: Paper = dataclasses.field(default_factory=Paper)
 
     @property
     def network(self) -> str:
@@ -111,6 +121,8 @@ class Experiment:
         metric: What the figures are: metric, unit, views.
         source: Where they are printed.
         rows: In the order of the file.
+        printed: The paper's lines, in its order.
+        notes: What readers of the table must know, a sentence or more each.
     """
 
     name: str
@@ -118,6 +130,19 @@ class Experiment:
     metric: str
     source: str
     rows: tuple[Row, ...]
+    printed: tuple[Printed, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def test_sets(self) -> tuple[str, ...]:
+        """Those that the lines have scores on, in their order."""
+        return tuple(dict.fromkeys(figures.test_set for line in self.printed for figures in line.figures))
+
+    @property
+    def only_printed(self) -> tuple[Printed, ...]:
+        """The paper's lines that no row is compared with."""
+        named = {line.name for row in self.rows for line in row.paper.lines}
+        return tuple(line for line in self.printed if line.name not in named)
 
 
 _PLAIN = dict.fromkeys(("name", "summary", "metric", "source"), (str, None))
@@ -154,15 +179,19 @@ def experiment_from_dict(table: Mapping[str, Any], *, origin: str = "the experim
         raise PlanError(f"{origin} is a {type(table).__name__}, not a table")
     problems: list[str] = []
     check_schema(table, SCHEMA, problems)
-    check_keys(table, ("schema", *_PLAIN, "row"), "the experiment", problems)
+    check_keys(table, ("schema", *_PLAIN, "notes", "printed", "row"), "the experiment", problems)
     values = plain_values(table, _PLAIN, problems)
-    rows = _rows(table.get("row"), problems)
+    notes = table.get("notes", [])
+    if not isinstance(notes, list) or not all(isinstance(note, str) and note for note in notes):
+        problems.append(f"notes must be a list of texts, not {notes!r}")
+    lines = printed_lines(table.get("printed", []), problems)
+    rows = _rows(table.get("row"), lines, problems)
     if problems:
         raise PlanError(f"{origin} is not an experiment that lowpeft can use:", problems=problems)
-    return Experiment(**values, rows=rows)
+    return Experiment(**values, rows=rows, printed=tuple(lines.values()), notes=tuple(notes))
 
 
-def _rows(tables: object, problems: list[str]) -> tuple[Row, ...]:
+def _rows(tables: object, lines: Mapping[str, Printed], problems: list[str]) -> tuple[Row, ...]:
     if not isinstance(tables, list) or not tables:
         problems.append("there is no [[row]] table")
         return ()
@@ -170,7 +199,7 @@ def _rows(tables: object, problems: list[str]) -> tuple[Row, ...]:
     names: list[object] = []
     for number, table in enumerate(tables, start=1):
         found: list[str] = []
-        row = _row(table, found)
+        row = _row(table, lines, found)
         if row is not None:
             rows.append(row)
         name = table.get("name") if isinstance(table, Mapping) else None
@@ -181,12 +210,13 @@ def _rows(tables: object, problems: list[str]) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def _row(table: object, problems: list[str]) -> Row | None:
+def _row(table: object, lines: Mapping[str, Printed], problems: list[str]) -> Row | None:
     """The row, or None and what is wrong with it."""
     if not isinstance(table, Mapping):
         problems.append(f"a row must be a table, not {table!r}")
         return None
-    check_keys(table, (*_PLAIN_OF_ROW, *_NETWORK, "scale", "overrides", "training", "paper"), "the row", problems)
+    known = (*_PLAIN_OF_ROW, *_NETWORK, "scale", "trained", "overrides", "training", "paper")
+    check_keys(table, known, "the row", problems)
     values = plain_values(table, _PLAIN_OF_ROW, problems)
     problems += [
         f"{key} must be the name of a file, without folders, not {values[key]!r}"
@@ -194,16 +224,17 @@ def _row(table: object, problems: list[str]) -> Row | None:
         if isinstance(values[key], str) and not _is_file_name(values[key])
     ]
     kind_of_network = _kind_of_network(table, problems)
-    scale = _scale(table.get("scale"), problems)
+    scale = _whole("scale", table.get("scale"), problems)
+    trained = _whole("trained", table["trained"], problems) if "trained" in table else None
     recipe = _recipe(values["recipe"], table, problems)
-    paper = _paper(table.get("paper", {}), problems)
+    paper = paper_of_row(table.get("paper", {}), lines, problems)
     if recipe is not None and not problems:
         crop = (recipe.training.crop_height_px, recipe.training.crop_width_px)
         if any(side % scale for side in crop):
             problems.append(f"a crop of {crop[0]}x{crop[1]} HR px cannot be scaled down by {scale}")
     if recipe is None or problems:
         return None
-    return Row(**{**values, "recipe": recipe}, **kind_of_network, scale=scale, paper=paper)
+    return Row(**{**values, "recipe": recipe}, **kind_of_network, scale=scale, trained=trained, paper=paper)
 
 
 def _kind_of_network(table: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
@@ -222,10 +253,10 @@ def _kind_of_network(table: Mapping[str, Any], problems: list[str]) -> dict[str,
     return dict.fromkeys(_NETWORK) | given
 
 
-def _scale(value: object, problems: list[str]) -> int:
+def _whole(key: str, value: object, problems: list[str]) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
         return value
-    problems.append(f"scale must be a whole number of at least 1, not {value!r}")
+    problems.append(f"{key} must be a whole number of at least 1, not {value!r}")
     return 1
 
 
@@ -251,18 +282,3 @@ def _recipe(name: object, table: Mapping[str, Any], problems: list[str]) -> Reci
             problems += error.problems
     settings = changed_settings(recipe.training if recipe else TrainSettings(), table.get("training", {}), problems)
     return dataclasses.replace(recipe, training=settings) if recipe else None
-
-
-def _paper(tables: object, problems: list[str]) -> tuple[PaperFigures, ...]:
-    if not isinstance(tables, Mapping) or not all(isinstance(t, Mapping) for t in tables.values()):
-        problems.append(f"[paper] must hold a table for each test set, not {tables!r}")
-        return ()
-    known = [f.name for f in dataclasses.fields(PaperFigures) if f.name != "test_set"]
-    before = len(problems)
-    for name, table in tables.items():
-        check_keys(table, known, f"[paper.{name}]", problems)
-        wrong = {k: v for k, v in table.items() if k in known and not is_number(v, above=0)}
-        problems += [f"{k} must be a number above 0, not {v!r}" for k, v in wrong.items()]
-    if len(problems) > before:
-        return ()
-    return tuple(PaperFigures(test_set=name, **table) for name, table in tables.items())

@@ -67,6 +67,8 @@ class BlockForward:
             copy of the code that has been changed.
         exact: Without adapters the result is bit-equal to the block's own; otherwise close (within 1e-5), and such a
             forward runs with or without adapters once it is installed.
+        variant_of: Name of another block forward, with the same ports, from which this one differs on purpose while an
+            adapter in the block is on. The block itself is compared with that one.
     """
 
     name: str
@@ -74,6 +76,7 @@ class BlockForward:
     ports: frozenset[str]
     example: Callable[[Any], tuple[Any, ...]]
     exact: bool = True
+    variant_of: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,10 +234,12 @@ def register_block_forward(block: BlockForward) -> BlockForward:
     """Add a block forward beside those of the families.
 
     Raises:
-        PlanError: The name is taken.
+        PlanError: The name is taken, or the block forward is a variant of one that there is not, or of other ports.
     """
     if block.name in _BLOCKS:
         raise PlanError(f"the block forward {block.name!r} is registered already")
+    if block.variant_of is not None and get_block(block.variant_of).ports != block.ports:
+        raise PlanError(f"the block forward {block.name!r} has other ports than {block.variant_of!r}")
     _BLOCKS[block.name] = block
     return block
 

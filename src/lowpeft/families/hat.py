@@ -8,7 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from ..layouts import Layout
-from .base import TOKENS, BlockForward, Family, Ports, added, block_places, register_family
+from .base import (
+    TOKENS,
+    BlockForward,
+    Family,
+    Ports,
+    added,
+    block_places,
+    register_block_forward,
+    register_family,
+)
 from .swin import BLOCK, BLOCK_PORTS, GROUP_CONV, image_facts, in_windows, noise, position_bias, pre_norm_mlp
 from .tokens import window_change
 
@@ -31,6 +40,22 @@ def hab_forward(
 
     Source: HAT (arXiv 2205.04437), section 3.2.
     """
+    return _hybrid_block(block, ports, x, x_size, rpi_sa, attn_mask if block.shift_size else None)
+
+
+def published_mask_forward(
+    block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int, int], rpi_sa: Tensor, attn_mask: Tensor | None
+) -> Tensor:
+    """As `hab_forward`, but unshifted blocks use the mask of the shifted windows too.
+
+    ASteISR's published code does this (it lacks HAT's `attn_mask = None`), so its networks were trained with it.
+    """
+    return _hybrid_block(block, ports, x, x_size, rpi_sa, attn_mask)
+
+
+def _hybrid_block(
+    block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int, int], rpi_sa: Tensor, mask: Tensor | None
+) -> Tensor:
     b: Any = block
     (height, width), shift = x_size, b.shift_size
     batch, _, channels = x.shape
@@ -40,7 +65,6 @@ def hab_forward(
     conv = b.conv_block(normed.permute(0, 3, 1, 2))
     conv = conv.permute(0, 2, 3, 1).contiguous().view(batch, height * width, channels)
 
-    mask = attn_mask if shift > 0 else None
     extras = ports.tokens(TOKENS, tokens, Layout.NLC, x_size) if ports.wants(TOKENS) else ()
 
     def attend(windows: Tensor) -> Tensor:
@@ -92,3 +116,15 @@ HAT = register_family(
         source="arXiv 2205.04437; placement as in ASteISR, arXiv 2407.03598",
     )
 )
+
+PUBLISHED_MASK = register_block_forward(
+    BlockForward(
+        name="hat.hab_published_mask",
+        forward=published_mask_forward,
+        ports=HAB.ports,
+        example=hab_example,
+        variant_of=HAB.name,
+    )
+)
+MASKS = {"hat": HAB.name, "published": PUBLISHED_MASK.name}
+"""Which blocks use the attention mask, as block forwards: the shifted ones, or all, as ASteISR's published code."""

@@ -13,7 +13,9 @@ from ..errors import PlanError, did_you_mean
 from ..layouts import Features
 from .base import FeatureAdapter, FeatureConfig, at_least
 
-Placement = Literal["attention", "mlp", "both", "parallel"]
+Placement = Literal["attention", "mlp", "both", "parallel", "parallel_both"]
+
+_SEVERAL = {"both": ("attention", "mlp"), "parallel_both": ("parallel_attention", "parallel")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,8 @@ class SpatialConfig(FeatureConfig):
     Attributes:
         reduction: The bottleneck has C // reduction channels (the paper: 4).
         placement: `attention`: on the block's whole attention contribution before its residual add (the paper);
-            `mlp`: on the MLP's contribution; `both`: on each of the two; `parallel`: beside the MLP, on its input.
+            `mlp`: on the MLP's contribution; `both`: on each of the two; `parallel`: beside the MLP, on its input;
+            `parallel_both`: beside attention and beside the MLP.
     """
 
     kind: ClassVar[str] = "spatial"
@@ -44,7 +47,7 @@ class SpatialConfig(FeatureConfig):
     @property
     def places(self) -> tuple[str, ...]:
         """The places that the placement means."""
-        return ("attention", "mlp") if self.placement == "both" else (self.placement,)
+        return _SEVERAL.get(self.placement, (self.placement,))
 
 
 class SpatialAdapter(FeatureAdapter):

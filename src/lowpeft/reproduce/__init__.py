@@ -17,8 +17,9 @@ from ..errors import LowpeftError
 from ..experiments import Experiment, Row
 from ..recipes import changed_settings
 from .job import Job, Outcome, finished, run_job
+from .ready import with_ready_row
 from .smoke import smoke_experiment, write_smoke_scenes, write_smoke_weights
-from .table import FROZEN, Line, Table, printed
+from .table import FROZEN, Line, Table
 
 __all__ = ["Job", "Line", "Outcome", "Settings", "Sources", "Table", "reproduce", "smoke"]
 
@@ -27,21 +28,30 @@ SMOKE_NOTE = (
     "its figures mean nothing."
 )
 
+READY_NOTE = "The adapter of row {} was there already: it was measured, not trained."
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
     """Where an experiment's files are.
 
     Attributes:
-        weights: Folder with the checkpoints, under the names that their authors gave them.
-        data: Folder of training pairs.
+        weights: Folder with the checkpoints, under the names that their authors gave them. With `adapter` it may be the
+            checkpoint itself.
+        data: Folder of training pairs; not needed with `adapter`.
         tests: Folder of each test set, by name; figures of the paper stand beside sets of its names (`flickr1024`,
             `kitti2012`, `kitti2015`, `middlebury`).
+        adapter: Folder of a ready adapter: it is measured in the row that it fits, and nothing is trained.
     """
 
     weights: Path
-    data: Path
+    data: Path | None = None
     tests: Mapping[str, Path]
+    adapter: Path | None = None
+
+    def checkpoint(self, row: Row) -> Path:
+        """The checkpoint of a row."""
+        return self.weights if self.adapter is not None and self.weights.is_file() else self.weights / row.weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +102,14 @@ def reproduce(
         The table.
 
     Raises:
-        LowpeftError: Files are missing (all are listed), settings do not fit, results in `out` are of another run, or a
-            row failed; what was finished stays.
+        LowpeftError: Files are missing (all are listed), settings do not fit, a ready adapter fits no row, results in
+            `out` are of another run, or a row failed; what was finished stays.
     """
     folder = Path(out)
     settings = settings or Settings()
+    if sources.adapter is not None:
+        experiment = with_ready_row(experiment, sources.adapter)
+        note = note or READY_NOTE.format(experiment.rows[0].name)
     cells = list(_cells(experiment, sources, settings))
     done = {place: finished(job, folder / place) for job, place in cells}
     outcomes: dict[str, list[Outcome]] = {}
@@ -129,9 +142,9 @@ def smoke(experiment: Experiment, out: str | Path, **keywords: Any) -> Table:
     """
     folder = Path(out)
     small = smoke_experiment(experiment)
-    sets = dict.fromkeys(figures.test_set for row in small.rows for figures in row.paper) or {"flickr1024": None}
+    sets = small.test_sets or ("flickr1024",)
     write_smoke_weights(small, folder / "weights")
-    data, tests = write_smoke_scenes(folder / "scenes", tuple(sets))
+    data, tests = write_smoke_scenes(folder / "scenes", sets)
     sources = Sources(weights=folder / "weights", data=data, tests=tests)
     return reproduce(small, sources, folder, note=SMOKE_NOTE, **keywords)
 
@@ -154,23 +167,18 @@ def _cells(experiment: Experiment, sources: Sources, settings: Settings) -> Iter
     """Every job and its folder: each frozen network once, then each row with each seed."""
     rows = [_with_settings(row, settings.training) for row in experiment.rows]
     networks = {row.weights: row for row in rows}
-    folders = {"weights": sources.weights, "training pairs": sources.data}
-    folders |= {f"test set {name}": path for name, path in sources.tests.items()}
-    missing = [f"no folder of {what} at {path}" for what, path in folders.items() if not path.is_dir()]
-    missing += [
-        f"no checkpoint {name} in {sources.weights} (row {row.name})"
-        for name, row in networks.items()
-        if sources.weights.is_dir() and not (sources.weights / name).is_file()
-    ]
-    if not sources.tests:
-        missing.append("no test set")
+    missing = _missing(sources, networks)
     if missing:
         raise LowpeftError(f"experiment {experiment.name!r} cannot be run:", problems=missing)
     common: dict[str, Any] = {name: getattr(settings, name) for name in ("device", "ensemble", "memory_mb")}
     common["tests"] = tuple(sources.tests.items())
     for row in networks.values():
         place = Path(FROZEN if len(networks) == 1 else f"{FROZEN}, {row.name}")
-        yield Job(row=str(place), recipe=None, seed=0, data=None, **_network(row, sources), **common), place
+        yield Job(row=str(place), **_network(row, sources), **common), place
+    if sources.adapter is not None:
+        for row in rows:
+            yield Job(row=row.name, adapter=sources.adapter, **_network(row, sources), **common), Path(row.name)
+        return
     for seed in settings.seeds:
         for row in rows:
             recipe = dataclasses.replace(row.recipe, training=dataclasses.replace(row.recipe.training, seed=seed))
@@ -178,8 +186,23 @@ def _cells(experiment: Experiment, sources: Sources, settings: Settings) -> Iter
             yield job, Path(row.name) / f"seed-{seed}"
 
 
+def _missing(sources: Sources, networks: Mapping[str, Row]) -> list[str]:
+    """What is not there, one line each."""
+    ready = sources.adapter is not None
+    folders: dict[str, Path | None] = {} if ready and sources.weights.is_file() else {"weights": sources.weights}
+    folders |= {} if ready else {"training pairs": sources.data}
+    folders |= {f"test set {name}": path for name, path in sources.tests.items()}
+    missing = [f"no folder of {what} at {path}" for what, path in folders.items() if path is None or not path.is_dir()]
+    missing += [
+        f"no checkpoint {name} in {sources.weights} (row {row.name})"
+        for name, row in networks.items()
+        if sources.weights.is_dir() and not sources.checkpoint(row).is_file()
+    ]
+    return missing if sources.tests else [*missing, "no test set"]
+
+
 def _network(row: Row, sources: Sources) -> dict[str, Any]:
-    return {"weights": sources.weights / row.weights, "network": row.network, "scale": row.scale}
+    return {"weights": sources.checkpoint(row), "network": row.network, "scale": row.scale}
 
 
 def _with_settings(row: Row, training: Mapping[str, Any]) -> Row:
@@ -194,9 +217,9 @@ def _lines(experiment: Experiment, outcomes: Mapping[str, list[Outcome]]) -> Ite
     rows = {row.name: row for row in experiment.rows}
     for name, found in outcomes.items():
         if name in rows:
-            paper = printed(rows[name].paper, frozen=False)
-            yield Line(row=name, summary=rows[name].summary, outcomes=tuple(found), paper=paper)
+            paper = rows[name].paper
+            lines = {"printed": paper.adapted, "ensemble": paper.ensemble}
+            yield Line(row=name, summary=rows[name].summary, outcomes=tuple(found), **lines)
         else:
             row = rows.get(name.removeprefix(f"{FROZEN}, "), experiment.rows[0])
-            paper = printed(row.paper, frozen=True)
-            yield Line(row=name, summary="the network alone", outcomes=tuple(found), paper=paper)
+            yield Line(row=name, summary="the network alone", outcomes=tuple(found), printed=row.paper.frozen)

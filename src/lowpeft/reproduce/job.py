@@ -18,8 +18,11 @@ from ..backbones import load_backbone
 from ..data import Crops, find_scenes, load_example, read_clean_crops
 from ..errors import LowpeftError
 from ..evaluate import by_network, by_network_alone, measure
+from ..facts import Backbone
+from ..files import load_adapter, read_adapter
 from ..inference import Tiling
 from ..inference.network import multi_view
+from ..model import adapter_parameters
 from ..progress import progress, quiet
 from ..recipes import Recipe, TrainSettings, recipe_to_dict
 from ..record import module_of
@@ -30,7 +33,7 @@ RESULT, PEAK = "result.json", "peak.json"
 MEAN = "PSNR (L+R)/2"
 """The column of the protocol that the paper's figures are."""
 ENSEMBLE, SAME_VIEW = "ensemble ", "same view "
-"""What stands before that column's name."""
+"""What stands before a column's name."""
 MB = 10**6
 
 
@@ -43,10 +46,11 @@ class Job:
         weights: Checkpoint of the network.
         network: The family that it must be of, or its architecture if it is of none.
         scale: That it must have.
-        recipe: None for the frozen network.
-        seed: Of the training.
-        data: Folder of training pairs; not needed for the frozen network.
         tests: Name and folder of each test set.
+        recipe: None where nothing is trained: for the frozen network, or a ready adapter.
+        seed: Of the training.
+        data: Folder of training pairs; needed with a recipe.
+        adapter: Folder of a ready adapter, which is measured as it is.
         device: Where it runs.
         ensemble: Also measure the self-ensemble.
         memory_mb: Bound of the memory that inference takes.
@@ -56,17 +60,19 @@ class Job:
     weights: Path
     network: str
     scale: int
-    recipe: Recipe | None
-    seed: int
-    data: Path | None
     tests: tuple[tuple[str, Path], ...]
+    recipe: Recipe | None = None
+    seed: int = 0
+    data: Path | None = None
+    adapter: Path | None = None
     device: str = "cpu"
     ensemble: bool = False
     memory_mb: int | None = None
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a finished result to count as this job's."""
-        plain = {k: v for k, v in vars(self).items() if k not in ("recipe", "weights", "data", "tests", "device")}
+        others = ("recipe", "weights", "data", "tests", "device", "adapter")
+        plain = {k: v for k, v in vars(self).items() if k not in others}
         recipe = None if self.recipe is None else recipe_to_dict(self.recipe)
         state = self.weights.stat()
         found = {
@@ -76,6 +82,8 @@ class Job:
             "data": None if self.data is None else _listing(self.data),
             "tests": {name: _listing(path) for name, path in self.tests},
         }
+        if self.adapter is not None:
+            found["adapter"] = read_adapter(self.adapter).config
         as_read_again: dict[str, Any] = json.loads(json.dumps(found))
         return as_read_again
 
@@ -91,9 +99,9 @@ class Outcome:
         trained: Parameters that were.
         seconds: Of training; 0 for the frozen network.
         peak_mb: Most memory during training: of the device on CUDA, of the process elsewhere.
-        figures: For each test set, the columns of the protocol `literature`. `ensemble PSNR (L+R)/2` is that of the
-            self-ensemble, if it was asked for; `same view PSNR (L+R)/2` that of a stereo model whose other view is a
-            copy of the same one.
+        figures: For each test set, the columns of the protocol `literature`; with `ensemble ` before their names those
+            of the self-ensemble, if it was asked for. `same view PSNR (L+R)/2` is that of a stereo model whose other
+            view is a copy of the same one.
     """
 
     row: str
@@ -146,11 +154,13 @@ def run_job(job: Job, folder: Path) -> Outcome:
         raise LowpeftError(
             f"{job.weights} is a {found} x{backbone.scale}, but row {job.row!r} is for {job.network} x{job.scale}"
         )
-    model: object = backbone if job.recipe is None else build_model(backbone, job.recipe)
+    model = _model(backbone, job)
     module = module_of(model).to(torch.device(job.device))
-    cost = {"trained": 0, "seconds": 0.0, "peak_mb": _peak_mb(job)}
     if job.recipe is not None:
         cost = _train(model, job.recipe.training, job, folder)
+    else:
+        trained = sum(p.numel() for _, p in adapter_parameters(model)) if job.adapter is not None else 0
+        cost = {"trained": trained, "seconds": 0.0, "peak_mb": _peak_mb(job)}
     module.eval()
     total = sum(p.numel() for p in module.parameters())
     outcome = Outcome(
@@ -166,6 +176,13 @@ def run_job(job: Job, folder: Path) -> Outcome:
         folder / RESULT, {"identity": job.identity(), "outcome": dataclasses.asdict(outcome), "made": _provenance(job)}
     )
     return outcome
+
+
+def _model(backbone: Backbone, job: Job) -> object:
+    """What is trained or measured: the network alone, with the recipe's adapters, or with the ready adapter."""
+    if job.adapter is not None:
+        return load_adapter(backbone, job.adapter)
+    return backbone if job.recipe is None else build_model(backbone, job.recipe)
 
 
 def _train(model: object, settings: TrainSettings, job: Job, folder: Path) -> dict[str, float]:
@@ -204,7 +221,7 @@ def _measure(model: object, job: Job, name: str, path: Path) -> dict[str, float]
     with progress(f"{job.row}, {name}", len(ways) * len(examples)) as advance:
         for way, enhance in ways.items():
             found = measure(enhance, examples, scale=job.scale, seen=lambda example, _: advance(example.name))
-            means = {MEAN: found.means()[MEAN]} if way else found.means()
+            means = {MEAN: found.means()[MEAN]} if way == SAME_VIEW else found.means()
             figures |= {way + column: round(value, 5) for column, value in means.items()}
     return figures
 
@@ -224,9 +241,13 @@ def _peak_mb(job: Job) -> float:
 
 
 def _provenance(job: Job) -> dict[str, Any]:
-    device = torch.device(job.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    name = device_name(torch.device(job.device))
     return {"lowpeft": version(), "torch": torch.__version__, "device": name, "date": time.strftime("%Y-%m-%d")}
+
+
+def device_name(device: torch.device) -> str:
+    """A device in words."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -52,13 +52,21 @@ def write_smoke_weights(experiment: Experiment, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for row in experiment.rows:
         path = folder / row.weights
-        if path.exists():
-            continue
-        if row.network not in _TINY:
-            raise LowpeftError(f"there is no tiny {row.network}; known: {', '.join(_TINY)}")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            torch.save(_TINY[row.network](row.scale).state_dict(), path)
+        if not path.exists():
+            torch.save(tiny_network(row).state_dict(), path)
+
+
+def tiny_network(row: Row) -> nn.Module:
+    """A tiny network of the row's kind and scale, with random weights.
+
+    Raises:
+        LowpeftError: There is none of that kind.
+    """
+    if row.network not in _TINY:
+        raise LowpeftError(f"there is no tiny {row.network}; known: {', '.join(_TINY)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _TINY[row.network](row.scale)
 
 
 def write_smoke_scenes(folder: Path, sets: tuple[str, ...]) -> tuple[Path, dict[str, Path]]:

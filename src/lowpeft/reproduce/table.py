@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from ..experiments import Experiment, PaperFigures
+from ..experiments import Experiment, Printed
+from ..experiments.paper import COSTS
+from ..experiments.show import NOTHING, aligned, amount, grid, remarks
 from .job import ENSEMBLE, MEAN, Outcome
 
 FROZEN = "frozen"
+
+COLUMNS = {"left": ("PSNR Left", "SSIM Left"), "mean": (MEAN, "SSIM (L+R)/2")}
+"""Of the protocol `literature`, by what the paper prints."""
+PAPER_COSTS = dict(zip(COSTS, ("paper, M", "paper, h", "paper, GB"), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,14 +26,16 @@ class Line:
     Attributes:
         row: Its name.
         summary: Of the row.
-        outcomes: One for each seed.
-        paper: What the paper prints, for each test set and column of ours, where it is known.
+        outcomes: One for each seed; none for a line that is only printed.
+        printed: The paper's line; None where it has none.
+        ensemble: Its line for the self-ensemble.
     """
 
     row: str
     summary: str
-    outcomes: tuple[Outcome, ...]
-    paper: dict[str, dict[str, float]]
+    outcomes: tuple[Outcome, ...] = ()
+    printed: Printed | None = None
+    ensemble: Printed | None = None
 
     def mean(self, test_set: str, figure: str) -> float | None:
         """Over the seeds; None where it was not measured."""
@@ -38,6 +46,16 @@ class Line:
         """Standard deviation over the seeds; None for fewer than two."""
         values = self._values(test_set, figure)
         return stdev(values) if len(values) > 1 else None
+
+    def paper(self, test_set: str) -> dict[str, float]:
+        """What the paper prints, by column of ours."""
+        ensemble = {ENSEMBLE + column: value for column, value in _columns(self.ensemble, test_set).items()}
+        return _columns(self.printed, test_set) | ensemble
+
+    def costs(self) -> dict[str, float]:
+        """What the paper prints of parameters, time and memory."""
+        found = {key: getattr(self.printed, key, None) for key in COSTS}
+        return {key: value for key, value in found.items() if value is not None}
 
     def _values(self, test_set: str, figure: str) -> list[float]:
         found = (outcome.figures.get(test_set, {}).get(figure) for outcome in self.outcomes)
@@ -70,81 +88,87 @@ class Table:
         def plain(line: Line, name: str) -> dict[str, Any]:
             figures = {key: None for o in line.outcomes for key in o.figures.get(name, {})}
             ours = {key: {"mean": line.mean(name, key), "spread": line.spread(name, key)} for key in figures}
-            return {"ours": ours, "paper": line.paper.get(name, {})}
+            return {"ours": ours, "paper": line.paper(name)}
 
         return {
             "experiment": self.experiment.name,
             "note": self.note,
+            "notes": remarks(self.experiment),
             "rows": [
                 {
                     "row": line.row,
                     "summary": line.summary,
                     "outcomes": [vars(outcome) for outcome in line.outcomes],
+                    "paper": line.costs(),
                     "sets": {name: plain(line, name) for name in self.test_sets},
                 }
                 for line in self.lines
             ],
+            "only printed": [dataclasses.asdict(line) for line in self.experiment.only_printed],
         }
 
     def markdown(self) -> str:
         """A table for each test set."""
         about = f"# {self.experiment.name}\n\n{self.experiment.summary}. Figures: {self.experiment.metric}."
         note = f"\n\n**{self.note}**" if self.note else ""
-        sections = [f"## {name}\n\n{_grid(self._header(name), self._cells(name))}" for name in self.test_sets]
-        return "\n\n".join([about + note, *sections]) + "\n"
+        sections = [f"## {name}\n\n{grid(self._cells(name))}" for name in self.test_sets]
+        return "\n\n".join([about + note, *remarks(self.experiment), *sections]) + "\n"
 
     def __str__(self) -> str:
-        parts = [f"{self.experiment.name}: {self.experiment.summary}" + f"\n{self.note}" * bool(self.note)]
-        for name in self.test_sets:
-            rows = [self._header(name), *self._cells(name)]
-            widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-            lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-            parts.append("\n".join([name, *(line.rstrip() for line in lines)]))
-        return "\n\n".join(parts)
+        about = f"{self.experiment.name}: {self.experiment.summary}" + f"\n{self.note}" * bool(self.note)
+        sections = [f"{name}\n{aligned(self._cells(name))}" for name in self.test_sets]
+        return "\n\n".join([about, *remarks(self.experiment), *sections])
 
     def _figures(self, name: str) -> tuple[str, ...]:
         found = (key for line in self.lines for outcome in line.outcomes for key in outcome.figures.get(name, {}))
         return tuple(dict.fromkeys(found))
 
-    def _printed(self, name: str, key: str) -> bool:
-        """Whether the paper has such a figure for some row."""
-        return any(key in line.paper.get(name, {}) for line in self.lines)
-
-    def _header(self, name: str) -> list[str]:
-        columns = ["row", "trained", "s", "MB"]
-        for key in self._figures(name):
-            columns += [key, "paper", "ours - paper"] if self._printed(name, key) else [key]
-        return columns
-
     def _cells(self, name: str) -> list[list[str]]:
-        return [self._line(line, name) for line in self.lines]
-
-    def _line(self, line: Line, name: str) -> list[str]:
-        first = line.outcomes[0]
-        figures = []
-        for key in self._figures(name):
-            mean, spread = line.mean(name, key), line.spread(name, key)
-            digits = 3 if "PSNR" in key else 4
-            text = "–" if mean is None else f"{mean:.{digits}f}"
-            figures.append(text + ("" if spread is None else f" ± {spread:.{digits}f}"))
-            if self._printed(name, key):
-                paper = line.paper.get(name, {}).get(key)
-                figures.append("–" if paper is None else f"{paper:.2f}")
-                figures.append("–" if paper is None or mean is None else f"{mean - paper:+.2f}")
-        seconds, memory = (fmean(getattr(o, field) for o in line.outcomes) for field in ("seconds", "peak_mb"))
-        cost = [f"{first.trained:,}", f"{seconds:.0f}", f"{memory:.0f}"]
-        return [line.row, *cost, *figures]
-
-
-def printed(figures: Iterable[PaperFigures], *, frozen: bool) -> dict[str, dict[str, float]]:
-    """What the paper prints for a row, or for its frozen network, by test set and column of ours."""
-    found: dict[str, dict[str, float]] = {}
-    for each in figures:
-        columns = {MEAN: each.frozen_db} if frozen else {MEAN: each.adapted_db, ENSEMBLE + MEAN: each.ensemble_db}
-        found[each.test_set] = {column: value for column, value in columns.items() if value is not None}
-    return found
+        """The table of a test set, its header first: ours and the paper's, then the lines that are only printed."""
+        others = [Line(row=line.name, summary=line.note, printed=line) for line in self.experiment.only_printed]
+        lines = [*self.lines, *(line for line in others if line.paper(name))]
+        figures = self._figures(name)
+        printed = {key for line in lines for key in line.paper(name)}
+        costs = [key for key in COSTS if any(key in line.costs() for line in lines)]
+        header = ["row", "trained", "s", "MB", *(PAPER_COSTS[key] for key in costs)]
+        for key in figures:
+            header += [key, "paper", "ours - paper"] if key in printed else [key]
+        rows = []
+        for line in lines:
+            row = [line.row, *_our_costs(line), *(amount(line.costs().get(key)) for key in costs)]
+            for key in figures:
+                row += _figure(line, name, key)[: 3 if key in printed else 1]
+            rows.append(row)
+        return [header, *rows]
 
 
-def _grid(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def _our_costs(line: Line) -> list[str]:
+    if not line.outcomes:
+        return [NOTHING] * 3
+    seconds, memory = (fmean(getattr(o, field) for o in line.outcomes) for field in ("seconds", "peak_mb"))
+    return [f"{line.outcomes[0].trained:,}", f"{seconds:.0f}", f"{memory:.0f}"]
+
+
+def _figure(line: Line, name: str, key: str) -> list[str]:
+    """Ours with its spread, the paper's, and the difference."""
+    mean, spread, paper = line.mean(name, key), line.spread(name, key), line.paper(name).get(key)
+    digits, of_paper = (3, 2) if "PSNR" in key else (4, 4)
+    ours = NOTHING if mean is None else f"{mean:.{digits}f}"
+    return [
+        ours + ("" if spread is None else f" ± {spread:.{digits}f}"),
+        NOTHING if paper is None else f"{paper:.{of_paper}f}",
+        NOTHING if paper is None or mean is None else f"{mean - paper:+.{of_paper}f}",
+    ]
+
+
+def _columns(printed: Printed | None, test_set: str) -> dict[str, float]:
+    """What a line of the paper prints on a test set, by column of ours."""
+    if printed is None:
+        return {}
+    scores = {view: getattr(printed.on(test_set), view) for view in COLUMNS}
+    return {
+        column: value
+        for view, score in scores.items()
+        if score is not None
+        for column, value in zip(COLUMNS[view], (score.db, score.ssim), strict=True)
+    }

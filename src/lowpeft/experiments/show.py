@@ -1,0 +1,84 @@
+"""An experiment's table as the paper prints it, and how lowpeft prints tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from . import Experiment
+from .paper import COSTS, VIEWS, Printed
+
+COST_HEADS = dict(zip(COSTS, ("trained, M", "hours", "memory, GB"), strict=True))
+NOTHING = "–"
+
+
+def paper_table(experiment: Experiment) -> list[list[str]]:
+    """The paper's lines as cells, a header first: costs, what lowpeft trains in the line's row, scores, the row."""
+    lines = experiment.printed
+    costs = [key for key in COSTS if any(getattr(line, key) is not None for line in lines)]
+    scores = [
+        (name, view)
+        for view in VIEWS
+        for name in experiment.test_sets
+        if any(getattr(line.on(name), view) is not None for line in lines)
+    ]
+    header = ["printed line", *(COST_HEADS[key] for key in costs), "lowpeft trains"]
+    table = [[*header, *(f"{name}, {view}" for name, view in scores), "row"]]
+    for line in lines:
+        cells = [line.name, *(amount(getattr(line, key)) for key in costs), _trained(experiment, line)]
+        found = [getattr(line.on(name), view) for name, view in scores]
+        table.append([*cells, *(NOTHING if score is None else str(score) for score in found), _role(experiment, line)])
+    return table
+
+
+def remarks(experiment: Experiment) -> list[str]:
+    """What readers of the table must know: the notes, those of lines, and rows that the paper does not have."""
+    of_lines: dict[str, list[str]] = {}
+    for line in experiment.printed:
+        if line.note:
+            of_lines.setdefault(line.note, []).append(line.name)
+    found = [*experiment.notes, *(f"{'; '.join(names)}: {note}." for note, names in of_lines.items())]
+    alone = [row.name for row in experiment.rows if row.paper.adapted is None]
+    if alone:
+        found.append(f"Rows that the paper prints no figures for: {', '.join(alone)}.")
+    return found
+
+
+def shown(experiment: Experiment) -> str:
+    """The paper's table as plain text, with its source and remarks."""
+    about = f"{experiment.name}: {experiment.summary}\n{experiment.source}. {experiment.metric}."
+    table = aligned(paper_table(experiment)) if experiment.printed else "It prints no figures for these rows."
+    return "\n\n".join([about, table, *remarks(experiment)])
+
+
+def amount(value: float | None) -> str:
+    """A cost, with the digits that it has."""
+    return NOTHING if value is None else f"{value:g}"
+
+
+def aligned(table: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as plain text, in columns."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def grid(table: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as a Markdown table; the first is its header."""
+    header, *rows = table
+    return "\n".join("| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *rows))
+
+
+def _trained(experiment: Experiment, line: Printed) -> str:
+    counts = {row.trained for row in experiment.rows if row.paper.adapted is line and row.trained is not None}
+    return ", ".join(f"{count:,}" for count in sorted(counts)) or NOTHING
+
+
+def _role(experiment: Experiment, line: Printed) -> str:
+    """The row that gives ours for a line of the paper."""
+    roles = {"frozen": "frozen network"} if any(row.paper.frozen is line for row in experiment.rows) else {}
+    for row in experiment.rows:
+        if row.paper.adapted is line:
+            roles[row.name] = f"`{row.name}`"
+        if row.paper.ensemble is line:
+            roles[row.name] = f"`{row.name}` with --ensemble"
+    return ", ".join(roles.values()) or "only printed"
