@@ -5,24 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-HAT_L = {
-    "embed_dim": 180,
-    "depths": [6] * 12,
-    "num_heads": [6] * 12,
-    "window_size": 16,
-    "compress_ratio": 3,
-    "squeeze_factor": 30,
-    "overlap_ratio": 0.5,
-    "mlp_ratio": 2,
-    "upscale": 4,
-}
+from lowpeft.reproduce.speed import HAT_L
 
 
 def hat_l() -> nn.Module:
     """HAT-L x4."""
     from spandrel.architectures.HAT import HAT
 
-    return HAT(**HAT_L).eval()
+    return HAT(**HAT_L, upscale=4).eval()
 
 
 class Wide(nn.Module):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
@@ -15,10 +12,6 @@ from .errors import PlanError
 from .families import BlockForward, base_modules, base_parameters, get_block
 from .generators import kept_generators
 from .layouts import ExtraTokens, Layout, Size
-from .slots import group_in, slot_of
-
-if TYPE_CHECKING:
-    from .sites import Site
 
 CLOSE = 1e-5
 """Relative difference to the original that a block forward which is not exact may have."""
@@ -113,37 +106,3 @@ def block_problem(module: nn.Module, block: BlockForward) -> str | None:
 def variant_in(name: str | None) -> str | None:
     """The block forward of that name if it is a variant, and differs from the block itself; None otherwise."""
     return name if name is not None and get_block(name).variant_of is not None else None
-
-
-def clashing_forwards(
-    modules: Mapping[str, nn.Module], sites: Sequence[Site], name: str, installed: Mapping[str, str]
-) -> list[str]:
-    """The first block that would get adapters for different variants of its forward, as a line for people.
-
-    Args:
-        modules: Of the network, by path.
-        sites: Of a new adapter.
-        name: Its name.
-        installed: Block forwards that replace a module's own one, by path.
-    """
-    asked: dict[str, str] = {}
-    for site in sites:
-        if (ours := site.attachment.block) is None:
-            continue
-        others = {**_forwards_at(modules[site.path], installed.get(site.path)), "itself": asked.get(site.path, ours)}
-        for who, theirs in others.items():
-            if variant_in(theirs) != variant_in(ours):
-                line = f"{site.path}: the adapter {name!r} runs the block as {ours}, and {who} as {theirs}"
-                return [f"{line}, which compute different things: take one of them out, or make both for the same"]
-        asked[site.path] = ours
-    return []
-
-
-def _forwards_at(module: nn.Module, installed: str | None) -> dict[str, str]:
-    """The block forwards that a module runs as, by what asks for them."""
-    found = {} if installed is None else {"the forward that was installed": installed}
-    if (slot := slot_of(module)) is not None:
-        for other in slot._modules:
-            blocks = [piece.attachment.block for _, piece in group_in(slot, other)]
-            found |= {f"the adapter {other!r}": block for block in blocks if block is not None}
-    return found

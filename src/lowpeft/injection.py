@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .attach import can_checkpoint, facets_of, set_facets
 from .blocks import block_problem, variant_in
 from .changes import Undo, change, one_at_a_time, switches_for
+from .conflicts import check_new_name
 from .describe import facts_of
 from .errors import PlanError
 from .facts import RECORD, Facts
@@ -22,7 +23,7 @@ from .fingerprint import digests, fingerprint
 from .kinds import Adapter, RootPart, WeightAdapter
 from .layouts import Layout
 from .new_adapters import build_adapters, fill
-from .planning import Plan, check_new_name, check_plan
+from .planning import Plan, check_plan
 from .record import Record, check_name, module_of, pieces, record_of, root_of, unwrap
 from .sites import Site
 from .slots import Slot, drop, group_in, pieces_in, slot_of, slots

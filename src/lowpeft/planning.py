@@ -8,26 +8,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from .attach import original_class
-from .blocks import ChangedBlockError, OtherBlockError, check_block, clashing_forwards
+from .blocks import ChangedBlockError, OtherBlockError, check_block
 from .changes import one_at_a_time
 from .choosing import choose_sites, layer_of, other_channels, refuse_moving_channels
+from .conflicts import refuse_conflicts, refuse_other_views
 from .describe import facts_of, is_described
 from .errors import PlanError
 from .examples import Example
-from .facts import RECORD, Facts
-from .families import SLOT, base_modules, base_parameters
+from .facts import Facts
+from .families import base_modules, base_parameters
 from .kinds import AdapterConfig
 from .mixing import mixes_images
 from .probe import NoStagesError
 from .ready_calls import Asked, with_call, with_found_places
 from .recipes import Recipe, load_recipe, override
-from .record import module_of, record_of, root_of
+from .record import module_of, root_of
 from .sites import Network, Site, site_key
-from .slots import Slot, slot_of, slots
 from .trial import Trial
 from .usable import refuse_moving_statistics, refuse_unusable
 from .wrappers import refuse_fixed
@@ -258,8 +257,8 @@ def _here(network: Network, site: Site) -> Site:
 
 def _checked_plan(network: Network, name: str, recipe: Recipe, sites: Sequence[Site], facts: Facts) -> Plan:
     root = network.root
-    _refuse_conflicts(root, network.modules, name, sites)
-    _refuse_other_views(root, recipe)
+    refuse_conflicts(root, network.modules, name, sites)
+    refuse_other_views(root, recipe)
     return Plan(
         model=original_class(root).__name__,
         family=network.recognised.family.name if network.recognised else None,
@@ -301,8 +300,8 @@ def check_plan(root: nn.Module, plan: Plan) -> None:
     problems += [f"{s.path} cannot hold {s.key!r}" for s in plan.sites if s.key != _key_of(s)]
     if problems:
         raise PlanError("the plan's sites are not those of this network:", problems=problems)
-    _refuse_conflicts(root, modules, plan.name, plan.sites)
-    _refuse_other_views(root, plan.recipe)
+    refuse_conflicts(root, modules, plan.name, plan.sites)
+    refuse_other_views(root, plan.recipe)
 
 
 def _key_of(site: Site) -> str | None:
@@ -310,72 +309,3 @@ def _key_of(site: Site) -> str | None:
         return site_key(site.config, site.shape, site.layer, site.attachment)
     except (AttributeError, PlanError):
         return None
-
-
-def _refuse_other_views(root: nn.Module, recipe: Recipe) -> None:
-    """Refuse adapters that mix another number of views than those that are attached."""
-    attached = {p.recipe.views for p in record_of(root).plans.values()} if RECORD in root.__dict__ else set()
-    counts = sorted({recipe.views, *attached} - {1})
-    if len(counts) > 1:
-        raise PlanError(
-            f"the adapters of one network must mix one number of views, not {' and '.join(map(str, counts))}"
-        )
-
-
-def _refuse_conflicts(root: nn.Module, modules: dict[str, nn.Module], name: str, sites: Sequence[Site]) -> None:
-    problems: list[str] = []
-    taken: set[tuple[str, str]] = set()
-    for site in sites:
-        module = modules[site.path]
-        slot = slot_of(module)
-        if (site.path, site.key) in taken:
-            problems.append(f"{site.path or 'the network'} would get two {site.config.kind} adapters of one name")
-        taken.add((site.path, site.key))
-        if "forward" in module.__dict__:
-            problems.append(f"{site.path} has a forward of its own on the instance, which would hide the adapters")
-        if slot is None and hasattr(module, SLOT):
-            problems.append(f"{site.path} has an attribute {SLOT!r} of its own")
-        if site.attachment.form != "root" and site.attachment.source == "output" and _is_container(module):
-            problems.append(f"{site.path} is a container ({type(module).__name__}); name the layer inside it")
-        if isinstance(module, torch.jit.ScriptModule):
-            problems.append(f"{site.path} is a TorchScript module, whose class cannot be specialised")
-    problems += clashing_forwards(modules, sites, name, record_of(root).forwards if RECORD in root.__dict__ else {})
-    problems += _other_adapters(root)
-    problems += _name_problems(root, name)
-    if problems:
-        raise PlanError("the adapters cannot be attached:", problems=list(dict.fromkeys(problems)))
-
-
-def _is_container(module: nn.Module) -> bool:
-    """Whether a module only holds others; a list of parametrisations holds tensors too, and computes with them."""
-    return isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and not list(module._parameters)
-
-
-def check_new_name(root: nn.Module, name: str) -> None:
-    """Refuse what cannot be the name of one more adapter.
-
-    Raises:
-        PlanError: Saying why.
-    """
-    if problems := _name_problems(root, name):
-        raise PlanError("this cannot be the name of an adapter:", problems=problems)
-
-
-def _name_problems(root: nn.Module, name: str) -> list[str]:
-    if not isinstance(name, str) or not name.isidentifier() or not name.isascii():
-        return [f"an adapter's name must be letters, digits and underscores, not {name!r}"]
-    if hasattr(Slot(), name):
-        return [f"every torch module has an attribute {name!r}, so an adapter cannot have that name"]
-    if any(slot is not None and name in slot._modules for slot in map(slot_of, root.modules())):
-        return [f"an adapter named {name!r} is attached already; choose another name=, or restore() first"]
-    return []
-
-
-def _other_adapters(root: nn.Module) -> list[str]:
-    """Adapters that another call attached above or below this module, which one record could not put back."""
-    inner = [path for path, m in root.named_modules() if path and RECORD in m.__dict__]
-    if inner:
-        return [f"{inner[0]} is an adapted network itself: adapt that, or restore it first"]
-    if RECORD not in root.__dict__ and next(iter(slots(root)), None) is not None:
-        return ["this module is part of an adapted network: adapt the whole, or restore it first"]
-    return []
