@@ -68,6 +68,12 @@ def no_trial_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adapters are saved without figures of what their base computes; tests/test_base_checks.py has those."""
+    monkeypatch.setattr("lowpeft.files.figures_of", lambda root, facts: None)
+
+
+@pytest.fixture
 def registries() -> Iterator[None]:
     """Put back what a test or an example registers, so that the next test sees lowpeft's own tables."""
     modules = [m for name, m in sys.modules.items() if name.partition(".")[0] == "lowpeft"]

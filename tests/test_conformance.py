@@ -44,7 +44,7 @@ from zoo import Network, image_of
 # spandrel's copy of NAFNet uses an old name in its own autograd function.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:'saved_variables' is deprecated:DeprecationWarning"),
-    pytest.mark.usefixtures("no_trial_of_the_batch"),
+    pytest.mark.usefixtures("no_trial_of_the_batch", "no_figures"),
 ]
 
 INJECT = importlib.import_module("lowpeft.injection")

@@ -20,6 +20,8 @@ from lowpeft.fingerprint import fingerprint
 from states import assert_same_tensors, tensors
 from zoo import image_of
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 OFFICIAL, TRANSFORMERS = "official", "transformers"
 UPSAMPLERS = [
     ("pixelshuffle", 2),

@@ -17,6 +17,8 @@ import lowpeft
 from lowpeft import AdapterError, LoRAConfig, PlanError, SpatialConfig
 from lowpeft.files import CARD, CONFIG, FILES, TENSORS
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 def network() -> nn.Module:
     torch.manual_seed(0)

@@ -18,6 +18,8 @@ from lowpeft.reproduce.ready import with_ready_row
 from lowpeft.reproduce.smoke import smoke_experiment, write_smoke_scenes, write_smoke_weights
 from states import randomise_adapters
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 FINETUNING = smoke_experiment(load_experiment("finetuning"))
 
 

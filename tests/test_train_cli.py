@@ -21,6 +21,8 @@ from lowpeft.cli.train import CROP
 from lowpeft.demo import demo_backbone, write_scenes
 from lowpeft.recipes import TrainSettings
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 SIZE = ["--crop", "32", "64", "--batch", "2", "--device", "cpu"]
 
 

@@ -25,6 +25,8 @@ from lowpeft.errors import DataError, TrainingError
 from lowpeft.training import Processes, checkpoint, checkpoints, last_step, train
 from training_runs import SETTINGS, Samples, go, model_of
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 RECIPES = ("stereo", "spatial", "full", "whole")
 PRODUCT = {"whole": "network.safetensors"}
 VALIDATED = replace(SETTINGS, validate_every_steps=2)
