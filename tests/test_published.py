@@ -33,7 +33,7 @@ def name_of(row: Network) -> str:
 
 
 # The large ones are built once in the default tier, and that of transformers, which takes longest, in no case.
-LATER = re.compile(r".*\(transformers\)|(HAT-L|EDT-L) x(2|3|2x3x4)|(HAT|HAT-S) x[23]")
+LATER = re.compile(r".*\(transformers\)|(HAT-L|EDT-L|HAT|HAT-S) x(2|3|2x3x4)|(swin|Swin2SR|SwinIR).*")
 
 
 @pytest.mark.parametrize(
