@@ -17,7 +17,9 @@ from lowpeft import Backbone
 from lowpeft.families import SLOT
 from zoo import Network
 
-ACCEPTANCE = Path(__file__).resolve().parents[2] / "shared" / "acceptance"
+BESIDE = Path(__file__).resolve().parents[2] / "shared"
+"""What lies beside the repository, where it does."""
+ACCEPTANCE = BESIDE / "acceptance"
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -53,6 +55,14 @@ def backbone_of(row: Network, **changes: object) -> Backbone:
     torch.manual_seed(0)
     known = {"architecture": row.name, "scale": row.scale, "value_range": (0.0, row.value_max)}
     return facts(row.build(), **(known | changes))
+
+
+def authors_outputs(name: str) -> Path:
+    """A folder of what the authors' code gave, which lies beside the repository; the test is skipped without it."""
+    folder = BESIDE / "fixtures" / name
+    if not folder.is_dir():
+        pytest.skip(f"the authors' outputs, shared/fixtures/{name}, are not beside the repository")
+    return folder
 
 
 def run_acceptance_script(name: str) -> None:

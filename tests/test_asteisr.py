@@ -22,7 +22,7 @@ from lowpeft.families import register_block_forward
 from lowpeft.families.hat import MASKS, PUBLISHED_MASK
 from lowpeft.files import CONFIG
 from lowpeft.injection import install_forwards
-from states import assert_same_tensors, randomise_adapters, tensors
+from states import assert_same_tensors, authors_outputs, randomise_adapters, tensors
 from test_hub import Hub
 from zoo import build
 
@@ -126,10 +126,7 @@ def mask_everywhere(model: StereoModel, size: tuple[int, int]) -> None:
 @pytest.fixture(scope="session")
 def published() -> Path:
     """The folder with a network in the authors' layout and its outputs; skipped where it is not there."""
-    folder = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "asteisr"
-    if not folder.is_dir():
-        pytest.skip("the authors' network, shared/fixtures/asteisr, is not beside the repository")
-    return folder
+    return authors_outputs("asteisr")
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,7 @@ def test_the_same_network_is_known_whatever_stands_beside(recipe: str, tmp_path:
     network.train()
     model = randomise_adapters(lowpeft.adapt(network, "spatial", name="other"))
     lowpeft.load_adapter(model, tmp_path, name="loaded")
+    assert lowpeft.record.attached_names(network) == ["other", "loaded"]
 
 
 def test_a_network_that_takes_no_image_has_no_figures(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ COMBINATIONS = [case for case in CASES if case.label == "combination"]
 PORTS = [case for case in CASES if case.label in ("convpass", "combination")]
 
 
-LATER = zoo.LATER | {"kbnet_s", "swinir_3conv"}
+LATER = zoo.LATER | zoo.VARIANTS
 """Rows that add no mechanism to the others of `zoo.FAMILIES`."""
 
 # What a kind does with a weight depends on the layer, not on the network around it: these have layers of every sort.

@@ -23,7 +23,7 @@ from lowpeft.networks import EDT, EDTConfig
 from lowpeft.networks.edt_config import TASKS
 from lowpeft.networks.edt_parts import Block
 from lowpeft.padding import pad_to_multiple
-from states import assert_same_tensors
+from states import assert_same_tensors, authors_outputs
 
 FIXTURES = ("edt_t_x2", "edt_b_x4", "edt_b_x2x3x4", "edt_l_x2", "edt_b_dn15")
 ONE, SEVERAL = ("sr_x2",), ("sr_x2", "sr_x3")
@@ -68,10 +68,7 @@ def without_masks(state: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.fixture(scope="session")
 def edt_fixtures() -> Path:
     """The folder with outputs of the authors' networks, which lies beside the repository; skipped without it."""
-    folder = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "edt"
-    if not folder.is_dir():
-        pytest.skip("the authors' outputs, shared/fixtures/edt, are not beside the repository")
-    return folder
+    return authors_outputs("edt")
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,7 @@ def places_of(root: nn.Module) -> dict[str, tuple[FoundPlace, ...]]:
 
 FOUND = {name: places_of(build(name)) for name in ROWS}
 PLACES = [(name, place) for name, found in FOUND.items() for place in found]
-LATER = zoo.LATER | {"kbnet_s", "swinir_3conv", "swinir_jpeg"}
+LATER = zoo.LATER | zoo.VARIANTS
 """Rows whose places are those of others, or of families that come later: they are in the slow tier."""
 
 every_place = pytest.mark.parametrize(

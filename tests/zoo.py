@@ -462,6 +462,9 @@ def image(name: str, count: int = 1) -> Tensor:
 LATER: frozenset[str] = frozenset(network.name for network in FAMILIES[FAMILIES.index(_ATD_ROW) :])
 """Rows of families that add no mechanism to those before them: most of their cases are in the slow tier."""
 
+VARIANTS: frozenset[str] = frozenset({"kbnet_s", "swinir_3conv", "swinir_jpeg"})
+"""Rows that are near another one of an earlier family: as `LATER`, but for what is asked of each family."""
+
 
 class Holder(nn.Module):
     """A layer behind a convolution, so that it is not the root."""

@@ -72,9 +72,14 @@ def twin_of(root: nn.Module) -> nn.Module:
 def base_state(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The tensors that make the base compute what it computes."""
     yield from base_parameters(root)
+    for path, buffer in saved_buffers(root):
+        if buffer.is_floating_point() and not path.rpartition(".")[2].startswith("attn_mask"):
+            yield path, buffer
+
+
+def saved_buffers(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The buffers of the base that a state dict holds."""
     saved = root.state_dict().keys()
     for path, buffer in root.named_buffers():
-        name = path.rpartition(".")[2]
-        plain = SLOT not in path.split(".") and path in saved
-        if plain and buffer.is_floating_point() and not name.startswith("attn_mask"):
+        if path in saved and SLOT not in path.split("."):
             yield path, buffer

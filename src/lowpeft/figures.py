@@ -97,9 +97,7 @@ def other_figures(expected: Figures, root: nn.Module) -> list[str]:
 
     Nothing is said of a network that cannot be copied, or does not run on the CPU or on this image.
     """
-    twin = _on_cpu(root)
-    found = () if twin is None else _values(twin, expected.shape)
-    if twin is None or not found:
+    if (twin := _on_cpu(root)) is None or not (found := _values(twin, expected.shape)):
         return []
     difference = _difference(expected.values, found)
     if difference <= max(TOLERANCE, STEPS * max(expected.step, _step(twin))):

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from .attach import original_class
-from .copies import base_state
+from .copies import base_state, saved_buffers
 from .errors import AdapterError
-from .families import SLOT, base_parameters
+from .families import base_parameters
 
 HALF = (torch.bfloat16, torch.float16)
 OTHER_WEIGHTS = "the structure is the same, the weights (or their dtype) differ: another checkpoint"
@@ -85,12 +85,7 @@ def _digests(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) ->
 
 def _index_buffers(root: nn.Module) -> dict[str, Tensor]:
     """The integer buffers of the base that a state dict holds, without single numbers."""
-    saved = root.state_dict().keys()
-    return {
-        path: buffer
-        for path, buffer in root.named_buffers()
-        if path in saved and SLOT not in path.split(".") and buffer.dim() and not buffer.is_floating_point()
-    }
+    return {path: b for path, b in saved_buffers(root) if b.dim() and not b.is_floating_point()}
 
 
 def fingerprint(root: nn.Module, tensors: dict[str, str] | None = None) -> Fingerprint:

@@ -27,6 +27,15 @@ def _tensors(output: Any) -> list[Tensor]:
     return [t for t in float_tensors(output) if t.numel()]
 
 
+def _outputs(copied: nn.Module, example: Example) -> list[Tensor]:
+    """What a copy gives with its setting, for one image for each view where it takes several."""
+    views = record_of(copied).views if RECORD in copied.__dict__ else 1
+    if views > 1:
+        example = Example((ViewBatch.of(example.views(views)),), {})
+    with torch.no_grad(), kept_generators(copied):
+        return _tensors(example.call(copied))
+
+
 class Comparison:
     """The outputs of copies of an adapted network on one example, taken before it is merged."""
 
@@ -44,14 +53,7 @@ class Comparison:
         plain = self.example.of_images(views) if views > 1 else self.example
         self.base = _tensors(trial.call(plain))  # a trial's copy runs without adapters
         put_in_force(root, trial.twin)
-        self.adapted = self._outputs(trial.twin, self.example)
-
-    def _outputs(self, copied: nn.Module, example: Example) -> list[Tensor]:
-        views = record_of(copied).views if RECORD in copied.__dict__ else 1
-        if views > 1:
-            example = Example((ViewBatch.of(example.views(views)),), {})
-        with torch.no_grad(), kept_generators(copied):
-            return _tensors(example.call(copied))
+        self.adapted = _outputs(trial.twin, self.example)
 
     def difference(self, merged: nn.Module) -> float | None:
         """What merging has changed, as a share of the largest value; None without an example or tensors in the output.
@@ -62,7 +64,7 @@ class Comparison:
         if self.example is None or not self.adapted:
             return None
         worst = 0.0
-        outputs = self._outputs(copy_in_force(merged).eval(), self.example)
+        outputs = _outputs(copy_in_force(merged).eval(), self.example)
         for base, adapted, now in zip(self.base, self.adapted, outputs, strict=True):
             wide = torch.promote_types(adapted.dtype, torch.float32)
             # What is not finite with and without adapters (a network without trained weights) says nothing.
