@@ -1,11 +1,16 @@
-"""Pre-train the small HAT that `lowpeft demo` ships, on ordinary single photographs.
+"""Pre-train a small network on ordinary single photographs: the HAT that `lowpeft demo` ships, the EDT of ablations.py.
 
-    python benchmarks/pretrain_demo_network.py --train BSDS500/train BSDS500/test --validate Kodak24 --out runs/demo-hat
+    python benchmarks/pretrain.py --train BSDS500/train BSDS500/test --validate Kodak24 --out runs/demo_hat_x2
 
-The network is a HAT x2 of 0.48 M parameters (spandrel's implementation, trained from scratch), the loss L1, the LR
-images Pillow's antialiased bicubic. The run resumes from its last checkpoint. The result is
-`OUT/demo_hat_x2.safetensors` (EMA weights) with its facts in the file's metadata, and `OUT/record.json` with the
-command, versions, time and PSNR.
+The loss is L1, LR images are Pillow's antialiased bicubic. The run resumes from its last checkpoint. Its result is a
+`.safetensors` file in OUT, named as the folder (EMA weights; the HAT's shape is in its metadata), and `OUT/record.json`
+with the command, versions, time and PSNR. The networks of `ablations.py pretraining` are made by
+
+    python benchmarks/pretrain.py --network edt --train Kodak24 --validate Set5 --steps 1500 --out runs/edt_x4_kodak
+    python benchmarks/pretrain.py --network edt --train BSDS500/train BSDS500/test --validate Set5 --steps 1500 \\
+        --out runs/edt_x4_bsds
+    python benchmarks/pretrain.py --network edt --train Kodak24 --validate Set5 --steps 500 \\
+        --start runs/edt_x4_bsds/edt_x4_bsds.safetensors --out runs/edt_x4_bsds-kodak
 """
 
 from __future__ import annotations
@@ -18,15 +23,19 @@ import platform
 import random
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from spandrel.architectures.HAT import HAT
+from torch import nn
 
 from lowpeft.metrics import psnr
+from lowpeft.networks import EDT, EDTConfig
 
 CONFIG = {
     "img_size": 32,
@@ -45,8 +54,23 @@ CONFIG = {
     "img_range": 1.0,
     "drop_path_rate": 0.0,
 }
-SCALE = 2
-PATCH_LR_PX = 32
+EDT_CONFIG = EDTConfig(tasks=("sr_x4",), features=8, dim=60, depths=(1,) * 6, heads=6, direct=True)
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is trained: how it is built, its scale, the side of its LR patches, its file's metadata."""
+
+    build: Callable[[], nn.Module]
+    scale: int
+    patch_lr_px: int
+    facts: dict[str, str]
+
+
+NETWORKS = {
+    "demo": Network(lambda: HAT(**CONFIG), 2, 32, {"hat_config": json.dumps(CONFIG)}),
+    "edt": Network(lambda: EDT(EDT_CONFIG), 4, 24, {}),
+}
 BATCH = 8
 PEAK_LR = 1e-3
 WARMUP_STEPS = 200
@@ -67,9 +91,9 @@ def tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
 
 
-def crop_pair(image: Image.Image, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
+def crop_pair(image: Image.Image, rng: random.Random, net: Network) -> tuple[torch.Tensor, torch.Tensor]:
     """A random LR/HR patch pair; half of the time from a version of the photograph reduced to 50..100 %."""
-    hr_px = PATCH_LR_PX * SCALE
+    hr_px = net.patch_lr_px * net.scale
     if rng.random() < 0.5:
         factor = rng.uniform(0.5, 1.0)
         size = tuple(max(hr_px, round(s * factor)) for s in image.size)
@@ -78,25 +102,27 @@ def crop_pair(image: Image.Image, rng: random.Random) -> tuple[torch.Tensor, tor
     hr = image.crop((x, y, x + hr_px, y + hr_px))
     operation = rng.choice([None, *Image.Transpose])
     hr = hr if operation is None else hr.transpose(operation)
-    lr = hr.resize((PATCH_LR_PX, PATCH_LR_PX), Image.Resampling.BICUBIC)
+    lr = hr.resize((net.patch_lr_px, net.patch_lr_px), Image.Resampling.BICUBIC)
     return tensor(lr), tensor(hr)
 
 
 @torch.inference_mode()
-def validate(model: HAT, images: list[Image.Image]) -> dict[str, float]:
+def validate(model: nn.Module, images: list[Image.Image], scale: int) -> dict[str, float]:
     """Mean PSNR-Y of the network and of bicubic upsampling."""
     ours, bicubic = [], []
     for image in images:
         image = image.crop((0, 0, image.width // 16 * 16, image.height // 16 * 16))
-        lr = image.resize((image.width // SCALE, image.height // SCALE), Image.Resampling.BICUBIC)
+        lr = image.resize((image.width // scale, image.height // scale), Image.Resampling.BICUBIC)
         hr = tensor(image)
-        ours.append(psnr(model(tensor(lr)[None])[0], hr, border_px=SCALE, channels="y"))
-        bicubic.append(psnr(tensor(lr.resize(image.size, Image.Resampling.BICUBIC)), hr, border_px=SCALE, channels="y"))
+        ours.append(psnr(model(tensor(lr)[None])[0], hr, border_px=scale, channels="y"))
+        bicubic.append(psnr(tensor(lr.resize(image.size, Image.Resampling.BICUBIC)), hr, border_px=scale, channels="y"))
     return {"network_db": sum(ours) / len(ours), "bicubic_db": sum(bicubic) / len(bicubic)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", choices=NETWORKS, default="demo")
+    parser.add_argument("--start", type=Path, help="a result of this script, to be trained further")
     parser.add_argument("--train", type=Path, nargs="+", required=True)
     parser.add_argument("--validate", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -106,7 +132,12 @@ def main() -> None:
 
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
-    model = HAT(**CONFIG)
+    net = NETWORKS[args.network]
+    model = net.build()
+    if args.start:
+        start = load_file(args.start)
+        for name, parameter in model.named_parameters():
+            parameter.data.copy_(start[name])
     ema = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = torch.optim.Adam(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.99))
     step, seconds = 0, 0.0
@@ -127,7 +158,7 @@ def main() -> None:
         rate = PEAK_LR * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / args.steps)))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        pairs = [crop_pair(rng.choice(train_images), rng) for _ in range(BATCH)]
+        pairs = [crop_pair(rng.choice(train_images), rng, net) for _ in range(BATCH)]
         lr, hr = (torch.stack(t) for t in zip(*pairs, strict=True))
         loss = (model(lr) - hr).abs().mean()
         loss.backward()
@@ -143,25 +174,25 @@ def main() -> None:
             state = {"model": model.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict()}
             torch.save({**state, "step": step, "seconds": seconds}, checkpoint.with_suffix(".new"))
             checkpoint.with_suffix(".new").replace(checkpoint)
-            first = validate(ema, validation_images[:4])
+            first = validate(ema, validation_images[:4], net.scale)
             print(f"step {step}/{args.steps} L1 {running / LOG_EVERY_STEPS:.5f} {seconds:.0f} s {first}", flush=True)
             running = 0.0
 
     record = {
-        "command": "python benchmarks/pretrain_demo_network.py " + " ".join(sys.argv[1:]),
+        "command": "python benchmarks/pretrain.py " + " ".join(sys.argv[1:]),
         "data": {"train_images": len(train_images), "validation_images": len(validation_images)},
         "steps": step,
         "batch": BATCH,
-        "patch_lr_px": PATCH_LR_PX,
+        "patch_lr_px": net.patch_lr_px,
         "seed": args.seed,
         "seconds": round(seconds),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": f"cpu, {torch.get_num_threads()} threads",
-        "psnr_y_validation": validate(ema, validation_images),
+        "psnr_y_validation": validate(ema, validation_images, net.scale),
     }
     parameters = {k: v.contiguous() for k, v in ema.named_parameters()}
-    save_file(parameters, args.out / "demo_hat_x2.safetensors", {"hat_config": json.dumps(CONFIG)})
+    save_file(parameters, args.out / f"{args.out.name}.safetensors", net.facts)
     (args.out / "record.json").write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(record, indent=2))
 
