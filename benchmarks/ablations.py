@@ -64,8 +64,8 @@ SHORT: Mapping[str, Any] = {
 }
 """Settings of all rows of the other ablations: those of `both` in `finetuning`, at half of the steps."""
 
-UNPADDED = {"crop_height_px": 96, "crop_width_px": 384}
-"""The crop of `pretraining`: whole windows of EDT, which pads a smaller one to this size."""
+UNPADDED = {"crop_height_px": 96, "crop_width_px": 192}
+"""The crop of `pretraining`: whole windows of EDT, which would pad the other one to nearly twice its size."""
 
 SAME_VIEW = f"same view {COLUMN}"
 ROUNDS, TIMED_STEPS = 3, 12

@@ -6,10 +6,10 @@ The loss is L1, LR images are Pillow's antialiased bicubic. The run resumes from
 `.safetensors` file in OUT, named as the folder (EMA weights; the HAT's shape is in its metadata), and `OUT/record.json`
 with the command, versions, time and PSNR. The networks of `ablations.py pretraining` are made by
 
-    python benchmarks/pretrain.py --network edt --train Kodak24 --validate Set5 --steps 1500 --out runs/edt_x4_kodak
-    python benchmarks/pretrain.py --network edt --train BSDS500/train BSDS500/test --validate Set5 --steps 1500 \\
+    python benchmarks/pretrain.py --network edt --train Kodak24 --validate Set5 --steps 1000 --out runs/edt_x4_kodak
+    python benchmarks/pretrain.py --network edt --train BSDS500/train BSDS500/test --validate Set5 --steps 1000 \\
         --out runs/edt_x4_bsds
-    python benchmarks/pretrain.py --network edt --train Kodak24 --validate Set5 --steps 500 \\
+    python benchmarks/pretrain.py --network edt --train Kodak24 --validate Set5 --steps 300 \\
         --start runs/edt_x4_bsds/edt_x4_bsds.safetensors --out runs/edt_x4_bsds-kodak
 """
 

@@ -20,7 +20,7 @@ from lowpeft.fingerprint import fingerprint
 from states import assert_same_tensors, tensors
 from zoo import image_of
 
-pytestmark = pytest.mark.usefixtures("no_figures")
+pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch", "no_figures")
 
 OFFICIAL, TRANSFORMERS = "official", "transformers"
 UPSAMPLERS = [
@@ -230,6 +230,10 @@ RECIPES = {
     "lora": lambda layout: LoRAConfig(target=WEIGHTS[layout], rank=2),
     "full": lambda layout: FullConfig(target=BIASES[layout]),
 }
+every_recipe = pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in ("stereo", "beside the mlp"))) for name in RECIPES],
+)
 
 
 def trained(network: nn.Module, recipe: object) -> nn.Module:
@@ -259,7 +263,7 @@ def saved(made_on: str, recipe: object, folder: Path) -> tuple[nn.Module, nn.Mod
 
 
 @both_ways
-@pytest.mark.parametrize("recipe", RECIPES)
+@every_recipe
 def test_a_converted_adapter_gives_the_same_images(made_on: str, recipe: str, tmp_path: Path) -> None:
     adapted, target = saved(made_on, RECIPES[recipe](made_on), tmp_path / "a")
     before = images(target)
@@ -270,7 +274,7 @@ def test_a_converted_adapter_gives_the_same_images(made_on: str, recipe: str, tm
 
 
 @both_ways
-@pytest.mark.parametrize("recipe", RECIPES)
+@every_recipe
 def test_an_adapter_converted_there_and_back_is_the_first(made_on: str, recipe: str, tmp_path: Path) -> None:
     adapted, target = saved(made_on, RECIPES[recipe](made_on), tmp_path)
     first = lowpeft.read_adapter(tmp_path)

@@ -23,6 +23,8 @@ from lowpeft.inference import Tiling
 from lowpeft.metrics import PROTOCOLS, psnr
 from states import backbone_of, facts, randomise_adapters
 
+pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")
+
 SCALE = 2
 
 

@@ -108,6 +108,7 @@ class Tokens(TokenAdapter):
     def __init__(self, channels: int, config: TokensConfig) -> None:
         super().__init__()
         self.channels = channels
+        self.place = config.place
         self.weight = nn.Parameter(torch.randn(2, 3, channels))
         self.gate = nn.Parameter(torch.zeros(channels))
         self.seen: list[Features] = []
@@ -187,6 +188,7 @@ PADS_PX = {"craft": 8}
 """Rows that pad every image, also one of whole windows, below and on the right."""
 
 
+@pytest.mark.slow
 @every_place
 def test_a_place_gives_what_the_family_says(name: str, place: str) -> None:
     root, x = build(name), images(name)
@@ -204,7 +206,7 @@ def test_a_place_gives_what_the_family_says(name: str, place: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow) if n in ("craft", "dctlsa", "uformer") else n for n in sorted(zoo.LATER)],
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in {"craft", "dctlsa", "uformer"} | zoo.VARIANTS)) for n in FOUND],
 )
 def test_all_places_together_give_what_the_family_says(name: str) -> None:
     root, x = build(name), images(name)
@@ -227,9 +229,11 @@ def test_all_places_together_give_what_the_family_says(name: str) -> None:
     check_places(x, places, see, PADS_PX.get(name, 0))
 
 
-@every_place
-def test_the_number_of_views_reaches_every_place(name: str, place: str) -> None:
-    model = lowpeft.adapt(build(name), recorder(place, scene=2))
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LATER)) for n in FOUND])
+def test_the_number_of_views_reaches_every_place(name: str) -> None:
+    model: nn.Module = build(name)
+    for place in places_of(model):
+        model = lowpeft.adapt(model, recorder(place, scene=2), name=place)
     left, right = images(name)[:1], images(name)[1:]
     with torch.no_grad():
         model(left, right)

@@ -35,6 +35,8 @@ from states import assert_same_tensors, randomise_adapters, tensors
 from training_runs import Samples
 from zoo import ROWS, build, image, image_of
 
+pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")
+
 EVERYWHERE = LoRAConfig(target="**", rank=1)
 
 

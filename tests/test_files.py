@@ -32,6 +32,8 @@ from lowpeft import AdapterError, FullConfig, LoRAConfig, LowpeftError, PlanErro
 from lowpeft.files import CARD, CONFIG, METADATA_KEY, TENSORS
 from zoo import ROWS
 
+pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")
+
 
 def network(name: str = "swinir", seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
@@ -550,7 +552,9 @@ def leaves(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int
 
 
 @pytest.mark.parametrize("junk", [None, [], "x", -1, [[]]], ids=repr)
-@pytest.mark.parametrize("config", [LORA, StereoConfig(target="entry", every=1)], ids=lambda c: c.kind)
+@pytest.mark.parametrize(
+    "config", [LORA, pytest.param(StereoConfig(target="entry", every=1), marks=pytest.mark.slow)], ids=lambda c: c.kind
+)
 def test_junk_anywhere_in_a_config_is_taken_or_refused_on_purpose(config: Any, junk: Any, tmp_path: Path) -> None:
     lowpeft.save_adapter(trained(plain(), config), tmp_path)
     values = json.loads((tmp_path / CONFIG).read_text(encoding="utf-8"))

@@ -19,6 +19,8 @@ from lowpeft.inference import Tiling, crop_starts, reach_px
 from lowpeft.inference.network import run
 from states import backbone_of, facts, randomise_adapters
 
+pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")
+
 EDSR = next(n for n in zoo.FAMILIES if n.name == "edsr")
 
 

@@ -22,6 +22,8 @@ from lowpeft.inference import Tiling, local_pooling, peak_bytes, reach_px, strip
 from lowpeft.inference.memory import most_that_fits
 from states import backbone_of, facts, randomise_adapters
 
+pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")
+
 MB = 10**6
 
 

@@ -28,6 +28,8 @@ from lowpeft.lam_picture import draw_attributions, heat
 from lowpeft.networks import EDT, EDTConfig
 from states import backbone_of, facts, randomise_adapters
 
+pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")
+
 NETWORKS = {n.name: n for n in (*zoo.FAMILIES, *zoo.SPANDREL)}
 PATCH = Patch(y_px=4, x_px=6, side_px=6)
 FEW = LamSettings(steps=3)

@@ -16,6 +16,8 @@ from lowpeft.families import find_places, recognise
 from states import randomise_adapters
 from zoo import image_of
 
+pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")
+
 BLOCKS = {
     "atd": 4 * 2,
     "craft": 4 * 3,

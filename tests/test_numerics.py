@@ -27,6 +27,8 @@ from reference import adapters, blocks
 from states import randomise_adapters
 from zoo import Network
 
+pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")
+
 ADDING = importlib.import_module("lowpeft.adding")
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 HAT, SWINIR, SWIN2SR, SWIN2SR_HF, TIMM, TIMM_V2, EDT = (

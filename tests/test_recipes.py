@@ -35,6 +35,8 @@ from lowpeft import (
 from lowpeft.kinds import AdapterConfig, kinds
 from lowpeft.recipes import bundled, config_from_dict, config_to_dict, override, recipe_from_dict, recipe_to_dict
 
+pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")
+
 BUNDLED = pytest.mark.parametrize("name", bundled())
 STEREO = load_recipe("stereo")
 

@@ -34,7 +34,10 @@ from states import facts, randomise_adapters
 from training_runs import SETTINGS, Samples
 
 # spandrel's copy of OmniSR uses an old name in its own autograd function.
-pytestmark = pytest.mark.filterwarnings("ignore:'saved_variables' is deprecated:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:'saved_variables' is deprecated:DeprecationWarning"),
+    pytest.mark.usefixtures("no_trial_of_the_batch"),
+]
 
 SIZES = [(37, 53), (65, 41), (50, 70), (7, 9), (1, 3)]
 """Heights and widths: three odd ones, and two below every least side."""

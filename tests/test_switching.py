@@ -32,6 +32,8 @@ from states import assert_same_tensors, randomise_adapters, run_acceptance_scrip
 from stress import stress, switched
 from zoo import build, image, image_of
 
+pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")
+
 
 @pytest.fixture(scope="module")
 def shared() -> nn.Module:

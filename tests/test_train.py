@@ -29,6 +29,8 @@ from lowpeft.training.average import Average
 from states import backbone_of
 from training_runs import SETTINGS, Samples, edt, go, model_of, small
 
+pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")
+
 PLAIN = replace(SETTINGS, ema_decay=0.0, warmup_steps=0, steps=4)
 
 

@@ -18,6 +18,8 @@ from lowpeft.training import train
 from states import assert_same_tensors, randomise_adapters
 from training_runs import SETTINGS, Samples, edt
 
+pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")
+
 LAYERS = "**.qkv"
 
 

@@ -25,7 +25,7 @@ from lowpeft.errors import DataError, TrainingError
 from lowpeft.training import Processes, checkpoint, checkpoints, last_step, train
 from training_runs import SETTINGS, Samples, go, model_of
 
-pytestmark = pytest.mark.usefixtures("no_figures")
+pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch", "no_figures")
 
 RECIPES = ("stereo", "spatial", "full", "whole")
 PRODUCT = {"whole": "network.safetensors"}
@@ -81,7 +81,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # --- Exactness
-@pytest.mark.parametrize("step", [1, 2, 5])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 5])
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(intact: tuple[str, Path], step: int, tmp_path: Path) -> None:
     recipe, reference = intact
     with pytest.raises(Stop):

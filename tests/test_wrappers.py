@@ -20,6 +20,8 @@ from lowpeft import LowpeftError, PlanError, StereoModel
 from states import assert_same_tensors, randomise_adapters, tensors
 from unfamiliar import Plain
 
+pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")
+
 X = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(1))
 
 

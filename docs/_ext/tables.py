@@ -29,6 +29,7 @@ from sphinx.util.typing import ExtensionMetadata
 SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields|Examples?):$")
 ENTRY = re.compile(r"    (\*{0,2}\w[\w.]*): (.*)")
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+ABLATIONS = ("finetuning", "placement", "count", "pretraining")
 
 
 def need(module: str, name: str) -> Any:
@@ -245,24 +246,46 @@ def with_spread(values: Sequence[float], *, sign: str = "", digits: int = 3) -> 
     return f"{fmean(values):{sign}.{digits}f}{spread}"
 
 
-def finetuning() -> str:
-    """The small fine-tuning matrix: a table for each test set."""
-    results = results_of("finetuning")
-    psnr, ssim = "PSNR (L+R)/2", "SSIM (L+R)/2"
-    sections = []
-    for name in results["gains"]:
+def ablation(name: str) -> Callable[[], str]:
+    """An ablation at a small scale: a table for each test set."""
 
-        def row(each: Any, name: str = name) -> list[str]:
-            outcomes, gains = each["outcomes"], results["gains"][name].get(each["row"], {})
-            figures = [outcome["figures"][name] for outcome in outcomes]
-            cells = [each["row"], f"{outcomes[0]['trained']:,}", str(len(outcomes)) if gains else "–"]
-            cells += [with_spread([f[psnr] for f in figures]), with_spread([f[ssim] for f in figures], digits=4)]
-            keys = ("over_frozen_db", "from_other_view_db")
-            return cells + [with_spread(gains[key], sign="+") if key in gains else "–" for key in keys]
+    def write() -> str:
+        results = results_of(name)
+        psnr, ssim = "PSNR (L+R)/2", "SSIM (L+R)/2"
+        keys = ("over_frozen_db", "from_other_view_db")
+        sections = []
+        for test_set, gains in results["gains"].items():
 
-        head = ["row", "trained", "seeds", psnr, ssim, "over frozen, dB", "from the other view, dB"]
-        sections.append(f"**{name}**\n\n{table(head, map(row, results['rows']))}")
-    return "\n\n".join([*sections, f"{results['spread'].capitalize()} behind ±. {made_by(results)}"])
+            def row(each: Any, test_set: str = test_set, gains: Any = gains) -> list[str]:
+                outcomes, gain = each["outcomes"], gains.get(each["row"], {})
+                figures = [outcome["figures"][test_set] for outcome in outcomes]
+                cells = [each["row"], f"{outcomes[0]['trained']:,}", str(len(outcomes)) if gain else "–"]
+                cells += [with_spread([f[psnr] for f in figures]), with_spread([f[ssim] for f in figures], digits=4)]
+                return cells + [with_spread(gain[key], sign="+") if key in gain else "–" for key in keys]
+
+            head = ["row", "trained", "seeds", psnr, ssim, "over frozen, dB", "from the other view, dB"]
+            sections.append(f"**{test_set}**\n\n{table(head, map(row, results['rows']))}")
+        return "\n\n".join([*sections, f"{results['spread'].capitalize()} behind ±. {made_by(results)}"])
+
+    return write
+
+
+def findings(name: str) -> Callable[[], str]:
+    """The paper's findings of an ablation, and whether ours agree."""
+
+    def write() -> str:
+        directions = importlib.import_module("claims").directions
+        results = results_of(name)
+        found = directions(name, need("lowpeft.experiments", "load_experiment")(name), results)
+
+        def row(each: Any) -> list[str]:
+            paper = "–" if each["paper_db"] is None else f"{each['paper_db']:+.2f}"
+            ours = [f"{with_spread(o['db'], sign='+')}: {o['verdict']}" for o in each["sets"].values()]
+            return [each["says"], paper, *ours]
+
+        return table(["the paper finds", "its figures, dB", *results["gains"]], map(row, found))
+
+    return write
 
 
 def beside_paper() -> str:
@@ -529,7 +552,8 @@ GENERATED: dict[str, Callable[[], str]] = {
     "ensemble": measured("ensemble"),
     "experiments": experiments,
     "families": families,
-    "finetuning": finetuning,
+    **{name: ablation(name) for name in ABLATIONS},
+    **{f"{name}-findings": findings(name) for name in ABLATIONS},
     "fingerprint": fingerprint,
     "kinds": kinds,
     "layouts": layouts,
