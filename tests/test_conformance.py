@@ -135,14 +135,15 @@ PORTS = [case for case in CASES if case.label in ("convpass", "combination")]
 LATER = zoo.LATER | zoo.VARIANTS | {"swin2sr", "timm_swin"}
 """Rows that add no mechanism to the others of `zoo.FAMILIES`, such as `swin2sr_hf` and `timm_swin_v2`."""
 
-# What a kind does with a weight depends on the layer, not on the network around it: these have layers of every sort.
-ARITHMETIC = ("full", "dora", "ssf", "vera")
-LAYERS_OF = ("ipt", "nafnet", "rcan", "swinir")
+# What a kind does with a weight depends on the layer, not on the network around it, and convpass has the ports of the
+# combination's spatial adapters: these networks have layers and blocks of every sort.
+ON_FEW = ("full", "dora", "ssf", "vera", "convpass")
+FEW = ("ipt", "nafnet", "rcan", "swinir")
 
 
 def is_later(case: Case) -> bool:
     """Whether a case shows nothing that the others do not, and is in the slow tier."""
-    return case.network.name in LATER or (case.label in ARITHMETIC and case.network.name not in LAYERS_OF)
+    return case.network.name in LATER or (case.label in ON_FEW and case.network.name not in FEW)
 
 
 def each(cases: list[Case]) -> pytest.MarkDecorator:

@@ -130,11 +130,8 @@ def test_the_keys_tell_the_configuration(name: str, listings: dict[str, Any]) ->
     assert EDTConfig.from_state_dict(state) == listed_config(listings[name])
 
 
-# The keys of every fixture are compared in the default tier; the passes of the largest take up to six seconds each.
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[pytest.mark.slow] * (n in ("edt_l_x2", "edt_b_x2x3x4", "edt_b_x4"))) for n in FIXTURES],
-)
+# The keys of every fixture are compared in the default tier; the passes of the larger ones take up to six seconds each.
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != FIXTURES[0])) for n in FIXTURES])
 @torch.no_grad()
 def test_the_output_is_the_authors(name: str, listings: dict[str, Any], edt_fixtures: Path) -> None:
     """In float64, so that only the rounding of the authors' own pass in float32 is between the two."""

@@ -563,6 +563,7 @@ def test_hat_l_has_the_figures_of_the_paper() -> None:
     assert plan.parameters == 1_971_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["hat", "swinir"])
 def test_six_groups_have_the_figures_of_the_paper(network: str) -> None:
     torch.manual_seed(0)

@@ -48,7 +48,13 @@ def job(sources: Sources, row: str = "both", **changes: object) -> Job:
 
 # --- One cell
 @pytest.mark.parametrize(
-    ("row", "trained"), [("scratch", 83_667), ("full", 83_667), ("spatial", 1_044), ("both", 5_220)]
+    ("row", "trained"),
+    [
+        ("scratch", 83_667),
+        pytest.param("full", 83_667, marks=pytest.mark.slow),
+        pytest.param("spatial", 1_044, marks=pytest.mark.slow),
+        ("both", 5_220),
+    ],
 )
 def test_a_cell_is_trained_and_measured(row: str, trained: int, sources: Sources, tmp_path: Path) -> None:
     outcome = run_job(job(sources, row), tmp_path)

@@ -761,6 +761,7 @@ def test_every_result_is_that_of_its_setting_beside_threads_that_change_the_netw
     assert len(outcome.beside) >= 2
 
 
+@pytest.mark.slow
 def test_the_acceptance_script_passes() -> None:
     run_acceptance_script("threads.py")
 

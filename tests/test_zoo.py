@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import pytest
 import torch
@@ -27,8 +27,9 @@ def random_input(network: Network) -> Tensor:
     return network.value_max * torch.rand(2, network.channels, *network.input_px)
 
 
-def rows(networks: Iterable[Network]) -> list[object]:
-    return [pytest.param(n, id=n.name, marks=[pytest.mark.slow] * (n.name in zoo.SLOW)) for n in networks]
+def rows(networks: Iterable[Network], later: Collection[str] = ()) -> list[object]:
+    slow = {*zoo.SLOW, *later}
+    return [pytest.param(n, id=n.name, marks=[pytest.mark.slow] * (n.name in slow)) for n in networks]
 
 
 def one_by_one(module: nn.Module, x: Tensor) -> Tensor:
@@ -74,7 +75,7 @@ def test_a_coupled_row_refuses_a_batch_or_mixes_it(network: Network) -> None:
 
 # spandrel's copies of NAFNet and OmniSR use an old name in their own autograd function.
 @pytest.mark.filterwarnings("ignore:'saved_variables' is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("network", rows(zoo.ALL))
+@pytest.mark.parametrize("network", rows(zoo.ALL, zoo.LATER | zoo.VARIANTS))
 def test_gradients_pass_through_the_frozen_network(network: Network) -> None:
     torch.manual_seed(1)
     module = network.build().requires_grad_(False)
