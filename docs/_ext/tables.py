@@ -280,7 +280,7 @@ def findings(name: str) -> Callable[[], str]:
 
         def row(each: Any) -> list[str]:
             paper = "–" if each["paper_db"] is None else f"{each['paper_db']:+.2f}"
-            ours = [f"{with_spread(o['db'], sign='+')}: {o['verdict']}" for o in each["sets"].values()]
+            ours = [f"{with_spread(o['db'], sign='+', digits=4)}: {o['verdict']}" for o in each["sets"].values()]
             return [each["says"], paper, *ours]
 
         return table(["the paper finds", "its figures, dB", *results["gains"]], map(row, found))
