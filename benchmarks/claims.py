@@ -92,7 +92,7 @@ def directions(name: str, experiment: Experiment, results: Mapping[str, Any]) ->
     sets = list(next(iter(rows.values()))[0]["figures"])
 
     def ours(claim: Claim, test_set: str) -> dict[str, Any]:
-        seeds = min(len(rows[term]) for term in claim.terms if not term.startswith(FROZEN))
+        seeds = min((len(rows[term]) for term in claim.terms if not term.startswith(FROZEN)), default=1)
         sums = [
             sum(
                 factor * rows[term][0 if term.startswith(FROZEN) else seed]["figures"][test_set][COLUMN]
