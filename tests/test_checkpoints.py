@@ -420,7 +420,7 @@ def first_weight(change: Callable[[Tensor], Tensor]) -> State:
     ],
     ids=["complex", "int8", "bool", "nan", "inf", "sparse", "quantised", "meta", "nested"],
 )
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested:UserWarning", "ignore:torch.quantize_per_tensor:UserWarning")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested:UserWarning", "ignore:torch.quantize_per:UserWarning")
 def test_tensors_that_are_no_weights_are_refused(
     change: Callable[[Tensor], Tensor], words: str, tmp_path: Path
 ) -> None:
