@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import lowpeft
-from lowpeft import AdapterError, LoRAConfig, PlanError, SpatialConfig, StereoModel, convert_asteisr
+from lowpeft import AdapterError, LoRAConfig, LowpeftError, PlanError, SpatialConfig, StereoModel, convert_asteisr
 from lowpeft.asteisr import ADAPTER, WEIGHTS, Converted
 from lowpeft.cli import main, parser
 from lowpeft.families import register_block_forward
@@ -338,6 +338,43 @@ def test_a_folder_that_holds_something_is_refused_and_kept(network: Path, tmp_pa
         with pytest.raises(AdapterError, match="is there already and not an empty folder"):
             convert_asteisr(network, out)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("notes.txt", "mine")]
+
+
+@pytest.mark.parametrize("how", ["empty", "link", "here"])
+def test_an_empty_folder_is_filled(how: str, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(folder)
+    found = convert_asteisr(network, {"empty": folder, "link": tmp_path / "link", "here": "."}[how])
+    assert opened(found).backbone is not None
+    assert sorted(path.name for path in folder.iterdir()) == sorted((WEIGHTS, ADAPTER))
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_averaged_weights_are_taken_and_said_and_raw_ones_on_request(
+    state: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = {key: tensor + 1 if key == FC1 else tensor for key, tensor in state.items()}
+    torch.save({"params": raw, "params_ema": state}, tmp_path / "both.pth")
+    for options, words, added in (
+        ((), "the averaged ones (EMA), under params_ema", 0),
+        (("--raw-weights",), "the raw ones", 1),
+    ):
+        out = tmp_path / f"out{added}"
+        assert main(["convert", "asteisr", str(tmp_path / "both.pth"), "--out", str(out), *options]) == 0
+        assert f"weights: {words}" in capsys.readouterr().out
+        saved = lowpeft.read_adapter(out / ADAPTER)
+        assert saved.facts["weights"].startswith(words)
+        (fc1,) = (
+            t for key, t in saved.tensors.items() if "layers.0.residual_group.blocks.1" in key and "fc1.weight" in key
+        )
+        assert torch.equal(fc1.flatten(), (state[FC1] + added).flatten())
+
+
+def test_opening_such_a_network_as_it_is_says_what_to_do(network: Path) -> None:
+    with pytest.raises(LowpeftError, match="lowpeft convert asteisr FILE --out FOLDER"):
+        lowpeft.load_backbone(network)
 
 
 def test_a_conversion_that_cannot_be_written_leaves_nothing(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import lowpeft
 from lowpeft import AdapterError
-from lowpeft.figures import Figures, figures_of
+from lowpeft.figures import Figures, figures_from_dict, figures_of
 from lowpeft.files import CONFIG, METADATA_KEY, TENSORS
 from states import randomise_adapters
 from unfamiliar import Plain, Residual
@@ -78,6 +78,29 @@ def test_a_network_of_the_same_weights_that_computes_something_else_is_another_b
     change(network)
     assert "the weights are the same, but the output" in refusal(network, tmp_path)
     lowpeft.load_adapter(network, tmp_path, force=True)
+
+
+def test_a_base_that_gives_nan_is_another_one(tmp_path: Path) -> None:
+    network = build("rcan")
+    saved(network, tmp_path)
+    network.register_forward_hook(lambda module, inputs, output: output * torch.nan)
+    assert "holds NaN or infinity, and that of its base none" in refusal(network, tmp_path)
+
+
+def test_autocast_around_loading_changes_nothing(tmp_path: Path) -> None:
+    network = build("rcan")
+    saved(network, tmp_path)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lowpeft.load_adapter(network, tmp_path)
+
+
+@pytest.mark.parametrize("changes", [{"step": 1e308}, {"step": 1}, {"step": 0}, {"values": [[float("nan")]]}])
+def test_figures_that_would_check_nothing_are_refused(changes: dict[str, object]) -> None:
+    found = figures(build("rcan"))
+    assert found is not None
+    assert figures_from_dict(found.as_dict()) == found
+    with pytest.raises(AdapterError, match="is not what lowpeft writes"):
+        figures_from_dict(found.as_dict() | changes)
 
 
 @pytest.mark.parametrize("recipe", ["stereo", "lora"])

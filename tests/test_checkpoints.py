@@ -394,6 +394,59 @@ def test_content_without_tensors_by_name_is_refused(content: object, tmp_path: P
         load_backbone(tmp_path / "network.pth")
 
 
+def test_state_dicts_that_nothing_tells_apart_are_listed(tmp_path: Path) -> None:
+    torch.save({"student": state(RAW), "teacher": state(EMA)}, tmp_path / "network.pth")
+    with pytest.raises(LowpeftError, match=r"it has state dicts under student, teacher, and nothing says that one"):
+        load_backbone(tmp_path / "network.pth")
+
+
+def first_weight(change: Callable[[Tensor], Tensor]) -> State:
+    key = next(key for key, tensor in state(RAW).items() if tensor.ndim == 4)
+    return state(RAW) | {key: change(state(RAW)[key])}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.to(torch.complex64), "holds complex numbers"),
+        (lambda t: (t * 127).to(torch.int8), "holds integers"),
+        (lambda t: t > 0, "holds integers"),
+        (lambda t: t * torch.nan, "holds NaN or infinity"),
+        (lambda t: t + torch.inf, "holds NaN or infinity"),
+        (lambda t: t.to_sparse(), "is a sparse tensor"),
+        (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "is a quantised tensor"),
+        (lambda t: t.to("meta"), "is a meta tensor"),
+        (lambda t: torch.nested.nested_tensor([t[0], t[1]]), "is a nested tensor"),
+    ],
+    ids=["complex", "int8", "bool", "nan", "inf", "sparse", "quantised", "meta", "nested"],
+)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested:UserWarning", "ignore:torch.quantize_per:UserWarning")
+def test_tensors_that_are_no_weights_are_refused(
+    change: Callable[[Tensor], Tensor], words: str, tmp_path: Path
+) -> None:
+    for content in (first_weight(change), {"params": state(RAW), "params_ema": first_weight(change)}):
+        torch.save(content, tmp_path / "network.pth")
+        with pytest.raises(LowpeftError, match=words):
+            load_backbone(tmp_path / "network.pth")
+
+
+def test_a_list_of_averages_has_no_place_for_masks(tmp_path: Path) -> None:
+    """SwinIR's state dict holds float masks, and `parameters()`, whose order such a list has, none."""
+    torch.manual_seed(EMA)
+    averaged = ROWS["swinir"].build()
+    raw = {key: tensor + 1 if tensor.is_floating_point() else tensor for key, tensor in averaged.state_dict().items()}
+    assert any(key.endswith("attn_mask") for key in raw)
+    torch.save({"model": raw, "ema": {"shadow_params": list(averaged.parameters())}}, tmp_path / "network.pth")
+    found = load_backbone(tmp_path / "network.pth").module
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), averaged.parameters(), strict=True))
+
+
+def test_an_average_inside_a_lightning_module_is_found_under_any_name(tmp_path: Path) -> None:
+    inside = {f"model.{k}": t for k, t in state(RAW).items()} | {f"copy.module.{k}": t for k, t in state(EMA).items()}
+    torch.save({"state_dict": inside | {"copy.n_averaged": torch.tensor(3)}}, tmp_path / "network.pth")
+    assert opened(tmp_path / "network.pth")[0] == "ema"
+
+
 # --- Files that are no checkpoint
 def written(save: Callable[[Any], object]) -> bytes:
     file = io.BytesIO()

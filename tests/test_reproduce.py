@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 import lowpeft
 from lowpeft import LowpeftError, reproduce
 from lowpeft.cli import main
 from lowpeft.experiments import Experiment, Figures, Printed, Score, bundled_experiments, load_experiment
+from lowpeft.images import write_image
 from lowpeft.reproduce import Job, Line, Outcome, Settings, Sources, Table, smoke
 from lowpeft.reproduce.job import MEAN, finished, run_job
 from lowpeft.reproduce.ready import with_ready_row
@@ -113,6 +117,27 @@ def test_a_result_of_another_run_is_refused_and_kept(change: str, sources: Sourc
     with pytest.raises(LowpeftError, match=rf"another run \(it differs in {change}\)"):
         run_job(dataclasses.replace(frozen, **{change: other[change]}), tmp_path)
     assert (tmp_path / "result.json").read_text() == before
+
+
+@pytest.mark.parametrize("what", ["weights", "tests"])
+def test_a_result_of_other_content_of_the_same_name_and_size_is_refused(
+    what: str, sources: Sources, tmp_path: Path
+) -> None:
+    weights, folder = tmp_path / "network.pth", tmp_path / "set"
+    shutil.copyfile(job(sources).weights, weights)
+    folder.mkdir()
+    for number in "01":
+        write_image(torch.rand(3, 16, 80), tmp_path / f"{number}.png")
+        Image.open(tmp_path / f"{number}.png").save(folder / f"a_{'LR'[int(number)]}.bmp")
+    now = dataclasses.replace(job(sources, recipe=None), weights=weights, tests=(("set", folder),))
+    run_job(now, tmp_path / "out")
+    run_job(now, tmp_path / "out")
+    changed = weights if what == "weights" else folder / "a_L.bmp"
+    content = bytearray(changed.read_bytes())
+    content[-1] ^= 1
+    changed.write_bytes(content)
+    with pytest.raises(LowpeftError, match=rf"another run \(it differs in {what}\)"):
+        run_job(now, tmp_path / "out")
 
 
 def test_a_damaged_result_is_refused(sources: Sources, tmp_path: Path) -> None:
@@ -339,6 +364,14 @@ def test_what_is_missing_is_listed_before_anything_runs(tmp_path: Path) -> None:
             "leave out --smoke, --set, --seeds",
         ),
         (["table1", "--adapter", "a", "--weights", "w", "--test", "a=b"], "a is not an adapter folder"),
+        (["finetuning", "--smoke", "--memory-mb", "-3"], "--memory-mb must be at least 0, not -3"),
+        (["finetuning", "--smoke", "--weights", "w", "--test", "a=b"], "leave out --weights, --test"),
+        (
+            ["finetuning", "--weights", "w", "--data", "d", "--test", "a=b", "--test", "a=c"],
+            "--test a=… was given 2 times",
+        ),
+        (["finetuning", "--smoke", "--out", "/dev/null/x"], "cannot make the folder /dev/null/x"),
+        (["count", "--speed", "--smoke", "--out", "/dev/null/x"], "cannot make the folder /dev/null/x"),
     ],
 )
 def test_bad_arguments_get_a_clear_sentence(

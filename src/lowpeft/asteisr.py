@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .backbones import backbone_of, recognised
-from .checkpoints import in_full_precision, read_checkpoint, the_one, wanted
+from .checkpoints import Choice, in_full_precision, read_checkpoint, said, the_one, wanted
 from .errors import AdapterError, LowpeftError, did_you_mean
 from .facts import Backbone
 from .families.hat import HAB, HAT, MASKS
@@ -70,14 +70,15 @@ class Converted(NamedTuple):
     adapter: Path
 
 
-def convert_asteisr(path: str | Path, out: str | Path, *, mask: str = "hat") -> Converted:
+def convert_asteisr(path: str | Path, out: str | Path, *, mask: str = "hat", weights: Choice = "ema") -> Converted:
     """Write a network in the layout of ASteISR's authors as HAT's weights and an adapter.
 
     Args:
         path: The network's file (.pth, .safetensors), as `load_backbone` takes one. Sizes and depths follow from it.
-        out: A folder that is not there yet or is empty. It appears whole, in one step.
+        out: A folder that is not there yet, and appears whole, in one step; or one that is empty, and is filled.
         mask: Where the network uses the attention mask while the adapter is on: `hat`, in shifted blocks, as HAT
             itself does; `published`, in unshifted blocks too, as the authors' code does. It is kept with the adapter.
+        weights: As of `load_backbone`; the adapter's facts say which these are where a file has averages.
 
     Returns:
         The paths of the weights and of the adapter.
@@ -93,24 +94,27 @@ def convert_asteisr(path: str | Path, out: str | Path, *, mask: str = "hat") -> 
         raise AdapterError(f"mask {mask!r} is not one of {', '.join(MASKS)}{did_you_mean(str(mask), MASKS)}")
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
         raise AdapterError(f"{target} is there already and not an empty folder: choose another one, or remove it")
-    state = _state(source)
+    state, notes = _state(source, weights)
     theirs = {key: tensor for key, tensor in state.items() if _KEY.fullmatch(key)}
-    weights = {key: tensor for key, tensor in state.items() if key not in theirs}
-    backbone = _hat(weights, source)
+    frozen = {key: tensor for key, tensor in state.items() if key not in theirs}
+    backbone = _hat(frozen, source)
     wanted = _with_mask(plan(backbone, "stereo"), mask)
     adapted = inject(backbone, wanted)
     load_adapter_state_dict(adapted, _renamed(theirs, wanted.sites, adapter_state_dict(adapted), source))
     facts = {"converted from": f"{source.name}, in the layout of ASteISR's authors", "attention mask": mask}
+    if notes:
+        facts["weights"] = " ".join(notes).removeprefix("weights: ")
     try:
-        _write(adapted, weights, target, facts)
+        _write(adapted, frozen, target, facts)
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"cannot write to {target}: {error}") from error
     return Converted(target / WEIGHTS, target / ADAPTER)
 
 
-def _state(source: Path) -> State:
-    """The state dict with adapters in a file, the averaged one where there are several."""
-    sought = wanted(read_checkpoint(source), "ema", source)
+def _state(source: Path, choice: Choice) -> tuple[State, tuple[str, ...]]:
+    """The state dict with adapters in a file, and which one it is where there are averages."""
+    held = read_checkpoint(source)
+    sought = wanted(held, choice, source)
     adapted = [found for found in sought if any(map(_KEY.fullmatch, found.state))]
     if not adapted:
         raise AdapterError(
@@ -118,7 +122,11 @@ def _state(source: Path) -> State:
             "layers.0.residual_group.blocks.0.S_Adapter.D_fc1.weight. A plain HAT needs no conversion: load_backbone "
             "opens it"
         )
-    return in_full_precision(the_one(adapted).state, allow_half=False)
+    try:
+        taken = the_one(adapted)
+        return in_full_precision(taken.state, allow_half=False), said(taken, held)
+    except LowpeftError as error:
+        raise AdapterError(f"{source} cannot be converted: {error.message}", problems=error.problems) from error
 
 
 def _hat(weights: State, source: Path) -> Backbone:
@@ -176,10 +184,11 @@ def _names(sites: Iterable[Site], tensors: Mapping[str, Tensor]) -> Iterator[tup
 
 
 def _write(adapted: object, weights: State, target: Path, facts: Mapping[str, str]) -> None:
-    """The folder, made beside its place and moved there whole."""
+    """The folder, made beside its place and moved there whole; into an empty one go its parts, whole each."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as beside:
-        new = Path(beside) / target.name
+    filled = target.is_dir()
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target if filled else target.parent) as beside:
+        new = Path(beside) / "new"
         new.mkdir()
         adapter = save_adapter(adapted, new / ADAPTER, facts=facts)
         file = new / WEIGHTS
@@ -187,6 +196,8 @@ def _write(adapted: object, weights: State, target: Path, facts: Mapping[str, st
         file.chmod((adapter / CONFIG).stat().st_mode)  # safetensors lets nobody else read what it writes
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
-        if target.is_dir():
-            target.rmdir()
-        new.replace(target)
+        if filled:
+            for part in (new / WEIGHTS, new / ADAPTER):
+                part.rename(target / part.name)
+        else:
+            new.rename(target)

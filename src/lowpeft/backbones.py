@@ -95,6 +95,11 @@ def recognised(sought: Sequence[Weights]) -> Weights:
     """
     if edts := [weights for weights in sought if _is_edt(weights.state)]:
         return the_one(edts)
+    if any(".S_Adapter." in key for weights in sought for key in weights.state):
+        raise LowpeftError(
+            "it holds a network in the layout of ASteISR's authors, with its adapters: take it apart with "
+            "lowpeft convert asteisr FILE --out FOLDER, or lowpeft.convert_asteisr(path, folder)"
+        )
     if any(key.startswith("swin2sr.encoder.") for weights in sought for key in weights.state):
         raise LowpeftError(
             "it holds transformers' Swin2SR, whose shape is in the config.json beside it: open it with "

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,6 +20,8 @@ Choice = Literal["ema", "raw"]
 RAW_ASKED = "weights='raw' (--raw-weights)"
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+MOST_NAMED = 20
+"""Tensors that an error names."""
 LEAST_BYTES = 4
 """Of a real number in a weight; shorter ones were rounded."""
 
@@ -58,7 +61,7 @@ def read_checkpoint(file: Path) -> tuple[Weights, ...]:
     except LowpeftError as error:
         raise LowpeftError(f"{file} is not a checkpoint that can be read: {error}") from error
     if not found:
-        raise LowpeftError(f"{file} is not a checkpoint of a network: it holds no tensors by name")
+        raise LowpeftError(f"{file} is not a checkpoint of a network: {_held(content)}")
     return found
 
 
@@ -111,8 +114,10 @@ def in_full_precision(state: State, *, allow_half: bool) -> State:
     """The tensors as they are, or those of half precision and less as float32.
 
     Raises:
-        LowpeftError: There are such tensors, and they are not allowed.
+        LowpeftError: There are such tensors, and they are not allowed; or tensors that no network computes with.
     """
+    if problems := list(islice(_no_weights(state), MOST_NAMED)):
+        raise LowpeftError("its tensors are not the weights of a network that computes:", problems=problems)
     half = [key for key, t in state.items() if t.is_floating_point() and t.element_size() < LEAST_BYTES]
     if half and not allow_half:
         raise LowpeftError(
@@ -123,10 +128,22 @@ def in_full_precision(state: State, *, allow_half: bool) -> State:
     return state | {key: state[key].float() for key in half}
 
 
+def _no_weights(state: State) -> Iterator[str]:
+    """Tensors of complex numbers, weights of integers, and NaN; masks may hold -inf."""
+    for key, tensor in state.items():
+        if tensor.is_complex():
+            yield f"{key} holds complex numbers ({tensor.dtype})"
+        elif not tensor.is_floating_point():
+            if key.endswith(("weight", "bias")):
+                yield f"{key} holds integers ({tensor.dtype}): quantised weights have to be saved as real numbers"
+        elif (wrong := tensor.isnan() | tensor.isposinf() if tensor.element_size() > 1 else tensor.isnan()).any():
+            yield f"{key} holds NaN or infinity ({int(wrong.sum())} of {tensor.numel()} values)"
+
+
 def _torch(file: Path) -> Any:
     # Not by its path: torch reads a file named .safetensors as such, whatever is in it.
     with file.open("rb") as opened, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Detected pickle protocol")
+        warnings.simplefilter("ignore", UserWarning)  # old protocols, sparse tensors, quantised ones
         return torch.load(opened, map_location="cpu", weights_only=True)
 
 
@@ -146,6 +163,17 @@ def _unreadable(file: Path, error: Exception) -> LowpeftError:
         f"{file} is not a checkpoint that can be read: it is damaged, cut off, or pickled in a newer form "
         f"({type(error).__name__}: {first[:200]}); fetch or save it again"
     )
+
+
+def _held(content: object) -> str:
+    """What is in a file in which no network was found."""
+    if not isinstance(content, Mapping):
+        return f"it holds no tensors by name, but a {type(content).__name__}"
+    names = ", ".join(str(key)[:40] for key in islice(content, 8)) + ", …" * (len(content) > 8)
+    inside = [key for key, value in content.items() if isinstance(value, Mapping)]
+    if any(isinstance(value, torch.Tensor) for key in inside for value in content[key].values()):
+        return f"it has state dicts under {names}, and nothing says that one is the network's: save that one by itself"
+    return f"it holds no tensors by name, but: {names}" if names else "it holds no tensors by name: it is empty"
 
 
 def _listed(folder: Path) -> str:

@@ -5,6 +5,7 @@ They are taken on the CPU, from a copy, on one image that is the same everywhere
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,6 +25,9 @@ TOLERANCE = 2e-5
 """What other processors and versions of torch may change, of the largest figure of a tensor, …"""
 STEPS = 4
 """… and so many steps of the dtype, in which weights and features are rounded."""
+
+COARSEST = 0.25
+"""The largest step that a dtype of weights has (float8_e5m2)."""
 
 MOST_TENSORS = 4
 SAMPLES = 4
@@ -60,6 +64,9 @@ def figures_from_dict(values: object) -> Figures:
     try:
         shape, step, rows = (values[key] for key in ("shape", "step", "values"))  # type: ignore[index]
         found = Figures(shape=tuple(shape), step=float(step), values=tuple(tuple(map(float, row)) for row in rows))
+        numbers = [found.step, *(value for row in found.values for value in row)]
+        if not all(map(math.isfinite, numbers)) or not 0 < found.step <= COARSEST:
+            raise ValueError(f"step {found.step}, or a figure that is not finite")
         right = len(found.shape) == 4 and all(type(n) is int and 0 < n <= max(map(max, SIZES_PX)) for n in found.shape)
     except (KeyError, TypeError, ValueError) as error:
         raise AdapterError(f"the record of its base's output is not what lowpeft writes: {error}") from error
@@ -97,8 +104,12 @@ def other_figures(expected: Figures, root: nn.Module) -> list[str]:
 
     Nothing is said of a network that cannot be copied, or does not run on the CPU or on this image.
     """
-    if (twin := _on_cpu(root)) is None or not (found := _values(twin, expected.shape)):
+    if (twin := _on_cpu(root)) is None or (found := _values(twin, expected.shape)) is None:
         return []
+    if not found:
+        return [
+            "the weights are the same, but the output for one image holds NaN or infinity, and that of its base none"
+        ]
     difference = _difference(expected.values, found)
     if difference <= max(TOLERANCE, STEPS * max(expected.step, _step(twin))):
         return []
@@ -121,19 +132,19 @@ def _step(twin: nn.Module) -> float:
     return max(torch.finfo(p.dtype).eps for p in twin.parameters() if p.is_floating_point())
 
 
-def _values(twin: nn.Module, shape: tuple[int, ...], *, seed: int = 0, scale: float = 1.0) -> Values:
-    """The figures of a copy's output; empty where it does not run or gives nothing finite."""
+def _values(twin: nn.Module, shape: tuple[int, ...], *, seed: int = 0, scale: float = 1.0) -> Values | None:
+    """The figures of a copy's output; empty where they are not finite, None where it does not run or gives none."""
     parameter = next(p for p in twin.parameters() if p.is_floating_point())
     image = (_pattern(shape) * scale).to(parameter.dtype)
-    with torch.no_grad(), kept_generators(twin):
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), kept_generators(twin):
         torch.manual_seed(seed)
         try:
             tensors = float_tensors(twin(image))
         except Exception:  # noqa: BLE001  (whatever a network raises for an image that it does not take)
-            return ()
+            return None
         found = tuple(tuple(_row(t.double().flatten())) for t in tensors[:MOST_TENSORS] if t.numel())
     finite = all(value == value and abs(value) < float("inf") for row in found for value in row)
-    return found if finite else ()
+    return (found or None) if finite else ()
 
 
 def _pattern(shape: tuple[int, ...]) -> Tensor:

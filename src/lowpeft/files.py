@@ -253,7 +253,7 @@ def read_adapter(folder: str | Path) -> AdapterFile:
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         text = str(error) if isinstance(error, LowpeftError) else f"{type(error).__name__}: {error}"
         problems.append(f"{CONFIG} is not what lowpeft writes: {text}")
-        problems += [f"{key} holds NaN or infinity" for key, t in tensors.items() if not torch.isfinite(t).all()]
+        problems += [f"{key} holds NaN or infinity" for key, t in tensors.items() if not t.float().isfinite().all()]
     if problems:
         raise AdapterError(f"{directory} cannot be used:", problems=problems)
     return AdapterFile(
@@ -302,7 +302,7 @@ def _text(path: Path) -> str:
 def _json(text: str) -> dict[str, Any] | None:
     try:
         value = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # the latter, and numbers of 5,000 digits, are in no config of lowpeft's
         return None
     return value if isinstance(value, dict) else None
 

@@ -41,6 +41,8 @@ OTHER_WORDS = frozenset(
 
 LIT_EMA = frozenset({"decay", "num_updates"})
 """What LitEma, of latent diffusion and taming transformers, keeps beside tensors whose names have lost their dots."""
+BUFFERS = frozenset("attn_mask mask running_mean running_var mean std".split())  # noqa: SIM905
+"""Last names of tensors of real numbers that are no parameters in the networks of this field."""
 NAMELESS = "shadow_params"
 """Under which diffusers' EMAModel and torch_ema keep a list of tensors, in the order of `parameters()`."""
 
@@ -110,6 +112,8 @@ def _tree(content: Mapping[Any, Any], budget: Iterator[int], above: tuple[int, .
         if not isinstance(key, str):
             continue
         if isinstance(value, Tensor):
+            if (kind := _odd_kind(value)) is not None:
+                raise LowpeftError(f"{key[:100]!r} is a {kind} tensor, and weights are dense ones: save it as such")
             tree[key] = value
             continue
         if isinstance(value, list | tuple) and _is_average(key):
@@ -118,6 +122,13 @@ def _tree(content: Mapping[Any, Any], budget: Iterator[int], above: tuple[int, .
             inner = _tree(value, budget, above)
             tree |= {key: inner} if inner else {}
     return tree
+
+
+def _odd_kind(tensor: Tensor) -> str | None:
+    """What a tensor is that no dense weights can be read from; None for all others."""
+    kinds = {"nested": tensor.is_nested, "quantised": tensor.is_quantized, "meta": tensor.is_meta}
+    kinds |= {"sparse": tensor.layout is not torch.strided}
+    return next((kind for kind, is_so in kinds.items() if is_so), None)
 
 
 def _words(name: str) -> set[str]:
@@ -152,7 +163,7 @@ def _inner(node: dict[str, Any], averaged: bool | None) -> Iterator[tuple[str, t
             yield name, (inner, True)
         elif (words and words <= NETWORK_WORDS | RAW_WORDS) or len(below) == 1:
             yield name, (inner, averaged and not words & RAW_WORDS)
-        elif isinstance(node.get(name), dict):
+        elif isinstance(node.get(name), dict) or "n_averaged" in inner:
             yield name, (inner, None)
 
 
@@ -194,7 +205,10 @@ def _named(weights: Weights, raw: Sequence[Weights]) -> Iterator[Weights]:
 
 def _names_in_order(shadow: State, raw: State) -> dict[str, str]:
     real = [name for name, tensor in raw.items() if tensor.is_floating_point()]
-    return dict(zip(shadow, real, strict=True)) if len(real) == len(shadow) else {}
+    for names in (real, [name for name in real if name.rpartition(".")[2] not in BUFFERS]):
+        if len(names) == len(shadow):
+            return dict(zip(shadow, names, strict=True))
+    return {}
 
 
 def _names_without_dots(shadow: State, raw: State) -> dict[str, str]:

@@ -41,12 +41,17 @@ def add_weights(sub: argparse.ArgumentParser, *, required: bool = True) -> None:
         help="checkpoint of the frozen network (.pth, .pt, .safetensors), 'demo' for the built-in one, or "
         "'timm:NAME' for one of timm, which gives features",
     )
+    add_raw_weights(sub)
+    sub.add_argument("--task", help="of a network for several tasks, the one to keep: sr_x4 (EDT), 2_x4 (IPT), …")
+
+
+def add_raw_weights(sub: argparse.ArgumentParser) -> None:
+    """The option that asks for the weights of the last step."""
     sub.add_argument(
         "--raw-weights",
         action="store_true",
         help="where the file has averaged weights (EMA) and those of the last step, take the latter",
     )
-    sub.add_argument("--task", help="of a network for several tasks, the one to keep: sr_x4 (EDT), 2_x4 (IPT), …")
 
 
 def add_border(sub: argparse.ArgumentParser) -> None:

@@ -7,9 +7,10 @@ import shlex
 from typing import Any
 
 from ..asteisr import convert_asteisr
+from ..checkpoints import Choice
 from ..families.hat import MASKS
 from ..files import read_adapter
-from .common import new_command
+from .common import add_raw_weights, new_command
 
 
 def add_to(commands: Any) -> None:
@@ -31,17 +32,23 @@ def add_to(commands: Any) -> None:
         help="where blocks use the attention mask while the adapter is on: in shifted ones, as HAT does (hat, the "
         "default), or in all, as the authors' code does (published)",
     )
+    add_raw_weights(sub)
 
 
 def run(options: argparse.Namespace) -> None:
     """Convert, and say how to measure what was written."""
-    written = convert_asteisr(options.file, options.out, mask=options.mask)
+    choice: Choice = "raw" if options.raw_weights else "ema"
+    written = convert_asteisr(options.file, options.out, mask=options.mask, weights=choice)
     adapter = read_adapter(written.adapter)
     count = sum(site.parameters for site in adapter.sites)
     weights, folder = shlex.quote(str(written.weights)), shlex.quote(str(written.adapter))
     both = f"--weights {weights} --adapter {folder}"
     print(f"{written.weights}: {adapter.network}, {adapter.base.parameters:,} parameters")
     print(f"{written.adapter}: {count:,} parameters on {len(adapter.sites)} sites, attention mask: {options.mask}")
+    if "weights" in adapter.facts:
+        print(f"weights: {adapter.facts['weights']}")
+    if options.mask == "hat":
+        print("the authors' networks were trained with the other mask: --mask published gives what they compute")
     print("\nto measure it on a test set, or beside the figures of the paper:")
     print(f"  lowpeft evaluate {both} --data KITTI2015 --out measured")
     print(f"  lowpeft reproduce table1 {both} --test kitti2015=KITTI2015 --out runs/table1")

@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import LowpeftError
 from ..experiments import Experiment, bundled_experiments, load_experiment
 from ..experiments.show import shown
+from ..images import make_folder
 from .common import add_device, device, new_command, overrides
 
 
@@ -85,6 +86,8 @@ def run(options: argparse.Namespace) -> None:
 def _speed(experiment: Experiment, options: argparse.Namespace) -> None:
     from ..reproduce.speed import measure_speed, write_speed
 
+    if options.out:
+        make_folder(options.out)  # before anything is measured that could not be kept
     chosen = {"size_px": options.size, "repeats": options.repeats, "device": str(device(options.device))}
     speed = measure_speed(experiment, **chosen, smoke=options.smoke, report=print)
     print(f"\n{speed}")
@@ -118,9 +121,12 @@ def _reproduce(experiment: Experiment, options: argparse.Namespace) -> None:
         memory_mb=options.memory_mb,
         jobs=options.jobs,
     )
+    if options.memory_mb is not None and options.memory_mb < 0:
+        raise LowpeftError(f"--memory-mb must be at least 0, not {options.memory_mb}")
     if options.adapter:
         _refuse_training(options)
     if options.smoke:
+        _refuse_files(options)
         table = smoke(experiment, options.out, settings=settings, report=print)
     else:
         table = reproduce(experiment, _sources(options), options.out, settings=settings, report=print)
@@ -134,6 +140,12 @@ def _refuse_training(options: argparse.Namespace) -> None:
         raise LowpeftError(f"--adapter measures a ready adapter, and nothing is trained: leave out {', '.join(asked)}")
 
 
+def _refuse_files(options: argparse.Namespace) -> None:
+    """Refuse data and weights beside a smoke run, which makes its own."""
+    if asked := [f"--{name}" for name in ("weights", "data", "test") if getattr(options, name)]:
+        raise LowpeftError(f"--smoke runs on tiny networks and scenes that it makes: leave out {', '.join(asked)}")
+
+
 def _sources(options: argparse.Namespace) -> Any:
     from ..reproduce import Sources
 
@@ -142,6 +154,11 @@ def _sources(options: argparse.Namespace) -> Any:
     if missing:
         what = "measuring an adapter needs" if options.adapter else "an experiment needs"
         raise LowpeftError(f"{what} {', '.join(missing)}" + ("" if options.adapter else ", or --smoke"))
+    names = [text.partition("=")[0] for text in options.test]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise LowpeftError(
+            f"--test {twice[0]}=… was given {names.count(twice[0])} times: each test set needs its own name"
+        )
     tests = dict(text.partition("=")[::2] for text in options.test)
     if bad := [text for text in options.test if not all(text.partition("="))]:
         raise LowpeftError(f"--test {bad[0]!r} is not NAME=DIR, as in --test kitti2015=KITTI2015")

@@ -15,6 +15,7 @@ import torch
 
 from ..errors import LowpeftError
 from ..experiments import Experiment, Row
+from ..images import make_folder
 from ..recipes import changed_settings
 from .job import Job, Outcome, finished, run_job
 from .ready import with_ready_row
@@ -105,12 +106,12 @@ def reproduce(
         LowpeftError: Files are missing (all are listed), settings do not fit, a ready adapter fits no row, results in
             `out` are of another run, or a row failed; what was finished stays.
     """
-    folder = Path(out)
     settings = settings or Settings()
     if sources.adapter is not None:
         experiment = with_ready_row(experiment, sources.adapter)
         note = note or READY_NOTE.format(experiment.rows[0].name)
     cells = list(_cells(experiment, sources, settings))
+    folder = make_folder(out)
     done = {place: finished(job, folder / place) for job, place in cells}
     outcomes: dict[str, list[Outcome]] = {}
     with _pool(settings.jobs) as pool:
@@ -140,7 +141,7 @@ def smoke(experiment: Experiment, out: str | Path, **keywords: Any) -> Table:
     Raises:
         LowpeftError: As `reproduce`.
     """
-    folder = Path(out)
+    folder = make_folder(out)
     small = smoke_experiment(experiment)
     sets = small.test_sets or ("flickr1024",)
     write_smoke_weights(small, folder / "weights")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import resource
@@ -74,13 +75,12 @@ class Job:
         others = ("recipe", "weights", "data", "tests", "device", "adapter")
         plain = {k: v for k, v in vars(self).items() if k not in others}
         recipe = None if self.recipe is None else recipe_to_dict(self.recipe)
-        state = self.weights.stat()
         found = {
             **plain,
             "recipe": recipe,
-            "weights": [self.weights.name, state.st_size],
-            "data": None if self.data is None else _listing(self.data),
-            "tests": {name: _listing(path) for name, path in self.tests},
+            "weights": [self.weights.name, digest_of(self.weights)],
+            "data": None if self.data is None else digest_of(self.data),
+            "tests": {name: digest_of(path) for name, path in self.tests},
         }
         if self.adapter is not None:
             found["adapter"] = read_adapter(self.adapter).config
@@ -226,10 +226,19 @@ def _measure(model: object, job: Job, name: str, path: Path) -> dict[str, float]
     return figures
 
 
-def _listing(folder: Path) -> str:
-    """A digest of the names and sizes of all files below a folder."""
-    files = sorted((str(p.relative_to(folder)), p.stat().st_size) for p in folder.rglob("*") if p.is_file())
-    return hashlib.sha256(json.dumps(files).encode(), usedforsecurity=False).hexdigest()[:16]
+def digest_of(path: Path) -> str:
+    """A digest of a file's content, or of the names and contents of all files below a folder."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    states = [(p, p.stat()) for p in files]
+    found = [(str(p.relative_to(path)), _digest(p, state.st_size, state.st_mtime_ns)) for p, state in states]
+    return hashlib.sha256(json.dumps(found).encode(), usedforsecurity=False).hexdigest()[:16]
+
+
+@functools.cache
+def _digest(file: Path, size: int, changed_ns: int) -> str:
+    """Of a file's content, which is read once while its size and time of change stay."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, lambda: hashlib.sha256(usedforsecurity=False)).hexdigest()
 
 
 def _peak_mb(job: Job) -> float:
