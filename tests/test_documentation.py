@@ -120,7 +120,7 @@ def test_generated_pages_have_their_sources() -> None:
     assert spec.loader is not None
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
-    used = {m for page in PAGES for m in re.findall(r"```\{generated\} (\w+)", page.read_text(encoding="utf-8"))}
+    used = {m for page in PAGES for m in re.findall(r"```\{generated\} ([\w-]+)", page.read_text(encoding="utf-8"))}
     assert used == set(tables.GENERATED)
     for write in tables.GENERATED.values():
         assert write().strip()
