@@ -25,20 +25,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import median
 from typing import Any
 
 from PIL import Image
 
 import lowpeft
-from claims import CLAIMS, COLUMN, FROZEN, directions
+from claims import CLAIMS, directions, with_spread
 from common import provenance, write
 from lowpeft.data import Crops, find_scenes, scenes_with_lr
 from lowpeft.experiments import Experiment, load_experiment
 from lowpeft.experiments.show import aligned, shown
 from lowpeft.recipes import recipe_to_dict
 from lowpeft.reproduce import Line, Settings, Sources, Table, reproduce
-from lowpeft.reproduce.job import RESULT
+from lowpeft.reproduce.job import MEAN, RESULT, SAME_VIEW
+from lowpeft.reproduce.table import FROZEN
 from lowpeft.training import build_model, train
 
 HERE = Path(__file__).parent
@@ -71,7 +72,6 @@ UNPADDED = {"crop_height_px": 96, "crop_width_px": 192}
 SAME_CELLS = {"count": ("3", "placement", "attention")}
 """The row of an ablation that is a row of another one: what that left is taken over, where it was run before."""
 
-SAME_VIEW = f"same view {COLUMN}"
 ROUNDS, TIMED_STEPS = 3, 12
 
 
@@ -137,11 +137,11 @@ def gains(table: Table) -> dict[str, Any]:
     for name in table.test_sets:
         for row in (line for line in table.lines if not line.row.startswith(FROZEN)):
             frozen = lines.get(FROZEN) or lines[f"{FROZEN}, {row.row}"]
-            base = frozen.outcomes[0].figures[name][COLUMN]
+            base = frozen.outcomes[0].figures[name][MEAN]
             seeds = [outcome.figures[name] for outcome in row.outcomes]
-            gain = {"over_frozen_db": [round(each[COLUMN] - base, 4) for each in seeds]}
-            if SAME_VIEW in seeds[0]:
-                gain["from_other_view_db"] = [round(each[COLUMN] - each[SAME_VIEW], 4) for each in seeds]
+            gain = {"over_frozen_db": [round(each[MEAN] - base, 4) for each in seeds]}
+            if SAME_VIEW + MEAN in seeds[0]:
+                gain["from_other_view_db"] = [round(each[MEAN] - each[SAME_VIEW + MEAN], 4) for each in seeds]
             found.setdefault(name, {})[row.row] = gain
     return found
 
@@ -204,12 +204,10 @@ def show(name: str) -> str:
     experiment = load_experiment(name)
     results = json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
     sets = list(results["gains"])
-    ours = [
-        ["row", "trained", "seeds", *(f"{each}: {COLUMN}" for each in sets), *(f"{each}: gain, dB" for each in sets)]
-    ]
+    ours = [["row", "trained", "seeds", *(f"{each}: {MEAN}" for each in sets), *(f"{each}: gain, dB" for each in sets)]]
     for row in results["rows"]:
         outcomes = row["outcomes"]
-        figures = [with_spread([outcome["figures"][each][COLUMN] for outcome in outcomes]) for each in sets]
+        figures = [with_spread([outcome["figures"][each][MEAN] for outcome in outcomes]) for each in sets]
         found = [results["gains"][each].get(row["row"], {}).get("over_frozen_db") for each in sets]
         gain = ["–" if values is None else with_spread(values, sign="+") for values in found]
         ours.append([row["row"], f"{outcomes[0]['trained']:,}", str(len(outcomes)), *figures, *gain])
@@ -223,12 +221,6 @@ def show(name: str) -> str:
     return "\n\n".join(
         [shown(experiment), f"Here: {here.summary}\n{made}", aligned(ours), "The findings:", aligned(claims)]
     )
-
-
-def with_spread(values: list[float], *, sign: str = "", digits: int = 3) -> str:
-    """Mean and, of two or more, standard deviation."""
-    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{fmean(values):{sign}.{digits}f}{spread}"
 
 
 def main() -> None:

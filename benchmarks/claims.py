@@ -8,9 +8,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 from lowpeft.experiments import Experiment, Score
+from lowpeft.reproduce.job import MEAN
+from lowpeft.reproduce.table import FROZEN
 
-FROZEN = "frozen"
-COLUMN = "PSNR (L+R)/2"
 AGREES, DIFFERS, WITHIN = "agrees", "differs", "within the spread"
 
 
@@ -76,6 +76,12 @@ def verdict(values: Sequence[float]) -> str:
     return AGREES if fmean(values) > 0 else DIFFERS
 
 
+def with_spread(values: Sequence[float], *, sign: str = "", digits: int = 3) -> str:
+    """Mean and, of two or more, standard deviation."""
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{fmean(values):{sign}.{digits}f}{spread}"
+
+
 def directions(name: str, experiment: Experiment, results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Of every claim, what the paper's figures give and what ours do, on each of our test sets.
 
@@ -95,7 +101,7 @@ def directions(name: str, experiment: Experiment, results: Mapping[str, Any]) ->
         seeds = min((len(rows[term]) for term in claim.terms if not term.startswith(FROZEN)), default=1)
         sums = [
             sum(
-                factor * rows[term][0 if term.startswith(FROZEN) else seed]["figures"][test_set][COLUMN]
+                factor * rows[term][0 if term.startswith(FROZEN) else seed]["figures"][test_set][MEAN]
                 for term, factor in claim.terms.items()
             )
             for seed in range(seeds)

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 import ablations
-from claims import CLAIMS, COUNTERPARTS, FROZEN, Claim, directions, paper_db, verdict
+from claims import CLAIMS, COUNTERPARTS, Claim, directions, paper_db, verdict
 from lowpeft.experiments import load_experiment
+from lowpeft.reproduce.table import FROZEN
 
 RESULTS = Path(ablations.__file__).parent / "results"
 

@@ -92,6 +92,7 @@ def test_autocast_around_loading_changes_nothing(tmp_path: Path) -> None:
     saved(network, tmp_path)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         lowpeft.load_adapter(network, tmp_path)
+    assert lowpeft.record.is_adapted(network)
 
 
 @pytest.mark.parametrize("changes", [{"step": 1e308}, {"step": 1}, {"step": 0}, {"values": [[float("nan")]]}])

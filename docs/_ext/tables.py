@@ -16,7 +16,6 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 from unittest import mock
 
@@ -26,10 +25,11 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.inspect import stringify_signature
 from sphinx.util.typing import ExtensionMetadata
 
+from claims import CLAIMS, directions, with_spread
+
 SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields|Examples?):$")
 ENTRY = re.compile(r"    (\*{0,2}\w[\w.]*): (.*)")
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
-ABLATIONS = ("finetuning", "placement", "count", "pretraining")
 
 
 def need(module: str, name: str) -> Any:
@@ -240,12 +240,6 @@ def measured(section: str) -> Callable[[], str]:
     return write
 
 
-def with_spread(values: Sequence[float], *, sign: str = "", digits: int = 3) -> str:
-    """Mean and, of two or more, standard deviation."""
-    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{fmean(values):{sign}.{digits}f}{spread}"
-
-
 def ablation(name: str) -> Callable[[], str]:
     """An ablation at a small scale: a table for each test set."""
 
@@ -274,7 +268,6 @@ def findings(name: str) -> Callable[[], str]:
     """The paper's findings of an ablation, and whether ours agree."""
 
     def write() -> str:
-        directions = importlib.import_module("claims").directions
         results = results_of(name)
         found = directions(name, need("lowpeft.experiments", "load_experiment")(name), results)
 
@@ -552,8 +545,8 @@ GENERATED: dict[str, Callable[[], str]] = {
     "ensemble": measured("ensemble"),
     "experiments": experiments,
     "families": families,
-    **{name: ablation(name) for name in ABLATIONS},
-    **{f"{name}-findings": findings(name) for name in ABLATIONS},
+    **{name: ablation(name) for name in CLAIMS},
+    **{f"{name}-findings": findings(name) for name in CLAIMS},
     "fingerprint": fingerprint,
     "kinds": kinds,
     "layouts": layouts,

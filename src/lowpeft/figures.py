@@ -143,7 +143,7 @@ def _values(twin: nn.Module, shape: tuple[int, ...], *, seed: int = 0, scale: fl
         except Exception:  # noqa: BLE001  (whatever a network raises for an image that it does not take)
             return None
         found = tuple(tuple(_row(t.double().flatten())) for t in tensors[:MOST_TENSORS] if t.numel())
-    finite = all(value == value and abs(value) < float("inf") for row in found for value in row)
+    finite = all(math.isfinite(value) for row in found for value in row)
     return (found or None) if finite else ()
 
 

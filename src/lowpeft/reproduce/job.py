@@ -78,9 +78,9 @@ class Job:
         found = {
             **plain,
             "recipe": recipe,
-            "weights": [self.weights.name, digest_of(self.weights)],
-            "data": None if self.data is None else digest_of(self.data),
-            "tests": {name: digest_of(path) for name, path in self.tests},
+            "weights": [self.weights.name, _digest_of(self.weights)],
+            "data": None if self.data is None else _digest_of(self.data),
+            "tests": {name: _digest_of(path) for name, path in self.tests},
         }
         if self.adapter is not None:
             found["adapter"] = read_adapter(self.adapter).config
@@ -226,7 +226,7 @@ def _measure(model: object, job: Job, name: str, path: Path) -> dict[str, float]
     return figures
 
 
-def digest_of(path: Path) -> str:
+def _digest_of(path: Path) -> str:
     """A digest of a file's content, or of the names and contents of all files below a folder."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     states = [(p, p.stat()) for p in files]
