@@ -234,6 +234,57 @@ def test_an_adapter_of_a_half_base_loads_on_the_whole_one(tmp_path: Path) -> Non
     assert any("here they are not" in note for note in lowpeft.record.record_of(model).plans["default"].notes)
 
 
+WAYS = {
+    "as they were": lambda network: network,
+    "bfloat16": lambda network: network.bfloat16(),
+    "float16": lambda network: network.half(),
+    "bfloat16 held in float32": lambda network: network.bfloat16().float(),
+    "float16 held in float32": lambda network: network.half().float(),
+    "float64": lambda network: network.double(),
+}
+
+
+@pytest.mark.parametrize(
+    ("made_on", "here", "words"),
+    [
+        ("as they were", "float16 held in float32", "weights of higher precision; here they are rounded to float16"),
+        ("as they were", "bfloat16 held in float32", "weights of higher precision; here they are rounded to bfloat16"),
+        ("as they were", "float64", "on the same weights in another dtype"),
+        ("float16 held in float32", "as they were", "weights that were rounded to float16; here they are not"),
+        ("float16 held in float32", "float16", "on the same weights in another dtype"),
+        ("bfloat16", "bfloat16 held in float32", "on the same weights in another dtype"),
+    ],
+)
+def test_rounded_weights_are_known_whatever_holds_them(made_on: str, here: str, words: str, tmp_path: Path) -> None:
+    network = build("edsr")
+    saved(WAYS[made_on](copy.deepcopy(network)), tmp_path)
+    model = lowpeft.load_adapter(WAYS[here](network), tmp_path)
+    assert [note.endswith(words) for note in lowpeft.record.record_of(model).plans["default"].notes] == [True]
+
+
+def test_weights_rounded_in_two_ways_are_two_checkpoints(tmp_path: Path) -> None:
+    network = build("edsr")
+    saved(copy.deepcopy(network).half().float(), tmp_path)
+    assert "another checkpoint" in refusal(network.bfloat16().float(), tmp_path)
+
+
+def test_what_was_attached_by_force_stays_known(tmp_path: Path) -> None:
+    saved(build("edsr"), tmp_path)
+    other = build("edsr")
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    forced = lowpeft.load_adapter(other, tmp_path, force=True)
+    assert "attached by force=True, though its base was another one: the structure" in str(lowpeft.summary(forced))
+
+
+def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
+    network = build("edsr")
+    saved(network, tmp_path)
+    before = torch.get_rng_state()
+    lowpeft.load_adapter(network, tmp_path)
+    assert torch.equal(before, torch.get_rng_state())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_weights_that_are_the_same_only_when_rounded_are_another_checkpoint(dtype: torch.dtype, tmp_path: Path) -> None:
     network = build("edsr")

@@ -285,6 +285,40 @@ def test_a_state_dict_is_found_however_it_is_wrapped(form: str, tmp_path: Path) 
     assert opened(path, weights="raw") == ("raw", ())
 
 
+NOT_UNDERSTOOD: dict[str, tuple[Callable[[], object], str]] = {
+    "names alone": (lambda: {"params": state(RAW), "params_ema": dict.fromkeys(state(EMA))}, "params_ema"),
+    "nothing": (lambda: {"params": state(RAW), "params_ema": {}}, "params_ema"),
+    "pairs": (lambda: {"model": state(RAW), "ema": list(state(EMA).items())}, "ema"),
+    "groups": (lambda: {"model": state(RAW), "ema": {"state": [list(state(EMA).values())]}}, "ema"),
+    "an optimizer's": (
+        lambda: {"state_dict": state(RAW), "optimizer_states": [{"ema": list(state(EMA).values())}]},
+        "optimizer_states.0.ema",
+    ),
+}
+
+
+@pytest.mark.parametrize("form", NOT_UNDERSTOOD)
+def test_an_average_that_is_not_understood_is_told(form: str, tmp_path: Path) -> None:
+    path, (content, place) = tmp_path / "network.pth", NOT_UNDERSTOOD[form]
+    torch.save(content(), path)
+    which, notes = opened(path)
+    assert which == "raw"
+    assert len(notes) == 1
+    assert notes[0].endswith(f"because the averaged ones (EMA) under {place} cannot be read")
+
+
+def test_an_average_that_is_cut_short_names_the_raw_weights(tmp_path: Path) -> None:
+    path = tmp_path / "network.pth"
+    torch.save({"params": state(RAW), "params_ema": dict(list(state(EMA).items())[:-1])}, path)
+    with pytest.raises(LowpeftError, match=r"\(EMA\), under params_ema \(weights='raw' \(--raw-weights\) takes raw ones"):
+        load_backbone(path)
+
+
+def test_a_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LowpeftError, match="File name too long"):
+        load_backbone(tmp_path / ("a" * 5000))
+
+
 # --- How files are written; their suffix has no say
 def legacy(content: Any, path: Path) -> None:
     torch.save(content, path, _use_new_zipfile_serialization=False)
@@ -701,11 +735,38 @@ def test_the_command_line_takes_raw_weights_on_request(tmp_path: Path, capsys: p
     path = tmp_path / "network.pth"
     torch.save({"params": state(RAW), "params_ema": state(EMA)}, path)
     assert main(["plan", "spatial", "--weights", str(path)]) == 0
-    assert capsys.readouterr().err.startswith("weights: the averaged ones (EMA), under params_ema; ")
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("weights: the averaged ones (EMA), under params_ema; ") == 1
     assert main(["plan", "spatial", "--weights", str(path), "--raw-weights"]) == 0
-    assert capsys.readouterr().err.startswith("weights: the raw ones, under params, as asked")
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("weights: the raw ones, under params, as asked") == 1
     assert main(["plan", "spatial", "--weights", "demo", "--raw-weights"]) == 2
     assert "the demo network has one set of weights" in capsys.readouterr().err
+
+
+def test_the_command_line_says_in_its_report_which_weights_were_taken_and_what_was_forced(tmp_path: Path) -> None:
+    path, data = tmp_path / "network.pth", tmp_path / "data"
+    torch.save({"params": state(RAW), "params_ema": state(EMA)}, path)
+    adapter = lowpeft.save_adapter(lowpeft.adapt(load_backbone(path), "spatial"), tmp_path / "adapter")
+    data.mkdir()
+    Image.new("RGB", (64, 64), (90, 120, 150)).save(data / "one.png")
+    options = ["--adapter", str(adapter), "--data", str(data), "--protocol", "single-image", "--device", "cpu"]
+    call = ["evaluate", "--weights", str(path), *options, "--out", str(tmp_path / "out")]
+    assert main(call) == 0
+    report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
+    assert report["weights"].startswith("the averaged ones (EMA), under params_ema")
+    assert main([*call, "--raw-weights"]) == 2
+    assert main([*call, "--raw-weights", "--force"]) == 0
+    report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
+    assert (report["weights"].partition(",")[0], report["force"]) == ("the raw ones", True)
+
+
+def test_the_command_line_opens_half_precision_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "half.pth"
+    torch.save({key: tensor.half() for key, tensor in state(RAW).items()}, path)
+    assert main(["plan", "spatial", "--weights", str(path)]) == 2
+    assert "--allow-half" in capsys.readouterr().err
+    assert main(["plan", "spatial", "--weights", str(path), "--allow-half"]) == 0
 
 
 def test_an_adapter_made_on_the_average_does_not_load_on_raw_weights(tmp_path: Path) -> None:

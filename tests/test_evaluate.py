@@ -330,6 +330,8 @@ def bad_inputs() -> list[tuple[list[str], str]]:
         (["--data", "{folder}/pairs", "--bicubic", "--scale", "4", "--ensemble"], "--ensemble is about a network"),
         (["--data", "{folder}/pairs", "--bicubic", "--scale", "4", "--local-pooling"], "--local-pooling is about"),
         ([*demo, "--revision", "main"], "--revision is about an adapter"),
+        ([*demo, "--force"], "--force is about an adapter"),
+        ([*demo, "--allow-half"], "--allow-half was asked for, and the demo network"),
         (["--data", "{folder}/pairs", "--bicubic", "--raw-weights"], "--raw-weights is about a network"),
         (["--data", "{folder}/nothing", "--bicubic", "--scale", "4"], "nothing"),
         ([*demo, "--scale", "4"], "x2 network"),

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .backbones import backbone_of, recognised
-from .checkpoints import Choice, in_full_precision, read_checkpoint, said, the_one, wanted
+from .checkpoints import Choice, in_full_precision, read_checkpoint, said, the_one, wanted, which_weights
 from .errors import AdapterError, LowpeftError, did_you_mean
 from .facts import Backbone
 from .families.hat import HAB, HAT, MASKS
@@ -102,8 +102,8 @@ def convert_asteisr(path: str | Path, out: str | Path, *, mask: str = "hat", wei
     adapted = inject(backbone, wanted)
     load_adapter_state_dict(adapted, _renamed(theirs, wanted.sites, adapter_state_dict(adapted), source))
     facts = {"converted from": f"{source.name}, in the layout of ASteISR's authors", "attention mask": mask}
-    if notes:
-        facts["weights"] = " ".join(notes).removeprefix("weights: ")
+    if (which := which_weights(notes)) is not None:
+        facts["weights"] = which
     try:
         _write(adapted, frozen, target, facts)
     except (OSError, SafetensorError) as error:

@@ -73,8 +73,11 @@ def load_backbone(
         backbone = backbone_of(in_full_precision(taken.state, allow_half=allow_half), task)
         return replace(backbone, notes=(*backbone.notes, *said(taken, held)))
     except LowpeftError as error:
+        averaged = ""
+        if sought[0].averaged:
+            averaged = f"of its averaged weights (EMA), {sought[0].place} ({RAW_ASKED} takes raw ones): "
         raise LowpeftError(
-            f"{file} is not a checkpoint that can be opened: {error.message}", problems=error.problems
+            f"{file} is not a checkpoint that can be opened: {averaged}{error.message}", problems=error.problems
         ) from error
 
 
@@ -113,14 +116,9 @@ def recognised(sought: Sequence[Weights]) -> Weights:
         return the_one(known)
     if nameless := [weights for weights in sought if weights.nameless]:
         raise LowpeftError(
-            f"of the averaged weights (EMA), {nameless[0].place}, {nameless[0].nameless}, and no raw weights beside "
-            f"them give the names back; {RAW_ASKED} takes raw weights"
+            f"{nameless[0].nameless}, and no raw weights beside them give the names back"
         )
-    unknown = nearest([weights.state for weights in sought])
-    if sought[0].averaged:
-        message = f"of its averaged weights (EMA), {sought[0].place} ({RAW_ASKED} takes raw ones): {unknown.message}"
-        raise LowpeftError(message, problems=unknown.problems)
-    raise unknown
+    raise nearest([weights.state for weights in sought])
 
 
 def _is_edt(state: State) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 from .errors import LowpeftError, did_you_mean
 from .file_kinds import checkpoint_format
-from .weights import State, Weights, find_weights, outermost, same
+from .weights import State, Weights, find_weights, outermost, same, unread_average
 
 Choice = Literal["ema", "raw"]
+ABOUT = "weights: "
 RAW_ASKED = "weights='raw' (--raw-weights)"
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
@@ -36,7 +37,7 @@ CODE = (
 
 
 def read_checkpoint(file: Path) -> tuple[Weights, ...]:
-    """Every state dict in a checkpoint that may be a network's.
+    """Every state dict in a checkpoint that may be a network's; without tensors an average that cannot be read.
 
     Args:
         file: A file of safetensors or of `torch.save`, whatever its suffix.
@@ -44,11 +45,11 @@ def read_checkpoint(file: Path) -> tuple[Weights, ...]:
     Raises:
         LowpeftError: There is no such file, or it is not a checkpoint of plain tensors by name.
     """
-    if file.is_dir():
-        raise LowpeftError(f"no checkpoint file at {file}: it is a folder{_listed(file)}")
-    if not file.is_file():
-        raise LowpeftError(f"no checkpoint file at {file}")
     try:
+        if file.is_dir():
+            raise LowpeftError(f"no checkpoint file at {file}: it is a folder{_listed(file)}")
+        if not file.is_file():
+            raise LowpeftError(f"no checkpoint file at {file}")
         content = load_file(file) if checkpoint_format(file) == "safetensors" else _torch(file)
     except LowpeftError:
         raise
@@ -62,6 +63,8 @@ def read_checkpoint(file: Path) -> tuple[Weights, ...]:
         raise LowpeftError(f"{file} is not a checkpoint that can be read: {error}") from error
     if not found:
         raise LowpeftError(f"{file} is not a checkpoint of a network: {_held(content)}")
+    if not any(weights.averaged for weights in found) and (place := unread_average(content)) is not None:
+        return (*found, Weights(path=(place,), state={}, averaged=True))
     return found
 
 
@@ -74,7 +77,7 @@ def wanted(found: Sequence[Weights], choice: Choice, file: Path) -> list[Weights
     if choice not in get_args(Choice):
         known = get_args(Choice)
         raise LowpeftError(f"weights must be 'ema' or 'raw', not {choice!r}{did_you_mean(str(choice), known)}")
-    averaged, raw = ([w for w in found if w.averaged is wish] for wish in (True, False))
+    averaged, raw = ([w for w in found if w.state and w.averaged is wish] for wish in (True, False))
     if choice == "raw" and not raw:
         raise LowpeftError(
             f"weights='raw' was asked for, and {file} holds averaged weights (EMA) alone; open it without that:",
@@ -102,12 +105,16 @@ def said(taken: Weights, found: Sequence[Weights]) -> tuple[str, ...]:
     """A note on which weights were taken; none where a file has no averages."""
     others = [w for w in found if w.averaged is not taken.averaged]
     if not taken.averaged:
-        return tuple(
-            f"weights: the raw ones, {taken.place}, as asked; averaged ones (EMA) are {w.place}" for w in others[:1]
-        )
+        why = {True: "as asked; averaged ones (EMA) are {}", False: "because the averaged ones (EMA) {} cannot be read"}
+        return tuple(f"{ABOUT}the raw ones, {taken.place}, {why[bool(w.state)].format(w.place)}" for w in others[:1])
     raw = [w.place for w in others if w.state.keys() == taken.state.keys()]
     more = f"; {RAW_ASKED} takes the raw ones, {raw[0]}" if raw else ""
-    return (f"weights: the averaged ones (EMA), {taken.place}{more}",)
+    return (f"{ABOUT}the averaged ones (EMA), {taken.place}{more}",)
+
+
+def which_weights(notes: Iterable[str]) -> str | None:
+    """What `said`, among the notes of a network; None where its file has no averages."""
+    return next((note.removeprefix(ABOUT) for note in notes if note.startswith(ABOUT)), None)
 
 
 def in_full_precision(state: State, *, allow_half: bool) -> State:
@@ -123,7 +130,8 @@ def in_full_precision(state: State, *, allow_half: bool) -> State:
         raise LowpeftError(
             f"it holds weights of half precision ({len(half)} of {len(state)} tensors, as {half[0]}: "
             f"{state[half[0]].dtype}): they were rounded, so an adapter made on them does not fit the "
-            "original. Take the float32 file, or open this one as float32 with load_backbone(path, allow_half=True)"
+            "original. Take the float32 file, or open this one as float32: load_backbone(path, allow_half=True), or "
+            "--allow-half"
         )
     return state | {key: state[key].float() for key in half}
 

@@ -99,10 +99,15 @@ def figures_of(root: nn.Module, facts: Facts) -> Figures | None:
     return None
 
 
-def other_figures(expected: Figures, root: nn.Module) -> list[str]:
+def other_figures(expected: Figures, root: nn.Module, rounded: torch.dtype | None = None) -> list[str]:
     """What a network's output differs in from that of the base in a file, as lines for people.
 
     Nothing is said of a network that cannot be copied, or does not run on the CPU or on this image.
+
+    Args:
+        expected: From an adapter file.
+        root: The network.
+        rounded: To which dtype one of the two had its weights rounded, whatever it holds them in.
     """
     if (twin := _on_cpu(root)) is None or (found := _values(twin, expected.shape)) is None:
         return []
@@ -111,7 +116,8 @@ def other_figures(expected: Figures, root: nn.Module) -> list[str]:
             "the weights are the same, but the output for one image holds NaN or infinity, and that of its base none"
         ]
     difference = _difference(expected.values, found)
-    if difference <= max(TOLERANCE, STEPS * max(expected.step, _step(twin))):
+    steps = (expected.step, _step(twin), 0.0 if rounded is None else torch.finfo(rounded).eps)
+    if difference <= max(TOLERANCE, STEPS * max(steps)):
         return []
     text = (
         f"the weights are the same, but the output for one image differs by {difference:.2g} of its largest value: "

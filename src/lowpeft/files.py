@@ -359,19 +359,21 @@ def _attach(model: object, adapter: AdapterFile, place: str, *, name: str, force
     if rounding is not None:
         problems = []
     if adapter.output is not None and not problems and not force:
-        problems += other_figures(adapter.output, root)
+        problems += other_figures(adapter.output, root, rounding.dtype if rounding is not None else None)
     if adapter.network is not None and is_described(model):
         problems += other_facts(adapter.network, facts_of(model))
     given = None if example is None else Example.of(example)
     trial = Trial(root, given) if problems else None  # what is not known to be the same is run once
     if trial is not None and not force:
-        advice = "force=True attaches it all the same"
+        advice = "force=True (--force) attaches it all the same"
         family = recognise(root)
         if (family is None or family.family.writes_itself) and trial.runs and trial.written():
             advice = "but this one writes its own weights when it runs, and has not run yet: run it in eval mode first"
         raise AdapterError(f"the adapter {place!r} belongs to another base ({advice}):", problems=problems)
     plan = plan_sites(model, adapter.recipe, adapter.sites, name=name, trial=trial, facts=adapter.network)
-    plan = replace(plan, notes=(*plan.notes, *([rounding] if rounding else [])))
+    notes = [] if rounding is None else [rounding.text]
+    notes += [f"attached by force=True, though its base was another one: {'; '.join(problems)}"] if problems else []
+    plan = replace(plan, notes=(*plan.notes, *notes))
     return attach_plan(model, plan, found=found, tensors=adapter.tensors, calibrated=adapter.calibrated)
 
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,10 @@ from .errors import AdapterError
 from .families import base_parameters
 
 HALF = (torch.bfloat16, torch.float16)
-OTHER_WEIGHTS = "the structure is the same, the weights (or their dtype) differ: another checkpoint"
+OTHER_WEIGHTS = (
+    "the structure is the same, the weights (or their dtype) differ: another checkpoint, or the other ones of a file "
+    "with averaged (EMA) and raw weights"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,21 +157,41 @@ def compare(expected: Fingerprint, found: Fingerprint) -> list[str]:
     return problems
 
 
-def rounding_between(expected: Fingerprint, root: nn.Module) -> str | None:
-    """How a network and an adapter's base that differ in precision alone are rounded, for people; None if they are not.
+class Rounding(NamedTuple):
+    """How a network and an adapter's base differ that have the same weights, one of them rounded.
+
+    Attributes:
+        text: For people.
+        dtype: To which one of them is rounded.
+    """
+
+    text: str
+    dtype: torch.dtype
+
+
+def rounding_between(expected: Fingerprint, root: nn.Module) -> Rounding | None:
+    """How a network and an adapter's base differ, if that is in precision alone; None if it is not.
 
     Args:
         expected: From an adapter file.
-        root: The network. It or the base is in half precision, and rounded so the other has the same weights.
+        root: The network. It or the base is rounded, whatever dtype it is held in, and the other one is the same when
+            it is rounded.
     """
     state = dict(base_state(root))
-    here = {t.dtype for t in state.values() if t.is_floating_point()}
-    for dtype in HALF:
-        sums = (expected.rounded or {}).get(_name(dtype))
+    known = {**(expected.rounded or {}), _name(torch.float32): expected.weights}
+    for dtype in (*HALF, torch.float32):
+        sums = known.get(_name(dtype))
         if sums is None or sums != _sum_of(_digests(state, dtype)):
             continue
-        if dtype in here:
-            return f"the adapter was made on weights of higher precision; here they are rounded to {_name(dtype)}"
-        if expected.weights == sums:
-            return f"the adapter was made on weights that were rounded to {_name(dtype)}; here they are not"
+        held = {path: t.to(dtype).to(t.dtype) if t.is_floating_point() else t for path, t in state.items()}
+        here = all(torch.equal(t, state[path]) for path, t in held.items())
+        there = expected.weights in (sums, _sum_of(_digests(held, torch.float32)))
+        if here and there:
+            return Rounding("the adapter was made on the same weights in another dtype", dtype)
+        if here:
+            text = f"the adapter was made on weights of higher precision; here they are rounded to {_name(dtype)}"
+            return Rounding(text, dtype)
+        if there:
+            text = f"the adapter was made on weights that were rounded to {_name(dtype)}; here they are not"
+            return Rounding(text, dtype)
     return None

@@ -6,6 +6,7 @@ Everything that an adapted model needs to be put back is in one `Record` on the 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import cast
 
@@ -20,6 +21,7 @@ from .errors import PlanError
 from .facts import RECORD, Facts
 from .families import SLOT, base_modules, base_parameters, get_block
 from .fingerprint import digests, fingerprint
+from .generators import kept_generators
 from .kinds import Adapter, RootPart, WeightAdapter
 from .layouts import Layout
 from .new_adapters import build_adapters, fill
@@ -70,7 +72,8 @@ def attach_plan(
     root = root_of(model)
     refuse_fixed(module_of(model))
     check_plan(root, plan)
-    built = build_adapters(root, plan)
+    with kept_generators(root) if tensors is not None else nullcontext():  # what is filled draws nothing
+        built = build_adapters(root, plan)
     if tensors is not None:
         fill(built, tensors)
     new = None if RECORD in root.__dict__ else _record(root, plan.facts, found)

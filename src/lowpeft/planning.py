@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from .attach import original_class
-from .blocks import ChangedBlockError, OtherBlockError, check_block
+from .blocks import ChangedBlockError, OtherBlockError, check_block, variant_in
 from .changes import one_at_a_time
 from .choosing import choose_sites, layer_of, other_channels, refuse_moving_channels
 from .conflicts import refuse_conflicts, refuse_other_views
@@ -259,6 +259,7 @@ def _checked_plan(network: Network, name: str, recipe: Recipe, sites: Sequence[S
     root = network.root
     refuse_conflicts(root, network.modules, name, sites)
     refuse_other_views(root, recipe)
+    variants = sorted({v for site in sites if (v := variant_in(site.attachment.block)) is not None})
     return Plan(
         model=original_class(root).__name__,
         family=network.recognised.family.name if network.recognised else None,
@@ -268,7 +269,7 @@ def _checked_plan(network: Network, name: str, recipe: Recipe, sites: Sequence[S
         structure=structure_of(root),
         base_parameters=sum(p.numel() for _, p in base_parameters(root)),
         facts=facts,
-        notes=tuple(network.notes),
+        notes=(*network.notes, *(f"while it is on, its blocks run as {variant}" for variant in variants)),
     )
 
 

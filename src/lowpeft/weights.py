@@ -96,6 +96,35 @@ def find_weights(content: object) -> tuple[Weights, ...]:
     return tuple(named for weights in found for named in _named(weights, raw))
 
 
+def unread_average(content: Mapping[Any, Any]) -> str | None:
+    """Where a checkpoint in which no average was found seems to have one all the same; None if nowhere.
+
+    That is a dict or list which is named as an average, and holds no settings (a decay): tensors, dicts, None, nothing.
+    Optimizers are looked at too, since some keep the average.
+    """
+    layer: list[tuple[str, Any]] = [("", content)]
+    budget = iter(range(MOST_ENTRIES))
+    for _ in range(MOST_LEVELS):
+        below = []
+        for place, node in layer:
+            for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
+                if next(budget, None) is None:
+                    return None
+                if isinstance(value, Mapping | list | tuple):
+                    here = f"{place}.{str(key)[:100]}".removeprefix(".")
+                    if _is_average(str(key)) and _like_weights(value):
+                        return here
+                    below.append((here, value))
+        layer = below
+    return None
+
+
+def _like_weights(value: Mapping[Any, Any] | Sequence[Any]) -> bool:
+    items = list(value.values() if isinstance(value, Mapping) else value)
+    counters = bool(items) and all(isinstance(item, Tensor) and not item.ndim for item in items)
+    return not counters and all(isinstance(item, Tensor | Mapping | list | tuple | None) for item in items)
+
+
 def outermost(found: Sequence[Weights]) -> list[Weights]:
     """Those that are not inside another of them."""
     paths = {weights.path for weights in found}

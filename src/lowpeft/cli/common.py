@@ -6,13 +6,17 @@ import argparse
 import sys
 import tomllib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..backbones import load_backbone
+from ..checkpoints import Choice, which_weights
 from ..errors import LowpeftError
 from ..facts import Backbone
+from ..files import load_adapter
 from ..inference import Tiling
 from ..recipes import bundled
 
@@ -42,6 +46,11 @@ def add_weights(sub: argparse.ArgumentParser, *, required: bool = True) -> None:
         "'timm:NAME' for one of timm, which gives features",
     )
     add_raw_weights(sub)
+    sub.add_argument(
+        "--allow-half",
+        action="store_true",
+        help="open weights of half precision, which were rounded, as float32 instead of refusing them",
+    )
     sub.add_argument("--task", help="of a network for several tasks, the one to keep: sr_x4 (EDT), 2_x4 (IPT), …")
 
 
@@ -52,6 +61,39 @@ def add_raw_weights(sub: argparse.ArgumentParser) -> None:
         action="store_true",
         help="where the file has averaged weights (EMA) and those of the last step, take the latter",
     )
+
+
+def add_adapter(sub: argparse.ArgumentParser, *, required: bool = False, more: str = "") -> None:
+    """The options that name a saved adapter."""
+    sub.add_argument(
+        "--adapter", required=required, metavar="DIR", help=f"adapter folder, or a Hub repository owner/name{more}"
+    )
+    sub.add_argument("--revision", help="commit, tag or branch of the Hub repository")
+    sub.add_argument(
+        "--force", action="store_true", help="attach the adapter though it was made for another base, if it fits"
+    )
+
+
+def refuse_without_adapter(options: argparse.Namespace) -> None:
+    """Refuse options that are about an adapter where none was given.
+
+    Raises:
+        LowpeftError: Naming the first.
+    """
+    for name in ("revision", "force") if options.adapter is None else ():
+        if getattr(options, name):
+            raise LowpeftError(f"--{name} is about an adapter: give --adapter")
+
+
+def adapted(options: argparse.Namespace, base: Backbone) -> nn.Module:
+    """The network with the adapter that `--adapter` names."""
+    return load_adapter(base, options.adapter, revision=options.revision, force=options.force)
+
+
+def weights_facts(options: argparse.Namespace, base: Backbone) -> dict[str, str]:
+    """Facts for reports and model cards: the file of the frozen network, and which of its weights were taken."""
+    which = which_weights(base.notes)
+    return {"base weights": Path(options.weights).name, **({} if which is None else {"weights": which})}
 
 
 def add_border(sub: argparse.ArgumentParser) -> None:
@@ -105,16 +147,22 @@ def add_recipe(sub: argparse.ArgumentParser) -> None:
     )
 
 
-def backbone(options: argparse.Namespace) -> Backbone:
-    """The network that `--weights`, `--raw-weights` and `--task` name; says which of a file's weights were taken."""
+def backbone(options: argparse.Namespace, *, quiet: bool = False) -> Backbone:
+    """The network that `--weights` and the options beside it name; says which of a file's weights were taken.
+
+    Args:
+        options: Of the command.
+        quiet: Say nothing, because the command prints the network's notes.
+    """
     if options.weights != "demo":
-        found = load_backbone(options.weights, task=options.task, weights="raw" if options.raw_weights else "ema")
-        for note in found.notes:
-            if note.startswith("weights: "):
-                print(note, file=sys.stderr)
+        choice: Choice = "raw" if options.raw_weights else "ema"
+        found = load_backbone(options.weights, task=options.task, weights=choice, allow_half=options.allow_half)
+        if (which := which_weights(found.notes)) is not None and not quiet:
+            print(f"weights: {which}", file=sys.stderr)
         return found
-    if options.raw_weights:
-        raise LowpeftError("--raw-weights was asked for, and the demo network has one set of weights")
+    if options.raw_weights or options.allow_half:
+        asked = "--raw-weights" if options.raw_weights else "--allow-half"
+        raise LowpeftError(f"{asked} was asked for, and the demo network has one set of weights, in float32")
     if options.task is not None:
         raise LowpeftError(f"--task {options.task} was asked for, and the demo network has a single task")
     from ..demo import demo_backbone

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from ..describe import image_facts
 from ..errors import DataError, LowpeftError
-from ..files import load_adapter
 from ..views import StereoModel
-from .common import add_device, add_inference, add_weights, backbone, device, new_command, tiling
+from .common import adapted, add_adapter, add_device, add_inference, add_weights, backbone, device, new_command, tiling
 
 
 def add_to(commands: Any) -> None:
@@ -29,8 +28,7 @@ def add_to(commands: Any) -> None:
         "right", nargs="?", help="right view, of the same size; adapters of single-image recipes need none"
     )
     add_weights(sub)
-    sub.add_argument("--adapter", required=True, metavar="DIR", help="adapter folder, or a Hub repository owner/name")
-    sub.add_argument("--revision", help="commit, tag or branch of the Hub repository")
+    add_adapter(sub, required=True)
     sub.add_argument(
         "--out",
         default=".",
@@ -61,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
     if len(set(names)) < len(paths):
         raise DataError(f"both views would be written to {names[0]}: give them different file names")
     folder = make_folder(options.out)
-    model = load_adapter(base, options.adapter, revision=options.revision).to(device(options.device))
+    model = adapted(options, base).to(device(options.device))
     if isinstance(model, StereoModel) and options.right is None:
         raise DataError(f"the adapter {options.adapter} makes a stereo model: give it two views, left and right")
     with progress("enhancing", 1) as advance:

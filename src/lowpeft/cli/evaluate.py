@@ -16,13 +16,14 @@ from ..data import Example, Scene, find_scenes, load_example
 from ..describe import image_facts
 from ..errors import LowpeftError
 from ..facts import Backbone
-from ..files import load_adapter
 from ..images import make_folder
 from ..inference import DEFAULT_WINDOW_PX, local_pooling
 from ..metrics import PROTOCOLS, Protocol, get_protocol
 from ..record import module_of
 from ..version import version
 from .common import (
+    adapted,
+    add_adapter,
     add_border,
     add_device,
     add_inference,
@@ -30,7 +31,9 @@ from .common import (
     backbone,
     device,
     new_command,
+    refuse_without_adapter,
     tiling,
+    weights_facts,
 )
 
 if TYPE_CHECKING:
@@ -48,8 +51,7 @@ def add_to(commands: Any) -> None:
         "lowpeft evaluate --weights CRAFT_x4.pth --adapter my-adapter --data KITTI2015 --bicubic --out measured",
     )
     add_weights(sub, required=False)
-    sub.add_argument("--adapter", metavar="DIR", help="adapter folder, or a Hub repository owner/name")
-    sub.add_argument("--revision", help="commit, tag or branch of the Hub repository")
+    add_adapter(sub)
     sub.add_argument("--data", required=True, metavar="DIR", help="scenes, in any of the known layouts")
     sub.add_argument("--lr", metavar="DIR", help="their LR views, instead of those that the layout has")
     add_border(sub)
@@ -93,15 +95,14 @@ def run(options: argparse.Namespace) -> None:
     if len(reports) > 1:
         print(f"\n{overview(reports)}")
     if out is not None:
-        for path in write_reports(reports, out, facts=_facts(options, scenes, scale)):
+        for path in write_reports(reports, out, facts=_facts(options, scenes, scale, base)):
             print(path)
 
 
 def _scale(options: argparse.Namespace, base: Backbone | None) -> int:
-    if options.revision is not None and options.adapter is None:
-        raise LowpeftError("--revision is about an adapter of the Hub: give --adapter")
+    refuse_without_adapter(options)
     if base is None:
-        for option in ("adapter", "ensemble", "memory_mb", "local_pooling", "task", "raw_weights"):
+        for option in ("adapter", "ensemble", "memory_mb", "local_pooling", "task", "raw_weights", "allow_half"):
             if getattr(options, option) not in (None, False):
                 raise LowpeftError(f"--{option.replace('_', '-')} is about a network: give --weights")
         if not options.bicubic or options.scale is None:
@@ -150,7 +151,7 @@ def _network(
     from ..evaluate import evaluate
     from ..progress import progress
 
-    model = load_adapter(base, options.adapter, revision=options.revision) if options.adapter else base
+    model = adapted(options, base) if options.adapter else base
     module_of(model).to(device(options.device))
     name = "adapted" if options.adapter else "frozen"
     with progress(name, len(scenes)) as advance, _pools(model, options.local_pooling):
@@ -187,7 +188,9 @@ def _pools(model: object, numbers: list[int] | None) -> AbstractContextManager[o
     return nullcontext() if numbers is None else local_pooling(model, _window_px(numbers))
 
 
-def _facts(options: argparse.Namespace, scenes: tuple[Scene, ...], scale: int) -> dict[str, object]:
+def _facts(
+    options: argparse.Namespace, scenes: tuple[Scene, ...], scale: int, base: Backbone | None
+) -> dict[str, object]:
     """Facts of the run that head its files."""
     found = all(scene.lr for scene in scenes)
     facts: dict[str, object] = {
@@ -198,10 +201,10 @@ def _facts(options: argparse.Namespace, scenes: tuple[Scene, ...], scale: int) -
         "LR images": "files" if found else f"made by MATLAB's bicubic, {options.border} border",
         "scale": scale,
     }
-    if options.weights:
-        facts["base weights"] = Path(options.weights).name
+    if base is not None:
+        facts |= weights_facts(options, base)
         facts["device"] = str(device(options.device))
         if options.local_pooling is not None:
             facts["local_pooling"] = list(_window_px(options.local_pooling))
-    names = ("task", "raw_weights", "adapter", "revision", "ensemble", "memory_mb")
+    names = ("task", "allow_half", "adapter", "revision", "force", "ensemble", "memory_mb")
     return facts | {name: getattr(options, name) for name in names if getattr(options, name) not in (None, False)}

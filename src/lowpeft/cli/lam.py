@@ -15,14 +15,24 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..describe import image_facts
-from ..errors import DataError, LowpeftError
+from ..errors import DataError
 from ..facts import Backbone
-from ..files import load_adapter, read_adapter
+from ..files import read_adapter
 from ..lam import PAIR, PUBLISHED, Attribution, LamSettings, Patch, as_table, attribute, chunks
 from ..record import module_of
 from ..switching import disabled
 from ..version import version
-from .common import add_device, add_weights, backbone, device, new_command
+from .common import (
+    adapted,
+    add_adapter,
+    add_device,
+    add_weights,
+    backbone,
+    device,
+    new_command,
+    refuse_without_adapter,
+    weights_facts,
+)
 
 
 def add_to(commands: Any) -> None:
@@ -37,10 +47,7 @@ def add_to(commands: Any) -> None:
     sub.add_argument("left", help="left view, or the only image")
     sub.add_argument("right", nargs="?", help="right view, of the same size")
     add_weights(sub)
-    sub.add_argument(
-        "--adapter", metavar="DIR", help="adapter folder, or a Hub repository; the frozen network is shown beside it"
-    )
-    sub.add_argument("--revision", help="commit, tag or branch of the Hub repository")
+    add_adapter(sub, more="; the frozen network is shown beside it")
     sub.add_argument(
         "--patch", required=True, type=int, nargs=3, metavar=("Y", "X", "SIDE"), help="square of the result, in HR px"
     )
@@ -66,8 +73,7 @@ def run(options: argparse.Namespace) -> None:
     from ..images import make_folder, read_image, to_float
     from ..lam_picture import draw_attributions
 
-    if options.revision is not None and options.adapter is None:
-        raise LowpeftError("--revision is of an --adapter, and none was given")
+    refuse_without_adapter(options)
     settings = LamSettings(steps=options.steps, sigma_px=options.sigma, chunk=options.chunk)
     y, x, side = options.patch
     patch = Patch(y_px=y, x_px=x, side_px=side, view=options.view)
@@ -103,16 +109,16 @@ def _attributions(
     """The adapted network's and its frozen base's; the network's alone where there is no adapter."""
     from ..progress import progress
 
-    adapted = options.adapter is not None
-    model = load_adapter(base, options.adapter, revision=options.revision) if adapted else base
+    compared = options.adapter is not None
+    model = adapted(options, base) if compared else base
     module_of(model).to(device(options.device))
-    total = chunks(settings) * (2 if adapted else 1)
+    total = chunks(settings) * (2 if compared else 1)
     with progress("attributing", total) as advance:
 
         def attributed() -> Attribution:
             return attribute(model, *views, patch=patch, settings=settings, advance=advance)
 
-        if not adapted:
+        if not compared:
             return {"network": attributed()}
         columns = {"adapted": attributed()}
         with disabled(model):
@@ -130,13 +136,13 @@ def _record(
         "lowpeft": version(),
         "torch": torch.__version__,
         "device": str(device(options.device)),
-        "network": {"weights": options.weights, "architecture": base.architecture, "scale": base.scale},
+        "network": {"architecture": base.architecture, "scale": base.scale, **weights_facts(options, base)},
         "adapter": options.adapter,
         "views": [options.left] if options.right is None else [options.left, options.right],
         "patch": dataclasses.asdict(patch),
         "settings": dataclasses.asdict(settings),
         **{name: value for name in ("task", "revision") if (value := getattr(options, name)) is not None},
-        **({"raw_weights": True} if options.raw_weights else {}),
+        **{name: True for name in ("allow_half", "force") if getattr(options, name)},
         "figures": {name: each.figures() for name, each in columns.items()},
     }
 

@@ -26,7 +26,7 @@ def add_to(commands: Any) -> None:
 
 def run_plan(options: argparse.Namespace) -> None:
     """Print the plan."""
-    print(plan(backbone(options), options.recipe, **overrides(options.set)))
+    print(plan(backbone(options, quiet=True), options.recipe, **overrides(options.set)))
 
 
 def run_info(options: argparse.Namespace) -> None:

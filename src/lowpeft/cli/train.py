@@ -14,12 +14,22 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 from ..data import Crops, Example, find_scenes, load_example, read_clean_crops
 from ..describe import image_facts
 from ..errors import LowpeftError
+from ..facts import Backbone
 from ..kinds import WeightAdapter, get_kind
 from ..model import summary
 from ..recipes import Recipe, TrainSettings, load_recipe, override
 from ..record import module_of
 from ..switching import disabled
-from .common import add_border, add_device, add_recipe, backbone, device, new_command, overrides
+from .common import (
+    add_border,
+    add_device,
+    add_recipe,
+    backbone,
+    device,
+    new_command,
+    overrides,
+    weights_facts,
+)
 
 if TYPE_CHECKING:
     from ..training import Processes, Step, Trained
@@ -112,7 +122,7 @@ def run(options: argparse.Namespace) -> None:
             report=lambda step: advance(_note(step)),
         )
     if processes.main:
-        _finish(options, model, recipe, _facts(options, crops, settings, done), tests)
+        _finish(options, model, recipe, _facts(options, base, crops, settings, done), tests)
     processes.leave()
 
 
@@ -181,11 +191,13 @@ def _print_plan(model: object, recipe: Recipe, crops: Crops, processes: Processe
     print(f"{len(crops.scenes)} training scenes, {settings.steps} steps of {settings.batch} {samples}{several}")
 
 
-def _facts(options: argparse.Namespace, crops: Crops, settings: TrainSettings, done: Trained) -> dict[str, str | float]:
+def _facts(
+    options: argparse.Namespace, base: Backbone, crops: Crops, settings: TrainSettings, done: Trained
+) -> dict[str, str | float]:
     """Facts of the run for readers of the result."""
     batch = f"{settings.batch} {'pairs' if crops.views == 2 else 'images'}"
     facts: dict[str, str | float] = {
-        "base weights": Path(options.weights).name,
+        **weights_facts(options, base),
         "training": f"{len(crops.scenes)} scenes, {done.steps} steps of {batch}, {done.seconds:.0f} s",
         "trained parameters": done.parameters,
     }
