@@ -310,7 +310,9 @@ def test_an_average_that_is_not_understood_is_told(form: str, tmp_path: Path) ->
 def test_an_average_that_is_cut_short_names_the_raw_weights(tmp_path: Path) -> None:
     path = tmp_path / "network.pth"
     torch.save({"params": state(RAW), "params_ema": dict(list(state(EMA).items())[:-1])}, path)
-    with pytest.raises(LowpeftError, match=r"\(EMA\), under params_ema \(weights='raw' \(--raw-weights\) takes raw ones"):
+    with pytest.raises(
+        LowpeftError, match=r"\(EMA\), under params_ema \(weights='raw' \(--raw-weights\) takes raw ones"
+    ):
         load_backbone(path)
 
 

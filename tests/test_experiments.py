@@ -283,6 +283,11 @@ def test_something_that_is_no_table_is_refused(values: Any) -> None:
         ({"row": row_table()}, "there is no [[row]] table"),
         ({"row": [3]}, "row 1: a row must be a table, not 3"),
         ({"row": [row_table(), row_table(family="edt")]}, "row 2 ('one'): another row has this name"),
+        (
+            {"protocol": "Asteisr"},
+            "protocol must be one of two views, literature or asteisr, not 'Asteisr' (did you mean 'asteisr'?)",
+        ),
+        ({"protocol": "single-image"}, "protocol must be one of two views, literature or asteisr, not 'single-image'"),
         ({"notes": "one"}, "notes must be a list of texts, not 'one'"),
         ({"notes": [""]}, "notes must be a list of texts, not ['']"),
         ({"printed": {"name": "one"}}, "[[printed]] must be tables, not {'name': 'one'}"),

@@ -12,10 +12,13 @@ import torch
 from PIL import Image
 
 import lowpeft
-from lowpeft import LowpeftError, reproduce
+from lowpeft import LowpeftError, load_backbone, reproduce
 from lowpeft.cli import main
+from lowpeft.data import find_scenes, load_example
+from lowpeft.evaluate import evaluate
 from lowpeft.experiments import Experiment, Figures, Printed, Score, bundled_experiments, load_experiment
 from lowpeft.images import write_image
+from lowpeft.metrics import PROTOCOLS
 from lowpeft.reproduce import Job, Line, Outcome, Settings, Sources, Table, smoke
 from lowpeft.reproduce.job import MEAN, finished, run_job
 from lowpeft.reproduce.ready import with_ready_row
@@ -25,6 +28,7 @@ from states import randomise_adapters
 pytestmark = pytest.mark.usefixtures("no_figures")
 
 FINETUNING = smoke_experiment(load_experiment("finetuning"))
+PROTOCOLS_OF_PAIRS = [name for name, protocol in PROTOCOLS.items() if protocol.views == 2]
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +71,25 @@ def test_a_cell_is_trained_and_measured(row: str, trained: int, sources: Sources
     assert ("same view " + MEAN in figures) is (row == "both")
     assert {MEAN, "SSIM (L+R)/2", "PSNR Left", "SSIM Left"} <= figures.keys()
     assert outcome.peak_mb > 0
+
+
+def test_a_cell_is_measured_by_the_protocol_of_its_experiment(sources: Sources, tmp_path: Path) -> None:
+    frozen = {name: run_job(job(sources, recipe=None, protocol=name), tmp_path / name) for name in PROTOCOLS_OF_PAIRS}
+    figures = {name: outcome.figures["flickr1024"] for name, outcome in frozen.items()}
+    assert figures["asteisr"][MEAN] == figures["literature"][MEAN]
+    assert figures["asteisr"]["PSNR Left"] != figures["literature"]["PSNR Left"]
+    (scene,) = map(load_example, find_scenes(sources.tests["flickr1024"], scale=4), [4])
+    with_cut_views = evaluate(load_backbone(job(sources).weights), [scene], protocol="asteisr").means()
+    assert figures["asteisr"]["PSNR Left"] == pytest.approx(with_cut_views["PSNR Left"], abs=1e-4)
+
+
+def test_a_cell_says_which_weights_it_took_and_how_many_scenes_it_saw(sources: Sources, tmp_path: Path) -> None:
+    found = job(sources, recipe=None)
+    state = torch.load(found.weights, weights_only=True)
+    torch.save({"params": state, "params_ema": state}, tmp_path / "HAT.pth")
+    outcome = run_job(dataclasses.replace(found, weights=tmp_path / "HAT.pth"), tmp_path / "cell")
+    assert outcome.scenes == {"flickr1024": 1}
+    assert [note.startswith("HAT.pth: the averaged ones (EMA)") for note in outcome.notes] == [True]
 
 
 def test_a_frozen_cell_trains_nothing(sources: Sources, tmp_path: Path) -> None:
@@ -371,6 +394,9 @@ def test_what_is_missing_is_listed_before_anything_runs(tmp_path: Path) -> None:
             "--test a=… was given 2 times",
         ),
         (["finetuning", "--smoke", "--out", "/dev/null/x"], "cannot make the folder /dev/null/x"),
+        (["count", "--show", "--smoke", "--test", "a=b"], "the paper's table: leave out --out, --smoke, --test"),
+        (["count", "--speed", "--seeds", "2", "--memory-mb", "9"], "leave out --memory-mb, --seeds"),
+        (["count", "--smoke", "--size", "8x8"], "--size and --repeats are about --speed: leave out --size"),
         (["count", "--speed", "--smoke", "--out", "/dev/null/x"], "cannot make the folder /dev/null/x"),
     ],
 )
@@ -387,3 +413,5 @@ def test_every_bundled_experiment_runs_whole(name: str, tmp_path: Path, capsys: 
     assert main(["reproduce", name, "--smoke", "--out", str(tmp_path), "--device", "cpu"]) == 0
     shown = capsys.readouterr().out
     assert all(row.name in shown for row in load_experiment(name).rows)
+    assert "Measured by the protocol" in shown
+    assert "1 scene\n" in shown

@@ -115,9 +115,7 @@ def recognised(sought: Sequence[Weights]) -> Weights:
     if known := [weights for weights in sought if is_known(weights.state)]:
         return the_one(known)
     if nameless := [weights for weights in sought if weights.nameless]:
-        raise LowpeftError(
-            f"{nameless[0].nameless}, and no raw weights beside them give the names back"
-        )
+        raise LowpeftError(f"{nameless[0].nameless}, and no raw weights beside them give the names back")
     raise nearest([weights.state for weights in sought])
 
 

@@ -70,17 +70,39 @@ def add_to(commands: Any) -> None:
         help="with --speed: rounds in which the rows take turns (default: 5)",
     )
     add_device(sub)
+    sub.set_defaults(defaults={action.dest: action.default for action in sub._actions})
 
 
 def run(options: argparse.Namespace) -> None:
     """Show the paper's table, measure speed, or run what is not finished, and print and write ours."""
     experiment = load_experiment(options.experiment)
+    _refuse_others(options)
     if options.show:
         print(shown(experiment))
     elif options.speed:
         _speed(experiment, options)
     else:
         _reproduce(experiment, options)
+
+
+_OF_RUNS = {"weights", "data", "adapter", "test", "seeds", "jobs", "ensemble", "memory_mb", "set"}
+_OF_SPEED = {"size", "repeats"}
+
+
+def _refuse_others(options: argparse.Namespace) -> None:
+    """Refuse options that the command, as it was asked for, would pass over.
+
+    Raises:
+        LowpeftError: Naming all of them.
+    """
+    if options.show:
+        what, unused = "--show prints the paper's table", _OF_RUNS | _OF_SPEED | {"speed", "smoke", "out"}
+    elif options.speed:
+        what, unused = "--speed measures one network with random weights", _OF_RUNS
+    else:
+        what, unused = "--size and --repeats are about --speed", _OF_SPEED
+    if asked := sorted(name for name in unused if getattr(options, name) != options.defaults[name]):
+        raise LowpeftError(f"{what}: leave out {', '.join('--' + name.replace('_', '-') for name in asked)}")
 
 
 def _speed(experiment: Experiment, options: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ An experiment is a TOML file (the bundled ones lie beside this module):
     name = "backbones"
     summary = "one line"
     metric = "PSNR in dB / SSIM, mean of both views"
+    protocol = "asteisr"                # by which ours are measured; without it `literature`
     source = "arXiv 2407.03598, its table of pre-trained networks"
     notes = ["what readers of the table must know"]      # may be absent
 
@@ -50,6 +51,7 @@ from typing import Any
 
 from ..errors import PlanError, did_you_mean
 from ..families import families
+from ..metrics import PROTOCOLS
 from ..recipes import (
     Recipe,
     TrainSettings,
@@ -77,6 +79,7 @@ __all__ = [
 ]
 
 SCHEMA = 1
+LITERATURE = "literature"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +122,7 @@ class Experiment:
         name: Of the experiment.
         summary: One line for people.
         metric: What the figures are: metric, unit, views.
+        protocol: By which ours are measured, one of `metrics.PROTOCOLS` for two views.
         source: Where they are printed.
         rows: In the order of the file.
         printed: The paper's lines, in its order.
@@ -132,6 +136,7 @@ class Experiment:
     rows: tuple[Row, ...]
     printed: tuple[Printed, ...] = ()
     notes: tuple[str, ...] = ()
+    protocol: str = LITERATURE
 
     @property
     def test_sets(self) -> tuple[str, ...]:
@@ -145,7 +150,7 @@ class Experiment:
         return tuple(line for line in self.printed if line.name not in named)
 
 
-_PLAIN = dict.fromkeys(("name", "summary", "metric", "source"), (str, None))
+_PLAIN = {**dict.fromkeys(("name", "summary", "metric", "source"), (str, None)), "protocol": (str, LITERATURE)}
 _PLAIN_OF_ROW = {
     **dict.fromkeys(("name", "weights", "recipe"), (str, None)),
     "summary": (str, ""),
@@ -184,6 +189,10 @@ def experiment_from_dict(table: Mapping[str, Any], *, origin: str = "the experim
     notes = table.get("notes", [])
     if not isinstance(notes, list) or not all(isinstance(note, str) and note for note in notes):
         problems.append(f"notes must be a list of texts, not {notes!r}")
+    known = [name for name, protocol in PROTOCOLS.items() if protocol.views == 2]
+    if (protocol := values["protocol"]) not in known:
+        near = did_you_mean(str(protocol), known)
+        problems.append(f"protocol must be one of two views, {' or '.join(known)}, not {protocol!r}{near}")
     lines = printed_lines(table.get("printed", []), problems)
     rows = _rows(table.get("row"), lines, problems)
     if problems:

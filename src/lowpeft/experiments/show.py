@@ -44,10 +44,14 @@ def remarks(experiment: Experiment) -> list[str]:
 
 
 def shown(experiment: Experiment) -> str:
-    """The paper's table as plain text, with its source and remarks."""
+    """The paper's table as plain text, with its source, remarks, and the files that a run needs."""
     about = f"{experiment.name}: {experiment.summary}\n{experiment.source}. {experiment.metric}."
     table = aligned(paper_table(experiment)) if experiment.printed else "It prints no figures for these rows."
-    return "\n\n".join([about, table, *remarks(experiment)])
+    files: dict[str, list[str]] = {}
+    for row in experiment.rows:
+        files.setdefault(row.weights, []).append(row.name)
+    needed = "; ".join(f"{name} ({', '.join(rows)})" for name, rows in files.items())
+    return "\n\n".join([about, table, *remarks(experiment), f"Checkpoints that the rows need: {needed}."])
 
 
 def amount(value: float | None) -> str:

@@ -16,6 +16,7 @@ import torch
 from ..errors import LowpeftError
 from ..experiments import Experiment, Row
 from ..images import make_folder
+from ..metrics import PROTOCOLS
 from ..recipes import changed_settings
 from .job import Job, Outcome, finished, run_job
 from .ready import with_ready_row
@@ -124,7 +125,8 @@ def reproduce(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    table = Table(experiment=experiment, lines=tuple(_lines(experiment, outcomes)), note=note)
+    lines = tuple(_lines(experiment, outcomes))
+    table = Table(experiment=experiment, lines=lines, note=note, made=tuple(_made(experiment, settings, lines)))
     (folder / "table.json").write_text(json.dumps(table.as_dict(), indent=1) + "\n", encoding="utf-8")
     (folder / "table.md").write_text(table.markdown(), encoding="utf-8")
     return table
@@ -172,7 +174,7 @@ def _cells(experiment: Experiment, sources: Sources, settings: Settings) -> Iter
     if missing:
         raise LowpeftError(f"experiment {experiment.name!r} cannot be run:", problems=missing)
     common: dict[str, Any] = {name: getattr(settings, name) for name in ("device", "ensemble", "memory_mb")}
-    common["tests"] = tuple(sources.tests.items())
+    common |= {"tests": tuple(sources.tests.items()), "protocol": experiment.protocol}
     for row in networks.values():
         place = Path(FROZEN if len(networks) == 1 else f"{FROZEN}, {row.name}")
         yield Job(row=str(place), **_network(row, sources), **common), place
@@ -212,6 +214,19 @@ def _with_settings(row: Row, training: Mapping[str, Any]) -> Row:
     if problems:
         raise LowpeftError(f"these training settings do not work for row {row.name!r}:", problems=problems)
     return dataclasses.replace(row, recipe=dataclasses.replace(row.recipe, training=settings))
+
+
+def _made(experiment: Experiment, settings: Settings, lines: Sequence[Line]) -> Iterator[str]:
+    """How the figures were made, one line each."""
+    yield f"Measured by the protocol `{experiment.protocol}`: {PROTOCOLS[experiment.protocol].summary}."
+    if settings.training:
+        changed = ", ".join(f"{name} = {value}" for name, value in settings.training.items())
+        yield f"Settings that differ from the recipes', in all rows: {changed}."
+    for line in lines:
+        for text in dict.fromkeys(note for outcome in line.outcomes for note in outcome.notes):
+            yield f"{line.row}: {text}."
+        if line.row.startswith(FROZEN):
+            yield f"{line.row}: {line.outcomes[0].frozen:,} parameters."
 
 
 def _lines(experiment: Experiment, outcomes: Mapping[str, list[Outcome]]) -> Iterator[Line]:

@@ -9,6 +9,7 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,17 @@ from typing import Any
 import torch
 
 from ..backbones import load_backbone
-from ..data import Crops, find_scenes, load_example, read_clean_crops
+from ..checkpoints import which_weights
+from ..data import Crops, Scene, find_scenes, load_example, read_clean_crops
 from ..errors import LowpeftError
 from ..evaluate import by_network, by_network_alone, measure
+from ..experiments import LITERATURE
 from ..facts import Backbone
 from ..files import load_adapter, read_adapter
 from ..inference import Tiling
 from ..inference.network import multi_view
-from ..model import adapter_parameters
+from ..metrics import get_protocol
+from ..model import adapter_parameters, summary
 from ..progress import progress, quiet
 from ..recipes import Recipe, TrainSettings, recipe_to_dict
 from ..record import module_of
@@ -32,7 +36,7 @@ from ..version import version
 
 RESULT, PEAK = "result.json", "peak.json"
 MEAN = "PSNR (L+R)/2"
-"""The column of the protocol that the paper's figures are."""
+"""The column of every protocol of two views that papers can be compared by."""
 ENSEMBLE, SAME_VIEW = "ensemble ", "same view "
 """What stands before a column's name."""
 MB = 10**6
@@ -48,6 +52,7 @@ class Job:
         network: The family that it must be of, or its architecture if it is of none.
         scale: That it must have.
         tests: Name and folder of each test set.
+        protocol: By which they are measured.
         recipe: None where nothing is trained: for the frozen network, or a ready adapter.
         seed: Of the training.
         data: Folder of training pairs; needed with a recipe.
@@ -62,6 +67,7 @@ class Job:
     network: str
     scale: int
     tests: tuple[tuple[str, Path], ...]
+    protocol: str = LITERATURE
     recipe: Recipe | None = None
     seed: int = 0
     data: Path | None = None
@@ -99,9 +105,11 @@ class Outcome:
         trained: Parameters that were.
         seconds: Of training; 0 for the frozen network.
         peak_mb: Most memory during training: of the device on CUDA, of the process elsewhere.
-        figures: For each test set, the columns of the protocol `literature`; with `ensemble ` before their names those
+        figures: For each test set, the columns of the protocol; with `ensemble ` before their names those
             of the self-ensemble, if it was asked for. `same view PSNR (L+R)/2` is that of a stereo model whose other
             view is a copy of the same one.
+        scenes: How many each test set has.
+        notes: What readers must know: which of a file's weights were taken, how a ready adapter differs.
     """
 
     row: str
@@ -111,6 +119,8 @@ class Outcome:
     seconds: float
     peak_mb: float
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
+    scenes: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def finished(job: Job, folder: Path) -> Outcome | None:
@@ -163,14 +173,17 @@ def run_job(job: Job, folder: Path) -> Outcome:
         cost = {"trained": trained, "seconds": 0.0, "peak_mb": _peak_mb(job)}
     module.eval()
     total = sum(p.numel() for p in module.parameters())
+    tests = {name: find_scenes(path, scale=job.scale) for name, path in job.tests}
     outcome = Outcome(
         row=job.row,
         seed=job.seed,
         frozen=total - int(cost["trained"]),
         peak_mb=round(cost["peak_mb"], 1),
-        figures={name: _measure(model, job, name, path) for name, path in job.tests},
+        figures={name: _measure(model, job, name, scenes) for name, scenes in tests.items()},
         trained=int(cost["trained"]),
         seconds=round(cost["seconds"], 2),
+        scenes={name: len(scenes) for name, scenes in tests.items()},
+        notes=_notes(model, backbone, job),
     )
     _write(
         folder / RESULT, {"identity": job.identity(), "outcome": dataclasses.asdict(outcome), "made": _provenance(job)}
@@ -208,8 +221,16 @@ def _train(model: object, settings: TrainSettings, job: Job, folder: Path) -> di
     return {"trained": done.parameters, "seconds": done.seconds, "peak_mb": peak_mb}
 
 
-def _measure(model: object, job: Job, name: str, path: Path) -> dict[str, float]:
-    scenes = find_scenes(path, scale=job.scale)
+def _notes(model: object, backbone: Backbone, job: Job) -> list[str]:
+    """Which of the file's weights were taken, if it has several; and what a ready adapter's plan says."""
+    which = which_weights(backbone.notes)
+    return [
+        *([] if which is None else [f"{job.weights.name}: {which}"]),
+        *(summary(model).notes if job.adapter is not None else ()),
+    ]
+
+
+def _measure(model: object, job: Job, name: str, scenes: Sequence[Scene]) -> dict[str, float]:
     examples = [load_example(scene, job.scale) for scene in scenes]
     tiling = Tiling(memory_mb=job.memory_mb)
     ways = {"": by_network(model, tiling=tiling)}
@@ -220,7 +241,13 @@ def _measure(model: object, job: Job, name: str, path: Path) -> dict[str, float]
     figures: dict[str, float] = {}
     with progress(f"{job.row}, {name}", len(ways) * len(examples)) as advance:
         for way, enhance in ways.items():
-            found = measure(enhance, examples, scale=job.scale, seen=lambda example, _: advance(example.name))
+            found = measure(
+                enhance,
+                examples,
+                scale=job.scale,
+                protocol=get_protocol(job.protocol),
+                seen=lambda example, _: advance(example.name),
+            )
             means = {MEAN: found.means()[MEAN]} if way == SAME_VIEW else found.means()
             figures |= {way + column: round(value, 5) for column, value in means.items()}
     return figures

@@ -70,11 +70,13 @@ class Table:
         experiment: What was run.
         lines: The frozen networks, then the rows in their order.
         note: What readers must know first (that it was a smoke run, say).
+        made: How the figures were made: protocol, changed settings, networks.
     """
 
     experiment: Experiment
     lines: tuple[Line, ...]
     note: str = ""
+    made: tuple[str, ...] = ()
 
     @property
     def test_sets(self) -> tuple[str, ...]:
@@ -93,7 +95,7 @@ class Table:
         return {
             "experiment": self.experiment.name,
             "note": self.note,
-            "notes": remarks(self.experiment),
+            "notes": [*remarks(self.experiment), *self.made],
             "rows": [
                 {
                     "row": line.row,
@@ -111,13 +113,18 @@ class Table:
         """A table for each test set."""
         about = f"# {self.experiment.name}\n\n{self.experiment.summary}. Figures: {self.experiment.metric}."
         note = f"\n\n**{self.note}**" if self.note else ""
-        sections = [f"## {name}\n\n{grid(self._cells(name))}" for name in self.test_sets]
-        return "\n\n".join([about + note, *remarks(self.experiment), *sections]) + "\n"
+        sections = [f"## {self._heading(name)}\n\n{grid(self._cells(name))}" for name in self.test_sets]
+        return "\n\n".join([about + note, *remarks(self.experiment), *self.made, *sections]) + "\n"
 
     def __str__(self) -> str:
         about = f"{self.experiment.name}: {self.experiment.summary}" + f"\n{self.note}" * bool(self.note)
-        sections = [f"{name}\n{aligned(self._cells(name))}" for name in self.test_sets]
-        return "\n\n".join([about, *remarks(self.experiment), *sections])
+        sections = [f"{self._heading(name)}\n{aligned(self._cells(name))}" for name in self.test_sets]
+        return "\n\n".join([about, *remarks(self.experiment), *self.made, *sections])
+
+    def _heading(self, name: str) -> str:
+        """A test set, and how many scenes it had."""
+        counts = {outcome.scenes[name] for line in self.lines for outcome in line.outcomes if name in outcome.scenes}
+        return name + "".join(f", {count} scene{'s' * (count != 1)}" for count in sorted(counts))
 
     def _figures(self, name: str) -> tuple[str, ...]:
         found = (key for line in self.lines for outcome in line.outcomes for key in outcome.figures.get(name, {}))
