@@ -316,6 +316,26 @@ def test_an_average_that_is_cut_short_names_the_raw_weights(tmp_path: Path) -> N
         load_backbone(path)
 
 
+def test_a_single_bit_that_is_wrong_in_a_tensor_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "network.pth"
+    torch.save(state(RAW), path)
+    content = bytearray(path.read_bytes())
+    weight = next(t for t in state(RAW).values() if t.numel() > 100).numpy().tobytes()
+    content[content.index(weight) + 40] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(LowpeftError, match=r"in which network/data/\d+ is damaged \(its checksum\): fetch it again"):
+        load_backbone(path)
+
+
+def test_a_file_without_checksums_opens(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(state(RAW), tmp_path / "network.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert opened(tmp_path / "network.pth") == ("raw", ())
+
+
 def test_a_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LowpeftError, match="File name too long"):
         load_backbone(tmp_path / ("a" * 5000))

@@ -32,6 +32,14 @@ def test_problems_are_kept_and_shown_one_per_line(error: type[LowpeftError]) -> 
     assert str(raised) == "two things:\n  - one\n  - other"
 
 
+def test_a_text_is_bounded_and_sends_no_terminal_codes() -> None:
+    raised = AdapterError("these are \x1b[31mred\x07:", problems=[f"{i}\tä" for i in range(30_000)])
+    lines = str(raised).split("\n")
+    assert (lines[0], lines[1]) == (r"these are \x1b[31mred\x07:", r"  - 0\tä")
+    assert (len(lines), lines[-1]) == (102, "  … and 29,900 more (.problems has all)")
+    assert len(raised.problems) == 30_000
+
+
 @EVERY
 def test_without_problems_the_message_stands_alone(error: type[LowpeftError]) -> None:
     assert (str(error("alone")), error("alone").problems) == ("alone", ())

@@ -311,7 +311,10 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "structure": (lambda: rebuilt(SwinIR, upsampler="pixelshuffledirect"), "names or shapes of the parameters differ"),
     "one weight": (one_weight_changed, "the structure is the same, the weights (or their dtype) differ"),
     "all weights": (lambda: network(seed=5), "the structure is the same, the weights (or their dtype) differ"),
-    "dtype": (lambda: network().double(), "the structure is the same, the weights (or their dtype) differ"),
+    "all weights, in another dtype": (
+        lambda: network(seed=5).double(),
+        "the structure is the same, the weights (or their dtype) differ",
+    ),
 }
 
 

@@ -14,21 +14,31 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+MOST_SHOWN = 100
+
 
 class LowpeftError(ValueError):
     """Base of every error that lowpeft raises on purpose.
 
     `message` is the first line or lines, and `problems` keeps each finding as a line of its own, so that a program can
-    show them as it likes.
+    show them as it likes. As text it has the first 100 of them, and control characters, which a file's names may hold,
+    are written as in Python's literals.
     """
 
     def __init__(self, message: str, *, problems: Sequence[str] = ()) -> None:
         self.message = message
         self.problems = tuple(problems)
-        super().__init__("\n".join([message, *(f"  - {p}" for p in self.problems)]))
+        lines = [message, *(f"  - {problem}" for problem in self.problems[:MOST_SHOWN])]
+        if (more := len(self.problems) - MOST_SHOWN) > 0:
+            lines.append(f"  … and {more:,} more (.problems has all)")
+        super().__init__("".join(map(_printable, "\n".join(lines))))
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.message, self.problems)
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() or character == "\n" else ascii(character)[1:-1]
 
 
 def _rebuild(cls: type[LowpeftError], message: str, problems: tuple[str, ...]) -> LowpeftError:

@@ -365,7 +365,7 @@ def _attach(model: object, adapter: AdapterFile, place: str, *, name: str, force
     given = None if example is None else Example.of(example)
     trial = Trial(root, given) if problems else None  # what is not known to be the same is run once
     if trial is not None and not force:
-        advice = "force=True (--force) attaches it all the same"
+        advice = "force=True attaches it all the same; on the command line, --force"
         family = recognise(root)
         if (family is None or family.family.writes_itself) and trial.runs and trial.written():
             advice = "but this one writes its own weights when it runs, and has not run yet: run it in eval mode first"

@@ -185,7 +185,8 @@ def nearest(states: Sequence[State]) -> LowpeftError:
     known = candidate if len(candidate) <= MOST_COMPARED else ()
     if not found:
         return LowpeftError(
-            f"no architecture of spandrel or lowpeft is near; it holds {len(candidate)} tensors, as {some}"
+            f"no architecture of spandrel or lowpeft is near; it holds {len(candidate)} tensors"
+            + f", as {some}" * bool(some)
         )
     return LowpeftError(
         f"no architecture of spandrel or lowpeft has these {len(candidate)} tensors (as {some}); the nearest is "

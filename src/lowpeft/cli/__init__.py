@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ..errors import LowpeftError
+from ..inference import is_out_of_memory
 from ..progress import quiet
 from ..version import version
 from . import convert, data, demo, enhance, evaluate, lam, reproduce, show, train
@@ -36,6 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if extra is None:
             raise
         return _fail(options.command, f"{error.name} is not installed: pip install 'lowpeft[{extra}]'", 2)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _fail(options.command, "does not fit into memory; smaller images or --memory-mb take less", 2)
     except KeyboardInterrupt:
         return _fail(options.command, "interrupted", 130)
 

@@ -46,8 +46,8 @@ def run_info(options: argparse.Namespace) -> None:
         "base": f"{adapter.base.model}, {adapter.base.parameters:,} parameters",
         "base structure": adapter.base.structure,
         "base weights": adapter.base.weights,
-        **adapter.facts,
     }
+    rows |= {name if name not in rows else f"fact: {name}": str(value) for name, value in adapter.facts.items()}
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"{name:<{width}}  {value}")

@@ -159,7 +159,7 @@ def read_toml(name_or_path: str | Path, folder: Traversable, *, what: str) -> tu
         )
     try:
         return tomllib.loads(text.decode()), origin
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
         raise PlanError(f"{origin} is not TOML: {error}") from error
 
 
