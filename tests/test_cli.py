@@ -102,6 +102,29 @@ def test_info_says_what_is_in_the_file(work: Path, capsys: pytest.CaptureFixture
     assert "of the tests" in printed
 
 
+def test_info_hides_nothing_of_the_base_behind_facts_of_the_same_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = lowpeft.adapt(demo_backbone(), "spatial")
+    lowpeft.save_adapter(model, tmp_path, facts={"base weights": "HAT.pth", "data": "made up"})
+    assert main(["info", str(tmp_path)]) == 0
+    lines = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert lines[-4:] == ["base structure", "base weights", "fact: base weights", "data"]
+
+
+def test_a_command_that_runs_out_of_memory_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_memory(*arguments: object, **options: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("lowpeft.reproduce.speed.measure_speed", no_memory)
+    assert main(["reproduce", "count", "--speed", "--smoke"]) == 2
+    assert capsys.readouterr().err == (
+        "lowpeft reproduce: does not fit into memory; smaller images or --memory-mb take less\n"
+    )
+
+
 def test_enhance_writes_what_the_model_gives(work: Path, tmp_path: Path) -> None:
     code = main(
         [
