@@ -371,6 +371,14 @@ def test_what_is_missing_is_listed_before_anything_runs(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_rows_are_run_alone_on_request(tmp_path: Path) -> None:
+    command = ["reproduce", "count", "--speed", "--smoke", "--repeats", "2", "--row", "6", "--row", "0", "--out"]
+    assert main([*command, str(tmp_path)]) == 0
+    speed = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
+    assert [row["row"] for row in speed["rows"]] == ["0", "6"]
+    assert "--row 6 --row 0" in speed["command"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -396,6 +404,7 @@ def test_what_is_missing_is_listed_before_anything_runs(tmp_path: Path) -> None:
         (["finetuning", "--smoke", "--out", "/dev/null/x"], "cannot make the folder /dev/null/x"),
         (["count", "--show", "--smoke", "--test", "a=b"], "the paper's table: leave out --out, --smoke, --test"),
         (["count", "--speed", "--seeds", "2", "--memory-mb", "9"], "leave out --memory-mb, --seeds"),
+        (["count", "--smoke", "--row", "sx"], "'count' has no row 'sx'; its rows are 0, 1, 2, 3, 4, 6, 12"),
         (["count", "--smoke", "--size", "8x8"], "--size and --repeats are about --speed: leave out --size"),
         (["count", "--speed", "--smoke", "--out", "/dev/null/x"], "cannot make the folder /dev/null/x"),
     ],

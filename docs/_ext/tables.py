@@ -310,11 +310,7 @@ def beside_paper() -> str:
 
 def speed() -> str:
     """Time and memory of a forward over the number of stereo adapters."""
-    try:
-        results = results_of("speed")
-    except LookupError:
-        command = "lowpeft reproduce count --speed --out benchmarks/results"
-        return f"*Not measured yet: `{command}` on an idle machine writes this table.*"
+    results = results_of("speed")
 
     def row(each: Any) -> list[str]:
         times = [f"{each[key]['median']:.3f} ± {each[key]['spread']:.3f}" for key in ("seconds", "time_ratio")]

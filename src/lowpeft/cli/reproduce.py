@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import LowpeftError
+from ..errors import LowpeftError, did_you_mean
 from ..experiments import Experiment, bundled_experiments, load_experiment
 from ..experiments.show import shown
 from ..images import make_folder
@@ -25,6 +28,9 @@ def add_to(commands: Any) -> None:
     )
     known = ", ".join(bundled_experiments())
     sub.add_argument("experiment", help=f"a bundled experiment ({known}) or a path to a .toml experiment")
+    sub.add_argument(
+        "--row", action="append", default=[], metavar="NAME", help="run this row alone; may be repeated (default: all)"
+    )
     sub.add_argument("--show", action="store_true", help="print the paper's table, and run nothing")
     sub.add_argument(
         "--speed",
@@ -80,9 +86,23 @@ def run(options: argparse.Namespace) -> None:
     if options.show:
         print(shown(experiment))
     elif options.speed:
-        _speed(experiment, options)
+        _speed(_chosen(experiment, options.row), options)
     else:
-        _reproduce(experiment, options)
+        _reproduce(_chosen(experiment, options.row), options)
+
+
+def _chosen(experiment: Experiment, names: Sequence[str]) -> Experiment:
+    """The experiment with the rows that were named alone, if any were.
+
+    Raises:
+        LowpeftError: There is no row of a name.
+    """
+    known = [row.name for row in experiment.rows]
+    if unknown := [name for name in names if name not in known]:
+        near = did_you_mean(unknown[0], known)
+        raise LowpeftError(f"{experiment.name!r} has no row {unknown[0]!r}{near}; its rows are {', '.join(known)}")
+    rows = tuple(row for row in experiment.rows if row.name in names)
+    return dataclasses.replace(experiment, rows=rows or experiment.rows)
 
 
 _OF_RUNS = {"weights", "data", "adapter", "test", "seeds", "jobs", "ensemble", "memory_mb", "set"}
@@ -96,7 +116,7 @@ def _refuse_others(options: argparse.Namespace) -> None:
         LowpeftError: Naming all of them.
     """
     if options.show:
-        what, unused = "--show prints the paper's table", _OF_RUNS | _OF_SPEED | {"speed", "smoke", "out"}
+        what, unused = "--show prints the paper's table", _OF_RUNS | _OF_SPEED | {"speed", "smoke", "out", "row"}
     elif options.speed:
         what, unused = "--speed measures one network with random weights", _OF_RUNS
     else:
@@ -116,6 +136,7 @@ def _speed(experiment: Experiment, options: argparse.Namespace) -> None:
     if options.out:
         size = "x".join(map(str, speed.size_px))
         command = f"lowpeft reproduce {options.experiment} --speed --size {size} --repeats {options.repeats}"
+        command += "".join(f" --row {shlex.quote(name)}" for name in options.row)
         command += f" --device {chosen['device']}" + " --smoke" * options.smoke
         print(f"\nwritten to {write_speed(speed, options.out, command=command)}")
 
