@@ -226,7 +226,7 @@ def _notes(model: object, backbone: Backbone, job: Job) -> list[str]:
     which = which_weights(backbone.notes)
     return [
         *([] if which is None else [f"{job.weights.name}: {which}"]),
-        *(summary(model).notes if job.adapter is not None else ()),
+        *(note.removeprefix("default: ") for note in (summary(model).notes if job.adapter is not None else ())),
     ]
 
 
