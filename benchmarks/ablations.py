@@ -33,14 +33,14 @@ from PIL import Image
 import lowpeft
 from claims import CLAIMS, directions, with_spread
 from common import provenance, write
-from lowpeft.data import Crops, find_scenes, scenes_with_lr
-from lowpeft.experiments import Experiment, load_experiment
-from lowpeft.experiments.show import aligned, shown
+from lowpeft.paper.experiments import Experiment, load_experiment
+from lowpeft.paper.experiments.show import aligned, shown
+from lowpeft.paper.reproduce import Line, Settings, Sources, Table, reproduce
+from lowpeft.paper.reproduce.job import MEAN, RESULT, SAME_VIEW
+from lowpeft.paper.reproduce.table import FROZEN
 from lowpeft.recipes import recipe_to_dict
-from lowpeft.reproduce import Line, Settings, Sources, Table, reproduce
-from lowpeft.reproduce.job import MEAN, RESULT, SAME_VIEW
-from lowpeft.reproduce.table import FROZEN
-from lowpeft.training import build_model, train
+from lowpeft.restoration.data import Crops, find_scenes, scenes_with_lr
+from lowpeft.restoration.training import build_model, train
 
 HERE = Path(__file__).parent
 SEEDS = (0, 1, 2)

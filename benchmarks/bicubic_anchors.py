@@ -16,10 +16,10 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from common import provenance, write
-from lowpeft.data import Example, find_scenes, load_example, scenes_with_lr
-from lowpeft.evaluate import by_bicubic, measure
-from lowpeft.images import bicubic_upscale
-from lowpeft.metrics import LEFT_CUT_PX, PROTOCOLS
+from lowpeft.restoration.data import Example, find_scenes, load_example, scenes_with_lr
+from lowpeft.restoration.evaluation import by_bicubic, measure
+from lowpeft.restoration.images import bicubic_upscale
+from lowpeft.restoration.metrics import LEFT_CUT_PX, PROTOCOLS
 
 COLUMNS = ("PSNR Left", "SSIM Left", "PSNR (L+R)/2", "SSIM (L+R)/2")
 PRINTED = {

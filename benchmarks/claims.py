@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from lowpeft.experiments import Experiment, Score
-from lowpeft.reproduce.job import MEAN
-from lowpeft.reproduce.table import FROZEN
+from lowpeft.paper.experiments import Experiment, Score
+from lowpeft.paper.reproduce.job import MEAN
+from lowpeft.paper.reproduce.table import FROZEN
 
 AGREES, DIFFERS, WITHIN = "agrees", "differs", "within the spread"
 

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 import large
 import lowpeft
 from common import provenance, write
-from lowpeft.fingerprint import digests
+from lowpeft.core.observation.fingerprint import digests
 from lowpeft.kinds import Attachment, StereoAdapter, StereoConfig
-from lowpeft.layouts import Features, Layout
+from lowpeft.ports.layouts import Features, Layout
 
 CHANNELS, HEIGHT, WIDTH = 60, 1080, 1920
 
@@ -132,8 +132,8 @@ def peak_bytes(way: str, height: int) -> int:
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with torch.no_grad():
         if way == "lowpeft":
-            from lowpeft.adding import _add_by_rows
-            from lowpeft.slots import Acting
+            from lowpeft.core.attachment.adding import _add_by_rows
+            from lowpeft.core.attachment.slots import Acting
 
             _add_by_rows(nn.Identity(), [Acting(adapter, 1.0)], seen, [])
         elif way == "one call":

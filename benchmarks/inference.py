@@ -27,11 +27,11 @@ from torch import nn
 import lowpeft
 from common import provenance, write
 from lowpeft import Backbone
-from lowpeft.data import Example, find_scenes, load_example, scenes_with_lr
 from lowpeft.demo import demo_backbone
-from lowpeft.evaluate import evaluate
-from lowpeft.images import to_float, to_uint8
-from lowpeft.inference import Tiling, local_pooling, parts, reach_px
+from lowpeft.restoration.data import Example, find_scenes, load_example, scenes_with_lr
+from lowpeft.restoration.evaluation import evaluate
+from lowpeft.restoration.images import to_float, to_uint8
+from lowpeft.restoration.inference import Tiling, local_pooling, parts, reach_px
 
 HEIGHT, WIDTH = 1080, 1920
 BOUNDS_MB = (("Compact", 1200), ("RCAN", 1500), ("SwinIR", 3000))

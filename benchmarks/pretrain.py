@@ -34,8 +34,8 @@ from safetensors.torch import load_file, save_file
 from spandrel.architectures.HAT import HAT
 from torch import nn
 
-from lowpeft.metrics import psnr
-from lowpeft.networks import EDT, EDTConfig
+from lowpeft.backbones.networks import EDT, EDTConfig
+from lowpeft.restoration.metrics import psnr
 
 CONFIG = {
     "img_size": 32,

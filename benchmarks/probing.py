@@ -60,7 +60,7 @@ def measure(name: str, family: bool) -> dict[str, object]:
         forward_s = time.perf_counter() - start
     before = peak_mb()
     weights_mb = sum(p.nbytes for p in network.parameters()) / 2**20
-    known = mock.patch("lowpeft.sites.recognise", return_value=None)
+    known = mock.patch("lowpeft.core.planning.sites.recognise", return_value=None)
     row: dict[str, object] = {
         "network": name,
         "planned as": "its family" if family else "no family",

@@ -17,8 +17,8 @@ from spandrel.architectures.SwinIR import SwinIR
 from torch import nn
 from transformers import Swin2SRConfig, Swin2SRForImageSuperResolution
 
-from lowpeft.networks import EDT, EDTConfig
-from lowpeft.reproduce.speed import HAT_L
+from lowpeft.backbones.networks import EDT, EDTConfig
+from lowpeft.paper.reproduce.speed import HAT_L
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,13 +25,13 @@ from torch import Tensor, nn
 
 import lowpeft
 from common import provenance, write
-from lowpeft.data import Crops, Example, Scene, find_scenes, load_example, read_clean_crops
-from lowpeft.evaluate import by_network, by_network_alone, measure
-from lowpeft.injection import pieces, unwrap
+from lowpeft.core.operations.injection import pieces, unwrap
 from lowpeft.kinds import StereoAdapter
-from lowpeft.layouts import Layout, Size, to_rows
+from lowpeft.ports.layouts import Layout, Size, to_rows
 from lowpeft.recipes import load_recipe, override, recipe_to_dict
-from lowpeft.training import build_model, train
+from lowpeft.restoration.data import Crops, Example, Scene, find_scenes, load_example, read_clean_crops
+from lowpeft.restoration.evaluation import by_network, by_network_alone, measure
+from lowpeft.restoration.training import build_model, train
 
 WEIGHTS = "DCTLSA_x4.pt"
 HELD_OUT = (

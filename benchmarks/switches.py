@@ -24,7 +24,7 @@ from torch import nn
 
 import lowpeft
 from common import provenance, write
-from lowpeft import attach, slots
+from lowpeft.core.attachment import attach, slots
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 

@@ -16,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import lowpeft
-from lowpeft.data import Crops, find_scenes, load_example
 from lowpeft.demo import demo_backbone, write_scenes
-from lowpeft.evaluate import evaluate
-from lowpeft.training import build_model, train
+from lowpeft.restoration.data import Crops, find_scenes, load_example
+from lowpeft.restoration.evaluation import evaluate
+from lowpeft.restoration.training import build_model, train
 
 
 def main() -> None:

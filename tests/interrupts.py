@@ -17,8 +17,8 @@ from torch import nn
 
 import lowpeft
 from lowpeft import DoRAConfig, LoRAConfig, SpatialConfig
-from lowpeft.changes import change, one_at_a_time
-from lowpeft.facts import RECORD
+from lowpeft.core.attachment.changes import change, one_at_a_time
+from lowpeft.ports.facts import RECORD
 from states import randomise_adapters
 from zoo import build
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from lowpeft.data import Layout, Scene
-from lowpeft.images import matlab_downscale, mod_crop, write_image
+from lowpeft.restoration.data import Layout, Scene
+from lowpeft.restoration.images import matlab_downscale, mod_crop, write_image
 
 
 def noise(height: int, width: int, seed: int = 0) -> torch.Tensor:

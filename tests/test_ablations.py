@@ -11,8 +11,8 @@ from PIL import Image
 
 import ablations
 from claims import CLAIMS, COUNTERPARTS, Claim, directions, paper_db, verdict
-from lowpeft.experiments import load_experiment
-from lowpeft.reproduce.table import FROZEN
+from lowpeft.paper.experiments import load_experiment
+from lowpeft.paper.reproduce.table import FROZEN
 
 RESULTS = Path(ablations.__file__).parent / "results"
 

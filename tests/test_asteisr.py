@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 import lowpeft
 from lowpeft import AdapterError, LoRAConfig, LowpeftError, PlanError, SpatialConfig, StereoModel, convert_asteisr
-from lowpeft.asteisr import ADAPTER, WEIGHTS, Converted
+from lowpeft.backbones.asteisr import ADAPTER, WEIGHTS, Converted
 from lowpeft.cli import main, parser
+from lowpeft.core.files.adapter_files import CONFIG
+from lowpeft.core.operations.injection import install_forwards
 from lowpeft.families import register_block_forward
 from lowpeft.families.hat import MASKS, PUBLISHED_MASK
-from lowpeft.files import CONFIG
-from lowpeft.injection import install_forwards
 from states import assert_same_tensors, authors_outputs, randomise_adapters, tensors
 from test_hub import Hub
 from zoo import build
@@ -383,7 +383,7 @@ def test_a_conversion_that_cannot_be_written_leaves_nothing(
     def full(*arguments: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("lowpeft.asteisr.save_file", full)
+    monkeypatch.setattr("lowpeft.backbones.asteisr.save_file", full)
     with pytest.raises(AdapterError, match=r"cannot write to .*out: no space left"):
         convert_asteisr(network, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import lowpeft
 from lowpeft import Backbone, LowpeftError, load_backbone
-from lowpeft.networks import EDT, EDTConfig
+from lowpeft.backbones.networks import EDT, EDTConfig
 from zoo import ROWS
 
 State = dict[str, Tensor]
@@ -111,7 +111,7 @@ def tiny_edt(*tasks: str) -> EDT:
 def test_an_edt_opens_without_spandrel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in [name for name in sys.modules if name.split(".")[0] == "spandrel"]:
         monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.delitem(sys.modules, "lowpeft.spandrel_reader", raising=False)
+    monkeypatch.delitem(sys.modules, "lowpeft.backbones.spandrel_reader", raising=False)
     assert load_backbone(write_pth(tiny_edt().state_dict(), tmp_path)).architecture == "EDT"
     with pytest.raises(LowpeftError, match="needs spandrel"):
         load_backbone(write_pth({"conv_first.weight": torch.zeros(3)}, tmp_path))

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import lowpeft
 from lowpeft import AdapterError
-from lowpeft.figures import Figures, figures_from_dict, figures_of
-from lowpeft.files import CONFIG, METADATA_KEY, TENSORS
+from lowpeft.core.files.adapter_files import CONFIG, METADATA_KEY, TENSORS
+from lowpeft.core.observation.figures import Figures, figures_from_dict, figures_of
 from states import randomise_adapters
 from unfamiliar import Plain, Residual
 from zoo import build, image, image_of
@@ -35,7 +35,7 @@ def figures(network: nn.Module) -> Figures | None:
 def refusal(network: nn.Module, folder: Path) -> str:
     with pytest.raises(AdapterError) as caught:
         lowpeft.load_adapter(network, folder)
-    assert not lowpeft.record.is_adapted(network)
+    assert not lowpeft.core.attachment.record.is_adapted(network)
     return str(caught.value)
 
 
@@ -92,7 +92,7 @@ def test_autocast_around_loading_changes_nothing(tmp_path: Path) -> None:
     saved(network, tmp_path)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         lowpeft.load_adapter(network, tmp_path)
-    assert lowpeft.record.is_adapted(network)
+    assert lowpeft.core.attachment.record.is_adapted(network)
 
 
 @pytest.mark.parametrize("changes", [{"step": 1e308}, {"step": 1}, {"step": 0}, {"values": [[float("nan")]]}])
@@ -112,7 +112,7 @@ def test_the_same_network_is_known_whatever_stands_beside(recipe: str, tmp_path:
     network.train()
     model = randomise_adapters(lowpeft.adapt(network, "spatial", name="other"))
     lowpeft.load_adapter(model, tmp_path, name="loaded")
-    assert lowpeft.record.attached_names(network) == ["other", "loaded"]
+    assert lowpeft.core.attachment.record.attached_names(network) == ["other", "loaded"]
 
 
 def test_a_network_that_takes_no_image_has_no_figures(tmp_path: Path) -> None:
@@ -151,11 +151,11 @@ def test_what_cannot_be_copied_is_saved_without_figures(tmp_path: Path, monkeypa
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     network = build("edsr")
-    monkeypatch.setattr("lowpeft.figures.twin_of", no_memory)
+    monkeypatch.setattr("lowpeft.core.observation.figures.twin_of", no_memory)
     assert lowpeft.read_adapter(saved(network, tmp_path)).output is None
     monkeypatch.undo()
     saved(network, tmp_path)
-    monkeypatch.setattr("lowpeft.figures.twin_of", no_memory)
+    monkeypatch.setattr("lowpeft.core.observation.figures.twin_of", no_memory)
     lowpeft.load_adapter(network, tmp_path)
 
 
@@ -222,7 +222,7 @@ def test_an_adapter_loads_on_its_base_in_half_precision_and_says_so(dtype: torch
     with torch.no_grad():
         rounded, exact = image_of(half(x.to(dtype))).float(), image_of(whole(x))
     assert (rounded - exact).abs().max() < 2 * torch.finfo(dtype).eps * exact.abs().max()
-    (note,) = [n for n in lowpeft.record.record_of(half).plans["default"].notes if "rounded" in n]
+    (note,) = [n for n in lowpeft.core.attachment.record.record_of(half).plans["default"].notes if "rounded" in n]
     assert note.endswith(f"here they are rounded to {str(dtype).removeprefix('torch.')}")
     assert note in str(lowpeft.summary(half))
 
@@ -231,7 +231,9 @@ def test_an_adapter_of_a_half_base_loads_on_the_whole_one(tmp_path: Path) -> Non
     network = build("edsr")
     saved(copy.deepcopy(network).bfloat16(), tmp_path)
     model = lowpeft.load_adapter(network, tmp_path)
-    assert any("here they are not" in note for note in lowpeft.record.record_of(model).plans["default"].notes)
+    assert any(
+        "here they are not" in note for note in lowpeft.core.attachment.record.record_of(model).plans["default"].notes
+    )
 
 
 WAYS = {
@@ -259,7 +261,9 @@ def test_rounded_weights_are_known_whatever_holds_them(made_on: str, here: str, 
     network = build("edsr")
     saved(WAYS[made_on](copy.deepcopy(network)), tmp_path)
     model = lowpeft.load_adapter(WAYS[here](network), tmp_path)
-    assert [note.endswith(words) for note in lowpeft.record.record_of(model).plans["default"].notes] == [True]
+    assert [
+        note.endswith(words) for note in lowpeft.core.attachment.record.record_of(model).plans["default"].notes
+    ] == [True]
 
 
 def test_weights_rounded_in_two_ways_are_two_checkpoints(tmp_path: Path) -> None:
@@ -343,7 +347,7 @@ def test_figures_that_lowpeft_does_not_write_are_refused(output: object, tmp_pat
 def test_the_base_is_described_once_however_often_it_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     real = figures_of
-    monkeypatch.setattr("lowpeft.files.figures_of", lambda *args: calls.append(1) or real(*args))
+    monkeypatch.setattr("lowpeft.core.files.adapter_files.figures_of", lambda *args: calls.append(1) or real(*args))
     model = lowpeft.adapt(build("edsr"), "lora")
     for _ in range(3):
         lowpeft.save_adapter(model, tmp_path)

@@ -390,7 +390,7 @@ def test_families_of_every_reader_are_found_in_wrappers(name: str, tmp_path: Pat
 
 @functools.cache
 def tiny_edt(seed: int) -> nn.Module:
-    from lowpeft.networks import EDT, EDTConfig
+    from lowpeft.backbones.networks import EDT, EDTConfig
 
     torch.manual_seed(seed)
     return EDT(EDTConfig(tasks=("sr_x2",), features=2, dim=60, depths=(2,), heads=6)).eval()

@@ -16,10 +16,10 @@ import torch
 from spandrel.architectures.IPT import IPT
 
 import lowpeft
+from lowpeft.backbones.networks import EDT, EDTConfig
 from lowpeft.cli import main, parser
 from lowpeft.demo import demo_backbone, make_scene, write_scenes
-from lowpeft.images import matlab_downscale, read_image, write_image
-from lowpeft.networks import EDT, EDTConfig
+from lowpeft.restoration.images import matlab_downscale, read_image, write_image
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -118,7 +118,7 @@ def test_a_command_that_runs_out_of_memory_says_so(
     def no_memory(*arguments: object, **options: object) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr("lowpeft.reproduce.speed.measure_speed", no_memory)
+    monkeypatch.setattr("lowpeft.paper.reproduce.speed.measure_speed", no_memory)
     assert main(["reproduce", "count", "--speed", "--smoke"]) == 2
     assert capsys.readouterr().err == (
         "lowpeft reproduce: does not fit into memory; smaller images or --memory-mb take less\n"

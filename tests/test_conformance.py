@@ -34,10 +34,10 @@ from lowpeft import (
     StereoModel,
     VeRAConfig,
 )
+from lowpeft.core.attachment.slots import pieces_in
 from lowpeft.families import SLOT, families, find_places, recognise
 from lowpeft.kinds import AdapterConfig, WeightAdapter, get_kind, kinds
 from lowpeft.recipes import Recipe, bundled, load_recipe
-from lowpeft.slots import pieces_in
 from states import assert_same_tensors, tensors
 from zoo import Network, image_of
 
@@ -47,8 +47,8 @@ pytestmark = [
     pytest.mark.usefixtures("no_trial_of_the_batch", "no_figures"),
 ]
 
-INJECT = importlib.import_module("lowpeft.injection")
-NEW = importlib.import_module("lowpeft.new_adapters")
+INJECT = importlib.import_module("lowpeft.core.operations.injection")
+NEW = importlib.import_module("lowpeft.core.operations.new_adapters")
 FAMILY = {family.name: family for family in families()}
 
 
@@ -677,7 +677,7 @@ def test_a_refusal_leaves_the_adapter_that_is_there_untouched(label: str, what: 
 
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> None:
-    """Let that function of lowpeft/injection.py, or of lowpeft/new_adapters.py, raise in its `number`-th call."""
+    """Let that function of core/operations/injection.py, or of new_adapters.py, raise in its `number`-th call."""
     home = INJECT if hasattr(INJECT, name) else NEW
     real, calls = getattr(home, name), []
 

@@ -15,8 +15,8 @@ from transformers import Swin2SRConfig, Swin2SRForImageSuperResolution
 
 import lowpeft
 from lowpeft import AdapterError, FullConfig, LoRAConfig, PlanError, SpatialConfig, StereoConfig
-from lowpeft.conversion import ROWS, convert_adapter, swin2sr_from_transformers, swin2sr_to_transformers
-from lowpeft.fingerprint import fingerprint
+from lowpeft.backbones.swin2sr import ROWS, convert_adapter, swin2sr_from_transformers, swin2sr_to_transformers
+from lowpeft.core.observation.fingerprint import fingerprint
 from states import assert_same_tensors, tensors
 from zoo import image_of
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowpeft.data import LAYOUTS, Layout, Scene, find_scenes, load_example, scenes_with_lr
 from lowpeft.errors import DataError
-from lowpeft.images import write_image
+from lowpeft.restoration.data import LAYOUTS, Layout, Scene, find_scenes, load_example, scenes_with_lr
+from lowpeft.restoration.images import write_image
 from scene_files import noise, touch, write_layout
 
 EVERY_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lowpeft.data import Crops, Scene, crops, find_scenes, load_example
 from lowpeft.errors import DataError
-from lowpeft.images import to_float, write_image
+from lowpeft.restoration.data import Crops, Scene, crops, find_scenes, load_example
+from lowpeft.restoration.images import to_float, write_image
 from scene_files import noise, touch, write_pair
 
 SMALL = {"crop_px": (8, 16)}

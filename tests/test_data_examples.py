@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lowpeft.data import Example, Scene, find_scenes, load_example, read_clean_crops
-from lowpeft.data.examples import load_hr, usable_size
 from lowpeft.errors import DataError
-from lowpeft.images import matlab_downscale, matlab_halve, write_image
+from lowpeft.restoration.data import Example, Scene, find_scenes, load_example, read_clean_crops
+from lowpeft.restoration.data.examples import load_hr, usable_size
+from lowpeft.restoration.images import matlab_downscale, matlab_halve, write_image
 from scene_files import noise, write_pair
 
 

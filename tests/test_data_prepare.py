@@ -15,9 +15,18 @@ import torch
 from PIL import Image
 
 from lowpeft.cli import main
-from lowpeft.data import LAYOUTS, Match, find_scenes, load_example, prepare, preparing, scenes_with_lr, verify_lr
 from lowpeft.errors import DataError
-from lowpeft.images import matlab_downscale, matlab_halve, mod_crop, read_image, write_image
+from lowpeft.restoration.data import (
+    LAYOUTS,
+    Match,
+    find_scenes,
+    load_example,
+    prepare,
+    preparing,
+    scenes_with_lr,
+    verify_lr,
+)
+from lowpeft.restoration.images import matlab_downscale, matlab_halve, mod_crop, read_image, write_image
 from scene_files import noise, touch, write_layout, write_pair
 
 

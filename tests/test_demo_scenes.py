@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowpeft.data import find_scenes, load_example
 from lowpeft.demo import DemoScene, held_out_scenes, layers, make_scene, scenes, train_scenes, write_scenes
 from lowpeft.errors import DataError
-from lowpeft.images import read_image
+from lowpeft.restoration.data import find_scenes, load_example
+from lowpeft.restoration.images import read_image
 
 SMALL = (64, 160)
 MEDIUM = (96, 256)

@@ -15,12 +15,12 @@ from torch.nn import functional as F
 import lowpeft
 import zoo
 from lowpeft import Backbone, PlanError, describe
-from lowpeft.data import Example
-from lowpeft.describe import facts_of, image_facts
-from lowpeft.evaluate import compare, evaluate
-from lowpeft.facts import ImageFacts
-from lowpeft.images import matlab_downscale
-from lowpeft.training import train, validation
+from lowpeft.core.observation.describe import facts_of, image_facts
+from lowpeft.ports.facts import ImageFacts
+from lowpeft.restoration.data import Example
+from lowpeft.restoration.evaluation import compare, evaluate
+from lowpeft.restoration.images import matlab_downscale
+from lowpeft.restoration.training import train, validation
 from states import assert_same_tensors, randomise_adapters, run_acceptance_script, tensors
 from training_runs import SETTINGS, Samples
 

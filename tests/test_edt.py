@@ -19,10 +19,10 @@ from torch.nn import functional as F
 
 import lowpeft
 from lowpeft import LowpeftError
-from lowpeft.networks import EDT, EDTConfig
-from lowpeft.networks.edt_config import TASKS
-from lowpeft.networks.edt_parts import Block
-from lowpeft.padding import pad_to_multiple
+from lowpeft.backbones.networks import EDT, EDTConfig
+from lowpeft.backbones.networks.edt_config import TASKS
+from lowpeft.backbones.networks.edt_parts import Block
+from lowpeft.core.padding import pad_to_multiple
 from states import assert_same_tensors, authors_outputs
 
 FIXTURES = ("edt_t_x2", "edt_b_x4", "edt_b_x2x3x4", "edt_l_x2", "edt_b_dn15")

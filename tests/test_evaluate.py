@@ -14,13 +14,22 @@ import lowpeft
 import zoo
 from lowpeft import Backbone, DataError, LowpeftError
 from lowpeft.cli import main
-from lowpeft.data import Example
 from lowpeft.demo import demo_backbone
-from lowpeft.evaluate import Report, by_bicubic, by_network, compare, evaluate, measure, overview, write_reports
-from lowpeft.evaluate.pictures import draw_scene
-from lowpeft.images import bicubic_upscale, matlab_downscale, read_image, to_float, write_image
-from lowpeft.inference import Tiling
-from lowpeft.metrics import PROTOCOLS, psnr
+from lowpeft.restoration.data import Example
+from lowpeft.restoration.evaluation import (
+    Report,
+    by_bicubic,
+    by_network,
+    compare,
+    evaluate,
+    measure,
+    overview,
+    write_reports,
+)
+from lowpeft.restoration.evaluation.pictures import draw_scene
+from lowpeft.restoration.images import bicubic_upscale, matlab_downscale, read_image, to_float, write_image
+from lowpeft.restoration.inference import Tiling
+from lowpeft.restoration.metrics import PROTOCOLS, psnr
 from states import backbone_of, facts, randomise_adapters
 
 pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")
@@ -306,7 +315,7 @@ def test_the_command_measures_prints_and_writes(
     model = lowpeft.load_adapter(demo_backbone(), folder / "adapter")
     hr = tuple(read_image(folder / "pairs" / f"one_{side}.png") for side in "LR")
     scene = Example("one", tuple(matlab_downscale(v, 2) for v in hr), hr)
-    with lowpeft.inference.local_pooling(model, (16, 24)):
+    with lowpeft.restoration.inference.local_pooling(model, (16, 24)):
         wanted = evaluate(model, [scene], protocol="asteisr").means()
     assert content["methods"][1]["scenes"]["one"] == pytest.approx(wanted, abs=1e-3)
 
@@ -378,7 +387,7 @@ def test_enhance_gives_advice_where_memory_is_short(
     def fails(*args: object, **options: object) -> None:
         raise torch.OutOfMemoryError("of the device")
 
-    monkeypatch.setattr("lowpeft.inference.enhance", fails)
+    monkeypatch.setattr("lowpeft.restoration.inference.enhance", fails)
     views = [str(folder / "pairs" / f"one_{side}.png") for side in "LR"]
     command = ["enhance", *views, "--weights", "demo", "--adapter", str(folder / "adapter"), "--out", str(tmp_path)]
     assert main([*command, "--device", "cpu"]) == 2

@@ -16,7 +16,7 @@ import torch
 
 import lowpeft
 from lowpeft import PlanError, SpatialConfig, StereoConfig, load_recipe
-from lowpeft.experiments import (
+from lowpeft.paper.experiments import (
     Experiment,
     Figures,
     Paper,
@@ -129,7 +129,7 @@ def test_a_bundled_experiment_is_known_by_its_file_name(name: str) -> None:
 @BUNDLED
 @pytest.mark.parametrize("word", ["hardware", "expected", "source", "choices", "files"])
 def test_the_header_of_a_bundled_experiment_says_where_it_is_from(name: str, word: str) -> None:
-    text = (resources.files("lowpeft.experiments") / f"{name}.toml").read_text(encoding="utf-8")
+    text = (resources.files("lowpeft.paper.experiments") / f"{name}.toml").read_text(encoding="utf-8")
     header = list(itertools.takewhile(lambda line: line.startswith("#"), text.splitlines()))
     assert [line for line in header if re.match(rf"# {word} +\S", line)]
 
@@ -215,7 +215,7 @@ def test_what_is_not_printed_is_none() -> None:
 @pytest.mark.parametrize("as_text", [True, False])
 def test_a_path_is_an_experiment(tmp_path: Path, as_text: bool) -> None:
     path = tmp_path / "mine.toml"
-    path.write_bytes((resources.files("lowpeft.experiments") / "backbones.toml").read_bytes())
+    path.write_bytes((resources.files("lowpeft.paper.experiments") / "backbones.toml").read_bytes())
     assert load_experiment(str(path) if as_text else path) == load_experiment("backbones")
 
 

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 import lowpeft
 import zoo
 from lowpeft import PlanError
-from lowpeft.blocks import block_problem
-from lowpeft.choosing import output_module
+from lowpeft.core.attachment.slots import pieces_in, slots
+from lowpeft.core.observation.blocks import block_problem
+from lowpeft.core.planning.choosing import output_module
 from lowpeft.families import TOKENS, FoundPlace, added, find_places, get_block, recognise
 from lowpeft.kinds import AdapterConfig, FeatureAdapter, TokenAdapter
-from lowpeft.layouts import ExtraTokens, Features, Layout, Size
-from lowpeft.slots import pieces_in, slots
+from lowpeft.ports.layouts import ExtraTokens, Features, Layout, Size
 from zoo import build, image_of
 
 pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")

@@ -30,7 +30,7 @@ from lowpeft import (
 )
 from lowpeft.families import SLOT
 from lowpeft.recipes import TrainSettings
-from lowpeft.training import train
+from lowpeft.restoration.training import train
 from states import assert_same_tensors, randomise_adapters, tensors
 from training_runs import Samples
 from zoo import ROWS, build, image, image_of
@@ -279,7 +279,7 @@ def test_adapter_parameters_have_the_names_of_the_model_that_is_passed(wrap: Cal
 
 def test_loading_reads_every_tensor_of_the_base_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lowpeft.save_adapter(lowpeft.adapt(build("hat"), "stereo"), tmp_path)
-    home, calls = importlib.import_module("lowpeft.fingerprint"), []
+    home, calls = importlib.import_module("lowpeft.core.observation.fingerprint"), []
     tensors = home.digests(build("hat"))
     real = home.digest
     monkeypatch.setattr(home, "digest", lambda tensor: calls.append(1) or real(tensor))
@@ -363,7 +363,7 @@ def test_a_model_exported_for_all_sizes_runs_at_sizes_that_go_by_rows(
 ) -> None:
     model, inputs = small(kind)
     sides = {2: torch.export.Dim("h", min=4, max=4096), 3: torch.export.Dim("w", min=4, max=4096)}
-    monkeypatch.setattr("lowpeft.adding.ROW_CHUNK_BYTES", 100_000)
+    monkeypatch.setattr("lowpeft.core.attachment.adding.ROW_CHUNK_BYTES", 100_000)
     exported = torch.export.export(model, inputs, dynamic_shapes=[sides] * len(inputs)).module()
     large = tuple(torch.rand(1, 3, 60, 84) for _ in inputs)
     assert 2 * 8 * 60 * 84 * 4 > 100_000

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 import lowpeft
 import zoo
 from lowpeft import AdapterError, FullConfig, LoRAConfig, LowpeftError, PlanError, SpatialConfig, StereoConfig
-from lowpeft.files import CARD, CONFIG, METADATA_KEY, TENSORS
+from lowpeft.core.files.adapter_files import CARD, CONFIG, METADATA_KEY, TENSORS
 from zoo import ROWS
 
 pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")

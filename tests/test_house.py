@@ -30,51 +30,31 @@ MOST_LINES_PER_FUNCTION = 60
 MOST_BYTES_PER_FILE = 5_000_000
 MOST_SECONDS_TO_IMPORT = 0.3
 
-# Imports go one way: a module (or subpackage) imports only from layers above its own. Members of one layer do not
-# import each other. Imports for types alone are never run, and do not count. A new module needs a line here.
-LAYERS: list[tuple[str, ...]] = [
-    ("errors", "version"),
-    ("file_kinds", "weights"),
-    ("checkpoints", "facts", "generators", "outputs", "padding", "parametrised", "patterns", "wrappers"),
-    ("calls",),
-    ("views",),
-    ("layouts",),
-    ("examples",),
-    ("networks",),
-    ("spandrel_reader", "timm_reader"),
-    ("kinds",),
-    ("families",),
-    ("observing", "recipes"),
-    ("settings",),
-    ("switches",),
-    ("running",),
-    ("batches", "slots"),
-    ("copies",),
-    ("trial",),
-    ("adding",),
-    ("attach",),
-    ("blocks", "figures", "fingerprint", "units", "usable"),
-    ("probe", "record"),
-    ("sites",),
-    ("changes", "choosing", "conflicts", "describe", "merged_output", "mixing"),
-    ("backbones", "checking", "ready_calls"),
-    ("planning", "site_values"),
-    ("new_adapters",),
-    ("injection",),
-    ("calibration", "card", "merging", "model", "switching"),
-    ("files",),
-    ("api", "asteisr", "conversion", "hub", "inference"),
-    ("images",),
-    ("metrics",),
-    ("data", "experiments"),
-    ("evaluate", "progress", "lam"),
-    ("lam_picture",),
-    ("training",),
-    ("demo",),
-    ("reproduce",),
-    ("cli",),
-    ("__main__",),
-]
+# Imports go one way: a package imports from those before it alone, and so do the parts of the two that have parts.
+# Packages in one pair of brackets do not import each other. Imports for types alone are never run, and do not count.
+PACKAGES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "lowpeft": (
+        ("errors", "version"),
+        ("ports",),
+        ("kinds", "families"),
+        ("recipes",),
+        ("core",),
+        ("backbones",),
+        ("restoration",),
+        ("demo",),
+        ("paper",),
+        ("cli",),
+        ("__main__",),
+    ),
+    "lowpeft.core": (("padding", "attachment"), ("observation",), ("planning",), ("operations",), ("files",)),
+    "lowpeft.restoration": (
+        ("images", "progress"),
+        ("metrics",),
+        ("data", "inference"),
+        ("evaluation", "lam"),
+        ("training",),
+    ),
+}
 
 # What `import lowpeft` must not load: optional, or slow to import.
 NOT_AT_IMPORT = {
@@ -182,7 +162,7 @@ INSTALLED_AS = {"PIL": "pillow", "skimage": "scikit-image"}
 NOT_NAMED = {"matplotlib", "tensorboard"}
 """Packages that a command does without where they are not installed."""
 
-NEED_DEMO = ("lowpeft.demo", "lowpeft.reproduce.smoke", "lowpeft.reproduce.speed")
+NEED_DEMO = ("lowpeft.demo", "lowpeft.paper.reproduce.smoke", "lowpeft.paper.reproduce.speed")
 """Modules that may import what only the extra `demo` brings together."""
 
 
@@ -200,7 +180,7 @@ def packages_of(module: str) -> set[str]:
             names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             names.add((node.module or "").partition(".")[0])
-    if module == "lowpeft.training.log":
+    if module == "lowpeft.restoration.training.log":
         names.add("tensorboard")  # torch.utils.tensorboard imports it
     return {INSTALLED_AS.get(n, n) for n in names - sys.stdlib_module_names - {"lowpeft"}}
 
@@ -208,7 +188,7 @@ def packages_of(module: str) -> set[str]:
 def test_the_extras_bring_what_the_commands_import() -> None:
     """`train` is enough for every command but those of NEED_DEMO, `spandrel` for opening checkpoints."""
     imported = {module: packages_of(module) - RUNTIME_DEPENDENCIES for module in SOURCES}
-    brought = {"lowpeft.spandrel_reader": requirements("spandrel")}
+    brought = {"lowpeft.backbones.spandrel_reader": requirements("spandrel")}
     brought |= {module: requirements("demo") for module in SOURCES if module.startswith(NEED_DEMO)}
     missing = {m: found for m, names in imported.items() if (found := names - brought.get(m, requirements("train")))}
     assert missing == {}
@@ -275,27 +255,28 @@ def imports_of(module: str) -> Iterator[tuple[str, int]]:
                 yield from dict.fromkeys((name if name in SOURCES else base, node.lineno) for name in full)
 
 
-def unit(module: str) -> str:
-    """The part of a module's name that LAYERS ranks: `kinds` for `lowpeft.kinds.lora`."""
-    return module.split(".")[1] if "." in module else ""
+def part_of(package: str, module: str) -> str:
+    """The part of a package that a module is in: `kinds` for `lowpeft.kinds.lora`; empty where it is in none."""
+    return module.removeprefix(f"{package}.").split(".")[0] if module.startswith(f"{package}.") else ""
 
 
-RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+RANKS = {
+    package: {name: rank for rank, names in enumerate(order) for name in names} for package, order in PACKAGES.items()
+}
 
 
-def test_every_module_has_a_layer() -> None:
-    units = {unit(m) for m in SOURCES} - {""}
-    assert units - RANK.keys() == set(), "give each of these a line in LAYERS"
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_part_of_a_package_has_a_place_in_the_order(package: str) -> None:
+    assert {part_of(package, module) for module in SOURCES} - {""} == set(RANKS[package])
 
 
-def test_imports_go_one_way() -> None:
-    wrong = []
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_go_one_way(package: str) -> None:
+    rank, wrong = RANKS[package], []
     for module in SOURCES:
         for imported, line in imports_of(module):
-            here, there = unit(module), unit(imported)
-            if here in ("", there) or here not in RANK:
-                continue  # the door imports all; a subpackage may import within itself
-            if there not in RANK or RANK[there] >= RANK[here]:
+            here, there = part_of(package, module), part_of(package, imported)
+            if here and there and here != there and rank[there] >= rank[here]:
                 wrong.append(f"{where(SOURCES[module], line)} imports {imported}")
     assert not wrong, "\n".join(wrong)
 

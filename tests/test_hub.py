@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import lowpeft
 from lowpeft import AdapterError, LoRAConfig, PlanError, SpatialConfig
-from lowpeft.files import CARD, CONFIG, FILES, TENSORS
+from lowpeft.core.files.adapter_files import CARD, CONFIG, FILES, TENSORS
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lowpeft.errors import DataError
-from lowpeft.images import (
+from lowpeft.restoration.images import (
     IMAGE_SUFFIXES,
     bicubic_upscale,
     image_size,

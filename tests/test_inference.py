@@ -14,9 +14,9 @@ from torch.optim.swa_utils import AveragedModel
 import lowpeft
 import zoo
 from lowpeft import Backbone, DataError, MultiViewModel, StereoModel, enhance
-from lowpeft.describe import image_facts
-from lowpeft.inference import Tiling, crop_starts, reach_px
-from lowpeft.inference.network import run
+from lowpeft.core.observation.describe import image_facts
+from lowpeft.restoration.inference import Tiling, crop_starts, reach_px
+from lowpeft.restoration.inference.network import run
 from states import backbone_of, facts, randomise_adapters
 
 pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")
@@ -280,8 +280,10 @@ def test_the_reach_of_a_model_of_three_views_is_that_of_its_network() -> None:
 
 def test_facts_are_measured_once_for_a_call_and_not_for_every_image(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    original = lowpeft.describe.__globals__["_measured"]
-    monkeypatch.setitem(lowpeft.describe.__globals__, "_measured", lambda *given: calls.append(1) or original(*given))
+    original = lowpeft.core.observation.describe.__globals__["_measured"]
+    monkeypatch.setitem(
+        lowpeft.core.observation.describe.__globals__, "_measured", lambda *given: calls.append(1) or original(*given)
+    )
     enhance(Enlarge(), *images(2, 3, 9, 13, count=3), ensemble=True, tiling=Tiling(strip_px=4, align_px=1))
     assert calls == [1]
 
@@ -314,7 +316,7 @@ def test_a_wrong_scale_is_refused() -> None:
 
 
 def test_a_network_for_several_tasks_is_refused_with_its_tasks() -> None:
-    from lowpeft.networks import EDT, EDTConfig
+    from lowpeft.backbones.networks import EDT, EDTConfig
 
     config = EDTConfig(tasks=("sr_x2", "sr_x3"), features=4, dim=16, heads=2, depths=(2,), image_px=24)
     network = EDT(config).eval()

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 import lowpeft
 import zoo
 from lowpeft import Backbone, MultiViewModel, StereoModel, enhance
-from lowpeft.inference import IMAGE_PASSES, PAIR_PASSES, VIEW_PASSES, Pass, Tiling
-from lowpeft.inference.passes import passes
+from lowpeft.restoration.inference import IMAGE_PASSES, PAIR_PASSES, VIEW_PASSES, Pass, Tiling
+from lowpeft.restoration.inference.passes import passes
 from states import backbone_of, facts, randomise_adapters
 
 HEIGHT, WIDTH = 20, 28

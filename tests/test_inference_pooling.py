@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 import lowpeft
 from lowpeft import PlanError, enhance
-from lowpeft.inference import local_pooling
-from lowpeft.inference.pooling import LocalAvgPool2d, local_mean
+from lowpeft.restoration.inference import local_pooling
+from lowpeft.restoration.inference.pooling import LocalAvgPool2d, local_mean
 from states import facts, randomise_adapters
 from zoo import build
 

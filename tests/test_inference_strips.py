@@ -18,8 +18,8 @@ from torch import Tensor, nn
 import lowpeft
 import zoo
 from lowpeft import Backbone, DataError, enhance
-from lowpeft.inference import Tiling, local_pooling, peak_bytes, reach_px, strips
-from lowpeft.inference.memory import most_that_fits
+from lowpeft.restoration.inference import Tiling, local_pooling, peak_bytes, reach_px, strips
+from lowpeft.restoration.inference.memory import most_that_fits
 from states import backbone_of, facts, randomise_adapters
 
 pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")
@@ -234,7 +234,7 @@ def strips_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         counts.append(len(found))
         return found
 
-    monkeypatch.setattr("lowpeft.inference.parts.strips", counted)
+    monkeypatch.setattr("lowpeft.restoration.inference.parts.strips", counted)
     return counts
 
 
@@ -254,7 +254,8 @@ def test_an_ensemble_measures_each_shape_once(monkeypatch: pytest.MonkeyPatch) -
     backbone = network("edsr")
     calls = []
     monkeypatch.setattr(
-        "lowpeft.inference.parts.most_that_fits", lambda take, *, step, whole, budget: calls.append(whole) or whole
+        "lowpeft.restoration.inference.parts.most_that_fits",
+        lambda take, *, step, whole, budget: calls.append(whole) or whole,
     )
     (image,) = noise(24, 40)
     enhance(backbone, image, ensemble=True, tiling=Tiling(memory_mb=10))

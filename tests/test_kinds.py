@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import lowpeft
 from lowpeft import ConvpassConfig, DoRAConfig, Features, Layer, Layout, LoRAConfig, PlanError, SSFConfig, VeRAConfig
-from lowpeft.choosing import layer_of
+from lowpeft.core.planning.choosing import layer_of
 from lowpeft.kinds import Convpass, DoRA, VeRA
 from lowpeft.kinds.vera import VeRAMatrices
 from reference import kinds as reference

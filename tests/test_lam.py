@@ -20,12 +20,21 @@ from torch.utils.checkpoint import checkpoint
 import lowpeft
 import zoo
 from lowpeft import Backbone, DataError, MultiViewModel, StereoModel
+from lowpeft.backbones.networks import EDT, EDTConfig
 from lowpeft.cli import main
 from lowpeft.demo import demo_backbone
-from lowpeft.images import read_image, write_image
-from lowpeft.lam import EPSILON, LamSettings, Patch, attribute, blur, chunks, detect, diffusion_index
-from lowpeft.lam_picture import draw_attributions, heat
-from lowpeft.networks import EDT, EDTConfig
+from lowpeft.restoration.images import read_image, write_image
+from lowpeft.restoration.lam.attribution import (
+    EPSILON,
+    LamSettings,
+    Patch,
+    attribute,
+    blur,
+    chunks,
+    detect,
+    diffusion_index,
+)
+from lowpeft.restoration.lam.picture import draw_attributions, heat
 from states import backbone_of, facts, randomise_adapters
 
 pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")

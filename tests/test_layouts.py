@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lowpeft.errors import PlanError
-from lowpeft.layouts import Features, Layout, find_size, square_size
+from lowpeft.ports.layouts import Features, Layout, find_size, square_size
 
 N, H, W, C = 2, 3, 5, 4
 SHAPES = {

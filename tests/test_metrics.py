@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from bicubic_anchors import COLUMNS, PRINTED, row
-from lowpeft.data import Example
 from lowpeft.errors import DataError
-from lowpeft.evaluate import by_bicubic, measure
-from lowpeft.images import read_image
-from lowpeft.inference import peak_bytes
-from lowpeft.metrics import LEFT_CUT_PX, PROTOCOLS, get_protocol, psnr, ssim
+from lowpeft.restoration.data import Example
+from lowpeft.restoration.evaluation import by_bicubic, measure
+from lowpeft.restoration.images import read_image
+from lowpeft.restoration.inference import peak_bytes
+from lowpeft.restoration.metrics import LEFT_CUT_PX, PROTOCOLS, get_protocol, psnr, ssim
 
 
 def noise(seed: int, height: int = 6, width: int = 9) -> torch.Tensor:
@@ -139,7 +139,7 @@ def test_images_are_compared_strip_by_strip_as_if_at_once(
 ) -> None:
     a, b = noise(0, height, 20), noise(1, height, 20)
     found = [metric(a, b, channels=channels) for metric in (psnr, ssim)]
-    monkeypatch.setattr("lowpeft.metrics.STRIP_ROWS", 10**6)
+    monkeypatch.setattr("lowpeft.restoration.metrics.STRIP_ROWS", 10**6)
     assert found == pytest.approx([metric(a, b, channels=channels) for metric in (psnr, ssim)], abs=1e-12)
 
 

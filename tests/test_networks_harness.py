@@ -78,8 +78,8 @@ def test_identity_fails_on_adapters_that_do_something() -> None:
 @pytest.fixture
 def unrefused(monkeypatch: pytest.MonkeyPatch) -> None:
     """lowpeft takes networks that it would refuse."""
-    monkeypatch.setattr("lowpeft.planning.mixes_images", lambda trial, sites: False)
-    monkeypatch.setattr("lowpeft.planning._refuse_own_writes", lambda trial: None)
+    monkeypatch.setattr("lowpeft.core.planning.plan.mixes_images", lambda trial, sites: False)
+    monkeypatch.setattr("lowpeft.core.planning.plan._refuse_own_writes", lambda trial: None)
 
 
 class Mixing(Net):

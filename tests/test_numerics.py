@@ -14,22 +14,22 @@ from torch import Tensor, nn
 import lowpeft
 import zoo
 from lowpeft import Layout, Plan, Recipe, Site, SpatialConfig, StereoConfig, StereoModel
-from lowpeft.conversion import swin2sr_from_transformers
-from lowpeft.facts import Facts
+from lowpeft.backbones.networks.edt_parts import shift_mask
+from lowpeft.backbones.swin2sr import swin2sr_from_transformers
+from lowpeft.core.attachment.settings import Setting
+from lowpeft.core.attachment.slots import pieces_in, switches_of
+from lowpeft.core.planning.plan import structure_of
 from lowpeft.families import SLOT
 from lowpeft.kinds import Attachment, SpatialAdapter, StereoAdapter
-from lowpeft.layouts import Features
-from lowpeft.networks.edt_parts import shift_mask
-from lowpeft.planning import structure_of
-from lowpeft.settings import Setting
-from lowpeft.slots import pieces_in, switches_of
+from lowpeft.ports.facts import Facts
+from lowpeft.ports.layouts import Features
 from reference import adapters, blocks
 from states import randomise_adapters
 from zoo import Network
 
 pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")
 
-ADDING = importlib.import_module("lowpeft.adding")
+ADDING = importlib.import_module("lowpeft.core.attachment.adding")
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 HAT, SWINIR, SWIN2SR, SWIN2SR_HF, TIMM, TIMM_V2, EDT = (
     next(n for n in zoo.FAMILIES if n.name == name)

@@ -13,9 +13,9 @@ import torch
 import lowpeft
 from lowpeft import SpatialConfig, StereoConfig
 from lowpeft.cli import main
-from lowpeft.experiments import Printed, bundled_experiments, experiment_from_dict, load_experiment
-from lowpeft.experiments.show import remarks, shown
 from lowpeft.kinds import get_kind
+from lowpeft.paper.experiments import Printed, bundled_experiments, experiment_from_dict, load_experiment
+from lowpeft.paper.experiments.show import remarks, shown
 from test_experiments import row_table, table
 from test_house import NOT_AT_IMPORT
 from zoo import FAMILIES
@@ -170,7 +170,7 @@ def test_every_experiment_is_shown_without_data_weights_or_heavy_imports(tmp_pat
     command = [sys.executable, "-c", SHOW, *bundled_experiments()]
     done = json.loads(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout)
     assert NOT_AT_IMPORT.isdisjoint({name.partition(".")[0] for name in done["loaded"]})
-    assert "lowpeft.training" not in done["loaded"]
+    assert "lowpeft.restoration.training" not in done["loaded"]
     assert list(tmp_path.iterdir()) == []
     for name, text in done["texts"].items():
         found = load_experiment(name)

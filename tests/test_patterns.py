@@ -9,7 +9,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from lowpeft.errors import PlanError
-from lowpeft.patterns import Candidate, as_tuple, compile_pattern, matches, select
+from lowpeft.ports.patterns import Candidate, as_tuple, compile_pattern, matches, select
 from reference import glob
 
 # Four groups of three blocks, as in a small SwinIR.

@@ -40,10 +40,10 @@ from lowpeft import (
     VeRAConfig,
     WeightAdapter,
 )
+from lowpeft.core.operations.injection import install_forwards
 from lowpeft.families import SLOT, register_block_forward
-from lowpeft.injection import install_forwards
 from lowpeft.kinds import kinds
-from lowpeft.layouts import Layout
+from lowpeft.ports.layouts import Layout
 from states import assert_same_tensors, randomise_adapters, tensors
 from zoo import ROWS, build, image, image_of
 
@@ -214,7 +214,7 @@ def test_calibration_shows_inputs_and_gradients_of_single_images_and_settles_sha
     loaded = lowpeft.load_adapter(build("edsr"), tmp_path)
     with torch.no_grad():
         assert torch.equal(loaded(x), model(x))
-    assert not lowpeft.calibration.needs_calibration(loaded)
+    assert not lowpeft.core.operations.calibration.needs_calibration(loaded)
 
 
 @pytest.mark.parametrize("what", ["no loss", "no batches", "trained"])

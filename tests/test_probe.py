@@ -18,7 +18,7 @@ from torch.nn.utils import prune
 
 import lowpeft
 from lowpeft import PlanError
-from lowpeft.examples import Example
+from lowpeft.core.observation.examples import Example
 from states import assert_same_tensors, randomise_adapters, run_acceptance_script, tensors
 from unfamiliar import (
     Block,
@@ -152,7 +152,9 @@ def test_overrides_stay_in_the_printed_call() -> None:
     model = carried_out(message, One().eval())
     configs = {s.config.kind: s.config for s in lowpeft.plan(One(), "spatial", target="body").sites}
     assert configs
-    found = {c.kind: c for c in lowpeft.record.record_of(model.backbone).plans["default"].recipe.adapters}
+    found = {
+        c.kind: c for c in lowpeft.core.attachment.record.record_of(model.backbone).plans["default"].recipe.adapters
+    }
     assert (found["spatial"].reduction, found["stereo"].logit_scale) == (2, 2.0)
 
 
@@ -404,7 +406,7 @@ def test_a_named_module_of_several_tensors_needs_an_item() -> None:
 @pytest.mark.parametrize("rows", [8, 4096])
 def test_what_an_item_gets_does_not_depend_on_the_images_size(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In place, some rows at a time, is for features that nobody else holds; here two indices hold one tensor."""
-    monkeypatch.setattr("lowpeft.adding.ROW_CHUNK_BYTES", rows)
+    monkeypatch.setattr("lowpeft.core.attachment.adding.ROW_CHUNK_BYTES", rows)
     network = TwiceNet(Twice).eval()
     model = randomise_adapters(lowpeft.adapt(network, lowpeft.StereoConfig(target="stages.*", item=0, every=1)))
     left, right = torch.rand(1, 3, 16, 24), torch.rand(1, 3, 16, 24)
@@ -914,8 +916,8 @@ def test_the_copy_goes_with_the_plan(make: Callable[[], nn.Module], monkeypatch:
         copies.append(weakref.ref(twin))
         return twin
 
-    copy_without_adapters = lowpeft.copies.twin_of
-    monkeypatch.setattr("lowpeft.trial.twin_of", twin_of)
+    copy_without_adapters = lowpeft.core.attachment.copies.twin_of
+    monkeypatch.setattr("lowpeft.core.observation.trial.twin_of", twin_of)
     gc.disable()
     try:
         for recipe in ("stereo", "spatial", "lora"):

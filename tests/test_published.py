@@ -42,7 +42,7 @@ LATER = re.compile(r".*\(transformers\)|(HAT-L|EDT-L|HAT|HAT-S) x(2|3|2x3x4)|(sw
     ids=name_of,
 )
 def test_counts_are_the_published_ones_and_those_of_the_results(row: Network) -> None:
-    with mock.patch("lowpeft.planning.mixes_images", return_value=False):  # two forwards, which count nothing
+    with mock.patch("lowpeft.core.planning.plan.mixes_images", return_value=False):  # two forwards, which count nothing
         found = backbones.counts(row)
     assert (found["family"], found["frozen"]) == (row.family, row.parameters)
     assert found == COUNTS[row.name]

@@ -12,8 +12,8 @@ from torch import Tensor
 
 import lowpeft
 from lowpeft import Backbone, enhance, load_backbone
-from lowpeft.images import mod_crop, read_image, to_float
-from lowpeft.metrics import psnr
+from lowpeft.restoration.images import mod_crop, read_image, to_float
+from lowpeft.restoration.metrics import psnr
 
 pytestmark = pytest.mark.real_data
 

@@ -20,16 +20,17 @@ from torch import Tensor, nn
 
 import lowpeft
 import zoo
-from lowpeft import Backbone, DataError, LowpeftError, PlanError, enhance, load_backbone, spandrel_reader
-from lowpeft.calls import image_in, with_image
-from lowpeft.data import Example
-from lowpeft.describe import facts_of
-from lowpeft.evaluate import evaluate
-from lowpeft.inference import Tiling, reach_px
-from lowpeft.lam import LamSettings, Patch, attribute
-from lowpeft.padding import pad_to
-from lowpeft.site_values import facts_from_dict, facts_to_dict
-from lowpeft.training import train
+from lowpeft import Backbone, DataError, LowpeftError, PlanError, enhance, load_backbone
+from lowpeft.backbones.opening import spandrel_reader
+from lowpeft.core.attachment.calls import image_in, with_image
+from lowpeft.core.observation.describe import facts_of
+from lowpeft.core.padding import pad_to
+from lowpeft.core.planning.site_values import facts_from_dict, facts_to_dict
+from lowpeft.restoration.data import Example
+from lowpeft.restoration.evaluation import evaluate
+from lowpeft.restoration.inference import Tiling, reach_px
+from lowpeft.restoration.lam import LamSettings, Patch, attribute
+from lowpeft.restoration.training import train
 from states import facts, randomise_adapters
 from training_runs import SETTINGS, Samples
 

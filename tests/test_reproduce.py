@@ -12,17 +12,18 @@ import torch
 from PIL import Image
 
 import lowpeft
-from lowpeft import LowpeftError, load_backbone, reproduce
+from lowpeft import LowpeftError, load_backbone
 from lowpeft.cli import main
-from lowpeft.data import find_scenes, load_example
-from lowpeft.evaluate import evaluate
-from lowpeft.experiments import Experiment, Figures, Printed, Score, bundled_experiments, load_experiment
-from lowpeft.images import write_image
-from lowpeft.metrics import PROTOCOLS
-from lowpeft.reproduce import Job, Line, Outcome, Settings, Sources, Table, smoke
-from lowpeft.reproduce.job import MEAN, finished, run_job
-from lowpeft.reproduce.ready import with_ready_row
-from lowpeft.reproduce.smoke import smoke_experiment, write_smoke_scenes, write_smoke_weights
+from lowpeft.paper import reproduce
+from lowpeft.paper.experiments import Experiment, Figures, Printed, Score, bundled_experiments, load_experiment
+from lowpeft.paper.reproduce import Job, Line, Outcome, Settings, Sources, Table, smoke
+from lowpeft.paper.reproduce.job import MEAN, finished, run_job
+from lowpeft.paper.reproduce.ready import with_ready_row
+from lowpeft.paper.reproduce.smoke import smoke_experiment, write_smoke_scenes, write_smoke_weights
+from lowpeft.restoration.data import find_scenes, load_example
+from lowpeft.restoration.evaluation import evaluate
+from lowpeft.restoration.images import write_image
+from lowpeft.restoration.metrics import PROTOCOLS
 from states import randomise_adapters
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -117,7 +118,7 @@ def test_a_cell_that_was_cut_off_after_training_is_measured_without_training_aga
     first = run_job(job(sources), tmp_path)
     (tmp_path / "result.json").unlink()
     log = (tmp_path / "run" / "training.jsonl").read_text()
-    monkeypatch.setattr("lowpeft.reproduce.job._peak_mb", lambda job: 1.0)
+    monkeypatch.setattr("lowpeft.paper.reproduce.job._peak_mb", lambda job: 1.0)
     again = run_job(job(sources), tmp_path)
     assert (tmp_path / "run" / "training.jsonl").read_text() == log
     assert again.figures == first.figures

@@ -11,12 +11,14 @@ import torch
 
 from lowpeft import LowpeftError
 from lowpeft.cli import main
-from lowpeft.experiments import load_experiment
-from lowpeft.reproduce.speed import Measured, Speed, measure_speed
+from lowpeft.paper.experiments import load_experiment
+from lowpeft.paper.reproduce.speed import Measured, Speed, measure_speed
 
 
 def test_the_command_times_every_row_and_writes_it_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    head, *rows = (resources.files("lowpeft.experiments") / "count.toml").read_text(encoding="utf-8").split("[[row]]")
+    head, *rows = (
+        (resources.files("lowpeft.paper.experiments") / "count.toml").read_text(encoding="utf-8").split("[[row]]")
+    )
     three = tmp_path / "three.toml"
     three.write_text("[[row]]".join([head, rows[0], rows[-2], rows[-1]]), encoding="utf-8")
     command = ["reproduce", str(three), "--speed", "--size", "8x16", "--repeats", "2", "--device", "cpu", "--smoke"]

@@ -15,17 +15,17 @@ from torch import nn
 import lowpeft
 import zoo
 from lowpeft import Backbone, enhance, load_backbone
-from lowpeft.data import Example
-from lowpeft.describe import image_facts
+from lowpeft.backbones.networks import EDT, EDTConfig
+from lowpeft.core.observation.describe import image_facts
 from lowpeft.errors import DataError, PlanError, TrainingError
-from lowpeft.evaluate import Score, compare, mean_db, score
-from lowpeft.images import bicubic_upscale, matlab_downscale, to_float
-from lowpeft.inference.network import run
-from lowpeft.metrics import psnr
-from lowpeft.networks import EDT, EDTConfig
 from lowpeft.recipes import TrainSettings, load_recipe
-from lowpeft.training import image_loss, learning_rate, reinitialise, train, trained_parameters, validation
-from lowpeft.training.average import Average
+from lowpeft.restoration.data import Example
+from lowpeft.restoration.evaluation import Score, compare, mean_db, score
+from lowpeft.restoration.images import bicubic_upscale, matlab_downscale, to_float
+from lowpeft.restoration.inference.network import run
+from lowpeft.restoration.metrics import psnr
+from lowpeft.restoration.training import image_loss, learning_rate, reinitialise, train, trained_parameters, validation
+from lowpeft.restoration.training.average import Average
 from states import backbone_of
 from training_runs import SETTINGS, Samples, edt, go, model_of, small
 
@@ -544,7 +544,7 @@ def test_measuring_puts_the_mode_back() -> None:
     model = lowpeft.adapt(network(), "stereo").train()
     score(model, scene())
     assert model.training
-    assert next(s for _, _, s in lowpeft.slots.slots(model)).training
+    assert next(s for _, _, s in lowpeft.core.attachment.slots.slots(model)).training
 
 
 def test_comparison_of_a_new_adapter_has_no_gain_and_no_use_of_the_other_view() -> None:

@@ -96,7 +96,7 @@ def test_single_images_are_cut_to_the_clean_rectangle_of_their_pair(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(scenes / "train", tmp_path / "train")
-    name = lowpeft.data.find_scenes(tmp_path / "train")[0].name
+    name = lowpeft.restoration.data.find_scenes(tmp_path / "train")[0].name
     entries = [{"scene": name, "clean_crop": [0, 0, 60, 60]}]
     (tmp_path / "train" / "manifest.json").write_text(json.dumps(entries))
     assert main(command("spatial", tmp_path, tmp_path / "out", "--steps", "1", source="--images")) == 2

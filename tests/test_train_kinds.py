@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import lowpeft
 from lowpeft import AdapterConfig, Calibrator, Layer, PlanError, TrainingPart, WeightAdapter
-from lowpeft.training import train
+from lowpeft.restoration.training import train
 from states import assert_same_tensors, randomise_adapters
 from training_runs import SETTINGS, Samples, edt
 

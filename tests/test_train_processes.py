@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 import training_runs
 from lowpeft.errors import TrainingError
-from lowpeft.training import connect
-from lowpeft.training.parallel import shares
+from lowpeft.restoration.training import connect
+from lowpeft.restoration.training.parallel import shares
 
 TOLERANCE = 1e-5
 

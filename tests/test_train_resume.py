@@ -22,7 +22,7 @@ from torch import Tensor
 import lowpeft
 import training_runs
 from lowpeft.errors import DataError, TrainingError
-from lowpeft.training import Processes, checkpoint, checkpoints, last_step, train
+from lowpeft.restoration.training import Processes, checkpoint, checkpoints, last_step, train
 from training_runs import SETTINGS, Samples, go, model_of
 
 pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch", "no_figures")
@@ -344,8 +344,8 @@ PLACES: dict[str, tuple[Any, str, Any]] = {
     "json": (Path, "write_text", full_disk),
     "flush": (checkpoint, "flush", full_disk),
     "rename": (Path, "rename", full_disk),
-    "adapter": (lowpeft.files, "save_file", lambda tensors, path, *rest: partly(Path(path))),
-    "log": (lowpeft.training.log.Log, "write", full_disk),
+    "adapter": (lowpeft.core.files.adapter_files, "save_file", lambda tensors, path, *rest: partly(Path(path))),
+    "log": (lowpeft.restoration.training.log.Log, "write", full_disk),
 }
 
 
@@ -443,7 +443,7 @@ def test_a_process_that_writes_nothing_names_the_checkpoint_too(
 ) -> None:
     """The second of several processes may be the one that finds the damaged image."""
     out = shutil.copytree(begun, tmp_path / "out")
-    monkeypatch.setattr("lowpeft.training.loop.connect", lambda: Second(number=1, index=0, device=None))
+    monkeypatch.setattr("lowpeft.restoration.training.loop.connect", lambda: Second(number=1, index=0, device=None))
     model = model_of("stereo")
     with pytest.raises(
         TrainingError, match=r"step 4\. The last good checkpoint is .*step-00000002\. .*scene b: b_L.png"

@@ -258,7 +258,7 @@ def test_mixed_precision_of_accelerate_after_adapting_trains_and_restores() -> N
 
 def test_a_batch_of_scenes_is_split_by_scenes() -> None:
     """What DataParallel gives each device holds whole scenes, however many there are."""
-    from lowpeft.views import ViewBatch
+    from lowpeft.core.attachment.views import ViewBatch
 
     batch = ViewBatch.of((torch.arange(3.0).view(3, 1, 1, 1), 10 + torch.arange(3.0).view(3, 1, 1, 1)))
     assert batch.batch.flatten().tolist() == [0, 10, 1, 11, 2, 12]

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 import lowpeft
 from lowpeft import Backbone
-from lowpeft.networks import EDT, EDTConfig
+from lowpeft.backbones.networks import EDT, EDTConfig
 from lowpeft.recipes import TrainSettings
-from lowpeft.training import Trained, train
+from lowpeft.restoration.training import Trained, train
 
 
 @dataclass(frozen=True)

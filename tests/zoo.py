@@ -62,8 +62,8 @@ from torch import Tensor, nn
 from transformers import Swin2SRConfig, Swin2SRForImageSuperResolution
 
 import official_layouts
-from lowpeft.networks import EDT, EDTConfig
-from lowpeft.networks.edt import RGB_MEAN
+from lowpeft.backbones.networks import EDT, EDTConfig
+from lowpeft.backbones.networks.edt import RGB_MEAN
 
 Task = Literal["sr", "restoration", "features"]
 

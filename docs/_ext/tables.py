@@ -120,7 +120,7 @@ def published() -> str:
 
 def fingerprint() -> str:
     """The fields of a fingerprint, each with its entry in the docstring."""
-    cls = need("lowpeft.fingerprint", "Fingerprint")
+    cls = need("lowpeft.core.observation.fingerprint", "Fingerprint")
     entries = dict(re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", inspect.getdoc(cls) or "", re.MULTILINE))
     return table(
         ["field", "what"], [[f"`{f.name}`", " ".join(entries[f.name].split())] for f in dataclasses.fields(cls)]
@@ -152,7 +152,10 @@ def recipes() -> str:
 
 def experiments() -> str:
     """Each experiment: the paper's table as printed, what readers of it must know, and the rows that are run."""
-    load, show = need("lowpeft.experiments", "load_experiment"), importlib.import_module("lowpeft.experiments.show")
+    load, show = (
+        need("lowpeft.paper.experiments", "load_experiment"),
+        importlib.import_module("lowpeft.paper.experiments.show"),
+    )
     head = ["row", "what", "file of the network's authors", "recipe", "HR crop"]
 
     def row(each: Any) -> list[str]:
@@ -167,7 +170,7 @@ def experiments() -> str:
         notes = "\n".join(f"* {remark}" for remark in show.remarks(found))
         return "\n\n".join(filter(None, [about, table(header, lines), notes, table(head, map(row, found.rows))]))
 
-    return "\n\n".join(map(section, need("lowpeft.experiments", "bundled_experiments")()))
+    return "\n\n".join(map(section, need("lowpeft.paper.experiments", "bundled_experiments")()))
 
 
 def layouts() -> str:
@@ -177,7 +180,9 @@ def layouts() -> str:
         files = "; or ".join(f"`{line}`" for line in each.shown.split("; or "))
         return [f"`{each.id}`", each.title, "pairs" if each.views == 2 else "single images", files]
 
-    return table(["layout", "who uses it", "scenes", "files"], map(row, need("lowpeft.data", "LAYOUTS").values()))
+    return table(
+        ["layout", "who uses it", "scenes", "files"], map(row, need("lowpeft.restoration.data", "LAYOUTS").values())
+    )
 
 
 def protocols() -> str:
@@ -187,7 +192,7 @@ def protocols() -> str:
         views = "pairs" if each.views == 2 else "single images"
         return [f"`{each.name}`", views, ", ".join(c.name for c in each.columns), each.summary, each.source]
 
-    every = need("lowpeft.metrics", "PROTOCOLS").values()
+    every = need("lowpeft.restoration.metrics", "PROTOCOLS").values()
     return table(["protocol", "scenes", "columns", "how", "as in"], map(row, every))
 
 
@@ -269,7 +274,7 @@ def findings(name: str) -> Callable[[], str]:
 
     def write() -> str:
         results = results_of(name)
-        found = directions(name, need("lowpeft.experiments", "load_experiment")(name), results)
+        found = directions(name, need("lowpeft.paper.experiments", "load_experiment")(name), results)
 
         def row(each: Any) -> list[str]:
             paper = "–" if each["paper_db"] is None else f"{each['paper_db']:+.2f}"
@@ -283,7 +288,7 @@ def findings(name: str) -> Callable[[], str]:
 
 def beside_paper() -> str:
     """The paper's ways to train beside the small matrix: gains over frozen, and shares of the cost of `full`."""
-    experiment, results = need("lowpeft.experiments", "load_experiment")("finetuning"), results_of("finetuning")
+    experiment, results = need("lowpeft.paper.experiments", "load_experiment")("finetuning"), results_of("finetuning")
     rows = {row.name: row for row in experiment.rows}
     full = rows["full"].paper.adapted
     (printed_on,) = experiment.test_sets

@@ -8,20 +8,31 @@ lowpeft.save_adapter(stereo, "my-adapter")
 stereo = lowpeft.load_adapter(model, "my-adapter")
 """
 
-from .api import adapt, inject_spatial_adapters, wrap_stereo
-from .asteisr import convert_asteisr
-from .backbones import load_backbone
-from .calibration import calibrate
-from .checking import check_trainable
-from .conversion import convert_adapter, swin2sr_from_transformers, swin2sr_to_transformers
-from .describe import describe
+from .backbones.asteisr import convert_asteisr
+from .backbones.opening import load_backbone
+from .backbones.swin2sr import convert_adapter, swin2sr_from_transformers, swin2sr_to_transformers
+from .core.attachment.views import MultiViewModel, StereoModel
+from .core.files.adapter_files import load_adapter, read_adapter, save_adapter
+from .core.files.hub import push_to_hub
+from .core.observation.describe import describe
+from .core.operations.adapt import adapt, inject_spatial_adapters, wrap_stereo
+from .core.operations.calibration import calibrate
+from .core.operations.checking import check_trainable
+from .core.operations.injection import delete, inject, rename, restore
+from .core.operations.merging import MergeReport, merge
+from .core.operations.state import (
+    Summary,
+    adapter_parameters,
+    adapter_state_dict,
+    list_adapters,
+    load_adapter_state_dict,
+    summary,
+)
+from .core.operations.switching import disabled, set_strength, using
+from .core.planning.plan import Plan, plan
+from .core.planning.sites import Site
 from .errors import AdapterError, DataError, LowpeftError, PlanError, TrainingError
-from .facts import Backbone
 from .families import BlockForward, Family, Place, Ports, register_family
-from .files import load_adapter, read_adapter, save_adapter
-from .hub import push_to_hub
-from .inference import Tiling, enhance
-from .injection import delete, inject, rename, restore
 from .kinds import (
     AdapterConfig,
     Calibrator,
@@ -41,15 +52,11 @@ from .kinds import (
     WeightAdapter,
     register_adapter,
 )
-from .layouts import Features, Layout
-from .merging import MergeReport, merge
-from .model import Summary, adapter_parameters, adapter_state_dict, list_adapters, load_adapter_state_dict, summary
-from .planning import Plan, plan
+from .ports.facts import Backbone
+from .ports.layouts import Features, Layout
 from .recipes import Recipe, TrainSettings, load_recipe
-from .sites import Site
-from .switching import disabled, set_strength, using
+from .restoration.inference import Tiling, enhance
 from .version import version as _version
-from .views import MultiViewModel, StereoModel
 
 __version__ = _version()
 

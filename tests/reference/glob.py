@@ -1,6 +1,6 @@
 """The pattern dialect again, slow and plain: components by recursion, characters one at a time, no regular expression.
 
-Written from the description in the design, not from `lowpeft.patterns`.
+Written from the description in the design, not from `lowpeft.ports.patterns`.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ..errors import LowpeftError
-from ..inference import is_out_of_memory
-from ..progress import quiet
+from ..restoration.inference import is_out_of_memory
+from ..restoration.progress import quiet
 from ..version import version
 from . import convert, data, demo, enhance, evaluate, lam, reproduce, show, train
 

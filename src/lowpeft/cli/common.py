@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..backbones import load_backbone
-from ..checkpoints import Choice, which_weights
+from ..backbones.checkpoints import Choice, which_weights
+from ..backbones.opening import load_backbone
+from ..core.files.adapter_files import load_adapter
 from ..errors import LowpeftError
-from ..facts import Backbone
-from ..files import load_adapter
-from ..inference import Tiling
+from ..ports.facts import Backbone
 from ..recipes import bundled
+from ..restoration.inference import Tiling
 
 
 def new_command(

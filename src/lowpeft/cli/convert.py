@@ -6,10 +6,10 @@ import argparse
 import shlex
 from typing import Any
 
-from ..asteisr import convert_asteisr
-from ..checkpoints import Choice
+from ..backbones.asteisr import convert_asteisr
+from ..backbones.checkpoints import Choice
+from ..core.files.adapter_files import read_adapter
 from ..families.hat import MASKS
-from ..files import read_adapter
 from .common import add_raw_weights, new_command
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..data import LAYOUTS, find_scenes, prepare, read_clean_crops, scenes_with_lr, verify_lr
+from ..restoration.data import LAYOUTS, find_scenes, prepare, read_clean_crops, scenes_with_lr, verify_lr
 from .common import add_border, new_command
 
 
@@ -46,7 +46,7 @@ def _add_source(sub: argparse.ArgumentParser) -> None:
 
 def run_prepare(options: argparse.Namespace) -> None:
     """Write the data set."""
-    from ..progress import progress
+    from ..restoration.progress import progress
 
     scenes = find_scenes(options.data, scale=options.scale, views=options.views, layout=options.layout)
     clean = read_clean_crops(options.data, views=options.views)
@@ -67,7 +67,7 @@ def run_prepare(options: argparse.Namespace) -> None:
 
 def run_verify(options: argparse.Namespace) -> int:
     """Compare; 1 if neither border gives every value."""
-    from ..progress import progress
+    from ..restoration.progress import progress
 
     scenes, without = scenes_with_lr(
         options.data, scale=options.scale, lr_folder=options.lr, views=options.views, layout=options.layout

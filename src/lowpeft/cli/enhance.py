@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..describe import image_facts
+from ..core.attachment.views import StereoModel
+from ..core.observation.describe import image_facts
 from ..errors import DataError, LowpeftError
-from ..views import StereoModel
 from .common import adapted, add_adapter, add_device, add_inference, add_weights, backbone, device, new_command, tiling
 
 
@@ -42,9 +42,9 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Read, enhance, write."""
-    from ..images import make_folder, read_image, to_float, write_image
-    from ..inference import enhance, is_out_of_memory
-    from ..progress import progress
+    from ..restoration.images import make_folder, read_image, to_float, write_image
+    from ..restoration.inference import enhance, is_out_of_memory
+    from ..restoration.progress import progress
 
     paths = [options.left] if options.right is None else [options.left, options.right]
     images = [read_image(path) for path in paths]

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..data import Example, Scene, find_scenes, load_example
-from ..describe import image_facts
+from ..core.attachment.record import module_of
+from ..core.observation.describe import image_facts
 from ..errors import LowpeftError
-from ..facts import Backbone
-from ..images import make_folder
-from ..inference import DEFAULT_WINDOW_PX, local_pooling
-from ..metrics import PROTOCOLS, Protocol, get_protocol
-from ..record import module_of
+from ..ports.facts import Backbone
+from ..restoration.data import Example, Scene, find_scenes, load_example
+from ..restoration.images import make_folder
+from ..restoration.inference import DEFAULT_WINDOW_PX, local_pooling
+from ..restoration.metrics import PROTOCOLS, Protocol, get_protocol
 from ..version import version
 from .common import (
     adapted,
@@ -37,8 +37,8 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from ..evaluate import Report
-    from ..evaluate.measure import Views
+    from ..restoration.evaluation import Report
+    from ..restoration.evaluation.measure import Views
 
 
 def add_to(commands: Any) -> None:
@@ -79,7 +79,7 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Measure, print, write."""
-    from ..evaluate import overview, write_reports
+    from ..restoration.evaluation import overview, write_reports
 
     protocol = get_protocol(options.protocol)
     base = backbone(options) if options.weights else None
@@ -121,8 +121,8 @@ def _examples(options: argparse.Namespace, scenes: tuple[Scene, ...], scale: int
 def _bicubic(
     options: argparse.Namespace, scenes: tuple[Scene, ...], scale: int, protocol: Protocol, out: Path | None
 ) -> Report:
-    from ..evaluate import by_bicubic, measure
-    from ..progress import progress
+    from ..restoration.evaluation import by_bicubic, measure
+    from ..restoration.progress import progress
 
     with progress("bicubic", len(scenes)) as advance:
 
@@ -148,8 +148,8 @@ def _network(
     protocol: Protocol,
     out: Path | None,
 ) -> Report:
-    from ..evaluate import evaluate
-    from ..progress import progress
+    from ..restoration.evaluation import evaluate
+    from ..restoration.progress import progress
 
     model = adapted(options, base) if options.adapter else base
     module_of(model).to(device(options.device))
@@ -172,7 +172,7 @@ def _network(
 
 
 def _draw(out: Path | None, example: Example, results: dict[str, Tensor], scale: int) -> None:
-    from ..evaluate.pictures import draw_scene
+    from ..restoration.evaluation.pictures import draw_scene
 
     if out is not None:
         draw_scene(out / "pictures" / f"{example.name}.png", example, results, scale=scale)

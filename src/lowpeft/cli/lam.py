@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ..describe import image_facts
+from ..core.attachment.record import module_of
+from ..core.files.adapter_files import read_adapter
+from ..core.observation.describe import image_facts
+from ..core.operations.switching import disabled
 from ..errors import DataError
-from ..facts import Backbone
-from ..files import read_adapter
-from ..lam import PAIR, PUBLISHED, Attribution, LamSettings, Patch, as_table, attribute, chunks
-from ..record import module_of
-from ..switching import disabled
+from ..ports.facts import Backbone
+from ..restoration.lam import PAIR, PUBLISHED, Attribution, LamSettings, Patch, as_table, attribute, chunks
 from ..version import version
 from .common import (
     adapted,
@@ -70,8 +70,8 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Read, attribute, print, write."""
-    from ..images import make_folder, read_image, to_float
-    from ..lam_picture import draw_attributions
+    from ..restoration.images import make_folder, read_image, to_float
+    from ..restoration.lam.picture import draw_attributions
 
     refuse_without_adapter(options)
     settings = LamSettings(steps=options.steps, sigma_px=options.sigma, chunk=options.chunk)
@@ -107,7 +107,7 @@ def _attributions(
     options: argparse.Namespace, base: Backbone, views: list[Tensor], patch: Patch, settings: LamSettings
 ) -> dict[str, Attribution]:
     """The adapted network's and its frozen base's; the network's alone where there is no adapter."""
-    from ..progress import progress
+    from ..restoration.progress import progress
 
     compared = options.adapter is not None
     model = adapted(options, base) if compared else base

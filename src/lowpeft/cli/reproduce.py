@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LowpeftError, did_you_mean
-from ..experiments import Experiment, bundled_experiments, load_experiment
-from ..experiments.show import shown
-from ..images import make_folder
+from ..paper.experiments import Experiment, bundled_experiments, load_experiment
+from ..paper.experiments.show import shown
+from ..restoration.images import make_folder
 from .common import add_device, device, new_command, overrides
 
 
@@ -126,7 +126,7 @@ def _refuse_others(options: argparse.Namespace) -> None:
 
 
 def _speed(experiment: Experiment, options: argparse.Namespace) -> None:
-    from ..reproduce.speed import measure_speed, write_speed
+    from ..paper.reproduce.speed import measure_speed, write_speed
 
     if options.out:
         make_folder(options.out)  # before anything is measured that could not be kept
@@ -150,7 +150,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _reproduce(experiment: Experiment, options: argparse.Namespace) -> None:
-    from ..reproduce import Settings, reproduce, smoke
+    from ..paper.reproduce import Settings, reproduce, smoke
 
     if not options.out:
         raise LowpeftError("runs need a folder: --out DIR; --show and --speed need none")
@@ -190,7 +190,7 @@ def _refuse_files(options: argparse.Namespace) -> None:
 
 
 def _sources(options: argparse.Namespace) -> Any:
-    from ..reproduce import Sources
+    from ..paper.reproduce import Sources
 
     needed = ("weights", "test") if options.adapter else ("weights", "data", "test")
     missing = [f"--{name}" for name in needed if not getattr(options, name)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..files import read_adapter
-from ..planning import plan
+from ..core.files.adapter_files import read_adapter
+from ..core.planning.plan import plan
 from .common import add_recipe, backbone, new_command, overrides
 
 

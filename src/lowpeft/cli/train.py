@@ -11,28 +11,19 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from ..data import Crops, Example, find_scenes, load_example, read_clean_crops
-from ..describe import image_facts
+from ..core.attachment.record import module_of
+from ..core.observation.describe import image_facts
+from ..core.operations.state import summary
+from ..core.operations.switching import disabled
 from ..errors import LowpeftError
-from ..facts import Backbone
 from ..kinds import WeightAdapter, get_kind
-from ..model import summary
+from ..ports.facts import Backbone
 from ..recipes import Recipe, TrainSettings, load_recipe, override
-from ..record import module_of
-from ..switching import disabled
-from .common import (
-    add_border,
-    add_device,
-    add_recipe,
-    backbone,
-    device,
-    new_command,
-    overrides,
-    weights_facts,
-)
+from ..restoration.data import Crops, Example, find_scenes, load_example, read_clean_crops
+from .common import add_border, add_device, add_recipe, backbone, device, new_command, overrides, weights_facts
 
 if TYPE_CHECKING:
-    from ..training import Processes, Step, Trained
+    from ..restoration.training import Processes, Step, Trained
 
 CROP = ("crop_height_px", "crop_width_px")
 """Settings that one option, `--crop`, takes together."""
@@ -89,8 +80,8 @@ def _add_settings(sub: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Train, measure, save."""
-    from ..progress import progress
-    from ..training import build_model, connect, crop_for, last_step, train, validation
+    from ..restoration.progress import progress
+    from ..restoration.training import build_model, connect, crop_for, last_step, train, validation
 
     processes = connect()
     base = backbone(options)
@@ -216,7 +207,7 @@ def _finish(
     tests: dict[str, list[Example]],
 ) -> None:
     """Measure on the test scenes, and save with the figures."""
-    from ..training import save_merged, save_product
+    from ..restoration.training import save_merged, save_product
 
     for (folder, examples), title in zip(tests.items(), _titles(list(tests)), strict=True):
         for name, value in _measured(model, folder, examples).items():
@@ -245,9 +236,9 @@ _MEAN = {1: "RGB", 2: "(L+R)/2"}
 
 def _measured(model: object, folder: str, examples: list[Example]) -> dict[str, float]:
     """Mean figures on the scenes, printed as a table."""
-    from ..evaluate import by_bicubic, by_network, compare
-    from ..progress import progress
-    from ..training import is_adapted, psnr_db
+    from ..restoration.evaluation import by_bicubic, by_network, compare
+    from ..restoration.progress import progress
+    from ..restoration.training import is_adapted, psnr_db
 
     adapted = is_adapted(model)
     with progress("measuring", len(examples)) as advance:

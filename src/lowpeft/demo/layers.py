@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from lowpeft.errors import DataError
-from lowpeft.images import read_image
+from lowpeft.restoration.images import read_image
 
 MAX_DISPARITY_PX = 40.0
 

@@ -11,7 +11,7 @@ from importlib import resources
 from safetensors import safe_open
 
 from ..errors import LowpeftError
-from ..facts import Backbone
+from ..ports.facts import Backbone
 
 WEIGHTS = "demo_hat_x2.safetensors"
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..data import Example
-from ..describe import image_facts
-from ..evaluate.pictures import draw_scene
-from ..images import to_float
-from ..inference import enhance
-from ..switching import disabled
+from ..core.observation.describe import image_facts
+from ..core.operations.switching import disabled
+from ..restoration.data import Example
+from ..restoration.evaluation.pictures import draw_scene
+from ..restoration.images import to_float
+from ..restoration.inference import enhance
 
 
 def draw_comparison(model: object, pair: Example, path: Path) -> Path:

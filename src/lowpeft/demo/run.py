@@ -17,17 +17,17 @@ from pathlib import Path
 
 import torch
 
-from ..api import adapt
-from ..data import Crops, Scene, find_scenes, load_example
-from ..describe import image_facts
+from ..core.files.adapter_files import save_adapter
+from ..core.observation.describe import image_facts
+from ..core.operations.adapt import adapt
+from ..core.operations.state import summary
 from ..errors import DataError, LowpeftError
-from ..evaluate import Comparison, compare
-from ..files import save_adapter
-from ..images import make_folder, to_uint8, write_image
-from ..model import summary
-from ..progress import progress
 from ..recipes import TrainSettings
-from ..training import train
+from ..restoration.data import Crops, Scene, find_scenes, load_example
+from ..restoration.evaluation import Comparison, compare
+from ..restoration.images import make_folder, to_uint8, write_image
+from ..restoration.progress import progress
+from ..restoration.training import train
 from ..version import version
 from .network import demo_backbone
 from .picture import draw_comparison

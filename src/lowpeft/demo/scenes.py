@@ -29,7 +29,7 @@ import torch
 
 from lowpeft.demo.layers import LEFT, MAX_DISPARITY_PX, RIGHT, Layer, Outline, Plane, photograph, render
 from lowpeft.errors import DataError
-from lowpeft.images import make_folder, write_image
+from lowpeft.restoration.images import make_folder, write_image
 
 Split = Literal["train", "test"]
 
@@ -104,7 +104,7 @@ def write_scenes(
     split: Split = "train",
     size_px: tuple[int, int] = (192, 384),
 ) -> None:
-    """Write scenes as `SPLIT_SEED_L.png` and `SPLIT_SEED_R.png`, which `lowpeft.data.find_scenes` reads.
+    """Write scenes as `SPLIT_SEED_L.png` and `SPLIT_SEED_R.png`, which `lowpeft.restoration.data.find_scenes` reads.
 
     Raises:
         DataError: as `make_scene`, or the folder cannot be written.

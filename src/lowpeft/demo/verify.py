@@ -12,10 +12,10 @@ import sys
 
 import torch
 
-from ..files import load_adapter
-from ..fingerprint import digest
-from ..images import read_image, to_float
-from ..inference import enhance
+from ..core.files.adapter_files import load_adapter
+from ..core.observation.fingerprint import digest
+from ..restoration.images import read_image, to_float
+from ..restoration.inference import enhance
 from .network import demo_backbone
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layouts import Layout
+from ..ports.layouts import Layout
 from .base import BlockForward, Family, Place, Ports, added, block_places, register_family
 from .swin import BLOCK_PORTS, in_windows, mlp_added, noise
 

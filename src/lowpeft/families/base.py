@@ -11,8 +11,8 @@ from typing import Any, Literal, Protocol
 from torch import Tensor, nn
 
 from ..errors import PlanError, did_you_mean
-from ..layouts import ExtraTokens, Layout, Size
-from ..patterns import Candidate, matcher
+from ..ports.layouts import ExtraTokens, Layout, Size
+from ..ports.patterns import Candidate, matcher
 
 SLOT = "lowpeft"
 """The reserved name under which a module holds its adapters."""
@@ -157,7 +157,7 @@ class Family:
         places: Where the sites are. Their order numbers the stages where several paths name the same place.
         output: The attribute of the network's output that holds the image, where it is not a tensor.
         blocks: The block forwards that places name.
-        facts: What a network of the family says of itself: values of `lowpeft.facts.Facts` by name, from the module.
+        facts: What a network of the family says of itself: values of `ports.facts.Facts` by name, from the module.
             What it leaves out is measured by running the network.
         writes_itself: Whether its networks write weights of their own when they run, which is then looked for.
         inside: The path of what the signature describes within the family's own whole network.

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ..layouts import Layout
+from ..ports.layouts import Layout
 from .base import Family, Place, register_family
 from .swin import pixel_shuffle_scale
 

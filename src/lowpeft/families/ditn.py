@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..layouts import Layout
+from ..ports.layouts import Layout
 from .base import Family, Place, register_family
 from .swin import pixel_shuffle_scale
 

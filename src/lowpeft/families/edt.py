@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..layouts import Layout
+from ..ports.layouts import Layout
 from .base import BlockForward, Family, Place, Ports, block_places, register_family
 from .swin import BLOCK_PORTS, attention_added, mlp_added, noise
 
@@ -24,7 +24,7 @@ def block_forward(
     """EDT's block: x + attention(norm1 x), then x + MLP(norm2 x). Its adapters see (N,H,W,C).
 
     Args:
-        block: A Block of `lowpeft.networks.EDT`.
+        block: A Block of `lowpeft.backbones.networks.EDT`.
         ports: Its adapters.
         x: (N,L,C) with L = H·W.
         x_size: (H, W), multiples of the windows'.

@@ -7,17 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layouts import Layout
-from .base import (
-    TOKENS,
-    BlockForward,
-    Family,
-    Ports,
-    added,
-    block_places,
-    register_block_forward,
-    register_family,
-)
+from ..ports.layouts import Layout
+from .base import TOKENS, BlockForward, Family, Ports, added, block_places, register_block_forward, register_family
 from .swin import BLOCK, BLOCK_PORTS, GROUP_CONV, image_facts, in_windows, noise, position_bias, pre_norm_mlp
 from .tokens import window_change
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..layouts import Layout
+from ..ports.layouts import Layout
 from .base import BlockForward, Family, Ports, block_places, register_family
 from .swin import BLOCK, BLOCK_PORTS, GROUP_CONV, attention_added, mlp_added, noise
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..layouts import Layout, square_size
+from ..ports.layouts import Layout, square_size
 from .base import TOKENS, BlockForward, Family, Place, Ports, block_places, register_family
 from .swin import BLOCK_PORTS, attention_added, mlp_added, noise
 from .tokens import multihead_change

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ..layouts import Layout
+from ..ports.layouts import Layout
 from .base import Family, Place, register_family
 
 LEVELS = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..layouts import Layout
+from ..ports.layouts import Layout
 from .base import Family, Place, register_family
 
 BLOCK, CHANNELS = "block_{stage}", "c1_r.eval_conv.weight"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layouts import Layout, Size
+from ..ports.layouts import Layout, Size
 from .base import Place, Ports, added
 
 BLOCK = "layers.{stage}.residual_group.blocks.{block}"

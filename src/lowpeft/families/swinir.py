@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layouts import ExtraTokens, Layout
+from ..ports.layouts import ExtraTokens, Layout
 from .base import TOKENS, BlockForward, Family, Place, Ports, block_places, register_family
 from .swin import (
     BLOCK,

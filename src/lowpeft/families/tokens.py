@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..layouts import ExtraTokens
+from ..ports.layouts import ExtraTokens
 
 
 def _change(

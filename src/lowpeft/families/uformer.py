@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layouts import Layout
+from ..ports.layouts import Layout
 from .base import BlockForward, Family, Place, Ports, block_places, register_family
 from .swin import BLOCK_PORTS, attention_added, in_windows, noise, pre_norm_mlp
 

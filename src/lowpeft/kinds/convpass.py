@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import PlanError, did_you_mean
-from ..layouts import Features
+from ..ports.layouts import Features
 from .base import FeatureAdapter, FeatureConfig, at_least, is_number
 
 KernelInit = Literal["xavier", "identity"]

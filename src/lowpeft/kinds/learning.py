@@ -53,7 +53,7 @@ class Calibrator(ABC):
 
 
 class TrainingPart:
-    """A kind's share in a run of `lowpeft.training.train`, made once for all adapters of the kind.
+    """A kind's share in a run of `lowpeft.restoration.training.train`, made once for all adapters of the kind.
 
     Every method is optional. A step is: forward, loss + `penalty`, backward, `before_step`, clipping, optimiser step,
     `after_step`, gradients set to None.

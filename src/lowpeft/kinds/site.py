@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from ..errors import PlanError
-from ..layouts import Layout
+from ..ports.layouts import Layout
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import PlanError
-from ..layouts import Features
+from ..ports.layouts import Features
 from .base import FeatureAdapter, FeatureConfig, at_least, is_number
 
 

@@ -1,0 +1,203 @@
+"""Networks in the layout of ASteISR's authors: HAT's weights and the adapters in one file, taken apart.
+
+    layers.G.residual_group.blocks.B.S_Adapter.*   a spatial adapter, in every block
+    layers.G.stereo_adapter.*                      a stereo adapter, in the groups 1, 3, 5, …
+    all others                                     HAT's own
+
+The published code uses the attention mask of the shifted windows in unshifted blocks too, which HAT does not. Networks
+were trained with it, so an adapter can ask for it: then its sites name a variant of HAT's block forward
+(`families.hat.MASKS`), which runs while that adapter is on, and at no other time.
+
+Source of the names: the code that was published with arXiv 2407.03598.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..core.files.adapter_files import CONFIG, save_adapter
+from ..core.operations.injection import inject
+from ..core.operations.state import adapter_state_dict, load_adapter_state_dict
+from ..core.planning.plan import Plan, plan
+from ..core.planning.sites import Site
+from ..errors import AdapterError, LowpeftError, did_you_mean
+from ..families.hat import HAB, HAT, MASKS
+from ..ports.facts import Backbone
+from .checkpoints import Choice, in_full_precision, read_checkpoint, said, the_one, wanted, which_weights
+from .opening import backbone_of, recognised
+from .weights import State, Weights
+
+WEIGHTS, ADAPTER = "HAT.safetensors", "adapter"
+"""What a conversion writes into its folder."""
+
+PARTS = {
+    "fc1": "D_fc1",
+    "fc2": "D_fc2",
+    "norm_left": "norm_l",
+    "norm_right": "norm_r",
+    "query_left": "l_proj1",
+    "query_right": "r_proj1",
+    "value_left": "l_proj2",
+    "value_right": "r_proj2",
+    "beta": "beta",
+    "gamma": "gamma",
+}
+"""The authors' name of each part of a spatial or stereo adapter, by ours."""
+
+_KEY = re.compile(r"layers\.\d+\.(residual_group\.blocks\.\d+\.S_Adapter|stereo_adapter)\..+")
+
+
+class Converted(NamedTuple):
+    """The paths that a conversion wrote.
+
+    Attributes:
+        weights: The frozen HAT, for `load_backbone`.
+        adapter: The adapter's folder, for `load_adapter`.
+    """
+
+    weights: Path
+    adapter: Path
+
+
+def convert_asteisr(path: str | Path, out: str | Path, *, mask: str = "hat", weights: Choice = "ema") -> Converted:
+    """Write a network in the layout of ASteISR's authors as HAT's weights and an adapter.
+
+    Args:
+        path: The network's file (.pth, .safetensors), as `load_backbone` takes one. Sizes and depths follow from it.
+        out: A folder that is not there yet, and appears whole, in one step; or one that is empty, and is filled.
+        mask: Where the network uses the attention mask while the adapter is on: `hat`, in shifted blocks, as HAT
+            itself does; `published`, in unshifted blocks too, as the authors' code does. It is kept with the adapter.
+        weights: As of `load_backbone`; the adapter's facts say which these are where a file has averages.
+
+    Returns:
+        The paths of the weights and of the adapter.
+
+    Raises:
+        AdapterError: There is no such mask, `out` holds something or cannot be written, or the file is not such a
+            network: without adapters, not a HAT, with tensors missing, unknown or of other shapes (all are listed), or
+            holding NaN. Nothing is written.
+        LowpeftError: The file cannot be read as plain tensors.
+    """
+    target, source = Path(out), Path(path)
+    if mask not in MASKS:
+        raise AdapterError(f"mask {mask!r} is not one of {', '.join(MASKS)}{did_you_mean(str(mask), MASKS)}")
+    if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
+        raise AdapterError(f"{target} is there already and not an empty folder: choose another one, or remove it")
+    state, notes = _state(source, weights)
+    theirs = {key: tensor for key, tensor in state.items() if _KEY.fullmatch(key)}
+    frozen = {key: tensor for key, tensor in state.items() if key not in theirs}
+    backbone = _hat(frozen, source)
+    wanted = _with_mask(plan(backbone, "stereo"), mask)
+    adapted = inject(backbone, wanted)
+    load_adapter_state_dict(adapted, _renamed(theirs, wanted.sites, adapter_state_dict(adapted), source))
+    facts = {"converted from": f"{source.name}, in the layout of ASteISR's authors", "attention mask": mask}
+    if (which := which_weights(notes)) is not None:
+        facts["weights"] = which
+    try:
+        _write(adapted, frozen, target, facts)
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"cannot write to {target}: {error}") from error
+    return Converted(target / WEIGHTS, target / ADAPTER)
+
+
+def _state(source: Path, choice: Choice) -> tuple[State, tuple[str, ...]]:
+    """The state dict with adapters in a file, and which one it is where there are averages."""
+    held = read_checkpoint(source)
+    sought = wanted(held, choice, source)
+    adapted = [found for found in sought if any(map(_KEY.fullmatch, found.state))]
+    if not adapted:
+        raise AdapterError(
+            f"{source} has no adapters of ASteISR: none of its {len(sought[0].state)} tensors has a name like "
+            "layers.0.residual_group.blocks.0.S_Adapter.D_fc1.weight. A plain HAT needs no conversion: load_backbone "
+            "opens it"
+        )
+    try:
+        taken = the_one(adapted)
+        return in_full_precision(taken.state, allow_half=False), said(taken, held)
+    except LowpeftError as error:
+        raise AdapterError(f"{source} cannot be converted: {error.message}", problems=error.problems) from error
+
+
+def _hat(weights: State, source: Path) -> Backbone:
+    """The network without the adapters."""
+    try:
+        backbone = backbone_of(recognised([Weights(path=(), state=weights, averaged=False)]).state)
+    except LowpeftError as error:
+        what = f"{source} without its adapters is no HAT that can be opened: {error.message}"
+        raise AdapterError(what, problems=error.problems) from error
+    if backbone.family != HAT.name:
+        found = f"a {backbone.architecture}"
+        raise AdapterError(f"{source} without its adapters is {found}, and the networks of ASteISR's authors are HAT")
+    return backbone
+
+
+def _with_mask(found: Plan, mask: str) -> Plan:
+    """The plan with the block forward of a mask."""
+
+    def masked(site: Site) -> Site:
+        act = site.attachment
+        return replace(site, attachment=replace(act, block=MASKS[mask])) if act.block == HAB.name else site
+
+    return replace(found, sites=tuple(map(masked, found.sites)))
+
+
+def _renamed(
+    theirs: Mapping[str, Tensor], sites: Iterable[Site], ours: Mapping[str, Tensor], source: Path
+) -> dict[str, Tensor]:
+    """The authors' tensors by our names, in our shapes."""
+    pairs = dict(_names(sites, ours))
+    problems = [f"missing: {key}" for key in pairs if key not in theirs]
+    problems += [f"not of this network: {key}" for key in theirs if key not in pairs]
+    found = {}
+    for key, name in pairs.items():
+        tensor, shape = theirs.get(key), ours[name].shape
+        if tensor is None:
+            continue
+        if [n for n in tensor.shape if n > 1] == [n for n in shape if n > 1]:  # theirs are 1x1 convolutions
+            found[name] = tensor.reshape(shape)
+        else:
+            problems.append(f"{key} has the shape {tuple(tensor.shape)}, and {tuple(shape)} is needed")
+    if problems:
+        raise AdapterError(f"the adapters in {source} are not those of ASteISR on this HAT:", problems=problems)
+    return found
+
+
+def _names(sites: Iterable[Site], tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+    """The authors' name of each adapter tensor, and ours."""
+    for site in sites:
+        ours = f"{site.path}.{site.key}."
+        theirs = f"{site.path}.S_Adapter" if site.config.kind == "spatial" else f"layers.{site.stage}.stereo_adapter"
+        for name in (key.removeprefix(ours) for key in tensors if key.startswith(ours)):
+            part, dot, rest = name.partition(".")
+            yield f"{theirs}.{PARTS[part]}{dot}{rest}", ours + name
+
+
+def _write(adapted: object, weights: State, target: Path, facts: Mapping[str, str]) -> None:
+    """The folder, made beside its place and moved there whole; into an empty one go its parts, whole each."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    filled = target.is_dir()
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target if filled else target.parent) as beside:
+        new = Path(beside) / "new"
+        new.mkdir()
+        adapter = save_adapter(adapted, new / ADAPTER, facts=facts)
+        file = new / WEIGHTS
+        save_file({k: t.clone(memory_format=torch.contiguous_format) for k, t in weights.items()}, file)
+        file.chmod((adapter / CONFIG).stat().st_mode)  # safetensors lets nobody else read what it writes
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+        if filled:
+            for part in (new / WEIGHTS, new / ADAPTER):
+                part.rename(target / part.name)
+        else:
+            new.rename(target)

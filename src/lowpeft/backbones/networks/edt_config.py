@@ -1,0 +1,130 @@
+"""The shapes of EDT: the published ones, and what a checkpoint's keys say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ...errors import LowpeftError, did_you_mean
+
+SIZES: dict[str, tuple[int, int, int, int]] = {
+    "T": (8, 60, 4, 6),
+    "S": (16, 120, 5, 6),
+    "B": (32, 180, 6, 6),
+    "L": (64, 240, 12, 8),
+}
+"""Of each published size: features of the head, channels of the body, groups, heads of attention."""
+
+BLOCKS_PER_GROUP = 6
+TASKS = ("sr_x2", "sr_x3", "sr_x4", "dn_g15", "dn_g25", "dn_g50", "dr_L", "dr_H")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EDTConfig:
+    """The shape of an EDT; the defaults are EDT-B for x4.
+
+    Attributes:
+        tasks: In the order of inputs and outputs: scales, then noise levels, then rain levels.
+        features: Channels of the head's first convolution; the next two levels have 2 and 4 times as many.
+        dim: Channels of the body; half of them go through each of two window shapes.
+        depths: Blocks of every group.
+        heads: Of attention, in each half.
+        mlp_ratio: Hidden over outer channels.
+        direct: The tail goes from features to sub-pixels in one convolution (EDT-T), instead of by steps of x2.
+        window: Height and width of the first half's windows; the second half's are transposed.
+        image_px: Side of the square features whose masks are part of the state dict, as in the authors' files; they are
+            as large as the image, and with denoising and deraining a quarter of it.
+    """
+
+    tasks: tuple[str, ...] = ("sr_x4",)
+    features: int = 32
+    dim: int = 180
+    depths: tuple[int, ...] = (6, 6, 6, 6, 6, 6)
+    heads: int = 6
+    mlp_ratio: int = 2
+    direct: bool = False
+    window: tuple[int, int] = (6, 24)
+    image_px: int = 48
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be built.
+
+        Raises:
+            LowpeftError: Listing every problem.
+        """
+        sizes = (self.features, self.dim, *self.depths, self.heads, self.mlp_ratio, *self.window, self.image_px)
+        if not self.depths or min(sizes) < 1:
+            raise LowpeftError(f"this EDT cannot be built: it needs a group, and no number may be below 1, not {self}")
+        unknown = [t for t in self.tasks if t not in TASKS]
+        problems = [f"unknown task {t!r}{did_you_mean(t, TASKS)}" for t in unknown]
+        # A state dict does not tell the order of its tasks, so there is one order only.
+        if not unknown and (not self.tasks or self.tasks != tuple(t for t in TASKS if t in self.tasks)):
+            problems.append(f"tasks must be different ones of {', '.join(TASKS)}, in this order, not {self.tasks!r}")
+        if self.dim % (2 * self.heads):
+            problems.append(f"{self.dim} channels cannot be split into two halves of {self.heads} heads")
+        if self.image_px % max(self.window) or max(self.window) % min(self.window):
+            problems.append(f"image_px {self.image_px} must be a multiple of the windows {self.window}")
+        if problems:
+            raise LowpeftError("this EDT cannot be built:", problems=problems)
+
+    @classmethod
+    def published(cls, size: str, tasks: Sequence[str] = ("sr_x4",)) -> EDTConfig:
+        """The configuration of EDT-T, -S, -B or -L.
+
+        Raises:
+            LowpeftError: No such size or task.
+        """
+        if size.upper() not in SIZES:
+            raise LowpeftError(f"there is no EDT-{size}; the published sizes are {', '.join(SIZES)}")
+        features, dim, groups, heads = SIZES[size.upper()]
+        return cls(
+            tasks=tuple(tasks),
+            features=features,
+            dim=dim,
+            depths=(BLOCKS_PER_GROUP,) * groups,
+            heads=heads,
+            direct=size.upper() == "T" and len(tasks) == 1,  # the authors' EDT-T for several scales goes by steps
+        )
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor]) -> EDTConfig:
+        """What a checkpoint's keys and shapes say.
+
+        The number of heads leaves no trace in a checkpoint: it is that of the published size with as many channels.
+
+        Raises:
+            LowpeftError: Tensors that every EDT has are missing, or the width is not a published one.
+        """
+        tasks = tuple(t for t in TASKS if any(k.startswith(f"head_{t}.") for k in state))
+        needed = ["body.norm.weight", "body.layers.0.residual_group.blocks.0.mlp.fc1.weight"]
+        needed += [f"head_{t}.0.weight" for t in tasks[:1]]
+        missing = [k for k in needed if k not in state]
+        if missing or not tasks:
+            what = ", ".join(missing) or f"a head of one of the tasks {', '.join(TASKS)}"
+            raise LowpeftError(f"the tensors look like EDT's, but lack {what}")
+        dim, hidden, features = ((*state[k].shape, 0)[0] for k in needed)  # a scalar has no width
+        heads = {d: h for _, d, _, h in SIZES.values()}
+        if dim not in heads:
+            raise LowpeftError(
+                f"this EDT has {dim} channels, and the published ones {', '.join(map(str, heads))}; the number of "
+                "heads is not in the file: build lowpeft.backbones.networks.EDT(EDTConfig(…)) and load the state dict "
+                "yourself"
+            )
+        counts: dict[int, int] = {}
+        for key in state:
+            if found := re.match(r"body\.layers\.(\d{1,3})\.residual_group\.blocks\.(\d{1,3})\.", key):
+                group, block = map(int, found.groups())
+                counts[group] = max(counts.get(group, 0), block + 1)
+        sr = [t for t in tasks if t.startswith("sr_")]
+        return cls(
+            tasks=tasks,
+            features=features,
+            dim=dim,
+            depths=tuple(counts.get(g, 1) for g in range(max(counts) + 1)),  # so that a missing group is missed
+            heads=heads[dim],
+            mlp_ratio=max(1, hidden // dim),
+            direct=bool(sr) and f"tail_{sr[0]}.3.weight" not in state,
+        )

@@ -1,0 +1,195 @@
+"""Building the network of a state dict with spandrel, and saying why not where that fails."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from spandrel import MAIN_REGISTRY, ImageModelDescriptor, ModelTiling
+from torch import Tensor
+
+from ..errors import LowpeftError, did_you_mean
+from .weights import State
+
+BLOCK = "layers.0.residual_group.blocks.0.attn.relative_position_index"
+MASKED_BLOCK = re.compile(r"(layers\.\d+\.residual_group\.blocks\.\d*[13579])\.attn\.relative_position_index")
+WINDOWS_PER_SIDE = 8
+"""Of the image for which masks are made where the file has none: 64 pixels, as published, with windows of 8."""
+
+
+def is_known(state: State) -> bool:
+    """Whether a state dict looks like one of an architecture of spandrel."""
+    return _architecture(state) is not None
+
+
+def load(state: State) -> ImageModelDescriptor[Any]:
+    """The network of a bare state dict, and its facts.
+
+    Raises:
+        LowpeftError: Nothing in spandrel looks like it (the nearest is named), its tensors are not those that the
+            architecture has, or it does not map one image to one image.
+    """
+    architecture = _architecture(state)
+    if architecture is None:
+        raise nearest([state])
+    if architecture.name in ("SwinIR", "Swin2SR"):
+        state = with_masks(state)
+    try:
+        descriptor = architecture.load(state)
+    except Exception as error:  # spandrel passes on whatever building a network from wrong tensors raises
+        problems = _tensor_problems(str(error), state) or [f"{type(error).__name__}: {_first_line(error)}"]
+        raise LowpeftError(
+            f"it looks like {architecture.name}, but its tensors are not those of one:", problems=problems
+        ) from error
+    if not isinstance(descriptor, ImageModelDescriptor):
+        raise LowpeftError(f"it holds a {architecture.name}, which does not map one image to one image")
+    return descriptor
+
+
+def _architecture(state: State) -> Any:
+    """Of spandrel's architectures the first that the state dict looks like; None if there is none."""
+    for support in MAIN_REGISTRY.architectures("detection"):
+        if support.detect(state):
+            return support.architecture
+    return None
+
+
+MINUS_ONE_TO_ONE = (-1.0, 1.0)
+NOISE = 15 / 255
+"""The noise level that spandrel gives to networks that take one."""
+
+CALLS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "DRUNet": lambda network: {"maps": (NOISE,)},
+    "DnCNN": lambda network: {"maps": (NOISE,)} if network.mode == "FDnCNN" else {},
+    "FBCNN": lambda network: {"output": 0},
+    "GFPGAN": lambda network: {
+        "output": 0,
+        "fixed_px": 2**network.log_size,
+        "value_range": MINUS_ONE_TO_ONE,
+        "notes": ("value_range: -1..1, as GFPGAN's authors run it; spandrel's own call gives it 0..1",),
+    },
+    "IPT": lambda network: {
+        "notes": ("fixed_px: lowpeft's crops overlap otherwise than those of spandrel's own call, see docs/backbones",)
+    },
+    "MixDehazeNet": lambda network: {"output_range": MINUS_ONE_TO_ONE},
+    "MMRealSR": lambda network: {"output": 0},
+    "RestoreFormer": lambda network: {"output": 0, "value_range": MINUS_ONE_TO_ONE},
+    "RetinexFormer": lambda network: {
+        "notes": ("strips: spandrel's own call runs the odd and even columns of images of 3000 px by themselves",)
+    },
+}
+"""By spandrel's name of an architecture, facts that say what its `call_fn` does beyond calling the network."""
+
+
+def facts_of(descriptor: ImageModelDescriptor[Any]) -> dict[str, Any]:
+    """Values of `lowpeft.ports.facts.Facts`, by name, that spandrel knows of a network, but for its family's.
+
+    Raises:
+        LowpeftError: spandrel calls it in a way of its own that lowpeft does not know.
+    """
+    name, sizes = descriptor.architecture.id, descriptor.size_requirements
+    if name not in CALLS and descriptor._call_fn.__module__ != ImageModelDescriptor.__module__:
+        raise LowpeftError(
+            f"spandrel runs a {descriptor.architecture.name} by a function of its own (call_fn), and lowpeft cannot "
+            "tell what that does: give a module that maps images to images and its facts to lowpeft.describe(module, …)"
+        )
+    return {
+        "scale": descriptor.scale,
+        "channels": descriptor.input_channels,
+        "size_multiple": sizes.multiple_of,
+        "min_px": max(1, sizes.minimum),
+        "square": sizes.square,
+        "strips": descriptor.tiling is ModelTiling.SUPPORTED,
+        **CALLS.get(name, lambda network: {})(descriptor.model),
+    }
+
+
+def with_masks(state: State) -> State:
+    """The state dict of a SwinIR or Swin2SR with new masks, which depend on the training image's size alone.
+
+    Those in the file give the size if they are of a square image. A file without masks is taken for one from which
+    they were removed: every published network shifts the windows of its odd blocks.
+    """
+    from .networks.edt_parts import shift_mask
+
+    window = math.isqrt(state[BLOCK].shape[0])
+    masks = [key for key in state if key.endswith(".attn_mask")]
+    side = math.isqrt(len(state[masks[0]])) if masks else 0
+    if not masks or side**2 != len(state[masks[0]]):
+        side = WINDOWS_PER_SIDE
+    mask = shift_mask((side * window,) * 2, (window, window), like=state[BLOCK].float())
+    blocks = [found[1] for key in state if (found := MASKED_BLOCK.fullmatch(key))]
+    rest = {key: tensor for key, tensor in state.items() if key not in masks}
+    return rest | {f"{block}.attn_mask": mask for block in blocks}
+
+
+def _tensor_problems(message: str, state: State) -> list[str]:
+    """The tensors that PyTorch's own message about a state dict names."""
+    problems = []
+    for words, label in (("Missing key", "missing"), ("Unexpected key", "not of this network")):
+        for part in re.findall(rf"{words}\(s\) in state_dict: (.*?)\.\s*(?:\n|$)", message):
+            problems += [f"{label}: {key}" for key in re.findall(r'"([^"]+)"', part)]
+    problems += re.findall(r"size mismatch for .*", message)
+    if not problems and (key := re.fullmatch(r"'([^']+)'", message)):
+        problems = [f"missing: {key[1]}{did_you_mean(key[1], state, most=1)}"]
+    return problems
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:300]
+
+
+MOST_COMPARED = 20_000
+"""Names among which a missing one is sought; more would take minutes."""
+
+
+class _Asked(Mapping[str, Any]):
+    """A state dict that says yes to every question whether it has a key, and remembers the questions."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.keys_asked: dict[str, None] = {}
+
+    def __contains__(self, key: object) -> bool:
+        self.keys_asked.setdefault(str(key))
+        return True
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self.state[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.state)
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+
+def nearest(states: Sequence[State]) -> LowpeftError:
+    """The error for state dicts that no architecture claims: which one would with the fewest keys more."""
+    best: tuple[float, int, str, State, list[str]] = (0.0, 0, "", states[0], [])
+    for candidate in states:
+        for support in MAIN_REGISTRY.architectures("detection"):
+            asked = _Asked(candidate)
+            try:
+                support.detect(asked)
+            except (KeyError, AttributeError, IndexError, ValueError):
+                continue  # this architecture reads tensors that are not there, so it is not near
+            missing = [key for key in asked.keys_asked if key not in candidate]
+            found = len(asked.keys_asked) - len(missing)
+            row = (found / max(1, len(asked.keys_asked)), found, support.architecture.name, candidate, missing)
+            best = max(best, row, key=lambda r: r[:2])
+    _, found, name, candidate, missing = best
+    some = ", ".join(list(candidate)[:3])
+    known = candidate if len(candidate) <= MOST_COMPARED else ()
+    if not found:
+        return LowpeftError(
+            f"no architecture of spandrel or lowpeft is near; it holds {len(candidate)} tensors"
+            + f", as {some}" * bool(some)
+        )
+    return LowpeftError(
+        f"no architecture of spandrel or lowpeft has these {len(candidate)} tensors (as {some}); the nearest is "
+        f"{name}, of which {found} keys are there, but:",
+        problems=[f"missing: {key}{did_you_mean(key, known, most=1)}" for key in missing],
+    )

@@ -1,0 +1,295 @@
+"""The arithmetic of adapters: deltas to features at outputs and ports, changes to parameters."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ...errors import PlanError
+from ...kinds import Attachment, FeatureAdapter, TokenAdapter, WeightAdapter
+from ...ports.layouts import ExtraTokens, Features, Layout, Size, find_size, square_size
+from .running import RUNNING
+from .settings import Strength
+from .slots import Acting, Slot, on_output
+
+ROW_CHUNK_BYTES = 64 * 2**20
+"""Without gradients, features larger than this are adapted some rows at a time, which bounds the memory above them."""
+
+
+def captured() -> bool:
+    """Whether the forward is being traced, compiled or exported: then no Python test may depend on a size."""
+    return torch.compiler.is_compiling() or tracing()
+
+
+def tracing() -> bool:
+    """Whether `torch.jit.trace` (and the older ONNX exporter) records the forward."""
+    return torch._C._get_tracing_state() is not None
+
+
+def scaled(change: Tensor, strength: Strength, *, images: int | None = None) -> Tensor:
+    """A change times a strength; the change itself at full strength.
+
+    Args:
+        change: What an adapter adds.
+        strength: A number, or one for each image.
+        images: The dimension of the change that counts images; None where none does.
+
+    Raises:
+        PlanError: The change is not of so many images.
+    """
+    if not isinstance(strength, Tensor):
+        return change if strength == 1.0 else change * strength
+    if not strength.dim():
+        return change * strength
+    found = 0 if images is None else change.shape[images]
+    if captured():
+        torch._check(found == strength.shape[0])
+    elif found != len(strength):
+        raise PlanError(
+            f"strengths by image need features that keep {len(strength)} images apart, and these hold "
+            f"{found or 'none by themselves'}: call the whole network with a batch of so many, or give one number"
+        )
+    shape = [-1 if d == images else 1 for d in range(change.dim())]
+    # In float32 or better, as a number would be multiplied.
+    each = strength.to(torch.promote_types(change.dtype, torch.float32)).to(change.device).view(shape)
+    return (change * each).to(change.dtype)
+
+
+def _sum_of_deltas(
+    adapters: list[Acting[FeatureAdapter]], features: Callable[[FeatureAdapter], Features], like: Tensor
+) -> Tensor | None:
+    """The sum of what the adapters add, each from the same features, so that their order does not matter."""
+    total: Tensor | None = None
+    for adapter, strength in adapters:
+        seen = features(adapter)
+        if adapter.reads_only:
+            running = RUNNING.get()
+            if running is not None and running.forward is not None:
+                running.forward.seen.append((adapter, seen))
+            continue
+        delta = _delta(adapter, seen, strength)
+        total = delta if total is None else total + delta
+    return None if total is None else laid_out_like(total, like)
+
+
+def laid_out_like(delta: Tensor, features: Tensor) -> Tensor:
+    """The delta in the features' dtype and memory layout.
+
+    Adding a tensor of other strides could change the sum's strides, and with them the kernel that the next layer of
+    the base runs on: the same numbers, rounded differently.
+    """
+    if captured() or delta.stride() == features.stride():
+        return delta.to(features.dtype)
+    return torch.empty_like(features).copy_(delta)
+
+
+def _delta(adapter: FeatureAdapter, features: Features, strength: Strength = 1.0) -> Tensor:
+    """The adapter's delta times its strength, computed in the dtype of its own parameters unless autocast decides."""
+    delta = adapter.delta(_as_read(adapter, features))
+    if not captured() and delta.shape != features.values.shape:
+        raise PlanError(
+            f"a {adapter.kind} adapter must give a delta of shape {tuple(features.values.shape)}, and gave one of "
+            f"{tuple(delta.shape)}"
+        )
+    return scaled(delta, strength, images=features.layout.batch_dim if features.layout.counts_images else None)
+
+
+def _as_read(adapter: FeatureAdapter, features: Features) -> Features:
+    """Features in the dtype of an adapter's own parameters, unless autocast decides; whole scenes only."""
+    x = features.values
+    if features.views > 1 and not captured() and x.shape[features.layout.batch_dim] % features.views:
+        raise PlanError(
+            f"an adapter that mixes {features.views} views got {x.shape[features.layout.batch_dim]} images, which are "
+            f"no scenes of {features.views} views: call the model with {features.views} views, or use "
+            "`with lowpeft.disabled(model):` for single images"
+        )
+    parameter = next(adapter.parameters(), None)
+    dtype = x.dtype if parameter is None else parameter.dtype
+    if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+        features = replace(features, values=x.to(dtype))
+    return features
+
+
+def _first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            return value
+    raise PlanError("an adapter reads its module's input, but the module was called without a tensor")
+
+
+def _seen(site: Attachment, x: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Features:
+    """Features at a module's output, with the size that the module was called with."""
+    layout = site.layout or Layout.NCHW
+    return Features(x, layout, _size(site, layout, x, args, kwargs), site.views)
+
+
+def _size(site: Attachment, layout: Layout, x: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Size | None:
+    if layout is Layout.WLC:
+        return None
+    if not layout.is_tokens:
+        return (x.shape[2], x.shape[3]) if layout is Layout.NCHW else (x.shape[1], x.shape[2])
+    tokens = x.shape[1 - layout.batch_dim]
+    return find_size((*args, *kwargs.values()), tokens) or (square_size(tokens) if site.square else None)
+
+
+def _add_by_rows(
+    module: nn.Module, adapters: list[Acting[FeatureAdapter]], features: Features, others: list[Any]
+) -> Tensor:
+    """Features + deltas, some image rows at a time and in place where nobody else holds the features' memory."""
+    tensors = (*tree_leaves(others), *module.parameters(), *module.buffers())
+    held = {t.untyped_storage().data_ptr() for t in tensors if isinstance(t, Tensor)}
+    values = features.values
+    result = values.clone() if values.untyped_storage().data_ptr() in held else values
+    rows = replace(features, values=result).rows
+    step = max(1, int(rows.shape[1] * ROW_CHUNK_BYTES / (rows.numel() * rows.element_size())))
+    for start in range(0, rows.shape[1], step):
+        part = rows[:, start : start + step]
+        size = (part.shape[1], part.shape[2])
+        part += sum(
+            _delta(a, Features(part, Layout.NHWC, size, a.attachment.views), strength).to(part.dtype)
+            for a, strength in adapters
+        )
+    return result
+
+
+def _can_go_by_rows(acting: list[Acting[FeatureAdapter]], features: Tensor) -> bool:
+    adapters = [a for a, _ in acting]
+    return (
+        not captured()
+        and not torch.is_grad_enabled()
+        and features.numel() * features.element_size() > ROW_CHUNK_BYTES
+        and any(a.needs_rows for a in adapters)
+        and all(a.row_local and not a.reads_only and a.attachment.source == "output" for a in adapters)
+    )
+
+
+def with_deltas(module: nn.Module, slot: Slot, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A module's output with what the adapters on it add."""
+    adapters = on_output(slot)
+    if not adapters:
+        return output
+    site = adapters[0].adapter.attachment
+    item = site.item
+    values = output if item is None else output[item]
+    if _can_go_by_rows(adapters, values):
+        rest = [] if item is None else [o for i, o in enumerate(output) if i != item]
+        features = _seen(site, values, args, kwargs)
+        new: Tensor = _add_by_rows(module, adapters, features, [args, kwargs, rest])
+    else:
+
+        def features_of(adapter: FeatureAdapter) -> Features:
+            site = adapter.attachment
+            return _seen(site, values if site.source == "output" else _first_tensor(args, kwargs), args, kwargs)
+
+        delta = _sum_of_deltas(adapters, features_of, values)
+        new = values if delta is None else values + delta
+    return new if item is None else _with_item(output, item, new)
+
+
+def _with_item(output: Any, item: int, new: Tensor) -> Any:
+    """The tuple or list with one element replaced, in its own type."""
+    values = [new if i == item else v for i, v in enumerate(output)]
+    return output._make(values) if hasattr(output, "_make") else type(output)(values)
+
+
+def added_to_random_features(adapter: FeatureAdapter, channels: int) -> Tensor:
+    """What a feature adapter adds to a scene of random features of its channels, (V,16,24,C)."""
+    size, views = (16, 24), adapter.attachment.views
+    parameter = next(itertools.chain(adapter.parameters(), adapter.buffers()), torch.zeros(()))
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(views, *size, channels, generator=generator).to(parameter.device)
+    values = values.to(parameter.dtype) if parameter.is_floating_point() else values
+    features = Features(values, Layout.NHWC, size, views)
+    return adapter.tokens(features).gate if isinstance(adapter, TokenAdapter) else _delta(adapter, features)
+
+
+class BlockPorts:
+    """The active adapters of one block during one call; `lowpeft.families.Ports` is its contract."""
+
+    def __init__(self, adapters: dict[str, list[Acting[FeatureAdapter]]]) -> None:
+        self.adapters = adapters
+
+    def wants(self, port: str) -> bool:
+        """Whether an adapter sits at the port."""
+        return port in self.adapters
+
+    def delta(self, port: str, values: Tensor, layout: Layout, size: Size | None) -> Tensor | None:
+        """The sum of what the adapters at the port add."""
+        adapters = self.adapters.get(port)
+        if not adapters:
+            return None
+        return _sum_of_deltas(adapters, lambda a: Features(values, layout, size, a.attachment.views), values)
+
+    def tokens(self, port: str, values: Tensor, layout: Layout, size: Size | None) -> list[ExtraTokens]:
+        """The extra keys and values of each adapter at the port; its strength is in the gate."""
+        found = []
+        for adapter, strength in self.adapters.get(port, []):
+            if not isinstance(adapter, TokenAdapter):
+                raise PlanError(f"a {adapter.kind} adapter gives no tokens, and cannot sit at the port {port}")
+            seen = _as_read(adapter, Features(values, layout, size, adapter.attachment.views))
+            keys, extra_values, gate = adapter.tokens(seen)
+            if isinstance(strength, Tensor) and strength.dim():
+                gate = gate.expand(seen.values.shape[layout.batch_dim], 1, gate.shape[-1] if gate.dim() else 1)
+            found.append(ExtraTokens(keys, extra_values, scaled(gate, strength, images=0)))
+        return found
+
+
+# --- what weight adapters add ----------------------------------------------------------------------------------------
+
+
+def base_of(module: nn.Module, adapter: WeightAdapter) -> dict[str, Tensor]:
+    """The frozen parameters that an adapter changes, by name."""
+    found = {name: module._parameters[name] for name in adapter.attachment.tensors}
+    return {name: tensor.detach() for name, tensor in found.items() if tensor is not None}
+
+
+def change_of(module: nn.Module, name: str, adapter: WeightAdapter) -> Tensor:
+    """An adapter's change of one parameter; of another shape it would be spread over the parameter without a word."""
+    change = adapter.change(base_of(module, adapter)).get(name)
+    wanted = module._parameters[name]
+    if change is None or wanted is None or change.shape != wanted.shape:
+        found = "none" if change is None else f"one of shape {tuple(change.shape)}"
+        shape = None if wanted is None else tuple(wanted.shape)
+        raise PlanError(f"a {adapter.kind} adapter must give a change of {name} of shape {shape}, and gave {found}")
+    return change
+
+
+def adapted_tensor(
+    module: nn.Module, name: str, adapters: list[Acting[WeightAdapter]], *, exact: bool = False
+) -> Tensor:
+    """A parameter plus each adapter's change times its strength, added in the adapters' dtype.
+
+    Each change is of the frozen parameter alone, so that the order of adapters does not matter.
+
+    Args:
+        module: The module that holds the parameter.
+        name: Name of the parameter.
+        adapters: Those that change it, with a number each as strength.
+        exact: Add in float64, and return that.
+    """
+    weight = module._parameters[name]
+    if weight is None:
+        raise PlanError(f"{type(module).__name__} has no {name}")
+    for adapter, strength in adapters:
+        if isinstance(strength, Tensor) and strength.dim():
+            raise PlanError(
+                f"a {adapter.kind} adapter changes weights, which all images of a batch share, so strengths by image "
+                "need a forward for each: call the whole network, not compiled with fullgraph=True and not its parts"
+            )
+    device = weight.device.type
+    # Under autocast a product of two float32 matrices would come out in bfloat16, and the sum would be rounded to it.
+    with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext():
+        parts = [scaled(change_of(module, name, adapter), strength) for adapter, strength in adapters]
+        if exact:
+            return weight.double() + sum(p.double() for p in parts)
+        delta = functools.reduce(torch.add, parts)
+        dtype = torch.promote_types(weight.dtype, delta.dtype)
+        return (weight.to(dtype) + delta.to(dtype)).to(weight.dtype)

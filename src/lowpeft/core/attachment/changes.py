@@ -1,0 +1,166 @@
+"""Changes of an adapted network: one at a time, between forwards, and whole or not at all."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from types import FrameType, TracebackType
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from ...errors import PlanError
+from ...ports.facts import RECORD
+from .record import Record, is_adapted, record_of, root_of, unwrap
+from .running import running_in
+from .specialise import SWITCHED_CODE, set_facets
+from .switches import POLL_S, Switches, hold
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Result = TypeVar("Result")
+
+_known: Any = WeakIdKeyDictionary()  # by identity: two networks may be equal, or have no hash
+_known_lock = threading.RLock()
+
+
+def switches_for(root: nn.Module) -> Switches:
+    """The switches of a network, the same for as long as it lives, also while it holds no adapters."""
+
+    def find() -> Switches:
+        if RECORD in root.__dict__:
+            _known[root] = record_of(root).switches
+        found: Switches = _known.setdefault(root, Switches())
+        return found
+
+    return hold(_known_lock, find)
+
+
+def one_at_a_time(function: Function) -> Function:
+    """Let a function whose first argument, `model`, is a model read or change its structure while no other does.
+
+    Threads wait for each other, network by network; forwards do not wait, see `Switches.alone`.
+    """
+
+    @functools.wraps(function)
+    def locked(*args: Any, **kwargs: Any) -> Any:
+        model = args[0] if args else kwargs.get("model")
+        switches = switches_for(unwrap(model) if is_adapted(model) else root_of(model))
+        call = functools.partial(function, *args, **kwargs)
+        # Within a forward nothing can change the structure, and who waits for the forward may hold the lock.
+        return hold(switches.structure, call) if running_in(switches) is None else call()
+
+    return cast(Function, locked)
+
+
+def change(root: nn.Module, body: Callable[[Undo], Result], *, record: Record | None = None) -> Result:
+    """Run `body`, which writes the network, while no forward is under way; all of it or, by an exception, nothing.
+
+    Args:
+        root: The network.
+        body: It gets the `Undo` that it tells which tensors it writes. Modules, modes and flags are kept by themselves.
+        record: Of a network that holds none yet.
+
+    Raises:
+        PlanError: A forward of the network is under way in this very thread.
+    """
+
+    def attempt() -> Result:
+        with Undo(root) as undo:
+            return body(undo)
+
+    def attach_gate() -> Result:
+        with Undo(root):
+            # Forwards that start from now on wait at the gate; those that started before know of none.
+            root.__dict__[RECORD] = record
+            set_facets(root, switched=True)
+            while any(_is_in_ungated(root, t) for t in sys._current_frames() if t != threading.get_ident()):
+                time.sleep(POLL_S)
+            return record_of(root).switches.alone(attempt)
+
+    if running_in(switches_for(root)) is not None or _is_in_ungated(root, threading.get_ident()):
+        raise PlanError("a network cannot be changed from within its own forward")
+    if RECORD in root.__dict__:
+        return hold(switches_for(root).structure, lambda: record_of(root).switches.alone(attempt))
+    if record is None:
+        raise PlanError(f"this {type(root).__name__} holds no adapters")
+    return hold(switches_for(root).structure, attach_gate)
+
+
+_CALLS = {nn.Module._call_impl.__code__, nn.Module._wrapped_call_impl.__code__}
+
+
+def _is_in_ungated(root: nn.Module, thread: int) -> bool:
+    """Whether a thread is in a forward of the network that it began before the network had a gate."""
+    at: FrameType | None = sys._current_frames().get(thread)
+    while at is not None:
+        if at.f_code == SWITCHED_CODE and at.f_locals.get("self") is root:
+            return False
+        if at.f_code in _CALLS and at.f_locals.get("self") is root:
+            return True
+        at = at.f_back
+    return False
+
+
+class Undo:
+    """What a change of a network may write, as it was before; leaving the block by an exception puts it back.
+
+    That is every module's class, mode and children, which parameters require gradients, the record, the default
+    strengths, and the tensors that `keep` was told.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self.root = root
+        self.modules = [
+            (m, type(m), m.training, dict(m._modules)) for m in root.modules() if isinstance(m._modules, dict)
+        ]
+        self.parameters = [(p, p.requires_grad) for p in root.parameters()]
+        self.record: Record | None = root.__dict__.get(RECORD)
+        self.fields: dict[str, Any] = {}
+        if self.record is not None:
+            self.fields = {name: copy.copy(value) for name, value in vars(self.record).items() if name != "switches"}
+            self.switches = self.record.switches.state()
+        self.tensors: list[tuple[Tensor, Tensor]] = []
+
+    def keep(self, tensors: Iterable[Tensor]) -> None:
+        """Copy tensors that are about to be written."""
+        self.tensors += [(t, t.detach().clone()) for t in tensors]
+
+    def __enter__(self) -> Undo:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        while kind is not None:
+            try:
+                self._put_back()
+            except KeyboardInterrupt:  # one more: what was begun is put back all the same
+                continue
+            return
+
+    def _put_back(self) -> None:
+        if self.record is not None:
+            self.root.__dict__[RECORD] = self.record
+            vars(self.record).update(self.fields)
+            vars(self.record.switches).update(self.switches)
+        for module, cls, training, children in self.modules:
+            if list(module._modules.items()) != list(children.items()):
+                module._modules.clear()
+                module._modules.update(children)
+            module.__dict__["training"] = training
+            if type(module) is not cls:
+                module.__class__ = cls
+        for parameter, required in self.parameters:
+            if parameter.requires_grad is not required:
+                parameter.requires_grad_(required)
+        with torch.no_grad():
+            for tensor, old in self.tensors:
+                tensor.copy_(old)
+        if self.record is None:
+            self.root.__dict__.pop(RECORD, None)

@@ -1,0 +1,85 @@
+"""Copies of a network that can be run and changed, so that nothing of the original is touched."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from ...errors import PlanError
+from ...families import SLOT, base_parameters
+from .running import in_force
+from .settings import Setting
+from .slots import Slot, switches_of
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def copy_of(model: Model) -> Model:
+    """A deep copy of a network, adapted or not, that can be run and changed while others use the original.
+
+    Raises:
+        PlanError: The network cannot be copied.
+    """
+    # Tensors that are attributes and results of an operation (weight_norm's `weight`) cannot be copied as they are.
+    held = [v for m in model.modules() for v in m.__dict__.values() if isinstance(v, Tensor) and v.requires_grad]
+    try:
+        return copy.deepcopy(model, {id(t): t.detach().clone() for t in held if not t.is_leaf})
+    except Exception as error:
+        raise PlanError(f"{type(model).__name__} cannot be copied, so that it cannot be tried out: {error}") from error
+
+
+def copy_in_force(model: Model) -> Model:
+    """As `copy_of`; the copy's default is the setting that is in force here for the original.
+
+    Raises:
+        PlanError: The network cannot be copied.
+    """
+    copied = copy_of(model)
+    put_in_force(model, copied)
+    return copied
+
+
+def put_in_force(model: nn.Module, copied: nn.Module) -> None:
+    """Make the setting that is in force here for a network the default of a copy."""
+    for module, other in zip(model.modules(), copied.modules(), strict=True):
+        if isinstance(module, Slot) and isinstance(other, Slot):
+            switches_of(other).default = in_force(switches_of(module))
+
+
+def twin_of(root: nn.Module) -> nn.Module:
+    """A copy of a network in eval mode and without adapters' effect.
+
+    Raises:
+        PlanError: The network cannot be copied.
+    """
+    twin = copy_of(root)
+    shared = {id(m) for m in root.modules()} & {id(m) for m in twin.modules()}
+    if shared:
+        names = [path or "itself" for path, module in root.named_modules() if id(module) in shared]
+        raise PlanError(
+            f"a deep copy of {type(root).__name__} shares modules with it ({names[0]}, …), so it cannot be tried"
+        )
+    for module in twin.modules():
+        module.training = False
+        if isinstance(module, Slot):
+            switches_of(module).default = Setting({})
+    return twin
+
+
+def base_state(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that make the base compute what it computes."""
+    yield from base_parameters(root)
+    for path, buffer in saved_buffers(root):
+        if buffer.is_floating_point() and not path.rpartition(".")[2].startswith("attn_mask"):
+            yield path, buffer
+
+
+def saved_buffers(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The buffers of the base that a state dict holds."""
+    saved = root.state_dict().keys()
+    for path, buffer in root.named_buffers():
+        if path in saved and SLOT not in path.split("."):
+            yield path, buffer

@@ -1,0 +1,399 @@
+"""How adapters hang on a user's modules: the class is specialised, the object stays.
+
+An adapted module becomes an instance of a generated subclass of its own class and gets one child, `lowpeft`, that holds
+its adapters. Its own parameters keep their names, `isinstance` holds, and taking the adapters out puts the class back.
+There are no hooks, and what a call needs is kept for that call alone (see `running`), so threads do not disturb each
+other and a deep copy is a model of its own.
+
+A module changes in the ways that its `Facets` name; a forward is wrapped in their order, the last outermost:
+
+* `block`: `forward` is a block forward, for places inside a block that no module outputs;
+* `output`: `forward` adds the adapters' deltas to what the forward before returns;
+* `live_input`: the root's input requires a gradient while a module below checkpoints, because reentrant checkpointing
+  would cut off what it runs;
+* `acts`: root parts of adapters see the input and may add to the output;
+* `views`: the root takes a `ViewBatch` only, while an adapter below mixes neighbours in the batch;
+* `switched`: the root reads once which adapters act in a forward, and its structure does not change meanwhile;
+
+and beside the forward:
+
+* `tensors`: reading one of these parameters as an attribute gives base + changes, for every reader of the attribute;
+* `root`: `train()` leaves the frozen base in eval mode.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import PlanError
+from ...families import SLOT, get_block
+from ...kinds import Adapter, Forward, RootPart
+from ...ports.facts import RECORD
+from .adding import BlockPorts, adapted_tensor, captured, laid_out_like, scaled, tracing, with_deltas
+from .batches import run_by_image
+from .calls import image_in, with_image
+from .running import exporting, in_force, run, running_in, strengths_in
+from .settings import Setting, Strength, is_off
+from .slots import Acting, Slot, acting_in, at_ports, on_tensor, root_parts, slot_of, slots, switches_of
+from .switches import Switches, hold
+from .views import ViewBatch, arguments
+
+CLASSES = "_lowpeft_classes"
+"""The attribute of a user's class that holds its specialised subclasses, so that they are freed with it."""
+
+SWITCHES = ("use_checkpoint", "gradient_checkpointing", "grad_checkpointing")
+"""Attributes by which networks switch activation checkpointing (SwinIR's, transformers', timm's)."""
+
+DIFFERENTIABLE_IN_TRAINING_ONLY = frozenset({"PLKConv2d", "RectSparsePLKConv2d"})
+"""Layers (of PLKSR) without statistics or randomness whose eval forward writes in place, which autograd refuses; in
+training mode they compute the same. They alone follow `train()` in a frozen base."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facets:
+    """What a generated subclass changes; see the module's docstring."""
+
+    block: str | None = None
+    output: bool = False
+    tensors: frozenset[str] = frozenset()
+    root: bool = False
+    live_input: bool = False
+    acts: bool = False
+    views: int = 1
+    switched: bool = False
+
+
+# --- the generated subclasses ----------------------------------------------------------------------------------------
+
+
+def specialised(base: type[nn.Module], facets: Facets) -> type[nn.Module]:
+    """The subclass of `base` that does what the facets say; the same one each time, kept by `base` itself."""
+    if CLASSES not in base.__dict__:
+        setattr(base, CLASSES, {})
+    known: dict[Facets, type[nn.Module]] = base.__dict__[CLASSES]
+    return known.get(facets) or known.setdefault(facets, _specialise(base, facets))
+
+
+def _specialise(base: type[nn.Module], facets: Facets) -> type[nn.Module]:
+    forward = base.forward if facets.block is None else _block_forward(base, facets.block)
+    wrappers: list[tuple[bool, Callable[[Callable[..., Any]], Callable[..., Any]]]] = [
+        (facets.output, _output_forward),
+        (facets.live_input, _live_input_forward),
+        (facets.acts, _acting_forward),
+        (facets.views > 1, functools.partial(_views_forward, views=facets.views)),
+        (facets.switched, _switched_forward),
+    ]
+    for wanted, wrap in wrappers:
+        forward = wrap(forward) if wanted else forward
+    body: dict[str, Any] = {name: _tensor_property(name) for name in sorted(facets.tensors)}
+    if forward is not base.forward:
+        body["forward"] = functools.wraps(base.forward)(_with_own_code(forward))
+    if facets.root:
+        body["train"] = _train
+    if facets.switched:
+        body["_replicate_for_data_parallel"] = _replicate
+    body |= _members(base)
+    body |= {
+        "__reduce_ex__": _reduce_ex,
+        "_lowpeft_base": base,
+        "_lowpeft_facets": facets,
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+    }
+    try:
+        return type(base.__name__, (base,), body)
+    except Exception as error:  # a metaclass or `__init_subclass__` of the user's that takes no subclass made like this
+        raise PlanError(f"{base.__name__} cannot be specialised: {type(error).__name__}: {error}") from error
+
+
+def _members(base: type[nn.Module]) -> dict[str, Callable[..., Any]]:
+    """How a container lists its members: some call all of them in turn, and the adapters are none of them."""
+
+    def own(self: nn.Module) -> dict[str, nn.Module | None]:
+        return {name: module for name, module in self._modules.items() if name != SLOT}
+
+    if issubclass(base, nn.Sequential):
+        return {"__iter__": lambda self: iter(own(self).values()), "__len__": lambda self: len(own(self))}
+    if issubclass(base, nn.ModuleDict):  # timm's networks of features
+        return {
+            "__iter__": lambda self: iter(own(self)),
+            "__len__": lambda self: len(own(self)),
+            "keys": lambda self: own(self).keys(),
+            "values": lambda self: own(self).values(),
+            "items": lambda self: own(self).items(),
+        }
+    return {}
+
+
+def _with_own_code(function: Any) -> Callable[..., Any]:
+    """A function with a code object of its own, by which `torch.compile` counts what it compiled."""
+    code = function.__code__.replace()
+    return FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
+
+
+def original_class(module: nn.Module) -> type[nn.Module]:
+    """The class that the user gave the module."""
+    return getattr(type(module), "_lowpeft_base", type(module))
+
+
+def facets_of(module: nn.Module) -> Facets:
+    """What the module's class changes."""
+    return getattr(type(module), "_lowpeft_facets", Facets())
+
+
+def set_facets(module: nn.Module, **changes: Any) -> None:
+    """Give the module the class with these facets changed; its own class back when none is left."""
+    facets = replace(facets_of(module), **changes)
+    base = original_class(module)
+    module.__class__ = base if facets == Facets() else specialised(base, facets)
+
+
+def _block_forward(base: type[nn.Module], name: str) -> Callable[..., Any]:
+    block = get_block(name)
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        slot = slot_of(self)
+        adapters = at_ports(slot) if slot is not None else {}
+        if not adapters and block.exact:
+            return base.forward(self, *args, **kwargs)
+        return block.forward(self, BlockPorts(adapters), *args, **kwargs)
+
+    return forward
+
+
+def _output_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        output = inner(self, *args, **kwargs)
+        slot = slot_of(self)
+        return output if slot is None else with_deltas(self, slot, output, args, kwargs)
+
+    return forward
+
+
+def can_checkpoint(root: nn.Module) -> bool:
+    """Whether a module below has a switch for activation checkpointing, on or off."""
+    return any(hasattr(module, switch) for module in root.modules() for switch in SWITCHES)
+
+
+def _checkpoints(root: nn.Module) -> bool:
+    return any(module.__dict__.get(switch) is True for module in root.modules() for switch in SWITCHES)
+
+
+def _live_input_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
+    def live(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_floating_point() and not value.requires_grad:
+            return value.detach().requires_grad_()
+        return value
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        # The switch may be turned after the adapters were attached, so it is read in every forward that is trained.
+        if not torch.is_grad_enabled() or captured() or not _checkpoints(self):
+            return inner(self, *args, **kwargs)
+        args, kwargs = tuple(map(live, args)), {k: live(v) for k, v in kwargs.items()}
+        return inner(self, *args, **kwargs)
+
+    return forward
+
+
+def _acting_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        slot = slot_of(self)
+        parts = root_parts(slot) if slot is not None else []
+        if slot is None or not parts:
+            return inner(self, *args, **kwargs)
+        under_way = Forward(args=args, kwargs=kwargs, strengths={}, seen=[])
+        for part in parts:
+            _begin(self, part.adapter, under_way)
+        switches, strengths = switches_of(slot), strengths_in(switches_of(slot))
+        routed = {n: _product(strengths[n], s) for n, s in under_way.strengths.items() if not is_off(strengths.get(n))}
+        setting = Setting({**strengths, **routed})
+        call = functools.partial(inner, self, *args, **kwargs)
+        output = run(switches, setting, call, (args, kwargs), forward=under_way)
+        for part in parts:
+            output = _with_addition(part, under_way, output)
+        return output
+
+    return forward
+
+
+def _product(strength: Strength, factor: Strength) -> Strength:
+    """A strength times a factor that a part has set for it."""
+    if isinstance(strength, Tensor) and isinstance(factor, Tensor):
+        return strength.to(factor.dtype).to(factor.device) * factor
+    return strength * factor
+
+
+def _begin(root: nn.Module, part: RootPart, under_way: Forward) -> None:
+    """Let a part see the input; refuse strengths that it may not set, or of adapters that there are not."""
+    before = dict(under_way.strengths)
+    part.begin(under_way)
+    changed = [n for n, s in under_way.strengths.items() if n not in before or before[n] is not s]
+    if not changed:
+        return
+    if not part.routes:
+        raise PlanError(
+            f"a {part.kind} part sets strengths ({', '.join(changed)}), so its class must say `routes = True`"
+        )
+    attached = {name for _, _, slot in slots(root) for name, _ in slot.named_children()}
+    unknown = sorted(set(changed) - attached)
+    if unknown:
+        raise PlanError(
+            f"a {part.kind} part sets the strength of {', '.join(unknown)}; attached are {', '.join(sorted(attached))}"
+        )
+
+
+def _with_addition(acting: Acting[RootPart], under_way: Forward, output: Any) -> Any:
+    """The network's output with what a root part adds to the image in it."""
+    part, strength = acting
+    image = image_in(output, part.output)
+    added = part.finish(under_way, image)
+    if added is None:
+        return output
+    if added.shape != image.shape:
+        raise PlanError(f"a {part.kind} part must add to images of {tuple(image.shape)}, not {tuple(added.shape)}")
+    return with_image(output, part.output, image + laid_out_like(scaled(added, strength, images=0), image))
+
+
+def _views_forward(inner: Callable[..., Any], views: int) -> Callable[..., Any]:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if args and isinstance(args[0], ViewBatch):
+            if args[0].views != views:
+                raise PlanError(f"this network was adapted for {views} views of a scene, and got {args[0].views}")
+            given, named = arguments(args[0].batch)
+            return inner(self, *given, *args[1:], **named, **kwargs)
+        if any(a.adapter.attachment.views > 1 for _, _, slot in slots(self) for a in acting_in(slot, Adapter)):
+            raise PlanError(
+                f"this backbone carries adapters that take neighbours in a batch for {views} views of one scene, so "
+                "it cannot be called by itself: call the model that `adapt` returned with all views (a StereoModel: "
+                "left, right), or use `with lowpeft.disabled(model):` to run single images through the frozen network"
+            )
+        return inner(self, *args, **kwargs)
+
+    return forward
+
+
+REPLICA = "_lowpeft_replica"
+"""The attribute of a copy that DataParallel makes for one call that holds the setting of that call."""
+
+
+def _switched_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        record = getattr(self, RECORD, None)
+        if record is None:
+            return inner(self, *args, **kwargs)
+        switches: Switches = record.switches
+        if torch.compiler.is_dynamo_compiling():  # no locks there: what runs is a graph, which no change touches
+            if not _several(in_force(switches), switches):
+                if exporting():
+                    _say_what_is_kept(in_force(switches))
+                return inner(self, *args, **kwargs)
+            torch._dynamo.graph_break(msg=SEVERAL)
+        if running_in(switches) is not None:  # a call within the forward belongs to it
+            return inner(self, *args, **kwargs)
+        return hold(switches.passing(), functools.partial(_run_gated, self, inner, switches, args, kwargs))
+
+    return forward
+
+
+def _run_gated(
+    root: nn.Module, inner: Callable[..., Any], switches: Switches, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    setting = _setting_for(root, switches)
+    if setting.images is not None:
+        return run_by_image(switches, setting, functools.partial(inner, root), args, kwargs)
+    return run(switches, setting, functools.partial(inner, root, *args, **kwargs), (args, kwargs))
+
+
+def _setting_for(root: nn.Module, switches: Switches) -> Setting:
+    """The setting of a forward that starts here."""
+    setting: Setting = root.__dict__.get(REPLICA) or in_force(switches)
+    if gone := setting.values.keys() - switches.default.values.keys():
+        raise PlanError(
+            f"{', '.join(sorted(gone))} is in use here, but has been taken out or renamed; attached are "
+            f"{', '.join(switches.default.values) or 'none'}"
+        )
+    if exporting() or tracing():
+        if _several(setting, switches):
+            raise PlanError(SEVERAL)
+        _say_what_is_kept(setting)
+    return setting
+
+
+SWITCHED_CODE = _switched_forward(nn.Module.forward).__code__
+"""The code of the forward of every adapted root, by which `changes` knows it in the stack of a thread."""
+
+
+SEVERAL = (
+    "strengths by image need a forward for each group of images with equal strengths where adapters change weights or "
+    "see windows, and one captured forward (fullgraph=True, torch.export, tracing) cannot hold several: give one number"
+)
+
+
+def _several(setting: Setting, switches: Switches) -> bool:
+    """Whether the setting needs several forwards of the network."""
+    return not switches.in_groups.isdisjoint(setting.by_image)
+
+
+def _say_what_is_kept(setting: Setting) -> None:
+    """Say which setting an exported or traced network keeps for good, where it is not that of a plain call."""
+    if not setting.full:
+        warnings.warn(f"the exported network keeps the setting of this call: {setting}", stacklevel=2)
+
+
+def _replicate(self: nn.Module) -> nn.Module:
+    """What DataParallel calls in the thread of the caller; its copies run in threads that do not see the setting."""
+    replica: nn.Module = original_class(self)._replicate_for_data_parallel(self)  # type: ignore[no-untyped-call]
+    setting = in_force(getattr(self, RECORD).switches)
+    if setting.images is not None:
+        raise PlanError("DataParallel splits batches, so strengths must be single numbers there, not one by image")
+    replica.__dict__[REPLICA] = setting
+    return replica
+
+
+def _tensor_property(name: str) -> property:
+    def read(self: nn.Module) -> Tensor | None:
+        weight = self._parameters[name]
+        slot = slot_of(self)
+        adapters = on_tensor(slot, name) if slot is not None and weight is not None else []
+        try:
+            return adapted_tensor(self, name, adapters) if adapters else weight
+        except AttributeError as error:  # torch would take it for a missing attribute, and return the frozen parameter
+            raise RuntimeError(f"an adapter of {name} failed: {error}") from error
+
+    return property(read, doc=f"The base's {name} plus what its adapters add.")
+
+
+def _train(self: nn.Module, mode: bool = True) -> nn.Module:
+    """`nn.Module.train`, but the frozen base stays in eval mode; the adapters follow `mode`."""
+    original_class(self).train(self, False)
+    for module in self.modules():
+        if isinstance(module, Slot):
+            module.train(mode)
+        elif original_class(module).__name__ in DIFFERENTIABLE_IN_TRAINING_ONLY:
+            module.training = mode
+    return self
+
+
+def _reduce_ex(self: nn.Module, protocol: Any) -> Any:
+    """Pickle and copy by the user's class, because a generated class cannot be found by its name."""
+    base, facets = original_class(self), facets_of(self)
+    reduced: Any = base.__reduce_ex__(self, max(2, int(protocol)))
+    function, args, *rest = reduced
+    if function is not copyreg.__newobj__:  # type: ignore[attr-defined]
+        raise PlanError(f"{base.__name__} pickles itself in its own way, so an adapted one cannot be pickled or copied")
+    return (_new, (base, facets, *args[1:]), *rest)
+
+
+def _new(base: type[nn.Module], facets: Facets, *args: Any) -> nn.Module:
+    cls = specialised(base, facets)
+    return cls.__new__(cls, *args)

@@ -1,0 +1,1 @@
+"""Adapter files, model cards, the Hugging Face Hub."""

@@ -1,0 +1,393 @@
+"""The adapter file: a folder with the tensors, the config and a model card. Never pickle, never code.
+
+    adapter_model.safetensors   the adapter's tensors; the config again in its metadata
+    adapter_config.json         schema, versions, recipe, sites, fingerprint of the base
+    README.md                   model card
+
+The safetensors file is complete in itself: replacing it is the one step that turns an old adapter into a new one. The
+other files are written beside it first, so a save that is killed at any moment leaves the old adapter or the new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ...errors import AdapterError, LowpeftError
+from ...families import base_parameters, recognise
+from ...ports.facts import Facts
+from ...recipes import Recipe, recipe_from_dict, recipe_to_dict
+from ...version import version
+from ..attachment.changes import one_at_a_time
+from ..attachment.record import record_of, root_of, unwrap
+from ..attachment.slots import below
+from ..observation.describe import facts_of, is_described
+from ..observation.examples import Example
+from ..observation.figures import Figures, figures_from_dict, figures_of, other_figures
+from ..observation.fingerprint import (
+    OTHER_WEIGHTS,
+    Fingerprint,
+    compare,
+    digest,
+    digests,
+    fingerprint,
+    fingerprint_from_dict,
+    rounding_between,
+    with_rounded,
+)
+from ..observation.trial import Trial
+from ..operations.injection import attach_plan
+from ..operations.new_adapters import tensor_problems
+from ..operations.state import adapter_state_dict, only_name
+from ..planning.plan import plan_sites
+from ..planning.site_values import (
+    SCHEMA,
+    SCHEMAS,
+    facts_from_dict,
+    facts_to_dict,
+    other_facts,
+    sites_from_dicts,
+    sites_to_dicts,
+    with_new_keys,
+)
+from ..planning.sites import Site, build, on_meta
+from .card import model_card
+
+FILES = TENSORS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
+METADATA_KEY = "lowpeft"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterFile:
+    """An adapter as read from a folder, checked by itself but not yet against a network.
+
+    Attributes:
+        config: The plain values of `adapter_config.json`.
+        recipe: What was asked for.
+        sites: Where the adapters go.
+        base: Fingerprint of the base.
+        output: Figures of what the base computes; None where there are none.
+        facts: What the writer wanted to be known (figures, names of data and weights).
+        calibrated: Whether the adapter has learned its start from data.
+        network: Facts of the network that the adapter was made on (value range, scale, …); None in schema 1.
+        tensors: Tensors by key, on the CPU.
+    """
+
+    config: dict[str, Any]
+    recipe: Recipe
+    sites: tuple[Site, ...]
+    base: Fingerprint
+    output: Figures | None
+    facts: dict[str, Any]
+    calibrated: bool
+    network: Facts | None
+    tensors: dict[str, Tensor]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the tensors."""
+        return _bytes(self.tensors)
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+@one_at_a_time
+def save_adapter(
+    model: object, folder: str | Path, *, name: str | None = None, facts: Mapping[str, str | float] | None = None
+) -> Path:
+    """Write one adapter, and nothing of the base, to a folder.
+
+    Args:
+        model: An adapted model.
+        folder: Created if needed; an adapter that is there is replaced in one step.
+        name: Of the adapter; needed where several are attached.
+        facts: What readers should know, as a table in the model card: data, figures, the name of the base's weights.
+
+    Returns:
+        The folder.
+
+    Raises:
+        AdapterError: Something trained would be lost (a base tensor was changed or set trainable), a tensor holds NaN
+            or infinity, or the folder cannot be written. What was in the folder is then as it was.
+        PlanError: The model holds no adapters, or `name` does not say which.
+    """
+    root = unwrap(model)
+    chosen = only_name(model, name)
+    tensors = {k: v.cpu().contiguous() for k, v in adapter_state_dict(model, name=chosen).items()}
+    problems = _losses(root)
+    problems += [f"{k} holds NaN or infinity" for k, v in tensors.items() if not torch.isfinite(v).all()]
+    if problems:
+        raise AdapterError(f"the adapter {chosen!r} was not saved:", problems=problems)
+    config = _config(root, chosen, tensors, dict(facts or {}))
+    target = Path(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        _write(target, tensors, config)
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"cannot write the adapter to {target}: {error}") from error
+    return target
+
+
+def _losses(root: nn.Module) -> list[str]:
+    """What was trained or written outside the adapters, and would not be in the file."""
+    record = record_of(root)
+    problems = [
+        f"{path} of the base requires a gradient, but only adapters are saved; adapt with train_also=[{path!r}]"
+        for path, parameter in base_parameters(root)
+        if parameter.requires_grad
+    ]
+    for path, now in digests(root).items():
+        before = record.digests.get(path)
+        if before != now and (before is None or before.split()[0] == now.split()[0]):
+            problems.append(f"{path} of the base has been changed since it was adapted, and would not be saved")
+    return problems
+
+
+def _config(root: nn.Module, name: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> dict[str, Any]:
+    record = record_of(root)
+    plan = record.plans[name]
+    if record.in_files is None:
+        record.in_files = with_rounded(record.base, root), figures_of(root, record.facts)
+    base, output = record.in_files
+    return {
+        "schema": SCHEMA,
+        "lowpeft": version(),
+        "recipe": recipe_to_dict(plan.recipe),
+        "base": base.as_dict(),
+        "output": None if output is None else output.as_dict(),
+        "family": plan.family,
+        "network": facts_to_dict(record.facts),
+        "sites": sites_to_dicts(plan.sites),
+        "calibrated": name in record.calibrated,
+        "facts": facts,
+        "tensors": {"number": len(tensors), "sha256": _tensors_digest(tensors)},
+    }
+
+
+def _tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    lines = "\n".join(f"{k} {digest(tensors[k])}" for k in sorted(tensors))
+    return hashlib.sha256(lines.encode(), usedforsecurity=False).hexdigest()
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+    _finish_pending(folder)
+    text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
+    new = {name: folder / f"{name}.new" for name in (TENSORS, CONFIG, CARD)}
+    save_file(tensors, new[TENSORS], {METADATA_KEY: json.dumps(config)})
+    new[CONFIG].write_text(text, encoding="utf-8")
+    new[TENSORS].chmod(new[CONFIG].stat().st_mode)  # safetensors lets nobody else read what it writes
+    new[CARD].write_text(model_card(config, _bytes(tensors)), encoding="utf-8")
+    for path in new.values():
+        with path.open("rb") as handle:
+            os.fsync(handle.fileno())
+    for name, path in new.items():  # the tensors first: that is the step that counts
+        path.replace(folder / name)
+
+
+def _finish_pending(folder: Path) -> None:
+    """If the last save here was killed after its tensors were in place, put its config in place too."""
+    pending = folder / f"{CONFIG}.new"
+    if not (folder / TENSORS).is_file() or not pending.is_file():
+        return
+    try:
+        with safe_open(folder / TENSORS, framework="pt") as file:
+            inside = _json((file.metadata() or {}).get(METADATA_KEY, ""))
+    except SafetensorError:
+        return
+    if inside is not None and read_json(pending) == inside:
+        pending.replace(folder / CONFIG)
+
+
+def _bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_adapter(folder: str | Path) -> AdapterFile:
+    """Read and check an adapter folder, without a network.
+
+    Raises:
+        AdapterError: A file is missing, truncated, of another schema, changed by hand, or holds NaN; all problems
+            that can be seen together are listed.
+    """
+    directory = Path(folder)
+    missing = [name for name in (TENSORS, CONFIG) if not (directory / name).is_file()]
+    if missing:
+        raise AdapterError(f"{directory} is not an adapter folder: {' and '.join(missing)} missing")
+    try:
+        with safe_open(directory / TENSORS, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise AdapterError(f"{directory / TENSORS} cannot be read: {error}") from error
+    config = _read_config(directory, metadata)
+    problems = []
+    if config.get("schema") not in SCHEMAS or type(config["schema"]) is not int:
+        known = " and ".join(map(str, SCHEMAS))
+        found = f"schema is {config.get('schema')!r}, this version of lowpeft ({version()}) reads {known}"
+        raise AdapterError(f"{directory} cannot be used:", problems=[found])
+    try:
+        if config["tensors"]["sha256"] != _tensors_digest(tensors):
+            problems.append("the tensors are not those that were saved (their checksum differs)")
+        recipe = recipe_from_dict(config["recipe"], origin="its recipe")
+        sites = sites_from_dicts(config["sites"], schema=config["schema"])
+        calibrated = config.get("calibrated", False) is True
+        network = facts_from_dict(config["network"]) if "network" in config else None
+        facts, base = dict(config["facts"]), fingerprint_from_dict(config["base"])
+        output = figures_from_dict(config["output"]) if config.get("output") is not None else None
+        tensors = with_new_keys(tensors, sites, schema=config["schema"])
+        problems += tensor_problems(_expected(sites), tensors)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        text = str(error) if isinstance(error, LowpeftError) else f"{type(error).__name__}: {error}"
+        problems.append(f"{CONFIG} is not what lowpeft writes: {text}")
+        problems += [f"{key} holds NaN or infinity" for key, t in tensors.items() if not t.float().isfinite().all()]
+    if problems:
+        raise AdapterError(f"{directory} cannot be used:", problems=problems)
+    return AdapterFile(
+        config=config,
+        recipe=recipe,
+        sites=sites,
+        base=base,
+        output=output,
+        facts=facts,
+        calibrated=calibrated,
+        network=network,
+        tensors=tensors,
+    )
+
+
+def _read_config(directory: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The config in the tensors' metadata, which `adapter_config.json` must repeat.
+
+    After a save that was killed between replacing the two, the right config still lies in `adapter_config.json.new`.
+    """
+    inside = _json(metadata.get(METADATA_KEY, ""))
+    if inside is None:
+        raise AdapterError(f"{directory / TENSORS} holds no lowpeft config; was it made by something else?")
+    copies = [directory / CONFIG, directory / f"{CONFIG}.new"]
+    if not any(p.is_file() and read_json(p) == inside for p in copies):
+        raise AdapterError(f"{directory / CONFIG} is not the config that {TENSORS} was saved with: one was changed")
+    return inside
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The table in a JSON file; None if it holds none.
+
+    Raises:
+        AdapterError: It cannot be read.
+    """
+    return _json(_text(path))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AdapterError(f"{path} cannot be read: {error}") from error
+
+
+def _json(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):  # the latter, and numbers of 5,000 digits, are in no config of lowpeft's
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _expected(sites: tuple[Site, ...]) -> dict[str, Tensor]:
+    """The tensors that adapters on these sites have, without memory."""
+
+    def make() -> dict[str, Tensor]:
+        return {
+            below(site.path, f"{site.key}.{key}"): tensor
+            for site in sites
+            for key, tensor in build(site.config, site.shape, site.layer, site.attachment.form).state_dict().items()
+        }
+
+    return on_meta(make)
+
+
+def load_adapter(
+    model: object,
+    folder_or_repo_id: str | Path,
+    *,
+    revision: str | None = None,
+    name: str = "default",
+    force: bool = False,
+    example: Any = None,
+) -> nn.Module:
+    """Attach a saved adapter to its base.
+
+    Args:
+        model: The base as it was when the adapter was made: a network or `Backbone`.
+        folder_or_repo_id: A folder that `save_adapter` wrote, or a Hugging Face Hub repository (`owner/name`).
+        revision: Commit, tag or branch of the Hub repository.
+        name: To attach it under; a base can hold several adapters.
+        force: Attach it even though the base is not the one it was made for. Sites and shapes must fit all the same.
+        example: With `force`, what the base is called with, where that is not one N,C,H,W tensor, as for `adapt`.
+
+    Returns:
+        As `adapt`: the same object, or a `StereoModel` around it.
+
+    Raises:
+        AdapterError: The file is damaged, or made for another base; the model is as it was.
+        PlanError: The adapter cannot be attached; the model is as it was.
+    """
+    adapter = read_adapter(_folder(folder_or_repo_id, revision))
+    return _attach(model, adapter, str(folder_or_repo_id), name=name, force=force, example=example)
+
+
+@one_at_a_time
+def _attach(model: object, adapter: AdapterFile, place: str, *, name: str, force: bool, example: Any) -> nn.Module:
+    root = root_of(model)
+    found = digests(root)
+    problems = compare(adapter.base, fingerprint(root, found))
+    rounding = rounding_between(adapter.base, root) if problems == [OTHER_WEIGHTS] else None
+    if rounding is not None:
+        problems = []
+    if adapter.output is not None and not problems and not force:
+        problems += other_figures(adapter.output, root, rounding.dtype if rounding is not None else None)
+    if adapter.network is not None and is_described(model):
+        problems += other_facts(adapter.network, facts_of(model))
+    given = None if example is None else Example.of(example)
+    trial = Trial(root, given) if problems else None  # what is not known to be the same is run once
+    if trial is not None and not force:
+        advice = "force=True attaches it all the same; on the command line, --force"
+        family = recognise(root)
+        if (family is None or family.family.writes_itself) and trial.runs and trial.written():
+            advice = "but this one writes its own weights when it runs, and has not run yet: run it in eval mode first"
+        raise AdapterError(f"the adapter {place!r} belongs to another base ({advice}):", problems=problems)
+    plan = plan_sites(model, adapter.recipe, adapter.sites, name=name, trial=trial, facts=adapter.network)
+    notes = [] if rounding is None else [rounding.text]
+    notes += [f"attached by force=True, though its base was another one: {'; '.join(problems)}"] if problems else []
+    plan = replace(plan, notes=(*plan.notes, *notes))
+    return attach_plan(model, plan, found=found, tensors=adapter.tensors, calibrated=adapter.calibrated)
+
+
+def _folder(place: str | Path, revision: str | None) -> Path:
+    path = Path(place)
+    if path.exists() or not isinstance(place, str) or place.count("/") != 1 or place.startswith((".", "/")):
+        if revision is not None:
+            raise AdapterError(f"revision={revision!r} is for Hub repositories; {place} is a folder")
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(place, revision=revision, allow_patterns=list(FILES)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise AdapterError(f"{place!r} is neither a folder nor a Hub repository that can be read: {reason}") from error

@@ -1,0 +1,119 @@
+"""Sharing an adapter on the Hugging Face Hub: the files of an adapter folder, in one commit."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ...errors import AdapterError
+from .adapter_files import CARD, CONFIG, FILES, read_adapter, read_json, save_adapter
+from .card import model_card
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+
+def push_to_hub(  # noqa: PLR0913  (what a repository needs)
+    model: object,
+    repo_id: str,
+    *,
+    name: str | None = None,
+    facts: Mapping[str, str | float] | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    edited_card: Literal["keep", "replace"] | None = None,
+    commit_message: str | None = None,
+    token: str | None = None,
+) -> str:
+    """Write one adapter, and nothing of the base, to a Hub repository, in one commit.
+
+    What goes there is what `save_adapter` writes, with a model card that says which base the adapter is for, by its
+    checksums, and how to load it from this repository.
+
+    Args:
+        model: An adapted model.
+        repo_id: `owner/name`; created if there is none.
+        name: As in `save_adapter`.
+        facts: As in `save_adapter`: data, figures, where the base's weights are published, their SHA-256.
+        private: Whether a new repository is private; None leaves that to the owner's settings.
+        revision: Branch; created if there is none. None means the default branch.
+        edited_card: What becomes of a model card in the repository that is not as lowpeft wrote it.
+        commit_message: The default names the recipe and the base.
+        token: One that may write; the default is that of `hf auth login` or of `HF_TOKEN`. It is not kept.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        AdapterError: The adapter cannot be saved (see `save_adapter`), or the model card was edited and `edited_card`
+            is None (nothing was sent then); or the Hub refuses or cannot be reached.
+        PlanError: As `save_adapter`.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = save_adapter(model, Path(place) / "adapter", name=name, facts=facts)
+        adapter = read_adapter(folder)
+        try:
+            api = HfApi(token=token)
+            is_new = _create(api, repo_id, private)
+            if revision is not None:
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            if not is_new and edited_card != "replace" and _card_was_edited(api, repo_id, revision):
+                if edited_card is None:
+                    raise AdapterError(
+                        f"nothing was pushed to {repo_id!r}, because somebody has edited its model card: "
+                        "edited_card='keep' leaves it as it is, edited_card='replace' writes a new one"
+                    )
+                (folder / CARD).unlink()
+            else:
+                (folder / CARD).write_text(model_card(adapter.config, adapter.size_bytes, repo_id), encoding="utf-8")
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=commit_message or f"{adapter.recipe.name} adapter for {adapter.base.model}",
+                revision=revision,
+                allow_patterns=list(FILES),
+            )
+        # The bases are what the Hub's HTTP library raises where there is no answer at all; which one it is has changed.
+        except (*HfHubHTTPError.__bases__, HFValidationError, OSError) as error:  # type: ignore[misc]
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise AdapterError(f"the adapter was not pushed to {repo_id!r}: {reason}") from error
+    return str(commit.commit_url)
+
+
+def _create(api: HfApi, repo_id: str, private: bool | None) -> bool:
+    """Create the repository; False if it is there, or if the token may only write to those that are."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        api.create_repo(repo_id, private=private)
+    except HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code in (HTTPStatus.FORBIDDEN, HTTPStatus.CONFLICT):
+            return False
+        raise
+    return True
+
+
+def _card_was_edited(api: HfApi, repo_id: str, revision: str | None) -> bool:
+    """Whether the repository has a card that is not the one written for the adapter beside it."""
+    if not api.file_exists(repo_id, CARD, revision=revision):
+        return False
+    card = Path(api.hf_hub_download(repo_id, CARD, revision=revision)).read_text(encoding="utf-8")
+    if not api.file_exists(repo_id, CONFIG, revision=revision):
+        return True
+    config = read_json(Path(api.hf_hub_download(repo_id, CONFIG, revision=revision)))
+    return config is None or not _is_ours(card, config, repo_id)
+
+
+def _is_ours(card: str, config: dict[str, Any], repo_id: str) -> bool:
+    try:
+        written = model_card(config, 0, repo_id)
+    except (KeyError, TypeError, AttributeError):
+        return False
+    return re.fullmatch(re.escape(written).replace(re.escape("0.00 MB"), r"\d+\.\d\d MB"), card) is not None

@@ -1,0 +1,1 @@
+"""Read-only: run a copy of a network, find its blocks and stages, describe and fingerprint it."""

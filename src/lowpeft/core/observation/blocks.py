@@ -1,0 +1,108 @@
+"""Comparing a block of a user's network with the block forward that stands for it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import PlanError
+from ...families import BlockForward, base_modules, base_parameters, get_block
+from ...ports.layouts import ExtraTokens, Layout, Size
+from ..attachment.adding import BlockPorts
+from ..attachment.copies import twin_of
+from ..attachment.specialise import original_class
+from .generators import kept_generators
+
+CLOSE = 1e-5
+"""Relative difference to the original that a block forward which is not exact may have."""
+
+
+class ChangedBlockError(PlanError):
+    """A block does not compute what the block forward of its family computes."""
+
+
+class OtherBlockError(ChangedBlockError):
+    """A block cannot be run as the block forward at all: it is another one, in a network with the family's names."""
+
+
+CANNOT_RUN = "cannot be run as"
+
+
+def check_block(checked: set[tuple[object, ...]], path: str, module: nn.Module, name: str) -> None:
+    """Refuse a block whose own forward is not the one that a block forward stands for.
+
+    One block of each class and make (plain attributes such as the shift, parts, shapes) is run both ways; a fork
+    that changed the block (a mask also in unshifted blocks, say) would otherwise start from another network without a
+    word.
+
+    Args:
+        checked: What has been compared already; written.
+        path: Path of the block, for errors.
+        module: The block.
+        name: Name of the block forward.
+
+    Raises:
+        ChangedBlockError: The results differ by a bit, or, for a block forward that is only close, by more than
+            `CLOSE`; an `OtherBlockError` where it cannot be run.
+    """
+    plain = {k: v for k, v in vars(module).items() if v is None or isinstance(v, (bool, int, float, str, tuple, list))}
+    parts = [(path, original_class(part)) for path, part in base_modules(module)]
+    shapes = [(path, tuple(parameter.shape)) for path, parameter in base_parameters(module)]
+    missing = [path for path, part in module._modules.items() if part is None]
+    key = (original_class(module), name, repr((sorted(plain.items()), parts, shapes, missing)))
+    if key not in checked:
+        if problem := block_problem(module, get_block(name)):
+            own, kind = original_class(module), OtherBlockError if problem.startswith(CANNOT_RUN) else ChangedBlockError
+            raise kind(f"{path} ({own.__module__}.{own.__name__}) {problem}")
+        checked.add(key)
+
+
+class _Asked(BlockPorts):
+    """No adapters, and the ports that a block forward asks for."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.asked: set[str] = set()
+
+    def wants(self, port: str) -> bool:
+        self.asked.add(port)
+        return super().wants(port)
+
+    def delta(self, port: str, values: Tensor, layout: Layout, size: Size | None) -> Tensor | None:
+        self.asked.add(port)
+        return super().delta(port, values, layout, size)
+
+    def tokens(self, port: str, values: Tensor, layout: Layout, size: Size | None) -> list[ExtraTokens]:
+        self.asked.add(port)
+        return super().tokens(port, values, layout, size)
+
+
+def block_problem(module: nn.Module, block: BlockForward) -> str | None:
+    """The difference between a block's own forward and a block forward, as the end of a sentence; None for none.
+
+    In place of a variant, the block forward that it is a variant of is compared.
+    """
+    block = block if block.variant_of is None else get_block(block.variant_of)
+    twin, own_class = twin_of(module), original_class(module)
+    advice = f"the block forward {block.name}: this copy of the code has been changed"
+    try:
+        with torch.no_grad(), kept_generators(twin):
+            arguments = block.example(twin)
+            own = own_class.forward(twin, *(a.clone() if isinstance(a, Tensor) else a for a in arguments))
+            ports = _Asked()
+            ours = block.forward(twin, ports, *arguments)
+    except Exception as error:  # noqa: BLE001  (whatever another copy of the code raises means: another block)
+        return f"{CANNOT_RUN} {advice} ({type(error).__name__}: {error})"
+    (a, b) = (x[0] if isinstance(x, tuple) else x for x in (own, ours))
+    same = torch.equal(a, b) if block.exact else torch.allclose(a, b, rtol=CLOSE, atol=CLOSE * float(a.abs().max()))
+    if not same:
+        return f"does not compute (largest difference {(a - b).abs().max():.3g}) what {advice}"
+    silent = sorted(block.ports - ports.asked)
+    if silent:
+        return f"is run by the block forward {block.name}, which never asks for what its ports {', '.join(silent)} add"
+    return None
+
+
+def variant_in(name: str | None) -> str | None:
+    """The block forward of that name if it is a variant, and differs from the block itself; None otherwise."""
+    return name if name is not None and get_block(name).variant_of is not None else None

@@ -1,0 +1,301 @@
+"""The facts of any network: given by the user, by its family, or measured by running a copy of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import PlanError
+from ...families import Recognised, recognise
+from ...ports.facts import Backbone, Facts, ImageFacts
+from ...ports.layouts import Size
+from ..attachment.calls import image_in, to_network
+from ..attachment.record import is_adapted, module_of, record_of, root_of, unwrap
+from ..attachment.specialise import original_class
+from .examples import Example, examples
+from .trial import MOST_RUNS, Trial
+
+MULTIPLES_PX = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
+"""Side multiples that are tried, in this order; the first at which the network runs is taken."""
+
+PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103)
+"""Sides of m·p and m·q for primes p and q are multiples of no other candidate, unless it divides m."""
+
+
+def describe(  # noqa: PLR0913  (one argument for each fact)
+    module: object,
+    *,
+    scale: int | None = None,
+    value_range: tuple[float, float] | None = None,
+    output_range: tuple[float, float] | None = None,
+    channels: int | None = None,
+    maps: tuple[float, ...] | None = None,
+    size_multiple: int | None = None,
+    min_px: int | None = None,
+    square: bool | None = None,
+    fixed_px: int | None = None,
+    strips: bool | None = None,
+    output: str | int | None = None,
+    architecture: str | None = None,
+    example: Any = None,
+) -> Backbone:
+    """The facts of any network, as a `Backbone` that every call of lowpeft takes.
+
+    What is not given is what the network's family says; else scale, channels and the multiple of sides are measured by
+    running a copy of the network on small random images, and the value range is assumed to be 0..1. `.notes` says
+    which, and so do `print(lowpeft.plan(…))` and `print(lowpeft.summary(…))`.
+
+    Args:
+        module: A network, adapted or not, or a `Backbone` of which some facts are changed.
+        scale: Output sides over input sides.
+        value_range: Lowest and highest value of images in and out.
+        output_range: Of images out, where it is another.
+        channels: Channels of input images.
+        maps: Values, the network's own, of constant maps that it takes behind an image's channels (a noise level).
+        size_multiple: Sides that the network takes are multiples of this, in pixels.
+        min_px: The least side that it takes, in pixels.
+        square: It takes square images only.
+        fixed_px: The only side of (square) images that it takes, in pixels.
+        strips: Whether it may be run in strips.
+        output: What of its output is the image: an attribute's name, or an item's index.
+        architecture: Name for people; the class name by default.
+        example: What the network is called with, in its own value range, instead of random images: an (N,C,H,W) tensor;
+            or for a network that takes something else a list (its one argument), a tuple or a dict of arguments.
+
+    Raises:
+        PlanError: `module` is no network, or a fact is impossible.
+    """
+    sizes = {"size_multiple": size_multiple, "min_px": min_px, "square": square, "fixed_px": fixed_px, "strips": strips}
+    values = {"value_range": value_range, "output_range": output_range, "channels": channels, "maps": maps}
+    given: dict[str, Any] = {"scale": scale, "output": output, "architecture": architecture, **sizes, **values}
+    given = {name: value for name, value in given.items() if value is not None}
+    _check(given)
+    given |= {n: tuple(map(float, given[n])) for n in ("value_range", "output_range", "maps") if n in given}
+    root, known = root_of(module), _known(module)
+    trial = Trial(root, None if example is None else Example.of(example))
+    if trial.example is not None and trial.example.image is None and {"scale", "channels"} & given.keys():
+        raise PlanError(
+            "scale and channels are facts of a network that takes one N,C,H,W tensor, and the example is something else"
+        )
+    if known is None:
+        facts = _measured(trial, given)
+    else:
+        facts = Facts(**{**known.values, **given, "notes": _without(known.notes, given)})
+    return Backbone(module=module_of(module), **facts.values)
+
+
+WORDS = {str: "a string", int: "an index", bool: "True or False"}
+
+
+def _check(given: Mapping[str, Any]) -> None:
+    problems = [
+        f"{name} must be a whole number of at least 1, not {given[name]!r}"
+        for name in ("scale", "channels", "size_multiple", "min_px", "fixed_px")
+        if name in given and (type(given[name]) is not int or given[name] < 1)
+    ]
+    for name in ("value_range", "output_range"):
+        limits = given.get(name, (0, 1))
+        if not _are_numbers(limits) or len(limits) != 2 or not limits[0] < limits[1]:
+            problems.append(f"{name} must be the lowest and the highest value, not {limits!r}")
+    if not _are_numbers(given.get("maps", ())):
+        problems.append(f"maps must be a tuple of numbers, one for each map, not {given['maps']!r}")
+    kinds = {"output": (str, int), "architecture": (str,), "square": (bool,), "strips": (bool,)}
+    problems += [
+        f"{name} must be {' or '.join(WORDS[kind] for kind in allowed)}, not {given[name]!r}"
+        for name, allowed in kinds.items()
+        if name in given and type(given[name]) not in allowed
+    ]
+    if problems:
+        raise PlanError("these cannot be facts of a network:", problems=problems)
+
+
+def _are_numbers(values: object) -> bool:
+    finite = isinstance(values, (tuple, list)) and all(type(v) in (int, float) and math.isfinite(v) for v in values)
+    return bool(finite)
+
+
+def _known(model: object) -> Facts | None:
+    """Facts that came with the model: a `Backbone`'s, or those in the record of an adapted network."""
+    if isinstance(model, Backbone):
+        return model.facts
+    if not is_adapted(model):
+        return None
+    root = root_of(model)
+    # Any module of the user's own around the adapted network may change what goes in and comes out.
+    return record_of(root).facts if unwrap(model) is root else None
+
+
+def is_described(model: object) -> bool:
+    """Whether facts come with the model, so that nothing has to be measured."""
+    return _known(model) is not None
+
+
+def facts_of(model: object, trial: Trial | None = None) -> Facts:
+    """The facts of a network: those that came with it, else measured (see `describe`), which takes some forwards.
+
+    Args:
+        model: The network.
+        trial: Of it, where there is one already.
+    """
+    return _known(model) or _measured(trial or Trial(root_of(model)), {})
+
+
+def image_facts(model: object) -> ImageFacts:
+    """The facts of a network that takes and gives images.
+
+    Raises:
+        PlanError: It does not, or that cannot be told; `lowpeft.describe` takes the facts.
+    """
+    facts = facts_of(model)
+    if facts.scale is None or facts.channels is None:
+        missing = [name for name in ("scale", "channels") if getattr(facts, name) is None]
+        raise PlanError(
+            f"{facts.architecture} cannot be run on images, because its {' and '.join(missing)} cannot be told; if it "
+            "takes one N,C,H,W tensor and gives one, say so: lowpeft.describe(module, scale=…, channels=…); else only "
+            "a call of your own can run it",
+            problems=facts.notes,
+        )
+    return ImageFacts(**facts.values)
+
+
+def _without(notes: tuple[str, ...], given: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(n for n in notes if not n.startswith(tuple(f"{name}:" for name in given)))
+
+
+def _measured(trial: Trial, given: Mapping[str, Any]) -> Facts:
+    root = trial.root
+    family = recognise(root)
+    known: dict[str, Any] = {
+        "architecture": original_class(root).__name__,
+        "family": family.family.name if family else None,
+        **family_facts(root, family),
+        **given,
+    }
+    notes: list[str] = list(known.pop("notes", ()))
+    told = {"scale", "channels"} <= known.keys() and known.keys() & {"size_multiple", "fixed_px"}
+    if not told or (family is not None and family.family.output is not None and "output" not in known):
+        found, how = _run(trial, known, family)
+        known, notes = {**found, **known}, [*notes, *how]
+    if "value_range" not in known:
+        notes.append("value_range: assumed to be 0..1")
+    low, high = known.get("value_range", (0.0, 1.0))
+    return Facts(**{**known, "value_range": (float(low), float(high)), "notes": _without(tuple(notes), given)})
+
+
+def _passes_on(found: Recognised) -> bool:
+    """Whether nothing stands around the family's network that could change its input or output."""
+    return found.prefix == found.family.inside
+
+
+def family_facts(root: nn.Module, found: Recognised | None) -> dict[str, Any]:
+    """What the family says of this network; nothing where other modules stand around it, which could change it."""
+    if found is None or not _passes_on(found):
+        return {}
+    if found.family.facts is None:
+        return {"output": found.family.output}
+    names = {field.name for field in fields(Facts)}
+    try:
+        facts = dict(found.family.facts(root.get_submodule(found.prefix)))
+    except (AttributeError, KeyError, IndexError, TypeError):  # another copy of the code, with other attributes
+        return {}
+    if unknown := sorted(facts.keys() - names):
+        raise PlanError(f"the family {found.family.name!r} tells facts that there are not: {', '.join(unknown)}")
+    return {"output": found.family.output, **facts}
+
+
+def _run(trial: Trial, known: Mapping[str, Any], family: Recognised | None) -> tuple[dict[str, Any], list[str]]:
+    """Scale, channels and sizes, from running a copy of the network; and how each was found."""
+    output = known.get("output", family.family.output if family else None)
+    try:
+        network = _Runs(trial, output, known.get("maps", ()))
+        x = network.first(known.get("channels"))
+    except PlanError as error:
+        missing = [name for name in ("scale", "channels") if name not in known]
+        notes = [f"{', '.join(missing)}: {error}"] if missing else []
+        sized = not known.keys().isdisjoint(("size_multiple", "fixed_px"))
+        return dict.fromkeys(missing), notes if missing or sized else ["size_multiple: assumed to be 1 px"]
+    scale = known.get("scale") or network.scale_of(x)
+    facts: dict[str, Any] = {"scale": scale, "channels": x.shape[1], "output": network.output}
+    notes = [f"scale: x{scale}, measured", f"channels: {x.shape[1]}, measured"]
+    if known.keys().isdisjoint(("size_multiple", "fixed_px")):
+        sizes, note = network.sizes(x, scale)
+        facts, notes = facts | sizes, [*notes, note]
+    return facts, list(_without(tuple(notes), known))
+
+
+class _Runs:
+    """A network that may be run at will, and the image in its output."""
+
+    def __init__(self, trial: Trial, output: str | int | None, maps: tuple[float, ...]) -> None:
+        self.trial = trial
+        self.output = output
+        self.maps = Facts(architecture="", scale=None, channels=None, maps=maps)
+
+    def image(self, x: Tensor) -> Tensor | None:
+        """The image that the network makes of `x`; None if it gives something else."""
+        result = self.trial.call(Example((to_network(x.clone(), self.maps),), {}))
+        if isinstance(result, Tensor):
+            self.output = None
+        elif self.output is not None:
+            result = image_in(result, self.output)
+        plain = isinstance(result, Tensor) and result.dim() == 4 and len(result) == len(x)
+        return result if plain and result.is_floating_point() else None
+
+    def scale_of(self, x: Tensor) -> int | None:
+        """Output sides over input sides, where that is one whole number; None where there is no such image."""
+        image = self.image(x)
+        if image is None:
+            return None
+        (h, w), (rows, columns) = x.shape[-2:], image.shape[-2:]
+        return rows // h if rows >= h and rows % h == 0 and rows * w == columns * h else None
+
+    def first(self, channels: int | None) -> Tensor:
+        """An input on which the network gives an image.
+
+        Raises:
+            PlanError: There is none among those tried.
+        """
+        tried: dict[str, None] = {}
+        refused = 0
+        given = self.trial.example
+        if given is not None and given.image is None:
+            raise PlanError("the example is no single N,C,H,W tensor")
+        for example in [given] if given is not None else examples(self.trial.root, batch=1):
+            x = example.image
+            if x is None or channels not in (None, x.shape[1]):
+                continue
+            if refused == MOST_RUNS:
+                break
+            try:
+                if self.scale_of(x) is not None:
+                    return x
+                tried[f"{tuple(x.shape)} gives no image of a whole multiple of its size"] = None
+                refused += 1
+            except Exception as error:  # noqa: BLE001  (whatever the user's network raises means: not this input)
+                tried[f"{tuple(x.shape)}: {type(error).__name__}"] = None
+        raise PlanError("no input that was tried gives an image (" + "; ".join([*tried][:3]) + ")")
+
+    def sizes(self, x: Tensor, scale: int | None) -> tuple[dict[str, Any], str]:
+        """Which sides the network takes, tried on images of about the size of `x`."""
+        least = min(x.shape[-2:])
+        for multiple in MULTIPLES_PX:
+            p, q = next((p, q) for p, q in pairwise(PRIMES) if p * multiple >= least)
+            if self._takes(x, (p * multiple, q * multiple), scale):
+                return {"size_multiple": multiple}, f"size_multiple: {multiple} px, measured"
+        height, width = x.shape[-2:]
+        if height == width and not self._takes(x, (2 * height, 2 * width), scale):
+            return {"fixed_px": height}, f"fixed_px: {height} px, measured: no other size that was tried runs"
+        return {"size_multiple": least}, f"size_multiple: {least} px, the least that was seen to run"
+
+    def _takes(self, x: Tensor, size: Size, scale: int | None) -> bool:
+        image = torch.rand(1, x.shape[1], *size, generator=torch.Generator().manual_seed(0)).to(x.device, x.dtype)
+        try:
+            return self.scale_of(image) == scale
+        except Exception:  # noqa: BLE001  (whatever the user's network raises means: not this size)
+            return False

@@ -1,0 +1,170 @@
+"""Inputs to try a network on: those that the user gives, or random images of usual channels and sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ...errors import PlanError
+from ...ports.facts import Facts
+from ...ports.layouts import Size
+from ..attachment.views import arguments
+
+SIZES_PX: tuple[Size, ...] = ((32, 48), (48, 80), (64, 128), (48, 48), (64, 64), (24, 24), (128, 256), (256, 256))
+"""Tried in this order: sides differ where the network allows it, so that rows and columns can be told apart."""
+BATCH = 2
+"""Images in a batch that is observed: one would not show which dimension counts them."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """The arguments of one call of a network.
+
+    Attributes:
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @classmethod
+    def of(cls, given: Any) -> Example:
+        """The example that a user gives: a tensor or list is the one argument, a tuple all of them, a dict keywords.
+
+        Raises:
+            PlanError: It holds no tensor with a first dimension that could count images.
+        """
+        example = cls(*arguments(given))
+        if not example._tensors:
+            raise PlanError(
+                "example= is what the network is called with: a tensor or list (one argument), a tuple (several) or a "
+                f"dict (by name), with a batch of images in it; this {type(given).__name__} holds none"
+            )
+        for tensor in example._tensors:
+            if tensor.is_meta or tensor.is_nested or tensor.layout != torch.strided or not len(tensor):
+                raise PlanError(
+                    "example= must be dense tensors with values, of one image or more, for the network to be run on; "
+                    f"this one is {'nested' if tensor.is_nested else tuple(tensor.shape)}, {tensor.layout}, on "
+                    f"{tensor.device}"
+                )
+        return example
+
+    @property
+    def _tensors(self) -> list[Tensor]:
+        tensors = (t for t in tree_leaves((self.args, self.kwargs)) if isinstance(t, Tensor))
+        return [t for t in tensors if t.is_nested or t.dim()]
+
+    @property
+    def first(self) -> Tensor:
+        """Its first tensor with most dimensions: the images."""
+        return max(self._tensors, key=Tensor.dim)
+
+    @property
+    def images(self) -> int:
+        """How many images it holds."""
+        return len(self.first)
+
+    @property
+    def size(self) -> Size | None:
+        """Height and width, where its images are maps."""
+        shape = self.first.shape
+        return (shape[-2], shape[-1]) if len(shape) >= 4 else None
+
+    @property
+    def is_square(self) -> bool:
+        """Whether rows and columns are as many, or are none."""
+        return self.size is None or self.size[0] == self.size[1]
+
+    @property
+    def image(self) -> Tensor | None:
+        """The one N,C,H,W tensor that it is; None if it is something else."""
+        plain = len(self.args) == 1 and not self.kwargs and isinstance(self.args[0], Tensor)
+        return self.args[0] if plain and self.args[0].dim() == 4 else None
+
+    def call(self, module: nn.Module) -> Any:
+        """What a module gives for it. The module gets copies of the tensors, because some networks write theirs."""
+
+        def copied(value: Any) -> Any:
+            return value.clone() if isinstance(value, Tensor) else value
+
+        return module(*tree_map(copied, self.args), **tree_map(copied, self.kwargs))
+
+    def of_images(self, count: int) -> Example:
+        """The same with so many images: the first ones, or the first one several times."""
+        images = self.images
+
+        def some(value: Any) -> Any:
+            if not isinstance(value, Tensor) or not value.dim() or len(value) != images:
+                return value
+            return value[:count] if images >= count else value[:1].expand(count, *value.shape[1:]).clone()
+
+        return self._each(some)
+
+    def views(self, count: int) -> tuple[Any, ...]:
+        """One of its images for each of so many views, each in the form in which the network takes it."""
+        images, batch = self.images, self.of_images(count)
+
+        def view(i: int) -> Any:
+            one = batch._each(
+                lambda t: t[i : i + 1] if isinstance(t, Tensor) and t.dim() and len(t) == len(batch.first) else t
+            )
+            if one.kwargs:
+                return one.kwargs
+            return one.args[0] if len(one.args) == 1 else one.args
+
+        return tuple(map(view, range(count))) if images >= count else (view(0),) * count
+
+    def with_other(self, index: int) -> Example:
+        """The same, but one of the images is another one."""
+        images = self.images
+
+        def other(value: Any) -> Any:
+            if not isinstance(value, Tensor) or not value.dim() or len(value) != images or not value[index].numel():
+                return value
+            value = value.clone()
+            turned = value[index].flip(tuple(range(value.dim() - 1)))
+            value[index] = turned * 0.5 if value.is_floating_point() else turned
+            return value
+
+        return self._each(other)
+
+    def _each(self, change: Any) -> Example:
+        return Example(tree_map(change, self.args), tree_map(change, self.kwargs))
+
+
+def examples(
+    root: nn.Module, *, batch: int = BATCH, facts: Facts | None = None, sizes: tuple[Size, ...] = SIZES_PX
+) -> Iterator[Example]:
+    """Random image batches (values 0..1) to try the network on: channel counts and sizes that are usual.
+
+    Args:
+        root: The network.
+        batch: Number of images.
+        facts: Facts that are known: they tell the channels, and which sides the network takes.
+        sizes: Of the images, in pixels, before what the facts say of sides.
+
+    Raises:
+        PlanError: The network has no floating-point parameters, so nothing says which dtype and device it takes.
+    """
+    tensor = next((p for p in root.parameters() if p.is_floating_point()), None)
+    if tensor is None:
+        raise PlanError("the network has no floating-point parameters")
+    generator = torch.Generator().manual_seed(0)
+    first = next((m for m in root.modules() if isinstance(m, nn.Conv2d)), None)
+    usual = dict.fromkeys(([first.in_channels] if first is not None else []) + [3, 1, 4])
+    if facts is not None and facts.input_channels is not None:
+        usual = {facts.input_channels: None}
+    if facts is not None and facts.fixed_px is not None:
+        sizes = ((facts.fixed_px, facts.fixed_px),)
+    elif facts is not None:
+        sizes = tuple(dict.fromkeys(facts.sides_for(height, width) for height, width in sizes))
+    for channels in usual:
+        for height, width in sizes:
+            images = torch.rand(batch, channels, height, width, generator=generator, device="cpu")
+            yield Example((images.to(tensor.device, tensor.dtype),), {})

@@ -1,0 +1,81 @@
+"""What an adapted network gives before and after its adapters were merged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import PlanError
+from ...ports.facts import RECORD
+from ..attachment.copies import copy_in_force, put_in_force
+from ..attachment.record import record_of
+from ..attachment.views import ViewBatch
+from .examples import Example
+from .generators import kept_generators
+from .outputs import float_tensors
+from .trial import Trial
+
+ROUNDING = 50
+"""Merging may change an output by so many times the relative step of its dtype, …"""
+SHARE = 0.05
+"""… or by this share of what the adapters change."""
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [t for t in float_tensors(output) if t.numel()]
+
+
+def _outputs(copied: nn.Module, example: Example) -> list[Tensor]:
+    """What a copy gives with its setting, for one image for each view where it takes several."""
+    views = record_of(copied).views if RECORD in copied.__dict__ else 1
+    if views > 1:
+        example = Example((ViewBatch.of(example.views(views)),), {})
+    with torch.no_grad(), kept_generators(copied):
+        return _tensors(example.call(copied))
+
+
+class Comparison:
+    """The outputs of copies of an adapted network on one example, taken before it is merged."""
+
+    def __init__(self, root: nn.Module, example: Example | None) -> None:
+        facts = record_of(root).facts
+        trial = Trial(root, example, facts)
+        self.example: Example | None = None
+        try:
+            self.example = trial.running_example()
+        except PlanError:
+            if example is not None:
+                raise
+            return
+        views = record_of(root).views
+        plain = self.example.of_images(views) if views > 1 else self.example
+        self.base = _tensors(trial.call(plain))  # a trial's copy runs without adapters
+        put_in_force(root, trial.twin)
+        self.adapted = _outputs(trial.twin, self.example)
+
+    def difference(self, merged: nn.Module) -> float | None:
+        """What merging has changed, as a share of the largest value; None without an example or tensors in the output.
+
+        Raises:
+            PlanError: It is more than rounding.
+        """
+        if self.example is None or not self.adapted:
+            return None
+        worst = 0.0
+        outputs = _outputs(copy_in_force(merged).eval(), self.example)
+        for base, adapted, now in zip(self.base, self.adapted, outputs, strict=True):
+            wide = torch.promote_types(adapted.dtype, torch.float32)
+            # What is not finite with and without adapters (a network without trained weights) says nothing.
+            base, before, after = (t.to(wide).nan_to_num(0.0, 0.0, 0.0) for t in (base, adapted, now))
+            scale = float(before.abs().max()) or 1.0
+            effect, change = float((before - base).abs().max()), float((after - before).abs().max())
+            if not change <= max(ROUNDING * torch.finfo(adapted.dtype).eps * scale, SHARE * effect):
+                raise PlanError(
+                    f"merged, the network gives another output: it differs by {change:.3g}, where the adapters change "
+                    f"it by {effect:.3g}, so that what was trained would be lost. It computes some of these weights "
+                    "itself when it runs; nothing was merged"
+                )
+            worst = max(worst, change / scale)
+        return worst

@@ -1,0 +1,352 @@
+"""Trying a network out: a copy that is run, so that nothing of the original is touched while others may run it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from ...errors import PlanError
+from ...families import base_parameters
+from ...ports.facts import Facts
+from ...ports.layouts import Size
+from ..attachment.copies import base_state, twin_of
+from .examples import BATCH, SIZES_PX, Example, examples
+from .generators import kept_generators
+from .observing import Observation, Observed, find_additions, observe
+from .outputs import float_tensors
+
+Found = TypeVar("Found")
+
+MOST_RUNS = 3
+"""After so many runs that tell nothing, a larger image will not tell more."""
+
+LEAST_PX = (8, 8)
+"""Much of what is asked of a network shows on the smallest images that it takes."""
+
+
+class Trial:
+    """A copy of a network, and what its runs show; each thing is found once, when it is asked for.
+
+    Attributes:
+        root: The network, which is only read.
+        example: What the user says it is called with; None for random images.
+        facts: Facts that are known, which choose the images.
+        failures: Why it did not run, and the examples on which it was so.
+        observed: The runs of which it was noted what the modules did.
+    """
+
+    def __init__(self, root: nn.Module, example: Example | None = None, facts: Facts | None = None) -> None:
+        self.root = root
+        self.example = example
+        self.facts = facts
+        self.failures: dict[str, list[str]] = {}
+        self.observed: list[Observed] = []
+        self._tried = 0
+        self._known: Example | None = None
+        self._runs = 0
+
+    @functools.cached_property
+    def twin(self) -> nn.Module:
+        """The copy."""
+        return twin_of(self.root)
+
+    @functools.cached_property
+    def runs(self) -> bool:
+        """Whether it runs on any example that is tried."""
+        try:
+            self.running_example()
+        except PlanError:
+            return False
+        return True
+
+    @property
+    def has_run(self) -> bool:
+        """Whether it has run on an example."""
+        return self._runs > 0
+
+    def _examples(self, sizes: tuple[Size, ...] = SIZES_PX) -> Iterator[Example]:
+        if self.example is None:
+            yield from examples(self.root, facts=self.facts, sizes=sizes)
+            if not self.observed:  # a network that takes one image at a time
+                yield from examples(self.root, batch=1, facts=self.facts)
+            return
+        if self.example.images != BATCH:
+            yield self.example.of_images(BATCH)
+        yield self.example
+
+    def call(self, example: Example) -> Any:
+        """The copy's output, without gradients.
+
+        Raises:
+            Exception: Whatever the network raises.
+        """
+        return self._quietly(lambda: example.call(self.twin))
+
+    def run(self, example: Example) -> Any:
+        """As `call`.
+
+        Raises:
+            PlanError: It does not run on this example; that is noted in `failures`.
+        """
+        return self._try(example, lambda: example.call(self.twin))
+
+    def _quietly(self, use: Callable[[], Found]) -> Found:
+        with torch.no_grad(), kept_generators(self.root):
+            found = use()
+        self._runs += 1
+        return found
+
+    def _try(self, example: Example, use: Callable[[], Found]) -> Found:
+        try:
+            return self._quietly(use)
+        except Exception as error:
+            text = _first_line(error)
+            shape = tuple(example.first.shape)
+            kind = "" if isinstance(error, PlanError) else f"{type(error).__name__}: "
+            self.failures.setdefault(f"{kind}{text[:200]}", []).append(str(shape))
+            raise PlanError(f"the network did not run on {shape}") from error
+
+    def observations(self) -> Iterator[Observed]:
+        """What its modules do for one example after the other on which it runs; at most `MOST_RUNS`."""
+        self.twin  # noqa: B018  (a network that cannot be copied is none that does not run)
+        yield from self.observed
+        while len(self.observed) < MOST_RUNS:
+            example = next(itertools.islice(self._examples(), self._tried, None), None)
+            if example is None:
+                return
+            self._tried += 1
+            try:
+                observed = self._observe(example)
+            except PlanError:
+                continue
+            self.observed.append(observed)
+            yield observed
+
+    def _observe(self, example: Example) -> Observed:
+        # What is observed must not refer to this object, else the copy would wait for the garbage collector.
+        method = weakref.WeakMethod(self.only_square)
+
+        def only_square() -> bool:
+            ask = method()
+            return ask is not None and ask()
+
+        return self._try(example, lambda: observe(self.twin, example, only_square))
+
+    def at_another_size(self) -> Observed | None:
+        """What its modules do for images of another size than the first that was observed; None where none runs."""
+        first = next(iter(self.observations()), None)
+        if first is None:
+            return None
+        for example in self._examples((LEAST_PX, *SIZES_PX)):
+            if example.size != first.example.size:
+                try:
+                    return self._observe(example)
+                except PlanError:
+                    continue
+        return None
+
+    def seen_at(self, path: str) -> list[Observation]:
+        """What a module did in the runs that were observed."""
+        return [observed.modules[path] for observed in self.observed if path in observed.modules]
+
+    def additions(self, example: Example, paths: list[str]) -> set[str]:
+        """Which of these modules give something that is added to other features.
+
+        Raises:
+            PlanError: It does not run on this example.
+        """
+        return self._try(example, lambda: find_additions(self.twin, example, paths))
+
+    def only_square(self) -> bool:
+        """Whether it runs on square images alone, of all that are tried."""
+        if self.example is not None:
+            return False
+        known = self.facts is not None and (self.facts.square or self.facts.fixed_px is not None)
+        return known or not any(self._runs_on(e) for e in examples(self.root, facts=self.facts) if not e.is_square)
+
+    def _runs_on(self, example: Example) -> bool:
+        if any(seen.example.size == example.size for seen in self.observed):
+            return True
+        try:
+            self.run(example)
+        except PlanError:
+            return False
+        return True
+
+    def first(self, use: Callable[[Observed], Found]) -> Found:
+        """What `use` gives for the first observation that it does not refuse.
+
+        Raises:
+            PlanError: The network runs on no example (every failure is listed), or `use` refuses all.
+        """
+        refusals: list[PlanError] = []
+        for observed in self.observations():
+            try:
+                return use(observed)
+            except PlanError as error:
+                refusals.append(error)
+        raise refusals[0] if refusals else self.did_not_run()
+
+    def did_not_run(self, *, images: int = 1) -> PlanError:
+        """The error that says on what it was tried; `images` is how many there had to be."""
+        if images > 1 and self.has_run:
+            return PlanError(
+                "the network runs on one image, but not on two as one batch:", problems=self._reasons()[:1]
+            )
+        tried = "example" if self.example is not None else "example inputs tried"
+        advice = "" if self.example is not None else "; example= says what it is called with (a tensor, tuple or dict)"
+        return PlanError(f"the network did not run on the {tried}{advice}:", problems=self._reasons())
+
+    def _reasons(self) -> list[str]:
+        """Why it did not run, each reason once."""
+        return [
+            f"{shapes[0]}{f' and {len(shapes) - 1} others' * (len(shapes) > 1)}: {reason}"
+            for reason, shapes in self.failures.items()
+        ]
+
+    def running_example(self, *, least: int = 1) -> Example:
+        """The first example on which it runs.
+
+        Args:
+            least: Of so many images.
+
+        Raises:
+            PlanError: There is none.
+        """
+        if self._known is None or self._known.images < least:
+            seen = next((s.example for s in self.observed if s.example.images >= least), None)
+            self._known = seen if seen is not None else self.first_run(least, self.run, sizes=(LEAST_PX, *SIZES_PX))[0]
+        return self._known
+
+    def first_run(
+        self, least: int, use: Callable[[Example], Found], *, sizes: tuple[Size, ...] = SIZES_PX
+    ) -> tuple[Example, Found]:
+        """The first example of at least so many images on which the network runs, and what `use` of it gives.
+
+        Raises:
+            PlanError: `use`, which runs the network, raised one for every example.
+        """
+        self.twin  # noqa: B018  (as above)
+        for example in self._examples(sizes):
+            if example.images >= least:
+                try:
+                    return example, use(example)
+                except PlanError:
+                    continue
+        raise self.did_not_run(images=least)
+
+    def written(self) -> list[str]:
+        """The base's tensors that the runs so far have written; empty before the first run."""
+        if not self.has_run:
+            return []
+        return self._changed(dict(base_state(self.root)))
+
+    def written_again(self) -> list[str]:
+        """As `written`, those that one more run writes anew."""
+        before = self._state()
+        self.run(self.running_example())
+        return self._changed(before)
+
+    def _state(self) -> dict[str, Tensor]:
+        """The base's tensors in the copy, as they are now."""
+        return {path: tensor.detach().clone() for path, tensor in base_state(self.twin)}
+
+    def _changed(self, before: Mapping[str, Tensor]) -> list[str]:
+        """Which of the base's tensors in the copy are others than these."""
+        now = dict(base_state(self.twin))
+        return [path for path, tensor in before.items() if path not in now or not _same(tensor, now[path])]
+
+    def moved_by_training(self) -> list[str]:
+        """The buffers of the base that a forward in training mode writes; empty where it does not run."""
+        if not self.runs:
+            return []
+        before = self._state()
+        self.twin.train()
+        with contextlib.suppress(PlanError):  # where it does not run in training mode, nothing more is known
+            self.run(self.running_example())
+        for module in self.twin.modules():
+            module.training = False
+        moved, now = self._changed(before), dict(base_state(self.twin))
+        with torch.no_grad():
+            for path in moved:
+                now[path].copy_(before[path])
+        return moved
+
+    def derived(self, paths: list[str]) -> set[str]:
+        """The parameters among these that the network computes itself when it runs: what stood there is overwritten."""
+        parameters = {path: p for path, p in base_parameters(self.twin) if path in set(paths)}
+        kept = {path: p.detach().clone() for path, p in parameters.items()}
+        other = 1 + 2**-6
+        with torch.no_grad():
+            for p in parameters.values():
+                p.mul_(other)
+        try:
+            self.run(self.running_example())
+            now = dict(base_parameters(self.twin))
+            return {path for path, tensor in kept.items() if tensor.any() and not _same(tensor * other, now[path])}
+        except PlanError:  # with other weights it does not run, so nothing is known
+            return set()
+        finally:
+            now = dict(base_parameters(self.twin))
+            with torch.no_grad():
+                for path, tensor in kept.items():
+                    now[path].copy_(tensor)
+
+    def unread(self, paths: list[str]) -> set[str]:
+        """The parameters among these that get no gradient from the output."""
+        parameters = {path: p for path, p in base_parameters(self.twin) if path in set(paths)}
+        for p in parameters.values():
+            p.requires_grad_(True)
+        return self._without_gradient(parameters)
+
+    def lost(self, paths: Iterable[str]) -> set[str]:
+        """The modules among these on whose features the output does not depend."""
+        added: dict[str, Tensor] = {}
+
+        def add(path: str) -> Callable[[nn.Module, Any, Any], Any]:
+            def hook(module: nn.Module, args: Any, output: Any) -> Any:
+                first = next(iter(float_tensors(output)), None)
+                if first is None or path in added:
+                    return None
+                added[path] = torch.zeros_like(first, requires_grad=True)
+                return tree_map(lambda t: t + added[path] if t is first else t, output)
+
+            return hook
+
+        handles = [self.twin.get_submodule(path).register_forward_hook(add(path)) for path in paths]
+        try:
+            return self._without_gradient(added)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _without_gradient(self, leaves: Mapping[str, Tensor]) -> set[str]:
+        """Which of these tensors, known at the latest when it has run, get no gradient from the output."""
+        example = self.running_example().of_images(1)
+        with torch.enable_grad(), kept_generators(self.root):
+            try:
+                outputs = [t for t in float_tensors(example.call(self.twin)) if t.requires_grad]
+                total = sum((t.float().sum() for t in outputs), start=torch.zeros(()))
+                found = torch.autograd.grad(total, [*leaves.values()], allow_unused=True)
+            except RuntimeError:  # no gradient gets through it at all, which `check_trainable` says
+                return set()
+        return {path for path, gradient in zip(leaves, found, strict=True) if gradient is None}
+
+
+def _first_line(error: Exception) -> str:
+    try:
+        return (str(error).splitlines() or [""])[0]
+    except Exception:  # noqa: BLE001  (an exception of the user's that cannot be written out)
+        return ""
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool(torch.allclose(one, other.to(one.device), rtol=0, atol=0, equal_nan=True))

@@ -1,0 +1,284 @@
+"""Starts that are learned from data: one pass over batches serves every kind that has one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import PlanError
+from ...families import SLOT
+from ...kinds import Adapter, Calibrator, FeatureAdapter, TokenAdapter, get_kind
+from ...ports.layouts import Features
+from ..attachment.changes import Undo, change, one_at_a_time
+from ..attachment.copies import copy_in_force
+from ..attachment.record import check_name, module_of, pieces, record_of, unwrap
+from ..attachment.slots import below
+from ..observation.generators import kept_generators
+from ..planning.plan import Plan
+from ..planning.sites import Site, count_parameters
+from .injection import replace_adapters
+from .new_adapters import build_adapters, start_problem
+
+Batch = Tensor | tuple[Any, ...] | list[Any]
+Loss = Callable[[Any, Any], Tensor]
+
+
+def needs_calibration(model: object) -> bool:
+    """Whether an attached adapter that is trained starts from data, and has not yet."""
+    return bool(_not_started(unwrap(model)))
+
+
+def _not_started(root: nn.Module) -> list[str]:
+    """The adapters with a start from data that have not had it, frozen ones left out."""
+    waiting = {
+        name
+        for name, _, piece in pieces(root)
+        if piece.calibrator_class is not None and any(p.requires_grad for p in piece.parameters())
+    }
+    record = record_of(root)
+    return [name for name in record.plans if name in waiting - record.calibrated]
+
+
+def calibrate(
+    model: object, batches: Iterable[Batch], *, loss: Loss | None = None, name: str | None = None
+) -> dict[str, int]:
+    """Let new adapters learn their start from data, for the kinds that have such a start.
+
+    A copy of the network runs once over the batches, in eval mode. Each kind sees what it asks for at all of its sites,
+    may settle other shapes (ranks, numbers of entries), and writes its start into new adapters, which then replace the
+    old ones all at once: make an optimiser afterwards. They still add exactly zero. What was learned is saved with the
+    adapter. `lowpeft.restoration.training.train` calls this itself.
+
+    Args:
+        model: An adapted model, before its adapters are trained.
+        batches: Inputs for one call each: a tensor, or a tuple of the call's arguments (the views of a scene). With
+            `loss`, pairs of such inputs and the target.
+        loss: From the model's output and the target to a number, for kinds that ask for gradients; it is called for one
+            image (or scene) at a time.
+        name: Only this adapter, also if it has had its start. By default all that are not frozen and have not.
+
+    Returns:
+        The number of sites that were started, by kind; empty where no kind learns from data.
+
+    Raises:
+        PlanError: The model holds no adapters, an adapter has been trained already, there are no batches, a kind asks
+            for gradients and there is no `loss`, or what a kind learned does not suffice. The model is unchanged.
+    """
+    twin, runs = _begin(model, name)
+    if not runs:
+        return {}
+    wanted = {want for run in runs for want in run.calibrator.wants}
+    if "gradients" in wanted and loss is None:
+        kinds = sorted({run.kind for run in runs if "gradients" in run.calibrator.wants})
+        raise PlanError(
+            f"the kinds {', '.join(kinds)} start from gradients: give loss= and batches of (inputs, target)"
+        )
+    if isinstance(batches, Tensor):
+        raise PlanError("batches are inputs one after the other: give a list of tensors, not one tensor")
+    _observe(twin, runs, batches, loss, gradients="gradients" in wanted)
+    return _finish(model, runs)
+
+
+@one_at_a_time
+def _begin(model: object, name: str | None) -> tuple[nn.Module, list[_Run]]:
+    """A copy of the model to run on the data, and what learns; nothing where no adapter waits for its start."""
+    root = unwrap(model)
+    record = record_of(root)
+    if name is not None:
+        check_name(root, name)
+    runs = [r for n in ([name] if name is not None else _not_started(root)) for r in _runs(root, record.plans[n])]
+    _refuse_trained(root, runs)
+    return copy_in_force(module_of(model)).eval() if runs else root, runs
+
+
+@one_at_a_time
+def _finish(model: object, runs: list[_Run]) -> dict[str, int]:
+    """Put new adapters with what was learned in place of the old ones."""
+    root = unwrap(model)
+    record = record_of(root)
+    if any(record.plans.get(run.name) is not run.plan for run in runs):
+        raise PlanError("adapters were taken out, renamed or started anew while they were learning their start")
+    built, started = _start(root, record.plans, runs)
+
+    def replace_all(undo: Undo) -> None:
+        for plan, new in built:
+            replace_adapters(root, plan, new)
+            record.calibrated.add(plan.name)
+
+    change(root, replace_all)
+    return started
+
+
+class _Run:
+    """One kind of one adapter while it learns: its sites by path and key."""
+
+    def __init__(self, plan: Plan, kind: str, sites: Mapping[str, Site], adapters: Mapping[str, Adapter]) -> None:
+        self.plan, self.name, self.kind, self.sites = plan, plan.name, kind, dict(sites)
+        make = cast(type[Calibrator], get_kind(kind).module.calibrator_class)
+        self.calibrator = make(adapters, {at: site.config for at, site in sites.items()})
+
+
+def _runs(root: nn.Module, plan: Plan) -> list[_Run]:
+    adapters = {at: piece for _, at, piece in pieces(root, plan.name)}
+    by_kind: dict[str, dict[str, Site]] = {}
+    for site in plan.sites:
+        if site.attachment.form != "root" and get_kind(site.config.kind).module.calibrator_class is not None:
+            by_kind.setdefault(site.config.kind, {})[below(site.path, site.key)] = site
+    return [_Run(plan, kind, sites, {at: adapters[at] for at in sites}) for kind, sites in by_kind.items()]
+
+
+def _refuse_trained(root: nn.Module, runs: list[_Run]) -> None:
+    """Refuse adapters that add something: learning a start would throw away what was trained."""
+    for run in runs:
+        for at, adapter in run.calibrator.adapters.items():
+            site = run.sites[at]
+            if start_problem(root.get_submodule(site.path), site, adapter):
+                raise PlanError(f"{at} has been trained already; calibrate before training")
+
+
+# --- the pass over the data ------------------------------------------------------------------------------------------
+
+
+def _observe(
+    twin: nn.Module, runs: list[_Run], batches: Iterable[Batch], loss: Loss | None, *, gradients: bool
+) -> None:
+    root = unwrap(twin)
+    for run in runs:
+        for at, site in run.sites.items():
+            _listen(root, run, at, site)
+    count = 0
+    with kept_generators(twin):
+        for batch in batches:
+            arguments, target = _checked(batch, loss)
+            count += 1
+            if not gradients:
+                with torch.no_grad():
+                    twin(*(a.clone() for a in arguments))
+                continue
+            for i in range(len(arguments[0])):
+                _backward(twin, tuple(a[i : i + 1].clone() for a in arguments), _image(target, i), cast(Loss, loss))
+                _show_gradients(root, runs)
+    if not count:
+        raise PlanError("there are no batches to learn from")
+
+
+def _checked(batch: object, loss: Loss | None) -> tuple[tuple[Tensor, ...], Any]:
+    """The arguments of one call, and the target.
+
+    Raises:
+        PlanError: The batch is not what `calibrate` takes.
+    """
+    inputs, target = batch, None
+    if loss is not None:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise PlanError(f"with loss= a batch is a pair (inputs, target), not a {type(batch).__name__}")
+        inputs, target = batch
+    arguments = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+    if not arguments or not all(isinstance(a, Tensor) and a.dim() and len(a) for a in arguments):
+        raise PlanError("a batch's inputs are a tensor or a tuple of tensors, with at least one image")
+    targets = target if isinstance(target, (tuple, list)) else (target,)
+    if loss is not None and not all(isinstance(t, Tensor) and t.dim() and len(t) == len(arguments[0]) for t in targets):
+        raise PlanError(f"a batch's target must be for its {len(arguments[0])} images: a tensor, or one for each view")
+    return cast(tuple[Tensor, ...], arguments), target
+
+
+def _listen(root: nn.Module, run: _Run, at: str, site: Site) -> None:
+    """Make a site of the copy show what passes it."""
+    adapter = root.get_submodule(_slot_path(site, run.name))
+    if isinstance(adapter, FeatureAdapter):
+        method = "tokens" if isinstance(adapter, TokenAdapter) else "delta"
+        plain = getattr(adapter, method)
+
+        def show(features: Features) -> Any:
+            run.calibrator.see(at, features.values, features.values)
+            return plain(features)
+
+        adapter.__dict__[method] = show
+        return
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        inputs = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
+        outputs = output[0] if isinstance(output, (tuple, list)) and output else output
+        if inputs is not None and isinstance(outputs, Tensor):
+            run.calibrator.see(at, inputs, outputs)
+
+    module = root.get_submodule(site.path)
+    module.register_forward_hook(hook, with_kwargs=True)
+    if "gradients" in run.calibrator.wants:
+        for name in site.attachment.tensors:
+            cast(nn.Parameter, module._parameters[name]).requires_grad_(True)
+
+
+def _image(target: Any, index: int) -> Any:
+    """One image's part of a target: a tensor, or a tensor for each view."""
+    return target[index : index + 1] if isinstance(target, Tensor) else tuple(_image(t, index) for t in target)
+
+
+def _slot_path(site: Site, name: str) -> str:
+    return ".".join(filter(None, (site.path, SLOT, name, site.key)))
+
+
+def _backward(twin: nn.Module, inputs: tuple[Tensor, ...], target: Any, loss: Loss) -> None:
+    for parameter in twin.parameters():
+        parameter.grad = None
+    with torch.enable_grad():
+        value = loss(twin(*inputs), target)
+        if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+            raise PlanError("loss= must give one number, as a tensor that depends on the model's output")
+        if not torch.isfinite(value).all():
+            raise PlanError(f"the loss of an image is {value.item()}")
+        torch.autograd.backward(value)
+
+
+def _show_gradients(root: nn.Module, runs: list[_Run]) -> None:
+    for run in runs:
+        if "gradients" not in run.calibrator.wants:
+            continue
+        for at, site in run.sites.items():
+            parameters = root.get_submodule(site.path)._parameters
+            found = {name: cast(nn.Parameter, parameters[name]).grad for name in site.attachment.tensors}
+            run.calibrator.see_gradients(at, {n: g for n, g in found.items() if g is not None})
+
+
+# --- the new start ---------------------------------------------------------------------------------------------------
+
+
+def _start(
+    root: nn.Module, plans: Mapping[str, Plan], runs: list[_Run]
+) -> tuple[list[tuple[Plan, list[tuple[Site, Adapter]]]], dict[str, int]]:
+    """The adapters built anew by the settled configs and filled, with their plans; and how many of each kind."""
+    started: dict[str, int] = {}
+    updated = {run.name: plans[run.name] for run in runs}
+    built: dict[str, list[tuple[Site, Adapter]]] = {run.name: [] for run in runs}
+    for run in runs:
+        settled = run.calibrator.settle()
+        if settled.keys() != run.sites.keys():
+            raise PlanError(f"the calibrator of {run.kind} settled other sites than it was given")
+        sites = {at: _settled(site, settled[at]) for at, site in run.sites.items()}
+        plan = updated[run.name]
+        new = build_adapters(root, replace(plan, sites=tuple(sites.values())), shared=True)
+        with torch.no_grad():
+            for site, adapter in new:
+                run.calibrator.fill(below(site.path, site.key), adapter)
+        _refuse_change(root, run, new)
+        updated[run.name] = replace(plan, sites=tuple(sites.get(below(s.path, s.key), s) for s in plan.sites))
+        built[run.name] += new
+        started[run.kind] = started.get(run.kind, 0) + len(new)
+    return [(plan, built[name]) for name, plan in updated.items()], started
+
+
+def _settled(site: Site, config: Any) -> Site:
+    if type(config) is not type(site.config):
+        raise PlanError(f"the calibrator of {site.config.kind} settled a {type(config).__name__} as config")
+    count = count_parameters(config, site.shape, site.layer, site.attachment.form)
+    return replace(site, config=config, parameters=count)
+
+
+def _refuse_change(root: nn.Module, run: _Run, built: list[tuple[Site, Adapter]]) -> None:
+    for site, adapter in built:
+        if start_problem(root.get_submodule(site.path), site, adapter):
+            raise PlanError(f"the start of {run.kind} on {site.path} changes the network, and a start must not")

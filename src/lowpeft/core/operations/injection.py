@@ -1,0 +1,372 @@
+"""Attaching adapters to a model and taking them out: the only writer.
+
+Everything that an adapted model needs to be put back is in one `Record` on the root module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import cast
+
+from torch import Tensor, nn
+
+from ...errors import PlanError
+from ...families import SLOT, base_modules, base_parameters, get_block
+from ...kinds import Adapter, RootPart, WeightAdapter
+from ...ports.facts import RECORD, Facts
+from ...ports.layouts import Layout
+from ..attachment.changes import Undo, change, one_at_a_time, switches_for
+from ..attachment.record import Record, check_name, module_of, pieces, record_of, root_of, unwrap
+from ..attachment.slots import Slot, drop, group_in, pieces_in, slot_of, slots
+from ..attachment.specialise import can_checkpoint, facets_of, set_facets
+from ..attachment.views import MultiViewModel, StereoModel
+from ..attachment.wrappers import layers, refuse_fixed
+from ..observation.blocks import block_problem, variant_in
+from ..observation.describe import facts_of
+from ..observation.fingerprint import digests, fingerprint
+from ..observation.generators import kept_generators
+from ..planning.conflicts import check_new_name
+from ..planning.plan import Plan, check_plan
+from ..planning.sites import Site
+from .new_adapters import build_adapters, fill
+
+
+def inject(model: object, plan: Plan) -> nn.Module:
+    """Carry out a plan: freeze the base, attach the adapters.
+
+    Args:
+        model: The one that was planned on.
+        plan: From `lowpeft.plan`.
+
+    Returns:
+        The same object, or, for a recipe whose adapters mix views, a model of so many views (`StereoModel` for two)
+        whose `backbone` is that object.
+
+    Raises:
+        PlanError: The plan is of another network, or of this one as it was before adapters were attached or replaced;
+            or the adapters cannot be built. The model is unchanged.
+    """
+    return attach_plan(model, plan)
+
+
+@one_at_a_time
+def attach_plan(
+    model: object,
+    plan: Plan,
+    *,
+    found: dict[str, str] | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
+    calibrated: bool = False,
+) -> nn.Module:
+    """As `inject`, for an adapter that was saved.
+
+    Args:
+        model: The one that was planned on.
+        plan: Where the adapters go.
+        found: Digests of the base's tensors, where they are known already.
+        tensors: Of the adapter, by site and name, which the new adapters take before they are attached.
+        calibrated: Whether the adapter has learned its start from data.
+    """
+    root = root_of(model)
+    refuse_fixed(module_of(model))
+    check_plan(root, plan)
+    with kept_generators(root) if tensors is not None else nullcontext():  # what is filled draws nothing
+        built = build_adapters(root, plan)
+    if tensors is not None:
+        fill(built, tensors)
+    new = None if RECORD in root.__dict__ else _record(root, plan.facts, found)
+
+    def attach(undo: Undo) -> None:
+        record = record_of(root)
+        modules = dict(base_modules(root))
+        attached = [piece for _, _, piece in pieces(root)]
+        mode = any(piece.training for piece in attached) if attached else root.training
+        record.plans[plan.name] = plan
+        record.facts = plan.facts
+        if calibrated:
+            record.calibrated.add(plan.name)
+        for site, adapter in built:
+            _attach(modules[site.path], plan.name, site, adapter, record)
+        for _, parameter in base_parameters(root):
+            parameter.requires_grad_(False)
+        _set_root(root, record)
+        root.train(mode)
+
+    change(root, attach, record=new)
+    module, views = module_of(model), facets_of(root).views
+    if views == 1 or any(isinstance(layer, MultiViewModel) for layer in layers(module)):
+        return module
+    return _of_views(module, views, plan.facts)
+
+
+def _of_views(backbone: nn.Module, views: int, facts: Facts) -> MultiViewModel:
+    if views == 2:
+        return StereoModel(backbone, output=facts.output, channels=facts.input_channels)
+    return MultiViewModel(backbone, views=views, output=facts.output, channels=facts.input_channels)
+
+
+def _set_root(root: nn.Module, record: Record) -> None:
+    """Give the root the class, and the switches the default, that its adapters need."""
+    recipes = [p.recipe for p in record.plans.values()]
+    attached = pieces(root)
+    whole = frozenset(name for name, _, piece in attached if _acts_on_whole_batches(piece))
+    record.switches.attach(record.plans, whole, record.views)
+    set_facets(
+        root,
+        root=bool(recipes) and all(r.freeze_statistics for r in recipes),
+        live_input=bool(recipes) and can_checkpoint(root),
+        acts=any(isinstance(p, RootPart) and p.acts for _, _, p in attached),
+        views=record.views,
+        switched=bool(record.plans or record.forwards),
+    )
+
+
+def _acts_on_whole_batches(piece: Adapter) -> bool:
+    """Whether what an adapter adds cannot be scaled for each image by itself."""
+    act = piece.attachment
+    return isinstance(piece, WeightAdapter) or act.layout is Layout.WLC or variant_in(act.block) is not None
+
+
+def replace_adapters(root: nn.Module, plan: Plan, built: list[tuple[Site, Adapter]]) -> None:
+    """Put new adapters in place of those at the same sites, and the plan in place of the one of its name.
+
+    To be called within `changes.change`.
+    """
+    for site, adapter in built:
+        group = root.get_submodule(site.path)._modules[SLOT]._modules[plan.name]  # type: ignore[union-attr]
+        old = cast(Adapter, group._modules[site.key])  # type: ignore[union-attr]
+        adapter.train(old.training)
+        dtype = next((p.dtype for p in old.parameters()), None)
+        if dtype is not None:
+            adapter.to(dtype)
+        if not any(p.requires_grad for p in old.parameters()):
+            adapter.requires_grad_(False)
+        group._modules[site.key] = adapter  # type: ignore[union-attr]
+    record_of(root).plans[plan.name] = plan
+    switches = record_of(root).switches
+    switches.owners = {**switches.owners, plan.name: object()}
+
+
+def _record(root: nn.Module, facts: Facts, found: dict[str, str] | None = None) -> Record:
+    tensors = digests(root) if found is None else found
+    return Record(
+        facts=facts,
+        requires_grad=frozenset(path for path, p in base_parameters(root) if p.requires_grad),
+        training=frozenset(path for path, m in base_modules(root) if m.training),
+        base=fingerprint(root, tensors),
+        digests=tensors,
+        switches=switches_for(root),
+    )
+
+
+def _attach(module: nn.Module, name: str, site: Site, adapter: Adapter, record: Record) -> None:
+    slot = slot_of(module)
+    if slot is None:
+        slot = Slot(record.switches)
+        module.add_module(SLOT, slot)
+    if name not in slot._modules:
+        slot.add_module(name, nn.ModuleDict())
+    group = slot.get_submodule(name)
+    group.add_module(site.key, adapter)
+    _set_module_facets(module, slot, forward=record.forwards.get(site.path))
+
+
+def _set_module_facets(module: nn.Module, slot: Slot | None, *, forward: str | None = None) -> None:
+    """Give a module the class that its adapters need.
+
+    Args:
+        module: Any module.
+        slot: Its adapters.
+        forward: Name of the block forward that it has whatever its adapters.
+    """
+    acts = [p.attachment for p in pieces_in(slot)] if slot is not None else []
+    set_facets(
+        module,
+        output=any(a.form == "output" for a in acts),
+        block=forward or next((a.block for a in acts if a.block is not None), None),
+        tensors=frozenset(t for a in acts for t in a.tensors),
+    )
+
+
+def install_forwards(model: object, forwards: Mapping[str, str]) -> None:
+    """Give blocks another forward, with or without adapters in them; `restore` takes it out again.
+
+    Args:
+        model: A network, adapted or not.
+        forwards: Name of a block forward by the path of the block.
+
+    Raises:
+        PlanError: A block does not compute what its forward computes (up to `blocks.CLOSE` for one that is not exact),
+            or adapters sit at ports that it does not have. Nothing is changed.
+    """
+    root = root_of(model)
+    modules, problems = dict(base_modules(root)), []
+    for path, name in forwards.items():
+        if path not in modules:
+            problems.append(f"there is no module {path}")
+        elif problem := block_problem(modules[path], get_block(name)):
+            problems.append(f"{path} {problem}")
+        else:
+            slot = slot_of(modules[path])
+            acts = [p.attachment for p in pieces_in(slot) if p.attachment.port] if slot is not None else []
+            used = {act.port for act in acts if act.port} - get_block(name).ports
+            problems += [f"{path} has adapters at the port {port}, which {name} has not" for port in used]
+            others = {act.block for act in acts if variant_in(act.block) != variant_in(name)}
+            problems += [f"{path} has adapters for {other}, not for {name}" for other in others]
+    if problems:
+        raise PlanError("these blocks cannot get another forward:", problems=problems)
+    new = None if RECORD in root.__dict__ else _record(root, facts_of(model))
+
+    def install(undo: Undo) -> None:
+        for path, name in forwards.items():
+            record_of(root).forwards[path] = name
+            _set_module_facets(modules[path], slot_of(modules[path]), forward=name)
+        _set_root(root, record_of(root))
+
+    change(root, install, record=new)
+
+
+@one_at_a_time
+def restore(model: object, name: str | None = None) -> nn.Module:
+    """Take adapters out again.
+
+    It waits for forwards that other threads have begun. After an interruption the model is as before or as after.
+
+    Args:
+        model: An adapted model, or a model of several views.
+        name: Take only this adapter out; None takes all, and other forwards that blocks were given.
+
+    Returns:
+        The object that was adapted (in the wrapper that was passed to `adapt`, if there is one), with its own classes;
+        without adapters left it is as before `adapt`: bit-equal weights and buffers, `requires_grad` and train/eval
+        flags as they were. (A shallow copy, `copy.copy`, shares its
+        modules with the original: what is taken out of one is taken out of both. Use `copy.deepcopy`.)
+
+    Raises:
+        PlanError: The model holds no adapters, or none of that name.
+    """
+    root = unwrap(model)
+    if name is not None:
+        check_name(root, name)
+    record = record_of(root)
+    change(root, lambda undo: _take_out(root, [name] if name is not None else [*record.plans], all=name is None))
+    around = [*layers(module_of(model))]
+    if around[-1] is not root:  # a module of the user's own holds it
+        return root
+    views = [i for i, layer in enumerate(around) if isinstance(layer, MultiViewModel)]
+    return around[views[-1] + 1 if views else 0]
+
+
+def delete(model: object, name: str) -> nn.Module:
+    """Take one adapter out: `restore(model, name)`.
+
+    Args:
+        model: An adapted model.
+        name: Of the adapter. With the last one, the network is as before it was adapted.
+
+    Returns:
+        The object that was adapted.
+
+    Raises:
+        PlanError: The model holds no adapters, or none of that name.
+    """
+    return restore(model, name)
+
+
+@one_at_a_time
+def rename(model: object, name: str, new: str) -> None:
+    """Give an adapter another name: in `using`, in files that are saved from now on, in the names of its parameters.
+
+    Parameters stay the same objects, so optimisers and training go on. A block of `using` that is open elsewhere with
+    the old name refuses further forwards.
+
+    Args:
+        model: An adapted model.
+        name: Of the adapter.
+        new: Letters, digits and underscores; no other adapter's name.
+
+    Raises:
+        PlanError: There is no adapter of that name, or the new name cannot be one. The model is unchanged.
+    """
+    root = unwrap(model)
+    check_name(root, name)
+    if new == name:
+        return
+    check_new_name(root, new)
+
+    def give(undo: Undo) -> None:
+        record = record_of(root)
+        for _, _, slot in slots(root):
+            groups = [(new if key == name else key, group) for key, group in slot.named_children()]
+            slot._modules.clear()
+            slot._modules.update(groups)
+        plans = [replace(p, name=new) if p.name == name else p for p in record.plans.values()]
+        record.plans = {p.name: p for p in plans}
+        record.calibrated = {new if n == name else n for n in record.calibrated}
+        record.switches.rename(name, new)
+        _set_root(root, record)
+
+    change(root, give)
+
+
+def _take_out(root: nn.Module, names: list[str], *, all: bool) -> None:  # noqa: A002  (all of them)
+    """Take adapters out, and with `all` the forwards that replaced others; to be called within `changes.change`."""
+    record = record_of(root)
+    for gone in names:
+        del record.plans[gone]
+        record.calibrated.discard(gone)
+        for path, module, slot in list(slots(root)):
+            slot._modules.pop(gone, None)
+            _trim(module, slot, record.forwards.get(path))
+    for path in list(record.forwards) if all else []:
+        del record.forwards[path]
+        module = root.get_submodule(path)
+        _set_module_facets(module, slot_of(module))
+    _set_root(root, record)
+    if record.plans or record.forwards:
+        return
+    del root.__dict__[RECORD]
+    for path, parameter in root.named_parameters():
+        parameter.requires_grad_(path in record.requires_grad)
+    for path, module in root.named_modules():
+        module.training = path in record.training
+
+
+def drop_merged(root: nn.Module, merged: set[Adapter]) -> None:
+    """Take out adapters that have become part of the base's weights; the base is another one from now on.
+
+    What is left keeps its flags: whether parameters require gradients, and which modules are in training mode. To be
+    called within `changes.change`.
+    """
+    record = record_of(root)
+    training = {path for path, module in base_modules(root) if module.training}
+    gradients = {path for path, parameter in base_parameters(root) if parameter.requires_grad}
+    for name, plan in list(record.plans.items()):
+        here = {(path, key): piece for path, _, slot in slots(root) for key, piece in group_in(slot, name)}
+        left = [s for s in plan.sites if here[s.path, s.key] not in merged]
+        kinds = {s.config.kind for s in left if s.attachment.form != "root"}
+        acting = {at for at, piece in here.items() if isinstance(piece, RootPart) and piece.acts}
+        # A shared part goes with the last of its sites, unless it acts on its own.
+        left = [s for s in left if s.config.kind in kinds or (s.path, s.key) in acting]
+        record.plans[name] = replace(plan, sites=tuple(left))
+        kept = {(s.path, s.key) for s in left}
+        for path, module, slot in list(slots(root)):
+            drop(slot, name, [key for key, _ in group_in(slot, name) if (path, key) not in kept])
+            _trim(module, slot, record.forwards.get(path))
+    record.digests = digests(root)
+    record.base, record.in_files = fingerprint(root, record.digests), None
+    gone = [n for n, plan in record.plans.items() if not plan.sites]
+    _take_out(root, gone, all=False)
+    for path, module in base_modules(root):
+        module.training = path in training
+    for path, parameter in base_parameters(root):
+        parameter.requires_grad_(path in gradients)
+
+
+def _trim(module: nn.Module, slot: Slot, forward: str | None) -> None:
+    """Drop what no adapter of the module needs any more."""
+    _set_module_facets(module, slot, forward=forward)
+    if not len(slot._modules):
+        del module._modules[SLOT]

@@ -1,0 +1,123 @@
+"""New adapters for the sites of a plan, and what they start as; nothing is attached here."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import AdapterError, PlanError, did_you_mean
+from ...families import base_modules
+from ...kinds import Adapter, FeatureAdapter, RootPart, WeightAdapter
+from ..attachment.adding import added_to_random_features, base_of, change_of
+from ..attachment.record import pieces
+from ..attachment.slots import below
+from ..observation.generators import kept_generators
+from ..planning.plan import Plan
+from ..planning.sites import Site, build
+
+
+def build_adapters(root: nn.Module, plan: Plan, *, shared: bool = False) -> list[tuple[Site, Adapter]]:
+    """A new adapter for every site of a plan, started from the frozen weights; not attached.
+
+    Args:
+        root: The network.
+        plan: The sites.
+        shared: Join the shared parts that are attached under the plan's name, where the plan has none of its own.
+
+    Raises:
+        PlanError: An adapter cannot be built.
+    """
+    modules = dict(base_modules(root))
+    built = [(site, _new_adapter(root, modules[site.path], plan, site)) for site in plan.sites]
+    attached = [p for _, _, p in pieces(root, plan.name)] if shared else []
+    parts = {p.kind: p for p in attached if isinstance(p, RootPart)}
+    parts |= {site.config.kind: adapter for site, adapter in built if isinstance(adapter, RootPart)}
+    with torch.no_grad():
+        for site, adapter in built:
+            if site.config.kind in parts and not isinstance(adapter, RootPart):
+                adapter.join(parts[site.config.kind])
+            if isinstance(adapter, WeightAdapter) and type(adapter).start is not WeightAdapter.start:
+                base = base_of(modules[site.path], adapter)
+                adapter.start({name: tensor.clone() for name, tensor in base.items()})
+        _refuse_changing_starts(modules, built)
+    return built
+
+
+def _refuse_changing_starts(modules: dict[str, nn.Module], built: list[tuple[Site, Adapter]]) -> None:
+    """Refuse a kind whose new adapters change the network; one adapter of each config and shape is asked."""
+    asked: set[tuple[object, ...]] = set()
+    for site, adapter in built:
+        key = (site.config, site.shape, site.layer, site.attachment.form)
+        if key not in asked and (problem := start_problem(modules[site.path], site, adapter)):
+            where = f"{site.path}: " if site.path else ""
+            raise PlanError(f"{where}a new {site.config.kind} adapter must add nothing, and this one {problem}")
+        asked.add(key)
+
+
+def start_problem(module: nn.Module, site: Site, adapter: Adapter) -> str | None:
+    """What an adapter adds, as the end of a sentence; None if that is nothing, as for a new one.
+
+    Features to ask a feature adapter about are random.
+    """
+    with torch.no_grad(), kept_generators(module):
+        if isinstance(adapter, WeightAdapter):
+            changes = [change_of(module, name, adapter) for name in adapter.attachment.tensors]
+        elif isinstance(adapter, FeatureAdapter) and not adapter.reads_only:
+            changes = [added_to_random_features(adapter, site.shape[0])]
+        else:
+            return None
+    return "changes the network" if any(bool(change.any()) for change in changes) else None
+
+
+def _new_adapter(root: nn.Module, module: nn.Module, plan: Plan, site: Site) -> Adapter:
+    """A new adapter on the device of its module (or, if that has no parameters, of the network), in float32.
+
+    A float64 base gets float64 adapters.
+    """
+    parameters = itertools.chain(module.parameters(), root.parameters())
+    tensor = next((p for p in parameters if p.is_floating_point()), None)
+    dtype = torch.float64 if tensor is not None and tensor.dtype == torch.float64 else torch.float32
+    adapter = build(site.config, site.shape, site.layer, site.attachment.form).to(dtype)
+    adapter.attachment = site.attachment
+    if isinstance(adapter, RootPart):
+        adapter.output = plan.facts.output
+    return adapter if tensor is None else adapter.to(tensor.device)
+
+
+def fill(built: list[tuple[Site, Adapter]], tensors: Mapping[str, Tensor]) -> None:
+    """Give new adapters the tensors of a saved one.
+
+    Raises:
+        AdapterError: They are not all there, or do not fit; all problems are listed.
+    """
+    wanted = {
+        below(site.path, f"{site.key}.{name}"): tensor
+        for site, adapter in built
+        for name, tensor in adapter.state_dict(keep_vars=True).items()
+    }
+    if problems := tensor_problems(wanted, tensors):
+        raise AdapterError("these tensors do not fit the adapter:", problems=problems)
+    with torch.no_grad():
+        for key, tensor in wanted.items():
+            tensor.copy_(tensors[key])
+
+
+def tensor_problems(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """All that keeps `given` from being loaded into `wanted`, as lines for people."""
+    problems = [f"missing: {k}" for k in wanted if k not in given]
+    problems += [f"unknown: {k}{did_you_mean(k, wanted, most=1)}" for k in given if k not in wanted]
+    for key, tensor in given.items():
+        if key not in wanted:
+            continue
+        if not isinstance(tensor, Tensor):
+            problems.append(f"{key} is a {type(tensor).__name__}, not a tensor")
+        elif tensor.shape != wanted[key].shape:
+            problems.append(f"{key} has shape {tuple(tensor.shape)}, the model needs {tuple(wanted[key].shape)}")
+        elif tensor.is_floating_point() != wanted[key].is_floating_point():
+            problems.append(f"{key} is {tensor.dtype}, the model needs {wanted[key].dtype}")
+        elif not torch.isfinite(tensor).all():
+            problems.append(f"{key} holds NaN or infinity")
+    return problems

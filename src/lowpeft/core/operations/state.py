@@ -1,0 +1,194 @@
+"""What one reads of an adapted model, and the values of its adapters: names, tensors, counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import AdapterError, PlanError
+from ...ports.facts import Facts
+from ..attachment.changes import Undo, change, one_at_a_time
+from ..attachment.record import attached_names, check_name, module_of, pieces, record_of, unwrap
+from ..attachment.specialise import original_class
+from .new_adapters import tensor_problems
+
+
+def list_adapters(model: object) -> list[str]:
+    """The names of the attached adapters, in the order in which they were attached; empty for a bare network.
+
+    Raises:
+        PlanError: `model` is no network.
+    """
+    return attached_names(model)
+
+
+@one_at_a_time
+def adapter_parameters(model: object, *, name: str | None = None) -> Iterator[tuple[str, nn.Parameter]]:
+    """The adapters' parameters as (name, Parameter), with the names that `model.named_parameters()` gives them.
+
+    All of them require gradients, unless you have frozen some: exactly what an optimiser should get.
+
+    Args:
+        model: An adapted model.
+        name: Only those of this adapter.
+
+    Raises:
+        PlanError: The model holds no adapters, or none of that name.
+    """
+    wanted = {id(p) for _, _, piece in pieces(unwrap(model), name) for p in piece.parameters()}
+    return iter([(path, p) for path, p in module_of(model).named_parameters() if id(p) in wanted])
+
+
+def only_name(model: object, name: str | None) -> str:
+    """The adapter that is meant: `name`, or the only one attached.
+
+    Raises:
+        PlanError: There is none of that name, or there are several and none was named.
+    """
+    root = unwrap(model)
+    known = record_of(root).plans
+    if name is None and len(known) == 1:
+        return next(iter(known))
+    if name is None:
+        raise PlanError(f"several adapters are attached ({', '.join(known)}); say which with name=")
+    check_name(root, name)
+    return name
+
+
+def _tensors(model: object, name: str) -> dict[str, Tensor]:
+    """Every tensor of one adapter, buffers included, keyed by base path + kind + the adapter's own name for it."""
+    return {
+        f"{path}.{key}": tensor
+        for _, path, piece in pieces(unwrap(model), name)
+        for key, tensor in piece.state_dict(keep_vars=True).items()
+    }
+
+
+@one_at_a_time
+def adapter_state_dict(model: object, *, name: str | None = None) -> dict[str, Tensor]:
+    """The tensors of one adapter and no others, detached, not copied.
+
+    Args:
+        model: An adapted model.
+        name: Of the adapter; needed where several are attached.
+
+    Returns:
+        Keys are the base module's path, the kind, and the adapter's own parameter name:
+        `layers.1.conv.stereo.beta`.
+
+    Raises:
+        PlanError: The model holds no adapters, or `name` does not say which.
+    """
+    return {k: v.detach() for k, v in _tensors(model, only_name(model, name)).items()}
+
+
+@one_at_a_time
+def load_adapter_state_dict(model: object, state: Mapping[str, Tensor], *, name: str | None = None) -> None:
+    """Copy tensors into an attached adapter, between two forwards; strict both ways, all of them or none.
+
+    Args:
+        model: An adapted model.
+        state: As `adapter_state_dict` gives it.
+        name: Of the adapter; needed where several are attached.
+
+    Raises:
+        AdapterError: Missing or unknown keys, wrong shapes, NaN or infinity; all are listed and nothing is loaded.
+        PlanError: The model holds no adapters, or `name` does not say which.
+    """
+    root = unwrap(model)
+    chosen = only_name(model, name)
+    wanted = _tensors(model, chosen)
+    if problems := tensor_problems(wanted, state):
+        raise AdapterError(f"these tensors do not fit the adapter {chosen!r}:", problems=problems)
+
+    def fill(undo: Undo) -> None:
+        undo.keep(wanted.values())
+        with torch.no_grad():
+            for key, tensor in wanted.items():
+                tensor.copy_(state[key])
+
+    change(root, fill)
+
+
+# --- summary ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Counts of an adapted model; printing it gives a table per stage.
+
+    Attributes:
+        model: Class name of the network.
+        total: Every parameter, adapters included.
+        trainable: Those that require gradients.
+        by_kind: The adapters' parameters by kind.
+        adapter_bytes: Size of the adapters' tensors.
+        facts: Facts of the network.
+        stages: (adapter, stage or None, kind, sites, parameters) rows.
+        notes: What the adapters' plans pass over or assume, and how a base differs from that of a file, with names.
+    """
+
+    model: str
+    total: int
+    trainable: int
+    by_kind: dict[str, int]
+    adapter_bytes: int
+    facts: Facts
+    stages: tuple[tuple[str, int | None, str, int, int], ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def frozen(self) -> int:
+        """Parameters that do not require gradients."""
+        return self.total - self.trainable
+
+    def __str__(self) -> str:
+        base = self.total - sum(self.by_kind.values())
+        heading = (
+            f"{self.model}: {self.trainable:,} trainable, {self.frozen:,} frozen "
+            f"({100 * self.trainable / max(1, base):.2f} % of the base), adapters {self.adapter_bytes / 1e6:.2f} MB"
+        )
+        lines = [
+            heading,
+            str(self.facts),
+            *(f"  {note}" for note in (*self.facts.notes, *self.notes)),
+            f"{'adapter':<12}  {'stage':>5}  {'kind':<10}  {'sites':>5}  {'parameters':>12}",
+        ]
+        lines += [
+            f"{adapter:<12}  {'-' if stage is None else stage:>5}  {kind:<10}  {sites:>5}  {parameters:>12,}"
+            for adapter, stage, kind, sites, parameters in self.stages
+        ]
+        return "\n".join(lines)
+
+
+@one_at_a_time
+def summary(model: object) -> Summary:
+    """Count an adapted model.
+
+    Raises:
+        PlanError: The model holds no adapters.
+    """
+    root = unwrap(model)
+    rows: dict[tuple[str, int | None, str], list[int]] = {}
+    for name, plan in record_of(root).plans.items():
+        for site in plan.sites:
+            row = rows.setdefault((name, site.stage, site.config.kind), [0, 0])
+            row[0] += 1
+            row[1] += site.parameters
+    by_kind: dict[str, int] = {}
+    for (_, _, kind), (_, count) in rows.items():
+        by_kind[kind] = by_kind.get(kind, 0) + count
+    tensors = [t for _, _, piece in pieces(root) for t in piece.state_dict().values()]
+    return Summary(
+        model=original_class(root).__name__,
+        total=sum(p.numel() for p in root.parameters()),
+        trainable=sum(p.numel() for p in root.parameters() if p.requires_grad),
+        by_kind=by_kind,
+        adapter_bytes=sum(t.numel() * t.element_size() for t in tensors),
+        facts=record_of(root).facts,
+        stages=tuple((*key, sites, count) for key, (sites, count) in rows.items()),
+        notes=tuple(f"{name}: {note}" for name, plan in record_of(root).plans.items() for note in plan.notes),
+    )

@@ -1,0 +1,135 @@
+"""What stands in the way of one more adapter: others that are attached, names, and modules that cannot hold one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from ...errors import PlanError
+from ...families import SLOT
+from ...ports.facts import RECORD
+from ...recipes import Recipe
+from ..attachment.record import record_of
+from ..attachment.slots import Slot, group_in, slot_of, slots
+from ..observation.blocks import variant_in
+from .sites import Site
+
+
+def refuse_other_views(root: nn.Module, recipe: Recipe) -> None:
+    """Refuse adapters that mix another number of views than those that are attached.
+
+    Raises:
+        PlanError: Saying both.
+    """
+    attached = {p.recipe.views for p in record_of(root).plans.values()} if RECORD in root.__dict__ else set()
+    counts = sorted({recipe.views, *attached} - {1})
+    if len(counts) > 1:
+        raise PlanError(
+            f"the adapters of one network must mix one number of views, not {' and '.join(map(str, counts))}"
+        )
+
+
+def refuse_conflicts(root: nn.Module, modules: Mapping[str, nn.Module], name: str, sites: Sequence[Site]) -> None:
+    """Refuse sites that cannot get another adapter, and a name that cannot be that of one more.
+
+    Args:
+        root: The network, adapted or not.
+        modules: Of the network, by path.
+        name: Of the new adapter.
+        sites: Where it goes.
+
+    Raises:
+        PlanError: Listing all that is in the way.
+    """
+    problems: list[str] = []
+    taken: set[tuple[str, str]] = set()
+    for site in sites:
+        module = modules[site.path]
+        slot = slot_of(module)
+        if (site.path, site.key) in taken:
+            problems.append(f"{site.path or 'the network'} would get two {site.config.kind} adapters of one name")
+        taken.add((site.path, site.key))
+        if "forward" in module.__dict__:
+            problems.append(f"{site.path} has a forward of its own on the instance, which would hide the adapters")
+        if slot is None and hasattr(module, SLOT):
+            problems.append(f"{site.path} has an attribute {SLOT!r} of its own")
+        if site.attachment.form != "root" and site.attachment.source == "output" and _is_container(module):
+            problems.append(f"{site.path} is a container ({type(module).__name__}); name the layer inside it")
+        if isinstance(module, torch.jit.ScriptModule):
+            problems.append(f"{site.path} is a TorchScript module, whose class cannot be specialised")
+    problems += _clashing_forwards(modules, sites, name, record_of(root).forwards if RECORD in root.__dict__ else {})
+    problems += _other_adapters(root)
+    problems += _name_problems(root, name)
+    if problems:
+        raise PlanError("the adapters cannot be attached:", problems=list(dict.fromkeys(problems)))
+
+
+def _is_container(module: nn.Module) -> bool:
+    """Whether a module only holds others; a list of parametrisations holds tensors too, and computes with them."""
+    return isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and not list(module._parameters)
+
+
+def check_new_name(root: nn.Module, name: str) -> None:
+    """Refuse what cannot be the name of one more adapter.
+
+    Raises:
+        PlanError: Saying why.
+    """
+    if problems := _name_problems(root, name):
+        raise PlanError("this cannot be the name of an adapter:", problems=problems)
+
+
+def _name_problems(root: nn.Module, name: str) -> list[str]:
+    if not isinstance(name, str) or not name.isidentifier() or not name.isascii():
+        return [f"an adapter's name must be letters, digits and underscores, not {name!r}"]
+    if hasattr(Slot(), name):
+        return [f"every torch module has an attribute {name!r}, so an adapter cannot have that name"]
+    if any(slot is not None and name in slot._modules for slot in map(slot_of, root.modules())):
+        return [f"an adapter named {name!r} is attached already; choose another name=, or restore() first"]
+    return []
+
+
+def _other_adapters(root: nn.Module) -> list[str]:
+    """Adapters that another call attached above or below this module, which one record could not put back."""
+    inner = [path for path, m in root.named_modules() if path and RECORD in m.__dict__]
+    if inner:
+        return [f"{inner[0]} is an adapted network itself: adapt that, or restore it first"]
+    if RECORD not in root.__dict__ and next(iter(slots(root)), None) is not None:
+        return ["this module is part of an adapted network: adapt the whole, or restore it first"]
+    return []
+
+
+def _clashing_forwards(
+    modules: Mapping[str, nn.Module], sites: Sequence[Site], name: str, installed: Mapping[str, str]
+) -> list[str]:
+    """The first block that would get adapters for different variants of its forward, as a line for people.
+
+    Args:
+        modules: Of the network, by path.
+        sites: Of a new adapter.
+        name: Its name.
+        installed: Block forwards that replace a module's own one, by path.
+    """
+    asked: dict[str, str] = {}
+    for site in sites:
+        if (ours := site.attachment.block) is None:
+            continue
+        others = {**_forwards_at(modules[site.path], installed.get(site.path)), "itself": asked.get(site.path, ours)}
+        for who, theirs in others.items():
+            if variant_in(theirs) != variant_in(ours):
+                line = f"{site.path}: the adapter {name!r} runs the block as {ours}, and {who} as {theirs}"
+                return [f"{line}, which compute different things: take one of them out, or make both for the same"]
+        asked[site.path] = ours
+    return []
+
+
+def _forwards_at(module: nn.Module, installed: str | None) -> dict[str, str]:
+    """The block forwards that a module runs as, by what asks for them."""
+    found = {} if installed is None else {"the forward that was installed": installed}
+    if (slot := slot_of(module)) is not None:
+        for other in slot._modules:
+            blocks = [piece.attachment.block for _, piece in group_in(slot, other)]
+            found |= {f"the adapter {other!r}": block for block in blocks if block is not None}
+    return found

@@ -1,0 +1,312 @@
+"""Planning: what an adapter would change, as a value. Reads the model, never writes it; every refusal is here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ...errors import PlanError
+from ...families import base_modules, base_parameters
+from ...kinds import AdapterConfig
+from ...ports.facts import Facts
+from ...recipes import Recipe, load_recipe, override
+from ..attachment.changes import one_at_a_time
+from ..attachment.record import module_of, root_of
+from ..attachment.specialise import original_class
+from ..attachment.wrappers import refuse_fixed
+from ..observation.blocks import ChangedBlockError, OtherBlockError, check_block, variant_in
+from ..observation.describe import facts_of, is_described
+from ..observation.examples import Example
+from ..observation.probe import NoStagesError
+from ..observation.trial import Trial
+from ..observation.usable import refuse_moving_statistics, refuse_unusable
+from .choosing import choose_sites, layer_of, other_channels, refuse_moving_channels
+from .conflicts import refuse_conflicts, refuse_other_views
+from .mixing import mixes_images
+from .ready_calls import Asked, with_call, with_found_places
+from .sites import Network, Site, site_key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What `adapt` would do; printing it gives a table.
+
+    Attributes:
+        model: Class name of the network.
+        family: Of the network, or None where its stages were found by running it or the sites were named.
+        name: The adapter's name.
+        recipe: What was asked for.
+        sites: Where the adapters go.
+        structure: Digest of the network's modules and shapes, adapters left out; `inject` compares it.
+        base_parameters: Number of parameters of the frozen network.
+        facts: Facts of the network, given, known or measured.
+        notes: What patterns passed over, and what was assumed.
+    """
+
+    model: str
+    family: str | None
+    name: str
+    recipe: Recipe
+    sites: tuple[Site, ...] = field(repr=False)
+    structure: str
+    base_parameters: int
+    facts: Facts = field(repr=False)
+    notes: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters the adapters train."""
+        return sum(s.parameters for s in self.sites)
+
+    def __str__(self) -> str:
+        share = 100 * self.parameters / max(1, self.base_parameters)
+        heading = (
+            f"{self.recipe.name!r} on {self.model} ({self.family or 'no known family'}): {len(self.sites)} sites, "
+            f"{self.parameters:,} trained of {self.base_parameters:,} frozen parameters ({share:.2f} %)"
+        )
+        notes = [f"  {note}" for note in (*self.facts.notes, *self.notes)]
+        rows = [("kind", "stage", "site", "class", "shape", "parameters")]
+        rows += [
+            (
+                s.config.kind,
+                "" if s.stage is None else str(s.stage),
+                _where(s),
+                s.module,
+                "x".join(map(str, s.shape)),
+                f"{s.parameters:,}",
+            )
+            for s in self.sites
+        ]
+        widths = [max(len(r[i]) for r in rows) for i in range(6)]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+        return "\n".join([heading, str(self.facts), *notes, *lines])
+
+
+def _where(site: Site) -> str:
+    """The path of a site and, in brackets, the parameters or the port there."""
+    inside = site.attachment.port or ", ".join(site.attachment.tensors) or site.attachment.form
+    return f"{site.path or '(network)'}" + (f" [{inside}]" if inside != "output" else "")
+
+
+@one_at_a_time
+def plan(
+    model: object,
+    recipe: str | Path | Recipe | AdapterConfig | Sequence[AdapterConfig] = "stereo",
+    *,
+    name: str = "default",
+    example: Any = None,
+    **overrides: Any,
+) -> Plan:
+    """What `adapt` with the same arguments would do. The model is not changed: what has to be tried runs on a copy.
+
+    Args:
+        model: A network, a `Backbone`, or an adapted network or `StereoModel` that gets one more adapter; also inside
+            torch's wrappers.
+        recipe: A bundled name, a path to a TOML recipe, a `Recipe`, or adapter configs.
+        name: Of the adapter; one base can hold several.
+        example: What the network is called with, for one that does not take one N,C,H,W tensor: a tensor or a list (the
+            one argument), a tuple (positional arguments) or a dict (keyword arguments), of one image or more.
+        overrides: Fields of the recipe's adapters (`every=1`, `spatial={"reduction": 8}`), or `train_also=[patterns]`
+            for layers of the base that are trained too.
+
+    Raises:
+        PlanError: Anything at all that would keep the adapters from being attached. Where the places for them could
+            not be told, it holds a call that names them.
+    """
+    wanted = override(load_recipe(recipe), overrides)
+    if not wanted.adapters and not wanted.from_scratch:
+        raise PlanError(f"recipe {wanted.name!r} has no adapters, so there would be nothing to train")
+    if wanted.from_scratch:
+        raise PlanError(
+            f"recipe {wanted.name!r} attaches no adapters: it trains the whole network, from new weights, with "
+            "`lowpeft train`"
+        )
+    refuse_fixed(module_of(model))
+    root = root_of(model)
+    refuse_unusable(root)
+    trial = Trial(root, None if example is None else Example.of(example))
+    if trial.example is not None and not trial.runs:
+        raise trial.did_not_run()
+    facts = trial.facts = facts_of(model, trial)
+    asked = Asked(recipe=recipe, wanted=wanted, overrides=overrides, has_example=example is not None, name=name)
+    if not wanted.freeze_statistics:
+        frozen = replace(asked, overrides={**overrides, "freeze_statistics": True})
+        moved = trial.moved_by_training()
+        refuse_moving_statistics(root, f"this call keeps them still:\n    {frozen.call({})}", moved)
+    network, sites = _choose(Network(root, facts, trial), asked)
+    if network.may_write_itself and trial.runs:
+        _refuse_own_writes(trial)
+    if wanted.views > 1 and mixes_images(trial, sites):
+        raise PlanError(
+            f"{original_class(root).__name__} mixes the images of a batch: its output for one changes with another one "
+            f"beside it, so that {wanted.views} views would be mixed before anything is trained. Adapters of single "
+            "images (`spatial`, `lora`) fit it"
+        )
+    return _checked_plan(network, name, wanted, sites, facts)
+
+
+def _choose(network: Network, asked: Asked) -> tuple[Network, list[Site]]:
+    """The sites, and the network as what it was taken: where blocks of a family are others, as one of no family."""
+    try:
+        sites = [site for config in asked.wanted.adapters for site in choose_sites(network, config)]
+        refuse_moving_channels(network, sites)
+        return network, sites
+    except NoStagesError as error:
+        raise with_call(error, network, asked) from error
+    except ChangedBlockError as error:
+        unknown = Network(network.root, network.facts, network.trial, by_family=False)
+        if not isinstance(error, OtherBlockError):
+            raise with_found_places(error, unknown, asked) from error
+        unknown.notes[f"taken as a network of no known family, because {error.message}"] = None
+        return _choose(unknown, asked)
+
+
+def _refuse_own_writes(trial: Trial) -> None:
+    """Refuse a network that writes its own weights or buffers when it runs, if it was run."""
+    written = trial.written()
+    if not written:
+        return
+    some = ", ".join(written[:3]) + (", …" if len(written) > 3 else "")
+    text = f"{original_class(trial.root).__name__} writes its own state when it runs ({len(written)} tensors: {some})"
+    if trial.written_again():
+        raise PlanError(
+            f"{text}, in every forward, so that no adapter file could say which base it belongs to: keep what counts "
+            "in a plain attribute, or leave it out of the state dict (register_buffer(…, persistent=False))"
+        )
+    raise PlanError(
+        f"{text}, once: run it in eval mode before you adapt it, `with torch.no_grad(): network.eval()(image)`, so "
+        "that what is frozen is what it computes with"
+    )
+
+
+def plan_sites(
+    model: object,
+    recipe: Recipe,
+    sites: tuple[Site, ...],
+    *,
+    name: str,
+    trial: Trial | None = None,
+    facts: Facts | None = None,
+) -> Plan:
+    """A plan from recorded sites (those of an adapter file), checked against a network.
+
+    Args:
+        model: The network or `Backbone`.
+        recipe: That the sites belong to.
+        sites: Where the adapters go.
+        name: Of the adapter.
+        trial: Of the network, where it is not known to be the same: then it is run, to compare features' channels.
+        facts: Of the network, where the model brings none.
+
+    Raises:
+        PlanError: A module or parameter is not there or has another class or shape, or the adapters cannot be
+            attached; the model is not changed.
+    """
+    refuse_fixed(module_of(model))
+    root = root_of(model)
+    refuse_unusable(root)
+    if not recipe.freeze_statistics:
+        refuse_moving_statistics(root, "make the adapter anew with freeze_statistics=True")
+    tried = trial or Trial(root)
+    facts = tried.facts = facts_of(model, tried) if facts is None or is_described(model) else facts
+    network = Network(root, facts, tried)
+    problems = _misfits(network.modules, sites)
+    for site in [] if problems else sites:
+        module = network.modules[site.path]
+        if site.attachment.block is not None:
+            check_block(network.checked_blocks, site.path, module, site.attachment.block)
+    if not problems and trial is not None:
+        problems = trial.first(lambda observed: other_channels(sites, observed))
+    if problems:
+        raise PlanError(f"the adapter does not fit this {original_class(root).__name__}:", problems=problems)
+    return _checked_plan(network, name, recipe, [_here(network, s) for s in sites], facts)
+
+
+def _misfits(modules: Mapping[str, nn.Module], sites: Iterable[Site]) -> list[str]:
+    """What keeps sites from being those of a network: paths, classes, and parameters that are not there."""
+    problems = []
+    for site in sites:
+        module = modules.get(site.path)
+        if module is None:
+            problems.append(f"there is no module {site.path}")
+        elif original_class(module).__name__ != site.module:
+            problems.append(f"{site.path} is a {original_class(module).__name__}, the adapter is for a {site.module}")
+        elif site.layer is not None:
+            problems += _other_parameters(site, module)
+    return problems
+
+
+def _other_parameters(site: Site, module: nn.Module) -> list[str]:
+    """The parameters of a weight site that a module has not."""
+    found = {name: None if p is None else tuple(p.shape) for name, p in module._parameters.items()}
+    shapes = site.layer.shapes if site.layer is not None else ()
+    return [f"{site.path} has no parameter {n} of shape {shape}" for n, shape in shapes if found.get(n) != shape]
+
+
+def _here(network: Network, site: Site) -> Site:
+    """A site with the layer as the network has it: a file of schema 1 does not say what is transposed or grouped."""
+    if site.layer is None:
+        return site
+    return replace(site, layer=layer_of(network.modules[site.path], site.layer.names))
+
+
+def _checked_plan(network: Network, name: str, recipe: Recipe, sites: Sequence[Site], facts: Facts) -> Plan:
+    root = network.root
+    refuse_conflicts(root, network.modules, name, sites)
+    refuse_other_views(root, recipe)
+    variants = sorted({v for site in sites if (v := variant_in(site.attachment.block)) is not None})
+    return Plan(
+        model=original_class(root).__name__,
+        family=network.recognised.family.name if network.recognised else None,
+        name=name,
+        recipe=recipe,
+        sites=tuple(sites),
+        structure=structure_of(root),
+        base_parameters=sum(p.numel() for _, p in base_parameters(root)),
+        facts=facts,
+        notes=(*network.notes, *(f"while it is on, its blocks run as {variant}" for variant in variants)),
+    )
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def structure_of(root: nn.Module) -> str:
+    """Digest of the paths and classes of a network's modules, and of the names and shapes of its parameters."""
+    lines = [f"{path} {original_class(module).__qualname__}" for path, module in base_modules(root)]
+    lines += [f"{path} {tuple(parameter.shape)}" for path, parameter in base_parameters(root)]
+    return hashlib.sha256("\n".join(lines).encode(), usedforsecurity=False).hexdigest()
+
+
+def check_plan(root: nn.Module, plan: Plan) -> None:
+    """Refuse a plan that is not of this network as it is now.
+
+    Raises:
+        PlanError: It was made for another network, or adapters were attached since.
+    """
+    if not isinstance(plan, Plan):
+        raise PlanError(f"a plan comes from lowpeft.plan, and this is a {type(plan).__name__}")
+    if plan.structure != structure_of(root):
+        raise PlanError(
+            f"the plan was made for another network (a {plan.model} of {plan.base_parameters:,} parameters) than this "
+            f"{original_class(root).__name__} of {sum(p.numel() for _, p in base_parameters(root)):,}: plan again"
+        )
+    modules = dict(base_modules(root))
+    problems = _misfits(modules, plan.sites)
+    problems += [f"{s.path} cannot hold {s.key!r}" for s in plan.sites if s.key != _key_of(s)]
+    if problems:
+        raise PlanError("the plan's sites are not those of this network:", problems=problems)
+    refuse_conflicts(root, modules, plan.name, plan.sites)
+    refuse_other_views(root, plan.recipe)
+
+
+def _key_of(site: Site) -> str | None:
+    try:
+        return site_key(site.config, site.shape, site.layer, site.attachment)
+    except (AttributeError, PlanError):
+        return None

@@ -1,0 +1,198 @@
+"""Sites and facts as the plain values of an adapter file, and back, in every schema that can be read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ...errors import AdapterError
+from ...kinds import AdapterConfig, Attachment, Layer
+from ...ports.facts import Facts
+from ...ports.layouts import Layout
+from ...recipes import config_from_dict, config_to_dict
+from .sites import Site, count_parameters, site_key
+
+SCHEMA = 2
+"""The schema that is written."""
+SCHEMAS = (1, 2)
+"""Those that are read. Schema 1 knew one parameter per weight adapter, one port per block, and no shared parts."""
+
+_DEFAULTS = {f.name: f.default for f in dataclasses.fields(Attachment)}
+
+
+def sites_to_dicts(sites: tuple[Site, ...]) -> list[dict[str, Any]]:
+    """Sites as groups that share everything but their place, because a network has many that are alike."""
+    groups: dict[str, dict[str, Any]] = {}
+    for site in sites:
+        shared: dict[str, Any] = {
+            "adapter": config_to_dict(site.config),
+            "attachment": _attachment_to_dict(site.attachment),
+            "key": site.key,
+            "module": site.module,
+            "shape": list(site.shape),
+            "parameters": site.parameters,
+        }
+        if site.layer is not None:
+            shared["layer"] = {
+                "shapes": [[name, list(shape)] for name, shape in site.layer.shapes],
+                "transposed": site.layer.transposed,
+                "groups": site.layer.groups,
+            }
+        group = groups.setdefault(json.dumps(shared), {**shared, "places": []})
+        group["places"].append([site.path, site.stage, site.block])
+    return list(groups.values())
+
+
+def _attachment_to_dict(attachment: Attachment) -> dict[str, Any]:
+    values = {k: v for k, v in dataclasses.asdict(attachment).items() if v != _DEFAULTS.get(k)}
+    return {k: list(v) if isinstance(v, tuple) else str(v) if isinstance(v, Layout) else v for k, v in values.items()}
+
+
+def sites_from_dicts(groups: list[Mapping[str, Any]], *, schema: int) -> tuple[Site, ...]:
+    """The inverse of `sites_to_dicts`, up to the order of the sites.
+
+    Raises:
+        AdapterError: A group does not go together.
+        LowpeftError: A value is not one of its kind; so do `KeyError`, `TypeError` and `ValueError`.
+    """
+    sites = []
+    for group in groups:
+        config, shape = config_from_dict(group["adapter"]), tuple(group["shape"])
+        attachment, layer = (_first_schema if schema == 1 else _second_schema)(group, config, shape)
+        key = site_key(config, shape, layer, attachment)
+        parameters = count_parameters(config, shape, layer, attachment.form)
+        known = _first_key(key, config, attachment) if schema == 1 else key
+        if (group["key"], group["parameters"]) != (known, parameters):
+            raise AdapterError(
+                f"a {config.kind} site of shape {shape} cannot be {group['key']!r} of {group['parameters']!r}"
+            )
+        for path, stage, block in group["places"]:
+            _check_place(path, stage, block)
+            site = Site(
+                path=path,
+                key=key,
+                module=group["module"],
+                stage=stage,
+                block=block,
+                shape=shape,
+                layer=layer,
+                parameters=parameters,
+                config=config,
+                attachment=attachment,
+            )
+            sites.append(site)
+    return tuple(sites)
+
+
+def _first_key(key: str, config: AdapterConfig, attachment: Attachment) -> str:
+    """The key that schema 1 gave a site: it left the port out, because a block had one."""
+    return config.kind if attachment.form == "block" else key
+
+
+def with_new_keys(tensors: Mapping[str, Tensor], sites: tuple[Site, ...], *, schema: int) -> dict[str, Tensor]:
+    """The tensors of a file by the keys of the present schema."""
+    if schema != 1:
+        return dict(tensors)
+    leads = {f"{s.path}.{_first_key(s.key, s.config, s.attachment)}.": f"{s.path}.{s.key}." for s in sites}
+    moved = {old: new for old, new in leads.items() if old != new}
+
+    def renamed(key: str) -> str:
+        return next((new + key.removeprefix(old) for old, new in moved.items() if key.startswith(old)), key)
+
+    return {renamed(key): tensor for key, tensor in tensors.items()}
+
+
+def _second_schema(
+    group: Mapping[str, Any], config: AdapterConfig, shape: tuple[int, ...]
+) -> tuple[Attachment, Layer | None]:
+    values = dict(group["attachment"])
+    if "layout" in values:
+        values["layout"] = Layout(values["layout"])
+    values["tensors"] = tuple(values.get("tensors", ()))
+    layer = None
+    if "layer" in group:
+        shapes = tuple((name, tuple(sides)) for name, sides in group["layer"]["shapes"])
+        layer = Layer(**{**group["layer"], "shapes": shapes})
+    return Attachment(**values), layer
+
+
+def _first_schema(
+    group: Mapping[str, Any], config: AdapterConfig, shape: tuple[int, ...]
+) -> tuple[Attachment, Layer | None]:
+    act = dict(group["attachment"])
+    form = act["form"]
+    if form == "weight":
+        return Attachment(form="weight", tensors=(act["tensor"],)), Layer(shapes=((act["tensor"], shape),))
+    if form == "branch":
+        return Attachment(form="block", block=act["branch"], port="attention", views=config.views), None
+    if form != "feature":
+        raise AdapterError(f"an attachment of schema 1 cannot have form={form!r}")
+    kept = {k: act[k] for k in ("source", "item", "square") if k in act}
+    return Attachment(form="output", layout=Layout(act["layout"]), views=config.views, **kept), None
+
+
+def _check_place(path: object, stage: object, block: object) -> None:
+    numbers = all(n is None or (type(n) is int and n >= 0) for n in (stage, block))
+    if not isinstance(path, str) or not numbers:
+        raise AdapterError(f"[{path!r}, {stage!r}, {block!r}] is no place of a site")
+
+
+# --- facts -----------------------------------------------------------------------------------------------------------
+
+
+def facts_to_dict(facts: Facts) -> dict[str, Any]:
+    """Plain values of a network's facts."""
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in facts.values.items() if name != "notes"}
+
+
+def facts_from_dict(values: Mapping[str, Any]) -> Facts:
+    """The inverse of `facts_to_dict`, up to the notes, which say where the facts are from.
+
+    Raises:
+        AdapterError: A value is not one of a fact.
+    """
+    values = {**facts_to_dict(Facts(architecture="", scale=None, channels=None)), **values}  # some are newer than files
+    numbers = ("scale", "channels", "size_multiple", "min_px", "fixed_px")
+    right = all(values[n] is None or (type(values[n]) is int and values[n] > 0) for n in numbers)
+    right = right and all(type(values[n]) is int for n in ("size_multiple", "min_px"))
+    right = right and all(type(values[n]) is bool for n in ("square", "strips"))
+    right = right and isinstance(values["family"], (str, type(None))) and isinstance(values["architecture"], str)
+    right = right and (isinstance(values["output"], (str, type(None))) or type(values["output"]) is int)
+    right = right and _is_range(values["value_range"])
+    right = right and (values["output_range"] is None or _is_range(values["output_range"]))
+    right = right and all(type(v) in (int, float) for v in values["maps"])
+    if not (right and all(isinstance(t, str) for t in values["tasks"])):
+        raise AdapterError(f"{dict(values)} are not the facts of a network")
+    floats = {n: tuple(map(float, values[n])) for n in ("value_range", "output_range", "maps") if values[n] is not None}
+    notes = ("the facts are those of the adapter file",)
+    return Facts(**{**values, **floats, "tasks": tuple(values["tasks"]), "notes": notes})
+
+
+def _is_range(values: Any) -> bool:
+    low, high = values
+    return type(low) in (int, float) and type(high) in (int, float) and low < high
+
+
+COMPARED = {
+    "value_range": "values",
+    "scale": "scale",
+    "channels": "channels",
+    "maps": "constant maps",
+}
+"""Facts that an adapter and its network must agree on, by what people call them."""
+
+
+def other_facts(made: Facts, found: Facts) -> list[str]:
+    """Facts that must be the same where an adapter is made and where it is used, and are not, as lines for people."""
+    lines = []
+    for name, what in COMPARED.items():
+        ours, theirs = getattr(made, name), getattr(found, name)
+        if None not in (ours, theirs) and ours != theirs:
+            lines.append(f"the adapter was made with {what} {ours}, this network is described with {theirs}")
+    if made.value_range == found.value_range and made.range_out != found.range_out:
+        lines.append(f"the adapter was made with results {made.range_out}, this network gives {found.range_out}")
+    return lines

@@ -1,0 +1,1 @@
+"""Tables of papers as data (`experiments`), and running them (`reproduce`)."""

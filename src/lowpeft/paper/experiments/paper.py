@@ -1,0 +1,160 @@
+"""What a paper prints: the lines of a table, as data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import did_you_mean
+from ...kinds import is_number
+from ...recipes import check_keys, plain_values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """PSNR and SSIM of a method on a test set; prints as in papers, `24.43/0.7690`."""
+
+    db: float
+    ssim: float
+
+    def __str__(self) -> str:
+        return f"{self.db:.2f}/{self.ssim:.4f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """A line's scores on one test set; None where none is printed.
+
+    Attributes:
+        test_set: Its name.
+        left: What the paper calls the left view's.
+        mean: Mean of both views.
+    """
+
+    test_set: str
+    left: Score | None = None
+    mean: Score | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Printed:
+    """A line of a paper's table; None where nothing is printed.
+
+    Attributes:
+        name: What it is called, unique in the experiment.
+        trained_m: Parameters that were trained, in millions.
+        hours: Of training.
+        memory_gb: Of training; papers print G, and seldom say whether of 10^9 or of 2^30 bytes.
+        figures: Its scores, one for each test set.
+        note: What readers of this line must know.
+    """
+
+    name: str
+    trained_m: float | None = None
+    hours: float | None = None
+    memory_gb: float | None = None
+    figures: tuple[Figures, ...] = ()
+    note: str = ""
+
+    def on(self, test_set: str) -> Figures:
+        """The scores on a test set, without any where none are printed."""
+        return next((f for f in self.figures if f.test_set == test_set), Figures(test_set=test_set))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper:
+    """The lines that a row is compared with; None where the paper has no such line.
+
+    Attributes:
+        frozen: Of the network as its authors publish it, each view by itself.
+        adapted: Of the network as the row's recipe trains it.
+        ensemble: Of that one, mean over the passes of the self-ensemble.
+    """
+
+    frozen: Printed | None = None
+    adapted: Printed | None = None
+    ensemble: Printed | None = None
+
+    @property
+    def lines(self) -> tuple[Printed, ...]:
+        """Those that there are."""
+        return tuple(line for line in (self.frozen, self.adapted, self.ensemble) if line is not None)
+
+
+COSTS = ("trained_m", "hours", "memory_gb")
+VIEWS = ("left", "mean")
+_ROLES = ("frozen", "adapted", "ensemble")
+_TEXTS = {"name": (str, None), "note": (str, "")}
+
+
+def printed_lines(tables: object, problems: list[str]) -> dict[str, Printed]:
+    """The lines of `[[printed]]` tables, by name; what is wrong with them goes to `problems`."""
+    if not isinstance(tables, list):
+        problems.append(f"[[printed]] must be tables, not {tables!r}")
+        return {}
+    lines: dict[str, Printed] = {}
+    for number, table in enumerate(tables, start=1):
+        found: list[str] = []
+        line = _line(table, found)
+        if line is not None and line.name in lines:
+            found.append("another line has this name")
+        elif line is not None:
+            lines[line.name] = line
+        name = f" ({table['name']!r})" if isinstance(table, Mapping) and "name" in table else ""
+        problems += [f"printed line {number}{name}: {problem}" for problem in found]
+    return lines
+
+
+def _line(table: object, problems: list[str]) -> Printed | None:
+    """The line, or None and what is wrong with it."""
+    if not isinstance(table, Mapping):
+        problems.append(f"a printed line must be a table, not {table!r}")
+        return None
+    check_keys(table, (*_TEXTS, *COSTS, "figures"), "the line", problems)
+    values = plain_values(table, _TEXTS, problems)
+    if values["name"] == "":
+        problems.append("name must not be empty")
+    costs = {key: table[key] for key in COSTS if key in table}
+    problems += [
+        f"{key} must be a number of at least 0, not {value!r}"
+        for key, value in costs.items()
+        if not is_number(value, above=-math.inf) or value < 0
+    ]
+    figures = _figures(table.get("figures", {}), problems)
+    return None if problems else Printed(**values, **costs, figures=figures)
+
+
+def _figures(tables: object, problems: list[str]) -> tuple[Figures, ...]:
+    if not isinstance(tables, Mapping) or not all(isinstance(t, Mapping) and t for t in tables.values()):
+        problems.append(f"figures must hold a table of left or mean for each test set, not {tables!r}")
+        return ()
+    found = []
+    for name, table in tables.items():
+        check_keys(table, VIEWS, f"figures.{name}", problems)
+        scores = {view: _score(table[view], f"figures.{name}.{view}", problems) for view in VIEWS if view in table}
+        found.append(Figures(test_set=name, **scores))
+    return tuple(found)
+
+
+def _score(value: object, where: str, problems: list[str]) -> Score | None:
+    pair: list[Any] = value if isinstance(value, list) and len(value) == 2 else []
+    if pair and all(is_number(number, above=0) for number in pair) and pair[1] <= 1:
+        return Score(db=pair[0], ssim=pair[1])
+    problems.append(f"{where} must be [PSNR in dB, SSIM], above 0 and SSIM at most 1, not {value!r}")
+    return None
+
+
+def paper_of_row(table: object, lines: Mapping[str, Printed], problems: list[str]) -> Paper:
+    """The lines that a row's `[paper]` names; what is wrong with it goes to `problems`."""
+    if not isinstance(table, Mapping):
+        problems.append(f"[paper] must be a table of {', '.join(_ROLES)}, not {table!r}")
+        return Paper()
+    check_keys(table, _ROLES, "[paper]", problems)
+    named: dict[str, Any] = {role: table[role] for role in _ROLES if role in table}
+    for role, name in named.items():
+        if not isinstance(name, str) or name not in lines:
+            near = did_you_mean(str(name), tuple(lines))
+            problems.append(f"{role}: no [[printed]] line has the name {name!r}{near}")
+    return Paper(**{role: lines.get(name) for role, name in named.items() if isinstance(name, str)})

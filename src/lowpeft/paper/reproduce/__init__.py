@@ -1,0 +1,241 @@
+"""Running an experiment: every row with every seed, each in a process of its own, and the table that comes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...errors import LowpeftError
+from ...recipes import changed_settings
+from ...restoration.images import make_folder
+from ...restoration.metrics import PROTOCOLS
+from ..experiments import Experiment, Row
+from .job import Job, Outcome, finished, run_job
+from .ready import with_ready_row
+from .smoke import smoke_experiment, write_smoke_scenes, write_smoke_weights
+from .table import FROZEN, Line, Table
+
+__all__ = ["Job", "Line", "Outcome", "Settings", "Sources", "Table", "reproduce", "smoke"]
+
+SMOKE_NOTE = (
+    "A smoke run: tiny networks with random weights, a few steps on made-up scenes. It shows that the experiment runs; "
+    "its figures mean nothing."
+)
+
+READY_NOTE = "The adapter of row {} was there already: it was measured, not trained."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Where an experiment's files are.
+
+    Attributes:
+        weights: Folder with the checkpoints, under the names that their authors gave them. With `adapter` it may be the
+            checkpoint itself.
+        data: Folder of training pairs; not needed with `adapter`.
+        tests: Folder of each test set, by name; figures of the paper stand beside sets of its names (`flickr1024`,
+            `kitti2012`, `kitti2015`, `middlebury`).
+        adapter: Folder of a ready adapter: it is measured in the row that it fits, and nothing is trained.
+    """
+
+    weights: Path
+    data: Path | None = None
+    tests: Mapping[str, Path]
+    adapter: Path | None = None
+
+    def checkpoint(self, row: Row) -> Path:
+        """The checkpoint of a row."""
+        return self.weights if self.adapter is not None and self.weights.is_file() else self.weights / row.weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How an experiment is run.
+
+    Attributes:
+        seeds: Of the training runs; rows are printed with mean and spread over them.
+        training: Settings that differ from the rows' recipes, for all rows.
+        device: Where it runs.
+        ensemble: Also measure the self-ensemble.
+        memory_mb: Bound of the memory that inference takes.
+        jobs: How many cells are run at a time; on the CPU its threads are shared out among them.
+    """
+
+    seeds: Sequence[int] = (0,)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+    ensemble: bool = False
+    memory_mb: int | None = None
+    jobs: int = 1
+
+
+def reproduce(
+    experiment: Experiment,
+    sources: Sources,
+    out: str | Path,
+    *,
+    settings: Settings | None = None,
+    note: str = "",
+    report: Callable[[str], None] = lambda note: None,
+) -> Table:
+    """Run what is not finished yet of an experiment, and write its table.
+
+    Each cell is trained and measured in a process of its own, so that its peak of memory is its own, and leaves a
+    `result.json` that later runs take over; a training that was cut off is resumed. Every row is run with the first
+    seed before any is run with the second.
+
+    Args:
+        experiment: Its rows.
+        sources: Weights, training pairs and test sets.
+        out: Gets a folder for each row and seed, `table.json` and `table.md`.
+        settings: Seeds, training, device.
+        note: What readers of the table must know first.
+        report: Called with a line of text before each cell.
+
+    Returns:
+        The table.
+
+    Raises:
+        LowpeftError: Files are missing (all are listed), settings do not fit, a ready adapter fits no row, results in
+            `out` are of another run, or a row failed; what was finished stays.
+    """
+    settings = settings or Settings()
+    if sources.adapter is not None:
+        experiment = with_ready_row(experiment, sources.adapter)
+        note = note or READY_NOTE.format(experiment.rows[0].name)
+    cells = list(_cells(experiment, sources, settings))
+    folder = make_folder(out)
+    done = {place: finished(job, folder / place) for job, place in cells}
+    outcomes: dict[str, list[Outcome]] = {}
+    with _pool(settings.jobs) as pool:
+        pending = {place: pool.submit(run_job, job, folder / place) for job, place in cells if done[place] is None}
+        try:
+            for number, (job, place) in enumerate(cells, start=1):
+                report(f"{number}/{len(cells)}: {place}")
+                outcome = done[place] or pending[place].result()
+                outcomes.setdefault(place.parent.name if job.recipe else place.name, []).append(outcome)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    lines = tuple(_lines(experiment, outcomes))
+    table = Table(experiment=experiment, lines=lines, note=note, made=tuple(_made(experiment, settings, lines)))
+    (folder / "table.json").write_text(json.dumps(table.as_dict(), indent=1) + "\n", encoding="utf-8")
+    (folder / "table.md").write_text(table.markdown(), encoding="utf-8")
+    return table
+
+
+def smoke(experiment: Experiment, out: str | Path, **keywords: Any) -> Table:
+    """Run an experiment whole at a few steps, on tiny networks and scenes made here.
+
+    Args:
+        experiment: Its rows.
+        out: As of `reproduce`.
+        keywords: Further arguments of `reproduce`.
+
+    Raises:
+        LowpeftError: As `reproduce`.
+    """
+    folder = make_folder(out)
+    small = smoke_experiment(experiment)
+    sets = small.test_sets or ("flickr1024",)
+    write_smoke_weights(small, folder / "weights")
+    data, tests = write_smoke_scenes(folder / "scenes", sets)
+    sources = Sources(weights=folder / "weights", data=data, tests=tests)
+    return reproduce(small, sources, folder, note=SMOKE_NOTE, **keywords)
+
+
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    """Runs each job in a new process."""
+    if jobs < 1:
+        raise LowpeftError(f"there must be at least 1 job at a time, not {jobs}")
+    threads = max(1, torch.get_num_threads() // jobs)
+    return ProcessPoolExecutor(
+        max_workers=jobs,
+        mp_context=get_context("spawn"),
+        max_tasks_per_child=1,
+        initializer=torch.set_num_threads,
+        initargs=(threads,),
+    )
+
+
+def _cells(experiment: Experiment, sources: Sources, settings: Settings) -> Iterator[tuple[Job, Path]]:
+    """Every job and its folder: each frozen network once, then each row with each seed."""
+    rows = [_with_settings(row, settings.training) for row in experiment.rows]
+    networks = {row.weights: row for row in rows}
+    missing = _missing(sources, networks)
+    if missing:
+        raise LowpeftError(f"experiment {experiment.name!r} cannot be run:", problems=missing)
+    common: dict[str, Any] = {name: getattr(settings, name) for name in ("device", "ensemble", "memory_mb")}
+    common |= {"tests": tuple(sources.tests.items()), "protocol": experiment.protocol}
+    for row in networks.values():
+        place = Path(FROZEN if len(networks) == 1 else f"{FROZEN}, {row.name}")
+        yield Job(row=str(place), **_network(row, sources), **common), place
+    if sources.adapter is not None:
+        for row in rows:
+            yield Job(row=row.name, adapter=sources.adapter, **_network(row, sources), **common), Path(row.name)
+        return
+    for seed in settings.seeds:
+        for row in rows:
+            recipe = dataclasses.replace(row.recipe, training=dataclasses.replace(row.recipe.training, seed=seed))
+            job = Job(row=row.name, recipe=recipe, seed=seed, data=sources.data, **_network(row, sources), **common)
+            yield job, Path(row.name) / f"seed-{seed}"
+
+
+def _missing(sources: Sources, networks: Mapping[str, Row]) -> list[str]:
+    """What is not there, one line each."""
+    ready = sources.adapter is not None
+    folders: dict[str, Path | None] = {} if ready and sources.weights.is_file() else {"weights": sources.weights}
+    folders |= {} if ready else {"training pairs": sources.data}
+    folders |= {f"test set {name}": path for name, path in sources.tests.items()}
+    missing = [f"no folder of {what} at {path}" for what, path in folders.items() if path is None or not path.is_dir()]
+    missing += [
+        f"no checkpoint {name} in {sources.weights} (row {row.name})"
+        for name, row in networks.items()
+        if sources.weights.is_dir() and not sources.checkpoint(row).is_file()
+    ]
+    return missing if sources.tests else [*missing, "no test set"]
+
+
+def _network(row: Row, sources: Sources) -> dict[str, Any]:
+    return {"weights": sources.checkpoint(row), "network": row.network, "scale": row.scale}
+
+
+def _with_settings(row: Row, training: Mapping[str, Any]) -> Row:
+    problems: list[str] = []
+    settings = changed_settings(row.recipe.training, training, problems)
+    if problems:
+        raise LowpeftError(f"these training settings do not work for row {row.name!r}:", problems=problems)
+    return dataclasses.replace(row, recipe=dataclasses.replace(row.recipe, training=settings))
+
+
+def _made(experiment: Experiment, settings: Settings, lines: Sequence[Line]) -> Iterator[str]:
+    """How the figures were made, one line each."""
+    yield f"Measured by the protocol `{experiment.protocol}`: {PROTOCOLS[experiment.protocol].summary}."
+    if settings.training:
+        changed = ", ".join(f"{name} = {value}" for name, value in settings.training.items())
+        yield f"Settings that differ from the recipes', in all rows: {changed}."
+    for line in lines:
+        for text in dict.fromkeys(note for outcome in line.outcomes for note in outcome.notes):
+            yield f"{line.row}: {text}."
+        if line.row.startswith(FROZEN):
+            yield f"{line.row}: {line.outcomes[0].frozen:,} parameters."
+
+
+def _lines(experiment: Experiment, outcomes: Mapping[str, list[Outcome]]) -> Iterator[Line]:
+    rows = {row.name: row for row in experiment.rows}
+    for name, found in outcomes.items():
+        if name in rows:
+            paper = rows[name].paper
+            lines = {"printed": paper.adapted, "ensemble": paper.ensemble}
+            yield Line(row=name, summary=rows[name].summary, outcomes=tuple(found), **lines)
+        else:
+            row = rows.get(name.removeprefix(f"{FROZEN}, "), experiment.rows[0])
+            yield Line(row=name, summary="the network alone", outcomes=tuple(found), printed=row.paper.frozen)

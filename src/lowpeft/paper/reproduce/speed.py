@@ -1,0 +1,285 @@
+"""Time and memory of a forward for every row of an experiment on one network, with random weights, side by side."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median, stdev
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core.attachment.record import module_of
+from ...core.attachment.views import MultiViewModel
+from ...core.observation.describe import describe
+from ...core.operations.state import adapter_parameters
+from ...errors import LowpeftError
+from ...restoration.inference.memory import MB, peak_bytes
+from ...restoration.training import build_model
+from ...version import version
+from ..experiments import Experiment, Row
+from ..experiments.show import aligned
+from .job import device_name
+from .smoke import smoke_experiment, tiny_network
+
+HAT_L: dict[str, Any] = {
+    "window_size": 16,
+    "conv_scale": 0.01,
+    "overlap_ratio": 0.5,
+    "mlp_ratio": 2,
+    "img_range": 1.0,
+    "depths": (6,) * 12,
+    "num_heads": (6,) * 12,
+    "embed_dim": 180,
+    "compress_ratio": 3,
+    "squeeze_factor": 30,
+}
+"""Options of HAT-L; source: XPixelGroup/HAT, options/test/HAT-L_SRx4_ImageNet-pretrain.yml."""
+
+VIEWS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A row's forward on a pair, over rounds in which the rows take turns.
+
+    Attributes:
+        row: Its name.
+        trained: Parameters of its adapters.
+        seconds: Of each round.
+        peak_bytes: Most memory above the network and the pair: of tensors on the CPU, of the allocator on CUDA.
+    """
+
+    row: str
+    trained: int
+    seconds: tuple[float, ...]
+    peak_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """What `measure_speed` found; ratios are to the first row's time in the same round, and to its memory.
+
+    Attributes:
+        experiment: Its name.
+        network: In words.
+        size_px: LR height and width of each view.
+        device: Where it ran, in words.
+        rows: In the experiment's order.
+    """
+
+    experiment: str
+    network: str
+    size_px: tuple[int, int]
+    device: str
+    rows: tuple[Measured, ...]
+
+    def ratios(self, row: Measured) -> list[float]:
+        """The row's time over that of the first row, for each round."""
+        return [ours / first for ours, first in zip(row.seconds, self.rows[0].seconds, strict=True)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values: medians and standard deviations over the rounds, and where they are from."""
+        first = self.rows[0]
+        return {
+            "date": datetime.date.today().isoformat(),
+            "device": self.device,
+            "versions": {"lowpeft": version(), "torch": torch.__version__},
+            "experiment": self.experiment,
+            "network": self.network,
+            "size_px": self.size_px,
+            "rounds": len(first.seconds),
+            "ratios_to": first.row,
+            "rows": [
+                {
+                    "row": row.row,
+                    "trained": row.trained,
+                    "seconds": _summary(row.seconds, digits=6),
+                    "time_ratio": _summary(self.ratios(row), digits=4),
+                    "peak_mb": round(row.peak_bytes / MB, 2),
+                    "peak_ratio": round(row.peak_bytes / first.peak_bytes, 4),
+                }
+                for row in self.rows
+            ],
+        }
+
+    def __str__(self) -> str:
+        plain = self.as_dict()
+        table = [
+            ["row", "trained", "seconds", f"of row {plain['ratios_to']}", "peak MB", f"of row {plain['ratios_to']}"]
+        ]
+        for row in plain["rows"]:
+            seconds, ratio = row["seconds"], row["time_ratio"]
+            times = [
+                f"{seconds['median']:.4f} ± {seconds['spread']:.4f}",
+                f"{ratio['median']:.3f} ± {ratio['spread']:.3f}",
+            ]
+            table.append(
+                [row["row"], f"{row['trained']:,}", *times, f"{row['peak_mb']:.1f}", f"{row['peak_ratio']:.3f}"]
+            )
+        height, width = self.size_px
+        about = (
+            f"{self.experiment}: a forward of {VIEWS} views of {height}x{width} LR px; {self.network}, random weights; "
+            f"{self.device}\nmedian and standard deviation of {plain['rounds']} rounds in which the rows take turns"
+        )
+        return f"{about}\n\n{aligned(table)}"
+
+
+def measure_speed(
+    experiment: Experiment,
+    *,
+    size_px: tuple[int, int] | None = None,
+    repeats: int = 5,
+    device: str = "cpu",
+    smoke: bool = False,
+    report: Callable[[str], None] = lambda note: None,
+) -> Speed:
+    """Time a forward of every row of an experiment whose rows are adapters on one network.
+
+    The network has its published size and random weights, so nothing is read or downloaded; the rows share its
+    parameters. In every round each row runs once, in turns forwards and backwards, so that what else the machine does
+    falls on all rows alike. Each runs once before that, to warm up and to measure memory.
+
+    Args:
+        experiment: Its rows.
+        size_px: LR height and width of each view; None means the crop that the first row is trained on.
+        repeats: Rounds, at least 2.
+        device: `cpu` or a CUDA device.
+        smoke: Take a tiny network and small views instead.
+        report: Called with a line of text before each row and round.
+
+    Raises:
+        LowpeftError: The rows are of several networks or trained from scratch, the network's sizes are not known here,
+            or size, repeats or device do not fit.
+    """
+    experiment = smoke_experiment(experiment) if smoke else experiment
+    where, row = torch.device(device), experiment.rows[0]
+    network = _network(experiment, smoke=smoke)
+    training = row.recipe.training
+    size = size_px or (training.crop_height_px // row.scale, training.crop_width_px // row.scale)
+    facts = describe(network)
+    problems = [] if repeats >= 2 else [f"there must be at least 2 rounds, not {repeats}"]
+    if min(size) < 1 or any(side % (facts.size_multiple or 1) for side in size):
+        problems.append(f"{size[0]}x{size[1]} px: the network takes sides in multiples of {facts.size_multiple}")
+    if where.type not in ("cpu", "cuda"):
+        problems.append(f"time is measured on the CPU and on CUDA, not on {where}")
+    if problems:
+        raise LowpeftError(f"the speed of {experiment.name!r} cannot be measured like this:", problems=problems)
+    network.to(where)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pair = torch.rand(VIEWS, facts.channels or 3, *size).to(where)
+    calls: dict[str, Callable[[], object]] = {}
+    trained: dict[str, int] = {}
+    for each in experiment.rows:
+        report(f"row {each.name}")
+        calls[each.name], trained[each.name] = _call(network, each, pair)
+    with torch.no_grad():
+        peaks = {name: _peak(call, where) for name, call in calls.items()}
+        seconds = _in_turns(calls, where, repeats, report)
+    found = [Measured(row=n, trained=trained[n], seconds=tuple(seconds[n]), peak_bytes=peaks[n]) for n in calls]
+    return Speed(
+        experiment=experiment.name,
+        network=f"{'tiny ' * smoke}{row.weights.partition('_')[0]} x{row.scale}, {facts.parameters:,} parameters",
+        size_px=size,
+        device=device_name(where),
+        rows=tuple(found),
+    )
+
+
+def write_speed(speed: Speed, out: str | Path, *, command: str) -> Path:
+    """Write `speed.json` into a folder, with the command that measures it again, and return its path."""
+    path = Path(out) / "speed.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"command": command, **speed.as_dict()}, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def _network(experiment: Experiment, *, smoke: bool) -> nn.Module:
+    """The one network of the rows, with random weights."""
+    row, name = experiment.rows[0], repr(experiment.name)
+    if len({each.weights for each in experiment.rows}) > 1:
+        raise LowpeftError(f"the rows of {name} are of several networks; speed compares adapters on one")
+    scratch = [each.name for each in experiment.rows if each.recipe.from_scratch]
+    if scratch:
+        raise LowpeftError(f"row {scratch[0]!r} of {name} has no adapters; speed compares adapters on one network")
+    if smoke:
+        return tiny_network(row).eval()
+    if row.weights not in _FULL:
+        raise LowpeftError(f"the sizes of {row.weights} are not known here; known: {', '.join(_FULL)}; or --smoke")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _FULL[row.weights]().eval()
+
+
+def _hat_l(scale: int) -> nn.Module:
+    from spandrel.architectures.HAT import HAT
+
+    network: nn.Module = HAT(**HAT_L, upscale=scale)
+    return network
+
+
+_FULL: dict[str, Callable[[], nn.Module]] = {
+    f"HAT-L_SRx{scale}_ImageNet-pretrain.pth": partial(_hat_l, scale) for scale in (2, 3, 4)
+}
+
+
+def _call(network: nn.Module, row: Row, pair: Tensor) -> tuple[Callable[[], object], int]:
+    """A forward of the row's model on the pair, and how many parameters its adapters have."""
+    alike = copy.deepcopy(network, {id(p): p for p in network.parameters()})
+    model = module_of(build_model(alike, row.recipe)).to(pair.device).eval()
+    trained = sum(p.numel() for _, p in adapter_parameters(model))
+    views = pair.chunk(VIEWS) if isinstance(model, MultiViewModel) else (pair,)
+    return lambda: model(*views), trained
+
+
+def _peak(call: Callable[[], object], device: torch.device) -> int:
+    """The most bytes that a call takes above what is held before it; also its first run."""
+    if device.type == "cpu":
+        return peak_bytes(call)
+    call()
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _in_turns(
+    calls: dict[str, Callable[[], object]], device: torch.device, repeats: int, report: Callable[[str], None]
+) -> dict[str, list[float]]:
+    """Seconds of every call in every round."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(repeats):
+        report(f"round {number + 1}/{repeats}")
+        for name in list(calls) if number % 2 == 0 else reversed(calls):
+            seconds[name].append(_seconds(calls[name], device))
+    return seconds
+
+
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cpu":
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+    with torch.cuda.device(device):
+        before = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        after = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+        before.record()
+        call()
+        after.record()
+        torch.cuda.synchronize()
+    return float(before.elapsed_time(after)) / 1000
+
+
+def _summary(values: Sequence[float], *, digits: int) -> dict[str, float]:
+    return {"median": round(median(values), digits), "spread": round(stdev(values), digits)}

@@ -1,0 +1,192 @@
+r"""The one pattern dialect of lowpeft: globs over dotted paths.
+
+    layers.*.conv          `*` is one path component (or a part of one: `fc*`)
+    layers.**.qkv          `**` is any number of components, none included
+    re:layers\.[02]\..*  a regular expression that must match the whole path
+    !**.conv_last          a leading `!` takes away
+    stage=0                a place that the family names: the first group (never block 0 of every group)
+    stage=1:4 block=-1     slices, lists (`stage=0,2`) and negative numbers work as in Python;
+                           `block=-1` is the last block of each stage
+
+A sequence of patterns is their union, less what any `!` takes away, in whatever order they stand. Every pattern must
+match something.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeVar
+
+from ..errors import PlanError
+
+Patterns = str | Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """Something that a pattern can select: a dotted path and, where known, its place in the network."""
+
+    path: str
+    within: tuple[str, ...] = ()
+    """Paths of the modules around it, where naming one of them selects everything inside."""
+    stage: int | None = None
+    block: int | None = None
+
+
+C = TypeVar("C", bound=Candidate)
+
+
+def as_tuple(patterns: Patterns) -> tuple[str, ...]:
+    """One pattern or a sequence of patterns, as a tuple."""
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+
+
+@lru_cache(maxsize=1024)
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """The regular expression that matches exactly the paths that `pattern` (without `!`) means.
+
+    Raises:
+        PlanError: The pattern is empty, or its regular expression is not one.
+    """
+    if pattern.startswith("re:"):
+        try:
+            return re.compile(pattern[3:])
+        except re.error as error:
+            raise PlanError(f"pattern {pattern!r} is not a regular expression: {error}") from error
+    if not pattern or any(not part for part in pattern.split(".")):
+        raise PlanError(f"pattern {pattern!r} has an empty path component; write 'layers.*.conv', say")
+    expression = ""
+    for part in pattern.split("."):
+        expression += r"(?:\.[^.]+)*" if part == "**" else r"\." + _component(part)
+    try:
+        return re.compile(expression)
+    except re.error as error:
+        raise PlanError(f"pattern {pattern!r} has a set in brackets that cannot be read: {error}") from error
+
+
+SET = r"\[!?[^\]]+\]"
+
+
+def _component(part: str) -> str:
+    wild = {"*": "[^.]*", "?": "[^.]"}
+    pieces = re.split(rf"(\*|\?|{SET})", part)
+    return "".join(wild.get(p) or (_set(p) if re.fullmatch(SET, p) else re.escape(p)) for p in pieces)
+
+
+def _set(piece: str) -> str:
+    """`[abc]`, `[a-z]` or `[!abc]`: one character that is no dot; nothing else in the brackets has a meaning."""
+    negated, inside = ("^", piece[2:-1]) if piece.startswith("[!") else ("", piece[1:-1])
+    return rf"(?!\.)[{negated}" + re.sub(r"([\\\[\^&|~])", r"\\\1", inside) + "]"
+
+
+def matcher(pattern: str) -> Callable[[str], bool]:
+    """The test whether a path is one that `pattern` (without `!`) means. Raises as `compile_pattern`."""
+    expression = compile_pattern(pattern)
+    if pattern.startswith("re:"):
+        return lambda path: expression.fullmatch(path) is not None
+    return lambda path: expression.fullmatch("." + path) is not None
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Whether `path` is one that `pattern` means."""
+    return matcher(pattern)(path)
+
+
+def select(patterns: Patterns, candidates: Iterable[C], *, what: str) -> tuple[C, ...]:
+    """The candidates that the patterns select, in their own order.
+
+    Args:
+        patterns: One pattern or a union of them; with only `!` patterns the union starts from everything.
+        candidates: What can be selected.
+        what: What the candidates are, in the plural, for the error message.
+
+    Raises:
+        PlanError: Some pattern matches nothing (all such patterns are listed, with the nearest paths), or no
+            candidate is left.
+    """
+    pool = tuple(candidates)
+    wanted = as_tuple(patterns)
+    if not wanted:
+        raise PlanError(f"no pattern was given for the {what}")
+    counts = _counts(pool)
+    chosen: set[int] = set() if any(not p.startswith("!") for p in wanted) else set(range(len(pool)))
+    excluded: set[int] = set()
+    problems = []
+    for pattern in wanted:
+        test = _matcher(pattern.removeprefix("!"), counts)
+        hits = {i for i, c in enumerate(pool) if test(c)}
+        if not hits:
+            problems.append(f"{pattern!r} matches none of the {len(pool)} {what}{_nearest(pattern, pool)}")
+        (excluded if pattern.startswith("!") else chosen).update(hits)
+    if problems:
+        raise PlanError(f"{len(problems)} of {len(wanted)} patterns match nothing:", problems=problems)
+    kept = chosen - excluded
+    if not kept:
+        raise PlanError(f"the patterns {list(wanted)} exclude every one of the {len(pool)} {what}")
+    return tuple(c for i, c in enumerate(pool) if i in kept)
+
+
+def _counts(pool: Sequence[Candidate]) -> dict[int | None, int]:
+    """How many blocks each stage has, and how many stages there are, under None."""
+    counts: dict[int | None, int] = {None: 1 + max((c.stage for c in pool if c.stage is not None), default=-1)}
+    for candidate in pool:
+        if candidate.stage is not None and candidate.block is not None:
+            counts[candidate.stage] = max(counts.get(candidate.stage, 0), candidate.block + 1)
+    return counts
+
+
+def _matcher(pattern: str, counts: Mapping[int | None, int]) -> Callable[[Candidate], bool]:
+    if not re.match(r"(stage|block)=", pattern):
+        test = matcher(pattern)
+        return lambda c: any(map(test, (c.path, *c.within)))
+    chosen: dict[str, str] = {}
+    for term in pattern.split():
+        found = re.fullmatch(r"(stage|block)=([-0-9:,]+)", term)
+        if found is None or found[1] in chosen:
+            raise PlanError(f"cannot read place {pattern!r}; write 'stage=0', 'stage=1:4 block=-1' or 'stage=0,2'")
+        chosen[found[1]] = found[2]
+        _numbers(found[2], counts[None], pattern)  # refuses what cannot be read
+    stages = _numbers(chosen["stage"], counts[None], pattern) if "stage" in chosen else None
+    # Negative numbers count from the end of a candidate's own stage: depths 2, 2, 6, 2 have four blocks `block=-1`.
+    blocks = {s: _numbers(chosen["block"], n, pattern) for s, n in counts.items()} if "block" in chosen else None
+
+    def test_place(candidate: Candidate) -> bool:
+        if stages is not None and candidate.stage not in stages:
+            return False
+        return blocks is None or candidate.block in blocks.get(candidate.stage, frozenset())
+
+    return test_place
+
+
+def _numbers(text: str, count: int, pattern: str) -> frozenset[int]:
+    numbers: set[int] = set()
+    try:
+        for item in text.split(","):
+            if ":" in item:
+                bounds = [int(b) if b else None for b in item.split(":")]
+                numbers.update(range(count)[slice(*bounds)])
+            else:
+                numbers.add(int(item) + (count if int(item) < 0 else 0))
+    except (ValueError, TypeError) as error:
+        raise PlanError(f"cannot read the numbers of place {pattern!r}: {error}") from error
+    return frozenset(numbers)
+
+
+def _nearest(pattern: str, pool: Sequence[Candidate]) -> str:
+    """The nearest paths, numbers written as `*`, so that a typo is seen once and not once per layer."""
+    if re.match(r"!?(stage|block)=", pattern):
+        stages = sorted({c.stage for c in pool if c.stage is not None})
+        return f" (stages here: {stages[0]}..{stages[-1]})" if stages else " (this network has no named stages)"
+    known = (path for c in pool for path in (c.path, *c.within))
+    paths = dict.fromkeys(".".join("*" if p.isdigit() else p for p in path.split(".")) for path in known)
+    literal = re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", pattern.removeprefix("!").removeprefix("re:"))
+    near = difflib.get_close_matches(literal, list(paths), n=3, cutoff=0.5)
+    if not near:
+        tails = {p.rsplit(".", 1)[-1]: p for p in paths}
+        hits = difflib.get_close_matches(literal.rsplit(".", 1)[-1], list(tails), n=3, cutoff=0.5)
+        near = [tails[t] for t in hits]
+    return f" (nearest: {', '.join(map(repr, near))})" if near else ""

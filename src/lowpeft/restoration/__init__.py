@@ -1,0 +1,1 @@
+"""Tools around adapted networks: images, metrics, data, inference, evaluation, attribution and training."""

@@ -1,0 +1,177 @@
+"""Training crops: an endless sequence, each crop a function of the seed and its number alone."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ...errors import DataError
+from ..images import Border, to_float
+from .examples import load_example, usable_size
+from .model import Example, Rectangle, Scene, px
+
+CHECKED_SCENES = 1000
+"""How many scenes have the headers of their files looked at when crops are set up: all of most data sets."""
+
+_ENDLESS = 2**62
+_PERMUTATIONS = torch.tensor([(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
+
+
+@dataclass(eq=False)
+class Crops(Dataset[tuple[Tensor, Tensor]]):
+    """Random training crops of scenes: `crops[i]` is (LR (V,3,h,w), HR (V,3,scale*h,scale*w)), float32 0..1.
+
+    `crops[i]` depends on the settings, `seed` and `i` alone, not on what was asked for before, nor on the process. So a
+    run that is resumed at `i`, any number of DataLoader workers, and shards of a distributed run give the same samples.
+    There is no end (`len` is 2**62) and shuffling is inside: go through in order, from any number. Every scene is taken
+    once, in a new random order, before any is taken again; places within a scene are equally likely.
+
+    Crops of pairs are mirrored left to right (which swaps the views, since a mirrored left camera stands on the right),
+    top to bottom, and have R, G and B permuted. Crops of single images are mirrored both ways, and turned by quarters
+    if they are square.
+
+    Scenes are decoded when they are first needed. They are kept, as uint8, until `memory_mb` is reached; every other
+    scene is decoded each time, because an endless shuffled sequence comes back to all scenes equally often.
+
+    Attributes:
+        scenes: At least one, all with the same number of views.
+        scale: The SR factor.
+        crop_px: Height and width of a crop in HR px, multiples of `scale`. The default is ASteISR's.
+        augment: Whether crops are mirrored, permuted and turned as above.
+        seed: Any whole number.
+        clean_crops: The rectangle in HR px to use of a scene, by its name; see `read_clean_crops`.
+        border: For LR views that are made; see `load_example`.
+        memory_mb: For decoded scenes, in MiB, of this process: every DataLoader worker has as much again.
+
+    Raises:
+        DataError: There are no scenes, their numbers of views differ, the crop does not fit the scale, or scenes are
+            smaller than the crop or do not fit together (all of them are listed). This is found from the headers of
+            the files, of at most `CHECKED_SCENES` scenes; the rest, and damage behind a header, raises from
+            `crops[i]`. The scene is always named.
+    """
+
+    scenes: Sequence[Scene]
+    scale: int
+    _: KW_ONLY
+    crop_px: tuple[int, int] = (128, 320)
+    augment: bool = True
+    seed: int = 0
+    clean_crops: Mapping[str, Rectangle] | None = None
+    border: Border = "symmetric"
+    memory_mb: float = 4096
+    _kept: dict[int, Example] = field(default_factory=dict, init=False, repr=False)
+    _free_bytes: float = field(default=0, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.scenes, self.crop_px = tuple(self.scenes), (self.crop_px[0], self.crop_px[1])
+        self._free_bytes = self.memory_mb * 2**20
+        height, width = self.crop_px
+        if self.scale < 1 or min(height, width) < 1 or height % self.scale or width % self.scale:
+            raise DataError(f"a crop of {px(self.crop_px)} (HR) is no whole number of x{self.scale} LR pixels")
+        if not self.scenes:
+            raise DataError("there are no scenes to take crops from")
+        if len({len(scene.hr) for scene in self.scenes}) > 1:
+            raise DataError("some of the scenes are pairs and some single images; take crops from them separately")
+        count = len(self.scenes)
+        numbers = (
+            {n * count // CHECKED_SCENES for n in range(CHECKED_SCENES)} if count > CHECKED_SCENES else range(count)
+        )
+        problems = [problem for n in sorted(numbers) if (problem := self._problem(self.scenes[n])) is not None]
+        if problems:
+            raise DataError(f"cannot take crops of {px(self.crop_px)} (HR) from all the scenes:", problems=problems)
+
+    @property
+    def views(self) -> int:
+        """Of every scene: 1 or 2."""
+        return len(self.scenes[0].hr)
+
+    def __len__(self) -> int:
+        return _ENDLESS
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if not 0 <= index < _ENDLESS:
+            raise IndexError(f"crops are numbered from 0 to 2**62 - 1, not {index}")
+        epoch, place = divmod(index, len(self.scenes))
+        example = self._example(_shuffled(self.seed, epoch, len(self.scenes))[place])
+        draws = _Draws("crop", self.seed, index)
+        height, width = (side // self.scale for side in self.crop_px)
+        top = draws.below(example.lr[0].shape[-2] - height + 1)
+        left = draws.below(example.lr[0].shape[-1] - width + 1)
+        cut = []
+        for images, s in ((example.lr, 1), (example.hr, self.scale)):
+            rows, columns = slice(top * s, (top + height) * s), slice(left * s, (left + width) * s)
+            cut.append(torch.stack([image[:, rows, columns] for image in images]))
+        if self.augment:
+            cut = _augmented(cut, draws)
+        lr, hr = (to_float(views).contiguous() for views in cut)
+        return lr, hr
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker that is spawned decodes its own.
+        return {**self.__dict__, "_kept": {}, "_free_bytes": self.memory_mb * 2**20}
+
+    def _example(self, number: int) -> Example:
+        if number in self._kept:
+            return self._kept[number]
+        scene = self.scenes[number]
+        crop = (self.clean_crops or {}).get(scene.name)
+        example = load_example(scene, self.scale, clean_crop=crop, border=self.border)
+        if smaller := self._smaller(scene, (example.hr[0].shape[-2], example.hr[0].shape[-1])):
+            raise DataError(smaller)
+        size = sum(image.numel() for image in (*example.lr, *example.hr))
+        if size <= self._free_bytes:
+            self._kept[number] = example
+            self._free_bytes -= size
+        return example
+
+    def _problem(self, scene: Scene) -> str | None:
+        try:
+            size = usable_size(scene, self.scale, clean_crop=(self.clean_crops or {}).get(scene.name))
+        except DataError as error:
+            return str(error)
+        return self._smaller(scene, size)
+
+    def _smaller(self, scene: Scene, size: tuple[int, int]) -> str | None:
+        if size[0] >= self.crop_px[0] and size[1] >= self.crop_px[1]:
+            return None
+        return f"scene {scene.name}: {px(size)} can be used, less than a crop of {px(self.crop_px)}"
+
+
+class _Draws:
+    """Random whole numbers from a hash of a key: the same on every machine, with any version of Python and torch."""
+
+    def __init__(self, *key: str | int) -> None:
+        self._left = int.from_bytes(hashlib.sha512(repr(key).encode()).digest())
+
+    def below(self, count: int) -> int:
+        """A whole number from 0 to `count` - 1, all equally likely (there are 2**512 states)."""
+        self._left, number = divmod(self._left, count)
+        return number
+
+
+@functools.lru_cache(maxsize=8)
+def _shuffled(seed: int, epoch: int, count: int) -> list[int]:
+    """The numbers below `count` in the random order of an epoch."""
+    return sorted(range(count), key=lambda n: hashlib.sha512(repr(("order", seed, epoch, n)).encode()).digest())
+
+
+def _augmented(cut: list[Tensor], draws: _Draws) -> list[Tensor]:
+    """The LR and HR views (V,3,H,W) of a crop, changed alike."""
+    pair = cut[0].shape[0] == 2
+    if draws.below(2):
+        cut = [views.flip(0, -1) for views in cut]  # the mirrored left view is the new right view
+    if draws.below(2):
+        cut = [views.flip(-2) for views in cut]
+    if pair:
+        channels = _PERMUTATIONS[draws.below(len(_PERMUTATIONS))]
+        cut = [views[:, channels] for views in cut]
+    elif cut[0].shape[-1] == cut[0].shape[-2] and draws.below(2):
+        cut = [views.transpose(-1, -2) for views in cut]  # with the flips, all eight turns and reflections
+    return cut

@@ -1,0 +1,189 @@
+"""One scene into memory: cut to whole LR pixels, checked, and with LR views made where it has none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ...errors import DataError
+from ..images import Border, image_size, matlab_downscale, matlab_halve, mod_crop, read_image
+from .layouts import MARKED
+from .model import AnyPath, Example, Rectangle, Scene, Views, px
+
+
+def load_example(
+    scene: Scene,
+    scale: int,
+    *,
+    clean_crop: Rectangle | None = None,
+    border: Border = "symmetric",
+    halve: bool = False,
+) -> Example:
+    """Read a scene, cut it to whole LR pixels, and make its LR views by MATLAB's bicubic where it has none on disk.
+
+    Args:
+        scene: The scene to read.
+        scale: The SR factor; bottom and right lose what it does not divide.
+        clean_crop: Keep only this rectangle of the HR files, rounded inwards to whole LR pixels.
+        border: What MATLAB's bicubic finds beyond the edge; see `matlab_downscale`.
+        halve: The field's rule for Middlebury: shrink the HR files by 2 first (`matlab_halve`), and take that for HR.
+            LR files belong to the halved HR views.
+
+    Raises:
+        DataError: A file cannot be read, the views differ in size, the LR views are not HR / `scale`, or the rectangle
+            does not lie in the image; the scene is named.
+    """
+    try:
+        lr = [read_image(path) for path in scene.lr]
+        hr, (x0, y0, x1, y1) = _read_hr(scene, [_size(v) for v in lr], scale, clean_crop, border, halve)
+        lr = [v[:, y0:y1, x0:x1] for v in lr] or [matlab_downscale(v, scale, border=border) for v in hr]
+    except DataError as error:
+        raise _of_scene(scene, error) from None
+    return Example(scene.name, tuple(v.contiguous() for v in lr), tuple(v.contiguous() for v in hr))
+
+
+def load_hr(
+    scene: Scene,
+    scale: int,
+    *,
+    clean_crop: Rectangle | None = None,
+    border: Border = "symmetric",
+    halve: bool = False,
+) -> tuple[Tensor, ...]:
+    """The HR views that `load_example` would give; LR files are not looked at.
+
+    Raises:
+        DataError: As `load_example`.
+    """
+    try:
+        hr, _ = _read_hr(scene, [], scale, clean_crop, border, halve)
+    except DataError as error:
+        raise _of_scene(scene, error) from None
+    return tuple(hr)
+
+
+def _read_hr(
+    scene: Scene,
+    lr: Sequence[tuple[int, int]],
+    scale: int,
+    clean_crop: Rectangle | None,
+    border: Border,
+    halve: bool,
+) -> tuple[list[Tensor], Rectangle]:
+    """The HR views, checked against the sizes of the LR files, and the rectangle to keep of these."""
+    hr = [read_image(path) for path in scene.hr]
+    cut = _cut(scene, [_size(v) for v in hr], lr, scale, clean_crop, halve)
+    x0, y0, x1, y1 = (corner * cut.step for corner in cut.lr_rectangle)
+    if clean_crop is not None:
+        hr = [v[:, y0:y1, x0:x1] for v in hr]
+    if halve:
+        hr = [matlab_halve(v, border=border) for v in hr]
+    return [mod_crop(v, scale) for v in hr], cut.lr_rectangle
+
+
+def usable_size(
+    scene: Scene, scale: int, *, clean_crop: Rectangle | None = None, halve: bool = False
+) -> tuple[int, int]:
+    """Height and width of the HR views that `load_example` would give, from the headers of the files alone.
+
+    Raises:
+        DataError: As `load_example`, but for files that are damaged behind their header.
+    """
+    try:
+        sizes = [[image_size(path) for path in paths] for paths in (scene.hr, scene.lr)]
+        x0, y0, x1, y1 = _cut(scene, sizes[0], sizes[1], scale, clean_crop, halve).lr_rectangle
+    except DataError as error:
+        raise _of_scene(scene, error) from None
+    return (y1 - y0) * scale, (x1 - x0) * scale
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """What to keep of a scene: a rectangle in LR px, and how many px of the HR files one LR px is."""
+
+    lr_rectangle: Rectangle
+    step: int
+
+
+def _cut(
+    scene: Scene,
+    hr: Sequence[tuple[int, int]],
+    lr: Sequence[tuple[int, int]],
+    scale: int,
+    clean_crop: Rectangle | None,
+    halve: bool,
+) -> _Cut:
+    """Check the sizes (height, width) of a scene's files against each other, and find what to keep."""
+    if scale < 1:
+        raise DataError(f"the scale must be at least 1, got {scale}")
+    if len(set(hr)) > 1:
+        raise DataError(f"the left view is {px(hr[0])}, but the right view is {px(hr[1])}")
+    height, width = (-(-side // 2) for side in hr[0]) if halve else hr[0]
+    whole = (height // scale, width // scale)
+    for size, path in zip(lr, scene.lr if lr else (), strict=True):
+        if size != whole:
+            made = f"{px(hr[0])}, halved," if halve else px(hr[0])
+            raise DataError(
+                f"at x{scale} an HR view of {made} needs an LR view of {px(whole)}, but {path.name} is {px(size)}"
+            )
+    step = 2 * scale if halve else scale
+    if clean_crop is None:
+        inside = (0, 0, whole[1], whole[0])
+    else:
+        x0, y0, x1, y1 = clean_crop
+        if not (0 <= x0 < x1 <= hr[0][1] and 0 <= y0 < y1 <= hr[0][0]):
+            raise DataError(f"the clean rectangle {clean_crop} does not lie in the {px(hr[0])} view")
+        inside = (-(-x0 // step), -(-y0 // step), x1 // step, y1 // step)
+    if inside[0] >= inside[2] or inside[1] >= inside[3]:
+        raise DataError(f"there is no whole x{scale} LR pixel in {clean_crop or px(hr[0])}")
+    return _Cut(inside, step)
+
+
+def _of_scene(scene: Scene, error: DataError) -> DataError:
+    return DataError(f"scene {scene.name}: {error.message}", problems=error.problems)
+
+
+def _size(view: Tensor) -> tuple[int, int]:
+    return view.shape[-2], view.shape[-1]
+
+
+def read_clean_crops(folder: AnyPath, *, views: Views = 2) -> dict[str, Rectangle]:
+    """The usable rectangle [x0, y0, x1, y1) in HR px of each scene that `manifest.json` gives a `clean_crop`.
+
+    The manifest is a list of objects with `scene` (the name) and, where needed, `clean_crop`; without a manifest there
+    are no such rectangles.
+
+    Args:
+        folder: With the manifest in it.
+        views: As `find_scenes` is asked for. With 1 the views NAME_L and NAME_R of a pair are scenes of their own, and
+            its rectangle is that of both.
+
+    Raises:
+        DataError: The manifest is not of that form, or cannot be read.
+    """
+    path = Path(folder) / "manifest.json"
+    try:
+        if not path.exists():
+            return {}
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON: {error}") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) and "scene" in entry for entry in entries):
+        raise DataError(f"{path} must be a list of objects, each with a 'scene'")
+    crops: dict[str, Rectangle] = {}
+    for entry in entries:
+        corners = entry.get("clean_crop")
+        if corners is None:
+            continue
+        if not isinstance(corners, list) or [type(corner) for corner in corners] != [int] * 4:
+            raise DataError(f"{path}: 'clean_crop' of {entry['scene']} must be [x0, y0, x1, y1] in px, got {corners!r}")
+        name = str(entry["scene"])
+        for scene in (name, *(template.format(name=name) for template in MARKED.hr)) if views == 1 else (name,):
+            crops[scene] = (corners[0], corners[1], corners[2], corners[3])
+    return crops

@@ -1,0 +1,149 @@
+"""Measuring what enhances images on scenes, by a protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from torch import Tensor, nn
+
+from ...core.attachment.record import module_of
+from ...core.observation.describe import image_facts
+from ...errors import DataError, LowpeftError
+from ...ports.facts import ImageFacts
+from ..data import Example
+from ..images import bicubic_upscale, eight_bit, to_float
+from ..inference import Tiling, is_out_of_memory
+from ..inference.whole import enhance_views
+from ..metrics import PROTOCOLS, Protocol, get_protocol
+from .report import Report, Row
+
+Views = tuple[Tensor, ...]
+Enhance = Callable[[Example], Views]
+"""Gives the HR views of an example from its LR views: uint8 or float 0..1, on the CPU."""
+Seen = Callable[[Example, Views], None]
+
+WHOLE = Tiling()
+LITERATURE = PROTOCOLS["literature"]
+
+
+def evaluate(
+    model: object,
+    examples: Iterable[Example],
+    *,
+    protocol: str = LITERATURE.name,
+    ensemble: bool = False,
+    tiling: Tiling = WHOLE,
+    seen: Seen | None = None,
+) -> Report:
+    """Run a network on whole scenes and measure it.
+
+    Args:
+        model: A network (a `Backbone` or a module), adapted or not, or a stereo model.
+        examples: At least one, with as many views as the protocol measures; read one by one.
+        protocol: Of `lowpeft.restoration.metrics.PROTOCOLS`.
+        ensemble: As in `lowpeft.enhance`.
+        tiling: Likewise.
+        seen: Called with each scene and its results, after it was measured.
+
+    Returns:
+        The figures of every scene, and their means.
+
+    Raises:
+        DataError: There is no such protocol, there are no scenes, two have one name, or one has another number of
+            views.
+        LowpeftError: A scene cannot be run or measured; it is named. No scene is ever left out of a mean.
+        PlanError: The network does not take and give images.
+    """
+    facts = image_facts(model)
+    enhance = _by_facts(module_of(model), facts, ensemble=ensemble, tiling=tiling)
+    return measure(enhance, examples, scale=facts.scale, protocol=get_protocol(protocol), seen=seen)
+
+
+def by_network(model: object, *, ensemble: bool = False, tiling: Tiling = WHOLE) -> Enhance:
+    """Enhancing by a network, whose facts are taken now.
+
+    Raises:
+        PlanError: The network does not take and give images.
+    """
+    return _by_facts(module_of(model), image_facts(model), ensemble=ensemble, tiling=tiling)
+
+
+def _by_facts(module: nn.Module, facts: ImageFacts, *, ensemble: bool, tiling: Tiling) -> Enhance:
+    def enhance(example: Example) -> Views:
+        return enhance_views(module, tuple(map(to_float, example.lr)), facts, ensemble=ensemble, tiling=tiling)
+
+    return enhance
+
+
+def by_network_alone(model: object, *, tiling: Tiling = WHOLE) -> Enhance:
+    """Enhancing by a model of several views that gets copies of one: what is lost is what it takes from the others.
+
+    Raises:
+        PlanError: The network does not take and give images.
+    """
+    module, facts = module_of(model), image_facts(model)
+
+    def enhance(example: Example) -> Views:
+        views = tuple(map(to_float, example.lr))
+        copies = ((view,) * len(views) for view in views)
+        return tuple(enhance_views(module, each, facts, tiling=tiling)[i] for i, each in enumerate(copies))
+
+    return enhance
+
+
+def by_bicubic(scale: int) -> Enhance:
+    """Enlarging by MATLAB's bicubic interpolation."""
+    return lambda example: tuple(bicubic_upscale(view, scale) for view in example.lr)
+
+
+def measure(
+    enhance: Enhance,
+    examples: Iterable[Example],
+    *,
+    scale: int,
+    protocol: Protocol = LITERATURE,
+    method: str = "network",
+    seen: Seen | None = None,
+) -> Report:
+    """Measure whatever enhances images.
+
+    Args:
+        enhance: Does it.
+        examples: At least one.
+        scale: HR sides over LR sides.
+        protocol: What is measured.
+        method: Heads the table.
+        seen: As in `evaluate`.
+
+    Raises:
+        DataError: There are no scenes, two have one name, or one has another number of views than the protocol
+            measures.
+        LowpeftError: A scene cannot be run or measured; it is named. Any other error gets the name as a note.
+    """
+    rows: dict[str, Row] = {}
+    for example in examples:
+        if example.name in rows:
+            raise DataError(f"two scenes are called {example.name}: tables and files know them by their names")
+        if len(example.hr) != protocol.views:
+            raise DataError(
+                f"scene {example.name}: has {len(example.hr)} views, but the protocol {protocol.name!r} is about "
+                f"{protocol.views}"
+            )
+        try:
+            results = enhance(example)
+            rounded = tuple(map(eight_bit, results))
+            values = tuple(column.measure(rounded, example.hr, scale) for column in protocol.columns)
+        except LowpeftError as error:
+            raise type(error)(f"scene {example.name}: {error.message}", problems=error.problems) from error
+        except Exception as error:
+            if is_out_of_memory(error):
+                advice = "does not fit into memory: set a bound (memory_mb)"
+                raise LowpeftError(f"scene {example.name}: {advice}") from error
+            error.add_note(f"while scene {example.name} was measured")
+            raise
+        rows[example.name] = Row(scene=example.name, values=values)
+        if seen is not None:
+            seen(example, results)
+    if not rows:
+        raise DataError("there are no scenes to measure on")
+    return Report(method=method, protocol=protocol, rows=tuple(rows.values()))

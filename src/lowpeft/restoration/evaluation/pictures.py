@@ -1,0 +1,88 @@
+"""A picture of a scene: the whole view, and a patch enlarged, by every method, with the errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...errors import DataError
+from ..data import Example
+from ..images import as_picture, bicubic_upscale, eight_bit, to_float, to_uint8
+from ..metrics import psnr
+
+PATCH_PX, ENLARGE, MARGIN_PX, TEXT_PX = 48, 5, 12, 16
+ERROR_GAIN = 4
+"""The error map is black where an image is right and white where all channels are wrong by 1/4 of the range."""
+
+
+def draw_scene(path: Path, example: Example, results: Mapping[str, Tensor], *, scale: int, errors: bool = True) -> Path:
+    """Draw the left (or only) view of a scene: bicubic, what each method made of it, HR, and the last method's errors.
+
+    The patch is where bicubic differs most from HR, so that no method has a part in the choice.
+
+    Args:
+        path: The file to write.
+        example: The scene.
+        results: The view by each method, (3,H,W), 0..1 or uint8.
+        scale: HR sides over LR sides.
+        errors: Whether to draw the mean absolute difference of the last method from HR, times `ERROR_GAIN`.
+
+    Returns:
+        `path`.
+
+    Raises:
+        DataError: The file cannot be written, or no format goes by its suffix.
+    """
+    hr = example.hr[0]
+    panels = {"bicubic": bicubic_upscale(example.lr[0], scale), **{n: eight_bit(r) for n, r in results.items()}}
+    labels = [f"{name}  {psnr(image, hr):.2f} dB" for name, image in panels.items()] + ["HR"]
+    images = [*panels.values(), hr]
+    if errors:
+        difference = (to_float(images[-2]) - to_float(hr)).abs().mean(0, keepdim=True).expand(3, -1, -1)
+        images.append(to_uint8(difference * ERROR_GAIN))
+        labels.append(f"error x{ERROR_GAIN}")
+    note = f"{example.name}, left view, x{scale}." if len(example.hr) == 2 else f"{example.name}, x{scale}."
+    sheet = _sheet(hr, images, labels, f"{note} PSNR of the whole view, RGB; patch: where bicubic is farthest from HR.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path)
+    except (OSError, ValueError) as error:  # the latter for a suffix that Pillow does not know
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"cannot write the picture {path}: {reason}") from error
+    return path
+
+
+def _sheet(hr: Tensor, images: list[Tensor], labels: list[str], note: str) -> Image.Image:
+    """The whole HR view above the patches of all images, of which the first is bicubic."""
+    (y, x), px = _most_wrong(images[0], hr), min(PATCH_PX, *hr.shape[1:])
+    side = PATCH_PX * ENLARGE
+    across = len(images) * side + (len(images) - 1) * MARGIN_PX
+    whole = as_picture(hr).resize((across, round(across * hr.shape[1] / hr.shape[2])))
+    width, top = whole.width + 2 * MARGIN_PX, whole.height + 2 * MARGIN_PX
+    sheet = Image.new("RGB", (width, top + side + 4 * TEXT_PX + MARGIN_PX), "white")
+    draw = ImageDraw.Draw(sheet)
+    sheet.paste(whole, (MARGIN_PX, MARGIN_PX))
+    ratio = whole.width / hr.shape[2]
+    corners = [MARGIN_PX + round(v * ratio) for v in (x, y, x + px, y + px)]
+    draw.rectangle(corners, outline="red", width=2)
+    font = ImageFont.load_default(TEXT_PX)
+    for i, (label, image) in enumerate(zip(labels, images, strict=True)):
+        column = MARGIN_PX + i * (side + MARGIN_PX)
+        patch = image[:, y : y + px, x : x + px]
+        sheet.paste(as_picture(patch).resize((side, side), Image.Resampling.NEAREST), (column, top))
+        draw.text((column, top + side + 4), label, fill="black", font=font)
+    draw.text((MARGIN_PX, top + side + 2 * TEXT_PX), note, fill="gray", font=font)
+    return sheet
+
+
+def _most_wrong(bicubic: Tensor, hr: Tensor) -> tuple[int, int]:
+    """Top and left of the patch where bicubic differs most from HR."""
+    px = min(PATCH_PX, *hr.shape[1:])
+    error = F.avg_pool2d((to_float(bicubic) - to_float(hr)).square()[None], px, stride=4).sum((0, 1))
+    index = int(torch.argmax(error))
+    return 4 * (index // error.shape[1]), 4 * (index % error.shape[1])

@@ -1,0 +1,135 @@
+"""The figures of scenes as a table, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from ...errors import DataError
+from ..metrics import Column, Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One scene: its name, and a figure for each column of the protocol."""
+
+    scene: str
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """One method on one set of scenes; printing it gives a table.
+
+    Attributes:
+        method: What made the images.
+        protocol: What the columns mean.
+        rows: One per scene, in the order in which they were given.
+    """
+
+    method: str
+    protocol: Protocol
+    rows: tuple[Row, ...]
+
+    def means(self) -> dict[str, float]:
+        """The mean over scenes, by column."""
+        columns = zip(*(row.values for row in self.rows), strict=True)
+        return {c.name: fmean(values) for c, values in zip(self.protocol.columns, columns, strict=True)}
+
+    def as_dict(self) -> dict[str, object]:
+        """Everything, for JSON; the PSNR of equal images, which is infinite, is the text `inf`."""
+        names = [c.name for c in self.protocol.columns]
+        return {
+            "method": self.method,
+            "protocol": self.protocol.name,
+            "mean": {name: _plain(value) for name, value in self.means().items()},
+            "scenes": {row.scene: dict(zip(names, map(_plain, row.values), strict=True)) for row in self.rows},
+        }
+
+    def as_markdown(self) -> str:
+        """A table of scenes, with the mean as its last row."""
+        return _markdown(self._cells())
+
+    def __str__(self) -> str:
+        return aligned(self._cells())
+
+    def _cells(self) -> list[list[str]]:
+        columns = self.protocol.columns
+        rows = [[row.scene, *_texts(columns, row.values)] for row in self.rows]
+        mean = ["mean", *_texts(columns, tuple(self.means().values()))]
+        return [[self.method, *(c.name for c in columns)], *rows, mean]
+
+
+def overview(reports: Sequence[Report], *, markdown: bool = False) -> str:
+    """The means of several methods under one protocol, one row each.
+
+    Raises:
+        DataError: The reports are of different protocols or scenes, so that their means cannot be compared.
+    """
+    if len({(r.protocol.name, tuple(row.scene for row in r.rows)) for r in reports}) != 1:
+        raise DataError("means can be compared only over the same scenes, by one protocol")
+    columns = reports[0].protocol.columns
+    heading = [f"mean of {len(reports[0].rows)} scenes", *(c.name for c in columns)]
+    cells = [heading, *([r.method, *_texts(columns, tuple(r.means().values()))] for r in reports)]
+    return _markdown(cells) if markdown else aligned(cells)
+
+
+def write_reports(reports: Sequence[Report], folder: Path, *, facts: Mapping[str, object]) -> tuple[Path, Path]:
+    """Write `report.json` and `report.md`.
+
+    Args:
+        reports: At least one, of the same scenes and protocol.
+        folder: It must exist.
+        facts: How the images were made; they head both files.
+
+    Returns:
+        Both paths.
+
+    Raises:
+        DataError: The reports are not of one set and protocol, or a file cannot be written.
+    """
+    protocol = reports[0].protocol
+    table = overview(reports, markdown=True)
+    about = {"protocol": f"{protocol.name}: {protocol.summary}", **facts}
+    content = {
+        "report.json": json.dumps({**about, "methods": [r.as_dict() for r in reports]}, indent=2) + "\n",
+        "report.md": "\n\n".join(
+            ["\n".join(f"- {key}: {value}" for key, value in about.items()), table, *(r.as_markdown() for r in reports)]
+        )
+        + "\n",
+    }
+    for name, text in content.items():
+        try:
+            (folder / name).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"cannot write {folder / name}: {error.strerror or error}") from error
+    return folder / "report.json", folder / "report.md"
+
+
+def _plain(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
+
+
+def _texts(columns: Sequence[Column], values: Sequence[float]) -> list[str]:
+    return [f"{value:.{c.digits}f}" for c, value in zip(columns, values, strict=True)]
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> str:
+    """Rows of texts as columns: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    sides: list[Callable[[str, int], str]] = [str.ljust, *[str.rjust] * (len(widths) - 1)]
+    return "\n".join(
+        "  ".join(side(text, width) for side, text, width in zip(sides, row, widths, strict=True)).rstrip()
+        for row in cells
+    )
+
+
+def _markdown(cells: Sequence[Sequence[str]]) -> str:
+    escaped = ([text.replace("|", r"\|") for text in row] for row in cells)
+    heading, *rows = (f"| {' | '.join(row)} |" for row in escaped)
+    rule = f"| --- |{' ---: |' * (len(cells[0]) - 1)}"
+    return "\n".join([heading, rule, *rows])

@@ -1,0 +1,119 @@
+"""One call of a network on images 0..1, by its facts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ...core.attachment.calls import image_in, to_network, to_plain
+from ...core.attachment.views import MultiViewModel
+from ...core.attachment.wrappers import layers
+from ...core.padding import pad_to
+from ...errors import DataError
+from ...ports.facts import ImageFacts
+
+Views = tuple[Tensor, ...]
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Within the block, eval mode and no gradients; afterwards every module has the mode that it had.
+
+    One flag for all would not do: below a frozen network, which is in eval mode, adapters are trained.
+    """
+    flags = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(flags[model])  # for modules that do more than set their flag
+        for module, flag in flags.items():
+            module.training = flag
+
+
+def run(module: nn.Module, views: Views, facts: ImageFacts) -> Views:
+    """Run a network on one image, or on the views of a scene, of a size that it takes.
+
+    A `MultiViewModel` gets its views together; any other network gets what there is as one batch of separate images.
+
+    Args:
+        module: The network, adapted or not. One that writes into its input writes into a copy.
+        views: (N,C,H,W) tensors of one shape, 0..1; never written.
+        facts: Of the network.
+
+    Returns:
+        As many (N,C,sH,sW) tensors, about 0..1, not clamped.
+
+    Raises:
+        DataError: A model of several views got another number of them, or the network gives several images for one.
+    """
+    inputs = tuple(to_network(view, facts) for view in views)
+    if multi_view(module) is not None:
+        check_count(module, len(views))
+        outputs = module(*inputs)
+    else:
+        # A copy also of a single view, and a model of several views makes its own batch.
+        output = image_in(module(torch.cat(inputs)), facts.output)
+        outputs = output.chunk(len(views)) if isinstance(output, Tensor) else (output,)
+    if not all(isinstance(o, Tensor) for o in outputs):
+        tasks = f": {', '.join(facts.tasks)}" if facts.tasks else ""
+        advice = "open it for one task: load_backbone(…, task=…)" if facts.tasks else "wrap it so that it gives one"
+        raise DataError(f"the network gives several images for one{tasks}; {advice}")
+    return tuple(to_plain(o, facts) for o in outputs)
+
+
+def multi_view(module: nn.Module) -> MultiViewModel | None:
+    """The model of several views that a call reaches; None for a network of single images.
+
+    It is the module itself, or what DataParallel, DDP, torch.compile or `AveragedModel` hold.
+    """
+    return next((layer for layer in layers(module) if isinstance(layer, MultiViewModel)), None)
+
+
+def check_count(module: nn.Module, count: int) -> None:
+    """Refuse another number of views than a model of several views takes.
+
+    Raises:
+        DataError: Saying how many it takes; never for a network of single images, which takes any number of them.
+    """
+    model = multi_view(module)
+    if model is not None and count != model.views:
+        given = f"{count} view was" if count == 1 else f"{count} views were"
+        raise DataError(
+            f"{given} given, but this {type(model).__name__} takes {model.views} views of a scene together: "
+            "give it all of them"
+        )
+
+
+def run_scaled(module: nn.Module, views: Views, facts: ImageFacts) -> Views:
+    """Run a network as `run` does, and refuse results that are not `facts.scale` times as large as the views.
+
+    Raises:
+        DataError: As `run`, or the results have another size.
+    """
+    results = run(module, views, facts)
+    if results[0].shape[-2:] != tuple(side * facts.scale for side in views[0].shape[-2:]):
+        raise DataError(
+            f"the network gave {size(results[0])}, which is not {facts.scale} times its input {size(views[0])}"
+        )
+    return results
+
+
+def run_padded(module: nn.Module, views: Views, facts: ImageFacts) -> Views:
+    """Run a network as `run_scaled` does on views of any size: padded to one that it takes, the results cut back.
+
+    Raises:
+        DataError: As `run_scaled`.
+    """
+    height, width = views[0].shape[-2:]
+    padded = tuple(pad_to(v, *facts.sides_for(height, width)) for v in views)
+    return tuple(r[..., : height * facts.scale, : width * facts.scale] for r in run_scaled(module, padded, facts))
+
+
+def size(view: Tensor) -> str:
+    """Width and height, for people."""
+    return f"{view.shape[-1]}x{view.shape[-2]} px"

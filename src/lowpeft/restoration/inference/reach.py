@@ -1,0 +1,100 @@
+"""The rows that a network looks up and down: the context that makes strips exact."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ...core.attachment.record import module_of
+from ...core.observation.describe import image_facts
+from ...errors import DataError
+from ...ports.facts import ImageFacts
+from .network import Views, in_eval_mode, multi_view, run_scaled
+from .tiling import Tiling
+
+WIDTH_PX = 32
+MOST_ROWS = 1024
+"""Height of the image above the marked rows; a network that looks farther counts as one that sees everything."""
+
+SAME = 1e-6
+"""Of values 0..1: what rounding may change."""
+
+
+def reach_px(model: object, *, align_px: int | None = None) -> int | None:
+    """Count the LR rows beyond a strip that can have a part in its result.
+
+    A few rows of a tall image are made NaN, and the rows of the result that become NaN are counted. Zeros do not stop a
+    NaN, so this is about what the network is connected to, not about what its weights make of it; far rows usually
+    have little influence, and less context then gives almost the same.
+
+    Args:
+        model: A network (a `Backbone` or a module), adapted or not, or a model of several views.
+        align_px: Where strips begin, as in `Tiling`.
+
+    Returns:
+        The `context_px` with which strips give what the whole image gives, but for rounding. None if there is none:
+        every row depends on all rows (a global pool; see `local_pooling`), or on more than `MOST_ROWS`, or the top rows
+        depend on the bottom ones (shifted windows without a mask, as in DCTLSA).
+
+    Raises:
+        DataError: What a row depends on changes between multiples of `align_px`, so that strips would not cut windows
+            as the whole image does; or the network takes one size, or square images, only.
+        PlanError: The network does not take and give images.
+    """
+    facts, module = image_facts(model), module_of(model)
+    if facts.fixed_px is not None or facts.square:
+        takes = "square images" if facts.fixed_px is None else f"{facts.fixed_px} px"
+        raise DataError(f"{facts.architecture} takes {takes} only and is not run in strips")
+    align = Tiling(align_px=align_px).aligned_to(facts.size_multiple)
+    with in_eval_mode(module):
+        return _reach(module, facts, align)
+
+
+def _reach(module: nn.Module, facts: ImageFacts, align: int) -> int | None:
+    above = 2 * align
+    while (found := _spread(module, facts, above, align)) is None:
+        above *= 2
+        if above > MOST_ROWS:
+            return None
+    if _spread(module, facts, above + align, align) != found:
+        raise DataError(
+            f"the network's windows do not lie the same at all multiples of {align} rows: choose another align_px, "
+            "a multiple of their height"
+        )
+    return None if _wraps(module, facts, 2 * above + align) else max(found)
+
+
+def _spread(module: nn.Module, facts: ImageFacts, first: int, count: int) -> tuple[int, int] | None:
+    """Numbers of rows above and below `count` rows from `first` on that depend on them; None at a border."""
+    image = _grey(module, facts, 2 * first + count)
+    image[..., first : first + count, :] = math.nan
+    touched = torch.stack([r.isnan().any(-1).any(1).any(0) for r in _results(module, facts, image)]).any(0)
+    rows = touched.nonzero().flatten() // facts.scale
+    low, high = int(rows[0]), int(rows[-1])
+    if low == 0 or high >= 2 * first + count - 1:
+        return None
+    return first - low, high - (first + count - 1)
+
+
+def _wraps(module: nn.Module, facts: ImageFacts, height: int) -> bool:
+    """Whether the first rows depend on the last ones; by values, because masks of attention let a NaN pass."""
+    image = _grey(module, facts, height)
+    other = image.clone()
+    other[..., -(image.shape[-2] // 4) :, :] = 0
+    top = slice(0, height // 4)
+    pairs = zip(_results(module, facts, image), _results(module, facts, other), strict=True)
+    return any(bool((a[..., top, :] - b[..., top, :]).abs().max() > SAME) for a, b in pairs)
+
+
+def _grey(module: nn.Module, facts: ImageFacts, height: int) -> Tensor:
+    """A grey image of so many rows or a few more, as wide as need be."""
+    parameter = next(module.parameters())
+    shape = (1, facts.channels, *facts.sides_for(height, math.lcm(WIDTH_PX, facts.size_multiple)))
+    return torch.full(shape, 0.5, device=parameter.device, dtype=parameter.dtype)
+
+
+def _results(module: nn.Module, facts: ImageFacts, image: Tensor) -> Views:
+    model = multi_view(module)
+    return run_scaled(module, (image,) * (1 if model is None else model.views), facts)

@@ -1,0 +1,378 @@
+"""Local attribution maps (LAM): which input pixels a patch of the result was made from, in every view.
+
+Source: Gu & Dong, "Interpreting Super-Resolution Networks with Local Attribution Maps", CVPR 2021 (arXiv 2011.11036).
+For a network F, the image I, a detector D on a patch of the output, and images γ(α) = ω(σ − ασ) ⊗ I that go from
+blurred to sharp (ω is a Gaussian kernel), the attribution of pixel i is
+
+    LAM_i = ∫₀¹ ∂D(F(γ(α)))/∂γ(α)_i · ∂γ(α)_i/∂α dα  ≈  Σ_k ∂D(F(γ_k))/∂γ_k,i · (γ_k − γ_k−1)_i,    k = 1 … steps
+
+with γ_k = γ(k / steps): a right Riemann sum, with the difference of neighbouring kernels for the derivative of γ, as
+the authors compute it. The sum over all pixels approaches D(F(I)) − D(F(γ(0))).
+
+For several views, all are blurred together and the gradient is taken by all: the map of another view says what the
+patch owes to it. The figures of ASteISR (arXiv 2407.03598) are such maps; no code for them was published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...core.attachment.record import module_of
+from ...core.attachment.specialise import DIFFERENTIABLE_IN_TRAINING_ONLY, original_class
+from ...core.observation.describe import image_facts
+from ...errors import DataError, did_you_mean
+from ...ports.facts import ImageFacts
+from ..inference.network import in_eval_mode, run_padded, size
+
+PAIR = ("left", "right")
+
+EPSILON = 1e-8
+"""Added under the detector's square root, whose slope at 0 is infinite without it. Its root is a fortieth of one 8-bit
+grey level, so edges weigh what they weigh without it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patch:
+    """A square of the result, in its own (HR) pixels.
+
+    Attributes:
+        y_px: Its first row.
+        x_px: Its first column.
+        side_px: Its height and width.
+        view: The name of the view that it lies in (see `view_names`); a single image is the left one.
+    """
+
+    y_px: int
+    x_px: int
+    side_px: int
+    view: str = PAIR[0]
+
+    def __str__(self) -> str:
+        return f"{self.side_px}x{self.side_px} HR px at row {self.y_px}, column {self.x_px}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LamSettings:
+    """How the way from the blurred image to the sharp one is gone; the defaults are the authors'.
+
+    Attributes:
+        steps: Of the Riemann sum.
+        sigma_px: Of the Gaussian at the start, in LR pixels. It falls to 0 in equal steps.
+        kernel_px: Side of the square kernel; odd.
+        chunk: Steps that go through the network at once, which multiplies memory. The result does not depend on it, but
+            for the rounding of batched kernels.
+    """
+
+    steps: int = 50
+    sigma_px: float = 1.2
+    kernel_px: int = 9
+    chunk: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range.
+
+        Raises:
+            DataError: Listing every one.
+        """
+        problems = [
+            f"{name} must be a whole number of at least {least}, not {getattr(self, name)!r}"
+            for name, least in {"steps": 1, "kernel_px": 3, "chunk": 1}.items()
+            if type(getattr(self, name)) is not int or getattr(self, name) < least
+        ]
+        if type(self.kernel_px) is int and self.kernel_px % 2 == 0:
+            problems.append(f"kernel_px must be odd, not {self.kernel_px}")
+        if type(self.sigma_px) not in (int, float) or not 0 < self.sigma_px < float("inf"):
+            problems.append(f"sigma_px must be a number above 0, not {self.sigma_px!r}")
+        if problems:
+            raise DataError("the settings of the attribution do not work:", problems=problems)
+
+
+PUBLISHED = LamSettings()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Attribution:
+    """What every pixel of the input adds to the detector; printing it gives the figures.
+
+    Attributes:
+        maps: For each view, in their order, the signed attribution of its pixels, summed over the channels: (H,W),
+            float64, on the CPU, in the detector's unit (values 0..1, summed over patch and channels).
+        patch: What was explained.
+        detector_blurred: D of the result for the most blurred views.
+        detector_sharp: D of the result for the views themselves.
+    """
+
+    maps: tuple[Tensor, ...]
+    patch: Patch
+    detector_blurred: float
+    detector_sharp: float
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The names of the views."""
+        return view_names(len(self.maps))
+
+    @property
+    def where(self) -> str:
+        """The patch, and among several views its own, for people."""
+        if len(self.maps) == 1:
+            return str(self.patch)
+        return f"{self.patch} of {view_title(self.patch.view)}"
+
+    @property
+    def normalised(self) -> tuple[Tensor, ...]:
+        """|map| of each view over the largest |value| in any: (H,W), 0..1."""
+        peak = max(m.abs().max() for m in self.maps)
+        return tuple(m.abs() / peak for m in self.maps)
+
+    @property
+    def share_other_view(self) -> float | None:
+        """Σ|maps of the views without the patch| / Σ|all maps|, 0..1; None for a single image."""
+        if len(self.maps) < 2:
+            return None
+        sums = dict(zip(self.views, (m.abs().sum().item() for m in self.maps), strict=True))
+        total = sum(sums.values())
+        del sums[self.patch.view]
+        return sum(sums.values()) / total
+
+    @property
+    def diffusion_indices(self) -> tuple[float | None, ...]:
+        """The diffusion index of each view's map; None for one that is 0 everywhere."""
+        return tuple(diffusion_index(m) for m in self.maps)
+
+    @property
+    def diffusion_index(self) -> float | None:
+        """The diffusion index of all maps together."""
+        return diffusion_index(torch.cat([m.flatten() for m in self.maps]))
+
+    @property
+    def completeness_error(self) -> float | None:
+        """|Σ maps − (D sharp − D blurred)| / |D sharp − D blurred|: what a finite number of steps leaves out.
+
+        None where D does not change at all.
+        """
+        change = self.detector_sharp - self.detector_blurred
+        return abs(sum(m.sum().item() for m in self.maps) - change) / abs(change) if change else None
+
+    def figures(self) -> dict[str, float | None]:
+        """Every figure by its name, as `lowpeft lam` writes them."""
+        per_view = {f"diffusion_index_{v}": i for v, i in zip(self.views, self.diffusion_indices, strict=True)}
+        several = {"share_other_view": self.share_other_view, **per_view} if len(self.maps) > 1 else {}
+        return {
+            **several,
+            "diffusion_index": self.diffusion_index,
+            "detector_blurred": self.detector_blurred,
+            "detector_sharp": self.detector_sharp,
+            "sum_of_maps": sum(m.sum().item() for m in self.maps),
+            "completeness_error": self.completeness_error,
+        }
+
+    def __str__(self) -> str:
+        return as_table({"value": self})
+
+
+def view_names(count: int) -> tuple[str, ...]:
+    """The names of the views of a scene: left, right; "1", "2", "3", … where there are more than two."""
+    return PAIR[:count] if count <= len(PAIR) else tuple(str(i + 1) for i in range(count))
+
+
+def view_title(name: str) -> str:
+    """The name of a view, for people."""
+    return f"the {name} view" if name in PAIR else f"view {name}"
+
+
+def as_table(columns: Mapping[str, Attribution]) -> str:
+    """Attributions of one patch beside each other, as text.
+
+    Args:
+        columns: At least one; the name of each is its heading.
+    """
+    figures = {name: each.figures() for name, each in columns.items()}
+    rows = list(next(iter(figures.values())))
+    left, width = max(map(len, rows)), max(10, *map(len, columns))
+    lines = [next(iter(columns.values())).where, " " * left + "".join(f"  {name:>{width}}" for name in columns)]
+    for row in rows:
+        cells = ["-" if f[row] is None else f"{f[row]:.5g}" for f in figures.values()]
+        lines.append(f"{row.replace('_', ' '):<{left}}" + "".join(f"  {cell:>{width}}" for cell in cells))
+    return "\n".join(lines)
+
+
+def attribute(
+    model: object,
+    *views: Tensor,
+    patch: Patch,
+    settings: LamSettings = PUBLISHED,
+    advance: Callable[[str], None] = lambda note: None,
+) -> Attribution:
+    """Attribute a patch of the result to the pixels of the image, or of all the views.
+
+    The detector is D = Σ √(dx² + dy² + ε) over the patch and the channels, with the differences dx, dy of each pixel to
+    its right and lower neighbour and ε = 1e-8: how much edge and texture is there. The network runs in eval mode, as
+    `lowpeft.enhance` runs it, but that nothing is clamped; its modes, its `requires_grad` and every `.grad` are
+    afterwards as they were.
+
+    Args:
+        model: A network (a `Backbone` or a module), adapted or not, or a model of several views; on any device.
+        views: One image, or the views of a scene in their order, left first: (C,H,W), all of one shape, 0..1, on any
+            device. A network that is no model of several views runs on each view by itself.
+        patch: What is explained.
+        settings: Of the sum.
+        advance: Called after each chunk of steps with a short note; there are `chunks(settings)` of them.
+
+    Raises:
+        DataError: The views are no images of one size, a network of fixed input size does not take them, the patch
+            does not lie in the result, the network's output has no finite gradient or another size, or nothing in the
+            views acts on the patch.
+        PlanError: The network does not take and give images.
+    """
+    facts, module = image_facts(model), module_of(model)
+    _check_views(views, facts, settings)
+    height, width = (side * facts.scale for side in views[0].shape[-2:])
+    _check_patch(patch, view_names(len(views)), (height, width))
+    like = next(module.parameters(), views[0])  # bicubic, to compare with, has no parameters
+    detected: list[Tensor] = []
+    with _differentiable(module):
+        sharp_views = tuple(v.detach().to("cpu", torch.float64, copy=True) for v in views)
+        maps = [v.new_zeros(v.shape[-2:]) for v in sharp_views]
+        for images, changes in _walk(sharp_views, settings):
+            inputs = tuple(i.to(like.device, like.dtype, copy=True).requires_grad_() for i in images)
+            found = _detected(module, inputs, facts, patch)
+            found.sum().backward()  # type: ignore[no-untyped-call]  # not autograd.grad: reentrant checkpoints refuse it
+            for total, image, change in zip(maps, inputs, changes, strict=True):
+                if image.grad is not None:
+                    total += (image.grad.to(change) * change).sum((0, 1))
+            detected.append(found.detach())
+            advance("")
+    values = torch.cat(detected)
+    if not all(t.isfinite().all() for t in (values, *maps)):
+        raise DataError("the network's output or its gradient is NaN or infinite, so it cannot be attributed")
+    if not any(m.any() for m in maps):
+        raise DataError(f"nothing in the views acts on the patch of {patch}: is the image flat there?")
+    blurred, sharp = values[0].item(), values[-1].item()
+    return Attribution(maps=tuple(maps), patch=patch, detector_blurred=blurred, detector_sharp=sharp)
+
+
+def chunks(settings: LamSettings) -> int:
+    """How often the network runs; the most blurred images are run too."""
+    return -(-(settings.steps + 1) // settings.chunk)
+
+
+def diffusion_index(attributions: Tensor) -> float | None:
+    """(1 − Gini) · 100 of the absolute values: the larger, the more pixels take part, 100 if all do alike.
+
+    Gini = Σᵢ (2i − n − 1) xᵢ / (n Σᵢ xᵢ) with the n values in ascending order, i = 1 … n (arXiv 2011.11036).
+
+    Returns:
+        0..100, or None where all values are 0.
+    """
+    values = attributions.abs().double().flatten().sort().values
+    total = values.sum()
+    if not total:
+        return None
+    n = len(values)
+    ranks = 2 * torch.arange(1, n + 1, dtype=torch.float64, device=values.device) - n - 1
+    return 100 * (1 - ((ranks * values).sum() / (n * total)).item())
+
+
+def blur(image: Tensor, sigma_px: float, kernel_px: int = PUBLISHED.kernel_px) -> Tensor:
+    """Convolve (C,H,W) with a normalised Gaussian kernel, reflecting the image at its border; 0 leaves it as it is."""
+    half = kernel_px // 2
+    distance = torch.arange(-half, half + 1, dtype=image.dtype, device=image.device)
+    weights = torch.exp(-0.5 * (distance / max(sigma_px, 1e-5)) ** 2)
+    weights = weights / weights.sum()
+    padded = F.pad(image[:, None], (half, half, half, half), mode="reflect")
+    return F.conv2d(F.conv2d(padded, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1))[:, 0]
+
+
+def detect(image: Tensor, patch: Patch) -> Tensor:
+    """The detector D on (N,C,H,W): (N,), float64, on the CPU. Pixels beyond the image are those of its border."""
+    y, x, side = patch.y_px, patch.x_px, patch.side_px
+    part = image[..., y : y + side + 1, x : x + side + 1].to("cpu", torch.float64)
+    part = F.pad(part, (0, side + 1 - part.shape[-1], 0, side + 1 - part.shape[-2]), mode="replicate")
+    here = part[..., :-1, :-1]
+    squares = (part[..., :-1, 1:] - here) ** 2 + (part[..., 1:, :-1] - here) ** 2
+    return (squares + EPSILON).sqrt().sum((1, 2, 3))
+
+
+def _walk(views: tuple[Tensor, ...], settings: LamSettings) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
+    """From blurred to sharp in chunks of steps, 0 first: their images and the changes since the step before, by view.
+
+    Both are (steps,C,H,W). Step 0 has no step before it: its change is 0.
+    """
+    sigmas = [settings.sigma_px * (1 - k / settings.steps) for k in range(settings.steps + 1)]
+    before = tuple(blur(v, settings.sigma_px, settings.kernel_px) for v in views)
+    for first in range(0, len(sigmas), settings.chunk):
+        part = sigmas[first : first + settings.chunk]
+        images = tuple(torch.stack([blur(v, s, settings.kernel_px) for s in part]) for v in views)
+        yield images, tuple(torch.cat((b[None], i)).diff(dim=0) for b, i in zip(before, images, strict=True))
+        before = tuple(i[-1] for i in images)
+
+
+def _detected(module: nn.Module, inputs: tuple[Tensor, ...], facts: ImageFacts, patch: Patch) -> Tensor:
+    """D of the network's result for each step: (steps,), differentiable by the inputs."""
+    found = detect(run_padded(module, inputs, facts)[view_names(len(inputs)).index(patch.view)], patch)
+    if not found.requires_grad:
+        raise DataError(
+            "the network's output carries no gradient, so it cannot be attributed: give the trainable module itself, "
+            "not an inference wrapper"
+        )
+    return found
+
+
+@contextmanager
+def _differentiable(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode with gradients for its inputs alone; modes and flags are put back."""
+    flags = {p: p.requires_grad for p in model.parameters()}
+    with in_eval_mode(model):
+        try:
+            for module in model.modules():
+                if original_class(module).__name__ in DIFFERENTIABLE_IN_TRAINING_ONLY:
+                    module.training = True
+            for parameter in flags:
+                parameter.requires_grad_(False)
+            with torch.inference_mode(False), torch.enable_grad():
+                yield
+        finally:
+            for parameter, flag in flags.items():
+                parameter.requires_grad_(flag)
+
+
+def _check_views(views: tuple[Tensor, ...], facts: ImageFacts, settings: LamSettings) -> None:
+    if not views:
+        raise DataError("there is nothing to attribute to: give one image, or the views of a scene")
+    for view in views:
+        if view.dim() != 3 or not view.is_floating_point() or not view.numel():
+            raise DataError(f"an image is (C,H,W) of values 0..1, not {tuple(view.shape)} of {view.dtype}")
+        if len(view) != facts.channels:
+            raise DataError(f"the network takes images of {facts.channels} channels, not {len(view)}")
+        if not view.isfinite().all():
+            raise DataError("an image holds NaN or infinity")
+    if len({v.shape for v in views}) > 1:
+        raise DataError(f"the views differ in size: {' and '.join(map(size, views))}")
+    height, width = views[0].shape[-2:]
+    if min(height, width) <= settings.kernel_px // 2:
+        raise DataError(f"a view of {size(views[0])} is too small for a blur with a kernel of {settings.kernel_px} px")
+    fixed = facts.fixed_px
+    if fixed is not None and (height, width) != (fixed, fixed):
+        raise DataError(
+            f"the network takes images of {fixed}x{fixed} px only, not {size(views[0])}: cut the views first"
+        )
+
+
+def _check_patch(patch: Patch, known: tuple[str, ...], size_px: tuple[int, int]) -> None:
+    """Refuse a patch of none of the known views, or beyond a result of that height and width."""
+    if patch.view not in known:
+        raise DataError(f"there is no view {patch.view!r}{did_you_mean(str(patch.view), known)}: {', '.join(known)}")
+    numbers = [getattr(patch, f.name) for f in fields(patch) if f.name != "view"]
+    if any(type(n) is not int for n in numbers):
+        raise DataError(f"a patch is given in whole HR pixels, not {numbers}")
+    height, width = size_px
+    y, x, side = numbers
+    if side < 1 or min(y, x) < 0 or y + side > height or x + side > width:
+        raise DataError(f"the patch, {patch}, does not lie in the result of {width}x{height} px")

@@ -1,0 +1,81 @@
+"""The picture of local attribution maps: the views with the patch outlined, and below them each network's maps."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ..images import as_picture
+from .attribution import Attribution, view_names, view_title
+
+VIEW_PX, MARGIN_PX, TEXT_PX, LINE_PX = 480, 12, 14, 18
+"""Views are enlarged by a whole factor to at least `VIEW_PX` columns, which the titles need."""
+CHARACTER_PX = 7.4
+"""The mean width of the default font's characters at `TEXT_PX`, with some to spare."""
+DIMMED = 0.45
+"""The brightness of the grey view under a map, so that the colours stand out."""
+
+
+def draw_attributions(
+    columns: Mapping[str, Attribution], views: Sequence[Tensor], *, scale: int, notes: Sequence[str]
+) -> Image.Image:
+    """Draw attributions of one patch: a row with the views, and a row of maps for each network.
+
+    A map is a heat from black over red and yellow to white on the grey view. Its strength is the square root of
+    |attribution| over the largest in that map; where the other view's map has larger values, the title says so, so that
+    a faint map is not taken for a strong one.
+
+    Args:
+        columns: The attributions by the names of their networks.
+        views: Their views, (3,H,W), 0..1.
+        scale: HR pixels per LR pixel.
+        notes: Paragraphs to stand below.
+    """
+    names = [view_title(name).removeprefix("the ") for name in view_names(len(views))] if len(views) > 1 else ["image"]
+    rows = [list(zip(names, views, strict=True))]
+    for network, attribution in columns.items():
+        titles = [f"{network}, {name}{_remark(attribution, i)}" for i, name in enumerate(names)]
+        rows.append(list(zip(titles, map(heat, views, attribution.maps), strict=True)))
+    enlarge = -(-VIEW_PX // views[0].shape[-1])
+    height, width = (side * enlarge for side in views[0].shape[-2:])
+    row_px, column_px = LINE_PX + height + MARGIN_PX, width + MARGIN_PX
+    sheet_px, top = len(views) * column_px + MARGIN_PX, len(rows) * row_px + MARGIN_PX
+    lines = [line for note in notes for line in textwrap.wrap(note, int((sheet_px - 2 * MARGIN_PX) / CHARACTER_PX))]
+    sheet = Image.new("RGB", (sheet_px, top + len(lines) * LINE_PX + MARGIN_PX), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT_PX)
+    patch = next(iter(columns.values())).patch
+    outlined = view_names(len(views)).index(patch.view)
+    for row, panels in enumerate(rows):
+        for column, (title, image) in enumerate(panels):
+            x, y = MARGIN_PX + column * column_px, MARGIN_PX + row * row_px
+            draw.text((x, y), title, fill="black", font=font)
+            sheet.paste(as_picture(image).resize((width, height), Image.Resampling.NEAREST), (x, y + LINE_PX))
+            if column == outlined:
+                left, upper = (p * enlarge / scale for p in (patch.x_px, patch.y_px))
+                side = patch.side_px * enlarge / scale
+                corners = [x + left, y + LINE_PX + upper, x + left + side, y + LINE_PX + upper + side]
+                draw.rectangle([round(c) for c in corners], outline="cyan", width=1)
+    for i, line in enumerate(lines):
+        draw.text((MARGIN_PX, top + i * LINE_PX), line, fill="dimgray", font=font)
+    return sheet
+
+
+def heat(view: Tensor, values: Tensor) -> Tensor:
+    """A map (H,W) on its view (3,H,W): (3,H,W), 0..1."""
+    peak = values.abs().max()
+    strength = (values.abs() / peak).sqrt() if peak else values.abs()
+    colours = torch.stack([(3 * strength - channel).clamp(0, 1) for channel in range(3)])
+    return DIMMED * view.mean(0) * (1 - strength) + colours * strength
+
+
+def _remark(attribution: Attribution, index: int) -> str:
+    """What the title says about the scale of a map's colours."""
+    peaks = [m.abs().max().item() for m in attribution.maps]
+    if not peaks[index]:
+        return ": exactly 0"
+    ratio = max(peaks) / peaks[index]
+    return f" (largest is 1/{ratio:{'.3g' if ratio < 100 else ',.0f'}} of the other view's)" if ratio > 1 else ""

@@ -1,0 +1,37 @@
+"""Training: `train` is the one loop; the rest is what it is made of."""
+
+from __future__ import annotations
+
+from ...core.attachment.record import is_adapted
+from .building import NETWORK, build_model, reinitialise, save_merged, save_network
+from .checkpoint import checkpoints, last_step
+from .loop import Step, Trained, train
+from .parallel import Processes, connect
+from .samples import CropSource, crop_for
+from .schedule import image_loss, learning_rate
+from .session import save_product, trained_parameters
+from .validation import psnr_db, validation
+
+__all__ = [
+    "NETWORK",
+    "CropSource",
+    "Processes",
+    "Step",
+    "Trained",
+    "build_model",
+    "checkpoints",
+    "connect",
+    "crop_for",
+    "image_loss",
+    "is_adapted",
+    "last_step",
+    "learning_rate",
+    "psnr_db",
+    "reinitialise",
+    "save_merged",
+    "save_network",
+    "save_product",
+    "train",
+    "trained_parameters",
+    "validation",
+]

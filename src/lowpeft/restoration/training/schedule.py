@@ -1,0 +1,37 @@
+"""What a step's number and an output's error mean: the learning rate and the losses."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...recipes import TrainSettings
+from ...recipes.settings import Loss
+
+CHARBONNIER_EPSILON = 1e-3
+"""For values 0..1; that of Lai et al., LapSRN (arXiv 1704.03915)."""
+
+
+def learning_rate(settings: TrainSettings, step: int) -> float:
+    """The rate of the step with that number (from 0): linear warm-up, then what the schedule says."""
+    peak = settings.learning_rate
+    if step < settings.warmup_steps:
+        return peak * (step + 1) / settings.warmup_steps
+    if settings.schedule == "constant":
+        return peak
+    if settings.schedule == "multistep":
+        factor: float = settings.milestone_factor ** sum(step >= m for m in settings.milestones)
+        return peak * factor
+    done = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+    return settings.final_learning_rate + (peak - settings.final_learning_rate) * (1 + math.cos(math.pi * done)) / 2
+
+
+def image_loss(kind: Loss, output: Tensor, target: Tensor) -> Tensor:
+    """The mean over all values of |d|, sqrt(d² + ε²) or d², where d = output - target, values 0..1."""
+    if kind == "l1":
+        return F.l1_loss(output, target)
+    if kind == "mse":
+        return F.mse_loss(output, target)
+    return ((output - target).square() + CHARBONNIER_EPSILON**2).sqrt().mean()
