@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..core.files.adapter_files import CONFIG, save_adapter
+from ..core.files.adapter_files import save_adapter
 from ..core.operations.injection import inject
 from ..core.operations.state import adapter_state_dict, load_adapter_state_dict
 from ..core.planning.plan import Plan, plan
@@ -34,6 +33,7 @@ from ..core.planning.sites import Site
 from ..errors import AdapterError, LowpeftError, did_you_mean
 from ..families.hat import HAB, HAT, MASKS
 from ..ports.facts import Backbone
+from ..storage import new_file, new_folder
 from .checkpoints import Choice, in_full_precision, read_checkpoint, said, the_one, wanted, which_weights
 from .opening import backbone_of, recognised
 from .weights import State, Weights
@@ -184,20 +184,16 @@ def _names(sites: Iterable[Site], tensors: Mapping[str, Tensor]) -> Iterator[tup
 
 
 def _write(adapted: object, weights: State, target: Path, facts: Mapping[str, str]) -> None:
-    """The folder, made beside its place and moved there whole; into an empty one go its parts, whole each."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    filled = target.is_dir()
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target if filled else target.parent) as beside:
-        new = Path(beside) / "new"
-        new.mkdir()
-        adapter = save_adapter(adapted, new / ADAPTER, facts=facts)
-        file = new / WEIGHTS
-        save_file({k: t.clone(memory_format=torch.contiguous_format) for k, t in weights.items()}, file)
-        file.chmod((adapter / CONFIG).stat().st_mode)  # safetensors lets nobody else read what it writes
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-        if filled:
-            for part in (new / WEIGHTS, new / ADAPTER):
-                part.rename(target / part.name)
-        else:
-            new.rename(target)
+    """Write the folder whole; into one that is there go its parts, each whole."""
+    if target.is_dir():
+        with new_file(target / WEIGHTS) as file, new_folder(target / ADAPTER) as folder:
+            _fill(adapted, weights, file, folder, facts)
+    else:
+        with new_folder(target) as new:
+            _fill(adapted, weights, new / WEIGHTS, new / ADAPTER, facts)
+
+
+def _fill(adapted: object, weights: State, file: Path, folder: Path, facts: Mapping[str, str]) -> None:
+    save_adapter(adapted, folder, facts=facts)
+    with new_file(file) as temporary:
+        save_file({k: t.clone(memory_format=torch.contiguous_format) for k, t in weights.items()}, temporary)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..core.attachment.record import module_of
@@ -21,6 +20,7 @@ from ..core.operations.switching import disabled
 from ..errors import DataError
 from ..ports.facts import Backbone
 from ..restoration.lam import PAIR, PUBLISHED, Attribution, LamSettings, Patch, as_table, attribute, chunks
+from ..storage import new_file, write_json
 from ..version import version
 from .common import (
     adapted,
@@ -83,14 +83,16 @@ def run(options: argparse.Namespace) -> None:
     folder = make_folder(options.out)
     columns = _attributions(options, base, views, patch, settings)
     print(as_table(columns))
-    record = json.dumps(_record(options, base, patch, settings, columns), indent=2)
+    record = _record(options, base, patch, settings, columns)
     picture = draw_attributions(
         columns, views, scale=image_facts(base).scale, notes=_notes(options, base, settings, columns)
     )
     with _writing(folder):
-        (folder / "lam.json").write_text(record + "\n", encoding="utf-8")
-        (folder / "lam.safetensors").write_bytes(save(_maps(columns)))
-        picture.save(folder / "lam.png", optimize=True)
+        write_json(folder / "lam.json", record)
+        with new_file(folder / "lam.safetensors") as temporary:
+            save_file(_maps(columns), temporary)
+        with new_file(folder / "lam.png") as temporary:
+            picture.save(temporary, format="png", optimize=True)
     for name, what in {"figures": "lam.json", "maps": "lam.safetensors", "picture": "lam.png"}.items():
         print(f"{name:<8}{folder / what}")
 

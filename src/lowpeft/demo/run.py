@@ -6,7 +6,6 @@ and the adapters have to make it a stereo network that also denoises.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from ..restoration.evaluation import Comparison, compare
 from ..restoration.images import make_folder, to_uint8, write_image
 from ..restoration.progress import progress
 from ..restoration.training import train
+from ..storage import write_json
 from ..version import version
 from .network import demo_backbone
 from .picture import draw_comparison
@@ -162,4 +162,4 @@ def _write_results(
         "adapted_db": [s.mean_db for s in found.adapted],
         "same_view_db": [s.mean_db for s in found.same_view],
     }
-    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_json(path, results)

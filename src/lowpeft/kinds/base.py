@@ -36,8 +36,8 @@ class AdapterConfig:
     """Base of every kind's config. Values of fields are plain: numbers, strings, None, and sequences of these.
 
     Attributes:
-        target: Patterns (see `ports.patterns`) that choose the sites; None means the places that the family names for this
-            kind.
+        target: Patterns (see `ports.patterns`) that choose the sites; None means the places that the family names for
+            this kind.
     """
 
     kind: ClassVar[str]

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
-from lowpeft.errors import DataError, did_you_mean
+from ..errors import DataError, did_you_mean
+from ..storage import new_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -182,17 +182,12 @@ def make_folder(folder: str | os.PathLike[str]) -> Path:
 
 
 def _save(picture: Image, path: Path) -> None:
-    # Not tempfile: its files are readable by their owner only, and would stay so after the rename.
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
     format_name, options = _WRITERS[path.suffix.lower()]
     try:
-        with unfinished.open("xb") as file:
-            picture.save(file, format=format_name, **options)
-        unfinished.replace(path)
+        with new_file(path) as temporary:
+            picture.save(temporary, format=format_name, **options)
     except OSError as error:
         raise DataError(f"cannot write the image {path}: {error.strerror or error}") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------------------------------- value ranges

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from ...errors import AdapterError, LowpeftError
 from ...families import base_parameters, recognise
 from ...ports.facts import Facts
 from ...recipes import Recipe, recipe_from_dict, recipe_to_dict
+from ...storage import fsync
 from ...version import version
 from ..attachment.changes import one_at_a_time
 from ..attachment.record import record_of, root_of, unwrap
@@ -189,8 +189,7 @@ def _write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> 
     new[TENSORS].chmod(new[CONFIG].stat().st_mode)  # safetensors lets nobody else read what it writes
     new[CARD].write_text(model_card(config, _bytes(tensors)), encoding="utf-8")
     for path in new.values():
-        with path.open("rb") as handle:
-            os.fsync(handle.fileno())
+        fsync(path)
     for name, path in new.items():  # the tensors first: that is the step that counts
         path.replace(folder / name)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from ...errors import LowpeftError
 from ...recipes import changed_settings
 from ...restoration.images import make_folder
 from ...restoration.metrics import PROTOCOLS
+from ...storage import write_json, write_text
 from ..experiments import Experiment, Row
 from .job import Job, Outcome, finished, run_job
 from .ready import with_ready_row
@@ -127,8 +127,8 @@ def reproduce(
             raise
     lines = tuple(_lines(experiment, outcomes))
     table = Table(experiment=experiment, lines=lines, note=note, made=tuple(_made(experiment, settings, lines)))
-    (folder / "table.json").write_text(json.dumps(table.as_dict(), indent=1) + "\n", encoding="utf-8")
-    (folder / "table.md").write_text(table.markdown(), encoding="utf-8")
+    write_json(folder / "table.json", table.as_dict())
+    write_text(folder / "table.md", table.markdown())
     return table
 
 

@@ -31,6 +31,7 @@ from ...restoration.inference.network import multi_view
 from ...restoration.metrics import get_protocol
 from ...restoration.progress import progress, quiet
 from ...restoration.training import build_model, train
+from ...storage import write_json
 from ...version import version
 from ..experiments import LITERATURE
 
@@ -185,7 +186,7 @@ def run_job(job: Job, folder: Path) -> Outcome:
         scenes={name: len(scenes) for name, scenes in tests.items()},
         notes=_notes(model, backbone, job),
     )
-    _write(
+    write_json(
         folder / RESULT, {"identity": job.identity(), "outcome": dataclasses.asdict(outcome), "made": _provenance(job)}
     )
     return outcome
@@ -216,7 +217,7 @@ def _train(model: object, settings: TrainSettings, job: Job, folder: Path) -> di
         )
     peak = folder / PEAK
     if done.resumed_at < done.steps or not peak.exists():  # a process that only measures has another peak
-        _write(peak, {"peak_mb": _peak_mb(job)})
+        write_json(peak, {"peak_mb": _peak_mb(job)})
     peak_mb = json.loads(peak.read_text(encoding="utf-8"))["peak_mb"]
     return {"trained": done.parameters, "seconds": done.seconds, "peak_mb": peak_mb}
 
@@ -284,9 +285,3 @@ def _provenance(job: Job) -> dict[str, Any]:
 def device_name(device: torch.device) -> str:
     """A device in words."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    new.replace(path)

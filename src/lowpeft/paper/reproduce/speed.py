@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import datetime
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from ...core.operations.state import adapter_parameters
 from ...errors import LowpeftError
 from ...restoration.inference.memory import MB, peak_bytes
 from ...restoration.training import build_model
+from ...storage import write_json
 from ...version import version
 from ..experiments import Experiment, Row
 from ..experiments.show import aligned
@@ -198,8 +198,7 @@ def write_speed(speed: Speed, out: str | Path, *, command: str) -> Path:
     """Write `speed.json` into a folder, with the command that measures it again, and return its path."""
     path = Path(out) / "speed.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"command": command, **speed.as_dict()}, indent=2) + "\n", encoding="utf-8")
-    return path
+    return write_json(path, {"command": command, **speed.as_dict()})
 
 
 def _network(experiment: Experiment, *, smoke: bool) -> nn.Module:

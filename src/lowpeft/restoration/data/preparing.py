@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ...errors import DataError
+from ...storage import write_json
 from ...version import version
 from ..images import Border, read_image, write_image
 from .examples import load_example, load_hr, usable_size
@@ -98,9 +99,7 @@ def _begin(folder: Path, settings: Mapping[str, object]) -> None:
     if not path.exists():
         if others := sorted(entry.name for entry in folder.iterdir()):
             raise DataError(f"{folder} holds {others[0]!r} and was not made by prepare; give a new or an empty folder")
-        unfinished = path.with_name(f".{SETTINGS_FILE}.part")
-        unfinished.write_text(json.dumps({"lowpeft": version(), **settings}, indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(path)
+        write_json(path, {"lowpeft": version(), **settings})
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 
 from ...errors import DataError
+from ...storage import write_text
 from ..metrics import Column, Protocol
 
 
@@ -104,7 +105,7 @@ def write_reports(reports: Sequence[Report], folder: Path, *, facts: Mapping[str
     }
     for name, text in content.items():
         try:
-            (folder / name).write_text(text, encoding="utf-8")
+            write_text(folder / name, text)
         except OSError as error:
             raise DataError(f"cannot write {folder / name}: {error.strerror or error}") from error
     return folder / "report.json", folder / "report.md"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from ...core.operations.merging import merge
 from ...errors import PlanError, TrainingError
 from ...ports.facts import Backbone
 from ...recipes import Recipe
-from .checkpoint import flush
+from ...storage import new_file
 
 NETWORK = "network.safetensors"
 
@@ -98,16 +97,11 @@ def save_network(module: nn.Module, folder: Path, *, facts: Mapping[str, str | f
         TrainingError: It cannot be written; what was there is as it was.
     """
     path = folder / NETWORK
-    new = path.with_name(f"{NETWORK}.new")
     tensors: dict[str, Tensor] = {k: t.detach().cpu().contiguous().clone() for k, t in module.state_dict().items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, new, {key: str(value) for key, value in facts.items()})
-        new.chmod(folder.stat().st_mode & 0o666)  # safetensors lets nobody else read what it writes
-        flush(new)
-        return new.replace(path)
+        with new_file(path) as temporary:
+            save_file(tensors, temporary, {key: str(value) for key, value in facts.items()})
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"cannot write the network to {path}: {error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            new.unlink()
+    return path

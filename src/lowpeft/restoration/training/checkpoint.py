@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -24,11 +23,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...errors import TrainingError
+from ...storage import leftovers, new_folder
 from ...version import version
 
 SCHEMA = 1
 FOLDER, TENSORS, STATE = "checkpoints", "tensors.safetensors", "state.json"
-PREFIX, UNFINISHED = "step-", ".new"
+PREFIX = "step-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +93,7 @@ def write_checkpoint(out: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
         SafetensorError: Likewise.
     """
     folder = out / FOLDER / f"{PREFIX}{checkpoint.progress.step:08d}"
-    new = folder.with_name(folder.name + UNFINISHED)
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        new.mkdir(parents=True)
+    with new_folder(folder) as new:
         # Clones, because a file holds no tensor twice, and some networks hold one under two names.
         save_file({k: t.detach().cpu().contiguous().clone() for k, t in checkpoint.tensors.items()}, new / TENSORS)
         state = {
@@ -107,13 +104,6 @@ def write_checkpoint(out: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
             "sha256": _digest(new / TENSORS),
         }
         (new / STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-        for path in (new / TENSORS, new / STATE, new):
-            flush(path)
-        new.rename(folder)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    flush(folder.parent)
     _remove_all_but(out, keep)
     return folder
 
@@ -121,21 +111,10 @@ def write_checkpoint(out: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
 def _remove_all_but(out: Path, keep: int) -> None:
     """Remove older checkpoints, and what killed runs left of others."""
     stay = set(checkpoints(out)[-keep:])
-    for path in (out / FOLDER).glob(f"{PREFIX}*"):
+    for path in [*(out / FOLDER).glob(f"{PREFIX}*"), *leftovers(out / FOLDER)]:
         if path not in stay:
-            (path / STATE).unlink(missing_ok=True)  # from here on it is none
+            (path / STATE).unlink(missing_ok=True)  # incomplete without its state file, so a crash here is safe
             shutil.rmtree(path)
-
-
-def flush(path: Path) -> None:
-    """Have the file or folder on the disk, not in the system's memory."""
-    if path.is_dir() and os.name != "posix":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _digest(path: Path) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from .checkpoint import flush
+from ...storage import fsync, new_file
 
 JSONL, CSV, CURVES, TENSORBOARD = "training.jsonl", "training.csv", "training.png", "tensorboard"
 
@@ -65,7 +65,7 @@ class Log:
         if self._events is not None:
             self._events.flush()
         for file in self._files.values():
-            flush(Path(file.name))
+            fsync(Path(file.name))
         return {name: file.tell() for name, file in self._files.items()}
 
     def close(self) -> None:
@@ -119,9 +119,9 @@ def draw_curves(out: Path, title: str) -> Path | None:
         axes[1].plot(*zip(*measured, strict=True), marker=".", color="tab:green")
         axes[1].set_ylabel("validation")
     axes[-1].set_xlabel("step")
-    new = out / f"{CURVES}.new"
-    figure.savefig(new, format="png", dpi=120)
-    return new.replace(out / CURVES)
+    with new_file(out / CURVES) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    return out / CURVES
 
 
 def _smooth(values: list[float]) -> list[float]:
