@@ -220,8 +220,8 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     old = noise(4, 4)
     write_image(old, tmp_path / "a.png")
 
-    def full_disk(self: Image.Image, file: io.BufferedWriter, **options: object) -> None:
-        file.write(b"half an image")
+    def full_disk(self: Image.Image, file: Path, **options: object) -> None:
+        file.write_bytes(b"half an image")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full_disk)
