@@ -857,6 +857,14 @@ GRAPHS = {"hat": "stereo", "swinir": "stereo", "edt": "stereo", "edsr": EVERYWHE
 graphs = pytest.mark.filterwarnings("ignore")
 
 
+def images_of(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return output if isinstance(output, tuple) else (output,)
+
+
+def farthest(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max())
+
+
 @pytest.mark.slow
 @graphs
 @pytest.mark.parametrize("name", GRAPHS)
@@ -867,7 +875,10 @@ def test_a_compiled_model_is_one_graph_and_computes_the_same(name: str) -> None:
     inputs = (left, right) if isinstance(model, StereoModel) else (left,)
     with torch.no_grad():
         eager, compiled = model(*inputs), torch.compile(model, fullgraph=True)(*inputs)
-    torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5 * ROWS[name].value_max)
+        torch._dynamo.reset()
+        exact = model.double()(*(view.double() for view in inputs))
+    rounding, found = (max(map(farthest, images_of(one), images_of(exact))) for one in (eager, compiled))
+    assert found <= 4 * rounding
 
 
 @pytest.mark.slow
