@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 import lowpeft
 import zoo
 from lowpeft import Backbone, DataError, MultiViewModel, StereoModel, enhance
+from lowpeft.core.observation import describe
 from lowpeft.core.observation.describe import image_facts
 from lowpeft.restoration.inference import Tiling, crop_starts, reach_px
 from lowpeft.restoration.inference.network import run
@@ -280,10 +281,8 @@ def test_the_reach_of_a_model_of_three_views_is_that_of_its_network() -> None:
 
 def test_facts_are_measured_once_for_a_call_and_not_for_every_image(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    original = lowpeft.core.observation.describe.__globals__["_measured"]
-    monkeypatch.setitem(
-        lowpeft.core.observation.describe.__globals__, "_measured", lambda *given: calls.append(1) or original(*given)
-    )
+    original = describe._measured
+    monkeypatch.setattr(describe, "_measured", lambda *given: calls.append(1) or original(*given))
     enhance(Enlarge(), *images(2, 3, 9, 13, count=3), ensemble=True, tiling=Tiling(strip_px=4, align_px=1))
     assert calls == [1]
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import lowpeft
 import zoo
 from lowpeft import Backbone, DataError, LowpeftError, PlanError, enhance, load_backbone
-from lowpeft.backbones.opening import spandrel_reader
+from lowpeft.backbones import spandrel_reader
 from lowpeft.core.attachment.calls import image_in, with_image
 from lowpeft.core.observation.describe import facts_of
 from lowpeft.core.padding import pad_to

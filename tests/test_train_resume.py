@@ -21,6 +21,7 @@ from torch import Tensor
 
 import lowpeft
 import training_runs
+from lowpeft import storage
 from lowpeft.errors import DataError, TrainingError
 from lowpeft.restoration.training import Processes, checkpoint, checkpoints, last_step, train
 from training_runs import SETTINGS, Samples, go, model_of
@@ -342,7 +343,7 @@ PLACES: dict[str, tuple[Any, str, Any]] = {
     "tensors": (checkpoint, "save_file", lambda tensors, path, *rest: partly(Path(path))),
     "folder": (Path, "mkdir", full_disk),
     "json": (Path, "write_text", full_disk),
-    "flush": (checkpoint, "flush", full_disk),
+    "flush": (storage, "fsync", full_disk),
     "rename": (Path, "rename", full_disk),
     "adapter": (lowpeft.core.files.adapter_files, "save_file", lambda tensors, path, *rest: partly(Path(path))),
     "log": (lowpeft.restoration.training.log.Log, "write", full_disk),
