@@ -33,8 +33,9 @@ from PIL import Image
 import lowpeft
 from claims import CLAIMS, directions, with_spread
 from common import provenance, write
+from lowpeft import tables
 from lowpeft.paper.experiments import Experiment, load_experiment
-from lowpeft.paper.experiments.show import aligned, shown
+from lowpeft.paper.experiments.show import shown
 from lowpeft.paper.reproduce import Line, Settings, Sources, Table, reproduce
 from lowpeft.paper.reproduce.job import MEAN, RESULT, SAME_VIEW
 from lowpeft.paper.reproduce.table import FROZEN
@@ -219,7 +220,7 @@ def show(name: str) -> str:
     made = f"{results['command']}, {results['date']}, {results['device']}; ± is the {results['spread']}."
     here = load_experiment(HERE / "ablations" / f"{name}.toml")
     return "\n\n".join(
-        [shown(experiment), f"Here: {here.summary}\n{made}", aligned(ours), "The findings:", aligned(claims)]
+        [shown(experiment), f"Here: {here.summary}\n{made}", tables.text(ours), "The findings:", tables.text(claims)]
     )
 
 

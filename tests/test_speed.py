@@ -34,7 +34,7 @@ def test_the_command_times_every_row_and_writes_it_down(tmp_path: Path, capsys: 
     assert found["versions"]["torch"] == torch.__version__
     assert found["device"].startswith("CPU, ")
     assert "tiny HAT-L x4, 83,667 parameters, random weights" in shown
-    assert [name for name in measured if not any(line.startswith(f"{name} ") for line in shown.splitlines())] == []
+    assert [name for name in measured if not any(line.split()[:1] == [name] for line in shown.splitlines())] == []
 
 
 def test_ratios_are_taken_within_a_round() -> None:
@@ -45,7 +45,7 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert row["time_ratio"] == {"median": 1.5, "spread": 0}
     assert row["seconds"]["median"] == 3
     assert (row["peak_mb"], row["peak_ratio"]) == (15, 1.5)
-    assert "6    2        3.0000 ± 2.2913  1.500 ± 0.000  15.0     1.500" in str(speed)
+    assert str(speed).splitlines()[-1].split() == "6 2 3.0000 ± 2.2913 1.500 ± 0.000 15.0 1.500".split()
 
 
 @pytest.mark.parametrize(

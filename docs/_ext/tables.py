@@ -45,8 +45,7 @@ def first_line(thing: object) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return str(need("lowpeft.tables", "markdown")([header, *rows]))
 
 
 # --- The registries

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from .. import tables
 from ..core.files.adapter_files import read_adapter
 from ..core.planning.plan import plan
 from .common import add_recipe, backbone, new_command, overrides
@@ -48,6 +49,4 @@ def run_info(options: argparse.Namespace) -> None:
         "base weights": adapter.base.weights,
     }
     rows |= {name if name not in rows else f"fact: {name}": str(value) for name, value in adapter.facts.items()}
-    width = max(map(len, rows))
-    for name, value in rows.items():
-        print(f"{name:<{width}}  {value}")
+    print(tables.text(list(rows.items())))

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ... import tables
 from ...errors import AdapterError, PlanError
 from ...ports.facts import Facts
+from ...tables import NOTHING
 from ..attachment.changes import Undo, change, one_at_a_time
 from ..attachment.record import attached_names, check_name, module_of, pieces, record_of, unwrap
 from ..attachment.specialise import original_class
@@ -155,13 +157,11 @@ class Summary:
             heading,
             str(self.facts),
             *(f"  {note}" for note in (*self.facts.notes, *self.notes)),
-            f"{'adapter':<12}  {'stage':>5}  {'kind':<10}  {'sites':>5}  {'parameters':>12}",
         ]
-        lines += [
-            f"{adapter:<12}  {'-' if stage is None else stage:>5}  {kind:<10}  {sites:>5}  {parameters:>12,}"
-            for adapter, stage, kind, sites, parameters in self.stages
-        ]
-        return "\n".join(lines)
+        cells = [["adapter", "stage", "kind", "sites", "parameters"]]
+        for adapter, stage, kind, sites, parameters in self.stages:
+            cells.append([adapter, NOTHING if stage is None else str(stage), kind, str(sites), f"{parameters:,}"])
+        return "\n".join([*lines, tables.text(cells)])
 
 
 @one_at_a_time

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from ... import tables
 from ...errors import PlanError
 from ...families import base_modules, base_parameters
 from ...kinds import AdapterConfig
@@ -82,9 +83,7 @@ class Plan:
             )
             for s in self.sites
         ]
-        widths = [max(len(r[i]) for r in rows) for i in range(6)]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
-        return "\n".join([heading, str(self.facts), *notes, *lines])
+        return "\n".join([heading, str(self.facts), *notes, tables.text(rows)])
 
 
 def _where(site: Site) -> str:

@@ -1,14 +1,13 @@
-"""An experiment's table as the paper prints it, and how lowpeft prints tables."""
+"""An experiment's table as the paper prints it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+from ... import tables
+from ...tables import NOTHING
 from . import Experiment
 from .paper import COSTS, VIEWS, Printed
 
 COST_HEADS = dict(zip(COSTS, ("trained, M", "hours", "memory, GB"), strict=True))
-NOTHING = "–"
 
 
 def paper_table(experiment: Experiment) -> list[list[str]]:
@@ -46,7 +45,7 @@ def remarks(experiment: Experiment) -> list[str]:
 def shown(experiment: Experiment) -> str:
     """The paper's table as plain text, with its source, remarks, and the files that a run needs."""
     about = f"{experiment.name}: {experiment.summary}\n{experiment.source}. {experiment.metric}."
-    table = aligned(paper_table(experiment)) if experiment.printed else "It prints no figures for these rows."
+    table = tables.text(paper_table(experiment)) if experiment.printed else "It prints no figures for these rows."
     files: dict[str, list[str]] = {}
     for row in experiment.rows:
         files.setdefault(row.weights, []).append(row.name)
@@ -57,19 +56,6 @@ def shown(experiment: Experiment) -> str:
 def amount(value: float | None) -> str:
     """A cost, with the digits that it has."""
     return NOTHING if value is None else f"{value:g}"
-
-
-def aligned(table: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as plain text, in columns."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def grid(table: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as a Markdown table; the first is its header."""
-    header, *rows = table
-    return "\n".join("| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *rows))
 
 
 def _trained(experiment: Experiment, line: Printed) -> str:

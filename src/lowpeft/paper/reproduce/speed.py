@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ... import tables
 from ...core.attachment.record import module_of
 from ...core.attachment.views import MultiViewModel
 from ...core.observation.describe import describe
@@ -25,7 +26,6 @@ from ...restoration.training import build_model
 from ...storage import write_json
 from ...version import version
 from ..experiments import Experiment, Row
-from ..experiments.show import aligned
 from .job import device_name
 from .smoke import smoke_experiment, tiny_network
 
@@ -129,7 +129,7 @@ class Speed:
             f"{self.experiment}: a forward of {VIEWS} views of {height}x{width} LR px; {self.network}, random weights; "
             f"{self.device}\nmedian and standard deviation of {plain['rounds']} rounds in which the rows take turns"
         )
-        return f"{about}\n\n{aligned(table)}"
+        return f"{about}\n\n{tables.text(table)}"
 
 
 def measure_speed(

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from ... import tables
+from ...tables import NOTHING
 from ..experiments import Experiment, Printed
 from ..experiments.paper import COSTS
-from ..experiments.show import NOTHING, aligned, amount, grid, remarks
+from ..experiments.show import amount, remarks
 from .job import ENSEMBLE, MEAN, Outcome
 
 FROZEN = "frozen"
@@ -113,12 +115,12 @@ class Table:
         """A table for each test set."""
         about = f"# {self.experiment.name}\n\n{self.experiment.summary}. Figures: {self.experiment.metric}."
         note = f"\n\n**{self.note}**" if self.note else ""
-        sections = [f"## {self._heading(name)}\n\n{grid(self._cells(name))}" for name in self.test_sets]
+        sections = [f"## {self._heading(name)}\n\n{tables.markdown(self._cells(name))}" for name in self.test_sets]
         return "\n\n".join([about + note, *remarks(self.experiment), *self.made, *sections]) + "\n"
 
     def __str__(self) -> str:
         about = f"{self.experiment.name}: {self.experiment.summary}" + f"\n{self.note}" * bool(self.note)
-        sections = [f"{self._heading(name)}\n{aligned(self._cells(name))}" for name in self.test_sets]
+        sections = [f"{self._heading(name)}\n{tables.text(self._cells(name))}" for name in self.test_sets]
         return "\n\n".join([about, *remarks(self.experiment), *self.made, *sections])
 
     def _heading(self, name: str) -> str:

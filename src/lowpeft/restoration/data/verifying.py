@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
+from ... import tables
 from ...errors import DataError
 from ..images import Border, matlab_downscale
 from .examples import load_example
@@ -56,16 +57,11 @@ class LRReport:
         rows = [[name, *(str(matches[b]) for b in BORDERS)] for name, matches in self.scenes.items()]
         rows.append(["all", *(str(self.total(b)) for b in BORDERS)])
         header = ["exact values (largest error)", *BORDERS]
-        widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-        lines = [
-            "  ".join(f"{c:<{w}}" if i == 0 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(r, widths, strict=True)))
-            for r in [header, *rows]
-        ]
         if self.borders:
             verdict = f"MATLAB's bicubic with border {' or '.join(self.borders)} makes every value of these files."
         else:
             verdict = "MATLAB's bicubic makes these files with neither border: they were resized otherwise."
-        return "\n".join([*lines, verdict])
+        return f"{tables.text([header, *rows])}\n{verdict}"
 
 
 def verify_lr(

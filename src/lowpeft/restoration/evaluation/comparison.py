@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
+from ... import tables
 from ...core.attachment.record import module_of
 from ...core.observation.describe import image_facts
 from ...core.operations.switching import disabled
@@ -15,7 +16,6 @@ from ..data import Example
 from ..inference.network import multi_view
 from ..metrics import Column, Protocol, psnr
 from .measure import Enhance, by_bicubic, by_network, by_network_alone, measure
-from .report import aligned
 
 OtherView = Literal["other", "same"]
 
@@ -87,7 +87,7 @@ class Comparison:
         columns = [[s.mean_db for s in getattr(self, n)] for n in names]
         rows = [*zip((s.scene for s in self.frozen), *columns, strict=True), ("mean", *map(fmean, columns))]
         heading = ["PSNR in dB, (L+R)/2", *(n.replace("_", " ") for n in names)]
-        return aligned([heading, *([scene, *(f"{v:.3f}" for v in values)] for scene, *values in rows)])
+        return tables.text([heading, *([scene, *(f"{v:.3f}" for v in values)] for scene, *values in rows)])
 
 
 def compare(

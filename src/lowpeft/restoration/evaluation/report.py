@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from ... import tables
 from ...errors import DataError
 from ...storage import write_text
 from ..metrics import Column, Protocol
@@ -53,10 +54,10 @@ class Report:
 
     def as_markdown(self) -> str:
         """A table of scenes, with the mean as its last row."""
-        return _markdown(self._cells())
+        return tables.markdown(self._cells())
 
     def __str__(self) -> str:
-        return aligned(self._cells())
+        return tables.text(self._cells())
 
     def _cells(self) -> list[list[str]]:
         columns = self.protocol.columns
@@ -76,7 +77,7 @@ def overview(reports: Sequence[Report], *, markdown: bool = False) -> str:
     columns = reports[0].protocol.columns
     heading = [f"mean of {len(reports[0].rows)} scenes", *(c.name for c in columns)]
     cells = [heading, *([r.method, *_texts(columns, tuple(r.means().values()))] for r in reports)]
-    return _markdown(cells) if markdown else aligned(cells)
+    return tables.markdown(cells) if markdown else tables.text(cells)
 
 
 def write_reports(reports: Sequence[Report], folder: Path, *, facts: Mapping[str, object]) -> tuple[Path, Path]:
@@ -117,20 +118,3 @@ def _plain(value: float) -> float | str:
 
 def _texts(columns: Sequence[Column], values: Sequence[float]) -> list[str]:
     return [f"{value:.{c.digits}f}" for c, value in zip(columns, values, strict=True)]
-
-
-def aligned(cells: Sequence[Sequence[str]]) -> str:
-    """Rows of texts as columns: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    sides: list[Callable[[str, int], str]] = [str.ljust, *[str.rjust] * (len(widths) - 1)]
-    return "\n".join(
-        "  ".join(side(text, width) for side, text, width in zip(sides, row, widths, strict=True)).rstrip()
-        for row in cells
-    )
-
-
-def _markdown(cells: Sequence[Sequence[str]]) -> str:
-    escaped = ([text.replace("|", r"\|") for text in row] for row in cells)
-    heading, *rows = (f"| {' | '.join(row)} |" for row in escaped)
-    rule = f"| --- |{' ---: |' * (len(cells[0]) - 1)}"
-    return "\n".join([heading, rule, *rows])

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ... import tables
 from ...core.attachment.record import module_of
 from ...core.attachment.specialise import DIFFERENTIABLE_IN_TRAINING_ONLY, original_class
 from ...core.observation.describe import image_facts
@@ -194,13 +195,11 @@ def as_table(columns: Mapping[str, Attribution]) -> str:
         columns: At least one; the name of each is its heading.
     """
     figures = {name: each.figures() for name, each in columns.items()}
-    rows = list(next(iter(figures.values())))
-    left, width = max(map(len, rows)), max(10, *map(len, columns))
-    lines = [next(iter(columns.values())).where, " " * left + "".join(f"  {name:>{width}}" for name in columns)]
-    for row in rows:
-        cells = ["-" if f[row] is None else f"{f[row]:.5g}" for f in figures.values()]
-        lines.append(f"{row.replace('_', ' '):<{left}}" + "".join(f"  {cell:>{width}}" for cell in cells))
-    return "\n".join(lines)
+    cells = [["", *columns]]
+    for row in next(iter(figures.values())):
+        values = [tables.NOTHING if f[row] is None else f"{f[row]:.5g}" for f in figures.values()]
+        cells.append([row.replace("_", " "), *values])
+    return f"{next(iter(columns.values())).where}\n{tables.text(cells)}"
 
 
 def attribute(

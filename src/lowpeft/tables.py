@@ -1,0 +1,55 @@
+"""Tables as plain text, Markdown and HTML.
+
+A table is a sequence of rows of texts, the header first. A column whose cells are all numbers is set to the right:
+"1,044", "24.43/0.7690", "+0.012 ± 0.003", "–" where there is none.
+"""
+
+from __future__ import annotations
+
+import html as markup
+import re
+from collections.abc import Sequence
+
+Cells = Sequence[Sequence[str]]
+
+NOTHING = "–"
+"""In a cell: there is no such figure."""
+
+_NUMBER = re.compile(r"[-+±]?(\d[\d,.]*|inf|nan)([/ ±x%].*)?")
+
+
+def text(cells: Cells) -> str:
+    """Return the table in columns, for a terminal."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    sides = [str.rjust if numbers else str.ljust for numbers in _of_numbers(cells)]
+    lines = ("  ".join(side(c, w) for side, c, w in zip(sides, row, widths, strict=True)) for row in cells)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def markdown(cells: Cells) -> str:
+    """Return the table in Markdown."""
+    header, *rows = (f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in cells)
+    rule = f"| {' | '.join('---:' if numbers else '---' for numbers in _of_numbers(cells))} |"
+    return "\n".join([header, rule, *rows])
+
+
+def html(cells: Cells) -> str:
+    """Return the table as an HTML element; cells are texts, not markup. Columns of numbers have the class `number`."""
+    classes = [' class="number"' if numbers else "" for numbers in _of_numbers(cells)]
+
+    def row(texts: Sequence[str], tag: str) -> str:
+        found = (f"<{tag}{c}>{markup.escape(t)}</{tag}>" for c, t in zip(classes, texts, strict=True))
+        return f"<tr>{''.join(found)}</tr>"
+
+    header, *rows = cells
+    body = "\n".join(row(each, "td") for each in rows)
+    return f"<table>\n<thead>{row(header, 'th')}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+
+
+def _of_numbers(cells: Cells) -> list[bool]:
+    """Whether each column holds numbers alone, below its header."""
+    found = []
+    for column in zip(*cells[1:], strict=True) if len(cells) > 1 else [()] * len(cells[0]):
+        filled = [cell for cell in column if cell not in ("", NOTHING)]
+        found.append(bool(filled) and all(_NUMBER.fullmatch(cell) for cell in filled))
+    return found
