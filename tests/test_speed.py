@@ -45,7 +45,18 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert row["time_ratio"] == {"median": 1.5, "spread": 0}
     assert row["seconds"]["median"] == 3
     assert (row["peak_mb"], row["peak_ratio"]) == (15, 1.5)
-    assert str(speed).splitlines()[-1].split() == "6 2 3.0000 ± 2.2913 1.500 ± 0.000 15.0 1.500".split()
+    assert str(speed).splitlines()[-1].split() == [
+        "6",
+        "2",
+        "3.0000",
+        "±",
+        "2.2913",
+        "1.500",
+        "±",
+        "0.000",
+        "15.0",
+        "1.500",
+    ]
 
 
 @pytest.mark.parametrize(
