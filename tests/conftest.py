@@ -24,6 +24,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from lowpeft.registry import Registry
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
@@ -77,12 +79,12 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 def registries() -> Iterator[None]:
     """Put back what a test or an example registers, so that the next test sees lowpeft's own tables."""
     modules = [m for name, m in sys.modules.items() if name.partition(".")[0] == "lowpeft"]
-    tables = [v for m in modules for n, v in vars(m).items() if type(v) is dict and not n.startswith("__")]
-    saved = [(table, dict(table)) for table in tables]
+    tables = {id(v): v for m in modules for v in vars(m).values() if isinstance(v, Registry)}
+    saved = [(table, set(table)) for table in tables.values()]
     yield
-    for table, content in saved:
-        table.clear()
-        table.update(content)
+    for table, names in saved:
+        for name in set(table) - names:
+            table.unregister(name)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from lowpeft.restoration.data import Layout, Scene
+from lowpeft.restoration.data import FolderLayout, Scene
 from lowpeft.restoration.images import matlab_downscale, mod_crop, write_image
 
 
@@ -33,7 +33,7 @@ def write_pair(folder: Path, name: str, height: int = 16, width: int = 32, seed:
 
 
 def write_layout(
-    folder: Path, layout: Layout, names: tuple[str, ...], scale: int = 4, hr_px: tuple[int, int] = (24, 40)
+    folder: Path, layout: FolderLayout, names: tuple[str, ...], scale: int = 4, hr_px: tuple[int, int] = (24, 40)
 ) -> None:
     """Scenes of noise in a layout's first form, with LR files where it has any; each is of its own name's seed."""
     form = layout.forms[0]

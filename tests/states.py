@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import lowpeft
 from lowpeft import Backbone
-from lowpeft.families import SLOT
+from lowpeft.ports.base import SLOT
 from zoo import Network
 
 BESIDE = Path(__file__).resolve().parents[2] / "shared"

@@ -35,8 +35,9 @@ from lowpeft import (
     VeRAConfig,
 )
 from lowpeft.core.attachment.slots import pieces_in
-from lowpeft.families import SLOT, families, find_places, recognise
+from lowpeft.families import families, find_places, recognise
 from lowpeft.kinds import AdapterConfig, WeightAdapter, get_kind, kinds
+from lowpeft.ports.base import SLOT
 from lowpeft.recipes import Recipe, bundled, load_recipe
 from states import assert_same_tensors, tensors
 from zoo import Network, image_of

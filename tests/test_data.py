@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowpeft.errors import DataError
-from lowpeft.restoration.data import LAYOUTS, Layout, Scene, find_scenes, load_example, scenes_with_lr
+from lowpeft.restoration.data import LAYOUTS, FolderLayout, Scene, find_scenes, load_example, scenes_with_lr
 from lowpeft.restoration.images import write_image
 from scene_files import noise, touch, write_layout
 
@@ -24,24 +24,33 @@ def relative(scenes: tuple[Scene, ...], folder: Path) -> dict[str, list[str]]:
 
 # --- Layouts
 EXAMPLES = {
-    "A": ["000001/hr0.png", "000001/hr1.png", "000001/lr0.png", "000001/lr1.png"],
-    "B": ["hr/cones/hr0.png", "hr/cones/hr1.png", "lr_x4/cones/lr0.png", "lr_x4/cones/lr1.png"],
-    "C": ["HR/0001_L.png", "HR/0001_R.png", "LR_x4/0001_L.png", "LR_x4/0001_R.png"],
-    "D": ["HR_patch/0001_2_3_L.png", "HR_patch/0001_2_3_R.png", "LR_patch/0001_2_3_L.png", "LR_patch/0001_2_3_R.png"],
-    "E": ["hr/7_hr0.png", "hr/7_hr1.png", "lr_x4/7_lr0.png", "lr_x4/7_lr1.png"],
-    "E, marked": ["hr/7_L.png", "hr/7_R.png", "lr_x4/7_L.png", "lr_x4/7_R.png"],
-    "E, parts": ["hr/7_L_s012.png", "hr/7_R_s012.png", "lr_x4/7_L_s012.png", "lr_x4/7_R_s012.png"],
-    "F": ["0001_L.png", "0001_R.png"],
-    "G, 2012": ["colored_0/000000_10.png", "colored_1/000000_10.png"],
-    "G, 2015": ["image_2/000000_10.png", "image_3/000000_10.png"],
+    "patches": ["000001/hr0.png", "000001/hr1.png", "000001/lr0.png", "000001/lr1.png"],
+    "ipassr": ["hr/cones/hr0.png", "hr/cones/hr1.png", "lr_x4/cones/lr0.png", "lr_x4/cones/lr1.png"],
+    "ntire": ["HR/0001_L.png", "HR/0001_R.png", "LR_x4/0001_L.png", "LR_x4/0001_R.png"],
+    "subimages": [f"{folder}_patch/0001_2_3_{side}.png" for folder in ("HR", "LR") for side in "LR"],
+    "flat": ["hr/7_hr0.png", "hr/7_hr1.png", "lr_x4/7_lr0.png", "lr_x4/7_lr1.png"],
+    "flat, marked": ["hr/7_L.png", "hr/7_R.png", "lr_x4/7_L.png", "lr_x4/7_R.png"],
+    "flat, parts": ["hr/7_L_s012.png", "hr/7_R_s012.png", "lr_x4/7_L_s012.png", "lr_x4/7_R_s012.png"],
+    "pairs": ["0001_L.png", "0001_R.png"],
+    "kitti, 2012": ["colored_0/000000_10.png", "colored_1/000000_10.png"],
+    "kitti, 2015": ["image_2/000000_10.png", "image_3/000000_10.png"],
     "folders": ["HR/0001.png", "LR_x4/0001.png"],
     "folders, BasicSR": ["GTmod12/baby.png", "LRbicx4/baby.png"],
     "folders, DIV2K": ["DIV2K_train_HR/0001.png", "DIV2K_train_LR_bicubic/X4/0001x4.png"],
     "suffixes": ["img_001_SRF_4_HR.png", "img_001_SRF_4_LR.png"],
     "plain": ["kodim01.png"],
 }
-NAMES = {"A": "000001", "B": "cones", "C": "0001", "D": "0001_2_3", "E": "7", "F": "0001", "G": "000000"}
-NAMES |= {"E, parts": "7_s012", "folders, BasicSR": "baby", "suffixes": "img_001_SRF_4", "plain": "kodim01"}
+NAMES = {
+    "patches": "000001",
+    "ipassr": "cones",
+    "subimages": "0001_2_3",
+    "flat": "7",
+    "flat, parts": "7_s012",
+    "kitti": "000000",
+    "folders, BasicSR": "baby",
+    "suffixes": "img_001_SRF_4",
+    "plain": "kodim01",
+}
 
 
 @pytest.mark.parametrize("case", EXAMPLES)
@@ -59,7 +68,7 @@ def test_every_layout_has_an_example() -> None:
 
 
 @EVERY_LAYOUT
-def test_what_the_table_says_can_be_written_and_loaded(layout: Layout, tmp_path: Path) -> None:
+def test_what_the_table_says_can_be_written_and_loaded(layout: FolderLayout, tmp_path: Path) -> None:
     names = ("b", "a_1", "LOLLI_L")
     write_layout(tmp_path, layout, names)
     scenes = find_scenes(tmp_path, scale=4, views=layout.views)
@@ -73,23 +82,23 @@ def test_what_the_table_says_can_be_written_and_loaded(layout: Layout, tmp_path:
 
 
 @EVERY_LAYOUT
-def test_the_files_shown_are_of_the_layout(layout: Layout, tmp_path: Path) -> None:
+def test_the_files_shown_are_of_the_layout(layout: FolderLayout, tmp_path: Path) -> None:
     touch(tmp_path, *layout.shown.split("; or ")[0].split(", "))
     assert [s.name for s in find_scenes(tmp_path, views=layout.views)] == ["NAME"]
 
 
 @EVERY_LAYOUT
-def test_a_layout_that_is_named_is_not_guessed(layout: Layout, tmp_path: Path) -> None:
+def test_a_layout_that_is_named_is_not_guessed(layout: FolderLayout, tmp_path: Path) -> None:
     write_layout(tmp_path, layout, ("a",))
-    assert find_scenes(tmp_path, views=layout.views, layout=layout.id) == find_scenes(tmp_path, views=layout.views)
+    assert find_scenes(tmp_path, views=layout.views, layout=layout.name) == find_scenes(tmp_path, views=layout.views)
 
 
 @pytest.mark.parametrize(
     ("files", "layouts"),
     [
-        (["a_L.png", "a_R.png", "b/hr0.png", "b/hr1.png"], "A .*, F "),
-        (["hr/a/hr0.png", "hr/a/hr1.png", "hr/b_L.png", "hr/b_R.png"], "B .*, E "),
-        (["a_L.png", "a_R.png", "colored_0/0_10.png", "colored_1/0_10.png"], "F .*, G "),
+        (["a_L.png", "a_R.png", "b/hr0.png", "b/hr1.png"], "patches .*, pairs "),
+        (["hr/a/hr0.png", "hr/a/hr1.png", "hr/b_L.png", "hr/b_R.png"], "ipassr .*, flat "),
+        (["a_L.png", "a_R.png", "colored_0/0_10.png", "colored_1/0_10.png"], "pairs .*, kitti "),
     ],
 )
 def test_a_folder_of_several_layouts_is_refused_unless_one_is_named(
@@ -98,23 +107,23 @@ def test_a_folder_of_several_layouts_is_refused_unless_one_is_named(
     touch(tmp_path, *files)
     with pytest.raises(DataError, match=f"fits several layouts: {layouts}"):
         find_scenes(tmp_path)
-    assert len(find_scenes(tmp_path, layout=layouts[0])) == 1
+    assert len(find_scenes(tmp_path, layout=layouts.split()[0])) == 1
 
 
 def test_unknown_layouts_are_refused_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'sufixes' \(did you mean 'suffixes'\?\); known: folders, suffixes, plain"):
         find_scenes(tmp_path, views=1, layout="sufixes")
-    with pytest.raises(DataError, match=r"no layout of 2-view scenes is called 'plain'.*; known: A, B"):
+    with pytest.raises(DataError, match=r"no layout of 2-view scenes is called 'plain'.*; known: patches, ipassr"):
         find_scenes(tmp_path, layout="plain")
 
 
-@pytest.mark.parametrize("layout", PAIRS, ids=lambda layout: layout.id)
-def test_a_folder_one_too_high_says_which_to_give(layout: Layout, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", PAIRS, ids=lambda layout: layout.name)
+def test_a_folder_one_too_high_says_which_to_give(layout: FolderLayout, tmp_path: Path) -> None:
     write_layout(tmp_path / "Train", layout, ("a",))
     write_layout(tmp_path / "Test", layout, ("b",))
     with pytest.raises(DataError, match="itself holds no scenes") as caught:
         find_scenes(tmp_path)
-    found = [f"{tmp_path / split} (layout {layout.id}: {layout.title})" for split in ("Test", "Train")]
+    found = [f"{tmp_path / split} (layout {layout.name}: {layout.title})" for split in ("Test", "Train")]
     # An `hr` or `HR_patch` folder lies in the splits, not here.
     assert list(caught.value.problems) == found
 

@@ -48,7 +48,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 def test_prepared_pairs_are_a_test_set(raw: Path, tmp_path: Path, border: str, halve: bool) -> None:
     scenes = find_scenes(raw)
     assert prepare(scenes, tmp_path / "out", 4, border=border, halve=halve) == 3
-    found = find_scenes(tmp_path / "out", scale=4, layout="B")
+    found = find_scenes(tmp_path / "out", scale=4, layout="ipassr")
     for before, after in zip(scenes, found, strict=True):
         expected = load_example(before, 4, border=border, halve=halve)
         files = [read_image(path) for path in (*after.lr, *after.hr)]
@@ -347,7 +347,7 @@ BAD = [
     (corrupt, ("scene a: ", "a_R.png is damaged, truncated")),
     (no_image, ("scene a: ", "a_L.png is not an image")),
     (too_small, ("scene a: ", "there is no whole x4 LR pixel in 32x3 px")),
-    (empty, ("found no scenes in", "F (raw Flickr1024")),
+    (empty, ("found no scenes in", "pairs (raw Flickr1024")),
 ]
 
 

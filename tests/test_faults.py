@@ -28,7 +28,7 @@ from lowpeft import (
     StereoModel,
     VeRAConfig,
 )
-from lowpeft.families import SLOT
+from lowpeft.ports.base import SLOT
 from lowpeft.recipes import TrainSettings
 from lowpeft.restoration.training import train
 from states import assert_same_tensors, randomise_adapters, tensors

@@ -35,6 +35,7 @@ MOST_SECONDS_TO_IMPORT = 0.3
 PACKAGES: dict[str, tuple[tuple[str, ...], ...]] = {
     "lowpeft": (
         ("errors", "storage", "tables", "version"),
+        ("registry",),
         ("ports",),
         ("kinds", "families"),
         ("recipes",),

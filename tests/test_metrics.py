@@ -18,7 +18,7 @@ from lowpeft.restoration.data import Example
 from lowpeft.restoration.evaluation import by_bicubic, measure
 from lowpeft.restoration.images import read_image
 from lowpeft.restoration.inference import peak_bytes
-from lowpeft.restoration.metrics import LEFT_CUT_PX, PROTOCOLS, get_protocol, psnr, ssim
+from lowpeft.restoration.metrics import LEFT_CUT_PX, PROTOCOLS, psnr, ssim
 
 
 def noise(seed: int, height: int = 6, width: int = 9) -> torch.Tensor:
@@ -224,8 +224,8 @@ def test_views_no_wider_than_what_left_leaves_out_are_refused() -> None:
 
 def test_unknown_protocols_get_a_hint() -> None:
     with pytest.raises(DataError, match="did you mean 'asteisr'"):
-        get_protocol("asteis")
-    assert all(get_protocol(name).name == name for name in PROTOCOLS)
+        PROTOCOLS.find("asteis")
+    assert all(PROTOCOLS.find(name).name == name for name in PROTOCOLS)
 
 
 # --- Against print

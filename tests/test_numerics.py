@@ -19,8 +19,8 @@ from lowpeft.backbones.swin2sr import swin2sr_from_transformers
 from lowpeft.core.attachment.settings import Setting
 from lowpeft.core.attachment.slots import pieces_in, switches_of
 from lowpeft.core.planning.plan import structure_of
-from lowpeft.families import SLOT
 from lowpeft.kinds import Attachment, SpatialAdapter, StereoAdapter
+from lowpeft.ports.base import SLOT
 from lowpeft.ports.facts import Facts
 from lowpeft.ports.layouts import Features
 from reference import adapters, blocks

@@ -41,8 +41,9 @@ from lowpeft import (
     WeightAdapter,
 )
 from lowpeft.core.operations.injection import install_forwards
-from lowpeft.families import SLOT, register_block_forward
+from lowpeft.families import register_block_forward
 from lowpeft.kinds import kinds
+from lowpeft.ports.base import SLOT
 from lowpeft.ports.layouts import Layout
 from states import assert_same_tensors, randomise_adapters, tensors
 from zoo import ROWS, build, image, image_of

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import lowpeft
 import zoo
 from lowpeft import PlanError, StereoModel
-from lowpeft.families import SLOT
+from lowpeft.ports.base import SLOT
 from states import randomise_adapters
 from zoo import Network, image_of
 

@@ -104,10 +104,14 @@ def test_single_images_are_cut_to_the_clean_rectangle_of_their_pair(
     assert [f"scene {name}_{side}: 60x60 px can be used" in message for side in "LR"] == [True, True]
 
 
+def full_disk(*arguments: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
 def test_a_network_that_cannot_be_written_is_one_line(
-    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "network.safetensors.new").mkdir()
+    monkeypatch.setattr("lowpeft.restoration.training.building.save_file", full_disk)
     assert main(command("full", scenes, tmp_path, "--steps", "1", "--merge")) == 2
     assert f"cannot write the network to {tmp_path}" in capsys.readouterr().err
 

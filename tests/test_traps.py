@@ -38,7 +38,7 @@ from lowpeft import (
     StereoModel,
     WeightAdapter,
 )
-from lowpeft.families import SLOT
+from lowpeft.ports.base import SLOT
 from states import assert_same_tensors, randomise_adapters, tensors
 from zoo import ROWS, Holder, Network, build, image_of
 

@@ -177,7 +177,7 @@ def layouts() -> str:
 
     def row(each: Any) -> list[str]:
         files = "; or ".join(f"`{line}`" for line in each.shown.split("; or "))
-        return [f"`{each.id}`", each.title, "pairs" if each.views == 2 else "single images", files]
+        return [f"`{each.name}`", each.title, "pairs" if each.views == 2 else "single images", files]
 
     return table(
         ["layout", "who uses it", "scenes", "files"], map(row, need("lowpeft.restoration.data", "LAYOUTS").values())

@@ -32,7 +32,7 @@ from .core.operations.switching import disabled, set_strength, using
 from .core.planning.plan import Plan, plan
 from .core.planning.sites import Site
 from .errors import AdapterError, DataError, LowpeftError, PlanError, TrainingError
-from .families import BlockForward, Family, Place, Ports, register_family
+from .families import BlockForward, Family, Place, Ports, register_family, unregister_family
 from .kinds import (
     AdapterConfig,
     Calibrator,
@@ -51,6 +51,7 @@ from .kinds import (
     VeRAConfig,
     WeightAdapter,
     register_adapter,
+    unregister_adapter,
 )
 from .ports.facts import Backbone
 from .ports.layouts import Features, Layout
@@ -130,6 +131,8 @@ __all__ = [
     "summary",
     "swin2sr_from_transformers",
     "swin2sr_to_transformers",
+    "unregister_adapter",
+    "unregister_family",
     "using",
     "wrap_stereo",
 ]

@@ -38,8 +38,9 @@ from ..core.operations.state import load_adapter_state_dict
 from ..core.planning.plan import plan_sites
 from ..core.planning.sites import Site, site_key
 from ..errors import AdapterError
-from ..families import base_parameters, find_places, recognise
+from ..families import find_places, recognise
 from ..families.swinir import SWIN2SR, SWIN2SR_TRANSFORMERS
+from ..ports.base import base_parameters
 from ..ports.facts import RECORD
 
 OFFICIAL, TRANSFORMERS = 0, 1  # the sides of a row

@@ -19,7 +19,7 @@ from ..ports.facts import Backbone
 from ..restoration.data import Example, Scene, find_scenes, load_example
 from ..restoration.images import make_folder
 from ..restoration.inference import DEFAULT_WINDOW_PX, local_pooling
-from ..restoration.metrics import PROTOCOLS, Protocol, get_protocol
+from ..restoration.metrics import PROTOCOLS, Protocol
 from ..version import version
 from .common import (
     adapted,
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> None:
     """Measure, print, write."""
     from ..restoration.evaluation import overview, write_reports
 
-    protocol = get_protocol(options.protocol)
+    protocol = PROTOCOLS.find(options.protocol)
     base = backbone(options) if options.weights else None
     scale = _scale(options, base)
     scenes = find_scenes(options.data, scale=scale, lr_folder=options.lr, views=protocol.views)

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from lowpeft.errors import DataError
-from lowpeft.restoration.images import read_image
+from ..errors import DataError
+from ..restoration.images import read_image
 
 MAX_DISPARITY_PX = 40.0
 

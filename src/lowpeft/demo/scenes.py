@@ -27,9 +27,9 @@ from typing import Literal
 
 import torch
 
-from lowpeft.demo.layers import LEFT, MAX_DISPARITY_PX, RIGHT, Layer, Outline, Plane, photograph, render
-from lowpeft.errors import DataError
-from lowpeft.restoration.images import make_folder, write_image
+from ..errors import DataError
+from ..restoration.images import make_folder, write_image
+from .layers import LEFT, MAX_DISPARITY_PX, RIGHT, Layer, Outline, Plane, photograph, render
 
 Split = Literal["train", "test"]
 

@@ -22,28 +22,22 @@ from . import (
     uformer,
 )
 from .base import (
-    SLOT,
     TOKENS,
     BlockForward,
     Family,
-    FoundPlace,
     Place,
     Ports,
-    Recognised,
     added,
-    base_modules,
-    base_parameters,
     block_places,
     families,
-    find_places,
     get_block,
-    recognise,
     register_block_forward,
     register_family,
+    unregister_family,
 )
+from .recognition import FoundPlace, Recognised, find_places, recognise
 
 __all__ = [
-    "SLOT",
     "TOKENS",
     "BlockForward",
     "Family",
@@ -53,8 +47,6 @@ __all__ = [
     "Recognised",
     "added",
     "atd",
-    "base_modules",
-    "base_parameters",
     "block_places",
     "convolutional",
     "craft",
@@ -78,4 +70,5 @@ __all__ = [
     "swinir",
     "timm_swin",
     "uformer",
+    "unregister_family",
 ]

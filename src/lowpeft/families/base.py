@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..errors import PlanError, did_you_mean
+from ..errors import PlanError
 from ..ports.layouts import ExtraTokens, Layout, Size
-from ..ports.patterns import Candidate, matcher
-
-SLOT = "lowpeft"
-"""The reserved name under which a module holds its adapters."""
+from ..registry import Registry
 
 
 class Ports(Protocol):
@@ -176,36 +171,11 @@ class Family:
     source: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FoundPlace(Candidate):
-    """A place in a concrete network: the module's path from the root, its stage and block, its number of channels.
-
-    Attributes:
-        place: The place.
-        channels: Number of channels there.
-        stage_path: The module that is the stage; everything inside belongs to it.
-        block_path: The module that is the block.
-    """
-
-    place: Place
-    channels: int
-    stage_path: str | None = None
-    block_path: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recognised:
-    """A family, and the path below which the network is of that family (usually the root, '')."""
-
-    family: Family
-    prefix: str
-
-
 TOKENS = "tokens"
 """The port of extra keys and values."""
 
-_FAMILIES: dict[str, Family] = {}
-_BLOCKS: dict[str, BlockForward] = {}
+FAMILIES: Registry[Family] = Registry("family", error=PlanError)
+BLOCKS: Registry[BlockForward] = Registry("block forward", error=PlanError)
 
 
 def register_family(family: Family) -> Family:
@@ -215,9 +185,9 @@ def register_family(family: Family) -> Family:
         PlanError: A name is taken, or a place names a block forward or port that there is not, or both or neither of
             a port and a layout; nothing is added then.
     """
-    blocks = {**_BLOCKS, **{b.name: b for b in family.blocks}}
-    problems = [f"the family {family.name!r} is registered already"] if family.name in _FAMILIES else []
-    problems += [f"the block forward {b.name!r} is registered already" for b in family.blocks if b.name in _BLOCKS]
+    blocks = {**BLOCKS, **{b.name: b for b in family.blocks}}
+    problems = [f"the family {family.name!r} is registered already"] if family.name in FAMILIES else []
+    problems += [f"the block forward {b.name!r} is registered already" for b in family.blocks if b.name in BLOCKS]
     for place in family.places:
         if (place.block is None) == (place.layout is None) or (place.block is None) != (place.port is None):
             problems.append(f"the place {place.path!r} must have a block and its port, or a layout")
@@ -225,8 +195,20 @@ def register_family(family: Family) -> Family:
             problems.append(f"the place {place.path!r} names {place.block}:{place.port}, and there is no such port")
     if problems:
         raise PlanError("cannot register this family:", problems=problems)
-    _FAMILIES[family.name] = family
-    _BLOCKS.update({b.name: b for b in family.blocks})
+    BLOCKS.register(*family.blocks)
+    FAMILIES.register(family)
+    return family
+
+
+def unregister_family(name: str) -> Family:
+    """Remove a family of backbones, with its block forwards; models that are adapted keep running.
+
+    Raises:
+        PlanError: There is no such family.
+    """
+    family = FAMILIES.unregister(name)
+    for block in family.blocks:
+        BLOCKS.unregister(block.name)
     return family
 
 
@@ -236,17 +218,15 @@ def register_block_forward(block: BlockForward) -> BlockForward:
     Raises:
         PlanError: The name is taken, or the block forward is a variant of one that there is not, or of other ports.
     """
-    if block.name in _BLOCKS:
-        raise PlanError(f"the block forward {block.name!r} is registered already")
     if block.variant_of is not None and get_block(block.variant_of).ports != block.ports:
         raise PlanError(f"the block forward {block.name!r} has other ports than {block.variant_of!r}")
-    _BLOCKS[block.name] = block
+    BLOCKS.register(block)
     return block
 
 
 def families() -> tuple[Family, ...]:
     """Every registered family, in the order of registration."""
-    return tuple(_FAMILIES.values())
+    return tuple(FAMILIES.values())
 
 
 def get_block(name: str) -> BlockForward:
@@ -255,143 +235,4 @@ def get_block(name: str) -> BlockForward:
     Raises:
         PlanError: There is none.
     """
-    if name not in _BLOCKS:
-        raise PlanError(f"no block forward {name!r}; known: {', '.join(_BLOCKS)}{did_you_mean(name, _BLOCKS)}")
-    return _BLOCKS[name]
-
-
-def base_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """`root.named_modules()` without the adapters; a module that has two names comes once, under the first."""
-    for path, module in root.named_modules():
-        if SLOT not in path.split("."):
-            yield path, module
-
-
-def base_parameters(root: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """`root.named_parameters()` without the adapters' own."""
-    for path, parameter in root.named_parameters():
-        if SLOT not in path.split("."):
-            yield path, parameter
-
-
-def recognise(root: nn.Module) -> Recognised | None:
-    """The family of a network, by its structure and names; import paths play no part.
-
-    The network may be held by others (`DataParallel.module`, a user's own wrapper): the shallowest path wins.
-
-    Raises:
-        PlanError: Two families fit the same network.
-    """
-    names = [path for path, _ in (*base_modules(root), *base_parameters(root)) if path]
-    for prefix in _prefixes(root):
-        lead = f"{prefix}." if prefix else ""
-        inner = [n.removeprefix(lead) for n in names if n.startswith(lead)]
-        fits = [f for f in _FAMILIES.values() if any(_fits(alternative, inner) for alternative in f.signature)]
-        if len(fits) > 1:
-            raise PlanError(
-                f"the network fits the families {', '.join(f.name for f in fits)}; one of their signatures is too wide"
-            )
-        if fits:
-            return Recognised(family=fits[0], prefix=prefix)
-    return None
-
-
-def _prefixes(root: nn.Module) -> list[str]:
-    """The root and the modules up to two levels below it that are not repeated ones, shallowest first."""
-    paths = ["", *(p for p, _ in base_modules(root) if p and p.count(".") < 2)]
-    plain = [p for p in paths if not any(c.isdigit() for c in p.split("."))]
-    return sorted(plain, key=lambda p: p.count(".") + bool(p))
-
-
-def _fits(signature: tuple[str, ...], names: list[str]) -> bool:
-    return all(any(map(matcher(p.removeprefix("!")), names)) != p.startswith("!") for p in signature)
-
-
-@dataclass(frozen=True)
-class _Hit:
-    """A module that a place's path fits, with the numbers in its path."""
-
-    path: str
-    template: str
-    place: Place
-    stage: tuple[int, ...]
-    block: tuple[int, ...]
-
-
-def find_places(root: nn.Module, found: Recognised, name: str) -> tuple[FoundPlace, ...]:
-    """Every place of that name in the network, in the order of stages and blocks."""
-    modules = dict(base_modules(root))
-    lead = found.prefix + "." if found.prefix else ""
-    hits: list[_Hit] = []
-    levels: dict[str, int] = {}
-    for order, place in enumerate(p for p in found.family.places if p.name == name):
-        template = lead + place.path
-        level = levels.setdefault(_level(template), len(levels))
-        expression = _expression(template)
-        for path in modules:
-            match = expression.fullmatch(path)
-            if match and not _is_empty(modules[path]):
-                stage, block = _numbers(match, "stage"), _numbers(match, "block")
-                hits.append(_Hit(path, template, place, (level, *stage), (order, *block) if block else ()))
-    hits.sort(key=lambda h: (h.stage, h.block))
-    numbers = {stage: i for i, stage in enumerate(dict.fromkeys(h.stage for h in hits))}
-    return tuple(
-        FoundPlace(
-            path=h.path,
-            stage=numbers[h.stage],
-            block=_block_number(h, [other.block for other in hits if other.stage == h.stage]),
-            place=h.place,
-            channels=_channels(root, h.path, h.place),
-            stage_path=_part(h.template, h.path, "{stage}") or _around(h.template, h.path, "{block}") or h.path,
-            block_path=_part(h.template, h.path, "{block}"),
-        )
-        for h in hits
-    )
-
-
-def _numbers(match: re.Match[str], word: str) -> tuple[int, ...]:
-    return tuple(int(number) for group, number in match.groupdict().items() if group.startswith(word))
-
-
-def _block_number(hit: _Hit, blocks: list[tuple[int, ...]]) -> int | None:
-    """The number in the path or, where one number does not tell the stage's blocks apart, the rank among them."""
-    if not hit.block:
-        return None
-    plain = len(hit.block) == 2 and len({block[0] for block in blocks}) == 1
-    return hit.block[1] if plain else blocks.index(hit.block)
-
-
-def _level(template: str) -> str:
-    """What a place's path has in common with those of the same stages: the part up to the last `{stage}`, say."""
-    return _part(template, template, "{stage}") or _around(template, template, "{block}") or template
-
-
-def _part(template: str, path: str, word: str) -> str | None:
-    """The path up to the last component that stands for a word: `layers.0` for `{stage}` of `layers.{stage}.conv`."""
-    places = [i for i, component in enumerate(template.split(".")) if word in component]
-    return ".".join(path.split(".")[: places[-1] + 1]) if places else None
-
-
-def _around(template: str, path: str, word: str) -> str | None:
-    """The path of the module around the first such component."""
-    places = [i for i, component in enumerate(template.split(".")) if word in component]
-    return ".".join(path.split(".")[: places[0]]) or None if places else None
-
-
-def _is_empty(module: nn.Module) -> bool:
-    return isinstance(module, nn.Sequential) and len(module) == 0
-
-
-def _channels(root: nn.Module, path: str, place: Place) -> int:
-    around = path.rsplit(".", 1)[0] if place.channels.startswith("^") else path
-    module, _, name = f"{around}.{place.channels.removeprefix('^')}".rpartition(".")
-    parameter = root.get_submodule(module)._parameters[name]
-    if parameter is None:
-        raise PlanError(f"{module} has no {name} that would tell the channels of {path}")
-    return int(parameter.shape[0])
-
-
-def _expression(path: str) -> re.Pattern[str]:
-    text = re.escape(path).replace(re.escape("{part}"), r"[^.]+")
-    count = itertools.count()
-    return re.compile(re.sub(r"\\\{(stage|block)\\\}", lambda word: rf"(?P<{word[1]}{next(count)}>\d+)", text))
+    return BLOCKS.find(name)

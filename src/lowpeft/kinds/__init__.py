@@ -6,7 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from functools import partial
 
-from ..errors import PlanError, did_you_mean
+from ..errors import PlanError
+from ..registry import Registry
 from .base import (
     LAYERS,
     Adapter,
@@ -31,6 +32,7 @@ from .stereo import StereoAdapter, StereoConfig
 from .vera import VeRA, VeRAConfig
 
 __all__ = [
+    "KINDS",
     "LAYERS",
     "SSF",
     "Adapter",
@@ -65,6 +67,7 @@ __all__ = [
     "is_number",
     "kinds",
     "register_adapter",
+    "unregister_adapter",
 ]
 
 
@@ -87,7 +90,11 @@ class Kind:
         return tuple(f.name for f in dataclasses.fields(self.config))
 
 
-_KINDS: dict[str, Kind] = {}
+KINDS: Registry[Kind] = Registry(
+    "adapter kind",
+    error=PlanError,
+    advice=". A kind of your own has to be registered first (lowpeft.register_adapter)",
+)
 
 PARTS = ("root_part_class", "calibrator_class", "training_part_class")
 
@@ -120,14 +127,24 @@ def register_adapter(config: type[AdapterConfig], module: type[FeatureAdapter] |
     problems += [f"{p.__name__} leaves {', '.join(m)} to be written" for p in parts if (m := _unwritten(p))]
     if not isinstance(name, str) or not name.isidentifier():
         problems.append(f"kind must be a name like 'lora', not {name!r}")
-    elif name in _KINDS:
-        problems.append(f"the kind {name!r} is taken by {_KINDS[name].module.__name__}")
+    elif name in KINDS:
+        problems.append(f"the kind {name!r} is taken by {KINDS[name].module.__name__}")
     elif getattr(module, "kind", None) != name:
         problems.append(f"the module says its kind is {getattr(module, 'kind', None)!r}, the config says {name!r}")
     if problems:
         raise PlanError("cannot register this adapter kind:", problems=problems)
-    _KINDS[str(name)] = Kind(name=str(name), config=config, module=module)
-    return _KINDS[str(name)]
+    kind = Kind(name=str(name), config=config, module=module)
+    KINDS.register(kind)
+    return kind
+
+
+def unregister_adapter(name: str) -> Kind:
+    """Remove a kind of adapter from the table; models that have such adapters keep them.
+
+    Raises:
+        PlanError: There is no such kind.
+    """
+    return KINDS.unregister(name)
 
 
 def get_kind(name: str) -> Kind:
@@ -136,18 +153,12 @@ def get_kind(name: str) -> Kind:
     Raises:
         PlanError: There is none.
     """
-    if name not in _KINDS:
-        known = ", ".join(sorted(_KINDS))
-        raise PlanError(
-            f"no adapter kind {name!r}{did_you_mean(name, _KINDS)}; known: {known}. A kind of your own has to be "
-            "registered first (lowpeft.register_adapter)"
-        )
-    return _KINDS[name]
+    return KINDS.find(name)
 
 
 def kinds() -> tuple[Kind, ...]:
     """Every registered kind, in the order of registration."""
-    return tuple(_KINDS.values())
+    return tuple(KINDS.values())
 
 
 register_adapter(SpatialConfig, SpatialAdapter)

@@ -15,8 +15,9 @@ from typing import Literal
 
 import torch
 
-from lowpeft.errors import DataError, did_you_mean
-from lowpeft.restoration.images import eight_bit
+from ..errors import DataError
+from ..registry import Registry
+from .images import eight_bit
 
 Channels = Literal["rgb", "y"]
 Views = Sequence[torch.Tensor]
@@ -195,7 +196,8 @@ def _columns(name: str, measure: Callable[..., float]) -> tuple[Column, Column]:
     )
 
 
-_ALL = (
+PROTOCOLS = Registry(
+    "protocol",
     Protocol(
         name="literature",
         views=2,
@@ -217,17 +219,6 @@ _ALL = (
         columns=_columns("Y", _luma_shaved),
         source="BasicSR's calculate_psnr and calculate_ssim with test_y_channel",
     ),
+    error=DataError,
 )
-
-PROTOCOLS = {protocol.name: protocol for protocol in _ALL}
-
-
-def get_protocol(name: str) -> Protocol:
-    """The protocol of that name.
-
-    Raises:
-        DataError: there is none.
-    """
-    if name not in PROTOCOLS:
-        raise DataError(f"unknown protocol {name!r}{did_you_mean(name, PROTOCOLS)}; known: {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[name]
+"""How tables are measured; `register` adds one."""

@@ -9,7 +9,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from ...errors import PlanError
-from ...families import SLOT, base_parameters
+from ...ports.base import SLOT, base_parameters
 from .running import in_force
 from .settings import Setting
 from .slots import Slot, switches_of

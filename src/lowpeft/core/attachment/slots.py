@@ -7,8 +7,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from torch import nn
 
-from ...families import SLOT
 from ...kinds import Adapter, FeatureAdapter, RootPart, WeightAdapter
+from ...ports.base import SLOT
 from .running import strengths_in
 from .settings import Strength, is_off
 from .switches import Switches

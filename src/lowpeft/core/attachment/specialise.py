@@ -35,8 +35,9 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import PlanError
-from ...families import SLOT, get_block
+from ...families import get_block
 from ...kinds import Adapter, Forward, RootPart
+from ...ports.base import SLOT
 from ...ports.facts import RECORD
 from .adding import BlockPorts, adapted_tensor, captured, laid_out_like, scaled, tracing, with_deltas
 from .batches import run_by_image

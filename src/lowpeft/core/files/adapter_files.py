@@ -23,7 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...errors import AdapterError, LowpeftError
-from ...families import base_parameters, recognise
+from ...families import recognise
+from ...ports.base import base_parameters
 from ...ports.facts import Facts
 from ...recipes import Recipe, recipe_from_dict, recipe_to_dict
 from ...storage import fsync

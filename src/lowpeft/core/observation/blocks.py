@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import PlanError
-from ...families import BlockForward, base_modules, base_parameters, get_block
+from ...families import BlockForward, get_block
+from ...ports.base import base_modules, base_parameters
 from ...ports.layouts import ExtraTokens, Layout, Size
 from ..attachment.adding import BlockPorts
 from ..attachment.copies import twin_of

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import AdapterError
-from ...families import base_parameters
+from ...ports.base import base_parameters
 from ..attachment.copies import base_state, saved_buffers
 from ..attachment.specialise import original_class
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...errors import PlanError
-from ...families import base_modules
+from ...ports.base import base_modules
 from ...ports.layouts import Layout, Size, find_size, square_size
 from .examples import Example
 

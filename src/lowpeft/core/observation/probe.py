@@ -21,7 +21,8 @@ from typing import Literal, NamedTuple
 from torch import nn
 
 from ...errors import PlanError
-from ...families import FoundPlace, Place, base_modules
+from ...families import FoundPlace, Place
+from ...ports.base import base_modules
 from ...ports.layouts import Size
 from ..attachment.specialise import original_class
 from .observing import Observation, Observed, tokens_layout

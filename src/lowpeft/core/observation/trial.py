@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ...errors import PlanError
-from ...families import base_parameters
+from ...ports.base import base_parameters
 from ...ports.facts import Facts
 from ...ports.layouts import Size
 from ..attachment.copies import base_state, twin_of

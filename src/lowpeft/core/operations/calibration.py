@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import PlanError
-from ...families import SLOT
 from ...kinds import Adapter, Calibrator, FeatureAdapter, TokenAdapter, get_kind
+from ...ports.base import SLOT
 from ...ports.layouts import Features
 from ..attachment.changes import Undo, change, one_at_a_time
 from ..attachment.copies import copy_in_force

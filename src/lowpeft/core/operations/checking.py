@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import PlanError
-from ...families import SLOT
 from ...kinds import Adapter
+from ...ports.base import SLOT
 from ...ports.facts import RECORD
 from ..attachment.changes import one_at_a_time
 from ..attachment.copies import copy_in_force

@@ -13,8 +13,9 @@ from typing import cast
 from torch import Tensor, nn
 
 from ...errors import PlanError
-from ...families import SLOT, base_modules, base_parameters, get_block
+from ...families import get_block
 from ...kinds import Adapter, RootPart, WeightAdapter
+from ...ports.base import SLOT, base_modules, base_parameters
 from ...ports.facts import RECORD, Facts
 from ...ports.layouts import Layout
 from ..attachment.changes import Undo, change, one_at_a_time, switches_for

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import AdapterError, PlanError, did_you_mean
-from ...families import base_modules
 from ...kinds import Adapter, FeatureAdapter, RootPart, WeightAdapter
+from ...ports.base import base_modules
 from ..attachment.adding import added_to_random_features, base_of, change_of
 from ..attachment.record import pieces
 from ..attachment.slots import below

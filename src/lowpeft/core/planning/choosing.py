@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ...errors import PlanError
-from ...families import SLOT, TOKENS, FoundPlace, base_parameters
+from ...families import TOKENS, FoundPlace
 from ...kinds import (
     LAYERS,
     AdapterConfig,
@@ -23,6 +23,7 @@ from ...kinds import (
     WeightAdapter,
     get_kind,
 )
+from ...ports.base import SLOT, base_parameters
 from ...ports.layouts import Layout
 from ...ports.patterns import Candidate, select
 from ..attachment.specialise import original_class

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ...errors import PlanError
-from ...families import SLOT
+from ...ports.base import SLOT
 from ...ports.facts import RECORD
 from ...recipes import Recipe
 from ..attachment.record import record_of

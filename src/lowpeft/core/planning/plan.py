@@ -12,8 +12,8 @@ from torch import nn
 
 from ... import tables
 from ...errors import PlanError
-from ...families import base_modules, base_parameters
 from ...kinds import AdapterConfig
+from ...ports.base import base_modules, base_parameters
 from ...ports.facts import Facts
 from ...recipes import Recipe, load_recipe, override
 from ..attachment.changes import one_at_a_time

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from ...errors import PlanError
-from ...families import FoundPlace, Recognised, base_modules, find_places, get_block, recognise
+from ...families import FoundPlace, Recognised, find_places, get_block, recognise
 from ...kinds import Adapter, AdapterConfig, Attachment, Layer, get_kind
+from ...ports.base import base_modules
 from ...ports.facts import Facts
 from ...ports.patterns import Candidate
 from ..attachment.specialise import original_class

@@ -28,7 +28,7 @@ from ...restoration.data import Crops, Scene, find_scenes, load_example, read_cl
 from ...restoration.evaluation import by_network, by_network_alone, measure
 from ...restoration.inference import Tiling
 from ...restoration.inference.network import multi_view
-from ...restoration.metrics import get_protocol
+from ...restoration.metrics import PROTOCOLS
 from ...restoration.progress import progress, quiet
 from ...restoration.training import build_model, train
 from ...storage import write_json
@@ -246,7 +246,7 @@ def _measure(model: object, job: Job, name: str, scenes: Sequence[Scene]) -> dic
                 enhance,
                 examples,
                 scale=job.scale,
-                protocol=get_protocol(job.protocol),
+                protocol=PROTOCOLS.find(job.protocol),
                 seen=lambda example, _: advance(example.name),
             )
             means = {MEAN: found.means()[MEAN]} if way == SAME_VIEW else found.means()

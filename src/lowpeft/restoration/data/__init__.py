@@ -8,7 +8,7 @@ from __future__ import annotations
 from .crops import Crops
 from .examples import load_example, read_clean_crops
 from .finding import find_scenes, scenes_with_lr
-from .layouts import LAYOUTS, Layout
+from .layouts import LAYOUTS, FolderLayout
 from .model import Example, Rectangle, Scene, Views
 from .preparing import prepare
 from .verifying import LRReport, Match, verify_lr
@@ -17,8 +17,8 @@ __all__ = [
     "LAYOUTS",
     "Crops",
     "Example",
+    "FolderLayout",
     "LRReport",
-    "Layout",
     "Match",
     "Rectangle",
     "Scene",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ...errors import DataError, did_you_mean
 from ..images import IMAGE_SUFFIXES
-from .layouts import LAYOUTS, PLAIN, SUFFIXED, Layout, pattern, written
+from .layouts import LAYOUTS, PLAIN, SUFFIXED, FolderLayout, pattern, written
 from .model import SIDES, AnyPath, Scene, Views
 
 _MOST_SUGGESTIONS = 20
@@ -109,10 +109,10 @@ def _read(
 
 
 # ------------------------------------------------------------------------------------------------ which layout it is
-def _recognise(root: Path, views: Views, layout: str | None) -> Layout:
+def _recognise(root: Path, views: Views, layout: str | None) -> FolderLayout:
     rows = [row for row in LAYOUTS.values() if row.views == views]
     if layout is not None:
-        known = {row.id: row for row in rows}
+        known = {row.name: row for row in rows}
         if layout not in known:
             hint = did_you_mean(layout, known)
             raise DataError(f"no layout of {views}-view scenes is called {layout!r}{hint}; known: {', '.join(known)}")
@@ -122,40 +122,40 @@ def _recognise(root: Path, views: Views, layout: str | None) -> Layout:
         return fitting[0]
     if not fitting:
         raise _nothing_found(root, rows)
-    found = ", ".join(f"{row.id} ({row.title})" for row in fitting)
+    found = ", ".join(f"{row.name} ({row.title})" for row in fitting)
     raise DataError(f"{root} fits several layouts: {found}; say which it is, or give a folder that holds one of them")
 
 
-def _fitting(root: Path, rows: Sequence[Layout]) -> list[Layout]:
+def _fitting(root: Path, rows: Sequence[FolderLayout]) -> list[FolderLayout]:
     fitting = [row for row in rows if any(_fits(place, row) for place in _hr_places(root, row))]
-    ids = {row.id for row in fitting}
+    ids = {row.name for row in fitting}
     return [row for row in fitting if ids.isdisjoint(row.gives_way_to)]
 
 
-def _fits(place: Path, row: Layout) -> bool:
+def _fits(place: Path, row: FolderLayout) -> bool:
     """Whether any image there is named as an HR view of the layout."""
     listing = _listing(place, row.depth, row.fixed_folders)
     return any(_named(path, form.hr) for path in listing for form in row.forms)
 
 
-def _nothing_found(root: Path, rows: Sequence[Layout]) -> DataError:
+def _nothing_found(root: Path, rows: Sequence[FolderLayout]) -> DataError:
     """The error for a folder without scenes: it may be one too high, or hold something else."""
     inside = []
     for name in itertools.islice(_folders(root), _MOST_SUGGESTIONS):
-        inside += [f"{root / name} (layout {row.id}: {row.title})" for row in _fitting(root / name, rows)]
+        inside += [f"{root / name} (layout {row.name}: {row.title})" for row in _fitting(root / name, rows)]
     if inside:
         return DataError(f"{root} itself holds no scenes, but folders in it do; give one of them:", problems=inside)
-    understood = [f"{row.id} ({row.title}): {row.shown}" for row in rows]
+    understood = [f"{row.name} ({row.title}): {row.shown}" for row in rows]
     return DataError(f"found no scenes in {root}; understood are (any image suffix):", problems=understood)
 
 
-def _hr_places(root: Path, row: Layout) -> list[Path]:
+def _hr_places(root: Path, row: FolderLayout) -> list[Path]:
     if not row.hr_folder:
         return [root]
     return [root / name for name in _folders(root) if re.fullmatch(row.hr_folder, name)]
 
 
-def _hr_place(root: Path, row: Layout) -> Path:
+def _hr_place(root: Path, row: FolderLayout) -> Path:
     places = [place for place in _hr_places(root, row) if _fits(place, row)]
     if len(places) > 1:
         names = ", ".join(place.name for place in places)
@@ -163,7 +163,7 @@ def _hr_place(root: Path, row: Layout) -> Path:
     return places[0]
 
 
-def _lr_place(root: Path, row: Layout, scale: int | None) -> Path | None:
+def _lr_place(root: Path, row: FolderLayout, scale: int | None) -> Path | None:
     """The folder of the layout's LR views at a scale; None where there is none."""
     names = [name for name in _folders(root) if _LR_LIKE.fullmatch(name) or _lr_scale(row, name) is not None]
     # DIV2K keeps its scales one folder further down: LR_bicubic/X4.
@@ -182,7 +182,7 @@ def _lr_place(root: Path, row: Layout, scale: int | None) -> Path | None:
         raise DataError(f"{root} holds LR views in {', '.join(fitting)}; give the scale, or name the LR folder")
     if strange and not fitting:
         raise DataError(
-            f"{root / strange[0]} may hold LR views, but not as layout {row.id} has them; name it as LR folder"
+            f"{root / strange[0]} may hold LR views, but not as layout {row.name} has them; name it as LR folder"
         )
     return root / fitting[0] if fitting else None
 
@@ -191,7 +191,7 @@ def _has_images(place: Path, depth: int) -> bool:
     return next(_listing(place, depth), None) is not None
 
 
-def _lr_scale(row: Layout, name: str) -> str | None:
+def _lr_scale(row: FolderLayout, name: str) -> str | None:
     """The scale that a folder of LR views is named after, empty if after none; None if it is no such folder."""
     match = None if row.lr_folder is None else re.fullmatch(row.lr_folder, name)
     return None if match is None else match.groupdict().get("scale") or ""

@@ -10,6 +10,8 @@ import functools
 import re
 from dataclasses import dataclass
 
+from ...errors import DataError
+from ...registry import Registry
 from .model import Views
 
 
@@ -22,22 +24,22 @@ class Form:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class FolderLayout:
     """One row of the table.
 
     Attributes:
-        id: What `--layout` takes.
+        name: What `--layout` takes.
         title: Who uses it.
         views: Of each scene.
         hr_folder: Pattern of the name of the folder with the HR views; empty for the folder itself.
         lr_folder: Pattern of the names of folders with LR views, in which a group `scale` may tell them apart; empty
             for the HR folder, None where the layout has no LR views.
         forms: How files are named in them.
-        gives_way_to: Layouts, by id, that a folder of theirs belongs to, though it would fit this one too.
+        gives_way_to: Layouts, by name, that a folder of theirs belongs to, though it would fit this one too.
         folders: Where its HR and LR views lie as people write it; `prepare` writes there.
     """
 
-    id: str
+    name: str
     title: str
     views: Views
     hr_folder: str = ""
@@ -92,10 +94,11 @@ KITTI_2015 = Form(hr=("image_2/{name}_10", "image_3/{name}_10"))
 SUFFIXED = Form(hr=("{name}_HR",), lr=("{name}_LR",))
 PLAIN = Form(hr=("{name}",), lr=("{name}",))
 
-_LAYOUTS = (
-    Layout(id="A", title="patches of iPASSR and NAFSSR", views=2, lr_folder="", forms=(NESTED,)),
-    Layout(
-        id="B",
+LAYOUTS = Registry(
+    "folder layout",
+    FolderLayout(name="patches", title="patches of iPASSR and NAFSSR", views=2, lr_folder="", forms=(NESTED,)),
+    FolderLayout(
+        name="ipassr",
         title="test sets of iPASSR, NAFSSR, CVHSSR, ASteISR",
         views=2,
         hr_folder="hr",
@@ -103,8 +106,8 @@ _LAYOUTS = (
         forms=(NESTED,),
         folders=("hr/", "lr_x{scale}/"),
     ),
-    Layout(
-        id="C",
+    FolderLayout(
+        name="ntire",
         title="NTIRE",
         views=2,
         hr_folder="HR",
@@ -112,8 +115,8 @@ _LAYOUTS = (
         forms=(MARKED,),
         folders=("HR/", "LR_x{scale}/"),
     ),
-    Layout(
-        id="D",
+    FolderLayout(
+        name="subimages",
         title="sub-images of SCGLANet and ASteISR",
         views=2,
         hr_folder="HR_patch",
@@ -121,8 +124,8 @@ _LAYOUTS = (
         forms=(MARKED,),
         folders=("HR_patch/", "LR_patch/"),
     ),
-    Layout(
-        id="E",
+    FolderLayout(
+        name="flat",
         title="flat files of SwinFIRSSR",
         views=2,
         hr_folder="hr",
@@ -130,10 +133,10 @@ _LAYOUTS = (
         forms=(NUMBERED, MARKED, MARKED_PARTS),
         folders=("hr/", "lr_x{scale}/"),
     ),
-    Layout(id="F", title="raw Flickr1024, and any plain folder of pairs", views=2, forms=(MARKED,)),
-    Layout(id="G", title="raw KITTI 2012 or 2015", views=2, forms=(KITTI_2012, KITTI_2015)),
-    Layout(
-        id="folders",
+    FolderLayout(name="pairs", title="raw Flickr1024, and any plain folder of pairs", views=2, forms=(MARKED,)),
+    FolderLayout(name="kitti", title="raw KITTI 2012 or 2015", views=2, forms=(KITTI_2012, KITTI_2015)),
+    FolderLayout(
+        name="folders",
         title="single images, HR and LR in folders of their own (DIV2K, Set5, …)",
         views=1,
         hr_folder=r"(?i:(?:.*_)?HR|GT(?:mod\d+)?)",
@@ -141,13 +144,16 @@ _LAYOUTS = (
         forms=(PLAIN,),
         folders=("HR/", "LR_x{scale}/"),
     ),
-    Layout(
-        id="suffixes",
+    FolderLayout(
+        name="suffixes",
         title="single images, HR and LR told apart by their names",
         views=1,
         lr_folder="",
         forms=(SUFFIXED,),
     ),
-    Layout(id="plain", title="any plain folder of single images", views=1, forms=(PLAIN,), gives_way_to=("suffixes",)),
+    FolderLayout(
+        name="plain", title="any plain folder of single images", views=1, forms=(PLAIN,), gives_way_to=("suffixes",)
+    ),
+    error=DataError,
 )
-LAYOUTS = {layout.id: layout for layout in _LAYOUTS}
+"""The layouts that are recognised; `register` adds one."""

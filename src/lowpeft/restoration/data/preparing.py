@@ -19,7 +19,7 @@ from .model import AnyPath, Example, Rectangle, Scene
 
 SETTINGS_FILE = "prepared.json"
 _UNFINISHED = ".unfinished"
-_WRITTEN = {2: LAYOUTS["B"], 1: LAYOUTS["folders"]}
+_WRITTEN = {2: LAYOUTS["ipassr"], 1: LAYOUTS["folders"]}
 
 
 def prepare(
@@ -32,7 +32,7 @@ def prepare(
     clean_crops: Mapping[str, Rectangle] | None = None,
     advance: Callable[[str], None] = lambda name: None,
 ) -> int:
-    """Write the HR and LR views of scenes: pairs in layout B, single images in layout `folders`, as PNG.
+    """Write the HR and LR views of scenes: pairs in layout `ipassr`, single images in layout `folders`, as PNG.
 
     LR views are always made, by MATLAB's bicubic; LR files of the scenes are not read. A scene appears in `out` whole:
     after a kill, the same call goes on where it ended. `prepared.json` in `out` keeps the settings.

@@ -14,7 +14,7 @@ from ..data import Example
 from ..images import bicubic_upscale, eight_bit, to_float
 from ..inference import Tiling, is_out_of_memory
 from ..inference.whole import enhance_views
-from ..metrics import PROTOCOLS, Protocol, get_protocol
+from ..metrics import PROTOCOLS, Protocol
 from .report import Report, Row
 
 Views = tuple[Tensor, ...]
@@ -56,7 +56,7 @@ def evaluate(
     """
     facts = image_facts(model)
     enhance = _by_facts(module_of(model), facts, ensemble=ensemble, tiling=tiling)
-    return measure(enhance, examples, scale=facts.scale, protocol=get_protocol(protocol), seen=seen)
+    return measure(enhance, examples, scale=facts.scale, protocol=PROTOCOLS.find(protocol), seen=seen)
 
 
 def by_network(model: object, *, ensemble: bool = False, tiling: Tiling = WHOLE) -> Enhance:

@@ -19,7 +19,7 @@ from ...core.observation.examples import Example
 from ...core.observation.observing import observe
 from ...core.observation.trial import Trial
 from ...errors import PlanError
-from ...families import base_modules
+from ...ports.base import base_modules
 
 RATIO = 1.5
 """Of window to training crop, as in NAFSSR."""

@@ -1,0 +1,162 @@
+"""Tell a network's family by its structure, and find the places that the family names. No code runs a network here."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..errors import PlanError
+from ..ports.base import base_modules, base_parameters
+from ..ports.patterns import Candidate, matcher
+from .base import FAMILIES, Family, Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundPlace(Candidate):
+    """A place in a concrete network: the module's path from the root, its stage and block, its number of channels.
+
+    Attributes:
+        place: The place.
+        channels: Number of channels there.
+        stage_path: The module that is the stage; everything inside belongs to it.
+        block_path: The module that is the block.
+    """
+
+    place: Place
+    channels: int
+    stage_path: str | None = None
+    block_path: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recognised:
+    """A family, and the path below which the network is of that family (usually the root, '')."""
+
+    family: Family
+    prefix: str
+
+
+def recognise(root: nn.Module) -> Recognised | None:
+    """The family of a network, by its structure and names; import paths play no part.
+
+    The network may be held by others (`DataParallel.module`, a user's own wrapper): the shallowest path wins.
+
+    Raises:
+        PlanError: Two families fit the same network.
+    """
+    names = [path for path, _ in (*base_modules(root), *base_parameters(root)) if path]
+    for prefix in _prefixes(root):
+        lead = f"{prefix}." if prefix else ""
+        inner = [n.removeprefix(lead) for n in names if n.startswith(lead)]
+        fits = [f for f in FAMILIES.values() if any(_fits(alternative, inner) for alternative in f.signature)]
+        if len(fits) > 1:
+            raise PlanError(
+                f"the network fits the families {', '.join(f.name for f in fits)}; one of their signatures is too wide"
+            )
+        if fits:
+            return Recognised(family=fits[0], prefix=prefix)
+    return None
+
+
+def _prefixes(root: nn.Module) -> list[str]:
+    """The root and the modules up to two levels below it that are not repeated ones, shallowest first."""
+    paths = ["", *(p for p, _ in base_modules(root) if p and p.count(".") < 2)]
+    plain = [p for p in paths if not any(c.isdigit() for c in p.split("."))]
+    return sorted(plain, key=lambda p: p.count(".") + bool(p))
+
+
+def _fits(signature: tuple[str, ...], names: list[str]) -> bool:
+    return all(any(map(matcher(p.removeprefix("!")), names)) != p.startswith("!") for p in signature)
+
+
+@dataclass(frozen=True)
+class _Hit:
+    """A module that a place's path fits, with the numbers in its path."""
+
+    path: str
+    template: str
+    place: Place
+    stage: tuple[int, ...]
+    block: tuple[int, ...]
+
+
+def find_places(root: nn.Module, found: Recognised, name: str) -> tuple[FoundPlace, ...]:
+    """Every place of that name in the network, in the order of stages and blocks."""
+    modules = dict(base_modules(root))
+    lead = found.prefix + "." if found.prefix else ""
+    hits: list[_Hit] = []
+    levels: dict[str, int] = {}
+    for order, place in enumerate(p for p in found.family.places if p.name == name):
+        template = lead + place.path
+        level = levels.setdefault(_level(template), len(levels))
+        expression = _expression(template)
+        for path in modules:
+            match = expression.fullmatch(path)
+            if match and not _is_empty(modules[path]):
+                stage, block = _numbers(match, "stage"), _numbers(match, "block")
+                hits.append(_Hit(path, template, place, (level, *stage), (order, *block) if block else ()))
+    hits.sort(key=lambda h: (h.stage, h.block))
+    numbers = {stage: i for i, stage in enumerate(dict.fromkeys(h.stage for h in hits))}
+    return tuple(
+        FoundPlace(
+            path=h.path,
+            stage=numbers[h.stage],
+            block=_block_number(h, [other.block for other in hits if other.stage == h.stage]),
+            place=h.place,
+            channels=_channels(root, h.path, h.place),
+            stage_path=_part(h.template, h.path, "{stage}") or _around(h.template, h.path, "{block}") or h.path,
+            block_path=_part(h.template, h.path, "{block}"),
+        )
+        for h in hits
+    )
+
+
+def _numbers(match: re.Match[str], word: str) -> tuple[int, ...]:
+    return tuple(int(number) for group, number in match.groupdict().items() if group.startswith(word))
+
+
+def _block_number(hit: _Hit, blocks: list[tuple[int, ...]]) -> int | None:
+    """The number in the path or, where one number does not tell the stage's blocks apart, the rank among them."""
+    if not hit.block:
+        return None
+    plain = len(hit.block) == 2 and len({block[0] for block in blocks}) == 1
+    return hit.block[1] if plain else blocks.index(hit.block)
+
+
+def _level(template: str) -> str:
+    """What a place's path has in common with those of the same stages: the part up to the last `{stage}`, say."""
+    return _part(template, template, "{stage}") or _around(template, template, "{block}") or template
+
+
+def _part(template: str, path: str, word: str) -> str | None:
+    """The path up to the last component that stands for a word: `layers.0` for `{stage}` of `layers.{stage}.conv`."""
+    places = [i for i, component in enumerate(template.split(".")) if word in component]
+    return ".".join(path.split(".")[: places[-1] + 1]) if places else None
+
+
+def _around(template: str, path: str, word: str) -> str | None:
+    """The path of the module around the first such component."""
+    places = [i for i, component in enumerate(template.split(".")) if word in component]
+    return ".".join(path.split(".")[: places[0]]) or None if places else None
+
+
+def _is_empty(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential) and len(module) == 0
+
+
+def _channels(root: nn.Module, path: str, place: Place) -> int:
+    around = path.rsplit(".", 1)[0] if place.channels.startswith("^") else path
+    module, _, name = f"{around}.{place.channels.removeprefix('^')}".rpartition(".")
+    parameter = root.get_submodule(module)._parameters[name]
+    if parameter is None:
+        raise PlanError(f"{module} has no {name} that would tell the channels of {path}")
+    return int(parameter.shape[0])
+
+
+def _expression(path: str) -> re.Pattern[str]:
+    text = re.escape(path).replace(re.escape("{part}"), r"[^.]+")
+    count = itertools.count()
+    return re.compile(re.sub(r"\\\{(stage|block)\\\}", lambda word: rf"(?P<{word[1]}{next(count)}>\d+)", text))
