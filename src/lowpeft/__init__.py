@@ -55,7 +55,7 @@ from .kinds import (
 )
 from .ports.facts import Backbone
 from .ports.layouts import Features, Layout
-from .recipes import Recipe, TrainSettings, load_recipe
+from .recipes import Recipe, TrainSettings, load_recipe, register_recipe, unregister_recipe
 from .restoration.inference import Tiling, enhance
 from .version import version as _version
 
@@ -124,6 +124,7 @@ __all__ = [
     "read_adapter",
     "register_adapter",
     "register_family",
+    "register_recipe",
     "rename",
     "restore",
     "save_adapter",
@@ -133,6 +134,7 @@ __all__ = [
     "swin2sr_to_transformers",
     "unregister_adapter",
     "unregister_family",
+    "unregister_recipe",
     "using",
     "wrap_stereo",
 ]

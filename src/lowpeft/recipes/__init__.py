@@ -29,6 +29,7 @@ from typing import Any
 
 from ..errors import PlanError, did_you_mean
 from ..kinds import AdapterConfig, get_kind
+from ..registry import Registry
 from .settings import TrainSettings
 
 __all__ = [
@@ -103,13 +104,38 @@ class Recipe:
         return counts[0] if counts else 1
 
 
+RECIPES: Registry[Recipe] = Registry("recipe", error=PlanError)
+"""Recipes that were registered, beside the bundled files."""
+
+
 def bundled() -> tuple[str, ...]:
-    """The names of the recipes that come with lowpeft."""
+    """Return the names of the recipes that come with lowpeft."""
     return toml_names(resources.files(__package__))
 
 
+def register_recipe(recipe: Recipe) -> Recipe:
+    """Make a recipe known by its name, in this process; `adapt(model, name)` then finds it.
+
+    Raises:
+        PlanError: The name is that of a bundled recipe, or is taken.
+    """
+    if recipe.name in bundled():
+        raise PlanError(f"the recipe {recipe.name!r} comes with lowpeft; give yours another name")
+    RECIPES.register(recipe)
+    return recipe
+
+
+def unregister_recipe(name: str) -> Recipe:
+    """Remove a recipe that was registered.
+
+    Raises:
+        PlanError: There is no such recipe.
+    """
+    return RECIPES.unregister(name)
+
+
 def load_recipe(recipe: str | Path | Recipe | AdapterConfig | Sequence[AdapterConfig]) -> Recipe:
-    """A recipe from a bundled name, a path to a TOML file, or config objects.
+    """A recipe from a bundled or registered name, a path to a TOML file, or config objects.
 
     Raises:
         PlanError: No such name or file, or a file that is not a valid recipe; every problem is listed.
@@ -118,6 +144,8 @@ def load_recipe(recipe: str | Path | Recipe | AdapterConfig | Sequence[AdapterCo
         return recipe
     if isinstance(recipe, AdapterConfig):
         return Recipe(name=recipe.kind, adapters=(recipe,))
+    if isinstance(recipe, str) and recipe in RECIPES:
+        return RECIPES[recipe]
     if isinstance(recipe, (str, Path)):
         return _read(recipe)
     configs = tuple(recipe) if isinstance(recipe, (list, tuple)) else ()
@@ -127,7 +155,7 @@ def load_recipe(recipe: str | Path | Recipe | AdapterConfig | Sequence[AdapterCo
 
 
 def _read(recipe: str | Path) -> Recipe:
-    table, origin = read_toml(recipe, resources.files(__package__), what="recipe")
+    table, origin = read_toml(recipe, resources.files(__package__), what="recipe", others=tuple(RECIPES))
     return recipe_from_dict(table, origin=origin)
 
 
@@ -136,13 +164,16 @@ def toml_names(folder: Traversable) -> tuple[str, ...]:
     return tuple(sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml")))
 
 
-def read_toml(name_or_path: str | Path, folder: Traversable, *, what: str) -> tuple[dict[str, Any], str]:
+def read_toml(
+    name_or_path: str | Path, folder: Traversable, *, what: str, others: tuple[str, ...] = ()
+) -> tuple[dict[str, Any], str]:
     """The table in a TOML file, and what errors call the file.
 
     Args:
         name_or_path: Of a file in `folder` without `.toml`, or the path of a file anywhere.
         folder: Holds the bundled files.
         what: Such a file is, in the words of errors (`recipe`).
+        others: Further names that errors list as known.
 
     Raises:
         PlanError: No such name or file, or a file that is not TOML.
@@ -154,8 +185,8 @@ def read_toml(name_or_path: str | Path, folder: Traversable, *, what: str) -> tu
         text, origin = path.read_bytes(), str(path)
     else:
         raise PlanError(
-            f"no {what} {str(name_or_path)!r}: neither a file ending in .toml nor one of {', '.join(known)}"
-            + did_you_mean(str(name_or_path), known)
+            f"no {what} {str(name_or_path)!r}: neither a file ending in .toml nor one of {', '.join(known + others)}"
+            + did_you_mean(str(name_or_path), known + others)
         )
     try:
         return tomllib.loads(text.decode()), origin
