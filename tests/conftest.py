@@ -65,13 +65,13 @@ def _repeatable(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def no_trial_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plans for two views do not run the base to see whether it mixes its batch; tests/test_probe.py has that."""
+    """Plans for two views do not run the base to see whether it mixes its batch; tests/core/test_probe.py has that."""
     monkeypatch.setattr("lowpeft.core.planning.plan.mixes_images", lambda trial, sites: False)
 
 
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Adapters are saved without figures of what their base computes; tests/test_base_checks.py has those."""
+    """Adapters are saved without figures of what their base computes; tests/core/test_base_checks.py has those."""
     monkeypatch.setattr("lowpeft.core.files.adapter_files.figures_of", lambda root, facts: None)
 
 

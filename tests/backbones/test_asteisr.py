@@ -22,8 +22,8 @@ from lowpeft.core.files.adapter_files import CONFIG
 from lowpeft.core.operations.injection import install_forwards
 from lowpeft.families import register_block_forward
 from lowpeft.families.hat import MASKS, PUBLISHED_MASK
+from one_hub import Hub
 from states import assert_same_tensors, authors_outputs, randomise_adapters, tensors
-from test_hub import Hub
 from zoo import build
 
 Pair = tuple[Tensor, Tensor]

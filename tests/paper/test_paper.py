@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_experiments import row_table, table
 
 import lowpeft
 from lowpeft import SpatialConfig, StereoConfig
@@ -16,11 +17,10 @@ from lowpeft.cli import main
 from lowpeft.kinds import get_kind
 from lowpeft.paper.experiments import Printed, bundled_experiments, experiment_from_dict, load_experiment
 from lowpeft.paper.experiments.show import remarks, shown
-from test_experiments import row_table, table
 from test_house import NOT_AT_IMPORT
 from zoo import FAMILIES
 
-RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 
 
 def line(experiment: str, name: str) -> Printed:

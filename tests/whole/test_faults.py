@@ -288,7 +288,7 @@ def test_loading_reads_every_tensor_of_the_base_once(tmp_path: Path, monkeypatch
     assert len(calls) == len(tensors)
 
 
-SCHEMA_1 = Path(__file__).parent / "fixtures" / "schema1"
+SCHEMA_1 = Path(__file__).parents[1] / "fixtures" / "schema1"
 
 
 @pytest.mark.parametrize("name", ["hat", "swinir_light", "edsr"])

@@ -312,7 +312,7 @@ def test_an_alignment_against_the_size_multiple_is_refused() -> None:
 @pytest.mark.slow
 def test_a_1080p_pair_stays_under_the_bound() -> None:
     """In a process of its own: the most memory that it holds, less what it held before, by the operating system."""
-    script = Path(__file__).parent.parent / "benchmarks" / "inference.py"
+    script = Path(__file__).parents[2] / "benchmarks" / "inference.py"
     command = [sys.executable, str(script), "--one", "Compact", "--memory-mb", "1200"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_conformance import CASES as ALL_CASES
+from test_conformance import Case
 from torch import Tensor, nn
 
 import lowpeft
 import zoo
 from lowpeft import StereoModel
 from states import assert_same_tensors, randomise_adapters, tensors
-from test_conformance import CASES as ALL_CASES
-from test_conformance import Case
 from zoo import image_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:'saved_variables' is deprecated:DeprecationWarning")]

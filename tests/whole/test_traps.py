@@ -945,7 +945,7 @@ distributed.destroy_process_group()
 """
 
 
-@pytest.mark.slow  # tests/test_train_processes.py trains in two processes by default
+@pytest.mark.slow  # tests/restoration/test_train_processes.py trains in two processes by default
 @pytest.mark.parametrize(
     ("name", "recipe"),
     [
@@ -956,7 +956,7 @@ distributed.destroy_process_group()
 )
 def test_two_processes_train_together_without_unused_parameters(name: str, recipe: str, tmp_path: Path) -> None:
     command = [sys.executable, "-c", DISTRIBUTED]
-    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(

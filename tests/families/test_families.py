@@ -652,7 +652,7 @@ def test_what_a_refusal_of_a_fork_advises_works(name: str) -> None:
 
 
 def test_what_is_added_leaves_the_residual_stream_its_dtype() -> None:
-    """On CUDA autocast norms give float32 while the stream is bfloat16; tests/test_gpu.py saw it go wrong."""
+    """On CUDA autocast norms give float32 while the stream is bfloat16; tests/whole/test_gpu.py saw it go wrong."""
 
     class Zeros:
         def delta(self, port: str, values: Tensor, layout: Layout, size: object) -> Tensor:
