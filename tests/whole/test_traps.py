@@ -855,6 +855,9 @@ def test_a_new_adapter_changes_no_bit_under_autocast() -> None:
 GRAPHS = {"hat": "stereo", "swinir": "stereo", "edt": "stereo", "edsr": EVERYWHERE, "ipt": EVERYWHERE}
 # Inductor and the exporter warn of their own inner workings.
 graphs = pytest.mark.filterwarnings("ignore")
+one_by_default = pytest.mark.parametrize(
+    "name", [name if name == "edsr" else pytest.param(name, marks=pytest.mark.slow) for name in GRAPHS]
+)
 
 
 def images_of(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -881,9 +884,8 @@ def test_a_compiled_model_is_one_graph_and_computes_the_same(name: str) -> None:
     assert found <= 4 * rounding
 
 
-@pytest.mark.slow
 @graphs
-@pytest.mark.parametrize("name", GRAPHS)
+@one_by_default
 def test_a_compiled_model_trains_with_the_same_gradients(name: str) -> None:
     torch._dynamo.reset()
     model, (left, right) = randomise_adapters(lowpeft.adapt(build(name), GRAPHS[name])), pairs_for(ROWS[name], 1)
@@ -899,9 +901,8 @@ def test_a_compiled_model_trains_with_the_same_gradients(name: str) -> None:
         torch.testing.assert_close(found[parameter_name], gradient, rtol=1e-4, atol=1e-5, msg=parameter_name)
 
 
-@pytest.mark.slow
 @graphs
-@pytest.mark.parametrize("name", GRAPHS)
+@one_by_default
 def test_an_exported_model_computes_the_same(name: str) -> None:
     model, (left, right) = randomise_adapters(lowpeft.adapt(build(name), GRAPHS[name])), pairs_for(ROWS[name], 1)
     inputs = (left, right) if isinstance(model, StereoModel) else (left,)
@@ -945,13 +946,12 @@ distributed.destroy_process_group()
 """
 
 
-@pytest.mark.slow  # tests/restoration/test_train_processes.py trains in two processes by default
 @pytest.mark.parametrize(
     ("name", "recipe"),
     [
         ("edsr", "stereo"),
-        ("hat", "stereo"),
-        ("ipt", "lora"),
+        pytest.param("hat", "stereo", marks=pytest.mark.slow),
+        pytest.param("ipt", "lora", marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_train_together_without_unused_parameters(name: str, recipe: str, tmp_path: Path) -> None:
