@@ -35,7 +35,7 @@ MOST_SECONDS_TO_IMPORT = 0.3
 PACKAGES: dict[str, tuple[tuple[str, ...], ...]] = {
     "lowpeft": (
         ("errors", "storage", "tables", "version"),
-        ("registry",),
+        ("checks", "registry"),
         ("ports",),
         ("kinds", "families"),
         ("recipes",),

@@ -1,0 +1,41 @@
+"""Checks of plain values: settings, configs, files. Each returns its problems, so that a caller can list all at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+from .errors import did_you_mean
+
+
+def is_whole(value: object, *, least: int) -> bool:
+    """Return whether a value is an integer, not a bool, of at least `least`."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def is_number(value: object, *, above: float) -> bool:
+    """Return whether a value is a finite number, not a bool, greater than `above`."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and above < value < math.inf
+
+
+def whole(name: str, value: object, *, least: int) -> list[str]:
+    """Check an integer, e.g. "steps must be a whole number of at least 1, not 2.5"."""
+    return [] if is_whole(value, least=least) else [f"{name} must be a whole number of at least {least}, not {value!r}"]
+
+
+def number(name: str, value: object, *, above: float | None = None, least: float | None = None) -> list[str]:
+    """Check a finite number that is greater than `above`, or at least `least`."""
+    if above is not None:
+        return [] if is_number(value, above=above) else [f"{name} must be a number above {above:g}, not {value!r}"]
+    low = -math.inf if least is None else least
+    if is_number(value, above=-math.inf) and value >= low:  # type: ignore[operator]
+        return []
+    return [f"{name} must be a number{'' if least is None else f' of at least {least:g}'}, not {value!r}"]
+
+
+def one_of(name: str, value: object, known: Collection[str]) -> list[str]:
+    """Check a choice, e.g. "loss must be one of l1, mse, not 'l2'"."""
+    if isinstance(value, str) and value in known:
+        return []
+    near = did_you_mean(value, known) if isinstance(value, str) else ""
+    return [f"{name} must be one of {', '.join(known)}, not {value!r}{near}"]
