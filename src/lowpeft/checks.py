@@ -1,4 +1,4 @@
-"""Checks of plain values: settings, configs, files. Each returns its problems, so that a caller can list all at once."""
+"""Checks of plain values (settings, configs, files); each returns its problems, so that a caller can list all."""
 
 from __future__ import annotations
 
