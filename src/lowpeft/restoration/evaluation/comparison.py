@@ -70,7 +70,7 @@ def _score(enhance: Enhance, pair: Example) -> Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Scores on one set of scenes: bicubic, frozen network, adapted network, and adapted network fed each view twice."""
+    """Scores on one set of scenes: bicubic, frozen network, adapted network, adapted network with each view twice."""
 
     bicubic: tuple[Score, ...]
     frozen: tuple[Score, ...]
