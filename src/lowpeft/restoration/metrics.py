@@ -26,7 +26,7 @@ Y_WEIGHTS = (65.481, 128.553, 24.966)
 """Weights of R, G and B (0..1) in the luma of ITU-R BT.601 (16..235), as in MATLAB's `rgb2ycbcr` and BasicSR."""
 
 LEFT_CUT_PX = 64
-"""Number of HR columns that the tables' "Left" excludes at any scale, since StereoSR: the right view lacks them."""
+"""Number of HR columns that "Left" excludes at any scale, since StereoSR: they have no match in the right view."""
 
 SSIM_WINDOW_PX = {"rgb": 7, "y": 11}
 
@@ -135,8 +135,8 @@ class Column:
     Attributes:
         name: Heading in tables.
         digits: Number of digits after the decimal point in tables.
-        measure: Function that computes the figure of one scene from its results, its HR views (one or two of each, (3,
-            H, W), uint8 or float 0..1) and the scale.
+        measure: Function that computes the figure of one scene from its results, its HR views (one or two of each,
+            (3, H, W), uint8 or float 0..1) and the scale.
     """
 
     name: str
