@@ -3,8 +3,8 @@
 Construction. A scene is a stack of layers, far to near. The background is a photograph that fills the view; its
 disparity grows from top to bottom. Three to five pieces of photographs lie in front of it, each with a smooth random
 outline, a slanted plane and a slight random tint. Each layer has its own band of disparities, and nearer layers have
-larger ones, so painting far to near gives the correct occlusion at every pixel. All disparities are in 0..40 HR px
-(`MAX_DISPARITY_PX`): x_left = x_right + d. The geometry is in `lowpeft.demo.layers`.
+larger ones, so painting far to near gives the correct occlusion at every pixel. Disparities d = x_left - x_right are
+positive and at most 40 HR px (`MAX_DISPARITY_PX`). The geometry is in `lowpeft.demo.layers`.
 
 Detail. A photograph is shown at 1.2 to 1.6 of its pixels per HR pixel (a background at fewer if it would not fill the
 view otherwise) and is never enlarged. From 1.2 on, the views are as sharp, pixel for pixel, as the photographs. Each
@@ -42,7 +42,7 @@ PHOTOGRAPHS: dict[Split, tuple[str, ...]] = {
 _GAP_PX = 0.5
 _MARGIN_PX = 4
 _MINIFICATION = (1.2, 1.6)
-# Smaller views are too small for these disparities; larger views are not filled by any photograph of some split.
+# Smaller views cannot show these disparities; larger views could not be filled by a photograph of each split.
 _SMALLEST_PX, _LARGEST_PX = (64, 128), (384, 480)
 
 
@@ -126,7 +126,7 @@ def _compose(rng: random.Random, split: Split, size_px: tuple[int, int]) -> list
     band = (nearest - farthest) / pieces
     for rank in range(pieces):
         low = farthest + rank * band + _GAP_PX
-        # Exclude the photographs directly behind it: grass on grass has no visible outline.
+        # Exclude the photographs of the background and the last piece: grass on grass has no visible outline.
         others = [name for name in PHOTOGRAPHS[split] if name not in (layers[0].photograph, layers[-1].photograph)]
         nearness = (rank + 0.5) / pieces
         layers.append(_piece(rng, rng.choice(others), size_px, (low, low + band - _GAP_PX), nearness))
