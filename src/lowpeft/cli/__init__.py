@@ -23,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command-line arguments without the program's name; None means those of the process.
 
     Returns:
-        Exit code: 0 for success, 1 if a command compares and finds a difference, 2 for errors, 130 after Ctrl-C.
+        Exit code: 0 for success, 1 if a command compares and finds a difference, 2 for bad input, a missing package or
+        too little memory, 130 after Ctrl-C.
     """
     options = parser().parse_args(arguments)
     quiet()
