@@ -1,4 +1,4 @@
-"""`lowpeft convert`: convert networks that other code published."""
+"""`lowpeft convert`: convert networks from the checkpoint formats of other code."""
 
 from __future__ import annotations
 
