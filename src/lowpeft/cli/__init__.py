@@ -13,17 +13,18 @@ from ..version import version
 from . import convert, data, demo, enhance, evaluate, lam, reproduce, show, train
 
 EXTRAS = {"accelerate": "train", "PIL": "train", "rich": "train", "skimage": "train", "spandrel": "spandrel"}
-"""What brings an optional package: an extra by the name that is imported."""
+"""Mapping from the import name of an optional package to the extra of lowpeft that installs it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: Without the program's name; None means those of the process.
+        arguments: Command-line arguments without the program's name; None means those of the process.
 
     Returns:
-        The exit code: 0, 1 where a command compares and finds a difference, 2 for bad input, 130 after Ctrl-C.
+        Exit code: 0 for success, 1 if a command compares and finds a difference, 2 for bad input, a missing package or
+        too little memory, 130 after Ctrl-C.
     """
     options = parser().parse_args(arguments)
     quiet()
@@ -51,7 +52,7 @@ def _fail(command: str, message: str, code: int) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line's parser; docs/cli.md is made from it."""
+    """Return the command line's parser; docs/cli.md is generated from it."""
     top = argparse.ArgumentParser(
         prog="lowpeft",
         description="Parameter-efficient fine-tuning for low-level vision: small adapters on frozen networks.",

@@ -24,7 +24,7 @@ from ..restoration.inference import Tiling
 def new_command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str, example: str
 ) -> argparse.ArgumentParser:
-    """A sub-command with its one-line description and an example in its help."""
+    """Add a sub-command whose help contains a one-line description and an example."""
     sub: argparse.ArgumentParser = commands.add_parser(
         name,
         help=text,
@@ -37,7 +37,7 @@ def new_command(
 
 
 def add_weights(sub: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """The option that names the frozen network."""
+    """Add the options that select the frozen network and its weights."""
     sub.add_argument(
         "--weights",
         required=required,
@@ -55,7 +55,7 @@ def add_weights(sub: argparse.ArgumentParser, *, required: bool = True) -> None:
 
 
 def add_raw_weights(sub: argparse.ArgumentParser) -> None:
-    """The option that asks for the weights of the last step."""
+    """Add the option that selects the weights of the last step instead of the averaged ones (EMA)."""
     sub.add_argument(
         "--raw-weights",
         action="store_true",
@@ -64,7 +64,7 @@ def add_raw_weights(sub: argparse.ArgumentParser) -> None:
 
 
 def add_adapter(sub: argparse.ArgumentParser, *, required: bool = False, more: str = "") -> None:
-    """The options that name a saved adapter."""
+    """Add the options that select a saved adapter."""
     sub.add_argument(
         "--adapter", required=required, metavar="DIR", help=f"adapter folder, or a Hub repository owner/name{more}"
     )
@@ -75,10 +75,10 @@ def add_adapter(sub: argparse.ArgumentParser, *, required: bool = False, more: s
 
 
 def refuse_without_adapter(options: argparse.Namespace) -> None:
-    """Refuse options that are about an adapter where none was given.
+    """Raise for adapter options without `--adapter`.
 
     Raises:
-        LowpeftError: Naming the first.
+        LowpeftError: An adapter option was given without `--adapter`; the first is named.
     """
     for name in ("revision", "force") if options.adapter is None else ():
         if getattr(options, name):
@@ -86,18 +86,18 @@ def refuse_without_adapter(options: argparse.Namespace) -> None:
 
 
 def adapted(options: argparse.Namespace, base: Backbone) -> nn.Module:
-    """The network with the adapter that `--adapter` names."""
+    """Return the network with the adapter that `--adapter` names."""
     return load_adapter(base, options.adapter, revision=options.revision, force=options.force)
 
 
 def weights_facts(options: argparse.Namespace, base: Backbone) -> dict[str, str]:
-    """Facts for reports and model cards: the file of the frozen network, and which of its weights were taken."""
+    """Return facts for reports and model cards: the checkpoint's file name, and which of its weights were loaded."""
     which = which_weights(base.notes)
     return {"base weights": Path(options.weights).name, **({} if which is None else {"weights": which})}
 
 
 def add_border(sub: argparse.ArgumentParser) -> None:
-    """The option that says how LR images are made at the edge."""
+    """Add the option for the border with which LR images are made."""
     sub.add_argument(
         "--border",
         default="symmetric",
@@ -108,12 +108,12 @@ def add_border(sub: argparse.ArgumentParser) -> None:
 
 
 def add_device(sub: argparse.ArgumentParser) -> None:
-    """The option that names the device."""
+    """Add the option that selects the device."""
     sub.add_argument("--device", default="auto", help="auto (default: cuda where there is one), cpu, cuda, cuda:1, …")
 
 
 def add_inference(sub: argparse.ArgumentParser) -> None:
-    """The options that say how whole images are run."""
+    """Add the options for inference on whole images."""
     sub.add_argument(
         "--ensemble",
         action="store_true",
@@ -129,12 +129,12 @@ def add_inference(sub: argparse.ArgumentParser) -> None:
 
 
 def tiling(options: argparse.Namespace) -> Tiling:
-    """The tiling that `--memory-mb` asks for."""
+    """Return the tiling that `--memory-mb` selects."""
     return Tiling(memory_mb=options.memory_mb)
 
 
 def add_recipe(sub: argparse.ArgumentParser) -> None:
-    """The recipe, the network it goes on, and changes of its fields."""
+    """Add the options for a recipe, the network to adapt, and changes of the recipe's fields."""
     sub.add_argument("recipe", help=f"a bundled recipe ({', '.join(bundled())}) or a path to a .toml recipe")
     add_weights(sub)
     sub.add_argument(
@@ -148,11 +148,11 @@ def add_recipe(sub: argparse.ArgumentParser) -> None:
 
 
 def backbone(options: argparse.Namespace, *, quiet: bool = False) -> Backbone:
-    """The network that `--weights` and the options beside it name; says which of a file's weights were taken.
+    """Load the network that `--weights` and related options select, and print which of a file's weights were loaded.
 
     Args:
-        options: Of the command.
-        quiet: Say nothing, because the command prints the network's notes.
+        options: Parsed options of the command.
+        quiet: True prints nothing, for commands that print the network's notes themselves.
     """
     if options.weights != "demo":
         choice: Choice = "raw" if options.raw_weights else "ema"
@@ -171,7 +171,10 @@ def backbone(options: argparse.Namespace, *, quiet: bool = False) -> Backbone:
 
 
 def overrides(settings: list[str]) -> dict[str, Any]:
-    """`--set` options as keyword arguments of `adapt`; values are read as TOML, and as text where they are not."""
+    """Convert `--set` options to keyword arguments of `adapt`; values that are not valid TOML are taken as text.
+
+    E.g. `every=1` and `spatial.reduction=8` give `{"every": 1, "spatial": {"reduction": 8}}`.
+    """
     found: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
@@ -190,10 +193,10 @@ def overrides(settings: list[str]) -> dict[str, Any]:
 
 
 def device(name: str) -> torch.device:
-    """The device that `--device` names.
+    """Return the device that `--device` names.
 
     Raises:
-        LowpeftError: It cannot be used here.
+        LowpeftError: The device cannot be used on this machine.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

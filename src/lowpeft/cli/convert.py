@@ -1,4 +1,4 @@
-"""`lowpeft convert`: networks in the layouts of other code."""
+"""`lowpeft convert`: convert networks from the checkpoint formats of other code."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def add_to(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Convert, and say how to measure what was written."""
+    """Convert the network, and print commands that measure the result."""
     choice: Choice = "raw" if options.raw_weights else "ema"
     written = convert_asteisr(options.file, options.out, mask=options.mask, weights=choice)
     adapter = read_adapter(written.adapter)

@@ -1,4 +1,4 @@
-"""`lowpeft prepare` and `lowpeft verify-lr`: LR images as MATLAB's bicubic makes them."""
+"""`lowpeft prepare` and `lowpeft verify-lr`: make and verify LR images by MATLAB's bicubic."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def run_prepare(options: argparse.Namespace) -> None:
 
 
 def run_verify(options: argparse.Namespace) -> int:
-    """Compare; 1 if neither border gives every value."""
+    """Compare, print the report, and return 1 if neither border reproduces every value, else 0."""
     from ..restoration.progress import progress
 
     scenes, without = scenes_with_lr(

@@ -1,4 +1,4 @@
-"""`lowpeft demo`: the whole way on built-in data."""
+"""`lowpeft demo`: the whole workflow on built-in data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`lowpeft enhance`: a pair of views, or one image, through a frozen network and an adapter."""
+"""`lowpeft enhance`: restore a pair of views, or one image, with a frozen network and an adapter."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def add_to(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Read, enhance, write."""
+    """Read the images, enhance them, and write the results."""
     from ..restoration.images import make_folder, read_image, to_float, write_image
     from ..restoration.inference import enhance, is_out_of_memory
     from ..restoration.progress import progress

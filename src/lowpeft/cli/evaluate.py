@@ -78,7 +78,7 @@ def add_to(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure, print, write."""
+    """Measure, print and write the reports."""
     from ..restoration.evaluation import overview, write_reports
 
     protocol = PROTOCOLS.find(options.protocol)
@@ -191,7 +191,7 @@ def _pools(model: object, numbers: list[int] | None) -> AbstractContextManager[o
 def _facts(
     options: argparse.Namespace, scenes: tuple[Scene, ...], scale: int, base: Backbone | None
 ) -> dict[str, object]:
-    """Facts of the run that head its files."""
+    """Return the facts of the run that its report files begin with."""
     found = all(scene.lr for scene in scenes)
     facts: dict[str, object] = {
         "lowpeft": version(),

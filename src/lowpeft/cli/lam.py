@@ -1,4 +1,4 @@
-"""`lowpeft lam`: which pixels, of which view, a patch of the result was made from."""
+"""`lowpeft lam`: show the input pixels, in every view, that contribute to a patch of the result."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def add_to(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Read, attribute, print, write."""
+    """Read the views, attribute the patch, and print and write the figures, maps and picture."""
     from ..restoration.images import make_folder, read_image, to_float
     from ..restoration.lam.picture import draw_attributions
 
@@ -108,7 +108,7 @@ def _writing(folder: Path) -> Iterator[None]:
 def _attributions(
     options: argparse.Namespace, base: Backbone, views: list[Tensor], patch: Patch, settings: LamSettings
 ) -> dict[str, Attribution]:
-    """The adapted network's and its frozen base's; the network's alone where there is no adapter."""
+    """Return the attributions of the adapted and the frozen network, or of the network alone without an adapter."""
     from ..restoration.progress import progress
 
     compared = options.adapter is not None
@@ -150,7 +150,7 @@ def _record(
 
 
 def _maps(columns: dict[str, Attribution]) -> dict[str, Tensor]:
-    """The signed maps by network and view."""
+    """Return the signed maps by `NETWORK.VIEW`, e.g. `adapted.left`."""
     return {
         f"{name}.{view}": values
         for name, each in columns.items()
@@ -161,7 +161,7 @@ def _maps(columns: dict[str, Attribution]) -> dict[str, Tensor]:
 def _notes(
     options: argparse.Namespace, base: Backbone, settings: LamSettings, columns: dict[str, Attribution]
 ) -> list[str]:
-    """Lines below the picture: what was explained, of which network, how it was trained, and the figures."""
+    """Return the paragraphs below the picture: the patch, the network and its training, the figures and settings."""
     network = f"Network: {base.architecture} x{base.scale}, {Path(options.weights).name}"
     if options.adapter is not None:
         network += f", with the adapter {options.adapter}"

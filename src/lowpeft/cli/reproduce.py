@@ -1,4 +1,4 @@
-"""`lowpeft reproduce`: a table of the paper."""
+"""`lowpeft reproduce`: show or reproduce a table of the paper, or measure the speed of its rows."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def add_to(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Show the paper's table, measure speed, or run what is not finished, and print and write ours."""
+    """Show the paper's table, measure speed, or run the unfinished parts and print and write our table."""
     experiment = load_experiment(options.experiment)
     _refuse_others(options)
     if options.show:
@@ -92,10 +92,10 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _chosen(experiment: Experiment, names: Sequence[str]) -> Experiment:
-    """The experiment with the rows that were named alone, if any were.
+    """Return the experiment with only the named rows, or with all rows if no name is given.
 
     Raises:
-        LowpeftError: There is no row of a name.
+        LowpeftError: A row name is unknown.
     """
     known = [row.name for row in experiment.rows]
     if unknown := [name for name in names if name not in known]:
@@ -110,10 +110,10 @@ _OF_SPEED = {"size", "repeats"}
 
 
 def _refuse_others(options: argparse.Namespace) -> None:
-    """Refuse options that the command, as it was asked for, would pass over.
+    """Raise for options that the chosen mode of the command would ignore.
 
     Raises:
-        LowpeftError: Naming all of them.
+        LowpeftError: Such an option differs from its default; all are named.
     """
     if options.show:
         what, unused = "--show prints the paper's table", _OF_RUNS | _OF_SPEED | {"speed", "smoke", "out", "row"}
@@ -129,7 +129,7 @@ def _speed(experiment: Experiment, options: argparse.Namespace) -> None:
     from ..paper.reproduce.speed import measure_speed, write_speed
 
     if options.out:
-        make_folder(options.out)  # before anything is measured that could not be kept
+        make_folder(options.out)  # fail before measuring if the result could not be saved
     chosen = {"size_px": options.size, "repeats": options.repeats, "device": str(device(options.device))}
     speed = measure_speed(experiment, **chosen, smoke=options.smoke, report=print)
     print(f"\n{speed}")
@@ -142,7 +142,7 @@ def _speed(experiment: Experiment, options: argparse.Namespace) -> None:
 
 
 def _size(text: str) -> tuple[int, int]:
-    """`HxW` as two numbers."""
+    """Parse `HxW` into two numbers."""
     height, _, width = text.partition("x")
     if not (height.isdecimal() and width.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is not HxW, as in 32x80")
@@ -177,14 +177,14 @@ def _reproduce(experiment: Experiment, options: argparse.Namespace) -> None:
 
 
 def _refuse_training(options: argparse.Namespace) -> None:
-    """Refuse options that are about training beside a ready adapter."""
+    """Raise for training options given together with `--adapter`."""
     given = {"smoke": options.smoke, "data": options.data, "set": options.set, "seeds": options.seeds != 1}
     if asked := [f"--{name}" for name, value in given.items() if value]:
         raise LowpeftError(f"--adapter measures a ready adapter, and nothing is trained: leave out {', '.join(asked)}")
 
 
 def _refuse_files(options: argparse.Namespace) -> None:
-    """Refuse data and weights beside a smoke run, which makes its own."""
+    """Raise for weights and data given together with `--smoke`, which makes its own."""
     if asked := [f"--{name}" for name in ("weights", "data", "test") if getattr(options, name)]:
         raise LowpeftError(f"--smoke runs on tiny networks and scenes that it makes: leave out {', '.join(asked)}")
 

@@ -1,4 +1,4 @@
-"""`lowpeft plan` and `lowpeft info`: look, change nothing."""
+"""`lowpeft plan` and `lowpeft info`: read-only commands that print a plan or an adapter."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run_plan(options: argparse.Namespace) -> None:
 
 
 def run_info(options: argparse.Namespace) -> None:
-    """Print what the adapter's file says."""
+    """Print a summary of the adapter folder."""
     adapter = read_adapter(options.folder)
     kinds: dict[str, list[int]] = {}
     for site in adapter.sites:

@@ -1,4 +1,4 @@
-"""`lowpeft train`."""
+"""`lowpeft train`: train a recipe, measure the result, and save it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..restoration.training import Processes, Step, Trained
 
 CROP = ("crop_height_px", "crop_width_px")
-"""Settings that one option, `--crop`, takes together."""
+"""Training settings that the single option `--crop` sets together."""
 
 
 def add_to(commands: Any) -> None:
@@ -61,7 +61,7 @@ def add_to(commands: Any) -> None:
 
 
 def _add_settings(sub: argparse.ArgumentParser) -> None:
-    """An option for every field of TrainSettings."""
+    """Add an option for every field of TrainSettings; the help texts are its `Attributes:` entries."""
     group = sub.add_argument_group("settings, instead of the recipe's")
     about = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", inspect.getdoc(TrainSettings) or "", re.MULTILINE))
     for name, kind in get_type_hints(TrainSettings).items():
@@ -118,12 +118,12 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _note(step: Step) -> str:
-    """The text beside the progress bar."""
+    """Return the text beside the progress bar."""
     return f"loss {step.loss:.4f}" + ("" if step.validation is None else f", validation {step.validation:.3f}")
 
 
 def _settings(settings: TrainSettings, options: argparse.Namespace, only_crop: tuple[int, int] | None) -> TrainSettings:
-    """The recipe's settings with what the command line changes, and the only crop that the network takes."""
+    """Return the recipe's settings with the command line's changes; `only_crop` (H, W) is used without `--crop`."""
     names = [f.name for f in dataclasses.fields(settings) if f.name not in CROP]
     changes = {name: value for name in names if (value := getattr(options, name)) is not None}
     if crop := options.crop or only_crop:
@@ -132,7 +132,7 @@ def _settings(settings: TrainSettings, options: argparse.Namespace, only_crop: t
 
 
 def _check(recipe: Recipe, options: argparse.Namespace) -> None:
-    """Refuse options that do not go together, before anything is read."""
+    """Raise for options that cannot be combined, before any data is read."""
     problems = []
     if options.test_lr and len(options.test) != 1:
         problems.append("--test-lr goes with exactly one --test folder")
@@ -150,7 +150,7 @@ def _check(recipe: Recipe, options: argparse.Namespace) -> None:
 
 
 def _crops(options: argparse.Namespace, scale: int, settings: TrainSettings) -> Crops:
-    """The training samples."""
+    """Return the training crops."""
     folder = options.images or options.data
     scenes = find_scenes(folder, scale=scale, lr_folder=options.data_lr, views=1 if options.images else 2)
     return Crops(
@@ -164,7 +164,7 @@ def _crops(options: argparse.Namespace, scale: int, settings: TrainSettings) -> 
 
 
 def _examples(options: argparse.Namespace, folder: str, scale: int, lr: str | None = None) -> list[Example]:
-    """The scenes of a folder, in memory, with as many views as those that are trained on."""
+    """Load the scenes of a folder, with the same number of views as the training scenes."""
     scenes = find_scenes(folder, scale=scale, lr_folder=lr, views=1 if options.images else 2)
     return [load_example(scene, scale, border=options.border) for scene in scenes]
 
@@ -185,7 +185,7 @@ def _print_plan(model: object, recipe: Recipe, crops: Crops, processes: Processe
 def _facts(
     options: argparse.Namespace, base: Backbone, crops: Crops, settings: TrainSettings, done: Trained
 ) -> dict[str, str | float]:
-    """Facts of the run for readers of the result."""
+    """Return the facts of the run that are saved with the result."""
     batch = f"{settings.batch} {'pairs' if crops.views == 2 else 'images'}"
     facts: dict[str, str | float] = {
         **weights_facts(options, base),
@@ -206,7 +206,7 @@ def _finish(
     facts: dict[str, str | float],
     tests: dict[str, list[Example]],
 ) -> None:
-    """Measure on the test scenes, and save with the figures."""
+    """Measure on the test scenes, and save the result with the figures."""
     from ..restoration.training import save_merged, save_product
 
     for (folder, examples), title in zip(tests.items(), _titles(list(tests)), strict=True):
@@ -221,7 +221,10 @@ def _finish(
 
 
 def _titles(folders: list[str]) -> list[str]:
-    """Names of folders for a file that others read: as few from the end of each path as tell them apart."""
+    """Return short names of folders: the fewest last path parts that make all names different.
+
+    E.g. `a/test` and `b/test` keep two parts; `a/x` and `a/y` become `x` and `y`.
+    """
     parts = [Path(folder).resolve().parts for folder in folders]
     for count in range(1, max(map(len, parts), default=1) + 1):
         titles = ["/".join(names[-count:]) for names in parts]
@@ -231,11 +234,11 @@ def _titles(folders: list[str]) -> list[str]:
 
 
 _MEAN = {1: "RGB", 2: "(L+R)/2"}
-"""The name of a scene's figure, by its number of views."""
+"""Name of a scene's figure, by number of views."""
 
 
 def _measured(model: object, folder: str, examples: list[Example]) -> dict[str, float]:
-    """Mean figures on the scenes, printed as a table."""
+    """Measure the scenes, print the figures, and return the mean of each method in dB."""
     from ..restoration.evaluation import by_bicubic, by_network, compare
     from ..restoration.progress import progress
     from ..restoration.training import is_adapted, psnr_db

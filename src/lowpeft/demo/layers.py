@@ -1,11 +1,12 @@
-"""What a demo scene is made of, and how two cameras see it.
+"""Layers of a demo scene, and their rendering by two cameras.
 
-A layer is a piece of a photograph on a plane. Its point (u, y), in HR px as a camera midway between the two would see
-it, has the disparity
+A layer is a piece of a photograph on a plane. Let (u, y) be a point of it, in HR px as seen by a camera midway between
+the two. The point has the disparity
 
     d(u, y) = d0 + du u + dv y,   and is seen at   x_left = u + d/2,   x_right = u - d/2,   so x_left = x_right + d.
 
-This is linear in u, so what a camera sees at (x, y) is found in closed form: u = (x -+ (d0 + dv y)/2) / (1 +- du/2).
+This is linear in u, so the point seen at (x, y) has a closed form: u = (x -+ (d0 + dv y)/2) / (1 +- du/2), with the
+upper signs for the left camera.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ..restoration.images import read_image
 
 MAX_DISPARITY_PX = 40.0
 
-# The two cameras: what share of the disparity each adds to u.
+# The two cameras: share of the disparity that each adds to u.
 LEFT, RIGHT = 0.5, -0.5
 
 # Each HR pixel averages 2x2 samples, a quarter pixel off its centre.
@@ -39,19 +40,19 @@ class Plane:
     dv: float
 
     def column(self, x: torch.Tensor, y: torch.Tensor, camera: float) -> torch.Tensor:
-        """The u that a camera sees at column x of row y."""
+        """Return the u that a camera sees at column x of row y."""
         return (x - camera * (self.d0 + self.dv * y)) / (1 + camera * self.du)
 
     def disparity(self, u: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """The disparity of the point (u, y)."""
+        """Return the disparity of the point (u, y) in HR px."""
         return self.d0 + self.du * u + self.dv * y
 
 
 @dataclass(frozen=True)
 class Outline:
-    """A superellipse around (u, y), its radius modulated by waves: (number, amplitude, phase) over the angle.
+    """A superellipse around (u, y) with a wavy radius.
 
-    The half-axes are in HR px, the amplitudes in parts of the radius.
+    Half-axes are in HR px. Each wave is (number of periods per turn, amplitude as a fraction of the radius, phase).
     """
 
     u: float
@@ -63,11 +64,11 @@ class Outline:
 
     @property
     def reach(self) -> float:
-        """The most that the waves can enlarge the half-axes."""
+        """Largest factor by which the waves can enlarge the half-axes."""
         return 1 + sum(amplitude for _, amplitude, _ in self.waves)
 
     def coverage(self, u: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """How much of each pixel (rows, columns) is inside, 0..1: u for every pixel, y for every row."""
+        """Return the fraction of each pixel inside, (rows, columns), 0..1, from u of every pixel and y of every row."""
         across, down = (u - self.u) / self.half_width, (y - self.y) / self.half_height
         angle = torch.atan2(down, across)
         radius = (across.abs() ** self.exponent + down.abs() ** self.exponent) ** (1 / self.exponent)
@@ -75,7 +76,7 @@ class Outline:
         for count, amplitude, phase in self.waves:
             ripple += amplitude * torch.cos(count * angle + phase)
         level = radius / ripple
-        # To first order the distance to the outline in px; the slope is 0 only at the very centre, deep inside.
+        # First-order distance to the outline in px. The slope is 0 only at the centre, which is far inside.
         by_row, by_column = torch.gradient(level)
         distance = (1 - level) / torch.hypot(by_row, by_column).clamp(min=1e-6)
         return (distance + 0.5).clamp(0, 1)
@@ -83,7 +84,7 @@ class Outline:
 
 @dataclass(frozen=True)
 class Layer:
-    """A piece of photograph: HR px (u, y) show photograph px (left + minification u, top + minification y).
+    """A piece of a photograph: HR px (u, y) shows photograph px (left + minification u, top + minification y).
 
     `tint` multiplies R, G and B. A layer without outline fills the view.
     """
@@ -98,12 +99,12 @@ class Layer:
 
 
 def render(layers: list[Layer], size_px: tuple[int, int], camera: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a camera sees of layers that are ordered far to near.
+    """Render the view of one camera from layers ordered far to near.
 
-    The first has no outline; the outlines of the others are centred inside the view.
+    The first layer must have no outline; the outlines of the others must be centred inside the view.
 
     Returns:
-        The view, uint8 (3, H, W), and its disparity, float32 (H, W) in HR px.
+        View, uint8 (3, H, W), and its disparity, float32 (H, W) in HR px.
     """
     view, disparity = torch.zeros(3, *size_px), torch.zeros(size_px)
     for layer in layers:
@@ -114,7 +115,7 @@ def render(layers: list[Layer], size_px: tuple[int, int], camera: float) -> tupl
 def _paint(
     layer: Layer, view: torch.Tensor, disparity: torch.Tensor, camera: float, rows: range, columns: range
 ) -> None:
-    """Lay the layer over these rows and columns of a view (float 0..255) and of its disparity, both in place."""
+    """Paint the layer over these rows and columns of a view (float 0..255) and of its disparity, both in place."""
     y = torch.tensor(rows, dtype=torch.float32)[:, None]
     x = torch.tensor(columns, dtype=torch.float32)[None]
     texture = _resample_rows(layer, y)
@@ -133,7 +134,7 @@ def _paint(
 
 
 def _resample_rows(layer: Layer, y: torch.Tensor) -> torch.Tensor:
-    """The tinted photograph resampled to the HR rows y (rows, 1): (3, rows, the photograph's width)."""
+    """Return the tinted photograph resampled to the HR rows y (rows, 1): (3, rows, photograph width)."""
     pixels = photograph(layer.photograph) * torch.tensor(layer.tint)[:, None, None]
     have = torch.arange(pixels.shape[1])[None]
     weights = [_cubic(layer.top + layer.minification * (y + shift) - have) for shift in _SAMPLES]
@@ -141,14 +142,14 @@ def _resample_rows(layer: Layer, y: torch.Tensor) -> torch.Tensor:
 
 
 def _cubic(distance: torch.Tensor) -> torch.Tensor:
-    """Keys' cubic convolution kernel (IEEE Trans. ASSP 29(6), 1981, equation 4) with a = -0.5."""
+    """Return Keys' cubic convolution kernel (IEEE Trans. ASSP 29(6), 1981, equation 4) with a = -0.5."""
     x = distance.abs()
     near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
     return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
 def _box(layer: Layer, size_px: tuple[int, int]) -> tuple[range, range]:
-    """The rows and columns of a view that the layer can touch, for either camera."""
+    """Return the rows and columns of a view that the layer can touch, for either camera."""
     height, width = size_px
     outline = layer.outline
     if outline is None:
@@ -162,13 +163,13 @@ def _box(layer: Layer, size_px: tuple[int, int]) -> tuple[range, range]:
 
 @functools.cache
 def photograph(name: str) -> torch.Tensor:
-    """A photograph of the installed scikit-image as float32 (3, H, W), 0..255; callers must not change it.
+    """Read a photograph of the installed scikit-image as float32 (3, H, W), 0..255. It is cached: do not modify it.
 
     Raises:
-        DataError: scikit-image is not installed, or its release does not hold the file.
+        DataError: scikit-image is not installed, or its release does not contain the file.
     """
     package = importlib.util.find_spec("skimage")
     if package is None or package.origin is None:
         raise DataError("the demo scenes are made from scikit-image's photographs: pip install scikit-image")
-    # Not through skimage.data: with pooch installed that would fetch what a release no longer ships.
+    # skimage.data is avoided: with pooch installed, it would download files that a release no longer contains.
     return read_image(Path(package.origin).parent / "data" / name).to(torch.float32)

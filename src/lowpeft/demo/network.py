@@ -17,10 +17,10 @@ WEIGHTS = "demo_hat_x2.safetensors"
 
 
 def demo_backbone() -> Backbone:
-    """The built-in network with its weights.
+    """Load the built-in network with its weights.
 
     Raises:
-        LowpeftError: spandrel, whose HAT it is, is not installed.
+        LowpeftError: spandrel is not installed, or its HAT does not fit the weights.
     """
     try:
         from spandrel.architectures.HAT import HAT

@@ -1,4 +1,4 @@
-"""The demo's picture: one scene whole, and a patch of it enlarged, by every method."""
+"""The demo's picture: one whole scene, and an enlarged patch of it by every method."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What `lowpeft demo` does: adapt, train, measure, save, reload in a fresh process, draw.
+"""The work of `lowpeft demo`: adapt, train, measure, save, reload in a fresh process, draw.
 
-The task is stereo super-resolution from a noisy pair of cameras: the network was pre-trained on clean single images,
-and the adapters have to make it a stereo network that also denoises.
+The task is stereo super-resolution of noisy pairs. The network was pre-trained on clean single images; the adapters
+turn it into a stereo network that also denoises.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .verify import outputs_digest
 
 TRAIN_SCENES, TEST_SCENES = 24, 4
 NOISE = 10 / 255
-"""Standard deviation of the Gaussian noise on the LR views, values 0..1; independent in the two cameras."""
+"""Standard deviation of the Gaussian noise on the LR views (values 0..1); independent in the two views."""
 SETTINGS = TrainSettings(
     steps=240,
     batch=2,
@@ -50,21 +50,21 @@ SETTINGS = TrainSettings(
 
 
 def run_demo(*, out: str | Path, data: str | Path | None = None, steps: int | None = None, seed: int = 0) -> Comparison:
-    """The main job on a built-in default, from a frozen network to a measured, saved and reloaded stereo adapter.
+    """Train, measure, save and reload a stereo adapter for the built-in frozen network.
 
     Args:
         out: Folder for the scenes, the adapter, `results.json` and `comparison.png`.
-        data: The user's own HR pairs; every fifth scene by name is held out. None means built-in scenes.
-        steps: Training steps, instead of the demo's own number.
-        seed: Of new adapters and crops.
+        data: Folder of the user's HR pairs; every fifth scene by name is held out. None means built-in scenes.
+        steps: Number of training steps; None means the demo's default.
+        seed: Seed of new adapters and crops.
 
     Returns:
-        What was measured on the held-out scenes.
+        Comparison on the held-out scenes.
 
     Raises:
         DataError: The user's pairs cannot be used, or the folder cannot be written.
         PlanError: `steps` or `seed` is out of range.
-        LowpeftError: The adapter gives other images in a fresh process.
+        LowpeftError: The adapter gives other images in a fresh process, or cannot be loaded there.
     """
     folder = Path(out)
     settings = replace(SETTINGS, seed=seed, steps=SETTINGS.steps if steps is None else steps)
@@ -98,7 +98,7 @@ def run_demo(*, out: str | Path, data: str | Path | None = None, steps: int | No
 
 
 def _built_in(folder: Path) -> tuple[Sequence[Scene], Sequence[Scene]]:
-    """Scenes made from scikit-image's photographs; training and held-out ones share no photograph."""
+    """Write the built-in training and held-out scenes, which share no photograph, and return both."""
     write_scenes(folder / "scenes" / "train", range(TRAIN_SCENES))
     write_scenes(folder / "scenes" / "test", range(TEST_SCENES), split="test")
     return find_scenes(folder / "scenes" / "train"), find_scenes(folder / "scenes" / "test")
@@ -113,7 +113,10 @@ def _split(data: str | Path, scale: int) -> tuple[Sequence[Scene], Sequence[Scen
 
 
 def _noisy(scenes: Sequence[Scene], folder: Path, scale: int) -> tuple[Scene, ...]:
-    """The scenes with noise on their LR views, made by MATLAB's bicubic where there are none, as 8-bit images."""
+    """Write noisy 8-bit LR views of the scenes, and return the scenes with these as LR files.
+
+    Scenes without LR files get LR views by MATLAB's bicubic first. The noise of a scene depends only on its name.
+    """
     make_folder(folder)
     noisy = []
     for scene in scenes:
@@ -133,7 +136,7 @@ def _facts(found: Comparison, seconds: float) -> dict[str, str | float]:
 
 
 def _reload_elsewhere(model: torch.nn.Module, adapter: Path, scene: Scene) -> None:
-    """Load the adapter in a fresh process and compare what it computes, bit for bit."""
+    """Load the adapter in a fresh process, and check that its outputs are bit-equal."""
     views = (str(scene.lr[0]), str(scene.lr[1]))
     command = [sys.executable, "-m", "lowpeft.demo.verify", str(adapter), *views]
     environment = {**os.environ, "LOWPEFT_DEMO_THREADS": str(torch.get_num_threads())}

@@ -1,19 +1,19 @@
 """Stereo scenes without a download: layers cut from scikit-image's photographs, seen by two cameras.
 
-Construction. A scene is a stack of layers, far to near: a background photograph that fills the view, its disparity
-growing from top to bottom, and three to five pieces cut from photographs along a smooth random outline, each on a
-slanted plane and with a slight random tint. Every layer keeps to its own band of disparities, near above far, so that
-painting the layers far to near is the right order of occlusion at every pixel. All disparities lie in 0..40 HR px
-(`MAX_DISPARITY_PX`) and are positive: x_left = x_right + d. The geometry is in `lowpeft.demo.layers`.
+Construction. A scene is a stack of layers, far to near. The background is a photograph that fills the view; its
+disparity grows from top to bottom. Three to five pieces of photographs lie in front of it, each with a smooth random
+outline, a slanted plane and a slight random tint. Each layer has its own band of disparities, and nearer layers have
+larger ones, so painting far to near gives the correct occlusion at every pixel. Disparities d = x_left - x_right are
+positive and at most 40 HR px (`MAX_DISPARITY_PX`). The geometry is in `lowpeft.demo.layers`.
 
-Detail. A photograph is shown at 1.2 to 1.6 of its own pixels per HR pixel (a background at fewer where it would not
-fill the view) and is never enlarged; from 1.2 on the views are as sharp, pixel for pixel, as the photographs. Each
-camera takes 2x2 samples per HR pixel from the full-resolution photograph (Keys' cubic, a = -0.5) and averages them, as
-the area of a sensor pixel does. The cameras sample at different sub-pixel places, so part of what one LR view lost is
-in the other: this is what stereo super-resolution lives on. Outlines are anti-aliased over one HR pixel.
+Detail. A photograph is shown at 1.2 to 1.6 of its pixels per HR pixel (a background at fewer if it would not fill the
+view otherwise) and is never enlarged. From 1.2 on, the views are as sharp, pixel for pixel, as the photographs. Each
+camera averages 2x2 samples per HR pixel from the full-resolution photograph (Keys' cubic, a = -0.5), like the area of a
+sensor pixel. The cameras sample at different sub-pixel positions, so one LR view contains detail that the other lost;
+stereo super-resolution depends on this. Outlines are anti-aliased over one HR pixel.
 
-Held-out scenes. Training and test scenes are cut from different photographs (`PHOTOGRAPHS`): none is in both.
-The photographs are read from the installed scikit-image package, never fetched.
+Held-out scenes. Training and test scenes are cut from different photographs (`PHOTOGRAPHS`); none is used in both.
+The photographs are read from the installed scikit-image package, never downloaded.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ PHOTOGRAPHS: dict[Split, tuple[str, ...]] = {
     "test": ("coffee.png", "motorcycle_left.png", "gravel.png", "camera.png"),
 }
 
-# HR px between the disparity bands of two layers, and of photograph around what a layer shows (the cubic reaches 2).
+# Gap between the disparity bands of two layers, and margin of photograph around a layer (the cubic needs 2), in HR px.
 _GAP_PX = 0.5
 _MARGIN_PX = 4
 _MINIFICATION = (1.2, 1.6)
-# Smaller views hold no scene of such disparities; larger ones no photograph of both splits fills.
+# Smaller views cannot show these disparities; larger views could not be filled by a photograph of each split.
 _SMALLEST_PX, _LARGEST_PX = (64, 128), (384, 480)
 
 
 @dataclass(frozen=True)
 class DemoScene:
-    """One stereo pair with its truth.
+    """One stereo pair with its true disparity.
 
     Attributes:
-        left: uint8 (3, H, W), RGB.
-        right: uint8 (3, H, W), RGB.
-        disparity: float32 (H, W) in HR px: what the left view shows at x, the right view shows at x - disparity,
-            unless something nearer hides it there.
+        left: Left view, uint8 (3, H, W), RGB.
+        right: Right view, uint8 (3, H, W), RGB.
+        disparity: Disparity of the left view in HR px, float32 (H, W). The point at x in the left view is at
+            x - disparity in the right view, unless a nearer layer hides it there.
     """
 
     left: torch.Tensor
@@ -64,15 +64,15 @@ class DemoScene:
 
 # ------------------------------------------------------------------------------------------------------------- API
 def make_scene(seed: int, *, split: Split = "train", size_px: tuple[int, int] = (192, 384)) -> DemoScene:
-    """The scene that belongs to a seed: the same on every call.
+    """Make the scene of a seed; every call with the same arguments gives the same scene.
 
     Args:
-        seed: any whole number; the same seed of the other split is an unrelated scene.
-        split: which photographs to cut from; see `PHOTOGRAPHS`.
-        size_px: height and width of a view in HR px, 64x128 to 384x480.
+        seed: Any whole number; the same seed gives unrelated scenes in the two splits.
+        split: Set of photographs to cut from; see `PHOTOGRAPHS`.
+        size_px: Height and width of a view in HR px, from 64x128 to 384x480.
 
     Raises:
-        DataError: the split is unknown, the size is out of range, or scikit-image is not installed.
+        DataError: The split is unknown, the size is out of range, or scikit-image is not installed.
     """
     if split not in PHOTOGRAPHS:
         raise DataError(f"there is no split {split!r} of the demo scenes; known: {', '.join(PHOTOGRAPHS)}")
@@ -88,12 +88,12 @@ def make_scene(seed: int, *, split: Split = "train", size_px: tuple[int, int] = 
 
 
 def train_scenes(n: int, *, size_px: tuple[int, int] = (192, 384)) -> tuple[DemoScene, ...]:
-    """The first `n` training scenes; no test scene shows anything of their photographs. Raises as `make_scene`."""
+    """Make the first `n` training scenes; no test scene uses their photographs. Raises like `make_scene`."""
     return tuple(make_scene(seed, split="train", size_px=size_px) for seed in range(n))
 
 
 def held_out_scenes(n: int, *, size_px: tuple[int, int] = (192, 384)) -> tuple[DemoScene, ...]:
-    """The first `n` held-out scenes; no training scene shows anything of their photographs. Raises as `make_scene`."""
+    """Make the first `n` held-out scenes; no training scene uses their photographs. Raises like `make_scene`."""
     return tuple(make_scene(seed, split="test", size_px=size_px) for seed in range(n))
 
 
@@ -107,7 +107,7 @@ def write_scenes(
     """Write scenes as `SPLIT_SEED_L.png` and `SPLIT_SEED_R.png`, which `lowpeft.restoration.data.find_scenes` reads.
 
     Raises:
-        DataError: as `make_scene`, or the folder cannot be written.
+        DataError: The folder cannot be written, or for the reasons that `make_scene` lists.
     """
     folder = make_folder(folder)
     for seed in seeds:
@@ -118,7 +118,7 @@ def write_scenes(
 
 # ----------------------------------------------------------------------------------------------------- composition
 def _compose(rng: random.Random, split: Split, size_px: tuple[int, int]) -> list[Layer]:
-    """The layers of a scene, far to near."""
+    """Return the random layers of a scene, far to near."""
     pieces = rng.randint(3, 5)
     nearest = rng.uniform(0.5, 1.0) * MAX_DISPARITY_PX
     farthest = rng.uniform(0.15, 0.3) * nearest
@@ -126,7 +126,7 @@ def _compose(rng: random.Random, split: Split, size_px: tuple[int, int]) -> list
     band = (nearest - farthest) / pieces
     for rank in range(pieces):
         low = farthest + rank * band + _GAP_PX
-        # Never on its own kind: grass cut out of grass has no visible outline.
+        # Exclude the photographs of the background and the last piece: grass on grass has no visible outline.
         others = [name for name in PHOTOGRAPHS[split] if name not in (layers[0].photograph, layers[-1].photograph)]
         nearness = (rank + 0.5) / pieces
         layers.append(_piece(rng, rng.choice(others), size_px, (low, low + band - _GAP_PX), nearness))
@@ -134,7 +134,7 @@ def _compose(rng: random.Random, split: Split, size_px: tuple[int, int]) -> list
 
 
 def _background(rng: random.Random, split: Split, size_px: tuple[int, int], farthest: float) -> Layer:
-    """A photograph that fills both views, its disparity growing from top to bottom up to `farthest`."""
+    """Return a layer that fills both views; its disparity grows from top to bottom up to `farthest`."""
     height, width = size_px
     needed = (height + 2 * _MARGIN_PX, width + math.ceil(farthest) + 2 * _MARGIN_PX)
     room = {
@@ -149,7 +149,7 @@ def _background(rng: random.Random, split: Split, size_px: tuple[int, int], fart
         photograph=name,
         tint=_tint(rng),
         minification=minification,
-        # The right camera sees u from 0, the left one from half a disparity before.
+        # At x = 0 the right camera sees u >= 0; the left camera sees u down to -farthest / 2.
         left=left + (_MARGIN_PX + farthest / 2) * minification,
         top=top + _MARGIN_PX * minification,
         plane=Plane(farthest - ramp, 0.0, ramp / (height - 1)),
@@ -160,7 +160,7 @@ def _background(rng: random.Random, split: Split, size_px: tuple[int, int], fart
 def _piece(
     rng: random.Random, name: str, size_px: tuple[int, int], band: tuple[float, float], nearness: float
 ) -> Layer:
-    """A foreground layer with disparities inside `band`; the nearer (0..1), the larger and the lower it is."""
+    """Return a foreground layer with disparities inside `band`; larger `nearness` (0..1) makes it larger and lower."""
     height, width = size_px
     waves = tuple((count, rng.uniform(0, 0.25) / count, rng.uniform(0, 2 * math.pi)) for count in (2, 3, 5))
     reach = 1 + sum(amplitude for _, amplitude, _ in waves)
@@ -176,7 +176,7 @@ def _piece(
     )
     halves = (outline.half_height, outline.half_width)
     shown_height, shown_width = (2 * (reach * half + _MARGIN_PX) * minification for half in halves)
-    # The more detailed of two places: a piece of blank sky teaches nothing.
+    # Take the more detailed of two random places: a piece of blank sky is useless for training.
     places = [_place(rng, name, (shown_height, shown_width)) for _ in range(2)]
     top, left = max(places, key=lambda place: _detail(name, place, (shown_height, shown_width)))
     return Layer(
@@ -191,7 +191,7 @@ def _piece(
 
 
 def _slanted(rng: random.Random, outline: Outline, band: tuple[float, float]) -> Plane:
-    """A random plane that stays inside the band all over the outline's box."""
+    """Return a random plane whose disparity stays inside the band everywhere in the outline's bounding box."""
     half_range = (band[1] - band[0]) / 2
     slant, share = rng.uniform(0, 0.9) * half_range, rng.random()
     du = rng.choice((-1, 1)) * slant * share / (outline.half_width * outline.reach)
@@ -201,17 +201,17 @@ def _slanted(rng: random.Random, outline: Outline, band: tuple[float, float]) ->
 
 
 def _tint(rng: random.Random) -> tuple[float, float, float]:
-    """Gains of R, G and B: some photographs are grey, and grey scenes alone would teach nothing about colour."""
+    """Return random gains of R, G and B, so that grey photographs give coloured scenes too."""
     return rng.uniform(0.8, 1), rng.uniform(0.8, 1), rng.uniform(0.8, 1)
 
 
 def _place(rng: random.Random, name: str, shown: tuple[float, float]) -> tuple[float, float]:
-    """A random (top, left) of a rectangle (height, width) inside the photograph, all in the photograph's px."""
+    """Return a random (top, left) of a rectangle (height, width) inside the photograph, all in photograph px."""
     height, width = photograph(name).shape[1:]
     return rng.uniform(0, height - shown[0]), rng.uniform(0, width - shown[1])
 
 
 def _detail(name: str, place: tuple[float, float], shown: tuple[float, float]) -> float:
-    """The mean step between horizontal neighbours in a rectangle of the photograph."""
+    """Return the mean absolute difference of horizontal neighbours in a rectangle of the photograph."""
     top, left, height, width = (int(value) for value in (*place, *shown))
     return float(photograph(name)[:, top : top + height, left : left + width].diff(dim=-1).abs().mean())

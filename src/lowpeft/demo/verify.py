@@ -1,7 +1,7 @@
-"""The output of an adapted demo network, as a number to compare between processes.
+"""Digest of an adapted demo network's output, to compare between processes.
 
-python -m lowpeft.demo.verify ADAPTER LEFT RIGHT, with the number of threads of the other process, on which bits depend,
-in LOWPEFT_DEMO_THREADS.
+Run `python -m lowpeft.demo.verify ADAPTER LEFT RIGHT`. Set LOWPEFT_DEMO_THREADS to the number of threads of the other
+process, because the output bits depend on it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .network import demo_backbone
 
 
 def outputs_digest(model: object, left: str, right: str) -> str:
-    """SHA-256 of both float32 outputs for two files of LR views."""
+    """Return the SHA-256 of both float32 outputs for two LR files."""
     views = enhance(model, to_float(read_image(left)), to_float(read_image(right)))
     return hashlib.sha256(" ".join(map(digest, views)).encode()).hexdigest()
 

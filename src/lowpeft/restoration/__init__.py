@@ -1,1 +1,1 @@
-"""Tools around adapted networks: images, metrics, data, inference, evaluation, attribution and training."""
+"""Tools for image restoration: images, metrics, data, inference, evaluation, attribution and training."""

@@ -2,12 +2,12 @@
 
 An image is a tensor (3, H, W), RGB, uint8 0..255 or float 0..1. Only files need Pillow; resizing works without it.
 
-MATLAB's `imresize` is here because the field's LR images are made with it and one pixel value of difference is a
-different benchmark. The kernel is the cubic convolution of Keys (IEEE Trans. ASSP 29(6), 1981) with a = -0.5; when
-shrinking by s it is stretched by s, and the taps are normalised to sum 1. For uint8 images MATLAB filters along the
-height, rounds half up and clips to uint8, then does the same along the width: two roundings, and their order decides
-pixels. With the symmetric border this gives every pixel of the x4 inputs of the KITTI 2015 stereo test archive, with
-the replicated border every pixel of NTIRE's Flickr1024 inputs and of the Set5 inputs at x2, x3 and x4.
+This module reproduces MATLAB's `imresize`, because the field's LR images are made with it, and any other pixel values
+are a different benchmark. The kernel is the cubic convolution of Keys (IEEE Trans. ASSP 29(6), 1981) with a = -0.5.
+When shrinking by s, it is stretched by s, and the taps are normalised to sum 1. For uint8 images MATLAB filters along
+the height, rounds half up and clips to uint8, then does the same along the width; the order of the two roundings
+affects pixels. The symmetric border reproduces every pixel of the x4 inputs of the KITTI 2015 stereo test archive. The
+replicated border reproduces every pixel of NTIRE's Flickr1024 inputs and of the Set5 inputs at x2, x3 and x4.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Border = Literal["symmetric", "replicate"]
 
-# Suffix to Pillow's format name and its options: lossless wherever the format can be, else as little loss as it can.
+# Pillow's format name and options by suffix: lossless where the format allows it, otherwise little loss.
 _WRITERS: dict[str, tuple[str, dict[str, int | bool]]] = {
     ".png": ("PNG", {}),
     ".bmp": ("BMP", {}),
@@ -46,18 +46,19 @@ _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "R
 
 _EXIF_ORIENTATION, _FIRST_QUARTER_TURN = 0x0112, 5  # orientations 5 to 8 swap the sides
 
-_KEYS_A = -0.5  # in MATLAB's "bicubic"; torch's own uses -0.75
+_KEYS_A = -0.5  # as in MATLAB's "bicubic"; torch uses -0.75
 
 
 # ---------------------------------------------------------------------------------------------------------- files
 def read_image(path: str | os.PathLike[str]) -> torch.Tensor:
-    """The image in a file, uint8 (3, H, W), RGB, turned upright where its EXIF tag says so.
+    """Read an image file as uint8 (3, H, W), RGB, turned upright according to its EXIF tag.
 
-    Grey and palette images become RGB; transparent ones are laid over white; of several frames the first is taken.
+    Grey and palette images become RGB. Transparent images are composited over white. Of several frames the first is
+    read.
 
     Raises:
-        DataError: the file is missing, a folder, unreadable, no image, truncated, in LAB colours, or has more than 8
-            bits per sample.
+        DataError: The file is missing, a folder, unreadable, not an image, truncated, in LAB colours, or has more than
+            8 bits per sample.
     """
     from PIL import ImageOps
 
@@ -66,13 +67,13 @@ def read_image(path: str | os.PathLike[str]) -> torch.Tensor:
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Height and width of what `read_image` would give, from the file's header alone.
+    """Return height and width of the image that `read_image` would give, reading only the file's header.
 
     Raises:
-        DataError: as `read_image`, but for damage behind the header, which is not looked at.
+        DataError: For the reasons that `read_image` lists, except damage after the header.
     """
     with _opened(Path(path)) as opened:
-        # Without an EXIF block before the pixels, Pillow would decode a whole PNG to look for one behind them.
+        # For a PNG without EXIF before its pixels, getexif would decode all of them to search for EXIF after them.
         exif = opened.getexif() if opened.format != "PNG" or "exif" in opened.info else {}
         turned = exif.get(_EXIF_ORIENTATION, 1) >= _FIRST_QUARTER_TURN
         return opened.size if turned else (opened.height, opened.width)
@@ -80,7 +81,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image]:
-    """An image file with at most 8 bits per sample, its pixels not yet read; what Pillow raises becomes a DataError."""
+    """Open an image file of at most 8 bits per sample, without reading pixels; raise DataError for Pillow's errors."""
     from PIL import Image, UnidentifiedImageError
 
     if path.is_dir():
@@ -98,14 +99,14 @@ def _opened(path: Path) -> Iterator[Image]:
     except DataError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        # Which of these a broken file raises depends on its format.
+        # The type of error that a broken file raises depends on its format.
         raise DataError(f"{path} is damaged, truncated or not readable: {error}") from None
 
 
 def _refuse_other_samples(opened: Image, path: Path) -> None:
-    """Raise for LAB, and for more than 8 bits per sample, which Pillow would cut down without a word."""
-    # Deep colour files open as plain "RGB". What gives them away is the decoder's raw mode ("RGB;16B"), in PPM its
-    # largest sample value.
+    """Raise for LAB, and for more than 8 bits per sample, which Pillow would silently reduce to 8."""
+    # Deep colour files open as plain "RGB". Only the decoder's raw mode ("RGB;16B") shows the depth; in PPM, the
+    # largest sample value does.
     raw_arguments = [tile[3] for tile in getattr(opened, "tile", ())]
     arguments = [part for raw in raw_arguments for part in (raw if isinstance(raw, tuple) else (raw,))]
     deep = any(
@@ -122,7 +123,7 @@ def _refuse_other_samples(opened: Image, path: Path) -> None:
 
 
 def _pixels(picture: Image) -> torch.Tensor:
-    """A Pillow image of any 8-bit mode as uint8 (3, H, W), transparency laid over white."""
+    """Convert a Pillow image of any 8-bit mode to uint8 (3, H, W), with transparency composited over white."""
     from PIL import Image
 
     if picture.has_transparency_data:
@@ -134,13 +135,13 @@ def _pixels(picture: Image) -> torch.Tensor:
 
 
 def write_image(image: torch.Tensor, path: str | os.PathLike[str]) -> None:
-    """Write (3, H, W), uint8 or float 0..1 (see `to_uint8`), in the format that the suffix names.
+    """Write an image (3, H, W), uint8 or float 0..1 (see `to_uint8`), in the format given by the suffix.
 
-    The file appears complete or not at all: a killed write leaves what was there before. JPEG is written at quality
-    95 without chroma subsampling, everything else without loss.
+    The write is atomic: if the process is killed, an earlier file at this path is unchanged. JPEG is written at
+    quality 95 without chroma subsampling, all other formats without loss.
 
     Raises:
-        DataError: the image is not (3, H, W) of such values, the suffix is unknown, or the place cannot be written.
+        DataError: The image is not (3, H, W) of such values, the suffix is unknown, or the path cannot be written.
     """
     path = Path(path)
     if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
@@ -155,10 +156,10 @@ def write_image(image: torch.Tensor, path: str | os.PathLike[str]) -> None:
 
 
 def as_picture(image: torch.Tensor) -> Image:
-    """An image (3, H, W), uint8 or as `to_uint8` takes it, for Pillow.
+    """Convert an image (3, H, W), uint8 or float 0..1 (see `to_uint8`), to a Pillow image.
 
     Raises:
-        DataError: as `to_uint8`.
+        DataError: The image is of another type, or contains NaN or an infinity.
     """
     from PIL import Image
 
@@ -169,10 +170,10 @@ def as_picture(image: torch.Tensor) -> Image:
 
 
 def make_folder(folder: str | os.PathLike[str]) -> Path:
-    """A folder for results, made where there is none.
+    """Make a folder for results if it is missing, and return its path.
 
     Raises:
-        DataError: it cannot be made.
+        DataError: The folder cannot be made.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -192,10 +193,10 @@ def _save(picture: Image, path: Path) -> None:
 
 # ---------------------------------------------------------------------------------------------------- value ranges
 def to_float(image: torch.Tensor) -> torch.Tensor:
-    """A uint8 image 0..255 of any shape as float32 0..1.
+    """Convert a uint8 image 0..255 of any shape to float32 0..1.
 
     Raises:
-        DataError: the image is not uint8.
+        DataError: The image is not uint8.
     """
     if image.dtype != torch.uint8:
         raise DataError(f"expected a uint8 image, got {image.dtype}")
@@ -203,28 +204,28 @@ def to_float(image: torch.Tensor) -> torch.Tensor:
 
 
 def to_uint8(image: torch.Tensor) -> torch.Tensor:
-    """A float image 0..1 of any shape as uint8 0..255: clamped to the range, then rounded half up.
+    """Convert a float image 0..1 of any shape to uint8 0..255: clamp to the range, then round half up.
 
     Raises:
-        DataError: the image is not of a float type, or holds NaN or an infinity.
+        DataError: The image is not of a float type, or contains NaN or an infinity.
     """
     if not image.is_floating_point():
         raise DataError(f"expected a float image with values 0..1, got {image.dtype}")
     if not torch.isfinite(image).all():
         raise DataError("the image holds NaN or infinite values, so it has no 8-bit form: check what produced it")
-    # Half precision cannot tell 254.5 from 254: widen before scaling.
+    # bfloat16 cannot represent 254.5: convert to float32 before scaling.
     wide = image.detach().to(torch.promote_types(image.dtype, torch.float32))
     return wide.clamp(0, 1).mul_(255).add_(0.5).floor_().to(torch.uint8)
 
 
 def eight_bit(image: torch.Tensor) -> torch.Tensor:
-    """A uint8 image as it is, a float one as `to_uint8` makes it, with the same errors."""
+    """Return a uint8 image unchanged; convert any other image with `to_uint8`, which may raise."""
     return image if image.dtype == torch.uint8 else to_uint8(image)
 
 
 # -------------------------------------------------------------------------------------------------------- resizing
 def mod_crop(image: torch.Tensor, scale: int) -> torch.Tensor:
-    """(..., H, W) without the rows and columns at bottom and right that keep H and W from being multiples of scale.
+    """Crop (..., H, W) at the bottom and right to the largest multiples of `scale`.
 
     Raises:
         DataError: `scale` is below 1, or the image is smaller than one LR pixel.
@@ -237,18 +238,19 @@ def mod_crop(image: torch.Tensor, scale: int) -> torch.Tensor:
 
 
 def matlab_downscale(image: torch.Tensor, scale: int, *, border: Border = "symmetric") -> torch.Tensor:
-    """What MATLAB's `imresize(image, 1/scale, 'bicubic')` makes of a uint8 image (..., C, H, W).
+    """Shrink a uint8 image (..., C, H, W) like MATLAB's `imresize(image, 1/scale, 'bicubic')`.
 
     Args:
         image: uint8 (..., C, H, W); H and W are multiples of `scale` (see `mod_crop`).
-        scale: the whole factor to shrink by.
-        border: what lies beyond the edge: `symmetric` mirrors with the edge pixel repeated, `replicate` repeats it.
+        scale: Whole factor to shrink by.
+        border: Pixels beyond the edge. `symmetric` mirrors the image, edge pixel included; `replicate` repeats the edge
+            pixel. E.g. after a row that ends in 1 2 3: 3 2 1 or 3 3 3.
 
     Returns:
         uint8 (..., C, H / scale, W / scale).
 
     Raises:
-        DataError: another dtype or shape, sides that `scale` does not divide, or an unknown border.
+        DataError: The dtype or shape is another, `scale` does not divide the sides, or the border is unknown.
     """
     _check(image, scale, border)
     if image.dtype != torch.uint8:
@@ -259,16 +261,16 @@ def matlab_downscale(image: torch.Tensor, scale: int, *, border: Border = "symme
 
 
 def matlab_halve(image: torch.Tensor, *, border: Border = "symmetric") -> torch.Tensor:
-    """What MATLAB's `imresize(image, 1/2, 'bicubic')` makes of a uint8 image (..., C, H, W) of any size.
+    """Halve a uint8 image (..., C, H, W) of any size like MATLAB's `imresize(image, 1/2, 'bicubic')`.
 
-    This is the first step of the field's Middlebury scenes (`GenerateTrainingPatches.m` of iPASSR): they are halved
-    whole, and only then cut to multiples of the scale.
+    The field prepares Middlebury scenes this way (`GenerateTrainingPatches.m` of iPASSR): it halves the whole image
+    first, then cuts it to multiples of the scale.
 
     Returns:
-        uint8 (..., C, H', W'), half the sides, rounded up.
+        uint8 (..., C, H', W'), where H' and W' are half of H and W, rounded up.
 
     Raises:
-        DataError: another dtype or shape, or an unknown border.
+        DataError: The dtype or shape is another, or the border is unknown.
     """
     _check(image, 2, border)
     if image.dtype != torch.uint8:
@@ -277,26 +279,26 @@ def matlab_halve(image: torch.Tensor, *, border: Border = "symmetric") -> torch.
 
 
 def _shrink(image: torch.Tensor, scale: int, border: Border) -> torch.Tensor:
-    """Both passes; a side that `scale` does not divide is rounded up, as `imresize` does."""
+    """Shrink in two passes, height then width; a side that `scale` does not divide is rounded up, as in `imresize`."""
     phases = [_taps((scale - 1) / 2, stretch=scale)]
     rows = _resample(image, -2, phases, scale, border)
     return _resample(rows, -1, phases, scale, border)
 
 
 def bicubic_upscale(image: torch.Tensor, scale: int, *, border: Border = "symmetric") -> torch.Tensor:
-    """What MATLAB's `imresize(image, scale, 'bicubic')` makes of an image: the baseline of every SR table.
+    """Enlarge an image like MATLAB's `imresize(image, scale, 'bicubic')`, the baseline of every SR table.
 
     Args:
         image: (..., C, H, W), uint8 (rounded half up and clipped after each of the two passes, as in MATLAB) or float
-            (never rounded nor clipped, so values may leave 0..1 at edges).
-        scale: the whole factor to enlarge by.
-        border: as in `matlab_downscale`.
+            (neither rounded nor clipped, so values may leave 0..1 at edges).
+        scale: Whole factor to enlarge by.
+        border: Pixels beyond the edge; see `matlab_downscale`.
 
     Returns:
         (..., C, H * scale, W * scale) of the same dtype.
 
     Raises:
-        DataError: another dtype or shape, or an unknown border.
+        DataError: The dtype or shape is another, or the border is unknown.
     """
     _check(image, scale, border)
     if image.dtype != torch.uint8 and not image.is_floating_point():
@@ -320,7 +322,7 @@ def _size(image: torch.Tensor) -> str:
 
 
 def _keys(x: float) -> float:
-    """Keys' cubic convolution kernel (his equation 4) at distance x, with a = -0.5."""
+    """Return Keys' cubic convolution kernel (his equation 4) at distance x, with a = -0.5."""
     x = abs(x)
     if x <= 1:
         return (_KEYS_A + 2) * x**3 - (_KEYS_A + 3) * x**2 + 1
@@ -330,9 +332,9 @@ def _keys(x: float) -> float:
 
 
 def _taps(centre: float, *, stretch: int) -> tuple[int, list[float]]:
-    """First input index and weights (sum 1) of the kernel, stretched by `stretch`, around input position `centre`.
+    """Return the first input index and the weights (sum 1) of the stretched kernel around input position `centre`.
 
-    For a whole factor every output pixel of a phase has the same fractional position, hence the same weights.
+    With a whole factor, all output pixels of a phase have the same fractional position and thus the same weights.
     """
     first = math.floor(centre - 2 * stretch)
     weights = [_keys((centre - index) / stretch) for index in range(first, first + 4 * stretch + 2)]
@@ -343,14 +345,14 @@ def _taps(centre: float, *, stretch: int) -> tuple[int, list[float]]:
 def _resample(
     image: torch.Tensor, dim: int, phases: list[tuple[int, list[float]]], stride: int, border: Border
 ) -> torch.Tensor:
-    """One pass along `dim`: `len(phases)` output pixels for every `stride` input pixels, rounded if uint8."""
+    """Resample along `dim`: `len(phases)` output pixels for every `stride` input pixels, rounded if uint8."""
     length = image.shape[dim]
     before = max(-first for first, _ in phases)
     after = max(first + len(weights) for first, weights in phases)
     padded = _pad(image, dim, before, after, border).transpose(dim, -2)
     outputs = []
     for first, weights in phases:
-        # Taps are added one after the other in double precision, as MATLAB does: a tie must fall on the same side.
+        # Add taps one by one in double precision, as MATLAB does, so that ties round to the same side.
         total = torch.zeros((), dtype=torch.float64, device=image.device)
         for start, weight in enumerate(weights, before + first):
             if weight != 0:
@@ -363,7 +365,7 @@ def _resample(
 
 
 def _pad(image: torch.Tensor, dim: int, before: int, after: int, border: Border) -> torch.Tensor:
-    """The image in double precision with `before` and `after` more pixels along `dim`, however short it is."""
+    """Pad by `before` and `after` pixels along `dim`, in double precision; the padding may exceed the image."""
     length = image.shape[dim]
     position = torch.arange(-before, length + after, device=image.device)
     if border == "symmetric":

@@ -1,7 +1,7 @@
-"""How good a super-resolved image is, by the protocols that the tables of the field share.
+"""PSNR, SSIM, and the protocols of the field's tables.
 
-Every value is taken on RGB as it would be saved: float images are clamped and rounded to 8 bits first (`to_uint8`).
-Papers differ in which part of which view they compare, and in the SSIM: `PROTOCOLS` has each way under a name.
+Images are measured as they would be saved: float images are first clamped and rounded to 8 bits (`to_uint8`). Papers
+differ in the part of the views that they compare and in the SSIM; `PROTOCOLS` names each variant.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ Channels = Literal["rgb", "y"]
 Views = Sequence[torch.Tensor]
 
 Y_WEIGHTS = (65.481, 128.553, 24.966)
-"""Of R, G and B in 0..1, for the luma of ITU-R BT.601 in 16..235; MATLAB's `rgb2ycbcr` and BasicSR have the same."""
+"""Weights of R, G and B (0..1) in the luma of ITU-R BT.601 (16..235), as in MATLAB's `rgb2ycbcr` and BasicSR."""
 
 LEFT_CUT_PX = 64
-"""HR columns that the tables' "Left" leaves out at any scale, since StereoSR: they have no match in the right view."""
+"""Number of HR columns that "Left" excludes at any scale, since StereoSR: they have no match in the right view."""
 
 SSIM_WINDOW_PX = {"rgb": 7, "y": 11}
 
 STRIP_ROWS = 128
-"""Images are compared so many rows at a time: SSIM takes over 150 bytes for each pixel that it is computed on."""
+"""Number of rows that are compared at a time, to bound memory: SSIM takes over 150 bytes per pixel."""
 
 
 def psnr(sr: torch.Tensor, hr: torch.Tensor, *, border_px: int = 0, channels: Channels = "rgb") -> float:
-    """Peak signal-to-noise ratio in dB, 10 log10(255² / mean squared error); inf if equal.
+    """Return the peak signal-to-noise ratio in dB, 10 log10(255² / mean squared error); inf for equal images.
 
     Args:
-        sr: (3, H, W), uint8 or float 0..1.
-        hr: the same shape, uint8 or float 0..1.
-        border_px: rows and columns to shave at each of the four edges; the stereo tables shave none, those of single
-            images shave the scale.
-        channels: `rgb` is the mean over all three, as in the stereo tables; `y` is luma alone, as in those of single
-            images (not rounded to 8 bits again).
+        sr: Image (3, H, W), uint8 or float 0..1.
+        hr: Image of the same shape, uint8 or float 0..1.
+        border_px: Number of rows and columns to shave at each edge. Stereo tables shave none, single-image tables as
+            many as the scale.
+        channels: `rgb` averages the squared error over all three channels, as in the stereo tables; `y` compares luma
+            only, as in single-image tables (not rounded to 8 bits again).
 
     Raises:
-        DataError: the shapes differ, are not (3, H, W), or nothing is left after shaving.
+        DataError: The shapes differ, are not (3, H, W), or nothing is left after shaving.
     """
     squares, count = 0.0, 0
     for one, other in _compared(sr, hr, border_px, channels):
@@ -57,20 +57,20 @@ def psnr(sr: torch.Tensor, hr: torch.Tensor, *, border_px: int = 0, channels: Ch
 
 
 def ssim(sr: torch.Tensor, hr: torch.Tensor, *, border_px: int = 0, channels: Channels = "rgb") -> float:
-    """Structural similarity, at most 1, as scikit-image computes it; there are several, and no two are comparable.
+    """Return the structural similarity, at most 1, by scikit-image. SSIM has variants that are not comparable.
 
-    On `rgb` it is that of the stereo tables since NAFSSR: scikit-image's defaults, which are a uniform window of 7x7
-    and sample covariance, and the mean over the channels. On `y` it is that of the single-image tables, after Wang et
-    al. (IEEE Trans. Image Processing 13(4), 2004): a Gaussian window of 11x11 with sigma 1.5 and population covariance.
+    `rgb` is the variant of the stereo tables since NAFSSR: scikit-image's defaults (uniform 7x7 window, sample
+    covariance), averaged over the channels. `y` is the variant of the single-image tables, after Wang et al. (IEEE
+    Trans. Image Processing 13(4), 2004): Gaussian 11x11 window with sigma 1.5, population covariance.
 
     Args:
-        sr: (3, H, W), uint8 or float 0..1.
-        hr: the same shape, uint8 or float 0..1.
-        border_px: as in `psnr`.
-        channels: as in `psnr`.
+        sr: Image (3, H, W), uint8 or float 0..1.
+        hr: Image of the same shape, uint8 or float 0..1.
+        border_px: Number of rows and columns to shave at each edge; see `psnr`.
+        channels: Variant of the SSIM, `rgb` or `y`.
 
     Raises:
-        DataError: as `psnr`, or what is left after shaving is smaller than the window.
+        DataError: The shapes differ, are not (3, H, W), or the image left after shaving is smaller than the window.
     """
     from skimage.metrics import structural_similarity
 
@@ -80,7 +80,7 @@ def ssim(sr: torch.Tensor, hr: torch.Tensor, *, border_px: int = 0, channels: Ch
     window = SSIM_WINDOW_PX[channels]
     total, count = 0.0, 0
     for one, other in _compared(sr, hr, border_px, channels, window_px=window):
-        rows = one.shape[-2] - window + 1  # of windows that lie inside: the only ones that scikit-image counts
+        rows = one.shape[-2] - window + 1  # scikit-image counts only windows that lie inside the image
         total += rows * float(structural_similarity(one.numpy(), other.numpy(), **options))  # type: ignore[no-untyped-call]
         count += rows
     return total / count
@@ -89,9 +89,9 @@ def ssim(sr: torch.Tensor, hr: torch.Tensor, *, border_px: int = 0, channels: Ch
 def _compared(
     sr: torch.Tensor, hr: torch.Tensor, border_px: int, channels: Channels, *, window_px: int = 1
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """What is compared of two images, in strips of rows: float64 (3 or 1, h, w) on the CPU, 0..255, without the border.
+    """Yield the parts of two images to compare, in strips of rows, without the border: float64 (3 or 1, h, w), 0..255.
 
-    Strips overlap by a row less than `window_px`, so that every window of that height lies in just one of them.
+    The strips are on the CPU. They overlap by `window_px` - 1 rows, so each window of that height is in exactly one.
     """
     _check_views(sr, hr)
     height, width = hr.shape[-2:]
@@ -130,13 +130,13 @@ Metric = Callable[..., float]
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One figure per scene.
+    """One column of a table: one figure per scene.
 
     Attributes:
-        name: as it heads a table.
-        digits: after the decimal point, in tables.
-        measure: the figure of one scene, from its results and its HR views (one or two of each, (3, H, W), uint8 or
-            float 0..1) and the scale.
+        name: Heading in tables.
+        digits: Number of digits after the decimal point in tables.
+        measure: Function that computes the figure of one scene from its results, its HR views (one or two of each,
+            (3, H, W), uint8 or float 0..1) and the scale.
     """
 
     name: str
@@ -146,14 +146,14 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """What a table of results says about each scene; the table's last row is the mean over scenes.
+    """Definition of a table of results: its columns. The table's last row is the mean over scenes.
 
     Attributes:
-        name: which `lowpeft evaluate --protocol` takes.
-        views: how many a scene must have.
-        summary: one sentence.
-        columns: from left to right.
-        source: who measures like this.
+        name: Name of the protocol, as `lowpeft evaluate --protocol` takes it.
+        views: Number of views that a scene must have.
+        summary: Description in one sentence.
+        columns: Columns of the table, from left to right.
+        source: Code or papers that measure in this way.
     """
 
     name: str
@@ -164,7 +164,7 @@ class Protocol:
 
 
 def _mean_of_views(sr: Views, hr: Views, scale: int, *, metric: Metric) -> float:
-    """(L+R)/2: the mean of the views' values, whole images; not the value of their common error."""
+    """Return (L+R)/2 on whole images: the mean of the views' values, not the value of their pooled error."""
     return fmean(metric(one, other) for one, other in zip(sr, hr, strict=True))
 
 
@@ -189,7 +189,7 @@ def _without_left(view: torch.Tensor) -> torch.Tensor:
 
 
 def _columns(name: str, measure: Callable[..., float]) -> tuple[Column, Column]:
-    """The PSNR in dB and the SSIM of the same part of the same views."""
+    """Return the columns of PSNR in dB and SSIM for the same part of the same views."""
     return (
         Column(name=f"PSNR {name}", digits=3, measure=partial(measure, metric=psnr)),
         Column(name=f"SSIM {name}", digits=4, measure=partial(measure, metric=ssim)),
@@ -221,4 +221,4 @@ PROTOCOLS = Registry(
     ),
     error=DataError,
 )
-"""How tables are measured; `register` adds one."""
+"""Protocols by name; `register` adds one."""

@@ -1,4 +1,4 @@
-"""What people see of a run: progress bars with the time left, on standard error, and no needless warnings."""
+"""Progress bars with the remaining time, on standard error, and a filter for needless warnings."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from contextlib import contextmanager
 
 
 def quiet() -> None:
-    """Silence, in this process, what users can do nothing about: spandrel 0.4.2's calls of torch.meshgrid."""
+    """Silence, in this process, a warning that users cannot fix: spandrel 0.4.2's calls of torch.meshgrid."""
     warnings.filterwarnings("ignore", message=r"torch\.meshgrid: in an upcoming release", category=UserWarning)
 
 
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[str], None]]:
-    """A bar for `total` steps; call what it gives once per step, with a short note to show beside the bar."""
+    """Show a bar for `total` steps; yield a function to call after each step with a short note for the bar."""
     from rich import progress as parts
     from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""Data: scenes on disk in any of the field's layouts, scenes in memory, training crops, and LR images as MATLAB makes.
+"""Data: find and load scenes in the field's folder layouts, cut training crops, and make and verify MATLAB LR images.
 
 find_scenes(folder) -> Scene (paths) -> load_example -> Example (pixels), or Crops (training samples)
 """

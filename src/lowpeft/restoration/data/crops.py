@@ -1,4 +1,4 @@
-"""Training crops: an endless sequence, each crop a function of the seed and its number alone."""
+"""Training crops: an endless sequence in which each crop depends only on the seed and its index."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .examples import load_example, usable_size
 from .model import Example, Rectangle, Scene, px
 
 CHECKED_SCENES = 1000
-"""How many scenes have the headers of their files looked at when crops are set up: all of most data sets."""
+"""Maximum number of scenes whose file headers are checked when crops are set up; most data sets have fewer."""
 
 _ENDLESS = 2**62
 _PERMUTATIONS = torch.tensor([(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
@@ -28,33 +28,33 @@ _PERMUTATIONS = torch.tensor([(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0,
 class Crops(Dataset[tuple[Tensor, Tensor]]):
     """Random training crops of scenes: `crops[i]` is (LR (V,3,h,w), HR (V,3,scale*h,scale*w)), float32 0..1.
 
-    `crops[i]` depends on the settings, `seed` and `i` alone, not on what was asked for before, nor on the process. So a
-    run that is resumed at `i`, any number of DataLoader workers, and shards of a distributed run give the same samples.
-    There is no end (`len` is 2**62) and shuffling is inside: go through in order, from any number. Every scene is taken
-    once, in a new random order, before any is taken again; places within a scene are equally likely.
+    `crops[i]` depends only on the settings, `seed` and `i`, not on earlier calls or on the process. Resuming at `i`,
+    any number of DataLoader workers, and the shards of a distributed run therefore give the same samples. The sequence
+    is endless (`len` is 2**62) and already shuffled: read it in order, from any index. Each scene is used once per
+    epoch, in a new random order; positions within a scene are equally likely.
 
-    Crops of pairs are mirrored left to right (which swaps the views, since a mirrored left camera stands on the right),
-    top to bottom, and have R, G and B permuted. Crops of single images are mirrored both ways, and turned by quarters
-    if they are square.
+    Pairs are randomly mirrored left to right (which swaps the views, since a mirrored left camera stands on the right),
+    mirrored top to bottom, and have R, G and B permuted. Single images are randomly mirrored both ways; square crops
+    are also turned by quarter turns.
 
-    Scenes are decoded when they are first needed. They are kept, as uint8, until `memory_mb` is reached; every other
-    scene is decoded each time, because an endless shuffled sequence comes back to all scenes equally often.
+    Scenes are decoded on first use and cached as uint8 until `memory_mb` is reached. The remaining scenes are decoded
+    on every use; evicting others for them would gain nothing, since all scenes recur equally often.
 
     Attributes:
-        scenes: At least one, all with the same number of views.
-        scale: The SR factor.
+        scenes: One or more scenes, all with the same number of views.
+        scale: SR factor.
         crop_px: Height and width of a crop in HR px, multiples of `scale`. The default is ASteISR's.
-        augment: Whether crops are mirrored, permuted and turned as above.
+        augment: True to mirror, permute and turn crops as above.
         seed: Any whole number.
-        clean_crops: The rectangle in HR px to use of a scene, by its name; see `read_clean_crops`.
-        border: For LR views that are made; see `load_example`.
-        memory_mb: For decoded scenes, in MiB, of this process: every DataLoader worker has as much again.
+        clean_crops: Usable rectangle of a scene in HR px, by scene name; see `read_clean_crops`.
+        border: Border of the LR views that are made; see `load_example`.
+        memory_mb: Size of the cache in MiB, per process: each DataLoader worker has a cache of this size.
 
     Raises:
-        DataError: There are no scenes, their numbers of views differ, the crop does not fit the scale, or scenes are
-            smaller than the crop or do not fit together (all of them are listed). This is found from the headers of
-            the files, of at most `CHECKED_SCENES` scenes; the rest, and damage behind a header, raises from
-            `crops[i]`. The scene is always named.
+        DataError: There are no scenes, their numbers of views differ, the crop is not a multiple of the scale, or
+            scenes are smaller than the crop or have files of inconsistent sizes (all are listed). The check reads the
+            file headers of at most `CHECKED_SCENES` scenes. Errors in other scenes, and damage after a header, raise
+            from `crops[i]`. The scene is always named.
     """
 
     scenes: Sequence[Scene]
@@ -89,7 +89,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def views(self) -> int:
-        """Of every scene: 1 or 2."""
+        """Number of views of every scene, 1 or 2."""
         return len(self.scenes[0].hr)
 
     def __len__(self) -> int:
@@ -114,7 +114,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         return lr, hr
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker that is spawned decodes its own.
+        # A spawned worker starts with an empty cache.
         return {**self.__dict__, "_kept": {}, "_free_bytes": self.memory_mb * 2**20}
 
     def _example(self, number: int) -> Example:
@@ -145,25 +145,25 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
 
 
 class _Draws:
-    """Random whole numbers from a hash of a key: the same on every machine, with any version of Python and torch."""
+    """Random whole numbers from a hash of a key, the same on every machine and with any version of Python and torch."""
 
     def __init__(self, *key: str | int) -> None:
         self._left = int.from_bytes(hashlib.sha512(repr(key).encode()).digest())
 
     def below(self, count: int) -> int:
-        """A whole number from 0 to `count` - 1, all equally likely (there are 2**512 states)."""
+        """Return a whole number from 0 to `count` - 1, all equally likely (there are 2**512 states)."""
         self._left, number = divmod(self._left, count)
         return number
 
 
 @functools.lru_cache(maxsize=8)
 def _shuffled(seed: int, epoch: int, count: int) -> list[int]:
-    """The numbers below `count` in the random order of an epoch."""
+    """Return the numbers below `count` in the random order of an epoch."""
     return sorted(range(count), key=lambda n: hashlib.sha512(repr(("order", seed, epoch, n)).encode()).digest())
 
 
 def _augmented(cut: list[Tensor], draws: _Draws) -> list[Tensor]:
-    """The LR and HR views (V,3,H,W) of a crop, changed alike."""
+    """Return the LR and HR views (V,3,H,W) of a crop, both augmented in the same way."""
     pair = cut[0].shape[0] == 2
     if draws.below(2):
         cut = [views.flip(0, -1) for views in cut]  # the mirrored left view is the new right view
@@ -173,5 +173,5 @@ def _augmented(cut: list[Tensor], draws: _Draws) -> list[Tensor]:
         channels = _PERMUTATIONS[draws.below(len(_PERMUTATIONS))]
         cut = [views[:, channels] for views in cut]
     elif cut[0].shape[-1] == cut[0].shape[-2] and draws.below(2):
-        cut = [views.transpose(-1, -2) for views in cut]  # with the flips, all eight turns and reflections
+        cut = [views.transpose(-1, -2) for views in cut]  # with the flips: all eight turns and reflections
     return cut

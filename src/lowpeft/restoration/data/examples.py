@@ -1,4 +1,4 @@
-"""One scene into memory: cut to whole LR pixels, checked, and with LR views made where it has none."""
+"""Loading one scene: cut it to whole LR pixels, check sizes, and make missing LR views."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def load_example(
     border: Border = "symmetric",
     halve: bool = False,
 ) -> Example:
-    """Read a scene, cut it to whole LR pixels, and make its LR views by MATLAB's bicubic where it has none on disk.
+    """Read a scene, cut it to whole LR pixels, and make its LR views by MATLAB's bicubic if it has no LR files.
 
     Args:
         scene: The scene to read.
-        scale: The SR factor; bottom and right lose what it does not divide.
-        clean_crop: Keep only this rectangle of the HR files, rounded inwards to whole LR pixels.
-        border: What MATLAB's bicubic finds beyond the edge; see `matlab_downscale`.
-        halve: The field's rule for Middlebury: shrink the HR files by 2 first (`matlab_halve`), and take that for HR.
-            LR files belong to the halved HR views.
+        scale: SR factor; rows at the bottom and columns at the right are cut to multiples of it.
+        clean_crop: Rectangle of the HR files to keep, rounded inwards to whole LR pixels; None keeps all.
+        border: Pixels that MATLAB's bicubic assumes beyond the edge; see `matlab_downscale`.
+        halve: True shrinks the HR files by 2 first (`matlab_halve`) and uses the result as HR, which is the field's
+            rule for Middlebury. LR files must match the halved HR views.
 
     Raises:
         DataError: A file cannot be read, the views differ in size, the LR views are not HR / `scale`, or the rectangle
-            does not lie in the image; the scene is named.
+            is not inside the image; the scene is named.
     """
     try:
         lr = [read_image(path) for path in scene.lr]
@@ -54,10 +54,10 @@ def load_hr(
     border: Border = "symmetric",
     halve: bool = False,
 ) -> tuple[Tensor, ...]:
-    """The HR views that `load_example` would give; LR files are not looked at.
+    """Return the HR views that `load_example` would give, without reading LR files.
 
     Raises:
-        DataError: As `load_example`.
+        DataError: For the reasons that `load_example` lists, except those about LR files.
     """
     try:
         hr, _ = _read_hr(scene, [], scale, clean_crop, border, halve)
@@ -74,7 +74,7 @@ def _read_hr(
     border: Border,
     halve: bool,
 ) -> tuple[list[Tensor], Rectangle]:
-    """The HR views, checked against the sizes of the LR files, and the rectangle to keep of these."""
+    """Read the HR views, check them against the LR sizes (height, width), and find the rectangle to keep in LR px."""
     hr = [read_image(path) for path in scene.hr]
     cut = _cut(scene, [_size(v) for v in hr], lr, scale, clean_crop, halve)
     x0, y0, x1, y1 = (corner * cut.step for corner in cut.lr_rectangle)
@@ -88,10 +88,10 @@ def _read_hr(
 def usable_size(
     scene: Scene, scale: int, *, clean_crop: Rectangle | None = None, halve: bool = False
 ) -> tuple[int, int]:
-    """Height and width of the HR views that `load_example` would give, from the headers of the files alone.
+    """Return height and width of the HR views that `load_example` would give, reading only the file headers.
 
     Raises:
-        DataError: As `load_example`, but for files that are damaged behind their header.
+        DataError: For the reasons that `load_example` lists, except damage after a header.
     """
     try:
         sizes = [[image_size(path) for path in paths] for paths in (scene.hr, scene.lr)]
@@ -103,7 +103,7 @@ def usable_size(
 
 @dataclass(frozen=True)
 class _Cut:
-    """What to keep of a scene: a rectangle in LR px, and how many px of the HR files one LR px is."""
+    """Part of a scene to keep: a rectangle in LR px, and the side of one LR px in px of the HR files."""
 
     lr_rectangle: Rectangle
     step: int
@@ -117,7 +117,7 @@ def _cut(
     clean_crop: Rectangle | None,
     halve: bool,
 ) -> _Cut:
-    """Check the sizes (height, width) of a scene's files against each other, and find what to keep."""
+    """Check the sizes (height, width) of a scene's files against each other, and find the part to keep."""
     if scale < 1:
         raise DataError(f"the scale must be at least 1, got {scale}")
     if len(set(hr)) > 1:
@@ -152,18 +152,18 @@ def _size(view: Tensor) -> tuple[int, int]:
 
 
 def read_clean_crops(folder: AnyPath, *, views: Views = 2) -> dict[str, Rectangle]:
-    """The usable rectangle [x0, y0, x1, y1) in HR px of each scene that `manifest.json` gives a `clean_crop`.
+    """Read the usable rectangles [x0, y0, x1, y1) in HR px, by scene name, from `manifest.json`.
 
-    The manifest is a list of objects with `scene` (the name) and, where needed, `clean_crop`; without a manifest there
-    are no such rectangles.
+    The manifest is a list of objects with `scene` (the name) and optionally `clean_crop`. Return an empty dict if
+    there is no manifest.
 
     Args:
-        folder: With the manifest in it.
-        views: As `find_scenes` is asked for. With 1 the views NAME_L and NAME_R of a pair are scenes of their own, and
-            its rectangle is that of both.
+        folder: Folder that contains the manifest.
+        views: Same value as for `find_scenes`. With 1, NAME_L and NAME_R of a pair are separate scenes, and the
+            rectangle of NAME also applies to both.
 
     Raises:
-        DataError: The manifest is not of that form, or cannot be read.
+        DataError: The manifest has another form or cannot be read.
     """
     path = Path(folder) / "manifest.json"
     try:

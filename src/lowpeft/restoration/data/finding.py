@@ -1,4 +1,4 @@
-"""Scenes from folders: which layout a folder has, and which files belong together, by name alone."""
+"""Finding scenes in folders: recognise the layout, then group files by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .model import SIDES, AnyPath, Scene, Views
 
 _MOST_SUGGESTIONS = 20
 _LR_LIKE = re.compile(r"(?i)lr.*|.*[^a-z]lr(?![a-z0-9]).*")
-"""Names of folders that may hold LR views, whatever the layout: LR_wild, DIV2K_train_LR_unknown."""
+"""Pattern of folder names that may contain LR views in any layout, e.g. LR_wild, DIV2K_train_LR_unknown."""
 
 
 # ------------------------------------------------------------------------------------------------------------- API
@@ -28,24 +28,23 @@ def find_scenes(
     views: Views = 2,
     layout: str | None = None,
 ) -> tuple[Scene, ...]:
-    """The scenes of a folder in any of the layouts of `LAYOUTS`, sorted by name.
+    """Return the scenes of a folder in any of the layouts of `LAYOUTS`, sorted by name.
 
-    Files belong together by NAME, never by their place in a listing. Hidden files and files that are no images are
-    passed over. No image is opened.
+    Files are grouped by NAME, never by their position in a listing. Hidden files and files that are not images are
+    skipped. No image is opened.
 
     Args:
-        folder: Of HR views, or with folders of HR and LR views in it.
-        scale: Chooses `lr_x2` or `lr_x4` where the folder has both. Where it has LR views of other scales only, the
-            scenes come without, so that LR views are made from the HR views.
-        lr_folder: The LR views, instead of those that the layout has: named as HR views of some layout are, or as its
-            LR views. Every scene must have its own there.
-        views: 2 for stereo pairs; 1 for single images, which also takes the views of a plain folder of pairs one by
-            one.
-        layout: The id of the folder's layout, instead of recognising it.
+        folder: Folder of HR views, or parent of folders of HR and LR views.
+        scale: SR factor of the LR folder to use, e.g. 4 for `lr_x4` where `lr_x2` is present too. If only other scales
+            are present, the scenes have no LR files, and LR views are made from the HR views.
+        lr_folder: Folder of LR views that replaces the layout's own. Its files are named like the LR views of any
+            layout. Every scene must have LR files there.
+        views: 2 for stereo pairs, 1 for single images. With 1, each view of a plain folder of pairs is one image.
+        layout: Name of the folder's layout; None recognises it.
 
     Raises:
-        DataError: A folder is missing or holds no scene, it fits several layouts, or files are left over, are there
-            twice or lack a partner (all are listed).
+        DataError: A folder is missing or contains no scene, it fits several layouts, or files are left over,
+            duplicated or without their partner (all are listed).
     """
     hr, lr, problems = _read(Path(folder), scale, lr_folder, views, layout)
     if lr is not None:
@@ -61,10 +60,10 @@ def scenes_with_lr(
     views: Views = 2,
     layout: str | None = None,
 ) -> tuple[tuple[Scene, ...], tuple[str, ...]]:
-    """The scenes that have LR files, and the names of those that have none. Arguments and errors as `find_scenes`.
+    """Return the scenes that have LR files, and the names of those without; arguments are those of `find_scenes`.
 
     Raises:
-        DataError: Also where no scene has LR files.
+        DataError: No scene has LR files, or for the reasons that `find_scenes` lists.
     """
     hr, lr, problems = _read(Path(folder), scale, lr_folder, views, layout)
     if lr is None:
@@ -85,7 +84,7 @@ def _scenes(root: Path, hr: _Found, lr: _Found | None, problems: list[str]) -> t
 def _read(
     root: Path, scale: int | None, lr_folder: AnyPath | None, views: Views, layout: str | None
 ) -> tuple[_Found, _Found | None, list[str]]:
-    """HR files, LR files where there are any, and what is wrong with them."""
+    """Return the HR files, the LR files (None if there are none), and the problems found in both."""
     try:
         row = _recognise(_existing(root), views, layout)
         place = _hr_place(root, row)
@@ -133,13 +132,13 @@ def _fitting(root: Path, rows: Sequence[FolderLayout]) -> list[FolderLayout]:
 
 
 def _fits(place: Path, row: FolderLayout) -> bool:
-    """Whether any image there is named as an HR view of the layout."""
+    """Return whether any image in the folder is named like an HR view of the layout."""
     listing = _listing(place, row.depth, row.fixed_folders)
     return any(_named(path, form.hr) for path in listing for form in row.forms)
 
 
 def _nothing_found(root: Path, rows: Sequence[FolderLayout]) -> DataError:
-    """The error for a folder without scenes: it may be one too high, or hold something else."""
+    """Return the error for a folder without scenes; it suggests subfolders that contain scenes."""
     inside = []
     for name in itertools.islice(_folders(root), _MOST_SUGGESTIONS):
         inside += [f"{root / name} (layout {row.name}: {row.title})" for row in _fitting(root / name, rows)]
@@ -164,9 +163,9 @@ def _hr_place(root: Path, row: FolderLayout) -> Path:
 
 
 def _lr_place(root: Path, row: FolderLayout, scale: int | None) -> Path | None:
-    """The folder of the layout's LR views at a scale; None where there is none."""
+    """Return the folder of the layout's LR views at a scale, or None if it is missing."""
     names = [name for name in _folders(root) if _LR_LIKE.fullmatch(name) or _lr_scale(row, name) is not None]
-    # DIV2K keeps its scales one folder further down: LR_bicubic/X4.
+    # DIV2K has one subfolder per scale: LR_bicubic/X4.
     deeper = [f"{name}/{inner}" for name in names for inner in _folders(root / name) if re.fullmatch(r"[xX]\d+", inner)]
     names = [name for name in names if not any(place.startswith(f"{name}/") for place in deeper)]
     fitting, strange = [], []
@@ -192,13 +191,13 @@ def _has_images(place: Path, depth: int) -> bool:
 
 
 def _lr_scale(row: FolderLayout, name: str) -> str | None:
-    """The scale that a folder of LR views is named after, empty if after none; None if it is no such folder."""
+    """Return the scale in the name of an LR folder ("" if the name has none), or None for any other folder."""
     match = None if row.lr_folder is None else re.fullmatch(row.lr_folder, name)
     return None if match is None else match.groupdict().get("scale") or ""
 
 
 def _explicit_lr(place: Path, views: Views) -> _Found:
-    """LR views in a folder that the user names, whatever layout they are of."""
+    """Find LR views of any layout in the folder that the user names."""
     flat = tuple(_listing(place, 0))
     if views == 1:
         suffixed = any(pattern(SUFFIXED.lr[0]).fullmatch(_stem(path)) for path in flat)
@@ -217,9 +216,9 @@ class _Found:
     """The views in one folder.
 
     Attributes:
-        scenes: The files of every complete scene.
-        names: Of all scenes, complete or not.
-        problems: One line for each file that is left over, and each view that is missing.
+        scenes: Files of every complete scene, by its name.
+        names: Names of all scenes, complete or not.
+        problems: One line for each file that is left over and each view that is missing.
     """
 
     scenes: dict[str, tuple[Path, ...]] = field(default_factory=dict)
@@ -227,7 +226,7 @@ class _Found:
     problems: list[str] = field(default_factory=list)
 
     def drop_scale(self, known: set[str]) -> None:
-        """Call LR images as their HR images are called, where only a scale behind the name differs: 0001x4."""
+        """Rename LR scenes to their HR names where only a scale suffix differs, e.g. 0001x4 to 0001."""
         for name in sorted(self.names - known):
             short = re.sub(r"[xX]\d+$", "", name)
             if short in known - self.names:
@@ -242,17 +241,17 @@ def _collect(
     *,
     known: Sequence[tuple[str, ...]] | None = (),
 ) -> _Found:
-    """The scenes that the files of a folder make up.
+    """Group the files of a folder into scenes.
 
     Args:
         place: The folder.
-        listing: Its images, relative to it.
-        forms: Ways to name them: a template for each view.
-        known: Ways to name files that are none of these views, but belong to the layout; None for any.
+        listing: Paths of its images, relative to it.
+        forms: Accepted file names: each form has one template per view.
+        known: Forms of other files that belong to the layout and are ignored here; None ignores any other file.
     """
     found = _Found()
     views: dict[str, list[str | None]] = {}
-    others: set[str] = set()  # folders with images that are no views
+    others: set[str] = set()  # folders that contain images with other names
     nested = all(template.startswith("{name}/") for form in forms for template in form)
     for path in listing:
         for form in forms:
@@ -263,7 +262,7 @@ def _collect(
                 if "/" not in path:
                     templates = dict.fromkeys(t for form in (*forms, *known) for t in form)
                     found.problems.append(f"{path}: is not named {' or '.join(map(written, templates))}")
-                elif nested:  # disparities and the like may lie beside the views, but not alone
+                elif nested:  # a scene's folder may contain other images, e.g. disparities, but only beside views
                     others.add(path.split("/")[0])
             continue
         name, side = named
@@ -286,7 +285,7 @@ def _collect(
 
 
 def _named(path: str, form: tuple[str, ...]) -> tuple[str, int] | None:
-    """The scene and the view (0 left, 1 right) that a file is by a form; None if it is none."""
+    """Return a file's scene and view (0 left, 1 right) by a form, or None if its name does not match."""
     stem = _stem(path)
     for side, template in enumerate(form):
         if match := pattern(template).fullmatch(stem):
@@ -311,14 +310,14 @@ def _folders(folder: Path) -> list[str]:
 
 
 def _listing(folder: Path | str, depth: int, only: Container[str] | None = None) -> Iterator[str]:
-    """Images that lie `depth` folders down, relative to the folder, by name. Lazy: there may be 49,020 folders.
+    """Yield the images `depth` levels below a folder, sorted, relative to it. Lazy: there may be 49,020 subfolders.
 
-    With `only`, no other folders are looked into.
+    With `only`, other subfolders are skipped.
     """
     for entry in _visible(folder):
         if depth and (only is None or entry.name in only) and entry.is_dir():
             yield from (f"{entry.name}/{path}" for path in _listing(entry.path, depth - 1))
-        elif not depth and _is_image(entry.name) and not entry.is_dir():  # a link to nothing fails when it is read
+        elif not depth and _is_image(entry.name) and not entry.is_dir():  # a broken link fails when it is read
             yield entry.name
 
 
@@ -328,5 +327,5 @@ def _is_image(name: str) -> bool:
 
 
 def _stem(path: str) -> str:
-    """An image's path without its suffix."""
+    """Return an image's path without its suffix."""
     return path.rpartition(".")[0]

@@ -1,7 +1,7 @@
-"""The folder layouts that are recognised, as a table: what is shown, what is searched and what is documented.
+"""Table of the folder layouts that are recognised. Searching, `--help` and the documentation all read it.
 
-A row says where the HR and LR views lie below the folder, and by which templates their files are named. Templates are
-paths without suffix; `{name}` is the scene's name, `{part}` the number of a patch of it.
+Each row gives the folders of the HR and LR views and the templates of their file names. Templates are paths without
+suffix; `{name}` is the scene's name, `{part}` the number of a patch of it. E.g. `{name}/hr0` matches `0001/hr0.png`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .model import Views
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """One way to name files: a template for each view, left first."""
+    """One naming of files: a template for each view, left first."""
 
     hr: tuple[str, ...]
     lr: tuple[str, ...] = ()
@@ -28,15 +28,15 @@ class FolderLayout:
     """One row of the table.
 
     Attributes:
-        name: What `--layout` takes.
-        title: Who uses it.
-        views: Of each scene.
-        hr_folder: Pattern of the name of the folder with the HR views; empty for the folder itself.
-        lr_folder: Pattern of the names of folders with LR views, in which a group `scale` may tell them apart; empty
-            for the HR folder, None where the layout has no LR views.
-        forms: How files are named in them.
-        gives_way_to: Layouts, by name, that a folder of theirs belongs to, though it would fit this one too.
-        folders: Where its HR and LR views lie as people write it; `prepare` writes there.
+        name: Name of the layout, as `--layout` takes it.
+        title: Data sets or projects that use it.
+        views: Number of views of each scene.
+        hr_folder: Regular expression for the name of the HR folder; empty if the folder itself contains the HR views.
+        lr_folder: Regular expression for the names of LR folders, with an optional group `scale`; empty if the LR views
+            are in the HR folder, None if the layout has no LR views.
+        forms: Accepted file names in these folders.
+        gives_way_to: Names of layouts that take precedence over this one in a folder that fits both.
+        folders: Prefixes of HR and LR paths, e.g. `HR/` and `LR_x{scale}/`, for display and for writing by `prepare`.
     """
 
     name: str
@@ -50,18 +50,18 @@ class FolderLayout:
 
     @property
     def depth(self) -> int:
-        """How many folders down from the HR or LR folder the files lie; 0 for right in it."""
+        """Number of folder levels between the HR or LR folder and its files; 0 if it contains them directly."""
         return self.forms[0].hr[0].count("/")
 
     @property
     def fixed_folders(self) -> frozenset[str] | None:
-        """The names of the folders with files in the HR folder, where the layout sets them; None where it does not."""
+        """Names of the subfolders of the HR folder, e.g. KITTI's `image_2`; None if they are named after scenes."""
         tops = frozenset(t.split("/")[0] for form in self.forms for t in form.hr)
         return None if any("{" in top for top in tops) else tops
 
     @property
     def shown(self) -> str:
-        """Its files in one line, as in `hr/NAME/{hr0, hr1}.png`."""
+        """Example paths in one line, e.g. `hr/NAME/hr0.png, hr/NAME/hr1.png`."""
         lines = []
         for form in self.forms:
             names = [f"{self.folders[0]}{t}" for t in form.hr]
@@ -72,13 +72,13 @@ class FolderLayout:
 
 
 def written(template: str) -> str:
-    """A template as people write it."""
+    """Return a template with example values filled in, e.g. `NAME/hr0`."""
     return template.format(name="NAME", part="001", scale=4)
 
 
 @functools.cache
 def pattern(template: str) -> re.Pattern[str]:
-    """What a template matches: a whole relative path without its suffix."""
+    """Return the regular expression of a template; it matches a whole relative path without suffix."""
     groups = {"name": "[^/]+", "part": r"\d+"}
     parts = re.split(r"\{(\w+)\}", template)
     text = [f"(?P<{p}>{groups[p]})" if i % 2 else re.escape(p) for i, p in enumerate(parts)]
@@ -156,4 +156,4 @@ LAYOUTS = Registry(
     ),
     error=DataError,
 )
-"""The layouts that are recognised; `register` adds one."""
+"""Layouts that are recognised; `register` adds one."""

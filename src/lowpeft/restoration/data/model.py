@@ -1,4 +1,4 @@
-"""What the data package speaks of: a scene on disk, and a scene in memory."""
+"""Types of the data package: a scene on disk (`Scene`) and a scene in memory (`Example`)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from ...errors import DataError
 AnyPath = str | os.PathLike[str]
 Views = Literal[1, 2]
 Rectangle = tuple[int, int, int, int]
-"""[x0, y0, x1, y1) in px: the corner at the top left is inside, the one at the bottom right is not."""
+"""Rectangle [x0, y0, x1, y1) in px: the top left pixel (x0, y0) is inside, the bottom right (x1, y1) is outside."""
 
 SIDES = ("left", "right")
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Where a scene lies.
+    """Paths of a scene's files.
 
     Attributes:
-        name: Unique within its folder.
-        hr: The files of its HR views: one image, or left and right.
-        lr: Those of its LR views in the same order; empty where LR views are to be made from the HR views.
+        name: Name of the scene, unique within its folder.
+        hr: Files of the HR views: one image, or left and right.
+        lr: Files of the LR views in the same order; empty if LR views are to be made from the HR views.
     """
 
     name: str
@@ -45,9 +45,9 @@ class Example:
     """A scene in memory.
 
     Attributes:
-        name: Of the scene.
-        lr: One uint8 (3,H,W) for each view, 0..255, RGB, all of one size.
-        hr: One uint8 (3,scale*H,scale*W) for each view.
+        name: Name of the scene.
+        lr: One uint8 tensor (3,H,W) per view, RGB, 0..255, all of one size.
+        hr: One uint8 tensor (3,scale*H,scale*W) per view, RGB, 0..255.
     """
 
     name: str
@@ -56,5 +56,5 @@ class Example:
 
 
 def px(size: tuple[int, int]) -> str:
-    """Height and width as people write a size: `WIDTHxHEIGHT px`."""
+    """Return the text `WIDTHxHEIGHT px` for a size (height, width)."""
     return f"{size[1]}x{size[0]} px"

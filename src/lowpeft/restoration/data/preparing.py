@@ -1,4 +1,4 @@
-"""Writing a test set as the field keeps them: HR and LR views side by side, scene by scene, whole or not at all."""
+"""Writing a test set in the field's usual layouts: HR and LR views, one complete scene at a time."""
 
 from __future__ import annotations
 
@@ -34,26 +34,27 @@ def prepare(
 ) -> int:
     """Write the HR and LR views of scenes: pairs in layout `ipassr`, single images in layout `folders`, as PNG.
 
-    LR views are always made, by MATLAB's bicubic; LR files of the scenes are not read. A scene appears in `out` whole:
-    after a kill, the same call goes on where it ended. `prepared.json` in `out` keeps the settings.
+    LR views are always made by MATLAB's bicubic; LR files of the scenes are not read. Files are moved into `out` only
+    after the whole scene is written, HR views last. If the process is killed, the same call continues where it
+    stopped. `prepared.json` in `out` stores the settings.
 
     Args:
-        scenes: With the same number of views each.
-        out: A folder that is new, empty, or of an earlier call with the same settings. Scenes that are there are
-            compared with those that would be written.
-        scale: The SR factor.
-        border: Of MATLAB's bicubic; see `load_example`.
-        halve: Shrink the HR files by 2 first; see `load_example`.
-        clean_crops: The rectangle in HR px to keep of a scene, by its name.
-        advance: Called with the name of every scene, once it is there.
+        scenes: Scenes with the same number of views each.
+        out: Folder that is new, empty, or from an earlier call with the same settings. HR views of scenes that exist
+            in it are compared with those that would be written.
+        scale: SR factor.
+        border: Border of MATLAB's bicubic; see `load_example`.
+        halve: True shrinks the HR files by 2 first; see `load_example`.
+        clean_crops: Rectangle in HR px to keep of a scene, by scene name.
+        advance: Called with each scene's name after it is written or compared.
 
     Returns:
-        How many scenes were written; the others were there.
+        Number of scenes that were written by this call.
 
     Raises:
-        DataError: There are no scenes, a scene cannot be loaded, `out` cannot be written, or it holds something else,
-            as a scene of the same name with other views. What the headers of the files show is found for all scenes
-            before anything is written.
+        DataError: There are no scenes, a scene cannot be loaded, `out` cannot be written, or `out` contains other
+            files, e.g. a scene of the same name with other HR views. Problems that file headers show are found for all
+            scenes before anything is written.
     """
     if len({len(scene.hr) for scene in scenes}) != 1:
         raise DataError("prepare takes pairs or single images, at least one, and not both at once")
@@ -81,7 +82,7 @@ def prepare(
 
 
 def _check(scenes: Sequence[Scene], scale: int, halve: bool, crops: Mapping[str, Rectangle]) -> None:
-    """Refuse scenes that cannot be prepared, as far as the headers of their files tell."""
+    """Raise for scenes that cannot be prepared, judging by their file headers."""
     problems = []
     for scene in scenes:
         try:
@@ -93,7 +94,7 @@ def _check(scenes: Sequence[Scene], scale: int, halve: bool, crops: Mapping[str,
 
 
 def _begin(folder: Path, settings: Mapping[str, object]) -> None:
-    """Make the folder, or see that it is of an earlier call with these settings."""
+    """Make the folder, or check that an earlier call made it with these settings."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / SETTINGS_FILE
     if not path.exists():
@@ -111,7 +112,7 @@ def _begin(folder: Path, settings: Mapping[str, object]) -> None:
 
 
 def _paths(folder: Path, name: str, settings: Mapping[str, object]) -> list[Path]:
-    """The files of a scene: LR views, then HR views."""
+    """Return the paths of a scene's files: LR views, then HR views."""
     layout = _WRITTEN[2 if settings["views"] == 2 else 1]
     hr, lr = (folder / place.format(scale=settings["scale"]) for place in layout.folders)
     form = layout.forms[0]
@@ -120,7 +121,7 @@ def _paths(folder: Path, name: str, settings: Mapping[str, object]) -> list[Path
 
 
 def _write(example: Example, folder: Path, settings: Mapping[str, object]) -> None:
-    """Write all files elsewhere, then move them; HR views last, so that what is there has its LR views."""
+    """Write all files to a temporary folder, then move them; HR views last, so that each has its LR views."""
     unfinished = folder / _UNFINISHED
     shutil.rmtree(unfinished, ignore_errors=True)
     paths = _paths(folder, example.name, settings)

@@ -1,4 +1,4 @@
-"""Are LR files on disk those that MATLAB's bicubic makes of the HR files, and with which border?"""
+"""Comparison of LR files on disk with MATLAB's bicubic of the HR files, for each border."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ BORDERS: tuple[Border, ...] = get_args(Border)
 
 @dataclass(frozen=True)
 class Match:
-    """How LR files compare with those that MATLAB's bicubic makes, over all R, G and B values.
+    """Agreement of LR files with MATLAB's bicubic, over all R, G and B values.
 
     Attributes:
-        exact: Values that are equal.
-        values: All of them.
-        largest_error: In 8-bit steps.
+        exact: Number of equal values.
+        values: Number of all values.
+        largest_error: Largest absolute difference in 8-bit steps.
     """
 
     exact: int
@@ -31,29 +31,29 @@ class Match:
     largest_error: int
 
     def __str__(self) -> str:
-        """Rounded down, so that 100.0000 % means every value."""
+        """Return the percentage of equal values, rounded down so that 100.0000 % means all, and the largest error."""
         percent = math.floor(self.exact / self.values * 1e6) / 1e4 if self.exact < self.values else 100
         return f"{percent:.4f} % ({self.largest_error})"
 
 
 @dataclass(frozen=True)
 class LRReport:
-    """What `verify_lr` found: every scene's LR files against both borders."""
+    """Result of `verify_lr`: the match of every scene's LR files with each border."""
 
     scenes: Mapping[str, Mapping[Border, Match]]
 
     def total(self, border: Border) -> Match:
-        """Over all scenes."""
+        """Return the match over all scenes."""
         found = [matches[border] for matches in self.scenes.values()]
         return Match(sum(m.exact for m in found), sum(m.values for m in found), max(m.largest_error for m in found))
 
     @property
     def borders(self) -> tuple[Border, ...]:
-        """The borders with which MATLAB's bicubic gives every value of every file."""
+        """Borders for which MATLAB's bicubic reproduces every value of every file."""
         return tuple(b for b in BORDERS if self.total(b).exact == self.total(b).values)
 
     def __str__(self) -> str:
-        """A table, and what follows from it."""
+        """Return a table of all scenes and a verdict."""
         rows = [[name, *(str(matches[b]) for b in BORDERS)] for name, matches in self.scenes.items()]
         rows.append(["all", *(str(self.total(b)) for b in BORDERS)])
         header = ["exact values (largest error)", *BORDERS]
@@ -71,13 +71,13 @@ def verify_lr(
     halve: bool = False,
     advance: Callable[[str], None] = lambda name: None,
 ) -> LRReport:
-    """Compare the LR files of scenes with what MATLAB's bicubic makes of their HR files, under both borders.
+    """Compare the LR files of scenes with MATLAB's bicubic of their HR files, for both borders.
 
     Args:
-        scenes: At least one, all with LR files.
-        scale: The SR factor.
-        halve: The LR files belong to halved HR views; see `load_example`.
-        advance: Called with the name of every scene, once it is compared.
+        scenes: One or more scenes, all with LR files.
+        scale: SR factor.
+        halve: True if the LR files belong to halved HR views; see `load_example`.
+        advance: Called with each scene's name after it is compared.
 
     Raises:
         DataError: There are no scenes, one has no LR files, or one cannot be loaded.
@@ -86,7 +86,7 @@ def verify_lr(
         raise DataError("only scenes with LR files can be verified, and there must be at least one")
     found = {}
     for scene in scenes:
-        if halve:  # the border counts in the HR views too
+        if halve:  # halving uses the border too, so the HR views differ
             examples = {border: load_example(scene, scale, border=border, halve=True) for border in BORDERS}
         else:
             examples = dict.fromkeys(BORDERS, load_example(scene, scale))

@@ -1,4 +1,4 @@
-"""Measuring networks on whole scenes: by protocol, against their frozen base, with tables, files and pictures."""
+"""Evaluation on whole scenes: measure by protocol, compare with the frozen base, write tables, files and pictures."""
 
 from .comparison import Comparison, Score, compare, mean_db, score
 from .measure import by_bicubic, by_network, by_network_alone, evaluate, measure

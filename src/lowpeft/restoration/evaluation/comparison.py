@@ -1,4 +1,4 @@
-"""An adapted model beside its frozen base, bicubic, and itself without the other view."""
+"""Comparison of an adapted model with its frozen base, with bicubic, and with itself without the other view."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _EACH_VIEW = Protocol(
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """PSNR in dB of one scene's views, RGB, whole image, no shave."""
+    """PSNR in dB of each view of one scene, on RGB and the whole image, without shaving."""
 
     scene: str
     left_db: float
@@ -41,23 +41,23 @@ class Score:
 
     @property
     def mean_db(self) -> float:
-        """(L+R)/2."""
+        """Mean of both views, (L+R)/2, in dB."""
         return (self.left_db + self.right_db) / 2
 
 
 def mean_db(scores: Iterable[Score]) -> float:
-    """The mean of (L+R)/2 over scenes."""
+    """Return the mean of (L+R)/2 over scenes, in dB."""
     return fmean(s.mean_db for s in scores)
 
 
 def score(model: object, pair: Example, *, other_view: OtherView = "other") -> Score:
-    """PSNR of a network on one scene.
+    """Return the PSNR of a network on one scene.
 
     Args:
         model: A stereo model or single-image network (a `Backbone` or a module).
         pair: A scene of two views.
-        other_view: `same` gives the network each view twice, instead of the pair: what is lost is what the network
-            takes from the other view.
+        other_view: `other` gives the network the pair. `same` pairs each view with itself; the drop in PSNR is the
+            other view's contribution.
     """
     return _score(by_network_alone(model) if other_view == "same" else by_network(model), pair)
 
@@ -70,7 +70,7 @@ def _score(enhance: Enhance, pair: Example) -> Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One set of scenes: bicubic, the frozen network, the adapted one, and the adapted one fed each view twice."""
+    """Scores on one set of scenes: bicubic, frozen network, adapted network, adapted network with each view twice."""
 
     bicubic: tuple[Score, ...]
     frozen: tuple[Score, ...]
@@ -78,7 +78,7 @@ class Comparison:
     same_view: tuple[Score, ...]
 
     def means_db(self) -> dict[str, float]:
-        """Mean (L+R)/2 of each; `same_view` is left out for networks that see one view only."""
+        """Return the mean (L+R)/2 in dB of each method; `same view` is missing for networks that see one view only."""
         rows = {"bicubic": self.bicubic, "frozen": self.frozen, "adapted": self.adapted, "same view": self.same_view}
         return {name: mean_db(scores) for name, scores in rows.items() if scores}
 
@@ -99,8 +99,8 @@ def compare(
     """Measure an adapted model against its frozen base on the same scenes.
 
     Args:
-        model: Adapted.
-        pairs: At least one.
+        model: The adapted model.
+        pairs: One or more scenes of two views.
         advance: Called with the scene's name after each scene.
 
     Raises:

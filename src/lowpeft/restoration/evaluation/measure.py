@@ -1,4 +1,4 @@
-"""Measuring what enhances images on scenes, by a protocol."""
+"""Measuring networks and other image-enhancing functions on scenes, by a protocol."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .report import Report, Row
 
 Views = tuple[Tensor, ...]
 Enhance = Callable[[Example], Views]
-"""Gives the HR views of an example from its LR views: uint8 or float 0..1, on the CPU."""
+"""Function from an example to its HR views, made from the LR views: uint8 or float 0..1, on the CPU."""
 Seen = Callable[[Example, Views], None]
 
 WHOLE = Tiling()
@@ -35,21 +35,21 @@ def evaluate(
     tiling: Tiling = WHOLE,
     seen: Seen | None = None,
 ) -> Report:
-    """Run a network on whole scenes and measure it.
+    """Run a network on whole scenes and measure its results.
 
     Args:
         model: A network (a `Backbone` or a module), adapted or not, or a stereo model.
-        examples: At least one, with as many views as the protocol measures; read one by one.
-        protocol: Of `lowpeft.restoration.metrics.PROTOCOLS`.
-        ensemble: As in `lowpeft.enhance`.
-        tiling: Likewise.
-        seen: Called with each scene and its results, after it was measured.
+        examples: One or more scenes with the protocol's number of views; read one by one.
+        protocol: Name of a protocol in `lowpeft.restoration.metrics.PROTOCOLS`.
+        ensemble: True averages several passes; see `lowpeft.enhance`.
+        tiling: Tiling that bounds memory; see `lowpeft.enhance`.
+        seen: Called with each scene and its results after it is measured.
 
     Returns:
-        The figures of every scene, and their means.
+        The figures of every scene; `means()` of the report averages them.
 
     Raises:
-        DataError: There is no such protocol, there are no scenes, two have one name, or one has another number of
+        DataError: The protocol is unknown, there are no scenes, two have the same name, or one has another number of
             views.
         LowpeftError: A scene cannot be run or measured; it is named. No scene is ever left out of a mean.
         PlanError: The network does not take and give images.
@@ -60,7 +60,7 @@ def evaluate(
 
 
 def by_network(model: object, *, ensemble: bool = False, tiling: Tiling = WHOLE) -> Enhance:
-    """Enhancing by a network, whose facts are taken now.
+    """Return a function that enhances by a network; the network's facts are read now, not at each call.
 
     Raises:
         PlanError: The network does not take and give images.
@@ -76,7 +76,7 @@ def _by_facts(module: nn.Module, facts: ImageFacts, *, ensemble: bool, tiling: T
 
 
 def by_network_alone(model: object, *, tiling: Tiling = WHOLE) -> Enhance:
-    """Enhancing by a model of several views that gets copies of one: what is lost is what it takes from the others.
+    """Return a function that gives a multi-view model copies of one view; the drop in PSNR is the others' contribution.
 
     Raises:
         PlanError: The network does not take and give images.
@@ -92,7 +92,7 @@ def by_network_alone(model: object, *, tiling: Tiling = WHOLE) -> Enhance:
 
 
 def by_bicubic(scale: int) -> Enhance:
-    """Enlarging by MATLAB's bicubic interpolation."""
+    """Return a function that upscales by MATLAB's bicubic interpolation."""
     return lambda example: tuple(bicubic_upscale(view, scale) for view in example.lr)
 
 
@@ -105,20 +105,20 @@ def measure(
     method: str = "network",
     seen: Seen | None = None,
 ) -> Report:
-    """Measure whatever enhances images.
+    """Measure any function that enhances images.
 
     Args:
-        enhance: Does it.
-        examples: At least one.
-        scale: HR sides over LR sides.
-        protocol: What is measured.
-        method: Heads the table.
-        seen: As in `evaluate`.
+        enhance: The function to measure.
+        examples: One or more scenes.
+        scale: HR sides divided by LR sides.
+        protocol: Protocol with the columns to measure.
+        method: Name of the method, used as the table's heading.
+        seen: Called with each scene and its results after it is measured.
 
     Raises:
-        DataError: There are no scenes, two have one name, or one has another number of views than the protocol
-            measures.
-        LowpeftError: A scene cannot be run or measured; it is named. Any other error gets the name as a note.
+        DataError: There are no scenes, two have the same name, or one has another number of views than the protocol.
+        LowpeftError: A scene cannot be run or measured, or does not fit into memory; it is named. Other errors get
+            the scene's name as a note.
     """
     rows: dict[str, Row] = {}
     for example in examples:

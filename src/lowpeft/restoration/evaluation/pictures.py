@@ -1,4 +1,4 @@
-"""A picture of a scene: the whole view, and a patch enlarged, by every method, with the errors."""
+"""Picture of a scene: the whole view, and an enlarged patch by every method, with an error map."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from ..metrics import psnr
 
 PATCH_PX, ENLARGE, MARGIN_PX, TEXT_PX = 48, 5, 12, 16
 ERROR_GAIN = 4
-"""The error map is black where an image is right and white where all channels are wrong by 1/4 of the range."""
+"""Gain of the error map: black is no error, white is a mean error over the channels of 1/4 of the range or more."""
 
 
 def draw_scene(path: Path, example: Example, results: Mapping[str, Tensor], *, scale: int, errors: bool = True) -> Path:
-    """Draw the left (or only) view of a scene: bicubic, what each method made of it, HR, and the last method's errors.
+    """Draw the left (or only) view of a scene: bicubic, each method's result, HR, and the last method's errors.
 
-    The patch is where bicubic differs most from HR, so that no method has a part in the choice.
+    The patch is where bicubic differs most from HR, so the choice favours no method.
 
     Args:
-        path: The file to write.
+        path: File to write.
         example: The scene.
-        results: The view by each method, (3,H,W), 0..1 or uint8.
-        scale: HR sides over LR sides.
-        errors: Whether to draw the mean absolute difference of the last method from HR, times `ERROR_GAIN`.
+        results: Result for this view by method name, (3,H,W), 0..1 or uint8.
+        scale: HR sides divided by LR sides.
+        errors: True adds the mean absolute difference of the last method from HR, times `ERROR_GAIN`.
 
     Returns:
         `path`.
 
     Raises:
-        DataError: The file cannot be written, or no format goes by its suffix.
+        DataError: The file cannot be written, or its suffix is not a known image format.
     """
     hr = example.hr[0]
     panels = {"bicubic": bicubic_upscale(example.lr[0], scale), **{n: eight_bit(r) for n, r in results.items()}}
@@ -58,7 +58,7 @@ def draw_scene(path: Path, example: Example, results: Mapping[str, Tensor], *, s
 
 
 def _sheet(hr: Tensor, images: list[Tensor], labels: list[str], note: str) -> Image.Image:
-    """The whole HR view above the patches of all images, of which the first is bicubic."""
+    """Draw the whole HR view above the patches of all images; the first image must be bicubic."""
     (y, x), px = _most_wrong(images[0], hr), min(PATCH_PX, *hr.shape[1:])
     side = PATCH_PX * ENLARGE
     across = len(images) * side + (len(images) - 1) * MARGIN_PX
@@ -81,7 +81,7 @@ def _sheet(hr: Tensor, images: list[Tensor], labels: list[str], note: str) -> Im
 
 
 def _most_wrong(bicubic: Tensor, hr: Tensor) -> tuple[int, int]:
-    """Top and left of the patch where bicubic differs most from HR."""
+    """Return top and left of the patch where bicubic differs most from HR."""
     px = min(PATCH_PX, *hr.shape[1:])
     error = F.avg_pool2d((to_float(bicubic) - to_float(hr)).square()[None], px, stride=4).sum((0, 1))
     index = int(torch.argmax(error))

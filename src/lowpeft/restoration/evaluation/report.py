@@ -1,4 +1,4 @@
-"""The figures of scenes as a table, for people and for programs."""
+"""Reports: the figures of every scene as text, Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..metrics import Column, Protocol
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One scene: its name, and a figure for each column of the protocol."""
+    """One scene: its name and one figure per column of the protocol."""
 
     scene: str
     values: tuple[float, ...]
@@ -25,12 +25,12 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """One method on one set of scenes; printing it gives a table.
+    """Figures of one method on one set of scenes; prints as a table.
 
     Attributes:
-        method: What made the images.
-        protocol: What the columns mean.
-        rows: One per scene, in the order in which they were given.
+        method: Name of the method that made the images.
+        protocol: Protocol that defines the columns.
+        rows: One row per scene, in the order in which the scenes were given.
     """
 
     method: str
@@ -38,12 +38,12 @@ class Report:
     rows: tuple[Row, ...]
 
     def means(self) -> dict[str, float]:
-        """The mean over scenes, by column."""
+        """Return the mean over scenes, by column name."""
         columns = zip(*(row.values for row in self.rows), strict=True)
         return {c.name: fmean(values) for c, values in zip(self.protocol.columns, columns, strict=True)}
 
     def as_dict(self) -> dict[str, object]:
-        """Everything, for JSON; the PSNR of equal images, which is infinite, is the text `inf`."""
+        """Return the whole report for JSON; infinite values (PSNR of equal images) become the string `inf`."""
         names = [c.name for c in self.protocol.columns]
         return {
             "method": self.method,
@@ -53,7 +53,7 @@ class Report:
         }
 
     def as_markdown(self) -> str:
-        """A table of scenes, with the mean as its last row."""
+        """Return a Markdown table of scenes, with the mean as its last row."""
         return tables.markdown(self._cells())
 
     def __str__(self) -> str:
@@ -67,10 +67,10 @@ class Report:
 
 
 def overview(reports: Sequence[Report], *, markdown: bool = False) -> str:
-    """The means of several methods under one protocol, one row each.
+    """Return a table with the means of several methods under one protocol, one row each.
 
     Raises:
-        DataError: The reports are of different protocols or scenes, so that their means cannot be compared.
+        DataError: The reports differ in protocol or scenes, so their means cannot be compared.
     """
     if len({(r.protocol.name, tuple(row.scene for row in r.rows)) for r in reports}) != 1:
         raise DataError("means can be compared only over the same scenes, by one protocol")
@@ -84,15 +84,15 @@ def write_reports(reports: Sequence[Report], folder: Path, *, facts: Mapping[str
     """Write `report.json` and `report.md`.
 
     Args:
-        reports: At least one, of the same scenes and protocol.
-        folder: It must exist.
-        facts: How the images were made; they head both files.
+        reports: One or more reports of the same scenes and protocol.
+        folder: Existing folder to write to.
+        facts: Facts about the run, by name; both files begin with them.
 
     Returns:
         Both paths.
 
     Raises:
-        DataError: The reports are not of one set and protocol, or a file cannot be written.
+        DataError: The reports differ in scenes or protocol, or a file cannot be written.
     """
     protocol = reports[0].protocol
     table = overview(reports, markdown=True)

@@ -1,4 +1,4 @@
-"""Local attribution maps (LAM): which pixels of which view a patch of the result comes from."""
+"""Local attribution maps (LAM): the pixels of every view that contribute to a patch of the result."""
 
 from .attribution import PAIR, PUBLISHED, Attribution, LamSettings, Patch, as_table, attribute, chunks
 

@@ -1,16 +1,16 @@
-"""Local attribution maps (LAM): which input pixels a patch of the result was made from, in every view.
+"""Local attribution maps (LAM): the contribution of every input pixel, in every view, to a patch of the result.
 
 Source: Gu & Dong, "Interpreting Super-Resolution Networks with Local Attribution Maps", CVPR 2021 (arXiv 2011.11036).
-For a network F, the image I, a detector D on a patch of the output, and images γ(α) = ω(σ − ασ) ⊗ I that go from
-blurred to sharp (ω is a Gaussian kernel), the attribution of pixel i is
+Let F be a network, I the image, D a detector on a patch of the output, and γ(α) = ω(σ − ασ) ⊗ I a path from the
+blurred to the sharp image (ω is a Gaussian kernel). The attribution of pixel i is
 
     LAM_i = ∫₀¹ ∂D(F(γ(α)))/∂γ(α)_i · ∂γ(α)_i/∂α dα  ≈  Σ_k ∂D(F(γ_k))/∂γ_k,i · (γ_k − γ_k−1)_i,    k = 1 … steps
 
-with γ_k = γ(k / steps): a right Riemann sum, with the difference of neighbouring kernels for the derivative of γ, as
-the authors compute it. The sum over all pixels approaches D(F(I)) − D(F(γ(0))).
+with γ_k = γ(k / steps). This is a right Riemann sum in which the difference of neighbouring blurs replaces the
+derivative of γ, as in the authors' code. The sum over all pixels approaches D(F(I)) − D(F(γ(0))).
 
-For several views, all are blurred together and the gradient is taken by all: the map of another view says what the
-patch owes to it. The figures of ASteISR (arXiv 2407.03598) are such maps; no code for them was published.
+Several views are blurred together, and the gradient is taken with respect to all of them. The map of the other view
+shows its contribution to the patch. The figures of ASteISR (arXiv 2407.03598) are such maps; their code is unpublished.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from ..inference.network import in_eval_mode, run_padded, size
 PAIR = ("left", "right")
 
 EPSILON = 1e-8
-"""Added under the detector's square root, whose slope at 0 is infinite without it. Its root is a fortieth of one 8-bit
-grey level, so edges weigh what they weigh without it."""
+"""Constant added under the detector's square root, whose slope at 0 would be infinite. Its root is 1/40 of an 8-bit
+grey level, so it does not change the weight of edges."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patch:
-    """A square of the result, in its own (HR) pixels.
+    """A square of the result, in HR pixels.
 
     Attributes:
-        y_px: Its first row.
-        x_px: Its first column.
-        side_px: Its height and width.
-        view: The name of the view that it lies in (see `view_names`); a single image is the left one.
+        y_px: First row.
+        x_px: First column.
+        side_px: Height and width.
+        view: Name of the view that contains it (see `view_names`); a single image is called left.
     """
 
     y_px: int
@@ -60,14 +60,14 @@ class Patch:
 
 @dataclass(frozen=True, kw_only=True)
 class LamSettings:
-    """How the way from the blurred image to the sharp one is gone; the defaults are the authors'.
+    """Settings of the path integral from the blurred to the sharp image; the defaults are the authors'.
 
     Attributes:
-        steps: Of the Riemann sum.
-        sigma_px: Of the Gaussian at the start, in LR pixels. It falls to 0 in equal steps.
-        kernel_px: Side of the square kernel; odd.
-        chunk: Steps that go through the network at once, which multiplies memory. The result does not depend on it, but
-            for the rounding of batched kernels.
+        steps: Number of steps of the Riemann sum.
+        sigma_px: Standard deviation of the first Gaussian in LR pixels. It falls to 0 in equal steps.
+        kernel_px: Side of the square kernel in pixels; odd.
+        chunk: Number of steps per forward pass; memory grows in proportion. It changes the result only by the rounding
+            of batched kernels.
     """
 
     steps: int = 50
@@ -76,10 +76,10 @@ class LamSettings:
     chunk: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse values out of range.
+        """Raise for values out of range.
 
         Raises:
-            DataError: Listing every one.
+            DataError: A value is out of range; all such values are listed.
         """
         problems = [
             f"{name} must be a whole number of at least {least}, not {getattr(self, name)!r}"
@@ -99,14 +99,14 @@ PUBLISHED = LamSettings()
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Attribution:
-    """What every pixel of the input adds to the detector; printing it gives the figures.
+    """Contribution of every input pixel to the detector; prints as a table of figures.
 
     Attributes:
-        maps: For each view, in their order, the signed attribution of its pixels, summed over the channels: (H,W),
-            float64, on the CPU, in the detector's unit (values 0..1, summed over patch and channels).
-        patch: What was explained.
+        maps: Signed attribution of the pixels of each view, in order, summed over the channels: (H,W), float64, on the
+            CPU, in the detector's unit (values 0..1, summed over patch and channels).
+        patch: The patch that is explained.
         detector_blurred: D of the result for the most blurred views.
-        detector_sharp: D of the result for the views themselves.
+        detector_sharp: D of the result for the unblurred views.
     """
 
     maps: tuple[Tensor, ...]
@@ -116,25 +116,25 @@ class Attribution:
 
     @property
     def views(self) -> tuple[str, ...]:
-        """The names of the views."""
+        """Names of the views."""
         return view_names(len(self.maps))
 
     @property
     def where(self) -> str:
-        """The patch, and among several views its own, for people."""
+        """Description of the patch; with several views it names the patch's view."""
         if len(self.maps) == 1:
             return str(self.patch)
         return f"{self.patch} of {view_title(self.patch.view)}"
 
     @property
     def normalised(self) -> tuple[Tensor, ...]:
-        """|map| of each view over the largest |value| in any: (H,W), 0..1."""
+        """|map| of each view divided by the largest |value| in all maps: (H,W), 0..1."""
         peak = max(m.abs().max() for m in self.maps)
         return tuple(m.abs() / peak for m in self.maps)
 
     @property
     def share_other_view(self) -> float | None:
-        """Σ|maps of the views without the patch| / Σ|all maps|, 0..1; None for a single image."""
+        """Share of the views that do not contain the patch: Σ|their maps| / Σ|all maps|, 0..1; None for one image."""
         if len(self.maps) < 2:
             return None
         sums = dict(zip(self.views, (m.abs().sum().item() for m in self.maps), strict=True))
@@ -144,25 +144,25 @@ class Attribution:
 
     @property
     def diffusion_indices(self) -> tuple[float | None, ...]:
-        """The diffusion index of each view's map; None for one that is 0 everywhere."""
+        """Diffusion index of each view's map; None for a map that is 0 everywhere."""
         return tuple(diffusion_index(m) for m in self.maps)
 
     @property
     def diffusion_index(self) -> float | None:
-        """The diffusion index of all maps together."""
+        """Diffusion index of all maps together."""
         return diffusion_index(torch.cat([m.flatten() for m in self.maps]))
 
     @property
     def completeness_error(self) -> float | None:
-        """|Σ maps − (D sharp − D blurred)| / |D sharp − D blurred|: what a finite number of steps leaves out.
+        """Relative error of the finite sum: |Σ maps − (D sharp − D blurred)| / |D sharp − D blurred|.
 
-        None where D does not change at all.
+        None if D does not change.
         """
         change = self.detector_sharp - self.detector_blurred
         return abs(sum(m.sum().item() for m in self.maps) - change) / abs(change) if change else None
 
     def figures(self) -> dict[str, float | None]:
-        """Every figure by its name, as `lowpeft lam` writes them."""
+        """Return every figure by its name, as `lowpeft lam` writes them."""
         per_view = {f"diffusion_index_{v}": i for v, i in zip(self.views, self.diffusion_indices, strict=True)}
         several = {"share_other_view": self.share_other_view, **per_view} if len(self.maps) > 1 else {}
         return {
@@ -179,20 +179,20 @@ class Attribution:
 
 
 def view_names(count: int) -> tuple[str, ...]:
-    """The names of the views of a scene: left, right; "1", "2", "3", … where there are more than two."""
+    """Return the names of the views of a scene: left, right; with more than two views "1", "2", "3", …."""
     return PAIR[:count] if count <= len(PAIR) else tuple(str(i + 1) for i in range(count))
 
 
 def view_title(name: str) -> str:
-    """The name of a view, for people."""
+    """Return the name of a view for a sentence, e.g. "the left view", "view 3"."""
     return f"the {name} view" if name in PAIR else f"view {name}"
 
 
 def as_table(columns: Mapping[str, Attribution]) -> str:
-    """Attributions of one patch beside each other, as text.
+    """Return a text table of attributions of one patch, side by side.
 
     Args:
-        columns: At least one; the name of each is its heading.
+        columns: One or more attributions, by column heading.
     """
     figures = {name: each.figures() for name, each in columns.items()}
     cells = [["", *columns]]
@@ -211,30 +211,30 @@ def attribute(
 ) -> Attribution:
     """Attribute a patch of the result to the pixels of the image, or of all the views.
 
-    The detector is D = Σ √(dx² + dy² + ε) over the patch and the channels, with the differences dx, dy of each pixel to
-    its right and lower neighbour and ε = 1e-8: how much edge and texture is there. The network runs in eval mode, as
-    `lowpeft.enhance` runs it, but that nothing is clamped; its modes, its `requires_grad` and every `.grad` are
-    afterwards as they were.
+    The detector D = Σ √(dx² + dy² + ε) over the patch and the channels measures edges and texture. dx and dy are the
+    differences of each pixel to its right and lower neighbour, and ε = 1e-8. The network runs in eval mode, as in
+    `lowpeft.enhance`, but without clamping. Modes, `requires_grad` and every `.grad` of the network are unchanged
+    afterwards.
 
     Args:
-        model: A network (a `Backbone` or a module), adapted or not, or a model of several views; on any device.
-        views: One image, or the views of a scene in their order, left first: (C,H,W), all of one shape, 0..1, on any
-            device. A network that is no model of several views runs on each view by itself.
-        patch: What is explained.
-        settings: Of the sum.
-        advance: Called after each chunk of steps with a short note; there are `chunks(settings)` of them.
+        model: A network (a `Backbone` or a module), adapted or not, or a multi-view model; on any device.
+        views: One image, or the views of a scene in order, left first: (C,H,W), all of one shape, 0..1, on any device.
+            A network that is not a multi-view model runs on each view separately.
+        patch: The patch to explain.
+        settings: Settings of the path integral.
+        advance: Called after each chunk of steps with an empty note, `chunks(settings)` times in all.
 
     Raises:
-        DataError: The views are no images of one size, a network of fixed input size does not take them, the patch
-            does not lie in the result, the network's output has no finite gradient or another size, or nothing in the
-            views acts on the patch.
+        DataError: The views are not images of one size, a network of fixed input size does not take them, the patch
+            is not inside the result, the network's output has no finite gradient or another size, or no pixel of the
+            views influences the patch.
         PlanError: The network does not take and give images.
     """
     facts, module = image_facts(model), module_of(model)
     _check_views(views, facts, settings)
     height, width = (side * facts.scale for side in views[0].shape[-2:])
     _check_patch(patch, view_names(len(views)), (height, width))
-    like = next(module.parameters(), views[0])  # bicubic, to compare with, has no parameters
+    like = next(module.parameters(), views[0])  # the bicubic baseline has no parameters
     detected: list[Tensor] = []
     with _differentiable(module):
         sharp_views = tuple(v.detach().to("cpu", torch.float64, copy=True) for v in views)
@@ -258,17 +258,17 @@ def attribute(
 
 
 def chunks(settings: LamSettings) -> int:
-    """How often the network runs; the most blurred images are run too."""
+    """Return the number of forward passes; the most blurred images are one extra step."""
     return -(-(settings.steps + 1) // settings.chunk)
 
 
 def diffusion_index(attributions: Tensor) -> float | None:
-    """(1 − Gini) · 100 of the absolute values: the larger, the more pixels take part, 100 if all do alike.
+    """Return (1 − Gini) · 100 of the absolute values: larger if more pixels contribute, 100 if all contribute equally.
 
     Gini = Σᵢ (2i − n − 1) xᵢ / (n Σᵢ xᵢ) with the n values in ascending order, i = 1 … n (arXiv 2011.11036).
 
     Returns:
-        0..100, or None where all values are 0.
+        0..100, or None if all values are 0.
     """
     values = attributions.abs().double().flatten().sort().values
     total = values.sum()
@@ -280,7 +280,7 @@ def diffusion_index(attributions: Tensor) -> float | None:
 
 
 def blur(image: Tensor, sigma_px: float, kernel_px: int = PUBLISHED.kernel_px) -> Tensor:
-    """Convolve (C,H,W) with a normalised Gaussian kernel, reflecting the image at its border; 0 leaves it as it is."""
+    """Convolve (C,H,W) with a normalised Gaussian kernel, reflecting at the border; sigma 0 leaves it unchanged."""
     half = kernel_px // 2
     distance = torch.arange(-half, half + 1, dtype=image.dtype, device=image.device)
     weights = torch.exp(-0.5 * (distance / max(sigma_px, 1e-5)) ** 2)
@@ -290,7 +290,7 @@ def blur(image: Tensor, sigma_px: float, kernel_px: int = PUBLISHED.kernel_px) -
 
 
 def detect(image: Tensor, patch: Patch) -> Tensor:
-    """The detector D on (N,C,H,W): (N,), float64, on the CPU. Pixels beyond the image are those of its border."""
+    """Return the detector D of (N,C,H,W) as (N,), float64, on the CPU. The image's last row and column are repeated."""
     y, x, side = patch.y_px, patch.x_px, patch.side_px
     part = image[..., y : y + side + 1, x : x + side + 1].to("cpu", torch.float64)
     part = F.pad(part, (0, side + 1 - part.shape[-1], 0, side + 1 - part.shape[-2]), mode="replicate")
@@ -300,9 +300,9 @@ def detect(image: Tensor, patch: Patch) -> Tensor:
 
 
 def _walk(views: tuple[Tensor, ...], settings: LamSettings) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
-    """From blurred to sharp in chunks of steps, 0 first: their images and the changes since the step before, by view.
+    """Yield chunks of steps from blurred to sharp: their images, and the differences to the previous step, by view.
 
-    Both are (steps,C,H,W). Step 0 has no step before it: its change is 0.
+    Both are (steps,C,H,W) per view. Step 0 has no previous step; its difference is 0.
     """
     sigmas = [settings.sigma_px * (1 - k / settings.steps) for k in range(settings.steps + 1)]
     before = tuple(blur(v, settings.sigma_px, settings.kernel_px) for v in views)
@@ -314,7 +314,7 @@ def _walk(views: tuple[Tensor, ...], settings: LamSettings) -> Iterator[tuple[tu
 
 
 def _detected(module: nn.Module, inputs: tuple[Tensor, ...], facts: ImageFacts, patch: Patch) -> Tensor:
-    """D of the network's result for each step: (steps,), differentiable by the inputs."""
+    """Return D of the network's result for each step: (steps,), differentiable with respect to the inputs."""
     found = detect(run_padded(module, inputs, facts)[view_names(len(inputs)).index(patch.view)], patch)
     if not found.requires_grad:
         raise DataError(
@@ -326,7 +326,7 @@ def _detected(module: nn.Module, inputs: tuple[Tensor, ...], facts: ImageFacts, 
 
 @contextmanager
 def _differentiable(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode with gradients for its inputs alone; modes and flags are put back."""
+    """Put the model in eval mode with gradients for its inputs only; restore modes and flags afterwards."""
     flags = {p: p.requires_grad for p in model.parameters()}
     with in_eval_mode(model):
         try:
@@ -365,7 +365,7 @@ def _check_views(views: tuple[Tensor, ...], facts: ImageFacts, settings: LamSett
 
 
 def _check_patch(patch: Patch, known: tuple[str, ...], size_px: tuple[int, int]) -> None:
-    """Refuse a patch of none of the known views, or beyond a result of that height and width."""
+    """Raise for a patch whose view is unknown, or that is not inside a result of that (height, width)."""
     if patch.view not in known:
         raise DataError(f"there is no view {patch.view!r}{did_you_mean(str(patch.view), known)}: {', '.join(known)}")
     numbers = [getattr(patch, f.name) for f in fields(patch) if f.name != "view"]

@@ -1,4 +1,4 @@
-"""The picture of local attribution maps: the views with the patch outlined, and below them each network's maps."""
+"""Picture of local attribution maps: the views with the patch outlined, and below them each network's maps."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..images import as_picture
 from .attribution import Attribution, view_names, view_title
 
 VIEW_PX, MARGIN_PX, TEXT_PX, LINE_PX = 480, 12, 14, 18
-"""Views are enlarged by a whole factor to at least `VIEW_PX` columns, which the titles need."""
+"""Layout sizes in px. Views are enlarged by a whole factor to at least `VIEW_PX` columns, so that titles fit."""
 CHARACTER_PX = 7.4
-"""The mean width of the default font's characters at `TEXT_PX`, with some to spare."""
+"""Mean width in px of the default font's characters at `TEXT_PX`, with some slack."""
 DIMMED = 0.45
-"""The brightness of the grey view under a map, so that the colours stand out."""
+"""Brightness factor of the grey view under a map, so that the colours stand out."""
 
 
 def draw_attributions(
@@ -25,15 +25,15 @@ def draw_attributions(
 ) -> Image.Image:
     """Draw attributions of one patch: a row with the views, and a row of maps for each network.
 
-    A map is a heat from black over red and yellow to white on the grey view. Its strength is the square root of
-    |attribution| over the largest in that map; where the other view's map has larger values, the title says so, so that
-    a faint map is not taken for a strong one.
+    A map is drawn as heat (black, red, yellow, white) over the grey view. Its strength is the square root of
+    |attribution| divided by the largest |attribution| in the same map. If another view's map has larger values, the
+    title gives the ratio, so that a faint map is not mistaken for a strong one.
 
     Args:
-        columns: The attributions by the names of their networks.
-        views: Their views, (3,H,W), 0..1.
+        columns: Attributions by network name.
+        views: Views that were attributed, (3,H,W), 0..1.
         scale: HR pixels per LR pixel.
-        notes: Paragraphs to stand below.
+        notes: Paragraphs to write below the maps.
     """
     names = [view_title(name).removeprefix("the ") for name in view_names(len(views))] if len(views) > 1 else ["image"]
     rows = [list(zip(names, views, strict=True))]
@@ -65,7 +65,7 @@ def draw_attributions(
 
 
 def heat(view: Tensor, values: Tensor) -> Tensor:
-    """A map (H,W) on its view (3,H,W): (3,H,W), 0..1."""
+    """Return a map (H,W) as heat over its view (3,H,W): (3,H,W), 0..1."""
     peak = values.abs().max()
     strength = (values.abs() / peak).sqrt() if peak else values.abs()
     colours = torch.stack([(3 * strength - channel).clamp(0, 1) for channel in range(3)])
@@ -73,7 +73,7 @@ def heat(view: Tensor, values: Tensor) -> Tensor:
 
 
 def _remark(attribution: Attribution, index: int) -> str:
-    """What the title says about the scale of a map's colours."""
+    """Return the part of a title that compares a map's peak with the largest peak of all views."""
     peaks = [m.abs().max().item() for m in attribution.maps]
     if not peaks[index]:
         return ": exactly 0"
