@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ... import tables
+from ... import checks, tables
 from ...core.attachment.record import module_of
 from ...core.attachment.specialise import DIFFERENTIABLE_IN_TRAINING_ONLY, original_class
 from ...core.observation.describe import image_facts
@@ -81,15 +81,11 @@ class LamSettings:
         Raises:
             DataError: A value is out of range; all such values are listed.
         """
-        problems = [
-            f"{name} must be a whole number of at least {least}, not {getattr(self, name)!r}"
-            for name, least in {"steps": 1, "kernel_px": 3, "chunk": 1}.items()
-            if type(getattr(self, name)) is not int or getattr(self, name) < least
-        ]
+        least = {"steps": 1, "kernel_px": 3, "chunk": 1}
+        problems = [p for name, low in least.items() for p in checks.whole(name, getattr(self, name), least=low)]
         if type(self.kernel_px) is int and self.kernel_px % 2 == 0:
             problems.append(f"kernel_px must be odd, not {self.kernel_px}")
-        if type(self.sigma_px) not in (int, float) or not 0 < self.sigma_px < float("inf"):
-            problems.append(f"sigma_px must be a number above 0, not {self.sigma_px!r}")
+        problems += checks.number("sigma_px", self.sigma_px, above=0)
         if problems:
             raise DataError("the settings of the attribution do not work:", problems=problems)
 
