@@ -89,7 +89,7 @@ def local_pooling(model: object, window_px: int | tuple[int, int] = DEFAULT_WIND
     Args:
         model: Network (a `Backbone` or a module), adapted or not, or a multi-view model.
         window_px: Height and width (or side) of the window, in px of the network's input; usually `RATIO` times the
-            training crop. It is scaled down for features of lower resolution: 48 px are 12 positions at a quarter.
+            training crop. It is scaled with the features: 48 px are 12 positions at a quarter of the resolution.
 
     Yields:
         Number of pools that were changed.
