@@ -14,7 +14,7 @@ from ..metrics import psnr
 
 
 def validation(examples: Sequence[Example]) -> Callable[[object], float]:
-    """Make a `validate` function for `train`: the mean over scenes of `psnr_db`.
+    """Make a `validate` function for `train`: mean PSNR in dB over scenes, on whole RGB views (see `psnr_db`).
 
     Args:
         examples: At least one scene, of one view or two, that the network is not trained on.
