@@ -118,8 +118,9 @@ def train(
         TrainingError: The crops or settings do not fit; the folder contains a checkpoint of another run; a trained
             tensor gets no gradient in the first step; the loss or the gradient is not finite; a crop cannot be read;
             or the folder cannot be written. The message names the last good checkpoint, which is intact.
-        PlanError: `out` is given and several adapters would be trained, but a folder stores one; or the network does
-            not take and return images.
+        DataError: A crop that is read before the first step (for the run's identity or calibration) is unreadable.
+        PlanError: `out` is given and several adapters would be trained, but a folder stores one; the network does not
+            take and return images; or calibration fails (see `lowpeft.calibrate`).
     """
     folder = None if out is None else Path(out)
     processes = connect()
