@@ -28,7 +28,7 @@ _CONVOLUTIONS = {torch.ops.aten.convolution.default, torch.ops.aten._convolution
 class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Dispatch mode that tracks the bytes of tensors created within the block and not yet freed.
 
-    Inputs and outputs of a convolution count twice, because its kernels reorder both into blocks of channels.
+    Inputs and outputs of a convolution count once more, because its kernels reorder both into blocks of channels.
 
     Attributes:
         peak: Maximum so far, in bytes, without tensors that existed before the block.
