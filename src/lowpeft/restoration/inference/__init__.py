@@ -1,4 +1,4 @@
-"""Running networks on whole images by their facts: value range, padding, strips, crops, ensemble."""
+"""Inference on whole images: value range, padding, strips, crops, self-ensemble, local pooling."""
 
 from .memory import is_out_of_memory, peak_bytes
 from .passes import IMAGE_PASSES, PAIR_PASSES, VIEW_PASSES, Pass

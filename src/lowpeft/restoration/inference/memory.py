@@ -1,4 +1,4 @@
-"""How much memory a run takes, and how much of an image fits into a given one."""
+"""Memory of a forward pass: its peak, and the part of an image that fits into a budget."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ from torch.utils._pytree import tree_leaves
 MB = 10**6
 
 SAFE_SHARE = 0.6
-"""Of a bound that measured tensors may fill. Beside them the C library was seen to hold up to 0.6 times their bytes, in
-blocks too small for it to give back."""
+"""Fraction of the budget given to tensors; malloc was seen to hold up to 60 % more, in blocks too small to release."""
 
 GROWTH = 8
-"""A measured run is at least this fraction of the memory, or of the image, that is inferred from it."""
+"""Maximum extrapolation: a measured part takes at least 1/8 of the budget, or is at least 1/8 of an image that fits."""
 
 CHANNEL_BLOCK = 16
-"""Of oneDNN's kernels on the CPU; those of small networks take several times their tensors."""
+"""Channel block size of oneDNN's CPU kernels; padded to it, features of small networks take several times as much."""
 
 _CONVOLUTIONS = {torch.ops.aten.convolution.default, torch.ops.aten._convolution.default}
 
 
 class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Within the block, the bytes of tensors that are made and not yet freed, and their maximum so far.
+    """Dispatch mode that tracks the bytes of tensors created within the block and not yet freed.
 
-    A convolution's input and output count once more, because its kernels reorder both into blocks of channels.
+    Inputs and outputs of a convolution count once more, because its kernels reorder both into blocks of channels.
 
     Attributes:
-        peak: In bytes; what was there before the block does not count.
+        peak: Maximum so far, in bytes, without tensors that existed before the block.
     """
 
     def __init__(self) -> None:
@@ -68,7 +67,7 @@ class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _blocked_bytes(tensor: Tensor) -> int:
-    """The bytes of a tensor (N,C,…) with its channels filled up to whole blocks."""
+    """Return the bytes of a tensor (N,C,…) with its channels padded to whole blocks."""
     if tensor.dim() < 2 or not tensor.numel():
         return tensor.nbytes
     channels = tensor.shape[1]
@@ -80,12 +79,12 @@ def _tensors(values: Any) -> list[Tensor]:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether the device, or the process, had no more memory to give; torch has no type for the latter."""
+    """Return whether the device or the process ran out of memory; torch has no exception type for the latter."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator: " in str(error)
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """The most bytes of tensors that the call holds at once; on any device."""
+    """Run the call and return its peak of tensor bytes, on any device."""
     memory = PeakMemory()
     with memory:
         call()
@@ -93,18 +92,19 @@ def peak_bytes(call: Callable[[], object]) -> int:
 
 
 def most_that_fits(take: Callable[[int], int], *, step: int, whole: int, budget: float) -> int:
-    """How much of an image can be run at once.
+    """Find how many units (rows or crops) of an image can be run at once.
 
-    What a part takes is measured for parts that double, and continued in proportion.
+    The memory of 1, 2, 4, … steps is measured and extrapolated linearly.
 
     Args:
-        take: The bytes that a part takes; called with multiples of `step`, or with `whole`.
-        step: Of the result, unless it is `whole`.
-        whole: All there is.
-        budget: In bytes.
+        take: Function from a number of units to their peak bytes; called with multiples of `step` or with `whole`.
+        step: Numbers of units are multiples of this, or `whole`.
+        whole: Number of units of the image.
+        budget: Memory limit in bytes.
 
     Returns:
-        The largest multiple of `step`, or `whole`, whose bytes are within the budget; 0 if there is none.
+        The largest multiple of `step`, or `whole`, that is estimated to fit into the budget; 0 if not even one step
+        fits.
     """
     small = min(step, whole)
     small_bytes = take(small)

@@ -1,4 +1,4 @@
-"""One call of a network on images 0..1, by its facts."""
+"""One call of a network on images 0..1, converted according to its facts."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Views = tuple[Tensor, ...]
 
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Within the block, eval mode and no gradients; afterwards every module has the mode that it had.
+    """Switch to eval mode without gradients within the block; then restore the mode of every module.
 
-    One flag for all would not do: below a frozen network, which is in eval mode, adapters are trained.
+    Modes are kept per module, because adapters in training mode may sit below a frozen network in eval mode.
     """
     flags = {module: module.training for module in model.modules()}
     model.eval()
@@ -30,33 +30,34 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             yield
     finally:
-        model.train(flags[model])  # for modules that do more than set their flag
+        model.train(flags[model])  # for modules whose `train` does more than set the flag
         for module, flag in flags.items():
             module.training = flag
 
 
 def run(module: nn.Module, views: Views, facts: ImageFacts) -> Views:
-    """Run a network on one image, or on the views of a scene, of a size that it takes.
+    """Run a network on one image, or on the views of a scene, of a valid size.
 
-    A `MultiViewModel` gets its views together; any other network gets what there is as one batch of separate images.
+    A `MultiViewModel` gets its views together; any other network gets them as one batch of separate images.
 
     Args:
-        module: The network, adapted or not. One that writes into its input writes into a copy.
-        views: (N,C,H,W) tensors of one shape, 0..1; never written.
-        facts: Of the network.
+        module: Network, adapted or not. If it writes into its input, it writes into a copy.
+        views: (N,C,H,W) tensors of one shape, 0..1; read-only.
+        facts: Facts of the network.
 
     Returns:
-        As many (N,C,sH,sW) tensors, about 0..1, not clamped.
+        One (N,C,sH,sW) tensor per view, about 0..1, not clamped.
 
     Raises:
-        DataError: A model of several views got another number of them, or the network gives several images for one.
+        DataError: The number of views is not that of the multi-view model, or the network returns several images for
+            one.
     """
     inputs = tuple(to_network(view, facts) for view in views)
     if multi_view(module) is not None:
         check_count(module, len(views))
         outputs = module(*inputs)
     else:
-        # A copy also of a single view, and a model of several views makes its own batch.
+        # `torch.cat` copies even a single view. A multi-view model makes its own batch.
         output = image_in(module(torch.cat(inputs)), facts.output)
         outputs = output.chunk(len(views)) if isinstance(output, Tensor) else (output,)
     if not all(isinstance(o, Tensor) for o in outputs):
@@ -67,18 +68,18 @@ def run(module: nn.Module, views: Views, facts: ImageFacts) -> Views:
 
 
 def multi_view(module: nn.Module) -> MultiViewModel | None:
-    """The model of several views that a call reaches; None for a network of single images.
+    """Return the multi-view model that a call reaches; None for a single-image network.
 
-    It is the module itself, or what DataParallel, DDP, torch.compile or `AveragedModel` hold.
+    It is the module itself, or is wrapped by DataParallel, DDP, torch.compile or `AveragedModel`.
     """
     return next((layer for layer in layers(module) if isinstance(layer, MultiViewModel)), None)
 
 
 def check_count(module: nn.Module, count: int) -> None:
-    """Refuse another number of views than a model of several views takes.
+    """Check the number of views for a multi-view model; a single-image network takes any number.
 
     Raises:
-        DataError: Saying how many it takes; never for a network of single images, which takes any number of them.
+        DataError: The model takes another number of views; the message states it.
     """
     model = multi_view(module)
     if model is not None and count != model.views:
@@ -90,10 +91,10 @@ def check_count(module: nn.Module, count: int) -> None:
 
 
 def run_scaled(module: nn.Module, views: Views, facts: ImageFacts) -> Views:
-    """Run a network as `run` does, and refuse results that are not `facts.scale` times as large as the views.
+    """Run a network as `run` does, and check that the results are `facts.scale` times as large as the views.
 
     Raises:
-        DataError: As `run`, or the results have another size.
+        DataError: As for `run`, or the results have another size.
     """
     results = run(module, views, facts)
     if results[0].shape[-2:] != tuple(side * facts.scale for side in views[0].shape[-2:]):
@@ -104,10 +105,10 @@ def run_scaled(module: nn.Module, views: Views, facts: ImageFacts) -> Views:
 
 
 def run_padded(module: nn.Module, views: Views, facts: ImageFacts) -> Views:
-    """Run a network as `run_scaled` does on views of any size: padded to one that it takes, the results cut back.
+    """Run a network as `run_scaled` does, on views of any size: they are padded, and the results cropped back.
 
     Raises:
-        DataError: As `run_scaled`.
+        DataError: As for `run_scaled`.
     """
     height, width = views[0].shape[-2:]
     padded = tuple(pad_to(v, *facts.sides_for(height, width)) for v in views)
@@ -115,5 +116,5 @@ def run_padded(module: nn.Module, views: Views, facts: ImageFacts) -> Views:
 
 
 def size(view: Tensor) -> str:
-    """Width and height, for people."""
+    """Return width and height for messages, e.g. "320x128 px"."""
     return f"{view.shape[-1]}x{view.shape[-2]} px"

@@ -1,4 +1,4 @@
-"""Running the padded views of one pass part by part: in strips, or in crops for a network of one input size."""
+"""Partwise runs of the padded views of one pass: in strips, or in crops for a network of fixed input size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .tiling import Crops, Tiling, strips
 
 
 class Part(NamedTuple):
-    """The results of one part: of which images of the batch, and where they begin in HR px."""
+    """Results of one part, the images of the batch that they belong to, and their top left corner in HR px."""
 
     results: Views
     images: slice
@@ -26,19 +26,19 @@ class Part(NamedTuple):
 
 
 def cut_into_parts(module: nn.Module, views: Views, facts: ImageFacts, tiling: Tiling) -> Cut:
-    """Choose the parts in which these views, of sides that the network takes, go through it."""
+    """Choose strips or crops for these views, which must have a size that the network takes."""
     kind = InStrips if facts.fixed_px is None else InCrops
     return kind(module, views, facts, tiling)
 
 
 class Cut(ABC):
-    """Views that are run in parts, of which some number of units (rows or crops) goes through the network at once.
+    """Views that are run in parts of a number of units, which are rows (strips) or crops.
 
     Attributes:
-        shape: Of a view.
-        whole: How many units there are.
-        step: Numbers of units that can be run are multiples of this.
-        around: Units that go through the network with a part, and are thrown away.
+        shape: Shape of each view, (N,C,H,W).
+        whole: Total number of units.
+        step: Numbers of units to run are multiples of this.
+        around: Number of extra units that go through the network with a part and are discarded.
     """
 
     whole: int
@@ -51,29 +51,29 @@ class Cut(ABC):
 
     @abstractmethod
     def parts(self, at_once: int) -> Iterator[Part]:
-        """Run every part; no results are held while the next part is run."""
+        """Run the parts one by one; no reference to results is kept while the next part runs."""
 
     @abstractmethod
     def unbounded(self, tiling: Tiling) -> int:
-        """Number of units of a part that the tiling asks for where it bounds no memory."""
+        """Return the number of units of a part if the tiling sets no memory limit."""
 
     @abstractmethod
     def run_first(self, count: int) -> Views:
-        """Run so many units, to see what they take."""
+        """Run the first `count` units, to measure their memory."""
 
     @abstractmethod
     def __str__(self) -> str:
-        """The least part, for people."""
+        """Describe the smallest part, for messages."""
 
     def at_once(self, tiling: Tiling, *, kept_bytes: int) -> int:
-        """Number of units of a part to run.
+        """Choose the number of units of a part.
 
         Args:
-            tiling: What was asked for.
-            kept_bytes: What is held beside the network's own tensors.
+            tiling: The user's tiling.
+            kept_bytes: Bytes needed beside the network's own tensors.
 
         Raises:
-            DataError: Not even the least part fits into the memory that is allowed.
+            DataError: Not even the smallest part fits into the memory limit.
         """
         if tiling.memory_mb is None:
             return self.unbounded(tiling)
@@ -96,7 +96,7 @@ class Cut(ABC):
 
 
 class InStrips(Cut):
-    """Full-width strips; a unit is a row. A network that must not be cut has a single one, the whole image."""
+    """Full-width strips; a unit is a row. If the network must not be cut, the only strip is the whole image."""
 
     def __init__(self, module: nn.Module, views: Views, facts: ImageFacts, tiling: Tiling) -> None:
         super().__init__(module, views, facts, tiling)
@@ -139,7 +139,7 @@ class InStrips(Cut):
 
 
 class InCrops(Cut):
-    """Overlapping crops of a network's only size; a unit is a crop of each view."""
+    """Overlapping crops of the network's fixed input size; a unit is one crop of each view."""
 
     step, around = 1, 0
 

@@ -1,4 +1,4 @@
-"""Self-ensemble: the same views seen in several ways, each result turned back, and their mean."""
+"""Self-ensemble: transform the views in several ways, undo the transform on each result, and average."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .network import Views, multi_view
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """One way to look at the views: transposed, then flipped, then recoloured, then swapped.
+    """One transform of the views: transpose, then flip, then permute channels, then swap views.
 
     Attributes:
-        name: For people.
-        transpose: Rows become columns.
-        flip_rows: Top to bottom.
-        flip_columns: Left to right.
-        channels: Which channel comes first, second and third; None for as they are.
-        swap: The right view goes in as the left one.
+        name: Name for people.
+        transpose: True to exchange rows and columns.
+        flip_rows: True to flip top to bottom.
+        flip_columns: True to flip left to right.
+        channels: Indices of the channels that come first, second and third; None for unchanged.
+        swap: True to reverse the order of the views, so that the right one goes in as the left one.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Pass:
         return [dim for dim, flipped in ((-2, self.flip_rows), (-1, self.flip_columns)) if flipped]
 
     def there(self, views: Views) -> Views:
-        """The views as this pass sees them."""
+        """Transform the views."""
         views = tuple(v.mT if self.transpose else v for v in views)
         views = tuple(v.flip(self._flips) if self._flips else v for v in views)
         if self.channels is not None:
@@ -45,13 +45,13 @@ class Pass:
         return views[::-1] if self.swap else views
 
     def add(self, results: Views, sums: Views, top: int, left: int) -> None:
-        """Turn parts of the results back and add each to its place; what lies outside `sums` is left out.
+        """Undo the transform on one part of the results and add it to the sums; pixels outside `sums` are dropped.
 
         Args:
-            results: A part of each view's result, (N,C,h,w), as this pass sees it.
-            sums: One (N,C,H,W) per view, as the user sees it; written.
-            top: The row where the part begins, as this pass sees it.
-            left: The column where it begins.
+            results: Part of each view's result, (N,C,h,w), transformed.
+            sums: One (N,C,H,W) tensor per view, not transformed; updated in place.
+            top: First row of the part in the transformed image.
+            left: First column of the part in the transformed image.
         """
         for result, total in zip(results[::-1] if self.swap else results, sums, strict=True):
             place = total.mT if self.transpose else total
@@ -78,7 +78,8 @@ PAIR_PASSES = (
     Pass(name="B, G, R", channels=(2, 1, 0)),
     Pass(name="G, B, R", channels=(1, 2, 0)),
 )
-"""ASteISR's six. A mirrored left camera stands on the right; disparities stay horizontal, so nothing is transposed."""
+"""ASteISR's six passes. Mirroring puts the left camera on the right, so the views are swapped. Disparities must stay
+horizontal, so nothing is transposed."""
 
 IMAGE_PASSES = tuple(
     Pass(
@@ -89,18 +90,18 @@ IMAGE_PASSES = tuple(
     )
     for t, r, c in product((False, True), repeat=3)
 )
-"""The eight symmetries of the square, for single images (EDSR, CVPR workshops 2017)."""
+"""Passes for single images: the eight symmetries of the square (EDSR, CVPR workshops 2017)."""
 
 VIEW_PASSES = tuple(p for p in PAIR_PASSES if not p.swap)
-"""Those of a pair that leave the views in their order, for models of other views than left and right: nothing says
-which view takes which one's place in a mirrored scene."""
+"""Passes of `PAIR_PASSES` that keep the order of the views, for multi-view models that are not stereo: the order of
+their views in a mirrored scene is unknown."""
 
 COLOURS = 3
-"""Channels that can change places; images of other channels have the passes without."""
+"""Number of channels that passes permute; for images with another number these passes are left out."""
 
 
 def passes(module: nn.Module, channels: int, *, ensemble: bool) -> tuple[Pass, ...]:
-    """The ways to look at an image, or at the views of a scene, that a model is run by."""
+    """Choose the passes for a model: one without `ensemble`, else those for its sort of views."""
     if not ensemble:
         return (PLAIN,)
     model = multi_view(module)
@@ -111,5 +112,5 @@ def passes(module: nn.Module, channels: int, *, ensemble: bool) -> tuple[Pass, .
 
 
 def mean_image(total: Tensor, count: int) -> Tensor:
-    """The mean of so many passes, clamped to 0..1; writes `total`."""
+    """Divide the sum of `count` passes by their number and clamp to 0..1, in place."""
     return (total.div_(count) if count > 1 else total).clamp_(0, 1)

@@ -1,8 +1,8 @@
-"""Local instead of global average pools at test time (TLC: Chu et al., ECCV 2022, arXiv 2112.04491).
+"""Local instead of global average pooling at test time (TLC: Chu et al., ECCV 2022, arXiv 2112.04491).
 
-A network that was trained on crops has means over a crop in its channel attention; run on a whole image, it gets means
-over the whole image. Local pooling gives each position the mean of a window around it, of about the crop's size. NAFSSR
-does so in stereo, with windows of 1.5 times the crops.
+Channel attention that was trained on crops saw means over a crop; on a whole image it gets means over the whole image.
+Local pooling gives each position the mean of a window around it, of about the crop's size. NAFSSR does this for stereo,
+with windows of 1.5 times the crop.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from ...errors import PlanError
 from ...ports.base import base_modules
 
 RATIO = 1.5
-"""Of window to training crop, as in NAFSSR."""
+"""Window side divided by training crop side, as in NAFSSR."""
 
 DEFAULT_WINDOW_PX = (48, 120)
-"""LR px: 1.5 times the 32x80 crops of ASteISR at x4."""
+"""Height and width in LR px: 1.5 times the 32x80 crops of ASteISR at x4."""
 
 WINDOW = "lowpeft_window"
 
 
 class LocalAvgPool2d(nn.AdaptiveAvgPool2d):
-    """The class of a global average pool within `local_pooling`."""
+    """Class of a global average pool within `local_pooling`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…,C,H,W) to (…,C,H,W), or (…,C,1,1) where the window covers everything."""
+        """Map (…,C,H,W) to (…,C,H,W), or to (…,C,1,1) if the window covers the whole input."""
         return local_mean(x, self.__dict__[WINDOW])
 
 
 def local_mean(x: Tensor, window: tuple[int, int]) -> Tensor:
-    """The mean of the window around each position.
+    """Return the mean of the window around each position.
 
     Args:
-        x: (…,C,H,W).
-        window: Height and width, in positions. A side longer than `x` covers it.
+        x: Features, (…,C,H,W).
+        window: Height and width of the window, in positions; cut to the sides of `x`.
 
     Returns:
-        (…,C,H,W): means of windows that lie inside `x`, and at the borders that of the nearest one. (…,C,1,1), the mean
-        of all, where the window covers `x`.
+        (…,C,H,W): means of windows that lie inside `x`; positions at a border get the nearest such mean. If the window
+        covers `x`, (…,C,1,1): the global mean.
     """
     height, width = x.shape[-2:]
     rows, columns = min(window[0], height), min(window[1], width)
@@ -59,10 +59,10 @@ def local_mean(x: Tensor, window: tuple[int, int]) -> Tensor:
 
 
 def _running_mean(x: Tensor, dim: int, count: int) -> Tensor:
-    """Means of `count` neighbours along a dimension, which gets shorter by `count` - 1.
+    """Return means of `count` neighbours along a dimension, which gets shorter by `count` - 1.
 
-    Sums of 1, 2, 4, … neighbours are added up as `count` has them in binary. That is fast, and no value has a part in
-    other means, as it would have by the rounding of cumulative sums.
+    Sums of 1, 2, 4, … neighbours are combined according to the binary digits of `count` (e.g. 5 = 4 + 1). This is fast,
+    and a value affects only the means that contain it; in cumulative sums its rounding would affect all later ones.
     """
     length = x.shape[dim] - count + 1
     power = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -81,21 +81,21 @@ def _running_mean(x: Tensor, dim: int, count: int) -> Tensor:
 
 @contextmanager
 def local_pooling(model: object, window_px: int | tuple[int, int] = DEFAULT_WINDOW_PX) -> Iterator[int]:
-    """Within the block, every global average pool of a network takes the mean of a window instead of everything.
+    """Make every global average pool of a network local within the block: each position gets the mean of a window.
 
-    The pools keep their object and get another class, which is put back afterwards. The switch is on the model, so it
-    counts for every thread that uses it; a copy that is made within the block keeps local pools.
+    The class of the pool modules is replaced in place and restored afterwards. This affects every thread that uses the
+    model; a copy made within the block keeps local pools.
 
     Args:
-        model: A network (a `Backbone` or a module), adapted or not, or a model of several views.
-        window_px: Height and width, or side, of the window in px of the network's input; `RATIO` times the training
-            crop. In features of lower resolution the window has as many positions less.
+        model: Network (a `Backbone` or a module), adapted or not, or a multi-view model.
+        window_px: Height and width (or side) of the window, in px of the network's input; usually `RATIO` times the
+            training crop. It is scaled with the features: 48 px are 12 positions at a quarter of the resolution.
 
     Yields:
-        How many pools were changed.
+        Number of pools that were changed.
 
     Raises:
-        PlanError: The network has no `nn.AdaptiveAvgPool2d(1)`, or does not work with a pool that gives a map.
+        PlanError: The network has no `nn.AdaptiveAvgPool2d(1)`, or does not work with a pool that returns a map.
     """
     sides = (window_px, window_px) if isinstance(window_px, int) else window_px
     if min(sides) < 1:
@@ -130,10 +130,15 @@ def _localise(pool: nn.Module, window: tuple[int, int]) -> None:
 
 
 def _shares(root: nn.Module, example: Example, pools: tuple[str, ...]) -> dict[str, tuple[float, float]]:
-    """For each pool that a copy of the network uses, the height and width of its input as shares of the network's.
+    """Return, for each pool that is used, the height and width of its input divided by those of the network's input.
+
+    Args:
+        root: Copy of the network; its pools are made local.
+        example: Input on which the copy runs.
+        pools: Paths of the global pools.
 
     Raises:
-        PlanError: The network does not run with pools that give maps.
+        PlanError: The network does not run with pools that return maps.
     """
     observed = observe(root, example).modules
     seen = {path: observed[path].input_shape for path in pools if path in observed}

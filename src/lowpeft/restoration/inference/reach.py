@@ -1,4 +1,4 @@
-"""The rows that a network looks up and down: the context that makes strips exact."""
+"""`reach_px`: the number of context rows that makes strips exact."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from .tiling import Tiling
 
 WIDTH_PX = 32
 MOST_ROWS = 1024
-"""Height of the image above the marked rows; a network that looks farther counts as one that sees everything."""
+"""Maximum height of the image above the marked rows; a network that reaches farther counts as global."""
 
 SAME = 1e-6
-"""Of values 0..1: what rounding may change."""
+"""Largest difference of values 0..1 that counts as rounding."""
 
 
 def reach_px(model: object, *, align_px: int | None = None) -> int | None:
-    """Count the LR rows beyond a strip that can have a part in its result.
+    """Count the LR rows above and below a strip that can affect its result.
 
-    A few rows of a tall image are made NaN, and the rows of the result that become NaN are counted. Zeros do not stop a
-    NaN, so this is about what the network is connected to, not about what its weights make of it; far rows usually
-    have little influence, and less context then gives almost the same.
+    A few rows of a tall image are set to NaN, and the rows of the result that become NaN are counted. A weight of zero
+    does not stop a NaN, so this measures the network's connections, not its weights. Far rows usually have little
+    influence, and less context then gives almost the same result.
 
     Args:
-        model: A network (a `Backbone` or a module), adapted or not, or a model of several views.
-        align_px: Where strips begin, as in `Tiling`.
+        model: Network (a `Backbone` or a module), adapted or not, or a multi-view model.
+        align_px: Multiple at which strips begin, as in `Tiling`.
 
     Returns:
-        The `context_px` with which strips give what the whole image gives, but for rounding. None if there is none:
-        every row depends on all rows (a global pool; see `local_pooling`), or on more than `MOST_ROWS`, or the top rows
-        depend on the bottom ones (shifted windows without a mask, as in DCTLSA).
+        The `context_px` with which strips give the result of the whole image, up to rounding. None if no such number
+        exists: every row depends on all rows (a global pool; see `local_pooling`) or on more than `MOST_ROWS`, or the
+        top rows depend on the bottom ones (shifted windows without a mask, as in DCTLSA).
 
     Raises:
-        DataError: What a row depends on changes between multiples of `align_px`, so that strips would not cut windows
-            as the whole image does; or the network takes one size, or square images, only.
-        PlanError: The network does not take and give images.
+        DataError: The rows that a row depends on differ between multiples of `align_px`, so that strips would cut
+            windows differently from the whole image; or the network takes only one size or only square images.
+        PlanError: The network does not take and return images.
     """
     facts, module = image_facts(model), module_of(model)
     if facts.fixed_px is not None or facts.square:
@@ -67,7 +67,10 @@ def _reach(module: nn.Module, facts: ImageFacts, align: int) -> int | None:
 
 
 def _spread(module: nn.Module, facts: ImageFacts, first: int, count: int) -> tuple[int, int] | None:
-    """Numbers of rows above and below `count` rows from `first` on that depend on them; None at a border."""
+    """Return the numbers of rows above and below rows [first, first + count) that depend on them.
+
+    None if the dependent rows reach a border of the image.
+    """
     image = _grey(module, facts, 2 * first + count)
     image[..., first : first + count, :] = math.nan
     touched = torch.stack([r.isnan().any(-1).any(1).any(0) for r in _results(module, facts, image)]).any(0)
@@ -79,7 +82,10 @@ def _spread(module: nn.Module, facts: ImageFacts, first: int, count: int) -> tup
 
 
 def _wraps(module: nn.Module, facts: ImageFacts, height: int) -> bool:
-    """Whether the first rows depend on the last ones; by values, because masks of attention let a NaN pass."""
+    """Return whether the top rows depend on the bottom ones.
+
+    Compares values instead of using NaN, because attention masks let a NaN pass.
+    """
     image = _grey(module, facts, height)
     other = image.clone()
     other[..., -(image.shape[-2] // 4) :, :] = 0
@@ -89,7 +95,7 @@ def _wraps(module: nn.Module, facts: ImageFacts, height: int) -> bool:
 
 
 def _grey(module: nn.Module, facts: ImageFacts, height: int) -> Tensor:
-    """A grey image of so many rows or a few more, as wide as need be."""
+    """Return a grey image of at least `height` rows, of a size that the network takes."""
     parameter = next(module.parameters())
     shape = (1, facts.channels, *facts.sides_for(height, math.lcm(WIDTH_PX, facts.size_multiple)))
     return torch.full(shape, 0.5, device=parameter.device, dtype=parameter.dtype)

@@ -1,8 +1,8 @@
-"""Cutting images: full-width strips against memory, and crops for networks of one input size.
+"""Cutting of images: full-width strips to bound memory, and crops for networks of fixed input size.
 
-Stereo attention looks along whole rows, so strips have the full width, and both views are cut at the same rows. A strip
-goes through the network with `context_px` rows more on either side, whose results are thrown away. The first row of
-what goes in is a multiple of `align_px`, so that windows lie in a strip as they lie in the whole image.
+Stereo attention spans whole rows, so strips have the full width and both views are cut at the same rows. A strip goes
+through the network with `context_px` extra rows above and below, whose results are discarded. Its first input row is a
+multiple of `align_px`, so that attention windows have the same boundaries as in the whole image.
 """
 
 from __future__ import annotations
@@ -17,26 +17,27 @@ from torch import Tensor
 from ...errors import DataError
 
 CHUNK = 8
-"""Crops (of each view) that go through a network of fixed input size at once."""
+"""Number of crops of each view that go through a network of fixed input size at once."""
 
 WINDOW_ROWS = 48
-"""A multiple of the window heights in use (4, 6, 8, 12, 16, 24, 48). Networks that pad their input themselves, as
-SwinIR and HAT do, do not state theirs."""
+"""Common multiple of the window heights in use (4, 6, 8, 12, 16, 24, 48). Networks that pad their own input, e.g.
+SwinIR and HAT, do not state their window height."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tiling:
-    """A way to cut images, in LR px; by default they stay whole.
+    """Settings for cutting images, in LR px; the default leaves them whole.
 
     Attributes:
-        strip_px: Rows of a strip.
-        memory_mb: Choose the strips' rows so that inference takes at most so many MB (10⁶ bytes) above what the
-            process, or the GPU, holds already; on the CPU that includes the results.
-        context_px: Rows above and below a strip that go through the network with it. `reach_px` tells how many make
-            strips exact.
-        align_px: Strips begin at multiples of this; None is the least that suits the network's `size_multiple` and
-            windows of 48, 24, 16, 12, 8, 6 or 4 rows. Strips and context are rounded up to it.
-        chunk: How many crops of each view go through a network of fixed input size at once, unless `memory_mb` says.
+        strip_px: Number of rows of a strip; None for no limit.
+        memory_mb: Memory limit in MB (10⁶ bytes) above what the process, or the GPU, already uses; on the CPU it
+            includes the results. The number of rows (or crops) at once is chosen to fit.
+        context_px: Number of extra input rows above and below a strip. `reach_px` returns the number that makes strips
+            exact.
+        align_px: Strips begin at multiples of this; strips and context are rounded up to it. None for the smallest
+            multiple of the network's `size_multiple` that suits windows of 48, 24, 16, 12, 8, 6 or 4 rows.
+        chunk: Number of crops of each view that go through a network of fixed input size at once; `memory_mb`
+            overrides it.
     """
 
     strip_px: int | None = None
@@ -55,10 +56,10 @@ class Tiling:
             raise DataError("strip_px and memory_mb both say how large strips are: give one of them")
 
     def aligned_to(self, size_multiple: int) -> int:
-        """Where strips may begin: `align_px`, or what suits a network whose sides are multiples of so many pixels.
+        """Return `align_px`, or by default the least common multiple of `size_multiple` and `WINDOW_ROWS`.
 
         Raises:
-            DataError: `align_px` is no such multiple.
+            DataError: `align_px` is not a multiple of `size_multiple`.
         """
         align = self.align_px or math.lcm(WINDOW_ROWS, size_multiple)
         if align % size_multiple:
@@ -68,7 +69,7 @@ class Tiling:
 
 @dataclass(frozen=True, kw_only=True)
 class Strip:
-    """Rows of an image: those that go in, and those whose results are kept."""
+    """Row ranges: [first, last) goes in, the result of [keep_first, keep_last) is kept, in LR px."""
 
     first: int
     last: int
@@ -77,14 +78,14 @@ class Strip:
 
 
 def strips(height: int, strip_px: int, context_px: int, align_px: int, at_least_px: int = 1) -> list[Strip]:
-    """Cut so many rows into strips of at most `strip_px`, of about the same height.
+    """Cut the rows of an image into strips of at most `strip_px` rows and about equal height.
 
     Args:
-        height: Of the image.
-        strip_px: Rounded up to `align_px`.
-        context_px: Likewise.
-        align_px: Each strip, and what goes in with it, begins at a multiple of this.
-        at_least_px: What goes in has so many rows, or all; more context is taken where it would have less.
+        height: Height of the image, in LR px like the others.
+        strip_px: Maximum number of rows of a strip, rounded up to `align_px`.
+        context_px: Extra input rows on either side of a strip, rounded up to `align_px`.
+        align_px: Multiple at which each strip, and its input rows, begin.
+        at_least_px: Minimum number of input rows of a strip (or the whole image); reached with more context.
     """
     context = -(-context_px // align_px) * align_px
     units = -(-height // align_px)
@@ -99,13 +100,16 @@ def strips(height: int, strip_px: int, context_px: int, align_px: int, at_least_
 
 
 def crop_starts(length: int, side: int) -> list[int]:
-    """Where the crops of that side begin along an image's side: half a crop apart, and the last at the border."""
+    """Return where crops begin along one side of an image: half a crop apart, the last one at the border.
+
+    E.g. length 100, side 48: crops begin at 0, 24, 48 and 52.
+    """
     return [*range(0, length - side, max(1, side // 2)), length - side]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Crop:
-    """One square of one image of the batch."""
+    """Position of a square crop: index of the image in the batch, and top left corner in LR px."""
 
     image: int
     top: int
@@ -113,9 +117,9 @@ class Crop:
 
 
 class Crops:
-    """The overlapping crops of a batch for a network of fixed input size, and what each counts where they overlap.
+    """Overlapping crops of a batch for a network of fixed input size, with the weights to blend their results.
 
-    Along each side of n pixels a crop has the weights sin²(π(i+½)/n); they are divided by their sum over all crops.
+    Along each side of n pixels a crop has the weights sin²(π(i+½)/n), divided by their sum over all crops.
     """
 
     def __init__(self, images: int, height: int, width: int, *, side_px: int, scale: int) -> None:
@@ -125,17 +129,17 @@ class Crops:
         self.all = [Crop(image=n, top=y, left=x) for n in range(images) for y in self._tops for x in self._lefts]
 
     def chunks(self, size: int) -> Iterator[list[Crop]]:
-        """The crops, at most so many at a time."""
+        """Yield the crops, at most `size` at a time."""
         for first in range(0, len(self.all), size):
             yield self.all[first : first + size]
 
     def cut(self, view: Tensor, crops: list[Crop]) -> Tensor:
-        """Those crops of a view as one batch."""
+        """Return these crops of a view as one batch (len(crops),C,side,side)."""
         side = self.side_px
         return torch.stack([view[c.image, :, c.top : c.top + side, c.left : c.left + side] for c in crops])
 
     def weight(self, crop: Crop, like: Tensor) -> Tensor:
-        """The weight of each pixel of the crop's result."""
+        """Return the weight of each pixel of the crop's result, (s*side,s*side)."""
         rows, columns = self._rows[crop.top], self._columns[crop.left]
         return (rows[:, None] * columns).to(like.device, like.dtype)
 

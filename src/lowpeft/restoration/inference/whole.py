@@ -1,4 +1,4 @@
-"""Whole images, of any size, through a network."""
+"""`enhance`: run a network on whole images of any size."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .tiling import Tiling
 WHOLE = Tiling()
 
 COPIES = 3
-"""Number of copies of the input views that exist at a time: on the device, as a pass sees them, and padded."""
+"""Copies of the input views that exist at once: on the device, transformed for a pass, and padded."""
 
 
 @overload
@@ -35,31 +35,31 @@ def enhance(
 ) -> Tensor | tuple[Tensor, ...]:
     """Restore or super-resolve images of any size, in eval mode and without gradients.
 
-    The network's facts (see `lowpeft.describe`) say which values and sides it takes. Sides are reflected at the right
-    and bottom up to that, repeated where the image is too small to be reflected, and cut back. A network of fixed input
-    size (IPT's 48x48) is run on crops of that size, half a crop apart, and on those that end at the right and bottom
-    borders; all views are cut at the same coordinates. Where crops overlap, their results are averaged with the weights
-    sin²(π(i+½)/n) along each side of n pixels, so that no border of a crop shows. What is given is never written.
+    The network's facts (see `lowpeft.describe`) give its value range and valid sizes. Images are padded to a valid size
+    at the right and bottom, by reflection, and by repeating the last row or column if the image is too small to
+    reflect. The result is cropped back. A network of fixed input size (e.g. IPT, 48x48) runs on crops of that size,
+    half a crop apart, with the last ones aligned to the right and bottom borders; all views are cut at the same
+    coordinates. Overlapping results are averaged with weights sin²(π(i+½)/n) along each side of n pixels, so that crop
+    borders do not show. The inputs are read-only.
 
     Args:
-        model: A network (a `Backbone` or a module), adapted or not, or a model of several views; on any device.
-        views: Images of one shape, (C,H,W) or (N,C,H,W), 0..1, RGB where C is 3, on any device. A model of several
-            views takes as many, those of one scene in their order (left before right); any other network takes them as
-            separate images.
-        ensemble: Give the mean of several passes. A stereo model sees the pair as it is, mirrored with the views
-            swapped, upside down, both, and with the channels as B, G, R and as G, B, R (ASteISR's six). A model of
-            other views sees them in their order: as they are, upside down, and in the two other colour orders. Any
-            other network sees each image in the eight ways to flip and turn it.
-        tiling: Run the images in full-width strips, to bound memory.
+        model: Network (a `Backbone` or a module), adapted or not, or a multi-view model; on any device.
+        views: Images of one shape, (C,H,W) or (N,C,H,W), 0..1, RGB if C is 3, on any device. A multi-view model takes
+            all views of one scene, in order (left before right); any other network takes them as separate images.
+        ensemble: True to average several passes. A stereo model runs on the pair unchanged, mirrored with the views
+            swapped, upside down, both, and with channels B, G, R and G, B, R (ASteISR's six). Any other multi-view
+            model keeps the order of the views: unchanged, upside down, and the two colour orders. Any other network
+            runs on the eight flips and rotations of each image.
+        tiling: Size of the full-width strips (or number of crops) to run at once, to bound memory.
 
     Returns:
-        (C,sH,sW) or (N,C,sH,sW) on the CPU, float32 (float64 from such a network), clamped to 0..1; for several views
-        a tuple of as many.
+        One (C,sH,sW) or (N,C,sH,sW) tensor on the CPU, float32 (float64 from a float64 network), clamped to 0..1; for
+        several views, a tuple with one tensor per view.
 
     Raises:
-        DataError: The views differ in shape or number from what the network takes, its results are not `scale` times
-            as large, `tiling` leaves too little memory for one strip, or it cuts a network that must not be cut.
-        PlanError: The network does not take and give images.
+        DataError: The shape or number of the views does not suit the network; its results are not `scale` times as
+            large; `tiling` leaves too little memory for one strip, or cuts images for a network that must not be cut.
+        PlanError: The network does not take and return images.
     """
     found = enhance_views(module_of(model), views, image_facts(model), ensemble=ensemble, tiling=tiling)
     return found[0] if len(found) == 1 else found
@@ -68,9 +68,9 @@ def enhance(
 def enhance_views(
     module: nn.Module, views: Views, facts: ImageFacts, *, ensemble: bool = False, tiling: Tiling = WHOLE
 ) -> Views:
-    """Run `enhance` with facts that are known; a tuple also for one view."""
+    """Run `enhance` with known facts; return a tuple even for one view."""
     _check(module, views, facts.channels)
-    # Interpolation, to compare with, has no parameters.
+    # Interpolation baselines have no parameters.
     parameter = next((p for p in module.parameters() if p.is_floating_point()), views[0])
     batches = tuple((v if v.dim() == 4 else v[None]).to(parameter.device, parameter.dtype) for v in views)
     with in_eval_mode(module):
@@ -110,13 +110,13 @@ def _mean_of_passes(module: nn.Module, views: Views, facts: ImageFacts, ensemble
                 dtype = torch.promote_types(first.dtype, torch.float32)
                 sums = tuple(torch.zeros(len(v), first.shape[1], *sides, dtype=dtype) for v in views)
             way.add(part.results, tuple(total[part.images] for total in sums), part.top, part.left)
-            del part  # the memory of its results, before the next part is run
-        del cut  # its views, before the next pass makes its own
+            del part  # free its results before the next part is run
+        del cut  # free its views before the next pass makes its own
     return tuple(mean_image(total, len(ways)) for total in sums)
 
 
 def _kept_bytes(views: Views, sides: tuple[int, ...]) -> int:
-    """Bytes held beside the network's own tensors: copies of the views, and the results if they are on the device."""
+    """Return the bytes needed beside the network's tensors: copies of the views and, on the CPU, the results."""
     copies = COPIES * sum(v.nbytes for v in views)
     if views[0].device.type != "cpu":
         return copies

@@ -1,4 +1,4 @@
-"""Training: `train` is the one loop; the rest is what it is made of."""
+"""Training: the loop (`train`) and its parts."""
 
 from __future__ import annotations
 

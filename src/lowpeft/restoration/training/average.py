@@ -1,4 +1,4 @@
-"""The moving average of the trained tensors."""
+"""Moving average of the trained tensors."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 class Average:
-    """An exponential moving average (EMA) of tensors.
+    """Exponential moving average (EMA) of tensors.
 
-    After step n (from 1) it is `d·average + (1-d)·tensor` with d = min(decay, (1+n)/(10+n)), so that a short run does
-    not end near its start; the ramp is that of TensorFlow's ExponentialMovingAverage.
+    Step n (from 1) updates it to `d·average + (1-d)·tensor` with d = min(decay, (1+n)/(10+n)). The ramp, from
+    TensorFlow's ExponentialMovingAverage, keeps the average of a short run from staying near its start.
 
     Attributes:
-        tensors: The averages, by the name of what they are of.
+        tensors: Averages by the name of the tensor.
     """
 
     def __init__(self, live: Mapping[str, Tensor], decay: float) -> None:
@@ -26,20 +26,20 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the tensors after the step with that number, from 1."""
+        """Update the averages after a step, numbered from 1."""
         decay = min(self._decay, (1 + step) / (10 + step))
         for name, tensor in self._live.items():
             self.tensors[name].lerp_(tensor, 1 - decay)
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Make the tensors their averages, for good."""
+        """Overwrite the tensors with their averages."""
         for name, tensor in self._live.items():
             tensor.copy_(self.tensors[name])
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the block the tensors are their averages."""
+        """Replace the tensors by their averages within the block; then restore them."""
         before = {name: tensor.detach().clone() for name, tensor in self._live.items()}
         self.settle()
         try:

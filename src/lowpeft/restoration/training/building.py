@@ -1,4 +1,4 @@
-"""Before and after training: what a recipe trains, new weights for a network, and the checkpoint of a whole network."""
+"""Building and saving of models: apply a recipe, reinitialise a network, write a whole network's weights."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ NETWORK = "network.safetensors"
 
 
 def build_model(model: object, recipe: Recipe) -> nn.Module | Backbone:
-    """Make what a recipe trains: the network with the recipe's adapters, or with new weights, by the recipe's seed.
+    """Build the model that a recipe trains: the network with new adapters or, from scratch, with new weights.
 
     Args:
-        model: The network (a `Backbone` or a module), which is changed in place.
-        recipe: Its `training.seed` counts, and nobody's random numbers are touched.
+        model: Network (a `Backbone` or a module); changed in place.
+        recipe: Recipe. Its `training.seed` determines the weights; the global random state is unchanged.
 
     Returns:
-        The adapted model, as `lowpeft.adapt` gives it; for a recipe from scratch the network as it was given, with its
-        facts.
+        The adapted model, as returned by `lowpeft.adapt`; for a recipe from scratch, the given network (a `Backbone`
+        with its facts, or the module).
 
     Raises:
-        PlanError: The recipe does not fit, or the network cannot be built anew; it is as it was.
+        PlanError: The recipe does not fit, or the network cannot be rebuilt. The network is unchanged.
     """
     if recipe.from_scratch:
         module = module_of(model)
@@ -47,14 +47,15 @@ def build_model(model: object, recipe: Recipe) -> nn.Module | Backbone:
 
 
 def reinitialise(module: nn.Module, seed: int) -> None:
-    """Give a network the weights that its own constructor draws, in place.
+    """Replace a network's weights, in place, by new ones from its constructor.
 
     Args:
-        module: lowpeft's EDT or a network of spandrel; these know how they were built.
-        seed: Of the weights.
+        module: lowpeft's EDT, or a network of spandrel; these store the arguments of their constructor.
+        seed: Seed of the weights.
 
     Raises:
-        PlanError: It does not say how it was built, or carries adapters; it is as it was.
+        PlanError: The arguments of the constructor are unknown, or the network's tensors differ from a new one's (e.g.
+            it is adapted). The network is unchanged.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -67,7 +68,7 @@ def reinitialise(module: nn.Module, seed: int) -> None:
 def _twin(module: nn.Module) -> nn.Module:
     if isinstance(module, EDT):
         return EDT(module.config)
-    arguments = getattr(module, "hyperparameters", None)  # spandrel's networks keep their constructor's arguments there
+    arguments = getattr(module, "hyperparameters", None)  # set by spandrel
     if not isinstance(arguments, dict):
         raise PlanError(
             f"{type(module).__name__} does not say how it was built, so it cannot be built anew: "
@@ -77,11 +78,11 @@ def _twin(module: nn.Module) -> nn.Module:
 
 
 def save_merged(model: object, folder: Path, *, facts: Mapping[str, str | float]) -> Path:
-    """Write the network with its adapters folded in; the model is left as it is.
+    """Write the network with its adapters merged into the weights; the model is unchanged.
 
     Raises:
-        PlanError: Some adapters are not linear in a weight.
-        TrainingError: It cannot be written.
+        PlanError: Some adapters cannot be merged.
+        TrainingError: The file cannot be written.
     """
     merged = copy.deepcopy(unwrap(model))
     report = merge(merged)
@@ -91,10 +92,10 @@ def save_merged(model: object, folder: Path, *, facts: Mapping[str, str | float]
 
 
 def save_network(module: nn.Module, folder: Path, *, facts: Mapping[str, str | float]) -> Path:
-    """Write a network's weights as `network.safetensors`, in one step; `lowpeft.load_backbone` opens it.
+    """Write a network's weights to `network.safetensors`, in one step; `lowpeft.load_backbone` reads it.
 
     Raises:
-        TrainingError: It cannot be written; what was there is as it was.
+        TrainingError: The file cannot be written; an existing one is unchanged.
     """
     path = folder / NETWORK
     tensors: dict[str, Tensor] = {k: t.detach().cpu().contiguous().clone() for k, t in module.state_dict().items()}

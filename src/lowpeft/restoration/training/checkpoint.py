@@ -1,11 +1,11 @@
-"""Checkpoints of a training run: one folder each, complete or not there at all. Never pickle.
+"""Checkpoints of a training run: one folder each, either complete or missing. No pickle.
 
     checkpoints/step-00000500/
         tensors.safetensors   trained tensors, AdamW's state, moving averages
-        state.json            step, what the run is, figures so far, lengths of the logs
+        state.json            step, identity of the run, figures so far, lengths of the logs
 
-A checkpoint is written under another name, flushed to the disk and renamed; only then are older ones removed. So a run
-that is killed, or a disk that is full, leaves the last good one.
+A checkpoint is written under a temporary name, fsynced and renamed; only then are older ones removed. A killed run or a
+full disk therefore leaves the last good one intact.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ PREFIX = "step-"
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes:
-        step: Optimiser steps taken.
-        seconds: Spent on them, in all sessions.
-        loss: Of the last step.
-        best: The best validation figure so far, None before the first.
-        best_step: When it was measured.
-        logs: Length of each log file in bytes.
+        step: Number of optimiser steps taken.
+        seconds: Training time over all sessions.
+        loss: Mean loss of the last step's batch.
+        best: Best validation figure so far; None before the first.
+        best_step: Step after which `best` was measured; None before the first.
+        logs: Length in bytes of each log file, by name.
     """
 
     step: int = 0
@@ -54,12 +54,12 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint as read from its folder.
+    """The contents of a checkpoint.
 
     Attributes:
-        progress: How far the run was.
-        identity: What the run is: settings, adapters, base, data.
-        tensors: By name, on the CPU.
+        progress: Progress of the run.
+        identity: JSON values that identify the run: settings, adapters, base, data.
+        tensors: Tensors by name; on the CPU when read.
     """
 
     progress: Progress
@@ -68,7 +68,7 @@ class Checkpoint:
 
 
 def checkpoints(out: Path) -> list[Path]:
-    """The complete checkpoints of a run, the newest last.
+    """List the complete checkpoints of a run, the newest last.
 
     Raises:
         TrainingError: The folder cannot be read.
@@ -81,7 +81,7 @@ def checkpoints(out: Path) -> list[Path]:
 
 
 def last_step(out: Path) -> int:
-    """The step of the newest complete checkpoint of a run, 0 if there is none."""
+    """Return the step of the newest complete checkpoint of a run; 0 if none exists."""
     return max((int(path.name.removeprefix(PREFIX)) for path in checkpoints(out)), default=0)
 
 
@@ -89,12 +89,12 @@ def write_checkpoint(out: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     """Write a checkpoint, then remove all but the newest `keep`.
 
     Raises:
-        OSError: It cannot be written; what was there is as it was.
-        SafetensorError: Likewise.
+        OSError: The checkpoint cannot be written; existing ones are unchanged.
+        SafetensorError: As for `OSError`.
     """
     folder = out / FOLDER / f"{PREFIX}{checkpoint.progress.step:08d}"
     with new_folder(folder) as new:
-        # Clones, because a file holds no tensor twice, and some networks hold one under two names.
+        # Cloned, because safetensors refuses tensors that share memory, and some networks have one under two names.
         save_file({k: t.detach().cpu().contiguous().clone() for k, t in checkpoint.tensors.items()}, new / TENSORS)
         state = {
             "schema": SCHEMA,
@@ -109,7 +109,7 @@ def write_checkpoint(out: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
 
 
 def _remove_all_but(out: Path, keep: int) -> None:
-    """Remove older checkpoints, and what killed runs left of others."""
+    """Remove all but the newest `keep` checkpoints, and incomplete ones that killed runs left."""
     stay = set(checkpoints(out)[-keep:])
     for path in [*(out / FOLDER).glob(f"{PREFIX}*"), *leftovers(out / FOLDER)]:
         if path not in stay:
@@ -126,7 +126,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        TrainingError: It is damaged, or of another version of lowpeft.
+        TrainingError: The checkpoint is damaged, or has the schema of another version of lowpeft.
     """
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
@@ -142,7 +142,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
-    """What makes two runs different ones, as lines for people."""
+    """List the differences between the identities of two runs, one line of text each."""
     here, there = _flat(now), _flat(then)
     missing = object()
     return [
@@ -154,7 +154,7 @@ def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Nested tables and lists as one, with dotted names."""
+    """Flatten nested mappings and lists into one dict with dotted names, e.g. "setting.betas.0"."""
     if isinstance(value, Mapping):
         pairs = [(str(k), v) for k, v in value.items()]
     elif isinstance(value, (list, tuple)):

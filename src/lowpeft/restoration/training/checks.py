@@ -1,4 +1,4 @@
-"""What a training run refuses, before it begins and on the way."""
+"""Checks of a training run: batch size, missing gradients, NaN and infinity."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .parallel import Processes
 
 
 def check_batch(settings: TrainSettings, processes: Processes) -> None:
-    """Refuse a batch that is too small for the processes and their parts.
+    """Check that a batch has a sample for every part of every process.
 
     Raises:
-        TrainingError: Saying which is the least.
+        TrainingError: The batch is too small; the message states the minimum.
     """
     least = processes.number * settings.accumulate
     if settings.batch < least:
@@ -27,10 +27,10 @@ def check_batch(settings: TrainSettings, processes: Processes) -> None:
 
 
 def refuse_untrained(parameters: Mapping[str, nn.Parameter]) -> None:
-    """Refuse adapters that a backward pass did not reach: they would be saved as they began, as if they were trained.
+    """Check that the backward pass reached every parameter; others would be saved untrained, as if they were trained.
 
     Raises:
-        TrainingError: Listing their tensors.
+        TrainingError: Some parameters have no gradient; they are listed.
     """
     missing = [name for name, parameter in parameters.items() if parameter.grad is None]
     if missing:
@@ -44,10 +44,10 @@ def refuse_untrained(parameters: Mapping[str, nn.Parameter]) -> None:
 
 
 def refuse_not_finite(what: str, value: float, rate: float) -> None:
-    """Refuse NaN and infinity.
+    """Check that a value is not NaN or infinite.
 
     Raises:
-        TrainingError: Naming the value, and the learning rate that led to it.
+        TrainingError: The value is not finite; the message states it and the learning rate.
     """
     if not math.isfinite(value):
         raise TrainingError(f"the {what} is {value}: lower the learning rate (now {rate:.3g})")

@@ -1,4 +1,4 @@
-"""What the kinds of adapters have a part in: their start from data, their share in every step."""
+"""Participation of the kinds of adapters in training: their start from data and their part in every step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .schedule import image_loss
 
 
 class KindParts:
-    """The training parts of all kinds of a model, as one; without any, every call does nothing."""
+    """Training parts of all kinds in a model, called together; a no-op if no kind has one."""
 
     def __init__(self, model: nn.Module, steps: int) -> None:
         found: dict[str, tuple[type[TrainingPart], dict[str, Adapter]]] = {}
@@ -33,7 +33,11 @@ class KindParts:
         self._parts = {label: make(adapters, steps) for label, (make, adapters) in found.items()}
 
     def groups(self, parameters: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
-        """Parameters in groups of one factor of the learning rate, `factor`, for the optimiser."""
+        """Group the parameters by their learning-rate factor (`factor`) for the optimiser.
+
+        Raises:
+            TrainingError: A kind gives a factor that is not above 0, or for a name that is not a parameter.
+        """
         factors: dict[int, float] = {}
         for part in self._parts.values():
             named = {f"{site}.{n}": p for site, a in part.adapters.items() for n, p in a.named_parameters()}
@@ -48,7 +52,7 @@ class KindParts:
         return [{"params": members, "factor": factor} for factor, members in groups.items()]
 
     def penalty(self) -> Tensor | None:
-        """The sum of what the kinds add to the loss; None for nothing."""
+        """Return the sum of the penalties that the kinds add to the loss; None if they add nothing."""
         found = [p for part in self._parts.values() if (p := part.penalty()) is not None]
         return torch.stack(found).sum() if found else None
 
@@ -63,17 +67,17 @@ class KindParts:
             part.after_step(step)
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors that a resumed run needs, not copied."""
+        """Return the tensors that a resumed run needs, by name; not copied."""
         return {f"{label}.{name}": t for label, part in self._parts.items() for name, t in part.state().items()}
 
 
 def start_from_data(module: nn.Module, crops: CropSource, settings: TrainSettings, facts: ImageFacts) -> None:
-    """Calibrate the adapters that start from data and have not yet, on the first `settings.calibration` crops.
+    """Calibrate the adapters that start from data and are not calibrated, on the first `settings.calibration` crops.
 
-    The result depends on the crops and the seed alone, so a resumed run comes to the same shapes.
+    The result depends on the crops and the seed alone, so a resumed run gets tensors of the same shapes.
 
     Raises:
-        PlanError: As `lowpeft.calibrate`.
+        PlanError: As for `lowpeft.calibrate`.
     """
     if not is_adapted(module) or not needs_calibration(module):
         return
@@ -97,7 +101,13 @@ def _on_device(batches: Iterator[Any], module: nn.Module) -> Iterator[Any]:
 
 
 def _loss(settings: TrainSettings, facts: ImageFacts, *, together: bool) -> Callable[[Any, Any], Tensor]:
-    """The recipe's loss of one scene, on values 0..1; `together` says that the output is a tuple of its views."""
+    """Return the recipe's loss of one scene as a function, on values 0..1.
+
+    Args:
+        settings: Settings that name the loss.
+        facts: Facts of the network.
+        together: True if the output is a tuple with one image per view.
+    """
 
     def loss(output: Any, targets: tuple[Tensor, ...]) -> Tensor:
         outputs = output if together else (image_in(output, facts.output),)

@@ -1,7 +1,7 @@
-"""The log of a training run: a row for every step, as JSON lines, CSV and, where it is installed, TensorBoard's events.
+"""Log of a training run: one row per step, as JSON Lines, CSV and, if TensorBoard is installed, its event files.
 
-The files grow by whole rows. A checkpoint notes their lengths, and a run that goes on from it cuts them back to these,
-so that no step is missing and none is there twice, whenever the run was killed.
+The JSON Lines and CSV files grow by whole rows. A checkpoint stores their lengths, and a run that resumes from it
+truncates them to these. So every step is logged exactly once, whenever the run was killed.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ JSONL, CSV, CURVES, TENSORBOARD = "training.jsonl", "training.csv", "training.pn
 
 
 class Log:
-    """The log files in a run's folder, open for writing."""
+    """Log files in a run's folder, open for writing."""
 
     def __init__(self, out: Path, columns: tuple[str, ...], *, step: int, lengths: Mapping[str, int]) -> None:
         """Open the files.
 
         Args:
-            out: The run's folder.
-            columns: Of a row.
-            step: Steps that were taken before; 0 begins new files.
-            lengths: Of the files after that step, in bytes.
+            out: Folder of the run.
+            columns: Names of the columns.
+            step: Number of steps taken before; 0 starts new files.
+            lengths: Length in bytes of each file after that step, by name.
         """
         out.mkdir(parents=True, exist_ok=True)
         self._columns = columns
@@ -61,7 +61,7 @@ class Log:
                     self._events.add_scalar(name, row[name], row["step"])
 
     def lengths(self) -> dict[str, int]:
-        """The files' lengths, once they are on the disk."""
+        """Flush the files to the disk (fsync) and return the lengths of JSON Lines and CSV in bytes, by name."""
         if self._events is not None:
             self._events.flush()
         for file in self._files.values():
@@ -75,7 +75,7 @@ class Log:
 
 
 def _cut(path: Path, length: int) -> IO[bytes]:
-    """The file, opened for writing behind its first `length` bytes; where it is shorter, behind its last whole row."""
+    """Open a file for writing, truncated to `length` bytes or, if it is shorter than that, to its last whole row."""
     path.touch()
     file = path.open("r+b")
     if path.stat().st_size < length:
@@ -86,17 +86,21 @@ def _cut(path: Path, length: int) -> IO[bytes]:
 
 
 def _event_writer(folder: Path, step: int) -> Any:
-    """TensorBoard's writer, which drops the events of later steps that a killed run left; None without TensorBoard."""
+    """Return a TensorBoard writer that purges events after `step` left by a killed run; None without TensorBoard."""
     if importlib.util.find_spec("tensorboard") is None:
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of TensorBoard's own dependencies
+        warnings.simplefilter("ignore")  # from TensorBoard's own dependencies
         from torch.utils.tensorboard import SummaryWriter
     return SummaryWriter(str(folder), purge_step=step + 1)
 
 
 def draw_curves(out: Path, title: str) -> Path | None:
-    """Draw the log's loss, learning rate and validation figures to `training.png`; None without rows or matplotlib."""
+    """Plot the logged loss, learning rate and validation figures to `training.png`.
+
+    Returns:
+        Path of the plot; None if the log has no rows or matplotlib is not installed.
+    """
     if importlib.util.find_spec("matplotlib") is None:
         return None
     from matplotlib.figure import Figure
@@ -125,7 +129,7 @@ def draw_curves(out: Path, title: str) -> Path | None:
 
 
 def _smooth(values: list[float]) -> list[float]:
-    """The mean of each value and those before it, over 2 % of the run."""
+    """Return running means: of each value and those before it, over a window of 2 % of the run."""
     width = max(1, math.ceil(len(values) / 50))
     total, means = 0.0, []
     for i, value in enumerate(values):

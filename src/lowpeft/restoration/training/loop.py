@@ -1,4 +1,4 @@
-"""The training loop: one for every recipe, every kind of adapter, and every number of processes."""
+"""The training loop, for every recipe, every kind of adapter, and any number of processes."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ from .schedule import image_loss, learning_rate
 from .session import PRODUCTS, Session, identity, save_product, trained_name
 
 BEST = "best"
-"""The folder, inside the run's, of what measured best on the way."""
+"""Subfolder of the run's folder for the result with the best validation figure."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """The state after an optimiser step; a row of the log.
+    """The state after an optimiser step; one row of the log.
 
     Attributes:
-        step: Number of steps taken.
-        loss: Of this step's batch.
-        learning_rate: Of this step.
-        gradient_norm: Of all trained tensors together, before it was clipped.
-        seconds: Since training began, in all sessions.
-        validation: What was measured after this step, if anything was.
+        step: Number of the step, from 1.
+        loss: Mean loss of this step's batch.
+        learning_rate: Learning rate of this step.
+        gradient_norm: Norm of the gradients of all trained tensors together, before clipping.
+        seconds: Training time so far, over all sessions.
+        validation: Validation figure after this step; None if it was not measured.
     """
 
     step: int
@@ -61,13 +61,13 @@ class Trained:
     """A finished run.
 
     Attributes:
-        steps: Optimiser steps taken.
-        resumed_at: How many of them before this call.
-        parameters: How many numbers were trained.
-        loss: Of the last step's batch.
-        seconds: In all sessions.
-        best: The best validation figure, None where nothing was measured.
-        best_step: After which step.
+        steps: Number of optimiser steps taken, over all sessions.
+        resumed_at: Number of steps taken before this call.
+        parameters: Number of trained parameters, in elements.
+        loss: Mean loss of the last step's batch.
+        seconds: Training time over all sessions.
+        best: Best validation figure; None if nothing was measured.
+        best_step: Number of the step with the best figure; None if nothing was measured.
     """
 
     steps: int
@@ -89,35 +89,38 @@ def train(
     resume: bool = False,
     report: Callable[[Step], None] | None = None,
 ) -> Trained:
-    """Train a model's adapters, or a network without adapters as a whole.
+    """Train a model's adapters, or a whole network without adapters.
 
-    Everything random derives from `settings.seed` and the number of the step, so the same call gives the same result
-    on one machine, bit for bit on a CPU, and a run that was killed and resumed gives the result of one that was not.
+    All randomness of a step derives from `settings.seed` and the numbers of its samples. The same call therefore gives
+    the same result on one machine (bit for bit on a CPU), and a run that was killed and resumed gives the result of an
+    uninterrupted one.
 
     Args:
-        model: An adapted model, of which only the adapters are trained, on its device; or a network without adapters
-            (a `Backbone` or a module), of which every parameter that requires a gradient is. Afterwards it is in eval
-            mode, and with `ema_decay` its trained tensors are the averages.
-        crops: A `lowpeft.restoration.data.Crops`; their size, scale and number of views must be the model's.
-        settings: Of the recipe.
-        out: A folder that gets the adapter (or `network.safetensors`), the log, and checkpoints. All processes must
-            see it.
-        validate: Gets `model`, in eval mode and without gradients, every `settings.validate_every_steps` steps, in the
-            main process alone, and measures it; more is better. What measured best is kept in `out/best`.
-        resume: Go on from the newest checkpoint in `out`, if there is one. Without it a folder with a checkpoint is
-            refused, so that nothing is overwritten or continued unasked. So is, in any case, a folder with a trained
-            result and no checkpoint.
-        report: Called after every step, in the main process alone.
+        model: Adapted model, of which only the adapters are trained, on its device; or a network without adapters
+            (a `Backbone` or a module), of which every parameter that requires a gradient is trained. Afterwards it is
+            in eval mode; with `ema_decay`, its trained tensors are the averages.
+        crops: Data set, e.g. `lowpeft.restoration.data.Crops`. Crop size, scale and number of views must fit the model.
+        settings: Training settings of the recipe.
+        out: Folder for the adapter (or `network.safetensors`), the log and the checkpoints. All processes must share
+            it.
+        validate: Function from `model` to a figure; higher is better. The main process alone calls it, every
+            `settings.validate_every_steps` steps and after the last, in eval mode and without gradients. The best
+            result is kept in `out/best`.
+        resume: True to continue from the newest checkpoint in `out`, if one exists. Without it a folder with a
+            checkpoint is refused, so that no run is overwritten or continued by accident. A folder with a trained
+            result but no checkpoint is always refused.
+        report: Function called after every step, in the main process alone.
 
     Returns:
-        What the run came to.
+        Figures of the finished run.
 
     Raises:
-        TrainingError: The crops or settings do not fit; the folder holds a checkpoint of another run; a tensor that is
-            trained gets no gradient in the first step; the loss or the gradient is not finite; a crop cannot be read;
-            or the folder cannot be written. The last good checkpoint, which the message names, is intact.
-        PlanError: `out` is given and several adapters are attached: a folder holds one. Or the network does not take
-            and give images.
+        TrainingError: The crops or settings do not fit; the folder contains a checkpoint of another run; a trained
+            tensor gets no gradient in the first step; the loss or the gradient is not finite; a crop cannot be read;
+            or the folder cannot be written. The message names the last good checkpoint, which is intact.
+        DataError: A crop that is read before the first step (for the run's identity or calibration) is unreadable.
+        PlanError: `out` is given and several adapters would be trained, but a folder stores one; the network does not
+            take and return images; or calibration fails (see `lowpeft.calibrate`).
     """
     folder = None if out is None else Path(out)
     processes = connect()
@@ -177,7 +180,7 @@ def _finished(session: Session, start: int) -> Trained:
 
 
 def _open_folder(session: Session, folder: Path, plain: dict[str, Any], resume: bool) -> None:
-    """Go on from the folder's checkpoint, or refuse what must not be overwritten."""
+    """Load the folder's newest checkpoint, or refuse a folder that must not be overwritten."""
     if is_adapted(session.model):
         trained_name(session.model)
     found = checkpoints(folder)
@@ -195,7 +198,7 @@ def _device(session: Session) -> torch.device:
 
 
 class _Pass(nn.Module):
-    """From a part of a batch to its loss: what DDP wraps, so that the model itself stays as it is."""
+    """Module from a part of a batch to its loss. DDP wraps it, so that the model itself stays unwrapped."""
 
     def __init__(self, model: nn.Module, settings: TrainSettings, facts: ImageFacts) -> None:
         super().__init__()
@@ -215,9 +218,10 @@ class _Pass(nn.Module):
 
 @dataclass(kw_only=True)
 class _Run:
-    """A run's moving parts; `out` (`folder`, to write to), `validate` and `report` are the main process's alone.
+    """One call of `train`.
 
-    `given` is what the user calls the model, for `validate`.
+    `out` (the folder, to write to), `validate` and `report` are None outside the main process. `given` is the model as
+    the user passed it, for `validate`.
     """
 
     session: Session
@@ -234,7 +238,7 @@ class _Run:
     first: int
 
     def go(self, parts: Iterator[list[Part]]) -> None:
-        """Take every step that is left, then write what came out."""
+        """Take all remaining steps, then write the result."""
         at = self.session.progress.step
         try:
             log = self._log()
@@ -256,7 +260,7 @@ class _Run:
             raise TrainingError(text, problems=problems) from error
 
     def _take(self, number: int, parts: list[Part], log: Log | None) -> None:
-        """One optimiser step, and what follows from its number."""
+        """Take an optimiser step; validate, log, save and report as due."""
         rate = learning_rate(self.settings, number - 1)
         loss, norm = self._update(number, parts, rate)
         step = Step(
@@ -280,7 +284,7 @@ class _Run:
             self.report(step)
 
     def _update(self, number: int, parts: list[Part], rate: float) -> tuple[float, float]:
-        """Forward, backward and AdamW; the batch's loss and its gradient's norm."""
+        """Run forward, backward and AdamW; return the batch's loss and its gradient norm."""
         session, settings = self.session, self.settings
         total = torch.zeros((), device=parts[0].lr.device)
         for i, part in enumerate(parts):
@@ -292,7 +296,7 @@ class _Run:
                 whole = loss if penalty is None else loss + penalty * share
                 if not whole.requires_grad and is_adapted(session.model):
                     refuse_untrained(session.parameters)
-                (whole * self.processes.number).backward()  # DDP takes the mean over processes
+                (whole * self.processes.number).backward()  # DDP averages over processes; this makes it a sum
             total += loss.detach()
         if number == self.first and is_adapted(session.model):
             refuse_untrained(session.parameters)
@@ -314,7 +318,7 @@ class _Run:
         return loss_value, norm.item()
 
     def _measure(self, number: int, validate: Callable[[Any], float]) -> float:
-        """The validation figure of what would be saved now; the best is kept."""
+        """Return the validation figure of the model as it would be saved now; save it if it is the best so far."""
         session = self.session
         session.model.eval()
         try:
@@ -360,5 +364,5 @@ def _due(number: int, every: int, last: bool) -> bool:
 
 
 def _seed(seed: int, sample: int) -> int:
-    """The seed of the generators when the part that begins with that sample is run: dropout depends on nothing else."""
+    """Return the seed set before the part that begins with this sample is run; dropout depends on nothing else."""
     return int.from_bytes(hashlib.sha256(f"{seed} {sample}".encode()).digest()[:8]) >> 1

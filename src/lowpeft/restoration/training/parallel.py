@@ -1,7 +1,7 @@
-"""One process or several: who this one is, which samples are its share, and how gradients are shared.
+"""Distributed training: the process group, the samples of each process, and the averaging of gradients.
 
-Accelerate finds out about processes, devices and back ends. `accelerate launch` or `torchrun` starts them; without
-these there is one.
+Accelerate sets up processes, devices and back ends. `accelerate launch` or `torchrun` starts several processes;
+otherwise there is one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 from ...errors import TrainingError
 
 LONGEST_WAIT = timedelta(hours=6)
-"""For the others, while the main process validates and saves; a process that dies takes the others with it at once."""
+"""Timeout of the other processes while the main process validates and saves. A process that dies ends the others at
+once, without this wait."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +31,10 @@ class Processes:
     """The processes of a training run.
 
     Attributes:
-        number: How many there are.
-        index: This one's, from 0.
-        device: That the launcher gave this one; None where there is one process, which takes the model's.
+        number: Number of processes.
+        index: Index of this process, from 0.
+        device: Device that the launcher assigned to this process; None for a single process, which uses the model's
+            device.
     """
 
     number: int
@@ -41,18 +43,18 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this process prints, validates and writes."""
+        """True in the process that prints, validates and writes."""
         return self.index == 0
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait for all processes (barrier)."""
         if self.number > 1:
             from accelerate import PartialState
 
             PartialState().wait_for_everyone()
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum over all processes."""
+        """Return the sum of a tensor over all processes."""
         if self.number == 1:
             return value
         from accelerate.utils import reduce
@@ -61,7 +63,7 @@ class Processes:
         return total
 
     def leave(self) -> None:
-        """Tell the others that this process has no more to say."""
+        """Destroy this process's process group."""
         if self.number > 1:
             from accelerate import PartialState
 
@@ -69,10 +71,10 @@ class Processes:
 
 
 def connect() -> Processes:
-    """The processes that were launched together; in each of them, before anything else.
+    """Set up the process group. Call first, in every process.
 
     Raises:
-        TrainingError: The launcher started several, and they cannot find each other.
+        TrainingError: The number of processes found differs from the number that the launcher started.
     """
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
@@ -87,9 +89,10 @@ def connect() -> Processes:
 
 
 def shares(batch: int, processes: int, parts: int) -> list[list[range]]:
-    """How a step's samples are run: for every process its parts, as ranges of 0..batch.
+    """Split a step's samples 0 … batch - 1 into ranges: a list of `parts` ranges for each process.
 
-    The parts follow each other and differ in size by at most one, so every split runs the same samples.
+    Ranges are consecutive and differ in size by at most one; together they cover every sample once. E.g. batch 5, 2
+    processes, 1 part each: 0 … 1 and 2 … 4.
     """
     pieces = processes * parts
     edges = [batch * i // pieces for i in range(pieces + 1)]
@@ -98,15 +101,16 @@ def shares(batch: int, processes: int, parts: int) -> list[list[range]]:
 
 
 def shared(module: nn.Module, processes: Processes, *, sync_buffers: bool) -> nn.Module:
-    """The module, with gradients that are averaged over all processes; as it is where there is one process.
+    """Wrap a module in DDP, which averages gradients over all processes; a single process gets it unchanged.
 
-    Frozen parameters are sent to the other processes once, at the start, and take no part in any later exchange. The
-    graph is declared static: every step runs the same, and what a checkpoint runs a second time is exchanged once.
+    Frozen parameters are sent to the other processes once, at the start, and not exchanged again. The graph is declared
+    static: every step runs the same operations, and gradients of layers that activation checkpointing runs twice are
+    exchanged once.
 
     Args:
-        module: What is called in training.
-        processes: All of them.
-        sync_buffers: Whether the main process's buffers count in every step, and not at the start alone.
+        module: Module that is called in training.
+        processes: Processes of the run.
+        sync_buffers: True to copy the main process's buffers to the others in every step, not only at the start.
     """
     if processes.number == 1:
         return module
@@ -120,7 +124,7 @@ def shared(module: nn.Module, processes: Processes, *, sync_buffers: bool) -> nn
 
 @contextlib.contextmanager
 def without_exchange(module: nn.Module, active: bool) -> Iterator[None]:
-    """Within the block gradients stay in this process: for all parts of a batch but the last."""
+    """Keep gradients in this process within the block if `active`, for all parts of a batch but the last."""
     if active and isinstance(module, DistributedDataParallel):
         with module.no_sync():
             yield

@@ -1,4 +1,4 @@
-"""The training samples: what the loop needs of a data set, and the batches that each process reads."""
+"""Training samples: the protocol of a data set, its checks, and the batches of each process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class Named(Protocol):
 class CropSource(Protocol):
     """A data set of training crops; `lowpeft.restoration.data.Crops` is one.
 
-    `crops[i]` is (lr, hr), (V,3,h,w) and (V,3,sh,sw), float32, 0..1, and depends on i alone, for every i from 0 on.
+    `crops[i]` is a pair (lr, hr) of shapes (V,3,h,w) and (V,3,sh,sw), float32, 0..1. It is defined for every i >= 0 and
+    depends on i alone.
     """
 
     @property
@@ -38,27 +39,27 @@ class CropSource(Protocol):
 
     @property
     def scale(self) -> int:
-        """HR sides over LR sides, s."""
+        """HR sides divided by LR sides: s."""
 
     @property
     def views(self) -> int:
-        """V: 2 for stereo pairs, left first, 1 for single images; those of a scene in their order."""
+        """Number of views of a scene, V: 1 for single images, 2 for stereo pairs (left first), or more, in order."""
 
     @property
     def scenes(self) -> Sequence[Named]:
-        """The scenes that the crops are taken from."""
+        """Scenes from which the crops are taken."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Samples that one process runs at once: a part of its share of a step's batch.
+    """Samples that one process runs at once: one of `accumulate` parts of its share of a step's batch.
 
     Attributes:
-        first: Number of the first sample, counted from the beginning of the run.
-        lr: (n,V,3,h,w).
-        hr: (n,V,3,sh,sw).
+        first: Number of the first sample, counted from the start of the run.
+        lr: LR crops, (n,V,3,h,w).
+        hr: HR crops, (n,V,3,sh,sw).
     """
 
     first: int
@@ -67,15 +68,15 @@ class Part:
 
     @property
     def size(self) -> int:
-        """Of how many samples it is."""
+        """Number of samples, n."""
         return self.lr.shape[0]
 
 
 def crop_for(model: object) -> tuple[int, int] | None:
-    """Height and width of the only HR crop that a network can be trained on; None for any.
+    """Return height and width of the only HR crop that a network can be trained on; None if it takes any size.
 
     Raises:
-        PlanError: The network does not take and give images.
+        PlanError: The network does not take and return images.
     """
     return _only_crop(image_facts(model))
 
@@ -88,16 +89,16 @@ def _only_crop(facts: ImageFacts) -> tuple[int, int] | None:
 
 
 def check_crops(crops: CropSource, facts: ImageFacts, *, views: int | None) -> None:
-    """Refuse crops that a network cannot be trained on.
+    """Check that a network can be trained on these crops.
 
     Args:
-        crops: The data set.
-        facts: Of the network.
-        views: How many views of a scene the model takes together; None for a network of single images, which is
-            trained on each view by itself.
+        crops: Data set.
+        facts: Facts of the network.
+        views: Number of views of a scene that the model takes together; None for a single-image network, which is
+            trained on each view separately.
 
     Raises:
-        TrainingError: They have another scale, size or number of views than the model takes.
+        TrainingError: The scale, size or number of views of the crops differs from what the model takes.
     """
     problems = []
     wanted = _only_crop(facts)
@@ -115,7 +116,7 @@ def check_crops(crops: CropSource, facts: ImageFacts, *, views: int | None) -> N
 
 
 def identity_of(crops: CropSource) -> dict[str, Any]:
-    """Facts that two data sets must share for a run to go on with the other: scenes, size, and the first crop.
+    """Return values that must be unchanged for a run to resume: scenes, crop size, scale, views and first crop.
 
     Raises:
         DataError: The first crop cannot be read.
@@ -133,13 +134,16 @@ def identity_of(crops: CropSource) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Failure:
-    """Why a sample cannot be read; passed on as a value, because a reader process would bury it in its traceback."""
+    """Error of a sample that cannot be read.
+
+    It is returned as a value, because a DataLoader worker would bury a raised error in its traceback.
+    """
 
     error: LowpeftError
 
 
 class _Guarded(Dataset[Any]):
-    """The data set, with readable errors as values."""
+    """Data set of (index, lr, hr) that returns a `_Failure` instead of raising."""
 
     def __init__(self, crops: CropSource) -> None:
         self._crops = crops
@@ -164,13 +168,14 @@ def _stacked(rows: list[Any]) -> Any:
 def batches(
     crops: CropSource, settings: TrainSettings, processes: Processes, *, start: int, device: torch.device
 ) -> Iterator[list[Part]]:
-    """This process's share of the batch of every step from `start` on, on the device.
+    """Yield this process's share of each step's batch, from step `start` (from 0) on, as parts on the device.
 
-    Step s runs the samples s·batch … s·batch + batch - 1, however many processes there are.
+    Step s runs samples s·batch … s·batch + batch - 1, for any number of processes. E.g. batch 4: step 2 runs samples
+    8 … 11.
 
     Raises:
         DataError: A sample cannot be read.
-        TrainingError: A reading process died.
+        TrainingError: A DataLoader worker died.
     """
     share = shares(settings.batch, processes.number, settings.accumulate)[processes.index]
     steps = range(start, settings.steps)
@@ -181,7 +186,7 @@ def batches(
             num_workers=settings.workers,
             collate_fn=_stacked,
             pin_memory=device.type == "cuda",
-            generator=torch.Generator(),  # else a seed for the readers would be drawn from everybody's generator
+            generator=torch.Generator(),  # else the workers' seed would be drawn from the global generator
         )
     )
     for _ in steps:

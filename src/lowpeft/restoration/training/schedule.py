@@ -1,4 +1,4 @@
-"""What a step's number and an output's error mean: the learning rate and the losses."""
+"""Learning-rate schedules and losses."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ...recipes import TrainSettings
 from ...recipes.settings import Loss
 
 CHARBONNIER_EPSILON = 1e-3
-"""For values 0..1; that of Lai et al., LapSRN (arXiv 1704.03915)."""
+"""The ε of the Charbonnier loss, for values 0..1, from Lai et al., LapSRN (arXiv 1704.03915)."""
 
 
 def learning_rate(settings: TrainSettings, step: int) -> float:
-    """The rate of the step with that number (from 0): linear warm-up, then what the schedule says."""
+    """Return the learning rate of a step (numbered from 0): linear warm-up, then the schedule."""
     peak = settings.learning_rate
     if step < settings.warmup_steps:
         return peak * (step + 1) / settings.warmup_steps
@@ -29,7 +29,7 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
 
 
 def image_loss(kind: Loss, output: Tensor, target: Tensor) -> Tensor:
-    """The mean over all values of |d|, sqrt(d² + ε²) or d², where d = output - target, values 0..1."""
+    """Return the mean of |d| (l1), sqrt(d² + ε²) (charbonnier) or d² (mse) for d = output - target, values 0..1."""
     if kind == "l1":
         return F.l1_loss(output, target)
     if kind == "mse":

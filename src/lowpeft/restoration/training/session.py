@@ -1,4 +1,4 @@
-"""The state of a training run: what is trained, the optimiser, the average, and how it gets to the disk and back."""
+"""State of a training run: trained parameters, optimiser, moving average; saving and resuming it."""
 
 from __future__ import annotations
 
@@ -24,19 +24,22 @@ from .kinds import KindParts
 from .samples import CropSource, identity_of
 
 FREE = ("accumulate", "keep_checkpoints", "save_every_steps", "workers")
-"""Settings that a resumed run may have otherwise: they do not change what is computed, up to the order of additions."""
+"""Settings that may differ in a resumed run. Of these only `accumulate` changes results: the order of additions and the
+dropout masks."""
 
 PRODUCTS = (TENSORS, NETWORK)
-"""The files that `save_product` writes last, adapters' and networks'."""
+"""Files that `save_product` writes last: of an adapter and of a network."""
 
 OPTIMIZER = "optimizer."
 
 
 def trained_parameters(model: object) -> dict[str, nn.Parameter]:
-    """The adapters of an adapted model; of any other network every parameter that requires a gradient.
+    """Return what is trained, by name: adapter parameters of an adapted model, any parameter of another network.
+
+    Parameters that require no gradient are left out.
 
     Raises:
-        TrainingError: There are none.
+        TrainingError: No parameter requires a gradient.
     """
     module = module_of(model)
     named = adapter_parameters(module) if is_adapted(module) else module.named_parameters()
@@ -47,10 +50,10 @@ def trained_parameters(model: object) -> dict[str, nn.Parameter]:
 
 
 def trained_name(model: object) -> str | None:
-    """The adapter that is trained, of an adapted model; frozen ones may stand beside it. None for other networks.
+    """Return the name of the adapter that is trained, beside frozen ones; None for a network without adapters.
 
     Raises:
-        PlanError: Several are trained, and a folder holds one.
+        PlanError: Several adapters are trained, but a folder stores one.
     """
     if not is_adapted(model):
         return None
@@ -65,10 +68,10 @@ def trained_name(model: object) -> str | None:
 
 
 def save_product(model: object, folder: Path, *, facts: Mapping[str, str | float]) -> Path:
-    """Write what training makes: the adapter, or the weights of a network without adapters, in one step.
+    """Write the result of training in one step: the adapter, or the weights of a network without adapters.
 
     Raises:
-        LowpeftError: As `save_adapter` and `save_network`.
+        LowpeftError: As for `save_adapter` and `save_network`.
     """
     if is_adapted(model):
         return save_adapter(model, folder, name=trained_name(model), facts=facts)
@@ -76,7 +79,7 @@ def save_product(model: object, folder: Path, *, facts: Mapping[str, str | float
 
 
 def identity(model: nn.Module, crops: CropSource, settings: TrainSettings) -> dict[str, Any]:
-    """Plain values that tell one run from another: a checkpoint of another run is refused."""
+    """Return JSON values that identify the run; a checkpoint with other values is refused."""
     kept = {key: value for key, value in settings_to_dict(settings).items() if key not in FREE}
     found: dict[str, Any] = {"setting": kept, "data": identity_of(crops)}
     if is_adapted(model):
@@ -91,7 +94,7 @@ def identity(model: nn.Module, crops: CropSource, settings: TrainSettings) -> di
 
 
 def _read(folders: Sequence[Path]) -> Checkpoint:
-    """The last of the checkpoints."""
+    """Read the last of these checkpoints; if it is damaged, the message says how to continue."""
     try:
         return read_checkpoint(folders[-1])
     except TrainingError as error:
@@ -103,12 +106,12 @@ class Session:
     """A model in training.
 
     Attributes:
-        model: The module that is trained.
-        parameters: What is trained, by name.
-        optimizer: AdamW on these.
-        kinds: What the kinds of adapters do in every step.
-        average: Of these, or None.
-        progress: How far it is.
+        model: Module that is trained.
+        parameters: Trained parameters by name.
+        optimizer: AdamW on `parameters`.
+        kinds: Training parts of the kinds of adapters.
+        average: Moving average of `parameters`; None without `ema_decay`.
+        progress: Steps taken and figures so far.
     """
 
     def __init__(self, model: nn.Module, settings: TrainSettings) -> None:
@@ -128,9 +131,9 @@ class Session:
         """Write a checkpoint.
 
         Raises:
-            TrainingError: A tensor holds NaN or infinity, so that nothing good could go on from it.
-            OSError: It cannot be written; older ones are intact.
-            SafetensorError: Likewise.
+            TrainingError: A tensor contains NaN or infinity, so that training could not continue from it.
+            OSError: The checkpoint cannot be written; older ones are intact.
+            SafetensorError: As for `OSError`.
         """
         tensors = self._values() | self._moments()
         if problems := [f"{name} holds NaN or infinity" for name, t in tensors.items() if not torch.isfinite(t).all()]:
@@ -140,10 +143,10 @@ class Session:
         return write_checkpoint(out, checkpoint, keep=keep)
 
     def resume(self, out: Path, identity: dict[str, Any]) -> None:
-        """Go on from the newest checkpoint in the folder, if there is any.
+        """Load the newest checkpoint in the folder, if one exists.
 
         Raises:
-            TrainingError: It is damaged, or of another run; nothing is loaded.
+            TrainingError: The checkpoint is damaged or of another run; nothing is loaded.
         """
         folders = checkpoints(out)
         if not folders:
@@ -162,13 +165,13 @@ class Session:
         self.progress = checkpoint.progress
 
     def _restore_moment(self, name: str, key: str, tensor: Tensor) -> None:
-        """Put back one tensor of AdamW's state, as AdamW itself makes it: of the parameter's device and layout."""
+        """Restore one tensor of AdamW's state as AdamW creates it: moments have the parameter's device and layout."""
         parameter = self.parameters[name]
         moment = tensor.clone() if key == "step" else torch.zeros_like(parameter).copy_(tensor)
         self.optimizer.state[parameter][key] = moment
 
     def _values(self) -> dict[str, Tensor]:
-        """The trained tensors with their buffers, and the averages; not copied."""
+        """Return the trained tensors, buffers, tensors of the kinds, and averages by name; not copied."""
         adapted = is_adapted(self.model)
         state = adapter_state_dict(self.model, name=trained_name(self.model)) if adapted else self.model.state_dict()
         values = {f"model.{name}": tensor for name, tensor in state.items()}
@@ -178,7 +181,7 @@ class Session:
         return values
 
     def _moments(self) -> dict[str, Tensor]:
-        """AdamW's state; parameters that never had a gradient have none."""
+        """Return AdamW's state by name; parameters that never had a gradient have none."""
         return {
             f"{OPTIMIZER}{key}.{name}": tensor
             for name, parameter in self.parameters.items()
@@ -186,7 +189,7 @@ class Session:
         }
 
     def _misfits(self, tensors: Mapping[str, Tensor]) -> list[str]:
-        """Reasons why a checkpoint's tensors are not those of this run."""
+        """List the differences in name and shape between a checkpoint's tensors and those of this run."""
         wanted = {name: tensor.shape for name, tensor in self._values().items()}
         for name, parameter in self.parameters.items():
             moments = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}

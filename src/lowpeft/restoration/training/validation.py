@@ -1,4 +1,4 @@
-"""Validation on the way: one figure for a network on whole scenes."""
+"""Validation during training: one figure for a network on whole scenes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..metrics import psnr
 
 
 def validation(examples: Sequence[Example]) -> Callable[[object], float]:
-    """Make a `validate` for `train`: the mean over scenes of the PSNR in dB, whole views, RGB, mean of the views.
+    """Make a `validate` function for `train`: mean PSNR in dB over scenes, on whole RGB views (see `psnr_db`).
 
     Args:
         examples: At least one scene, of one view or two, that the network is not trained on.
 
     Raises:
-        DataError: There are no scenes; or, when it is called, a scene cannot be run.
+        DataError: There are no scenes. The function itself raises it if the network cannot be run on a scene.
     """
     if not examples:
         raise DataError("there are no scenes to validate on")
@@ -33,5 +33,5 @@ def validation(examples: Sequence[Example]) -> Callable[[object], float]:
 
 
 def psnr_db(views: Sequence[Tensor], example: Example) -> float:
-    """The mean of the PSNR of a scene's views, whole, RGB."""
+    """Return the mean PSNR of a scene's views in dB, on whole RGB views."""
     return fmean(psnr(sr, hr) for sr, hr in zip(views, example.hr, strict=True))
