@@ -25,9 +25,9 @@ MULTIPLES_PX = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 
 """Candidates for `size_multiple`, in pixels, in the order of trial; the first at which the network runs is used."""
 
 PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103)
-"""Factors for test sizes: sides m·p and m·q with primes p and q share no multiple but the divisors of m.
+"""Factors of test sizes: sides m·p and m·q with two primes p and q have no common divisors but those of m.
 
-E.g. multiple 8 and sides of at least 32 px: 40 and 56 px, both multiples of 8 but not both of 10 or 16.
+E.g. m = 8 and sides of at least 32 px: 40 and 56 px, which a network that needs a multiple of 16 does not take.
 """
 
 
