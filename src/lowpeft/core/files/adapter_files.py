@@ -78,7 +78,7 @@ class AdapterFile:
         sites: Sites of the adapter.
         base: Fingerprint of the base.
         output: Figures of the base's output; None if there are none.
-        facts: Information from the author for the model card (e.g. data, PSNR, name of the base's weights).
+        facts: Information from the author for the model card (data, results, name of the base's weights).
         calibrated: True if the adapter's starting values were learned from data.
         network: Facts of the network that the adapter was made on (value range, scale, …); None in schema 1.
         tensors: Tensors by key, on the CPU.
