@@ -102,7 +102,7 @@ def _create(api: HfApi, repo_id: str, private: bool | None) -> bool:
 
 
 def _card_was_edited(api: HfApi, repo_id: str, revision: str | None) -> bool:
-    """Return whether the repository's model card differs from the one lowpeft writes for the config stored beside it."""
+    """Return whether the repository has a model card other than the one that lowpeft writes for its config."""
     if not api.file_exists(repo_id, CARD, revision=revision):
         return False
     card = Path(api.hf_hub_download(repo_id, CARD, revision=revision)).read_text(encoding="utf-8")
