@@ -161,7 +161,7 @@ def _note_passed_over(network: Network, kind: Kind, target: str | Sequence[str],
 
 
 def _means(patterns: Sequence[str], candidate: Candidate) -> bool:
-    """Return whether patterns select a candidate; unlike in `select`, a pattern without a match is no error."""
+    """Return whether patterns select a candidate; unlike in `select`, a pattern may match nothing."""
     takes = [p for p in patterns if not p.startswith("!")] or ["**"]
 
     def any_of(some: Sequence[str]) -> bool:
@@ -254,7 +254,7 @@ def _refuse_without_rows(network: Network, kind: Kind, sites: list[Site]) -> Non
 
 
 def _refuse_fused(network: Network, kind: Kind, sites: list[Site]) -> None:
-    """Refuse features inside nn.TransformerEncoderLayer, which reads its children's weights in inference, uncalled."""
+    """Refuse features inside nn.TransformerEncoderLayer: in inference it reads its children's weights, uncalled."""
     problems = []
     for site in sites:
         fused = (layer for layer in _around(site.path) if has_fused_path(network.modules[layer]))
