@@ -254,7 +254,7 @@ def _refuse_without_rows(network: Network, kind: Kind, sites: list[Site]) -> Non
 
 
 def _refuse_fused(network: Network, kind: Kind, sites: list[Site]) -> None:
-    """Refuse features inside nn.TransformerEncoderLayer: in inference it reads its children's weights, uncalled."""
+    """Refuse features inside nn.TransformerEncoderLayer: in inference it does not call its children."""
     problems = []
     for site in sites:
         fused = (layer for layer in _around(site.path) if has_fused_path(network.modules[layer]))
