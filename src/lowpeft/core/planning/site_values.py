@@ -189,7 +189,7 @@ COMPARED = {
 def other_facts(made: Facts, found: Facts) -> list[str]:
     """Return the differences between the facts an adapter was made with and those of its network, as lines for people.
 
-    Only the facts of `COMPARED` and the output range are compared; facts that are None are ignored.
+    The facts in `COMPARED` are compared unless one is None; output ranges are compared if the value ranges agree.
     """
     lines = []
     for name, what in COMPARED.items():
