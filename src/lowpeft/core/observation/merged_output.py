@@ -51,7 +51,7 @@ class Comparison:
             return
         views = record_of(root).views
         plain = self.example.of_images(views) if views > 1 else self.example
-        self.base = _tensors(trial.call(plain))  # the copy has no adapters yet
+        self.base = _tensors(trial.call(plain))  # in a trial's copy, adapters are off
         put_in_force(root, trial.twin)
         self.adapted = _outputs(trial.twin, self.example)
 
