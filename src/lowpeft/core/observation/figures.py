@@ -128,7 +128,7 @@ def other_figures(expected: Figures, root: nn.Module, rounded: torch.dtype | Non
 
 
 def _on_cpu(root: nn.Module) -> nn.Module | None:
-    """Return a copy without adapters on the CPU; None if it cannot be made."""
+    """Return a copy with its adapters off, on the CPU; None if it cannot be made."""
     try:
         return twin_of(root).cpu()
     except (PlanError, RuntimeError):  # torch raises RuntimeError if out of memory
@@ -147,7 +147,7 @@ def _values(twin: nn.Module, shape: tuple[int, ...], *, seed: int = 0, scale: fl
         torch.manual_seed(seed)
         try:
             tensors = float_tensors(twin(image))
-        except Exception:  # noqa: BLE001  (whatever a network raises for an image that it does not take)
+        except Exception:  # noqa: BLE001  (any error means that it does not take the image)
             return None
         found = tuple(tuple(_row(t.double().flatten())) for t in tensors[:MOST_TENSORS] if t.numel())
     finite = all(math.isfinite(value) for row in found for value in row)
