@@ -281,7 +281,7 @@ class _Runs:
                     return x
                 tried[f"{tuple(x.shape)} gives no image of a whole multiple of its size"] = None
                 refused += 1
-            except Exception as error:  # noqa: BLE001  (whatever the user's network raises means: not this input)
+            except Exception as error:  # noqa: BLE001  (any error means that it does not take this input)
                 tried[f"{tuple(x.shape)}: {type(error).__name__}"] = None
         raise PlanError("no input that was tried gives an image (" + "; ".join([*tried][:3]) + ")")
 
@@ -301,5 +301,5 @@ class _Runs:
         image = torch.rand(1, x.shape[1], *size, generator=torch.Generator().manual_seed(0)).to(x.device, x.dtype)
         try:
             return self.scale_of(image) == scale
-        except Exception:  # noqa: BLE001  (whatever the user's network raises means: not this size)
+        except Exception:  # noqa: BLE001  (any error means that it does not take this size)
             return False
