@@ -65,7 +65,7 @@ class Observation:
 
 @dataclass(frozen=True, kw_only=True)
 class Observed:
-    """Record of one forward pass of a network.
+    """Observations of a network's modules in one forward pass.
 
     Attributes:
         example: Arguments of the network.
@@ -100,7 +100,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class _Shape:
-    """Shape that replaces a tensor in the record, so that the features are not kept in memory."""
+    """Shape that replaces a tensor in stored calls, so that the features are not kept in memory."""
 
     shape: Shape
 
@@ -120,7 +120,7 @@ class Told(NamedTuple):
 
 
 def observe(root: nn.Module, example: Example, only_square: Callable[[], bool] = lambda: False) -> Observed:
-    """Run the network once and record the calls of every module of the base.
+    """Run the network once and observe the calls of every module of the base.
 
     Args:
         root: The network.
