@@ -40,7 +40,7 @@ class Trial:
         example: Arguments of the network, given by the user; None for random images.
         facts: Known facts, which determine the random images.
         failures: Error text of each kind of failure, and the image shapes on which it occurred.
-        observed: Records of the observed runs.
+        observed: Observations of the modules, one entry per observed run.
     """
 
     def __init__(self, root: nn.Module, example: Example | None = None, facts: Facts | None = None) -> None:
@@ -55,7 +55,7 @@ class Trial:
 
     @functools.cached_property
     def twin(self) -> nn.Module:
-        """Copy of the network."""
+        """Copy of the network in eval mode, with its adapters off."""
         return twin_of(self.root)
 
     @functools.cached_property
@@ -115,7 +115,7 @@ class Trial:
             raise PlanError(f"the network did not run on {shape}") from error
 
     def observations(self) -> Iterator[Observed]:
-        """Yield records of runs, one per example on which the network runs; at most `MOST_RUNS`."""
+        """Yield the observations of at most `MOST_RUNS` runs, each on another example on which the network runs."""
         self.twin  # noqa: B018  (a failed copy must not be reported as a failed run)
         yield from self.observed
         while len(self.observed) < MOST_RUNS:
@@ -131,7 +131,7 @@ class Trial:
             yield observed
 
     def _observe(self, example: Example) -> Observed:
-        # The record must not refer to this object: a reference cycle would keep the copy until garbage collection.
+        # Observations must not refer to this object: a reference cycle would keep the copy until garbage collection.
         method = weakref.WeakMethod(self.only_square)
 
         def only_square() -> bool:
@@ -141,7 +141,7 @@ class Trial:
         return self._try(example, lambda: observe(self.twin, example, only_square))
 
     def at_another_size(self) -> Observed | None:
-        """Return the record of a run on images of another size than the first observed ones; None if none runs."""
+        """Return the observations of a run on images of another size than the first run's; None if none runs."""
         first = next(iter(self.observations()), None)
         if first is None:
             return None
@@ -182,11 +182,11 @@ class Trial:
         return True
 
     def first(self, use: Callable[[Observed], Found]) -> Found:
-        """Return the result of `use` for the first record for which it raises no PlanError.
+        """Return the result of `use` for the first observed run for which it raises no PlanError.
 
         Raises:
-            PlanError: The network runs on no example (every failure is listed), or `use` raises for all records; then
-                the first of its errors.
+            PlanError: The network runs on no example (every failure is listed), or `use` raises for all runs; then the
+                first of its errors.
         """
         refusals: list[PlanError] = []
         for observed in self.observations():
