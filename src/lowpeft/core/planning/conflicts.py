@@ -126,7 +126,7 @@ def _clashing_forwards(
 
 
 def _forwards_at(module: nn.Module, installed: str | None) -> dict[str, str]:
-    """Return the names of the block forwards that a module's adapters require or that are installed, by source."""
+    """Return the names of the block forwards that are installed on a module or that its adapters require, by source."""
     found = {} if installed is None else {"the forward that was installed": installed}
     if (slot := slot_of(module)) is not None:
         for other in slot._modules:
