@@ -81,7 +81,7 @@ class Network:
         return places
 
     def find(self, name: str) -> tuple[FoundPlace, ...]:
-        """Return the family's places of that name or, without a family, those found by running the network."""
+        """Return the family's places of that name or, without a family, those found in a run; may be empty."""
         return find_places(self.root, self.recognised, name) if self.recognised else self.probed.get(name, ())
 
     def places(self, name: str) -> tuple[FoundPlace, ...]:
