@@ -240,8 +240,8 @@ def tell_layout(
 ) -> Told:
     """Return layout and size of a feature tensor, None for either if unknown.
 
-    A 4-D tensor is a map if exactly one of its dimension pairs (H,W) is a known map size. A 3-D tensor holds tokens if
-    exactly one of its first two dimensions is the number of images.
+    A 4-D tensor is a map if its sides are a known map size as either NCHW or NHWC, but not both. A 3-D tensor contains
+    tokens if exactly one of its first two dimensions is as long as the batch.
 
     Args:
         shape: Shape of the tensor.
