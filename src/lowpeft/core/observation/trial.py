@@ -26,7 +26,7 @@ from .outputs import float_tensors
 Found = TypeVar("Found")
 
 MOST_RUNS = 3
-"""Maximum number of observed runs; after this many without a result, larger images would not help."""
+"""Maximum number of runs that give no result; after these, larger images would not help."""
 
 LEAST_PX = (8, 8)
 """Smallest test size, in pixels; enough for many tests."""
