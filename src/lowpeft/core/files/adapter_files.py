@@ -1,11 +1,11 @@
-"""The adapter file: a folder with the tensors, the config and a model card. Never pickle, never code.
+"""Adapter files: a folder with the tensors, the config and a model card. No pickle, no code.
 
-    adapter_model.safetensors   the adapter's tensors; the config again in its metadata
-    adapter_config.json         schema, versions, recipe, sites, fingerprint of the base
+    adapter_model.safetensors   tensors of the adapter; a copy of the config in its metadata
+    adapter_config.json         schema, version of lowpeft, recipe, sites, fingerprint of the base
     README.md                   model card
 
-The safetensors file is complete in itself: replacing it is the one step that turns an old adapter into a new one. The
-other files are written beside it first, so a save that is killed at any moment leaves the old adapter or the new one.
+The safetensors file is self-contained: replacing it is the single step that turns an old adapter into a new one. All
+three files are first written under other names, so a save that is killed leaves either the old or the new adapter.
 """
 
 from __future__ import annotations
@@ -70,16 +70,16 @@ METADATA_KEY = "lowpeft"
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterFile:
-    """An adapter as read from a folder, checked by itself but not yet against a network.
+    """Contents of an adapter folder, consistent but not yet checked against a network.
 
     Attributes:
-        config: The plain values of `adapter_config.json`.
-        recipe: What was asked for.
-        sites: Where the adapters go.
+        config: Plain values of `adapter_config.json`.
+        recipe: Recipe that the adapter was made with.
+        sites: Sites of the adapter.
         base: Fingerprint of the base.
-        output: Figures of what the base computes; None where there are none.
-        facts: What the writer wanted to be known (figures, names of data and weights).
-        calibrated: Whether the adapter has learned its start from data.
+        output: Figures of the base's output; None if there are none.
+        facts: Information from the author for the model card (data, results, name of the base's weights).
+        calibrated: True if the adapter's starting values were learned from data.
         network: Facts of the network that the adapter was made on (value range, scale, …); None in schema 1.
         tensors: Tensors by key, on the CPU.
     """
@@ -96,7 +96,7 @@ class AdapterFile:
 
     @property
     def size_bytes(self) -> int:
-        """Of the tensors."""
+        """Total size of the tensors, in bytes."""
         return _bytes(self.tensors)
 
 
@@ -111,17 +111,17 @@ def save_adapter(
 
     Args:
         model: An adapted model.
-        folder: Created if needed; an adapter that is there is replaced in one step.
-        name: Of the adapter; needed where several are attached.
-        facts: What readers should know, as a table in the model card: data, figures, the name of the base's weights.
+        folder: Folder to write to, created if needed; an adapter in it is replaced in one step.
+        name: Name of the adapter; needed if several are attached.
+        facts: Information for readers, shown as a table in the model card: data, results, name of the base's weights.
 
     Returns:
         The folder.
 
     Raises:
-        AdapterError: Something trained would be lost (a base tensor was changed or set trainable), a tensor holds NaN
-            or infinity, or the folder cannot be written. What was in the folder is then as it was.
-        PlanError: The model holds no adapters, or `name` does not say which.
+        AdapterError: Training results would be lost (a base tensor was changed or set trainable), a tensor contains
+            NaN or infinity, or the folder cannot be written. The adapter in the folder is then unchanged.
+        PlanError: The model has no adapters, or `name` does not select one.
     """
     root = unwrap(model)
     chosen = only_name(model, name)
@@ -141,7 +141,7 @@ def save_adapter(
 
 
 def _losses(root: nn.Module) -> list[str]:
-    """What was trained or written outside the adapters, and would not be in the file."""
+    """Return the base tensors that require a gradient or were changed; the file would not contain them."""
     record = record_of(root)
     problems = [
         f"{path} of the base requires a gradient, but only adapters are saved; adapt with train_also=[{path!r}]"
@@ -187,16 +187,16 @@ def _write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> 
     new = {name: folder / f"{name}.new" for name in (TENSORS, CONFIG, CARD)}
     save_file(tensors, new[TENSORS], {METADATA_KEY: json.dumps(config)})
     new[CONFIG].write_text(text, encoding="utf-8")
-    new[TENSORS].chmod(new[CONFIG].stat().st_mode)  # safetensors lets nobody else read what it writes
+    new[TENSORS].chmod(new[CONFIG].stat().st_mode)  # safetensors writes it readable by the owner only
     new[CARD].write_text(model_card(config, _bytes(tensors)), encoding="utf-8")
     for path in new.values():
         fsync(path)
-    for name, path in new.items():  # the tensors first: that is the step that counts
+    for name, path in new.items():  # tensors first: this replaces the old adapter
         path.replace(folder / name)
 
 
 def _finish_pending(folder: Path) -> None:
-    """If the last save here was killed after its tensors were in place, put its config in place too."""
+    """Move the pending config into place if the last save to the folder was killed after it replaced the tensors."""
     pending = folder / f"{CONFIG}.new"
     if not (folder / TENSORS).is_file() or not pending.is_file():
         return
@@ -220,8 +220,8 @@ def read_adapter(folder: str | Path) -> AdapterFile:
     """Read and check an adapter folder, without a network.
 
     Raises:
-        AdapterError: A file is missing, truncated, of another schema, changed by hand, or holds NaN; all problems
-            that can be seen together are listed.
+        AdapterError: A file is missing, truncated, of an unknown schema, edited, or contains NaN; problems that can be
+            found in one pass are listed together.
     """
     directory = Path(folder)
     missing = [name for name in (TENSORS, CONFIG) if not (directory / name).is_file()]
@@ -270,9 +270,9 @@ def read_adapter(folder: str | Path) -> AdapterFile:
 
 
 def _read_config(directory: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The config in the tensors' metadata, which `adapter_config.json` must repeat.
+    """Return the config in the metadata of the tensors, after checking that `adapter_config.json` is the same.
 
-    After a save that was killed between replacing the two, the right config still lies in `adapter_config.json.new`.
+    If a save was killed between replacing the two files, `adapter_config.json.new` contains the matching config.
     """
     inside = _json(metadata.get(METADATA_KEY, ""))
     if inside is None:
@@ -284,10 +284,10 @@ def _read_config(directory: Path, metadata: Mapping[str, str]) -> dict[str, Any]
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The table in a JSON file; None if it holds none.
+    """Return the object (dict) in a JSON file; None if the file is not valid JSON or not an object.
 
     Raises:
-        AdapterError: It cannot be read.
+        AdapterError: The file cannot be read.
     """
     return _json(_text(path))
 
@@ -302,13 +302,13 @@ def _text(path: Path) -> str:
 def _json(text: str) -> dict[str, Any] | None:
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError):  # the latter, and numbers of 5,000 digits, are in no config of lowpeft's
+    except (ValueError, RecursionError):  # RecursionError: deep nesting; ValueError also: a huge integer
         return None
     return value if isinstance(value, dict) else None
 
 
 def _expected(sites: tuple[Site, ...]) -> dict[str, Tensor]:
-    """The tensors that adapters on these sites have, without memory."""
+    """Return the tensors of adapters at these sites, by key, on the meta device."""
 
     def make() -> dict[str, Tensor]:
         return {
@@ -332,19 +332,19 @@ def load_adapter(
     """Attach a saved adapter to its base.
 
     Args:
-        model: The base as it was when the adapter was made: a network or `Backbone`.
-        folder_or_repo_id: A folder that `save_adapter` wrote, or a Hugging Face Hub repository (`owner/name`).
+        model: Network or `Backbone`, with the same base as when the adapter was made.
+        folder_or_repo_id: Folder that `save_adapter` wrote, or a Hugging Face Hub repository (`owner/name`).
         revision: Commit, tag or branch of the Hub repository.
-        name: To attach it under; a base can hold several adapters.
-        force: Attach it even though the base is not the one it was made for. Sites and shapes must fit all the same.
-        example: With `force`, what the base is called with, where that is not one N,C,H,W tensor, as for `adapt`.
+        name: Name of the adapter on this model; one base can have several adapters.
+        force: True to attach the adapter even if it was made for another base. Sites and shapes must fit anyway.
+        example: Input of the base, used with `force`; needed if it is not one N,C,H,W tensor, as in `adapt`.
 
     Returns:
-        As `adapt`: the same object, or a `StereoModel` around it.
+        The same object, or a `StereoModel` around it, as `adapt` returns.
 
     Raises:
-        AdapterError: The file is damaged, or made for another base; the model is as it was.
-        PlanError: The adapter cannot be attached; the model is as it was.
+        AdapterError: The file is damaged, or the adapter was made for another base; the model is unchanged.
+        PlanError: The adapter cannot be attached; the model is unchanged.
     """
     adapter = read_adapter(_folder(folder_or_repo_id, revision))
     return _attach(model, adapter, str(folder_or_repo_id), name=name, force=force, example=example)
@@ -363,7 +363,7 @@ def _attach(model: object, adapter: AdapterFile, place: str, *, name: str, force
     if adapter.network is not None and is_described(model):
         problems += other_facts(adapter.network, facts_of(model))
     given = None if example is None else Example.of(example)
-    trial = Trial(root, given) if problems else None  # what is not known to be the same is run once
+    trial = Trial(root, given) if problems else None  # possibly another base: run it once
     if trial is not None and not force:
         advice = "force=True attaches it all the same; on the command line, --force"
         family = recognise(root)

@@ -1,4 +1,4 @@
-"""The model card of an adapter folder: what it is, which base it needs, how to use it; nothing that is not known."""
+"""Model cards of adapter folders: summary, base, usage, facts. Only known values are written."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 
 def model_card(config: dict[str, Any], size_bytes: int, place: str = "path/to/this/folder") -> str:
-    """The text of README.md for an adapter.
+    """Return the text of an adapter's README.md.
 
     Args:
-        config: As in `adapter_config.json`.
-        size_bytes: Of the adapter's tensors.
-        place: What its users load: a folder, or a Hub repository.
+        config: Contents of `adapter_config.json`.
+        size_bytes: Total size of the adapter's tensors, in bytes.
+        place: Folder or Hub repository to load, as shown in the usage example.
     """
     base, recipe = config["base"], config["recipe"]
     kinds: dict[str, list[int]] = {}
@@ -67,5 +67,5 @@ def model_card(config: dict[str, Any], size_bytes: int, place: str = "path/to/th
 
 
 def _cell(value: object) -> str:
-    """A value as the text of one table cell."""
+    """Return a value as the text of one Markdown table cell."""
     return " ".join(str(value).split()).replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""Sharing an adapter on the Hugging Face Hub: the files of an adapter folder, in one commit."""
+"""Upload of adapter folders to the Hugging Face Hub, in one commit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 
-def push_to_hub(  # noqa: PLR0913  (what a repository needs)
+def push_to_hub(  # noqa: PLR0913  (options of a repository)
     model: object,
     repo_id: str,
     *,
@@ -31,27 +31,28 @@ def push_to_hub(  # noqa: PLR0913  (what a repository needs)
 ) -> str:
     """Write one adapter, and nothing of the base, to a Hub repository, in one commit.
 
-    What goes there is what `save_adapter` writes, with a model card that says which base the adapter is for, by its
-    checksums, and how to load it from this repository.
+    The files are those of `save_adapter`. The model card identifies the base by its checksums and shows how to load the
+    adapter from this repository.
 
     Args:
         model: An adapted model.
-        repo_id: `owner/name`; created if there is none.
-        name: As in `save_adapter`.
-        facts: As in `save_adapter`: data, figures, where the base's weights are published, their SHA-256.
-        private: Whether a new repository is private; None leaves that to the owner's settings.
-        revision: Branch; created if there is none. None means the default branch.
-        edited_card: What becomes of a model card in the repository that is not as lowpeft wrote it.
-        commit_message: The default names the recipe and the base.
-        token: One that may write; the default is that of `hf auth login` or of `HF_TOKEN`. It is not kept.
+        repo_id: Repository, `owner/name`; created if missing.
+        name: Name of the adapter; needed if several are attached.
+        facts: Information for the model card, as in `save_adapter`: data, results, source of the base's weights, their
+            SHA-256.
+        private: True to make a new repository private; None uses the owner's settings.
+        revision: Branch, created if missing; None for the default branch.
+        edited_card: Treatment of a model card that was edited in the repository: "keep" it or "replace" it.
+        commit_message: Message of the commit; by default it names the recipe and the base.
+        token: Token with write access; by default that of `hf auth login` or of `HF_TOKEN`. It is not stored.
 
     Returns:
-        The address of the commit.
+        URL of the commit.
 
     Raises:
-        AdapterError: The adapter cannot be saved (see `save_adapter`), or the model card was edited and `edited_card`
-            is None (nothing was sent then); or the Hub refuses or cannot be reached.
-        PlanError: As `save_adapter`.
+        AdapterError: The adapter cannot be saved (see `save_adapter`); or the model card was edited and `edited_card`
+            is None (no files are sent then); or the Hub refuses or cannot be reached.
+        PlanError: The model has no adapters, or `name` does not select one.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -80,7 +81,7 @@ def push_to_hub(  # noqa: PLR0913  (what a repository needs)
                 revision=revision,
                 allow_patterns=list(FILES),
             )
-        # The bases are what the Hub's HTTP library raises where there is no answer at all; which one it is has changed.
+        # If the Hub cannot be reached, its HTTP library raises a base class of HfHubHTTPError; the library has changed.
         except (*HfHubHTTPError.__bases__, HFValidationError, OSError) as error:  # type: ignore[misc]
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise AdapterError(f"the adapter was not pushed to {repo_id!r}: {reason}") from error
@@ -88,7 +89,7 @@ def push_to_hub(  # noqa: PLR0913  (what a repository needs)
 
 
 def _create(api: HfApi, repo_id: str, private: bool | None) -> bool:
-    """Create the repository; False if it is there, or if the token may only write to those that are."""
+    """Create the repository; return False if it exists, or if the token may only write to existing repositories."""
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
@@ -101,7 +102,7 @@ def _create(api: HfApi, repo_id: str, private: bool | None) -> bool:
 
 
 def _card_was_edited(api: HfApi, repo_id: str, revision: str | None) -> bool:
-    """Whether the repository has a card that is not the one written for the adapter beside it."""
+    """Return whether the repository has a model card other than the one that lowpeft writes for its config."""
     if not api.file_exists(repo_id, CARD, revision=revision):
         return False
     card = Path(api.hf_hub_download(repo_id, CARD, revision=revision)).read_text(encoding="utf-8")

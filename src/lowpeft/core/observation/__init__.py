@@ -1,1 +1,1 @@
-"""Read-only: run a copy of a network, find its blocks and stages, describe and fingerprint it."""
+"""Observation without changes: run a copy of a network, find its blocks and stages, describe and fingerprint it."""

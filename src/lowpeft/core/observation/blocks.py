@@ -1,4 +1,4 @@
-"""Comparing a block of a user's network with the block forward that stands for it."""
+"""Comparison of a block in a user's network with the block forward that replaces its forward."""
 
 from __future__ import annotations
 
@@ -15,36 +15,37 @@ from ..attachment.specialise import original_class
 from .generators import kept_generators
 
 CLOSE = 1e-5
-"""Relative difference to the original that a block forward which is not exact may have."""
+"""Largest relative difference from the original for a block forward that is not exact."""
 
 
 class ChangedBlockError(PlanError):
-    """A block does not compute what the block forward of its family computes."""
+    """Error for a block that does not compute the same as the block forward of its family."""
 
 
 class OtherBlockError(ChangedBlockError):
-    """A block cannot be run as the block forward at all: it is another one, in a network with the family's names."""
+    """Error for a block that the block forward cannot run: a different block in a network with the family's names."""
 
 
 CANNOT_RUN = "cannot be run as"
 
 
 def check_block(checked: set[tuple[object, ...]], path: str, module: nn.Module, name: str) -> None:
-    """Refuse a block whose own forward is not the one that a block forward stands for.
+    """Refuse a block whose own forward gives another result than the block forward.
 
-    One block of each class and make (plain attributes such as the shift, parts, shapes) is run both ways; a fork
-    that changed the block (a mask also in unshifted blocks, say) would otherwise start from another network without a
-    word.
+    One block of each configuration (class, plain attributes such as the shift, submodules, parameter shapes) is run
+    both ways. Otherwise the adapted network would silently differ from a base whose code was changed, e.g. a fork with
+    a mask in unshifted blocks too.
 
     Args:
-        checked: What has been compared already; written.
+        checked: Configurations that were compared already; changed in place.
         path: Path of the block, for errors.
         module: The block.
         name: Name of the block forward.
 
     Raises:
-        ChangedBlockError: The results differ by a bit, or, for a block forward that is only close, by more than
-            `CLOSE`; an `OtherBlockError` where it cannot be run.
+        ChangedBlockError: The results are not identical or, for a block forward that is not exact, differ by more than
+            `CLOSE`; or the block forward never uses one of its ports.
+        OtherBlockError: The block cannot be run as the block forward.
     """
     plain = {k: v for k, v in vars(module).items() if v is None or isinstance(v, (bool, int, float, str, tuple, list))}
     parts = [(path, original_class(part)) for path, part in base_modules(module)]
@@ -59,7 +60,7 @@ def check_block(checked: set[tuple[object, ...]], path: str, module: nn.Module, 
 
 
 class _Asked(BlockPorts):
-    """No adapters, and the ports that a block forward asks for."""
+    """Ports without adapters, which record the ports that a block forward asks for."""
 
     def __init__(self) -> None:
         super().__init__({})
@@ -79,9 +80,9 @@ class _Asked(BlockPorts):
 
 
 def block_problem(module: nn.Module, block: BlockForward) -> str | None:
-    """The difference between a block's own forward and a block forward, as the end of a sentence; None for none.
+    """Return the difference between a block's own forward and a block forward as the end of a sentence; None if equal.
 
-    In place of a variant, the block forward that it is a variant of is compared.
+    For a variant, the block forward that it is a variant of is compared instead.
     """
     block = block if block.variant_of is None else get_block(block.variant_of)
     twin, own_class = twin_of(module), original_class(module)
@@ -92,7 +93,7 @@ def block_problem(module: nn.Module, block: BlockForward) -> str | None:
             own = own_class.forward(twin, *(a.clone() if isinstance(a, Tensor) else a for a in arguments))
             ports = _Asked()
             ours = block.forward(twin, ports, *arguments)
-    except Exception as error:  # noqa: BLE001  (whatever another copy of the code raises means: another block)
+    except Exception as error:  # noqa: BLE001  (any error means another block)
         return f"{CANNOT_RUN} {advice} ({type(error).__name__}: {error})"
     (a, b) = (x[0] if isinstance(x, tuple) else x for x in (own, ours))
     same = torch.equal(a, b) if block.exact else torch.allclose(a, b, rtol=CLOSE, atol=CLOSE * float(a.abs().max()))
@@ -105,5 +106,5 @@ def block_problem(module: nn.Module, block: BlockForward) -> str | None:
 
 
 def variant_in(name: str | None) -> str | None:
-    """The block forward of that name if it is a variant, and differs from the block itself; None otherwise."""
+    """Return the name if that block forward is a variant, which computes something else than the block; else None."""
     return name if name is not None and get_block(name).variant_of is not None else None

@@ -1,4 +1,4 @@
-"""The facts of any network: given by the user, by its family, or measured by running a copy of it."""
+"""Facts of any network: given by the user, known from its family, or measured by running a copy of it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ from .examples import Example, examples
 from .trial import MOST_RUNS, Trial
 
 MULTIPLES_PX = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
-"""Side multiples that are tried, in this order; the first at which the network runs is taken."""
+"""Candidates for `size_multiple`, in pixels, in the order of trial; the first at which the network runs is used."""
 
 PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103)
-"""Sides of m·p and m·q for primes p and q are multiples of no other candidate, unless it divides m."""
+"""Factors of test sizes: sides m·p and m·q with two primes p and q have no common divisors but those of m.
+
+E.g. m = 8 and sides of at least 32 px: 40 and 56 px, which a network that needs a multiple of 16 does not take.
+"""
 
 
 def describe(  # noqa: PLR0913  (one argument for each fact)
@@ -45,31 +48,32 @@ def describe(  # noqa: PLR0913  (one argument for each fact)
     architecture: str | None = None,
     example: Any = None,
 ) -> Backbone:
-    """The facts of any network, as a `Backbone` that every call of lowpeft takes.
+    """Return a network with its facts, as a `Backbone`, which every function of lowpeft accepts.
 
-    What is not given is what the network's family says; else scale, channels and the multiple of sides are measured by
-    running a copy of the network on small random images, and the value range is assumed to be 0..1. `.notes` says
-    which, and so do `print(lowpeft.plan(…))` and `print(lowpeft.summary(…))`.
+    Facts that are not given are those of the network's family. Without a family, scale, channels and size multiple are
+    measured by running a copy of the network on small random images, and the value range is assumed to be 0..1. The
+    source of each fact is in `.notes`, and in the output of `print(lowpeft.plan(…))` and `print(lowpeft.summary(…))`.
 
     Args:
-        module: A network, adapted or not, or a `Backbone` of which some facts are changed.
-        scale: Output sides over input sides.
-        value_range: Lowest and highest value of images in and out.
-        output_range: Of images out, where it is another.
-        channels: Channels of input images.
-        maps: Values, the network's own, of constant maps that it takes behind an image's channels (a noise level).
-        size_multiple: Sides that the network takes are multiples of this, in pixels.
-        min_px: The least side that it takes, in pixels.
-        square: It takes square images only.
-        fixed_px: The only side of (square) images that it takes, in pixels.
-        strips: Whether it may be run in strips.
-        output: What of its output is the image: an attribute's name, or an item's index.
-        architecture: Name for people; the class name by default.
-        example: What the network is called with, in its own value range, instead of random images: an (N,C,H,W) tensor;
-            or for a network that takes something else a list (its one argument), a tuple or a dict of arguments.
+        module: A network, adapted or not, or a `Backbone` some of whose facts are to be changed.
+        scale: Output sides divided by input sides.
+        value_range: Lowest and highest value of input and output images.
+        output_range: Lowest and highest value of output images, if they differ from those of input images.
+        channels: Number of channels of input images.
+        maps: Values of the constant maps that the network takes as extra channels behind the image's channels (e.g. a
+            noise level), in the network's own units.
+        size_multiple: Number of pixels that input sides must be a multiple of.
+        min_px: Smallest input side, in pixels.
+        square: True if the network takes square images only.
+        fixed_px: Only side of (square) images that the network takes, in pixels.
+        strips: True if an image may be processed in strips.
+        output: Part of the network's output that is the image: an attribute's name, or an item's index.
+        architecture: Display name; the class name by default.
+        example: Input used instead of random images, in the network's own value range: an N,C,H,W tensor. For networks
+            with other inputs: a list (the only argument), a tuple or a dict of arguments.
 
     Raises:
-        PlanError: `module` is no network, or a fact is impossible.
+        PlanError: `module` is not a network, or a fact is invalid.
     """
     sizes = {"size_multiple": size_multiple, "min_px": min_px, "square": square, "fixed_px": fixed_px, "strips": strips}
     values = {"value_range": value_range, "output_range": output_range, "channels": channels, "maps": maps}
@@ -121,36 +125,36 @@ def _are_numbers(values: object) -> bool:
 
 
 def _known(model: object) -> Facts | None:
-    """Facts that came with the model: a `Backbone`'s, or those in the record of an adapted network."""
+    """Return the facts that come with the model: a `Backbone`'s, or those in an adapted network's record; else None."""
     if isinstance(model, Backbone):
         return model.facts
     if not is_adapted(model):
         return None
     root = root_of(model)
-    # Any module of the user's own around the adapted network may change what goes in and comes out.
+    # A user's module around the adapted network may change its input and output.
     return record_of(root).facts if unwrap(model) is root else None
 
 
 def is_described(model: object) -> bool:
-    """Whether facts come with the model, so that nothing has to be measured."""
+    """Return whether facts come with the model, so that nothing has to be measured."""
     return _known(model) is not None
 
 
 def facts_of(model: object, trial: Trial | None = None) -> Facts:
-    """The facts of a network: those that came with it, else measured (see `describe`), which takes some forwards.
+    """Return the facts that come with a network, or measure them (see `describe`), which takes some forward passes.
 
     Args:
         model: The network.
-        trial: Of it, where there is one already.
+        trial: Existing trial of the network, to reuse.
     """
     return _known(model) or _measured(trial or Trial(root_of(model)), {})
 
 
 def image_facts(model: object) -> ImageFacts:
-    """The facts of a network that takes and gives images.
+    """Return the facts of a network whose input and output are images.
 
     Raises:
-        PlanError: It does not, or that cannot be told; `lowpeft.describe` takes the facts.
+        PlanError: Scale or channels are unknown; they can be given with `lowpeft.describe`.
     """
     facts = facts_of(model)
     if facts.scale is None or facts.channels is None:
@@ -189,12 +193,12 @@ def _measured(trial: Trial, given: Mapping[str, Any]) -> Facts:
 
 
 def _passes_on(found: Recognised) -> bool:
-    """Whether nothing stands around the family's network that could change its input or output."""
+    """Return whether no other module around the family's network could change its input or output."""
     return found.prefix == found.family.inside
 
 
 def family_facts(root: nn.Module, found: Recognised | None) -> dict[str, Any]:
-    """What the family says of this network; nothing where other modules stand around it, which could change it."""
+    """Return the facts that the family knows of this network; empty if modules around it could change its images."""
     if found is None or not _passes_on(found):
         return {}
     if found.family.facts is None:
@@ -210,7 +214,7 @@ def family_facts(root: nn.Module, found: Recognised | None) -> dict[str, Any]:
 
 
 def _run(trial: Trial, known: Mapping[str, Any], family: Recognised | None) -> tuple[dict[str, Any], list[str]]:
-    """Scale, channels and sizes, from running a copy of the network; and how each was found."""
+    """Measure scale, channels and sizes by running a copy of the network; return them and a note on each."""
     output = known.get("output", family.family.output if family else None)
     try:
         network = _Runs(trial, output, known.get("maps", ()))
@@ -230,7 +234,7 @@ def _run(trial: Trial, known: Mapping[str, Any], family: Recognised | None) -> t
 
 
 class _Runs:
-    """A network that may be run at will, and the image in its output."""
+    """A trial of a network, its constant maps, and the location of the image in its output."""
 
     def __init__(self, trial: Trial, output: str | int | None, maps: tuple[float, ...]) -> None:
         self.trial = trial
@@ -238,7 +242,7 @@ class _Runs:
         self.maps = Facts(architecture="", scale=None, channels=None, maps=maps)
 
     def image(self, x: Tensor) -> Tensor | None:
-        """The image that the network makes of `x`; None if it gives something else."""
+        """Return the image that the network computes from `x`; None if its output is something else."""
         result = self.trial.call(Example((to_network(x.clone(), self.maps),), {}))
         if isinstance(result, Tensor):
             self.output = None
@@ -248,7 +252,7 @@ class _Runs:
         return result if plain and result.is_floating_point() else None
 
     def scale_of(self, x: Tensor) -> int | None:
-        """Output sides over input sides, where that is one whole number; None where there is no such image."""
+        """Return output sides divided by input sides; None if that is not one integer or the output is not an image."""
         image = self.image(x)
         if image is None:
             return None
@@ -256,10 +260,10 @@ class _Runs:
         return rows // h if rows >= h and rows % h == 0 and rows * w == columns * h else None
 
     def first(self, channels: int | None) -> Tensor:
-        """An input on which the network gives an image.
+        """Return an input for which the network's output is an image.
 
         Raises:
-            PlanError: There is none among those tried.
+            PlanError: No tried input gives an image.
         """
         tried: dict[str, None] = {}
         refused = 0
@@ -277,12 +281,12 @@ class _Runs:
                     return x
                 tried[f"{tuple(x.shape)} gives no image of a whole multiple of its size"] = None
                 refused += 1
-            except Exception as error:  # noqa: BLE001  (whatever the user's network raises means: not this input)
+            except Exception as error:  # noqa: BLE001  (any error means that it does not take this input)
                 tried[f"{tuple(x.shape)}: {type(error).__name__}"] = None
         raise PlanError("no input that was tried gives an image (" + "; ".join([*tried][:3]) + ")")
 
     def sizes(self, x: Tensor, scale: int | None) -> tuple[dict[str, Any], str]:
-        """Which sides the network takes, tried on images of about the size of `x`."""
+        """Find the sides that the network takes, on images not smaller than `x`; return facts and a note."""
         least = min(x.shape[-2:])
         for multiple in MULTIPLES_PX:
             p, q = next((p, q) for p, q in pairwise(PRIMES) if p * multiple >= least)
@@ -297,5 +301,5 @@ class _Runs:
         image = torch.rand(1, x.shape[1], *size, generator=torch.Generator().manual_seed(0)).to(x.device, x.dtype)
         try:
             return self.scale_of(image) == scale
-        except Exception:  # noqa: BLE001  (whatever the user's network raises means: not this size)
+        except Exception:  # noqa: BLE001  (any error means that it does not take this size)
             return False

@@ -1,4 +1,4 @@
-"""Inputs to try a network on: those that the user gives, or random images of usual channels and sizes."""
+"""Inputs for test runs of a network: given by the user, or random images of common channel counts and sizes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ...ports.layouts import Size
 from ..attachment.views import arguments
 
 SIZES_PX: tuple[Size, ...] = ((32, 48), (48, 80), (64, 128), (48, 48), (64, 64), (24, 24), (128, 256), (256, 256))
-"""Tried in this order: sides differ where the network allows it, so that rows and columns can be told apart."""
+"""Image sizes, in pixels, in the order of trial; mostly not square, so that rows and columns can be told apart."""
 BATCH = 2
-"""Images in a batch that is observed: one would not show which dimension counts them."""
+"""Number of images in an observed batch; a single image would not reveal the batch dimension."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """The arguments of one call of a network.
+    """Arguments of one call of a network.
 
     Attributes:
         args: Positional arguments.
@@ -35,10 +35,10 @@ class Example:
 
     @classmethod
     def of(cls, given: Any) -> Example:
-        """The example that a user gives: a tensor or list is the one argument, a tuple all of them, a dict keywords.
+        """Return the example that a user gives: a tensor or list is the only argument, a tuple all, a dict keywords.
 
         Raises:
-            PlanError: It holds no tensor with a first dimension that could count images.
+            PlanError: It has no tensor with dimensions, or one that is empty, nested, not dense or on the meta device.
         """
         example = cls(*arguments(given))
         if not example._tensors:
@@ -62,33 +62,33 @@ class Example:
 
     @property
     def first(self) -> Tensor:
-        """Its first tensor with most dimensions: the images."""
+        """First of the tensors with the most dimensions: the images."""
         return max(self._tensors, key=Tensor.dim)
 
     @property
     def images(self) -> int:
-        """How many images it holds."""
+        """Number of images."""
         return len(self.first)
 
     @property
     def size(self) -> Size | None:
-        """Height and width, where its images are maps."""
+        """Height and width of the images, in pixels; None if they have fewer than four dimensions."""
         shape = self.first.shape
         return (shape[-2], shape[-1]) if len(shape) >= 4 else None
 
     @property
     def is_square(self) -> bool:
-        """Whether rows and columns are as many, or are none."""
+        """True if height and width are equal or the size is None."""
         return self.size is None or self.size[0] == self.size[1]
 
     @property
     def image(self) -> Tensor | None:
-        """The one N,C,H,W tensor that it is; None if it is something else."""
+        """Tensor of shape N,C,H,W if that is the only argument, else None."""
         plain = len(self.args) == 1 and not self.kwargs and isinstance(self.args[0], Tensor)
         return self.args[0] if plain and self.args[0].dim() == 4 else None
 
     def call(self, module: nn.Module) -> Any:
-        """What a module gives for it. The module gets copies of the tensors, because some networks write theirs."""
+        """Return a module's output. It gets copies of the tensors, because some networks change inputs in place."""
 
         def copied(value: Any) -> Any:
             return value.clone() if isinstance(value, Tensor) else value
@@ -96,7 +96,7 @@ class Example:
         return module(*tree_map(copied, self.args), **tree_map(copied, self.kwargs))
 
     def of_images(self, count: int) -> Example:
-        """The same with so many images: the first ones, or the first one several times."""
+        """Return this example with `count` images: the first ones, or copies of the first if there are too few."""
         images = self.images
 
         def some(value: Any) -> Any:
@@ -107,7 +107,10 @@ class Example:
         return self._each(some)
 
     def views(self, count: int) -> tuple[Any, ...]:
-        """One of its images for each of so many views, each in the form in which the network takes it."""
+        """Return one image for each of `count` views, each as the network's argument, tuple or dict of arguments.
+
+        With fewer images than views, every view is the first image.
+        """
         images, batch = self.images, self.of_images(count)
 
         def view(i: int) -> Any:
@@ -121,7 +124,7 @@ class Example:
         return tuple(map(view, range(count))) if images >= count else (view(0),) * count
 
     def with_other(self, index: int) -> Example:
-        """The same, but one of the images is another one."""
+        """Return this example with the image at `index` changed: flipped, and halved if floating-point."""
         images = self.images
 
         def other(value: Any) -> Any:
@@ -141,16 +144,16 @@ class Example:
 def examples(
     root: nn.Module, *, batch: int = BATCH, facts: Facts | None = None, sizes: tuple[Size, ...] = SIZES_PX
 ) -> Iterator[Example]:
-    """Random image batches (values 0..1) to try the network on: channel counts and sizes that are usual.
+    """Yield random image batches (values 0..1) of common channel counts and sizes, to run the network on.
 
     Args:
-        root: The network.
-        batch: Number of images.
-        facts: Facts that are known: they tell the channels, and which sides the network takes.
-        sizes: Of the images, in pixels, before what the facts say of sides.
+        root: Network that the batches are for; they get the dtype and device of its first floating-point parameter.
+        batch: Number of images in each batch.
+        facts: Known facts, which determine the channels and the allowed sides.
+        sizes: Image sizes, in pixels, before they are adjusted to the facts.
 
     Raises:
-        PlanError: The network has no floating-point parameters, so nothing says which dtype and device it takes.
+        PlanError: The network has no floating-point parameters, so its dtype and device are unknown.
     """
     tensor = next((p for p in root.parameters() if p.is_floating_point()), None)
     if tensor is None:

@@ -1,6 +1,7 @@
-"""A few figures of what a base computes, which tell what no weight does: a value range, a padding mode, an activation.
+"""Figures: a few statistics of a base's output, which reveal differences outside the weights.
 
-They are taken on the CPU, from a copy, on one image that is the same everywhere.
+Such differences are e.g. the value range, a padding mode or an activation. The figures are computed on the CPU, with a
+copy of the network, from one image that is the same on every machine.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from .outputs import float_tensors
 from .trial import LEAST_PX
 
 TOLERANCE = 2e-5
-"""What other processors and versions of torch may change, of the largest figure of a tensor, …"""
+"""Tolerance for other processors and versions of torch, as a share of the largest figure of a tensor."""
 STEPS = 4
-"""… and so many steps of the dtype, in which weights and features are rounded."""
+"""Tolerance for rounded weights and features, in steps (`eps`) of the dtype; the larger of both tolerances applies."""
 
 COARSEST = 0.25
-"""The largest step that a dtype of weights has (float8_e5m2)."""
+"""Largest step (`eps`) of any dtype of weights (float8_e5m2)."""
 
 MOST_TENSORS = 4
 SAMPLES = 4
@@ -38,12 +39,12 @@ Values = tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What a base gives for the fixed image.
+    """Statistics of a base's output for the fixed image.
 
     Attributes:
-        shape: N,C,H,W of the image.
-        step: Of the coarsest dtype among its parameters (its `eps`).
-        values: For each of the first tensors of the output its mean, its standard deviation and some of its values.
+        shape: Shape of the image, N,C,H,W.
+        step: Largest `eps` among the dtypes of the base's parameters.
+        values: Mean, standard deviation and some values of each of the first tensors of the output.
     """
 
     shape: tuple[int, ...]
@@ -51,15 +52,15 @@ class Figures:
     values: Values
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the fields as plain values."""
         return asdict(self)
 
 
 def figures_from_dict(values: object) -> Figures:
-    """The inverse of `Figures.as_dict`.
+    """Return the figures from the values of `Figures.as_dict`.
 
     Raises:
-        AdapterError: These are no figures.
+        AdapterError: The values are not those of figures.
     """
     try:
         shape, step, rows = (values[key] for key in ("shape", "step", "values"))  # type: ignore[index]
@@ -76,14 +77,14 @@ def figures_from_dict(values: object) -> Figures:
 
 
 def figures_of(root: nn.Module, facts: Facts) -> Figures | None:
-    """The figures of a network, adapted or not; None where there are none.
+    """Return the figures of a network's base, adapted or not; None if there are none.
 
-    It may not take an image, or give no two outputs alike, or there is no memory for a copy, which must keep nobody
-    from saving.
+    That is the case if the network does not take an image, if its output changes from run to run, or if there is no
+    memory for a copy. None instead of an error lets the adapter be saved anyway.
 
     Args:
         root: The network.
-        facts: That are known of it: channels and sides that it takes.
+        facts: Known facts of the network, for the channels and sides of the image.
     """
     twin = _on_cpu(root)
     if twin is None:
@@ -92,7 +93,7 @@ def figures_of(root: nn.Module, facts: Facts) -> Figures | None:
         shape = tuple(example.first.shape)
         values = _values(twin, shape)
         if values:
-            # Noise, and choices that a rounding turns over, would be another output on every machine.
+            # Noise, and decisions that depend on rounding, would give another output on each machine.
             again = _values(twin, shape, seed=1, scale=1 + 2**-20)
             steady = again and _difference(values, again) < max(TOLERANCE / 2, _step(twin))
             return Figures(shape=shape, step=_step(twin), values=values) if steady else None
@@ -100,14 +101,14 @@ def figures_of(root: nn.Module, facts: Facts) -> Figures | None:
 
 
 def other_figures(expected: Figures, root: nn.Module, rounded: torch.dtype | None = None) -> list[str]:
-    """What a network's output differs in from that of the base in a file, as lines for people.
+    """Return the difference between a network's output and that of the base in a file, as lines for people.
 
-    Nothing is said of a network that cannot be copied, or does not run on the CPU or on this image.
+    Empty if they agree, or if the network cannot be copied or does not run on the CPU or on this image.
 
     Args:
-        expected: From an adapter file.
+        expected: Figures from an adapter file.
         root: The network.
-        rounded: To which dtype one of the two had its weights rounded, whatever it holds them in.
+        rounded: Dtype that the weights of one of the two are rounded to, in whatever dtype they are stored.
     """
     if (twin := _on_cpu(root)) is None or (found := _values(twin, expected.shape)) is None:
         return []
@@ -127,10 +128,10 @@ def other_figures(expected: Figures, root: nn.Module, rounded: torch.dtype | Non
 
 
 def _on_cpu(root: nn.Module) -> nn.Module | None:
-    """A copy without adapters; None where there can be none."""
+    """Return a copy with its adapters off, on the CPU; None if it cannot be made."""
     try:
         return twin_of(root).cpu()
-    except (PlanError, RuntimeError):  # torch's error for no memory is a RuntimeError
+    except (PlanError, RuntimeError):  # torch raises RuntimeError if out of memory
         return None
 
 
@@ -139,14 +140,14 @@ def _step(twin: nn.Module) -> float:
 
 
 def _values(twin: nn.Module, shape: tuple[int, ...], *, seed: int = 0, scale: float = 1.0) -> Values | None:
-    """The figures of a copy's output; empty where they are not finite, None where it does not run or gives none."""
+    """Return the figures of a copy's output; empty if not finite, None if it does not run or gives no tensors."""
     parameter = next(p for p in twin.parameters() if p.is_floating_point())
     image = (_pattern(shape) * scale).to(parameter.dtype)
     with torch.no_grad(), torch.autocast("cpu", enabled=False), kept_generators(twin):
         torch.manual_seed(seed)
         try:
             tensors = float_tensors(twin(image))
-        except Exception:  # noqa: BLE001  (whatever a network raises for an image that it does not take)
+        except Exception:  # noqa: BLE001  (any error means that it does not take the image)
             return None
         found = tuple(tuple(_row(t.double().flatten())) for t in tensors[:MOST_TENSORS] if t.numel())
     finite = all(math.isfinite(value) for row in found for value in row)
@@ -154,7 +155,7 @@ def _values(twin: nn.Module, shape: tuple[int, ...], *, seed: int = 0, scale: fl
 
 
 def _pattern(shape: tuple[int, ...]) -> Tensor:
-    """An image of values 0..1 that is the same on every machine: the fractions of multiples of the golden ratio."""
+    """Return an image of values 0..1 that is the same on every machine: fractional parts of k·(√5 - 1)/2."""
     count = torch.Size(shape).numel()
     return (torch.arange(count, dtype=torch.float64) * ((5**0.5 - 1) / 2)).frac().reshape(shape)
 
@@ -166,7 +167,7 @@ def _row(values: Tensor) -> Iterator[float]:
 
 
 def _difference(one: Values, other: Values) -> float:
-    """The largest difference, as a share of the largest figure of the same tensor; infinite for other tensors."""
+    """Return the largest difference, as a share of the largest figure of the tensor; infinite if the counts differ."""
     if [len(row) for row in one] != [len(row) for row in other]:
         return float("inf")
     worst = 0.0

@@ -1,4 +1,4 @@
-"""Which base an adapter belongs to: class, structure and weights of the frozen network."""
+"""Fingerprints of bases: class, structure and weights of the frozen network that an adapter belongs to."""
 
 from __future__ import annotations
 
@@ -25,20 +25,19 @@ OTHER_WEIGHTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
-    """What identifies a base.
+    """Values that identify a base.
 
     Attributes:
-        model: Class name (import paths differ between copies of the same network, so they play no part).
-        parameters: Their number.
-        structure: SHA-256 over the names and shapes of all parameters.
-        weights: SHA-256 over the names, dtypes and bytes of all parameters and floating-point buffers. Buffers that
-            depend on the image size (`attn_mask*`) and those that a state dict leaves out, because the network computes
-            them, do not count.
-        indices: The same of the integer buffers that a state dict holds; single numbers, which count something, play no
-            part. None in files that were written before this was recorded.
-        rounded: `weights` with all floating-point tensors in half precision, by the name of the dtype, so that a
-            network in half precision is known by the adapter of the original, and the other way round. None where it
-            has not been computed.
+        model: Class name without the module path, which differs between copies of the same network.
+        parameters: Number of parameters.
+        structure: SHA-256 of the names and shapes of all parameters.
+        weights: SHA-256 of the names, dtypes, shapes and bytes of all parameters and floating-point buffers, without
+            buffers that depend on the image size (`attn_mask*`) or are not in the state dict (the network computes
+            them).
+        indices: The same digest for the integer buffers in the state dict, without 0-D ones, which are counters. None
+            in files written before this was recorded.
+        rounded: `weights` with all floating-point tensors in half precision, by the name of the dtype. With it a
+            network in half precision matches an adapter made at full precision, and vice versa. None if not computed.
     """
 
     model: str
@@ -49,10 +48,10 @@ class Fingerprint:
     rounded: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values of other types, which a damaged file could hold.
+        """Refuse values of other types, which a damaged file could contain.
 
         Raises:
-            AdapterError: Naming the values.
+            AdapterError: A value has another type; the message contains all values.
         """
         texts = (self.model, self.structure, self.weights, "" if self.indices is None else self.indices)
         rounded = self.rounded if self.rounded is not None else {}
@@ -61,12 +60,12 @@ class Fingerprint:
             raise AdapterError(f"{(self.parameters, *texts, rounded)} is not a fingerprint")
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the fields as plain values."""
         return asdict(self)
 
 
 def digest(tensor: Tensor) -> str:
-    """A tensor's dtype, a space, and the SHA-256 of its shape and bytes."""
+    """Return a tensor's dtype, a space, and the SHA-256 of its shape and bytes; e.g. "float32 9f86d0…"."""
     plain = tensor.detach().cpu().contiguous()
     state = hashlib.sha256(str(list(plain.shape)).encode() + b"\0", usedforsecurity=False)
     state.update(plain.reshape(-1).view(torch.uint8).numpy().data)
@@ -74,7 +73,7 @@ def digest(tensor: Tensor) -> str:
 
 
 def digests(root: nn.Module) -> dict[str, str]:
-    """The digest of every tensor of the base."""
+    """Return the digest of every tensor of the base, by path."""
     return _digests({**dict(base_state(root)), **_index_buffers(root)})
 
 
@@ -82,21 +81,21 @@ def _digests(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) ->
     def one(tensor: Tensor) -> str:
         return digest(tensor.detach().cpu().to(dtype) if dtype is not None and tensor.is_floating_point() else tensor)
 
-    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter lock
+    with ThreadPoolExecutor() as pool:  # hashing releases the GIL
         return dict(zip(tensors, pool.map(one, tensors.values()), strict=True))
 
 
 def _index_buffers(root: nn.Module) -> dict[str, Tensor]:
-    """The integer buffers of the base that a state dict holds, without single numbers."""
+    """Return the integer buffers of the base that are in the state dict, without 0-D ones."""
     return {path: b for path, b in saved_buffers(root) if b.dim() and not b.is_floating_point()}
 
 
 def fingerprint(root: nn.Module, tensors: dict[str, str] | None = None) -> Fingerprint:
-    """The fingerprint of the base below `root`, adapted or not.
+    """Return the fingerprint of the base of a network, adapted or not.
 
     Args:
         root: The network.
-        tensors: Its `digests`, where they are known already.
+        tensors: Digests from `digests(root)`, if already computed.
     """
     shapes = {path: list(p.shape) for path, p in base_parameters(root)}
     known = digests(root) if tensors is None else tensors
@@ -111,7 +110,7 @@ def fingerprint(root: nn.Module, tensors: dict[str, str] | None = None) -> Finge
 
 
 def with_rounded(base: Fingerprint, root: nn.Module) -> Fingerprint:
-    """The fingerprint of a network with what it is in half precision."""
+    """Return a fingerprint with `rounded` computed from the network's tensors in half precision."""
     state = dict(base_state(root))
     sums = {_name(dtype): _sum_of(_digests(state, dtype)) for dtype in HALF}
     return replace(base, rounded=sums)
@@ -130,10 +129,10 @@ def _sum(lines: Iterable[str]) -> str:
 
 
 def fingerprint_from_dict(values: object) -> Fingerprint:
-    """The inverse of `Fingerprint.as_dict`.
+    """Return the fingerprint from the values of `Fingerprint.as_dict`.
 
     Raises:
-        AdapterError: These are not the values of a fingerprint.
+        AdapterError: The values are not those of a fingerprint.
     """
     try:
         return Fingerprint(**values)  # type: ignore[arg-type]
@@ -142,7 +141,7 @@ def fingerprint_from_dict(values: object) -> Fingerprint:
 
 
 def compare(expected: Fingerprint, found: Fingerprint) -> list[str]:
-    """What differs between the fingerprint in a file and that of a network, as lines for people."""
+    """Return the differences between the fingerprint in a file and that of a network, as lines for people."""
     problems = []
     if expected.model != found.model:
         problems.append(f"the adapter was made for a {expected.model}, this network is a {found.model}")
@@ -158,11 +157,11 @@ def compare(expected: Fingerprint, found: Fingerprint) -> list[str]:
 
 
 class Rounding(NamedTuple):
-    """How a network and an adapter's base differ that have the same weights, one of them rounded.
+    """Difference in precision between a network and an adapter's base that otherwise have the same weights.
 
     Attributes:
-        text: For people.
-        dtype: To which one of them is rounded.
+        text: Description for people.
+        dtype: Dtype that the weights of one of them are rounded to.
     """
 
     text: str
@@ -170,12 +169,13 @@ class Rounding(NamedTuple):
 
 
 def rounding_between(expected: Fingerprint, root: nn.Module) -> Rounding | None:
-    """How a network and an adapter's base differ, if that is in precision alone; None if it is not.
+    """Return the difference between a network and an adapter's base if they differ only in precision, else None.
+
+    One of them has rounded weights, in whatever dtype they are stored; the other has the same weights once rounded.
 
     Args:
-        expected: From an adapter file.
-        root: The network. It or the base is rounded, whatever dtype it is held in, and the other one is the same when
-            it is rounded.
+        expected: Fingerprint from an adapter file.
+        root: The network.
     """
     state = dict(base_state(root))
     known = {**(expected.rounded or {}), _name(torch.float32): expected.weights}

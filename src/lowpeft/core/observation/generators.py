@@ -1,4 +1,4 @@
-"""Random generators that are left as they were."""
+"""Context manager that restores the global random generators."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import nn
 
 @contextlib.contextmanager
 def kept_generators(module: nn.Module) -> Iterator[None]:
-    """Leave the state of every global generator as it is, whatever a module that is run here draws.
+    """Restore the state of every global random generator on exit, so that runs of a module do not change it.
 
-    These are torch's, on the CPU and on the CUDA devices of the module's parameters, Python's, and NumPy's where it is
-    loaded.
+    The generators are torch's, on the CPU and on the CUDA devices of the module's parameters, Python's, and NumPy's if
+    it is imported.
     """
     devices = sorted({p.device.index for p in module.parameters() if p.device.type == "cuda"})
     numpy = getattr(sys.modules.get("numpy"), "random", None)

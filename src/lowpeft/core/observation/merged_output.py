@@ -1,4 +1,4 @@
-"""What an adapted network gives before and after its adapters were merged."""
+"""Comparison of an adapted network's output before and after its adapters are merged."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .outputs import float_tensors
 from .trial import Trial
 
 ROUNDING = 50
-"""Merging may change an output by so many times the relative step of its dtype, …"""
+"""Tolerance for merging, in relative steps (`eps`) of the output's dtype; the larger of both tolerances applies."""
 SHARE = 0.05
-"""… or by this share of what the adapters change."""
+"""Tolerance for merging, as a share of the adapters' effect on the output."""
 
 
 def _tensors(output: Any) -> list[Tensor]:
@@ -28,7 +28,7 @@ def _tensors(output: Any) -> list[Tensor]:
 
 
 def _outputs(copied: nn.Module, example: Example) -> list[Tensor]:
-    """What a copy gives with its setting, for one image for each view where it takes several."""
+    """Return the outputs of a copy with its current settings; if it takes several views, it gets one image per view."""
     views = record_of(copied).views if RECORD in copied.__dict__ else 1
     if views > 1:
         example = Example((ViewBatch.of(example.views(views)),), {})
@@ -37,7 +37,7 @@ def _outputs(copied: nn.Module, example: Example) -> list[Tensor]:
 
 
 class Comparison:
-    """The outputs of copies of an adapted network on one example, taken before it is merged."""
+    """Outputs of a copy of an adapted network on one example, without and with adapters, computed before merging."""
 
     def __init__(self, root: nn.Module, example: Example | None) -> None:
         facts = record_of(root).facts
@@ -51,15 +51,15 @@ class Comparison:
             return
         views = record_of(root).views
         plain = self.example.of_images(views) if views > 1 else self.example
-        self.base = _tensors(trial.call(plain))  # a trial's copy runs without adapters
+        self.base = _tensors(trial.call(plain))  # in a trial's copy, adapters are off
         put_in_force(root, trial.twin)
         self.adapted = _outputs(trial.twin, self.example)
 
     def difference(self, merged: nn.Module) -> float | None:
-        """What merging has changed, as a share of the largest value; None without an example or tensors in the output.
+        """Return the change by merging, as a share of the largest value; None without an example or output tensors.
 
         Raises:
-            PlanError: It is more than rounding.
+            PlanError: The change is larger than rounding explains.
         """
         if self.example is None or not self.adapted:
             return None
@@ -67,7 +67,7 @@ class Comparison:
         outputs = _outputs(copy_in_force(merged).eval(), self.example)
         for base, adapted, now in zip(self.base, self.adapted, outputs, strict=True):
             wide = torch.promote_types(adapted.dtype, torch.float32)
-            # What is not finite with and without adapters (a network without trained weights) says nothing.
+            # NaN and infinity, e.g. from a network without trained weights, are ignored.
             base, before, after = (t.to(wide).nan_to_num(0.0, 0.0, 0.0) for t in (base, adapted, now))
             scale = float(before.abs().max()) or 1.0
             effect, change = float((before - base).abs().max()), float((after - before).abs().max())

@@ -1,4 +1,4 @@
-"""What the modules of a network do while it runs once: how they are called, what they give, and how it is laid out."""
+"""Observation of a network's modules in one forward pass: their calls, outputs and layouts."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """What one module did.
+    """Calls and output of one module in a forward pass of the network.
 
     Attributes:
-        calls: How often it was called.
-        order: The number of its first call among the first calls of all modules.
-        shape: Of its output (or the first tensor of a tuple or list), None if there was none.
-        item: The index of that tensor in a tuple or list.
-        alike: The indices of all tensors of that shape in the tuple or list.
-        input_shape: Of its first tensor argument.
-        layout: Of the output, None if it could not be told.
+        calls: Number of calls.
+        order: Rank of its first call among the first calls of all modules, from 0.
+        shape: Shape of its output (the first tensor of a tuple or list); None if it has no tensor.
+        item: Index of that tensor in the tuple or list.
+        alike: Indices of all tensors of the same shape in the tuple or list.
+        input_shape: Shape of its first tensor argument.
+        layout: Layout of the output; None if unknown.
         size: Height and width of the output, in positions.
-        is_square: Whether the size is the square grid of tokens that were told none.
-        by_image: Whether the dimension of the layout that counts images is as long as the batch.
-        is_tokens: Whether it is tokens of each image, N,L,C or L,N,C.
+        is_square: True if the size was assumed: a square grid, for tokens whose module is not given height and width.
+        by_image: True if the batch dimension of the layout is as long as the batch.
+        is_tokens: True if the output has tokens of each image, N,L,C or L,N,C.
     """
 
     calls: int
@@ -52,26 +52,26 @@ class Observation:
 
     @property
     def channels(self) -> int:
-        """Number of channels; the last dimension where the layout is unknown."""
+        """Number of channels; length of the last dimension if the layout is unknown."""
         if self.shape is None:
             raise PlanError("a module without a tensor output has no channels")
         return self.shape[self.layout.channel_dim if self.layout else -1]
 
     @property
     def is_ambiguous(self) -> bool:
-        """Whether several tensors of the output could be the features."""
+        """True if several tensors of the output could be the features."""
         return len(self.alike) > 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Observed:
-    """One run of a network.
+    """Observations of a network's modules in one forward pass.
 
     Attributes:
-        example: What it was called with.
-        modules: What each module that was called did, by path.
-        calls: The shapes of outputs and arguments of every call, by path.
-        tell: Layout and size of a shape, from it and the arguments' shapes.
+        example: Arguments of the network.
+        modules: Observation of each module that was called, by path.
+        calls: Shapes of output and arguments of every call, by path.
+        tell: Function that finds layout and size of a tensor from its shape and the shapes of the arguments.
     """
 
     example: Example
@@ -80,10 +80,14 @@ class Observed:
     tell: Callable[[Shape, tuple[Any, ...]], Told] = field(repr=False)
 
     def item(self, path: str, item: int | None) -> Observation | None:
-        """What a module did, with the features in that element of its output; None for the first tensor.
+        """Return the observation of a module, or None if it was not called.
+
+        Args:
+            path: Path of the module.
+            item: Index of the features in its output; None for the first tensor.
 
         Raises:
-            PlanError: Its output has no tensor there.
+            PlanError: Its output has no tensor at that index.
         """
         seen = self.modules.get(path)
         if seen is None or item is None:
@@ -96,17 +100,17 @@ class Observed:
 
 @dataclass(frozen=True)
 class _Shape:
-    """Stands for a tensor, so that recording a run does not keep its features alive."""
+    """Shape that replaces a tensor in stored calls, so that the features are not kept in memory."""
 
     shape: Shape
 
 
 Call = tuple[Any, tuple[Any, ...]]
-"""The output and the arguments of one call, tensors replaced by their shapes."""
+"""Output and arguments of one call, with tensors replaced by their shapes."""
 
 
 class Told(NamedTuple):
-    """What a shape tells; see `Observation`."""
+    """Findings from a shape; see `Observation` for the fields."""
 
     layout: Layout | None = None
     size: Size | None = None
@@ -116,14 +120,15 @@ class Told(NamedTuple):
 
 
 def observe(root: nn.Module, example: Example, only_square: Callable[[], bool] = lambda: False) -> Observed:
-    """Run the network once and record what every module of the base did.
+    """Run the network once and observe the calls of every module of the base.
 
     Args:
         root: The network.
-        example: What it is called with.
-        only_square: Asked where tokens are told no size: whether the network takes square images only.
+        example: Arguments of the network.
+        only_square: Function that returns True if the network takes square images only; called if tokens are found
+            whose module is not given height and width.
     """
-    # TorchScript's modules take no such hooks, and cannot be adapted.
+    # TorchScript modules do not support these hooks, and cannot be adapted.
     modules = {p: m for p, m in base_modules(root) if not isinstance(m, torch.jit.ScriptModule)}
     calls: dict[str, list[Call]] = {}
 
@@ -159,7 +164,7 @@ def observe(root: nn.Module, example: Example, only_square: Callable[[], bool] =
 
 
 def _is_upright(size: tuple[int, ...], example: Example) -> bool:
-    """Whether a map could be the image's: one that is taller than wide, for an image that is not, has been turned."""
+    """Return whether a map has the orientation of the image; e.g. a tall map of a wide image was transposed."""
     if example.size is None:
         return True
     (height, width), (rows, columns) = example.size, size
@@ -167,17 +172,17 @@ def _is_upright(size: tuple[int, ...], example: Example) -> bool:
 
 
 def _took_apart(module: nn.Module, calls: list[Call]) -> bool:
-    """Whether a convolution got an image without a batch around it: the network takes a list, and got a tensor."""
+    """Return whether a convolution gave an unbatched image: the network takes a list of images, but got a tensor."""
     return isinstance(module, nn.Conv2d) and any(isinstance(o, _Shape) and len(o.shape) == 3 for o, _ in calls)
 
 
 Maps = tuple[set[Size], set[int]]
-"""The sides of a network's feature maps, and how many maps a batch has: several for each image where the network puts
-frames or views into the batch."""
+"""Sizes of a network's feature maps, and lengths of their batch dimensions: a multiple of the number of images if the
+network puts frames or views into the batch."""
 
 
 def _maps(example: Example, modules: dict[str, nn.Module], calls: dict[str, list[Call]]) -> Maps:
-    """Sides are those of the image and its halves, and what convolutions gave."""
+    """Collect sizes and batch lengths from the outputs of convolutions, the image's size and its successive halves."""
     found: set[Size] = set()
     counts = {example.images}
     for path, ((output, _), *_) in calls.items():
@@ -201,7 +206,7 @@ def _shapes(value: Any) -> Any:
 
 
 def _tensors_in(output: Any) -> dict[int | None, Shape]:
-    """The shapes of the tensors in an output, by their index in a tuple or list."""
+    """Return the shapes of the tensors in an output, by index in the tuple or list; by None for a single tensor."""
     if isinstance(output, _Shape):
         return {None: output.shape}
     return {i: v.shape for i, v in enumerate(output) if isinstance(v, _Shape)} if isinstance(output, tuple) else {}
@@ -233,14 +238,18 @@ def _observation(
 def tell_layout(
     shape: Shape, arguments: tuple[Any, ...], maps: Maps, example: Example, only_square: Callable[[], bool]
 ) -> Told:
-    """The layout and size of a feature tensor, None for what cannot be told.
+    """Return layout and size of a feature tensor, None for either if unknown.
+
+    A 4-D tensor is a map if its sides are a known map size as either NCHW or NHWC, but not both. A 3-D tensor contains
+    tokens if exactly one of its first two dimensions is as long as the batch.
 
     Args:
-        shape: Of the tensor.
-        arguments: What its module was called with; tokens need a height and width among them.
-        maps: Of the network.
-        example: What the network was called with, in several images.
-        only_square: Whether the network takes square images only, so that tokens lie on a square grid.
+        shape: Shape of the tensor.
+        arguments: Arguments of its module; the size of tokens is a height and width among them.
+        maps: Map sizes and batch lengths of the network.
+        example: Arguments of the network, with several images.
+        only_square: Function that returns True if the network takes square images only, so that tokens lie on a
+            square grid.
     """
     images, (sides, counts) = example.images, maps
     if len(shape) == 4 and shape[0] in counts:
@@ -261,24 +270,24 @@ def tell_layout(
 
 
 def tokens_layout(shape: Shape, images: int) -> Layout:
-    """The layout of a feature tensor whose rows cannot be told."""
+    """Return the layout of a feature tensor whose rows and columns are unknown."""
     if len(shape) == 3 and (shape[0] == images) != (shape[1] == images):
         return Layout.NLC if shape[0] == images else Layout.LNC
     return Layout.WLC
 
 
-# --- what is added to the features around it -------------------------------------------------------------------------
+# --- outputs that are added to other features ------------------------------------------------------------------------
 
 CARRIES = frozenset(
     "view _unsafe_view reshape _reshape_alias permute transpose t squeeze unsqueeze clone contiguous roll slice select "  # noqa: SIM905
     "expand alias detach mul mul_ div constant_pad_nd cat stack split split_with_sizes unbind _to_copy native_dropout "
     "dropout lift_fresh as_strided copy_ index".split()
 )
-"""Operations that move, scale or join values, and leave what a module gave recognisable."""
+"""Operations that move, scale or join values; their results are still traced to the module."""
 
 
 class _Additions(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows what chosen modules give until it is added to something else."""
+    """Dispatch mode that traces the outputs of chosen modules until they are added to other tensors."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -307,7 +316,7 @@ class _Additions(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _is_gate(name: str, args: Any) -> bool:
-    """Whether a product is of two tensors of which neither is a mere scale: then one of them may be a gate."""
+    """Return whether a product has two tensors, neither a parameter or a 0-D scale: one of them may be a gate."""
     if name.removesuffix("_") not in ("mul", "div"):
         return False
     factors = [t for t in args if isinstance(t, Tensor)]
@@ -315,12 +324,12 @@ def _is_gate(name: str, args: Any) -> bool:
 
 
 def find_additions(root: nn.Module, example: Example, paths: Iterable[str]) -> set[str]:
-    """Which of these modules give something that is added to other features, moved and scaled at most before.
+    """Find the modules whose output is added to other features, possibly after operations in `CARRIES`.
 
     Args:
         root: The network.
-        example: What it is called with.
-        paths: Of modules below.
+        example: Arguments of the network.
+        paths: Paths of the modules to test.
     """
     mode = _Additions()
 

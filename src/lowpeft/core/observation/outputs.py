@@ -1,4 +1,4 @@
-"""The tensors in whatever a network gives."""
+"""Search for the tensors in a network's output."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def float_tensors(output: Any) -> list[Tensor]:
-    """The floating-point tensors in an output: by itself, in lists, tuples, tables and dataclasses, in their order."""
+    """Return the floating-point tensors in an output, in order, also from lists, tuples, mappings and dataclasses."""
     return [t for t in _tensors(output) if t.is_floating_point()]
 
 

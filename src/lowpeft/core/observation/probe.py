@@ -1,14 +1,16 @@
-"""Finding the stages and blocks of a network of no known family, from what its modules do when it runs.
+"""Detection of stages and blocks in a network of no known family, from its modules' inputs and outputs in a run.
 
-Siblings (members of a ModuleList or Sequential, or attributes numbered like `block_1`, `block_2`) are a *sequence* when
-each is called once, takes and gives features of one shape, and keeps the batch. A container that is never called
-itself (a ModuleList of ModuleLists) is a unit too, from the input of its first to the output of its last module.
+Siblings (members of a ModuleList or Sequential, or attributes numbered like `block_1`, `block_2`) form a *sequence* if
+each is called once, its input and output have the same shape, and it keeps the batch. A container that is never called
+itself (a ModuleList of ModuleLists) counts as a unit from the input of its first to the output of its last module.
 
-In a U-shape, several sequences of blocks that lie in no other one, at sizes that differ by powers of two, hold more
-than half of the parameters together: each is a stage. Elsewhere the stages are the members of the one outer sequence
-that holds more than half, or 30 % where there is no other. Failing that, they are siblings that change the size
-themselves (the stages of a Swin Transformer or a ResNet). Anything else is refused with the candidates and a call that
-names them: a guess would be silent and wrong.
+1. U-shape: several sequences of blocks, none inside another, at sizes that differ by powers of two, contain more than
+   half of the parameters together. Each sequence is a stage.
+2. Otherwise one outermost sequence contains more than half of the parameters (30 % if it is the only one). Each of its
+   members is a stage.
+3. Otherwise the stages are siblings that change the size (as in a Swin Transformer or a ResNet).
+
+Any other network raises an error with the candidates and a call that names them: a guess could be wrong unnoticed.
 """
 
 from __future__ import annotations
@@ -33,25 +35,29 @@ ATTENTION = re.compile(r"attn|attention|(^|_)(msa|mha|sa)($|_|\d)")
 MLP = re.compile(r"mlp|ffn|feed_?forward|(^|_)ff($|_|\d)")
 
 MOST, MOST_ALONE = 0.5, 0.3
-"""The stages hold more than this share of the parameters: of several sequences, or where there is only one."""
+"""Minimum shares of the parameters that the stages contain: with several sequences, and with only one."""
 MOST_OF_A_PAIR = 0.75
-"""Where there are two sizes only, a sequence with more than this share is the body, and makes the stages alone."""
+"""With only two sizes, a sequence with more than this share of the parameters is the body; only its members are stages.
+
+E.g. a body and a few blocks after its upsampling are not a U-shape.
+"""
 WORTH_A_STAGE = 0.01
-"""What holds a smaller share of the parameters is no stage of a U-shape."""
+"""Minimum share of the parameters for a stage of a U-shape."""
 UNPADDED = 0.33
-"""So much of a side may differ from a power of two: convolutions without padding cut off pixels of small maps."""
+"""Tolerance for sides at powers of two, as a share of the side: unpadded convolutions cut off pixels of small maps."""
 WORTH_NAMING = 0.1
-"""A refusal names a sequence that holds at least this share of the parameters, else the largest parts."""
+"""Minimum share of the parameters for a sequence that errors and notes name; else errors name the largest parts."""
 WORTH_NAMING_ALONE = 0.05
-"""Each of the largest parts holds at least this share."""
+"""Minimum share of the parameters for each of the largest parts."""
 
 
 class NoStagesError(PlanError):
-    """The stages of a network could not be told.
+    """Error for a network whose stages could not be determined.
 
     Attributes:
-        targets: Paths of modules that could be named instead, in the order in which they run; the best choice first.
-        items: The elements of what these modules give that could be the features, where there are several.
+        targets: Choices of modules that could be named instead, best choice first; each has paths in the order of
+            execution.
+        items: Indices of the elements of the modules' outputs that could be the features, if there are several.
     """
 
     targets: tuple[tuple[str, ...], ...] = ()
@@ -60,7 +66,7 @@ class NoStagesError(PlanError):
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A stage: where its output is, the module or container around it, and its blocks."""
+    """A stage: path of its module or container, the unit that gives its output, and its blocks."""
 
     path: str
     output: Unit
@@ -68,11 +74,12 @@ class Stage:
 
 
 class Probed(NamedTuple):
-    """What running a network showed.
+    """Result of the detection.
 
     Attributes:
-        places: By name.
-        beside: The sequences of some weight that could be stages too and lie in none of the stages, for people.
+        places: Places by name.
+        beside: Descriptions of sequences outside the stages that could be stages too, with at least `WORTH_NAMING` of
+            the parameters.
     """
 
     places: dict[str, tuple[FoundPlace, ...]]
@@ -80,14 +87,14 @@ class Probed(NamedTuple):
 
 
 def probe_places(trial: Trial) -> Probed:
-    """The places `stage`, `attention`, `mlp` and `parallel` of a network of no known family.
+    """Find the places `stage`, `attention`, `mlp` and `parallel` of a network of no known family.
 
-    `stage` is each stage's output. Where every block has a child by name of an attention (an MLP) whose output is added
-    to other features, `attention` (`mlp`) is that output, and `parallel` stands beside the MLP. Otherwise `attention`
-    is the output of each block, or of each stage where the stages hold no blocks.
+    `stage` is the output of each stage. If every block has a child with the name of an attention (an MLP) whose output
+    is added to other features, `attention` (`mlp`) is that output; `parallel` reads the MLP's input. Without such an
+    attention, `attention` is the output of each block, or of each stage if the stages have no blocks.
 
     Raises:
-        PlanError: The network does not run, or its stages are not unambiguous (`NoStagesError`).
+        PlanError: The network does not run, or its stages are ambiguous or missing (`NoStagesError`).
     """
     return trial.first(lambda observed: _places(trial, observed))
 
@@ -126,7 +133,7 @@ def _place(
     around: tuple[str, str | None],
     images: int,
 ) -> FoundPlace:
-    """A place at a module's output, with the numbers and paths of the stage and the block around it."""
+    """Return a place at a module, with the numbers and paths of the stage and block around it."""
     return FoundPlace(
         path=path,
         stage=numbers[0],
@@ -139,14 +146,14 @@ def _place(
 
 
 def place_at(name: str, path: str, seen: Observation, images: int, *, reads_input: bool = False) -> Place:
-    """A place at a module's output, from what the module did.
+    """Return a place at a module's output, from an observation of the module.
 
     Args:
-        name: Of the place.
-        path: Of the module.
-        seen: What it did.
-        images: In the batch.
-        reads_input: Whether the adapter reads the module's input.
+        name: Name of the place.
+        path: Path of the module.
+        seen: Observation of the module.
+        images: Number of images in the batch.
+        reads_input: True if the adapter reads the module's input.
     """
     layout = seen.layout or tokens_layout(seen.shape or (), images)
     source: Literal["input", "output"] = "input" if reads_input else "output"
@@ -157,9 +164,9 @@ def place_at(name: str, path: str, seen: Observation, images: int, *, reads_inpu
 
 
 def _stages(modules: dict[str, nn.Module], observed: Observed) -> tuple[list[Stage], tuple[str, ...]]:
-    """The stages, and what lies beside them (see `Probed`)."""
+    """Return the stages, and the sequences beside them (see `Probed`)."""
     pixels = observed.example.first.shape[-3] if observed.example.size is not None else 0
-    # What gives as few channels as the image is a network by itself, and no stage of one.
+    # A module whose output has as few channels as the image is a whole network, not a stage.
     every = [u for u in units_of(modules, observed).values() if u.last.shape is None or u.last.channels > pixels]
     units = sorted(every, key=lambda u: u.first.order)
     total = sum(p.numel() for p in modules[""].parameters())
@@ -167,7 +174,7 @@ def _stages(modules: dict[str, nn.Module], observed: Observed) -> tuple[list[Sta
     outer = outermost(found)
     levels = levels_of(units, modules, outer, WORTH_A_STAGE * total)
     best = max(outer, key=lambda s: s.parameters, default=None)
-    a_pair = len({s.size for s in levels}) == 2  # a body and a few blocks behind its upsampling are no U-shape
+    a_pair = len({s.size for s in levels}) == 2  # see MOST_OF_A_PAIR
     if _is_u_shape(levels, total) and not (a_pair and best is not None and best.parameters > MOST_OF_A_PAIR * total):
         stages = [
             Stage(
@@ -191,13 +198,13 @@ def _stages(modules: dict[str, nn.Module], observed: Observed) -> tuple[list[Sta
 
 
 def _beside(outer: list[Sequence], chosen: list[Sequence], total: int) -> tuple[str, ...]:
-    """The sequences worth naming that lie in none of those that were chosen."""
+    """Return the sequences of at least `WORTH_NAMING` of the parameters that are outside the chosen ones."""
     inside = [s for s in outer if any(c.holds(u.path) or u in c.units for c in chosen for u in s.units)]
     return tuple(str(s) for s in outer if s not in inside and s.parameters >= WORTH_NAMING * total)
 
 
 def _is_u_shape(levels: list[Sequence], total: int) -> bool:
-    """Whether sequences hold more than half of the parameters together, at sizes that are powers of two apart."""
+    """Return whether sequences, at sizes that differ by powers of two, contain over half of the parameters together."""
     sizes = [u.last.size for s in levels for u in s.units]
     known = [size for size in sizes if size is not None]
     if len(known) < len(sizes) or sum(s.parameters for s in levels) <= MOST * total:
@@ -207,7 +214,7 @@ def _is_u_shape(levels: list[Sequence], total: int) -> bool:
 
 
 def _halvings(most: Size, size: Size) -> int | None:
-    """How often both sides of the larger size are about halved to give the other; None where they are not."""
+    """Return how many halvings of `most` give about `size`; None if no number does for both sides."""
     steps = [math.log2(a / b) for a, b in zip(most, size, strict=True)]
     halvings = round(sum(steps) / 2)
     halved = [a / 2**halvings for a in most]
@@ -215,9 +222,9 @@ def _halvings(most: Size, size: Size) -> int | None:
 
 
 def _blocks(stage: Unit, modules: dict[str, nn.Module], found: list[Sequence]) -> tuple[Unit, ...]:
-    """The blocks inside a stage: the sequences of composite modules that hold more than half of its parameters.
+    """Return the blocks of a stage: its largest sequence of composite modules, if over half of its parameters.
 
-    The stage itself where there are none.
+    If there is no such sequence, the stage itself is the only block.
     """
     inside = [s for s in found if all(u.path.startswith(stage.path + ".") for u in s.units)]
     composite = outermost([s for s in inside if all(any(modules[u.path].children()) for u in s.units)])
@@ -233,7 +240,7 @@ Children = dict[str, list[str]]
 def _branches(
     trial: Trial, observed: Observed, modules: dict[str, nn.Module], blocks: list[Unit]
 ) -> tuple[Children, Children]:
-    """The attention and the MLP children of every block that are added to other features; empty if one has none."""
+    """Return the attention and MLP children by block, if added to other features; empty if a block has none."""
     candidates: list[Children] = []
     for name in (ATTENTION, MLP):
         by_block = {b.path: _named(name, b, modules, observed) for b in blocks}
@@ -248,7 +255,7 @@ def _branches(
 
 
 def _named(name: re.Pattern[str], unit: Unit, modules: dict[str, nn.Module], observed: Observed) -> list[str]:
-    """The children of a block by names of that sort which give features once, of its channels, and hold weights."""
+    """Return the children of a block with a matching name and weights, called once, whose output has its channels."""
     block, found = unit.path, []
     if has_fused_path(modules[block]):
         return []
@@ -264,12 +271,12 @@ def _named(name: re.Pattern[str], unit: Unit, modules: dict[str, nn.Module], obs
 
 
 def has_fused_path(module: nn.Module) -> bool:
-    """Whether a module has torch's own forward that reads the weights of its children instead of calling them."""
+    """Return whether a module is a batch-first nn.TransformerEncoderLayer: its forward may not call its children."""
     fused = original_class(module).forward is nn.TransformerEncoderLayer.forward
     return fused and bool(module.self_attn.batch_first)  # type: ignore[union-attr]
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------------------------------
 
 
 def _no_stages(
@@ -299,7 +306,7 @@ def _no_stages(
 
 
 def _largest(modules: dict[str, nn.Module], observed: Observed, total: int, inside: str = "") -> tuple[str, ...]:
-    """The largest parts of a network that give features, in the order in which they run: the best there is to name."""
+    """Return the paths of the largest parts of a network that give features, in the order of execution."""
     lead = f"{inside}." if inside else ""
     children = [p for p in modules if p.startswith(lead) and p != inside and p.count(".") == lead.count(".")]
     big = [p for p in children if sum(w.numel() for w in modules[p].parameters()) >= WORTH_NAMING_ALONE * total]

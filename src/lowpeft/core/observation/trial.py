@@ -1,4 +1,4 @@
-"""Trying a network out: a copy that is run, so that nothing of the original is touched while others may run it."""
+"""Test runs of a network on a copy, so that the original is unchanged and may be in use at the same time."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from .outputs import float_tensors
 Found = TypeVar("Found")
 
 MOST_RUNS = 3
-"""After so many runs that tell nothing, a larger image will not tell more."""
+"""Maximum number of runs that give no result; after these, larger images would not help."""
 
 LEAST_PX = (8, 8)
-"""Much of what is asked of a network shows on the smallest images that it takes."""
+"""Smallest test size, in pixels; enough for many tests."""
 
 
 class Trial:
-    """A copy of a network, and what its runs show; each thing is found once, when it is asked for.
+    """Copy of a network, and the results of its test runs. The copy and its observations are made on demand, once.
 
     Attributes:
-        root: The network, which is only read.
-        example: What the user says it is called with; None for random images.
-        facts: Facts that are known, which choose the images.
-        failures: Why it did not run, and the examples on which it was so.
-        observed: The runs of which it was noted what the modules did.
+        root: The network; read-only.
+        example: Arguments of the network, given by the user; None for random images.
+        facts: Known facts, which determine the random images.
+        failures: Error text of each kind of failure, and the image shapes on which it occurred.
+        observed: Observations of the modules, one entry per observed run.
     """
 
     def __init__(self, root: nn.Module, example: Example | None = None, facts: Facts | None = None) -> None:
@@ -55,12 +55,12 @@ class Trial:
 
     @functools.cached_property
     def twin(self) -> nn.Module:
-        """The copy."""
+        """Copy of the network in eval mode, with its adapters off."""
         return twin_of(self.root)
 
     @functools.cached_property
     def runs(self) -> bool:
-        """Whether it runs on any example that is tried."""
+        """True if the network runs on one of the examples."""
         try:
             self.running_example()
         except PlanError:
@@ -69,13 +69,13 @@ class Trial:
 
     @property
     def has_run(self) -> bool:
-        """Whether it has run on an example."""
+        """True if the network has run on an example so far."""
         return self._runs > 0
 
     def _examples(self, sizes: tuple[Size, ...] = SIZES_PX) -> Iterator[Example]:
         if self.example is None:
             yield from examples(self.root, facts=self.facts, sizes=sizes)
-            if not self.observed:  # a network that takes one image at a time
+            if not self.observed:  # perhaps it takes one image at a time
                 yield from examples(self.root, batch=1, facts=self.facts)
             return
         if self.example.images != BATCH:
@@ -83,7 +83,7 @@ class Trial:
         yield self.example
 
     def call(self, example: Example) -> Any:
-        """The copy's output, without gradients.
+        """Return the copy's output, without gradients.
 
         Raises:
             Exception: Whatever the network raises.
@@ -91,10 +91,10 @@ class Trial:
         return self._quietly(lambda: example.call(self.twin))
 
     def run(self, example: Example) -> Any:
-        """As `call`.
+        """Return the copy's output, without gradients.
 
         Raises:
-            PlanError: It does not run on this example; that is noted in `failures`.
+            PlanError: The network does not run on this example; the reason is stored in `failures`.
         """
         return self._try(example, lambda: example.call(self.twin))
 
@@ -115,8 +115,8 @@ class Trial:
             raise PlanError(f"the network did not run on {shape}") from error
 
     def observations(self) -> Iterator[Observed]:
-        """What its modules do for one example after the other on which it runs; at most `MOST_RUNS`."""
-        self.twin  # noqa: B018  (a network that cannot be copied is none that does not run)
+        """Yield the observations of at most `MOST_RUNS` runs, each on another example on which the network runs."""
+        self.twin  # noqa: B018  (a failed copy must not be reported as a failed run)
         yield from self.observed
         while len(self.observed) < MOST_RUNS:
             example = next(itertools.islice(self._examples(), self._tried, None), None)
@@ -131,7 +131,7 @@ class Trial:
             yield observed
 
     def _observe(self, example: Example) -> Observed:
-        # What is observed must not refer to this object, else the copy would wait for the garbage collector.
+        # Observations must not refer to this object: a reference cycle would keep the copy until garbage collection.
         method = weakref.WeakMethod(self.only_square)
 
         def only_square() -> bool:
@@ -141,7 +141,7 @@ class Trial:
         return self._try(example, lambda: observe(self.twin, example, only_square))
 
     def at_another_size(self) -> Observed | None:
-        """What its modules do for images of another size than the first that was observed; None where none runs."""
+        """Return the observations of a run on images of another size than the first run's; None if none runs."""
         first = next(iter(self.observations()), None)
         if first is None:
             return None
@@ -154,19 +154,19 @@ class Trial:
         return None
 
     def seen_at(self, path: str) -> list[Observation]:
-        """What a module did in the runs that were observed."""
+        """Return the observations of a module in the runs so far."""
         return [observed.modules[path] for observed in self.observed if path in observed.modules]
 
     def additions(self, example: Example, paths: list[str]) -> set[str]:
-        """Which of these modules give something that is added to other features.
+        """Return the modules among `paths` whose output is added to other features.
 
         Raises:
-            PlanError: It does not run on this example.
+            PlanError: The network does not run on this example.
         """
         return self._try(example, lambda: find_additions(self.twin, example, paths))
 
     def only_square(self) -> bool:
-        """Whether it runs on square images alone, of all that are tried."""
+        """Return whether the network takes square images only, by its facts or by test runs; False with an example."""
         if self.example is not None:
             return False
         known = self.facts is not None and (self.facts.square or self.facts.fixed_px is not None)
@@ -182,10 +182,11 @@ class Trial:
         return True
 
     def first(self, use: Callable[[Observed], Found]) -> Found:
-        """What `use` gives for the first observation that it does not refuse.
+        """Return the result of `use` for the first observed run for which it raises no PlanError.
 
         Raises:
-            PlanError: The network runs on no example (every failure is listed), or `use` refuses all.
+            PlanError: The network runs on no example (every failure is listed), or `use` raises for all runs; then the
+                first of its errors.
         """
         refusals: list[PlanError] = []
         for observed in self.observations():
@@ -196,7 +197,7 @@ class Trial:
         raise refusals[0] if refusals else self.did_not_run()
 
     def did_not_run(self, *, images: int = 1) -> PlanError:
-        """The error that says on what it was tried; `images` is how many there had to be."""
+        """Return the error that lists the failed runs; `images` is the required number of images in a batch."""
         if images > 1 and self.has_run:
             return PlanError(
                 "the network runs on one image, but not on two as one batch:", problems=self._reasons()[:1]
@@ -206,20 +207,20 @@ class Trial:
         return PlanError(f"the network did not run on the {tried}{advice}:", problems=self._reasons())
 
     def _reasons(self) -> list[str]:
-        """Why it did not run, each reason once."""
+        """Return the reasons why the network did not run, each once."""
         return [
             f"{shapes[0]}{f' and {len(shapes) - 1} others' * (len(shapes) > 1)}: {reason}"
             for reason, shapes in self.failures.items()
         ]
 
     def running_example(self, *, least: int = 1) -> Example:
-        """The first example on which it runs.
+        """Return the first example on which the network runs.
 
         Args:
-            least: Of so many images.
+            least: Smallest number of images.
 
         Raises:
-            PlanError: There is none.
+            PlanError: The network runs on none.
         """
         if self._known is None or self._known.images < least:
             seen = next((s.example for s in self.observed if s.example.images >= least), None)
@@ -229,12 +230,12 @@ class Trial:
     def first_run(
         self, least: int, use: Callable[[Example], Found], *, sizes: tuple[Size, ...] = SIZES_PX
     ) -> tuple[Example, Found]:
-        """The first example of at least so many images on which the network runs, and what `use` of it gives.
+        """Return the first example, of at least `least` images, for which `use` succeeds, and the result of `use`.
 
         Raises:
-            PlanError: `use`, which runs the network, raised one for every example.
+            PlanError: `use`, which runs the network, raised a PlanError for every example.
         """
-        self.twin  # noqa: B018  (as above)
+        self.twin  # noqa: B018  (a failed copy must not be reported as a failed run)
         for example in self._examples(sizes):
             if example.images >= least:
                 try:
@@ -244,33 +245,33 @@ class Trial:
         raise self.did_not_run(images=least)
 
     def written(self) -> list[str]:
-        """The base's tensors that the runs so far have written; empty before the first run."""
+        """Return the paths of the base's tensors that the runs so far have changed; empty before the first run."""
         if not self.has_run:
             return []
         return self._changed(dict(base_state(self.root)))
 
     def written_again(self) -> list[str]:
-        """As `written`, those that one more run writes anew."""
+        """Return the paths of the base's tensors that one more run changes."""
         before = self._state()
         self.run(self.running_example())
         return self._changed(before)
 
     def _state(self) -> dict[str, Tensor]:
-        """The base's tensors in the copy, as they are now."""
+        """Return clones of the base's tensors in the copy."""
         return {path: tensor.detach().clone() for path, tensor in base_state(self.twin)}
 
     def _changed(self, before: Mapping[str, Tensor]) -> list[str]:
-        """Which of the base's tensors in the copy are others than these."""
+        """Return the paths of the base's tensors in the copy that differ from those in `before`."""
         now = dict(base_state(self.twin))
         return [path for path, tensor in before.items() if path not in now or not _same(tensor, now[path])]
 
     def moved_by_training(self) -> list[str]:
-        """The buffers of the base that a forward in training mode writes; empty where it does not run."""
+        """Return the base's tensors that a forward pass in training mode changes; empty if the network does not run."""
         if not self.runs:
             return []
         before = self._state()
         self.twin.train()
-        with contextlib.suppress(PlanError):  # where it does not run in training mode, nothing more is known
+        with contextlib.suppress(PlanError):  # a failure in training mode reveals nothing
             self.run(self.running_example())
         for module in self.twin.modules():
             module.training = False
@@ -281,7 +282,10 @@ class Trial:
         return moved
 
     def derived(self, paths: list[str]) -> set[str]:
-        """The parameters among these that the network computes itself when it runs: what stood there is overwritten."""
+        """Return the parameters among `paths` that the network overwrites with computed values when it runs.
+
+        Every parameter is scaled by 1 + 2⁻⁶ before a run; those with another value after it are overwritten ones.
+        """
         parameters = {path: p for path, p in base_parameters(self.twin) if path in set(paths)}
         kept = {path: p.detach().clone() for path, p in parameters.items()}
         other = 1 + 2**-6
@@ -292,7 +296,7 @@ class Trial:
             self.run(self.running_example())
             now = dict(base_parameters(self.twin))
             return {path for path, tensor in kept.items() if tensor.any() and not _same(tensor * other, now[path])}
-        except PlanError:  # with other weights it does not run, so nothing is known
+        except PlanError:  # it does not run with scaled weights: unknown
             return set()
         finally:
             now = dict(base_parameters(self.twin))
@@ -301,14 +305,14 @@ class Trial:
                     now[path].copy_(tensor)
 
     def unread(self, paths: list[str]) -> set[str]:
-        """The parameters among these that get no gradient from the output."""
+        """Return the parameters among `paths` that get no gradient from the output."""
         parameters = {path: p for path, p in base_parameters(self.twin) if path in set(paths)}
         for p in parameters.values():
             p.requires_grad_(True)
         return self._without_gradient(parameters)
 
     def lost(self, paths: Iterable[str]) -> set[str]:
-        """The modules among these on whose features the output does not depend."""
+        """Return the modules among `paths` whose features do not influence the output."""
         added: dict[str, Tensor] = {}
 
         def add(path: str) -> Callable[[nn.Module, Any, Any], Any]:
@@ -329,14 +333,14 @@ class Trial:
                 handle.remove()
 
     def _without_gradient(self, leaves: Mapping[str, Tensor]) -> set[str]:
-        """Which of these tensors, known at the latest when it has run, get no gradient from the output."""
+        """Return the keys of `leaves` whose tensors get no gradient from the output; hooks may fill it in the run."""
         example = self.running_example().of_images(1)
         with torch.enable_grad(), kept_generators(self.root):
             try:
                 outputs = [t for t in float_tensors(example.call(self.twin)) if t.requires_grad]
                 total = sum((t.float().sum() for t in outputs), start=torch.zeros(()))
                 found = torch.autograd.grad(total, [*leaves.values()], allow_unused=True)
-            except RuntimeError:  # no gradient gets through it at all, which `check_trainable` says
+            except RuntimeError:  # no gradient at all: `check_trainable` reports that
                 return set()
         return {path for path, gradient in zip(leaves, found, strict=True) if gradient is None}
 
@@ -344,7 +348,7 @@ class Trial:
 def _first_line(error: Exception) -> str:
     try:
         return (str(error).splitlines() or [""])[0]
-    except Exception:  # noqa: BLE001  (an exception of the user's that cannot be written out)
+    except Exception:  # noqa: BLE001  (the __str__ of a user's exception may fail)
         return ""
 
 

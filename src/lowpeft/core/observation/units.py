@@ -1,4 +1,4 @@
-"""What could be a stage or a block of a network: modules and containers that take and give features, and sequences."""
+"""Candidates for stages and blocks: units (modules or containers with features in and out) and sequences of units."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ..attachment.specialise import original_class
 from .observing import Observation, Observed
 
 MOST_SHRUNK_PX = 16
-"""A convolution without padding shrinks a map by at most so much, and its features count as of one size."""
+"""Largest difference of input and output sides, in pixels, that counts as the same size (unpadded convolutions)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """A module, or a container that is never called, with what goes in and comes out.
+    """A module, or a container that is never called, with observations of its input and output.
 
     Attributes:
-        path: Of the module or container.
+        path: Path of the module or container.
         out: Path of the module whose output is the unit's.
-        first, last: What the first and the last module in it did.
-        parameters: How many it holds.
+        first, last: Observations of the first and the last module in it.
+        parameters: Number of parameters.
     """
 
     path: str
@@ -35,13 +35,13 @@ class Unit:
 
     @property
     def keeps_shape(self) -> bool:
-        """Whether its features have one shape in and out, up to what unpadded convolutions cut off."""
+        """True if input and output have the same shape, apart from pixels that unpadded convolutions cut off."""
         before, after = self.first.input_shape, self.last.shape
         return before == after or self.shrinks
 
     @property
     def shrinks(self) -> bool:
-        """Whether it keeps channels, and cuts some pixels off each side of a map."""
+        """True if it keeps the channels but cuts some pixels off a map, at most `MOST_SHRUNK_PX` of each side."""
         before, after = self.first.input_shape, self.last.shape
         if before is None or after is None or self.last.layout is not Layout.NCHW or len(before) != 4:
             return False
@@ -50,7 +50,7 @@ class Unit:
 
     @property
     def is_features(self) -> bool:
-        """Whether it gives features of each image: maps, or tokens (whose grid may be unknown)."""
+        """True if its output has features of each image: maps, or tokens (whose rows and columns may be unknown)."""
         seen = self.last
         if seen.shape is None:
             return False
@@ -69,7 +69,7 @@ class Sequence:
 
     @property
     def order(self) -> int:
-        """When it runs."""
+        """Rank of its first call, from 0; sequences are sorted by it."""
         return self.units[0].first.order
 
     @property
@@ -77,7 +77,7 @@ class Sequence:
         return self.units[-1].last.size
 
     def holds(self, path: str) -> bool:
-        """Whether a module is inside one of the units."""
+        """Return whether a module is inside one of the units."""
         return any(path.startswith(u.path + ".") for u in self.units)
 
     def __str__(self) -> str:
@@ -90,7 +90,7 @@ class Sequence:
 
 
 def units_of(modules: dict[str, nn.Module], observed: Observed) -> dict[str, Unit]:
-    """Every module that is called once, and every container of such that is never called, innermost first."""
+    """Return units by path, innermost first: modules that are called once, and uncalled containers of such modules."""
     found: dict[str, Unit] = {}
     children: dict[str, list[str]] = {}
     for path in modules:
@@ -113,9 +113,9 @@ def units_of(modules: dict[str, nn.Module], observed: Observed) -> dict[str, Uni
 def siblings(
     units: Iterable[Unit], modules: dict[str, nn.Module], *, scaled: bool = False, ambiguous: bool = False
 ) -> list[Sequence]:
-    """Numbered siblings of one shape or, with `scaled`, of different sizes and channels.
+    """Return sequences of numbered siblings of the same shape or, with `scaled`, of different sizes and channels.
 
-    Those that give several tensors of one shape are found with `ambiguous` alone.
+    Units with several output tensors of the same shape are returned only with `ambiguous`, which leaves out all others.
     """
     groups: dict[tuple[object, ...], list[Unit]] = {}
     runs: dict[tuple[object, ...], tuple[object, int]] = {}
@@ -124,7 +124,7 @@ def siblings(
         is_leaf = not any(modules[unit.path].children())
         if unit.last.is_ambiguous is not ambiguous or not unit.is_features or not re.search(r"\d", name):
             continue
-        if is_leaf and not name.isdigit():  # the two convolutions of a residual block are no stages
+        if is_leaf and not name.isdigit():  # e.g. conv1, conv2 of a residual block
             continue
         key: tuple[object, ...] = (parent, re.sub(r"\d+", "#", name))
         if scaled:
@@ -134,7 +134,8 @@ def siblings(
             runs[key] = (None, runs.get(key, (None, 0))[1])
             continue
         else:
-            # The first and the last level of a U-shape have one shape, and are no sequence: others run between them.
+            # A run ends when the shape changes: the first and last level of a U-shape have the same shape, but others
+            # run between them, so they are not one sequence.
             shape = unit.last.shape if not unit.shrinks else unit.last.channels
             before, run = runs.get(key, (None, 0))
             runs[key] = (shape, run + (shape != before))
@@ -144,16 +145,16 @@ def siblings(
 
 
 def outermost(found: list[Sequence]) -> list[Sequence]:
-    """Those that lie in no other one, in the order in which they run."""
+    """Return the sequences that are not inside another one, in the order of execution."""
     kept = [s for s in found if not any(o is not s and all(o.holds(u.path) for u in s.units) for o in found)]
     return sorted(kept, key=lambda s: s.order)
 
 
 def levels_of(units: list[Unit], modules: dict[str, nn.Module], outer: list[Sequence], least: float) -> list[Sequence]:
-    """What could be the levels of a U-shape: blocks of one class that run one after the other at one size.
+    """Return candidates for the levels of a U-shape: consecutive blocks of the same class and shape, in one parent.
 
-    A level may have a single block. The class is the one that holds most of the parameters; sequences of other classes
-    count beside it where they hold more than `least` parameters.
+    A level may have a single block. The class is the one with the most parameters. Sequences of blocks of other classes
+    also count if they have more than `least` parameters.
     """
     blocks = [u for u in units if u.keeps_shape and u.is_features and not u.last.is_ambiguous and _is_block(u, modules)]
     by_class: dict[type, list[Unit]] = {}
@@ -182,7 +183,7 @@ def levels_of(units: list[Unit], modules: dict[str, nn.Module], outer: list[Sequ
 
 
 def _is_block(unit: Unit, modules: dict[str, nn.Module]) -> bool:
-    """Whether a unit is a module of its own, of several parts, and no mere container."""
+    """Return whether a unit is a module with children and a forward of its own, not a Sequential or a container."""
     module = modules[unit.path]
     is_container = unit.path != unit.out or original_class(module).forward is nn.Sequential.forward
     return any(module.children()) and not is_container

@@ -1,4 +1,4 @@
-"""What a network must be before it is tried out: plain tensors with values, and the forward of its class."""
+"""Checks before a network is run: it must have dense tensors with values, and the forward method of its class."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..attachment.wrappers import own_forward
 
 
 def refuse_unusable(root: nn.Module) -> None:
-    """Refuse a network that cannot be adapted as it stands, whatever the recipe.
+    """Refuse a network that cannot be adapted in its present state, with any recipe.
 
     Raises:
-        PlanError: Saying why, and what to do.
+        PlanError: The network is unusable; the message says why, and what to do.
     """
     name = original_class(root).__name__
     if torch.is_inference_mode_enabled():
@@ -58,15 +58,15 @@ def _problems(root: nn.Module) -> Iterator[str]:
 
 
 def refuse_moving_statistics(root: nn.Module, advice: str, moved: Sequence[str] = ()) -> None:
-    """Refuse a base whose running statistics would move in training, because an adapter file cannot hold them.
+    """Refuse a base whose running statistics would change in training, because an adapter file cannot store them.
 
     Args:
         root: The network.
-        advice: What to do, as the end of the message.
-        moved: Tensors of the base that a forward in training mode was seen to write.
+        advice: Advice to the user, as the end of the message.
+        moved: Paths of the base's tensors that a forward pass in training mode changed.
 
     Raises:
-        PlanError: Listing the layers.
+        PlanError: There are such statistics; the problems list the layers.
     """
     moving = [
         path

@@ -1,1 +1,1 @@
-"""From a recipe to a plan: patterns become sites, and conflicts are refused before anything is changed."""
+"""Plans from recipes: patterns select sites, and conflicts raise errors before the model is changed."""

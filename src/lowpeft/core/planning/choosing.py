@@ -1,4 +1,4 @@
-"""Choosing sites: which modules and weights an adapter config means on a network. Reads, never writes."""
+"""Choice of sites: the modules and weights of a network that an adapter config selects. Never changes the network."""
 
 from __future__ import annotations
 
@@ -35,10 +35,12 @@ from .sites import Network, Site, make_site
 
 
 def choose_sites(network: Network, config: AdapterConfig) -> list[Site]:
-    """The sites that a config's target means, or the family's places for its kind, and the part that they share.
+    """Return the sites that a config's target selects, or else the default places of its kind.
+
+    If the kind has a part that all sites share, its site (path "") comes first.
 
     Raises:
-        PlanError: The target matches nothing, or the kind does not fit what it matches.
+        PlanError: The target matches nothing, or the kind does not fit the matches.
     """
     kind = get_kind(config.kind)
     sites = (_weight_sites if kind.on_weights else _feature_sites)(network, config, kind)
@@ -54,14 +56,14 @@ def choose_sites(network: Network, config: AdapterConfig) -> list[Site]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Parameters(Candidate):
-    """A group of parameters of one module; every parameter is named by its own path."""
+    """Group of parameters of one module that get one adapter; a pattern may match the path of any of them."""
 
     module: str
     names: tuple[str, ...]
 
     @property
     def paths(self) -> list[str]:
-        """Of the parameters."""
+        """Paths of the parameters."""
         return [f"{self.module}.{name}" if self.module else name for name in self.names]
 
 
@@ -103,7 +105,7 @@ def _weight_sites(network: Network, config: AdapterConfig, kind: Kind) -> list[S
 
 
 def _groups(network: Network, adapter: type[WeightAdapter], by_place: bool) -> Iterator[_Parameters]:
-    """Every group of parameters that the kind can change, with the paths by which it can be named."""
+    """Yield every group of parameters that the kind can change, with the paths that patterns can match."""
     for path, module in network.modules.items():
         for names in () if isinstance(module, torch.jit.ScriptModule) else adapter.groups(module):
             tensors = [module._parameters.get(name) for name in names]
@@ -116,13 +118,13 @@ def _groups(network: Network, adapter: type[WeightAdapter], by_place: bool) -> I
 
 
 def _around(path: str) -> tuple[str, ...]:
-    """The paths of the modules around something, the outermost first."""
+    """Return the paths of the enclosing modules, outermost first; e.g. "a", "a.b" for "a.b.weight"."""
     parts = path.split(".")
     return tuple(".".join(parts[:i]) for i in range(1, len(parts)))
 
 
 def _without_derived(network: Network, kind: Kind, chosen: Sequence[_Parameters]) -> Sequence[_Parameters]:
-    """Leave out weights that the network writes itself when it runs, and those that it reads only for that."""
+    """Leave out weights that the network overwrites in its forward pass, and weights that it reads only to do so."""
     paths = [p for c in chosen for p in c.paths]
     derived = network.trial.derived(paths) if network.may_write_itself and network.trial.runs else set()
     if not derived:
@@ -140,7 +142,7 @@ def _without_derived(network: Network, kind: Kind, chosen: Sequence[_Parameters]
 
 
 def _note_passed_over(network: Network, kind: Kind, target: str | Sequence[str], fitting: list[_Parameters]) -> None:
-    """Note the parameters of two and more dimensions that the patterns mean and the kind does not fit."""
+    """Add a note on parameters of two or more dimensions that the patterns match but the kind does not fit."""
     known = {p for c in fitting for p in c.paths}
     others = []
     folded = tuple(f"{path}." for path, module in network.modules.items() if how_to_fold(module))
@@ -153,13 +155,13 @@ def _note_passed_over(network: Network, kind: Kind, target: str | Sequence[str],
     if missed:
         text = f"{kind.name}: passed over {len(missed)} parameters that it does not fit, as {missed[0]}"
         network.notes[text] = None
-    if not any(c.module.startswith(folded) for c in fitting):  # else the kind reaches the tensors that are folded
+    if not any(c.module.startswith(folded) for c in fitting):  # otherwise the kind adapts the source tensors
         for text in _folds(network, wanted):
             network.notes[f"{kind.name}: {text}"] = None
 
 
 def _means(patterns: Sequence[str], candidate: Candidate) -> bool:
-    """Whether patterns select something, by itself; those that select nothing else are no error here."""
+    """Return whether patterns select a candidate; unlike in `select`, a pattern may match nothing."""
     takes = [p for p in patterns if not p.startswith("!")] or ["**"]
 
     def any_of(some: Sequence[str]) -> bool:
@@ -175,7 +177,7 @@ def _means(patterns: Sequence[str], candidate: Candidate) -> bool:
 
 
 def _folds(network: Network, patterns: Sequence[str]) -> list[str]:
-    """What to do with the layers that these patterns mean and that compute their weights from other tensors."""
+    """Return advice for layers that the patterns match and that compute their weights from other tensors."""
     found: dict[str, list[str]] = {}
     for path, module in network.modules.items():
         if how := how_to_fold(module):
@@ -190,7 +192,7 @@ def _folds(network: Network, patterns: Sequence[str]) -> list[str]:
 
 
 def layer_of(module: nn.Module, names: tuple[str, ...]) -> Layer:
-    """The description of some of a module's parameters."""
+    """Return the description of the named parameters of a module."""
     shapes = tuple((name, tuple(cast(Tensor, module._parameters[name]).shape)) for name in names)
     if isinstance(module, _ConvNd):
         return Layer(shapes=shapes, transposed=bool(module.transposed), groups=int(module.groups))
@@ -221,7 +223,7 @@ def _feature_sites(network: Network, config: AdapterConfig, kind: Kind) -> list[
 
 
 def _refuse_frames(network: Network, kind: Kind, sites: list[Site]) -> None:
-    """Refuse features of which the network has several for each image (the frames of a video)."""
+    """Refuse features with several entries per image on their first axis (e.g. the frames of a video)."""
     problems = []
     for site in sites:
         seen = network.trial.seen_at(site.path)
@@ -232,7 +234,7 @@ def _refuse_frames(network: Network, kind: Kind, sites: list[Site]) -> None:
 
 
 def _refuse_without_rows(network: Network, kind: Kind, sites: list[Site]) -> None:
-    """Refuse windows, and tokens whose grid nothing tells."""
+    """Refuse windows, and tokens whose rows and columns are unknown."""
     problems = []
     for site in sites:
         act = site.attachment
@@ -252,7 +254,7 @@ def _refuse_without_rows(network: Network, kind: Kind, sites: list[Site]) -> Non
 
 
 def _refuse_fused(network: Network, kind: Kind, sites: list[Site]) -> None:
-    """Refuse features inside torch's own transformer layer, whose inference reads weights and calls no children."""
+    """Refuse features inside nn.TransformerEncoderLayer: in inference it does not call its children."""
     problems = []
     for site in sites:
         fused = (layer for layer in _around(site.path) if has_fused_path(network.modules[layer]))
@@ -266,7 +268,7 @@ def _refuse_fused(network: Network, kind: Kind, sites: list[Site]) -> None:
 
 
 def _refuse_other_ports(kind: Kind, chosen: Sequence[Candidate]) -> None:
-    """Refuse tokens anywhere but at ports for tokens, and everything else there."""
+    """Refuse token adapters at places that are not token ports, and other adapters at token ports."""
     gives = issubclass(kind.module, TokenAdapter)
     wrong = [c.path for c in chosen if isinstance(c, FoundPlace) and (c.place.port == TOKENS) != gives]
     if wrong:
@@ -279,7 +281,7 @@ def _refuse_other_ports(kind: Kind, chosen: Sequence[Candidate]) -> None:
 
 
 def _chosen_features(network: Network, config: AdapterConfig, kind: Kind) -> tuple[Candidate, ...]:
-    """What the patterns choose among the family's places for this kind and all other modules."""
+    """Return the candidates that the patterns select from the family's places for this kind and all other modules."""
     named: dict[str, list[FoundPlace]] = {}
     if network.recognised or any("=" in t for t in config.target or ()):
         for name in config.places:
@@ -294,7 +296,7 @@ def _chosen_features(network: Network, config: AdapterConfig, kind: Kind) -> tup
 
 
 def _measure(network: Network, paths: list[str], config: AdapterConfig, kind: Kind) -> dict[str, FoundPlace]:
-    """The layout and channels of modules that no family names, from one run of the network."""
+    """Measure layout and channels of modules that no family names, in one forward pass; return a place by path."""
     needs_rows = cast(type[FeatureAdapter], kind.module).needs_rows
 
     def look(observed: Observed) -> dict[str, FoundPlace]:
@@ -344,7 +346,7 @@ def _feature_site(network: Network, config: AdapterConfig, candidate: Candidate)
 
 
 def output_module(modules: dict[str, nn.Module], path: str) -> str:
-    """The module whose output is the output of `path`: the last member of a plain Sequential, recursively.
+    """Return the path of the module that gives the output of `path`: the last child of a plain Sequential, recursively.
 
     A Sequential calls all of its children in turn, so adapters must not become one of them.
     """
@@ -356,10 +358,10 @@ def output_module(modules: dict[str, nn.Module], path: str) -> str:
 
 
 def refuse_moving_channels(network: Network, sites: list[Site]) -> None:
-    """Refuse features whose channels follow from the image's size: something else was taken for channels.
+    """Refuse features whose channel count changes with the image size: another axis was taken for the channels.
 
     Raises:
-        PlanError: Listing them.
+        PlanError: Such features were found; the problems list them.
     """
     if network.recognised is not None or not any(s.attachment.form == "output" for s in sites):
         return
@@ -370,7 +372,7 @@ def refuse_moving_channels(network: Network, sites: list[Site]) -> None:
 
 
 def other_channels(sites: tuple[Site, ...], observed: Observed) -> list[str]:
-    """The sites whose features had other channels in a run than the adapters are for, as lines for people."""
+    """Return the sites whose features had another channel count in a run than the adapter, as lines for people."""
     problems = []
     for site in sites:
         if site.attachment.layout is None:

@@ -1,4 +1,4 @@
-"""What stands in the way of one more adapter: others that are attached, names, and modules that cannot hold one."""
+"""Conflicts that prevent another adapter: attached adapters, names, and modules that cannot have an adapter."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .sites import Site
 
 
 def refuse_other_views(root: nn.Module, recipe: Recipe) -> None:
-    """Refuse adapters that mix another number of views than those that are attached.
+    """Refuse a recipe whose number of views differs from that of the attached adapters; 1 fits any number.
 
     Raises:
-        PlanError: Saying both.
+        PlanError: The numbers differ; the message contains them.
     """
     attached = {p.recipe.views for p in record_of(root).plans.values()} if RECORD in root.__dict__ else set()
     counts = sorted({recipe.views, *attached} - {1})
@@ -32,16 +32,16 @@ def refuse_other_views(root: nn.Module, recipe: Recipe) -> None:
 
 
 def refuse_conflicts(root: nn.Module, modules: Mapping[str, nn.Module], name: str, sites: Sequence[Site]) -> None:
-    """Refuse sites that cannot get another adapter, and a name that cannot be that of one more.
+    """Refuse sites that cannot get another adapter, and a name that a new adapter cannot have.
 
     Args:
-        root: The network, adapted or not.
-        modules: Of the network, by path.
-        name: Of the new adapter.
-        sites: Where it goes.
+        root: Network, adapted or not.
+        modules: Modules of the network, by path.
+        name: Name of the new adapter.
+        sites: Sites of the new adapter.
 
     Raises:
-        PlanError: Listing all that is in the way.
+        PlanError: There are conflicts; the problems list all of them.
     """
     problems: list[str] = []
     taken: set[tuple[str, str]] = set()
@@ -67,15 +67,15 @@ def refuse_conflicts(root: nn.Module, modules: Mapping[str, nn.Module], name: st
 
 
 def _is_container(module: nn.Module) -> bool:
-    """Whether a module only holds others; a list of parametrisations holds tensors too, and computes with them."""
+    """Return whether a module only contains other modules; a ParametrizationList also has tensors, so it does not."""
     return isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and not list(module._parameters)
 
 
 def check_new_name(root: nn.Module, name: str) -> None:
-    """Refuse what cannot be the name of one more adapter.
+    """Refuse a name that a new adapter cannot have.
 
     Raises:
-        PlanError: Saying why.
+        PlanError: The name is invalid or taken; the problem says why.
     """
     if problems := _name_problems(root, name):
         raise PlanError("this cannot be the name of an adapter:", problems=problems)
@@ -92,7 +92,7 @@ def _name_problems(root: nn.Module, name: str) -> list[str]:
 
 
 def _other_adapters(root: nn.Module) -> list[str]:
-    """Adapters that another call attached above or below this module, which one record could not put back."""
+    """Return a problem if a parent module or submodule is adapted by itself: one record could not undo both."""
     inner = [path for path, m in root.named_modules() if path and RECORD in m.__dict__]
     if inner:
         return [f"{inner[0]} is an adapted network itself: adapt that, or restore it first"]
@@ -104,13 +104,13 @@ def _other_adapters(root: nn.Module) -> list[str]:
 def _clashing_forwards(
     modules: Mapping[str, nn.Module], sites: Sequence[Site], name: str, installed: Mapping[str, str]
 ) -> list[str]:
-    """The first block that would get adapters for different variants of its forward, as a line for people.
+    """Return a line on the first block whose adapters would need different variants of its forward; empty if none.
 
     Args:
-        modules: Of the network, by path.
-        sites: Of a new adapter.
-        name: Its name.
-        installed: Block forwards that replace a module's own one, by path.
+        modules: Modules of the network, by path.
+        sites: Sites of the new adapter.
+        name: Name of the new adapter.
+        installed: Names of the block forwards that replace a module's own forward, by path.
     """
     asked: dict[str, str] = {}
     for site in sites:
@@ -126,7 +126,7 @@ def _clashing_forwards(
 
 
 def _forwards_at(module: nn.Module, installed: str | None) -> dict[str, str]:
-    """The block forwards that a module runs as, by what asks for them."""
+    """Return the names of the block forwards that are installed on a module or that its adapters require, by source."""
     found = {} if installed is None else {"the forward that was installed": installed}
     if (slot := slot_of(module)) is not None:
         for other in slot._modules:

@@ -1,4 +1,4 @@
-"""Whether a network mixes the images of a batch, so that views would be mixed before anything is trained."""
+"""Test for networks that mix the images of a batch: they would mix views even before training."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ..observation.trial import LEAST_PX, Trial
 from .sites import Site
 
 MIXES = 1e-5
-"""What changes by more than this share of its largest value with another image of the batch mixes them."""
+"""Tolerance, as a share of the largest value: a larger change, when another image of the batch changes, is mixing."""
 
 Values = list[tuple[Tensor, int]]
-"""Tensors, and the dimension of each that counts images."""
+"""Tensors, each with its batch dimension."""
 
 
 def mixes_images(trial: Trial, sites: Iterable[Site] = ()) -> bool:
-    """Whether what a network gives for one of two images depends on the other.
+    """Return whether a network's result for one of two images depends on the other image.
 
-    Its output is looked at, and the features at the sites: a last layer that is still zero would hide what goes on
-    before it. This is tried on the smallest images that the network takes, and on those that were observed.
+    The output and the features at the sites are compared: a last layer of zeros would hide mixing before it. The test
+    uses the smallest images that the network takes, and images of one other size that were observed, if any.
 
     Raises:
-        PlanError: It does not run on two images, or gives nothing of which each view could be told.
+        PlanError: The network does not run on two images, or its output cannot be split into views.
     """
     layouts = {s.path: s.attachment.layout for s in sites if s.attachment.form == "output"}
     dims = {path: layout.batch_dim for path, layout in layouts.items() if layout is not None and layout.counts_images}
@@ -44,7 +44,7 @@ def mixes_images(trial: Trial, sites: Iterable[Site] = ()) -> bool:
 
 
 def _look(trial: Trial, dims: dict[str, int], example: Example) -> tuple[Any, Values]:
-    """The output, and the values in it and of the features at these modules, by the dimension that counts images."""
+    """Run the network; return its output, and the tensors of the features and of the output with batch dimensions."""
     values: Values = []
 
     def keep(dim: int) -> Callable[[nn.Module, Any, Any], None]:
@@ -60,7 +60,7 @@ def _look(trial: Trial, dims: dict[str, int], example: Example) -> tuple[Any, Va
 
 
 def _mixes(example: Example, values: Values, look: Callable[[Example], tuple[Any, Values]]) -> bool:
-    # A network that draws noise draws the same again: every run leaves the state of the generators as it was.
+    # A network that draws noise draws the same noise again: each run restores the state of the random generators.
     for changed, kept in ((1, 0), (0, 1)):
         for (one, dim), (two, _) in zip(values, look(example.with_other(changed))[1], strict=False):
             if one.shape == two.shape and dim < one.dim() and one.shape[dim] == BATCH and one.numel():
@@ -71,7 +71,7 @@ def _mixes(example: Example, values: Values, look: Callable[[Example], tuple[Any
 
 
 def _refuse_whole(trial: Trial, example: Example, output: Any) -> None:
-    """Refuse an output of which no view could be told, as the model of several views would in every forward."""
+    """Refuse an output that cannot be split into views; a model of several views would fail in every forward pass."""
     if trial.facts is None or trial.facts.output is None:
         view_of(output, 0, ViewBatch(example.first.unsqueeze(0), example.images))
     found = float_tensors(output)

@@ -1,4 +1,4 @@
-"""Layers that compute their weights from other tensors, and how those are folded into a plain weight."""
+"""Layers that compute their weights from other tensors, and the calls that fold those into a plain weight."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import nn
 
 
 def how_to_fold(module: nn.Module) -> str | None:
-    """The call that gives a layer its plain weight back; None for a layer that has one."""
+    """Return the call, as code, that gives a layer a plain weight again; None for a layer that has a plain weight."""
     if isinstance(module, torch.jit.ScriptModule):
         return None
     parametrised = module._modules.get("parametrizations")

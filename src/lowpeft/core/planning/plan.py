@@ -1,4 +1,4 @@
-"""Planning: what an adapter would change, as a value. Reads the model, never writes it; every refusal is here."""
+"""Plans: the sites an adapter would get, as a value, and the checks before it is attached. Never changes the model."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ from .sites import Network, Site, site_key
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What `adapt` would do; printing it gives a table.
+    """Sites and parameters that `adapt` would create; printing a plan gives a table.
 
     Attributes:
         model: Class name of the network.
-        family: Of the network, or None where its stages were found by running it or the sites were named.
-        name: The adapter's name.
-        recipe: What was asked for.
-        sites: Where the adapters go.
-        structure: Digest of the network's modules and shapes, adapters left out; `inject` compares it.
+        family: Name of the network's family; None if its stages were found by running it or the sites were named.
+        name: Name of the adapter.
+        recipe: Recipe, with the overrides applied.
+        sites: Sites that get an adapter.
+        structure: Digest of the network's modules and parameter shapes, without adapters; `inject` compares it.
         base_parameters: Number of parameters of the frozen network.
-        facts: Facts of the network, given, known or measured.
-        notes: What patterns passed over, and what was assumed.
+        facts: Facts of the network: given, known or measured.
+        notes: Remarks for people: parameters that the patterns passed over, and assumptions.
     """
 
     model: str
@@ -61,7 +61,7 @@ class Plan:
 
     @property
     def parameters(self) -> int:
-        """How many parameters the adapters train."""
+        """Number of parameters that the adapters train."""
         return sum(s.parameters for s in self.sites)
 
     def __str__(self) -> str:
@@ -87,7 +87,7 @@ class Plan:
 
 
 def _where(site: Site) -> str:
-    """The path of a site and, in brackets, the parameters or the port there."""
+    """Return the path of a site and, in brackets, its port, its parameters or its form."""
     inside = site.attachment.port or ", ".join(site.attachment.tensors) or site.attachment.form
     return f"{site.path or '(network)'}" + (f" [{inside}]" if inside != "output" else "")
 
@@ -101,21 +101,21 @@ def plan(
     example: Any = None,
     **overrides: Any,
 ) -> Plan:
-    """What `adapt` with the same arguments would do. The model is not changed: what has to be tried runs on a copy.
+    """Return what `adapt` would do with the same arguments. The model is not changed: forward passes run on a copy.
 
     Args:
-        model: A network, a `Backbone`, or an adapted network or `StereoModel` that gets one more adapter; also inside
+        model: A network, a `Backbone`, or an adapted network or `StereoModel` that gets one more adapter; may be inside
             torch's wrappers.
-        recipe: A bundled name, a path to a TOML recipe, a `Recipe`, or adapter configs.
-        name: Of the adapter; one base can hold several.
-        example: What the network is called with, for one that does not take one N,C,H,W tensor: a tensor or a list (the
-            one argument), a tuple (positional arguments) or a dict (keyword arguments), of one image or more.
+        recipe: Name of a bundled recipe, path to a TOML recipe, `Recipe`, or adapter configs.
+        name: Name of the adapter; one base can have several adapters.
+        example: Input of the network, needed if that is not one N,C,H,W tensor: a tensor or a list (the only argument),
+            a tuple (positional arguments) or a dict (keyword arguments), with at least one image.
         overrides: Fields of the recipe's adapters (`every=1`, `spatial={"reduction": 8}`), or `train_also=[patterns]`
-            for layers of the base that are trained too.
+            for layers of the base that are also trained.
 
     Raises:
-        PlanError: Anything at all that would keep the adapters from being attached. Where the places for them could
-            not be told, it holds a call that names them.
+        PlanError: The adapters cannot be attached, for any reason. If the places for them could not be determined, the
+            message contains a call that names modules.
     """
     wanted = override(load_recipe(recipe), overrides)
     if not wanted.adapters and not wanted.from_scratch:
@@ -150,7 +150,11 @@ def plan(
 
 
 def _choose(network: Network, asked: Asked) -> tuple[Network, list[Site]]:
-    """The sites, and the network as what it was taken: where blocks of a family are others, as one of no family."""
+    """Choose the sites; if the blocks are not those of the family, treat the network as one of no known family.
+
+    Returns:
+        The network as it was treated, and the sites.
+    """
     try:
         sites = [site for config in asked.wanted.adapters for site in choose_sites(network, config)]
         refuse_moving_channels(network, sites)
@@ -166,7 +170,7 @@ def _choose(network: Network, asked: Asked) -> tuple[Network, list[Site]]:
 
 
 def _refuse_own_writes(trial: Trial) -> None:
-    """Refuse a network that writes its own weights or buffers when it runs, if it was run."""
+    """Refuse a network that wrote its own weights or buffers in the forward passes so far."""
     written = trial.written()
     if not written:
         return
@@ -192,19 +196,20 @@ def plan_sites(
     trial: Trial | None = None,
     facts: Facts | None = None,
 ) -> Plan:
-    """A plan from recorded sites (those of an adapter file), checked against a network.
+    """Return a plan from recorded sites (those of an adapter file), checked against a network.
 
     Args:
         model: The network or `Backbone`.
-        recipe: That the sites belong to.
-        sites: Where the adapters go.
-        name: Of the adapter.
-        trial: Of the network, where it is not known to be the same: then it is run, to compare features' channels.
-        facts: Of the network, where the model brings none.
+        recipe: Recipe that the sites belong to.
+        sites: Sites that get an adapter.
+        name: Name of the adapter.
+        trial: Trial of the network, if its base is not known to be the same; the network is then run to compare the
+            channels of its features.
+        facts: Facts of the network, used if the model has none.
 
     Raises:
-        PlanError: A module or parameter is not there or has another class or shape, or the adapters cannot be
-            attached; the model is not changed.
+        PlanError: A module or parameter is missing or has another class or shape, or the adapters cannot be attached;
+            the model is not changed.
     """
     refuse_fixed(module_of(model))
     root = root_of(model)
@@ -227,7 +232,7 @@ def plan_sites(
 
 
 def _misfits(modules: Mapping[str, nn.Module], sites: Iterable[Site]) -> list[str]:
-    """What keeps sites from being those of a network: paths, classes, and parameters that are not there."""
+    """Return the mismatches between sites and a network: missing modules, other classes, missing parameters."""
     problems = []
     for site in sites:
         module = modules.get(site.path)
@@ -241,14 +246,14 @@ def _misfits(modules: Mapping[str, nn.Module], sites: Iterable[Site]) -> list[st
 
 
 def _other_parameters(site: Site, module: nn.Module) -> list[str]:
-    """The parameters of a weight site that a module has not."""
+    """Return the parameters of a weight site that are missing in a module or have another shape there."""
     found = {name: None if p is None else tuple(p.shape) for name, p in module._parameters.items()}
     shapes = site.layer.shapes if site.layer is not None else ()
     return [f"{site.path} has no parameter {n} of shape {shape}" for n, shape in shapes if found.get(n) != shape]
 
 
 def _here(network: Network, site: Site) -> Site:
-    """A site with the layer as the network has it: a file of schema 1 does not say what is transposed or grouped."""
+    """Return a site with its layer read from the network: schema 1 does not store `transposed` and `groups`."""
     if site.layer is None:
         return site
     return replace(site, layer=layer_of(network.modules[site.path], site.layer.names))
@@ -272,21 +277,21 @@ def _checked_plan(network: Network, name: str, recipe: Recipe, sites: Sequence[S
     )
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+# --- checks ----------------------------------------------------------------------------------------------------------
 
 
 def structure_of(root: nn.Module) -> str:
-    """Digest of the paths and classes of a network's modules, and of the names and shapes of its parameters."""
+    """Return the SHA-256 of the paths and classes of a network's modules and the names and shapes of its parameters."""
     lines = [f"{path} {original_class(module).__qualname__}" for path, module in base_modules(root)]
     lines += [f"{path} {tuple(parameter.shape)}" for path, parameter in base_parameters(root)]
     return hashlib.sha256("\n".join(lines).encode(), usedforsecurity=False).hexdigest()
 
 
 def check_plan(root: nn.Module, plan: Plan) -> None:
-    """Refuse a plan that is not of this network as it is now.
+    """Refuse a plan that does not fit the network in its present state.
 
     Raises:
-        PlanError: It was made for another network, or adapters were attached since.
+        PlanError: The plan was made for another network, or conflicts with adapters that were attached since.
     """
     if not isinstance(plan, Plan):
         raise PlanError(f"a plan comes from lowpeft.plan, and this is a {type(plan).__name__}")

@@ -1,4 +1,4 @@
-"""A refusal that names a call which works: the recipe that was asked for, with the modules named."""
+"""Error messages that contain a working call: the requested recipe, with the modules named by `target=`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .sites import Network
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What a user asked for.
+    """Arguments of a call of `plan` or `adapt`.
 
     Attributes:
-        recipe: As it was given: a bundled name, or something else.
-        wanted: The recipe, with the overrides.
-        overrides: Of the recipe's adapters.
-        has_example: Whether an example was given.
-        name: Of the adapter.
+        recipe: Recipe as given: the name of a bundled recipe, or something else.
+        wanted: Recipe with the overrides applied.
+        overrides: Fields of the recipe's adapters.
+        has_example: True if an example was given.
+        name: Name of the adapter.
     """
 
     recipe: object
@@ -36,11 +36,11 @@ class Asked:
 
     @property
     def open(self) -> list[AdapterConfig]:
-        """The configs whose sites have to be found."""
+        """Configs without a target whose sites have to be found: those of feature adapters."""
         return [c for c in self.wanted.adapters if c.target is None and not get_kind(c.kind).on_weights]
 
     def call(self, named: Mapping[str, AdapterConfig]) -> str:
-        """The call with these configs, by kind, in place of those without a target."""
+        """Return the call, as code, with the configs in `named` (by kind) replacing those of the recipe."""
         if isinstance(self.recipe, str) and self.recipe in bundled():
             text = _of_bundled(self.recipe, self.wanted, named, self.overrides)
         else:
@@ -51,7 +51,7 @@ class Asked:
 
 
 def with_call(error: NoStagesError, network: Network, asked: Asked) -> PlanError:
-    """The refusal of a network whose stages could not be told, with a call that was tried out, if there is one."""
+    """Return the error for a network whose stages could not be determined, with a tested call if one works."""
     item = error.items[0] if error.items else None
     lost = network.trial.lost(dict.fromkeys(itertools.chain(*error.targets)))
     fitting = ([t for t in choice if t not in lost and _fits(network, asked.open, t, item)] for choice in error.targets)
@@ -68,12 +68,12 @@ def with_call(error: NoStagesError, network: Network, asked: Asked) -> PlanError
 
 
 def with_found_places(error: PlanError, network: Network, asked: Asked) -> PlanError:
-    """The refusal of a changed copy of a known network, with a call that names what running it shows, if there is one.
+    """Return the error for a changed copy of a known network, with a call for the modules found by running it, if any.
 
     Args:
-        error: The refusal.
-        network: The network, taken as one of no known family.
-        asked: What was asked for.
+        error: Original error.
+        network: Network, treated as one of no known family.
+        asked: Arguments of the user's call.
     """
     try:
         found = {c.kind: _short(network, [s.path for s in choose_sites(network, c)]) for c in asked.open}
@@ -90,7 +90,7 @@ def with_found_places(error: PlanError, network: Network, asked: Asked) -> PlanE
 
 
 def _short(network: Network, paths: list[str]) -> list[str]:
-    """Patterns with `*` for numbers that mean these modules and no others."""
+    """Return patterns, with `*` for numbers where possible, that match these modules and no others."""
     wanted, found = set(paths), []
     for pattern in dict.fromkeys(".".join("*" if p.isdigit() else p for p in path.split(".")) for path in paths):
         means = {path for path in network.modules if path and matches(pattern, path)}
@@ -107,7 +107,7 @@ def _named(config: AdapterConfig, targets: list[str], item: int | None) -> Adapt
 
 
 def _fits(network: Network, configs: list[AdapterConfig], target: str, item: int | None) -> bool:
-    """Whether all of these adapters can go to a module."""
+    """Return whether all of these adapters can be attached to a module."""
     try:
         for config in configs:
             choose_sites(network, _named(config, [target], item))
@@ -122,13 +122,13 @@ def _of_bundled(recipe: str, wanted: Recipe, named: Mapping[str, AdapterConfig],
         return f"lowpeft.adapt(model, {recipe!r}" + "".join(f", {k}={v!r}" for k, v in changes.items())
     flat = {k: v for k, v in overrides.items() if k not in named}
     tables = {kind: {**dict(overrides.get(kind, {})), **_changes(config)} for kind, config in named.items()}
-    for kind, config in named.items():  # `every=2` alone would be said twice
+    for kind, config in named.items():  # `every=2` would appear twice
         flat = {k: v for k, v in flat.items() if k not in tables[kind] or not hasattr(config, k)}
     return f"lowpeft.adapt(model, {recipe!r}" + "".join(f", {k}={v!r}" for k, v in {**flat, **tables}.items())
 
 
 def _changes(config: AdapterConfig) -> dict[str, Any]:
-    """What `_named` has set, as a user writes it."""
+    """Return the fields that `_named` has set, as keyword arguments of a call."""
     values = {name: getattr(config, name) for name in ("every", "item") if getattr(config, name, None) is not None}
     return {"target": list(config.target or ()), **values}
 

@@ -1,4 +1,4 @@
-"""Sites and facts as the plain values of an adapter file, and back, in every schema that can be read."""
+"""Conversion of sites and facts to and from the plain values of an adapter file, for every supported schema."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ...recipes import config_from_dict, config_to_dict
 from .sites import Site, count_parameters, site_key
 
 SCHEMA = 2
-"""The schema that is written."""
+"""Schema of new files."""
 SCHEMAS = (1, 2)
-"""Those that are read. Schema 1 knew one parameter per weight adapter, one port per block, and no shared parts."""
+"""Schemas that can be read. Schema 1 has one parameter per weight adapter, one port per block, and no shared parts."""
 
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(Attachment)}
 
 
 def sites_to_dicts(sites: tuple[Site, ...]) -> list[dict[str, Any]]:
-    """Sites as groups that share everything but their place, because a network has many that are alike."""
+    """Return sites as plain values, grouped: sites that differ only in path, stage and block share one entry."""
     groups: dict[str, dict[str, Any]] = {}
     for site in sites:
         shared: dict[str, Any] = {
@@ -53,11 +53,11 @@ def _attachment_to_dict(attachment: Attachment) -> dict[str, Any]:
 
 
 def sites_from_dicts(groups: list[Mapping[str, Any]], *, schema: int) -> tuple[Site, ...]:
-    """The inverse of `sites_to_dicts`, up to the order of the sites.
+    """Return sites from the groups of `sites_to_dicts`; their order may differ from the original one.
 
     Raises:
-        AdapterError: A group does not go together.
-        LowpeftError: A value is not one of its kind; so do `KeyError`, `TypeError` and `ValueError`.
+        AdapterError: The values of a group do not match each other.
+        LowpeftError: A value is invalid; some invalid values raise `KeyError`, `TypeError` or `ValueError` instead.
     """
     sites = []
     for group in groups:
@@ -89,12 +89,12 @@ def sites_from_dicts(groups: list[Mapping[str, Any]], *, schema: int) -> tuple[S
 
 
 def _first_key(key: str, config: AdapterConfig, attachment: Attachment) -> str:
-    """The key that schema 1 gave a site: it left the port out, because a block had one."""
+    """Return the key of a site in schema 1, which omits the port because a block has only one."""
     return config.kind if attachment.form == "block" else key
 
 
 def with_new_keys(tensors: Mapping[str, Tensor], sites: tuple[Site, ...], *, schema: int) -> dict[str, Tensor]:
-    """The tensors of a file by the keys of the present schema."""
+    """Return the tensors of a file, by their keys in the current schema."""
     if schema != 1:
         return dict(tensors)
     leads = {f"{s.path}.{_first_key(s.key, s.config, s.attachment)}.": f"{s.path}.{s.key}." for s in sites}
@@ -145,17 +145,17 @@ def _check_place(path: object, stage: object, block: object) -> None:
 
 
 def facts_to_dict(facts: Facts) -> dict[str, Any]:
-    """Plain values of a network's facts."""
+    """Return a network's facts, without the notes, as plain values."""
     return {name: list(v) if isinstance(v, tuple) else v for name, v in facts.values.items() if name != "notes"}
 
 
 def facts_from_dict(values: Mapping[str, Any]) -> Facts:
-    """The inverse of `facts_to_dict`, up to the notes, which say where the facts are from.
+    """Return facts from the values of `facts_to_dict`; their note says that they are from the adapter file.
 
     Raises:
-        AdapterError: A value is not one of a fact.
+        AdapterError: A value is invalid for its fact.
     """
-    values = {**facts_to_dict(Facts(architecture="", scale=None, channels=None)), **values}  # some are newer than files
+    values = {**facts_to_dict(Facts(architecture="", scale=None, channels=None)), **values}  # old files lack some
     numbers = ("scale", "channels", "size_multiple", "min_px", "fixed_px")
     right = all(values[n] is None or (type(values[n]) is int and values[n] > 0) for n in numbers)
     right = right and all(type(values[n]) is int for n in ("size_multiple", "min_px"))
@@ -183,11 +183,14 @@ COMPARED = {
     "channels": "channels",
     "maps": "constant maps",
 }
-"""Facts that an adapter and its network must agree on, by what people call them."""
+"""Mapping from facts that must be the same for an adapter and its network to their names in messages."""
 
 
 def other_facts(made: Facts, found: Facts) -> list[str]:
-    """Facts that must be the same where an adapter is made and where it is used, and are not, as lines for people."""
+    """Return the differences between the facts an adapter was made with and those of its network, as lines for people.
+
+    The facts in `COMPARED` are compared unless one is None; output ranges are compared if the value ranges agree.
+    """
     lines = []
     for name, what in COMPARED.items():
         ours, theirs = getattr(made, name), getattr(found, name)

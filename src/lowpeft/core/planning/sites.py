@@ -1,4 +1,4 @@
-"""What planning knows of a network (its places), and one site of an adapter as a value. Reads, never writes."""
+"""Network (the places and notes that planning collects) and Site (one adapter to attach). Never changes the network."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ Built = TypeVar("Built")
 
 @dataclass(frozen=True, kw_only=True)
 class Site(Candidate):
-    """One adapter that would be attached.
+    """Place in a network that would get an adapter, with everything needed to build it.
 
     Attributes:
-        config: Config of the adapter; its type is the kind.
-        key: The adapter's name within its module's slot: the kind, followed by the port of a block, by the parameters
-            of a layer, or by `root` for the part that all sites share.
+        config: Config of the adapter; its type determines the kind.
+        key: Name of the adapter's module within the slot: the kind, followed by the port of a block, by the parameters
+            of a layer (e.g. `lora_weight`), or by `root` for the part that all sites share.
         module: Class name of the adapted module.
-        shape: (channels,) of the features, the shape of the (first) weight, or what the shared part is built for.
-        layer: The parameters that a weight adapter changes.
-        attachment: How it acts on its module.
+        shape: (channels,) of the features, shape of the (first) weight, or shape that the shared part is built for.
+        layer: Parameters that a weight adapter changes.
+        attachment: Form in which the adapter acts on its module.
         parameters: Number of parameters that the adapter trains here.
     """
 
@@ -49,10 +49,10 @@ class Site(Candidate):
 
 
 class Network:
-    """What planning learns of one network, each thing once.
+    """Network with the facts, places and notes that planning collects; each is computed once.
 
     Attributes:
-        notes: What was passed over or assumed, for people.
+        notes: Remarks for people, as keys in insertion order: parts that were passed over, and assumptions.
     """
 
     def __init__(self, root: nn.Module, facts: Facts, trial: Trial, *, by_family: bool = True) -> None:
@@ -69,26 +69,26 @@ class Network:
 
     @property
     def may_write_itself(self) -> bool:
-        """Whether running it could change its weights; of most families it is known that it does not."""
+        """True if a forward pass could change the network's weights; most families are known not to do so."""
         return self.recognised is None or self.recognised.family.writes_itself
 
     @functools.cached_property
     def probed(self) -> dict[str, tuple[FoundPlace, ...]]:
-        """Places that were found by running the network."""
+        """Places found by running the network, by name."""
         places, beside = probe_places(self.trial)
         if beside:
             self.notes[f"no part of the stages that running it showed, so left alone: {'; '.join(beside)}"] = None
         return places
 
     def find(self, name: str) -> tuple[FoundPlace, ...]:
-        """The family's places of that name, or those found by running the network; empty if there are none."""
+        """Return the family's places of that name or, without a family, those found in a run; may be empty."""
         return find_places(self.root, self.recognised, name) if self.recognised else self.probed.get(name, ())
 
     def places(self, name: str) -> tuple[FoundPlace, ...]:
-        """As `find`.
+        """Return the same places as `find`.
 
         Raises:
-            PlanError: There are none.
+            PlanError: The network has no such places.
         """
         found = self.find(name)
         if not found:
@@ -104,7 +104,7 @@ class Network:
 
     @functools.cached_property
     def containers(self) -> dict[str, tuple[int | None, int | None]]:
-        """Stage and block by the path of the module that is the stage or the block, from the family's places."""
+        """Stage and block numbers by the path of the module that is the stage or the block."""
         if self.recognised is None:
             places = [p for found in self.probed.values() for p in found]
         else:
@@ -119,7 +119,7 @@ class Network:
         return found
 
     def place_of(self, path: str) -> tuple[int | None, int | None]:
-        """Stage and block of a module: those of the innermost block or stage around it."""
+        """Return stage and block number of a module: those of the innermost block or stage around it."""
         parts = path.split(".")
         for length in range(len(parts), 0, -1):
             if (found := self.containers.get(".".join(parts[:length]))) is not None:
@@ -139,19 +139,19 @@ def make_site(
     layer: Layer | None = None,
     where: Candidate | None = None,
 ) -> Site:
-    """The site of an adapter at a module of the network.
+    """Return the site of an adapter at a module of the network.
 
     Args:
         network: The network.
-        config: Of the adapter.
-        path: Of the module.
-        act: How the adapter acts on it.
-        shape: (channels,) of features, the shape of the weight, or what a shared part is built for.
-        layer: The parameters that a weight adapter changes.
-        where: Stage and block.
+        config: Config of the adapter.
+        path: Path of the module.
+        act: Form in which the adapter acts on the module.
+        shape: (channels,) of features, shape of the weight, or shape that a shared part is built for.
+        layer: Parameters that a weight adapter changes.
+        where: Candidate that gives stage and block.
 
     Raises:
-        PlanError: Kind, shape and attachment do not go together, or the adapter cannot be built for this shape.
+        PlanError: Kind, shape and attachment do not match, or the adapter cannot be built for this shape.
     """
     return Site(
         path=path,
@@ -168,10 +168,10 @@ def make_site(
 
 
 def site_key(config: AdapterConfig, shape: tuple[int, ...], layer: Layer | None, act: Attachment) -> str:
-    """The name of an adapter within its module's slot.
+    """Return the name of an adapter's module within the slot.
 
     Raises:
-        PlanError: Kind, shape and attachment do not go together.
+        PlanError: Kind, shape and attachment do not match.
     """
     kind = get_kind(config.kind)
     sides = bool(shape) and all(type(n) is int and n > 0 for n in shape)
@@ -191,7 +191,7 @@ def site_key(config: AdapterConfig, shape: tuple[int, ...], layer: Layer | None,
 
 
 def build(config: AdapterConfig, shape: tuple[int, ...], layer: Layer | None, form: str) -> Adapter:
-    """A new adapter for features of (channels,), for parameters of a layer, or the part that a kind's sites share."""
+    """Build an adapter for features of (channels,) or for parameters of a layer, or a kind's shared part ("root")."""
     module: Any = get_kind(config.kind).module
     make: Callable[..., Adapter] = module.root_part_class if form == "root" else module
     return make({"root": shape, "weight": layer}.get(form, shape[0]), config)
@@ -199,14 +199,15 @@ def build(config: AdapterConfig, shape: tuple[int, ...], layer: Layer | None, fo
 
 @functools.lru_cache(maxsize=4096)
 def count_parameters(config: AdapterConfig, shape: tuple[int, ...], layer: Layer | None, form: str) -> int:
-    """The number of parameters that such an adapter has."""
+    """Return the number of parameters of an adapter, without allocating them."""
     return sum(p.numel() for p in on_meta(lambda: build(config, shape, layer, form)).parameters())
 
 
 def on_meta(make: Callable[[], Built]) -> Built:
-    """What `make` builds, without memory.
+    """Return what `make` builds, with tensors on the meta device (no memory).
 
-    It builds in a thread of its own, where no interruption can leave torch making everything without memory for good.
+    `make` runs in a separate thread: the default device is thread-local, so an interrupt in the main thread cannot
+    leave it set to meta.
     """
 
     def build_there() -> Built:
