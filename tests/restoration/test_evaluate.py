@@ -346,7 +346,7 @@ def bad_inputs() -> list[tuple[list[str], str]]:
         ([*demo, "--scale", "4"], "x2 network"),
         ([*demo, "--protocol", "Literature"], "did you mean 'literature'"),
         ([*demo, "--memory-mb", "1"], "scene one: memory_mb=1 is too little"),
-        ([*demo, "--memory-mb", "-1"], "memory_mb must be at least 0"),
+        ([*demo, "--memory-mb", "-1"], "memory_mb must be a number of at least 0"),
         ([*demo, "--local-pooling", "1", "2", "3"], "not 3 numbers"),
         ([*demo, "--local-pooling", "0"], "no pixels"),
         ([*demo, "--out", "{folder}/adapter/README.md/x"], "cannot make the folder"),

@@ -291,7 +291,7 @@ def test_memory_chooses_how_many_crops_go_at_once() -> None:
     ("changes", "words"),
     [
         ({"strip_px": 0}, "strip_px must be at least 1, not 0"),
-        ({"memory_mb": -1}, "memory_mb must be at least 0, not -1"),
+        ({"memory_mb": -1}, "memory_mb must be a number of at least 0, not -1"),
         ({"context_px": -1}, "context_px must be at least 0"),
         ({"align_px": 0}, "align_px must be at least 1"),
         ({"chunk": 0}, "chunk must be at least 1, not 0"),

@@ -96,7 +96,7 @@ def _wraps(module: nn.Module, facts: ImageFacts, height: int) -> bool:
 
 def _grey(module: nn.Module, facts: ImageFacts, height: int) -> Tensor:
     """Return a grey image of at least `height` rows, of a size that the network takes."""
-    parameter = next(module.parameters())
+    parameter = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     shape = (1, facts.channels, *facts.sides_for(height, math.lcm(WIDTH_PX, facts.size_multiple)))
     return torch.full(shape, 0.5, device=parameter.device, dtype=parameter.dtype)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ... import checks
 from ...errors import DataError
 
 CHUNK = 8
@@ -47,13 +48,19 @@ class Tiling:
     chunk: int = CHUNK
 
     def __post_init__(self) -> None:
-        least = {"strip_px": 1, "memory_mb": 0, "context_px": 0, "align_px": 1, "chunk": 1}
-        for name, lowest in least.items():
+        """Check the settings.
+
+        Raises:
+            DataError: A setting is out of range, or two contradict each other; all problems are listed.
+        """
+        problems = [] if self.memory_mb is None else checks.number("memory_mb", self.memory_mb, least=0)
+        for name, least in {"strip_px": 1, "context_px": 0, "align_px": 1, "chunk": 1}.items():
             value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise DataError(f"{name} must be at least {lowest}, not {value}")
+            problems += [] if value is None else checks.whole(name, value, least=least)
         if self.strip_px is not None and self.memory_mb is not None:
-            raise DataError("strip_px and memory_mb both say how large strips are: give one of them")
+            problems.append("strip_px and memory_mb both set the height of strips: give one of them")
+        if problems:
+            raise DataError("; ".join(problems))
 
     def aligned_to(self, size_multiple: int) -> int:
         """Return `align_px`, or by default the least common multiple of `size_multiple` and `WINDOW_ROWS`.
