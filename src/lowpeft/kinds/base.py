@@ -140,7 +140,7 @@ class Adapter(nn.Module, ABC):
         return self.__dict__.get("_root_part")
 
     def join(self, part: RootPart) -> None:
-        """Give the adapter access to the shared part. The part stays a child of the root's slot, so it is saved once."""
+        """Give the adapter access to the shared part, which stays a child of the root's slot, so that it is saved once."""
         self.__dict__["_root_part"] = part
 
 
@@ -165,7 +165,7 @@ class FeatureAdapter(Adapter):
 
 
 class TokenAdapter(FeatureAdapter):
-    """Base class of adapters that give attention extra keys and values; only for the port `tokens` of block forwards."""
+    """Base class of adapters that give attention extra keys and values; only for block forwards' port `tokens`."""
 
     @abstractmethod
     def tokens(self, features: Features) -> ExtraTokens:

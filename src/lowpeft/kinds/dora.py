@@ -46,8 +46,8 @@ class DoRAConfig(AdapterConfig):
 class DoRA(WeightAdapter):
     """Adapted weight `W' = m · V / ‖V‖` with V = W + (alpha / rank) · B A and m = (1 + δ) · ‖W‖, norms per output row.
 
-    `a` is (rank, columns) and starts Kaiming-uniform; `b` is (rows, rank) and starts at zero; `magnitude` is δ, (rows,),
-    and starts at zero. The magnitude is stored as an offset, so both norms of a new adapter are computed alike, and the
+    `a` is (rank, columns) and starts Kaiming-uniform. `b` is (rows, rank) and `magnitude`, which is δ, is (rows,); both
+    start at zero. The magnitude is stored as an offset, so both norms of a new adapter are computed alike, and the
     change
 
         (g − 1) · W + g · (alpha / rank) · B A        g = (1 + δ) · ‖W‖ / ‖V‖
