@@ -140,7 +140,7 @@ class Adapter(nn.Module, ABC):
         return self.__dict__.get("_root_part")
 
     def join(self, part: RootPart) -> None:
-        """Give the adapter access to the shared part, which stays a child of the root's slot, so that it is saved once."""
+        """Give the adapter access to the shared part. It stays a child of the root's slot, so that it is saved once."""
         self.__dict__["_root_part"] = part
 
 
