@@ -22,8 +22,8 @@ class Facts:
             it is that of the chosen task, or the largest.
         value_range: Lowest and highest value of images into and out of the network. `lowpeft.enhance` and the commands
             use 0..1 whatever it is.
-        output_range: Lowest and highest value of output images if it differs from `value_range` (MixDehazeNet: input
-            -1..1, output 0..1); None if it does not.
+        output_range: Lowest and highest value of output images if it differs from `value_range` (MixDehazeNet: 0..1 in,
+            -1..1 out); None if it does not.
         channels: Channels of input images, without `maps`; None if the network does not take a single image.
         maps: Values, in the network's own range, of constant maps that follow the channels of each input image
             (DRUNet's noise level: 15/255).
