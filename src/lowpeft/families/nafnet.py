@@ -13,7 +13,7 @@ from .swin import BLOCK_PORTS, noise
 
 
 def _contribution(ports: Ports, branch: Tensor, normed: Tensor, x: Tensor, names: tuple[str, str, str]) -> Tensor:
-    """Return a branch's output plus the deltas at its three ports: on its output, and on its input after/before norm."""
+    """Return a branch's output plus the deltas of its ports, which read its output, and its input after/before norm."""
     features = dict(zip(names, (branch, normed, x), strict=True))
     return added(branch, ports, Layout.NCHW, (x.shape[2], x.shape[3]), features)
 
