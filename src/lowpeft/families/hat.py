@@ -118,5 +118,7 @@ PUBLISHED_MASK = register_block_forward(
     )
 )
 MASKS = {"hat": HAB.name, "published": PUBLISHED_MASK.name}
-"""Names of HAT's block forwards by use of the attention mask: `hat` in shifted blocks (e.g. window 16, shift 8: blocks
-1, 3, 5 of a stage), `published` in all blocks, as in ASteISR's published code."""
+"""Names of HAT's block forwards, by the blocks that use the attention mask.
+
+`hat`: shifted blocks only, e.g. blocks 1, 3, 5 of a stage. `published`: all blocks, as in ASteISR's published code.
+"""
