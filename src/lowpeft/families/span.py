@@ -6,8 +6,10 @@ from ..ports.layouts import Layout
 from .base import Family, Place, register_family
 
 BLOCK, CHANNELS = "block_{stage}", "c1_r.eval_conv.weight"
-"""Path of a block, and of the parameter that gives its channels. A block returns three tensors of one shape: its
-output, a convolution's output and an attention map. The first is passed to the next block."""
+"""Path of a block, and path of the parameter that gives its channels.
+
+A block returns its output, a convolution's output and an attention map, all of one shape; the first goes on.
+"""
 
 SPAN = register_family(
     Family(
