@@ -8,7 +8,7 @@ from .base import Family, Place, register_family
 BLOCK, CHANNELS = "block_{stage}", "c1_r.eval_conv.weight"
 """Path of a block, and path of the parameter that gives its channels.
 
-A block returns its output, a convolution's output and an attention map, all of one shape; the first goes on.
+A block returns its output, a convolution's output and an attention map, all of one shape; the first is passed on.
 """
 
 SPAN = register_family(
