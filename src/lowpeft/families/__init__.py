@@ -1,4 +1,4 @@
-"""The families of backbones that lowpeft knows: one file of facts each, and the open table that holds them."""
+"""The families of backbones that lowpeft knows, one file each, and their registry."""
 
 from __future__ import annotations
 

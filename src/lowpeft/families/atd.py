@@ -16,18 +16,18 @@ from .swin import BLOCK_PORTS, in_windows, mlp_added, noise
 def atd_forward(
     block: nn.Module, ports: Ports, x: Tensor, td: Tensor, x_size: tuple[int, int], params: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    """ATD's layer: x + windows + dictionary + categories, three kinds of attention of norm1 x; then the MLP.
+    """Run ATD's layer: x + windows + dictionary + categories (three sorts of attention of norm1 x), then the MLP.
 
-    The port `attention` reads the sum of the three. The token dictionary that the layer passes on is refined with the
-    new features, adapted or not.
+    The port `attention` reads the sum of the three. Except in the last layer, the token dictionary is updated from the
+    new features, which include the deltas.
 
     Args:
-        block: An ATDTransformerLayer.
-        ports: Its adapters.
-        x: (N, L, C) with L = H·W.
-        td: (N, tokens, C), the token dictionary.
-        x_size: (H, W), multiples of the window.
-        params: The windows' relative positions (`rpi_sa`) and the mask of shifted ones (`attn_mask`).
+        block: ATDTransformerLayer.
+        ports: Adapters of the block.
+        x: Tokens (N, L, C) with L = H·W.
+        td: Token dictionary, (N, tokens, C).
+        x_size: Height and width (H, W), multiples of the window's side.
+        params: Relative position index of the windows (`rpi_sa`) and mask of shifted windows (`attn_mask`).
 
     Returns:
         The new features and the new dictionary.
@@ -63,7 +63,7 @@ def atd_forward(
 
 
 def atd_example(block: nn.Module) -> tuple[Any, ...]:
-    """Random tokens of 2x2 windows, a dictionary, and the index and mask that go with them."""
+    """Return random tokens of 2x2 windows, a dictionary, the size, and a random position index and mask."""
     b: Any = block
     window, weight = b.window_size, b.norm1.weight
     entries = b.attn_win.relative_position_bias_table.shape[0]

@@ -1,4 +1,4 @@
-"""What a family is: facts about where a known network has its stages and blocks. No code runs a network here."""
+"""Families, their places and block forwards, and the registries of both. Nothing here runs a network."""
 
 from __future__ import annotations
 
@@ -14,54 +14,54 @@ from ..registry import Registry
 
 
 class Ports(Protocol):
-    """The adapters of one block during one call, as a block forward sees them."""
+    """Interface through which a block forward calls the adapters of its block."""
 
     def wants(self, port: str) -> bool:
-        """Whether an adapter sits at the port, for forwards that would have to compute its features."""
+        """Return whether the port has an adapter, so that a block forward can skip computing its features."""
 
     def delta(self, port: str, values: Tensor, layout: Layout, size: Size | None) -> Tensor | None:
-        """The sum of what the adapters at the port add to these features, in their shape; None for nothing.
+        """Return the sum of the deltas of the adapters at the port, in the shape of the features; None for nothing.
 
         Args:
             port: Name of the port.
-            values: The features that the adapters read.
+            values: Features that the adapters read.
             layout: Layout of `values`.
-            size: Height and width in positions.
+            size: Height and width in positions; None if unknown.
         """
 
     def tokens(self, port: str, values: Tensor, layout: Layout, size: Size | None) -> Sequence[ExtraTokens]:
-        """The extra keys and values of each adapter at the port, for attention that reads these features.
+        """Return the extra keys and values of each adapter at the port, for attention that reads these features.
 
         Args:
             port: Name of the port.
-            values: The features that attention reads.
+            values: Features that attention reads.
             layout: Layout of `values`.
-            size: Height and width in positions.
+            size: Height and width in positions; None if unknown.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockForward:
-    """A forward of a block that lowpeft wrote, with named places to add to.
+    """Replacement for a block's forward, written by lowpeft, with named ports where adapters act.
 
-    Ports of the bundled blocks (their names are open):
+    Ports of the bundled blocks (other blocks may use other names):
 
-    * `attention`: reads the whole contribution of attention, adds to it before the residual;
-    * `mlp`: the same for the MLP;
-    * `parallel_attention`, `parallel`: read the input of attention, or of the MLP, after its norm (where the block
-      has one there), and add to its contribution;
-    * `parallel_attention_raw`, `parallel_raw`: the same before the norm;
-    * `tokens`: gives attention extra keys and values (`families/tokens.py`), for a `kinds.TokenAdapter` alone.
+    * `attention`: adapters read the output of the whole attention branch, and add to it before the residual add;
+    * `mlp`: the same for the MLP branch;
+    * `parallel_attention`, `parallel`: adapters read the input of the attention or MLP branch after its norm (if the
+      block has a norm there), and add to the branch's output;
+    * `parallel_attention_raw`, `parallel_raw`: the same, but they read the input before the norm;
+    * `tokens`: adapters give attention extra keys and values (`families/tokens.py`); only for a `kinds.TokenAdapter`.
 
     Attributes:
-        name: Unique, `family.block`.
-        forward: `forward(block, ports, *args, **kwargs)` computes what the block's own forward does, and adds what
-            `ports.delta` returns.
+        name: Unique name, `family.block`.
+        forward: Function `forward(block, ports, *args, **kwargs)` that computes the same as the block's own forward and
+            adds what `ports.delta` returns.
         ports: Names of the ports that `forward` serves.
-        example: Arguments for one call of a given block, so that planning can compare the two forwards and refuse a
-            copy of the code that has been changed.
-        exact: Without adapters the result is bit-equal to the block's own; otherwise close (within 1e-5), and such a
-            forward runs with or without adapters once it is installed.
+        example: Function that returns the arguments of one call of a given block. Planning uses it to compare the two
+            forwards, and rejects a modified copy of the block's code.
+        exact: True if the result without adapters is bit-equal to that of the block's own forward, which then runs
+            while no adapter is on. False if it is close (within 1e-5); `forward` then always runs once installed.
         variant_of: Name of another block forward, with the same ports, from which this one differs on purpose while an
             adapter in the block is on. The block itself is compared with that one.
     """
@@ -76,22 +76,24 @@ class BlockForward:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A place that a family names, for every stage and block of the network: a port of a block, or a module's output.
+    """Spot that a family names in every stage and block of its networks: a port of a block, or a module's output.
 
     Attributes:
-        name: Any name; kinds go to `attention`, `mlp`, `parallel`, … (see `BlockForward`), and to `stage`, a group's
-            output before the group's shortcut.
-        path: Dotted path of the module, with `{stage}` and `{block}` for the numbers that count them; `{part}` for a
-            component that is neither. Where there are two of them (`body.{block}.blocks.{block}`), or where several
-            places of one name have the same stages, stages and blocks are counted through, in the order of the places.
-        channels: Path, from that module (from the one around it, after a `^`), of a parameter whose first dimension is
+        name: Name of the place. Bundled kinds use `attention`, `mlp`, `parallel`, … (see `BlockForward`), and `stage`,
+            the output of a stage before the stage's shortcut.
+        path: Dotted path of the module. `{stage}` and `{block}` stand for the stage's and the block's number, `{part}`
+            for a component that is neither. If one of them occurs twice (`body.{block}.blocks.{block}`), or several
+            places with this name share their stages, stages and blocks are numbered consecutively, in the order of the
+            places.
+        channels: Path, from that module (after a `^`: from its parent module), of a parameter whose first dimension is
             the number of channels.
         block: Name of the block forward; None for a place at the module's output.
-        port: Name of its port.
-        layout: Layout of the features at a module's output.
-        source: Whether the adapter reads the module's output or its first argument; it always adds to the output.
-        item: The element of the output that holds the features, for a module that returns a tuple.
-        square: Tokens lie on a square grid, and the module is not told its size.
+        port: Name of the block forward's port; None for a place at the module's output.
+        layout: Layout of the features at a module's output; None for a port.
+        source: Tensor that the adapter reads: the module's `output` or its first tensor argument (`input`). The delta
+            is always added to the output.
+        item: Index of the features in the module's output, if that is a tuple or list.
+        square: True if the tokens lie on a square grid whose size the module is not told.
     """
 
     name: str
@@ -106,32 +108,32 @@ class Place:
 
 
 def added(out: Tensor, ports: Ports, layout: Layout, size: Size | None, features: Mapping[str, Tensor]) -> Tensor:
-    """A block's residual stream with what adapters add; the base's own additions come first, and stay bit-equal.
+    """Return the residual stream plus the deltas; they are added last, so that the base's result stays bit-equal.
 
     Args:
-        out: The residual stream, after the block's own contribution.
-        ports: The block's adapters.
+        out: Residual stream after the block's own branch output was added.
+        ports: Adapters of the block.
         layout: Layout of `out` and of all features.
-        size: Height and width in positions.
-        features: What the adapters at a port read, by port.
+        size: Height and width in positions; None if unknown.
+        features: Features that the adapters read, by port.
     """
     for port, values in features.items():
         delta = ports.delta(port, values, layout, size)
         if delta is not None:
-            out = out + delta.to(out.dtype)  # under autocast a float32 sum would lift all that follows to float32
+            out = out + delta.to(out.dtype)  # under autocast a float32 sum would turn all that follows into float32
     return out
 
 
 def block_places(
     path: str, channels: str, block: BlockForward, *, names: Mapping[str, str] | None = None
 ) -> tuple[Place, ...]:
-    """A place for every port of a block, of the port's name.
+    """Return one place for each port of a block, named like the port.
 
     Args:
-        path: Path of the block.
-        channels: As in `Place`.
-        block: Its forward.
-        names: Channels of single ports where they differ, by port.
+        path: Path of the block, as in `Place`.
+        channels: Path of the parameter that gives the channels, as in `Place`.
+        block: Block forward of the block.
+        names: Other paths for `channels`, by port, for ports that differ.
     """
     special = names or {}
     return tuple(
@@ -142,21 +144,22 @@ def block_places(
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Facts about one kind of backbone.
+    """Description of one family of backbones.
 
     Attributes:
-        name: Lower case.
-        title: As the field writes it, for people.
-        signature: Alternatives; each is a tuple of patterns over module and parameter paths of which every one must
-            match for the network to be of this family. A leading `!` means that nothing may match.
-        places: Where the sites are. Their order numbers the stages where several paths name the same place.
-        output: The attribute of the network's output that holds the image, where it is not a tensor.
-        blocks: The block forwards that places name.
-        facts: What a network of the family says of itself: values of `ports.facts.Facts` by name, from the module.
-            What it leaves out is measured by running the network.
-        writes_itself: Whether its networks write weights of their own when they run, which is then looked for.
-        inside: The path of what the signature describes within the family's own whole network.
-        source: Where the facts are from.
+        name: Name in lower case.
+        title: Display name, spelled as in the literature.
+        signature: Alternatives, one of which must fit. Each is a tuple of patterns over module and parameter paths; all
+            of them must match. After a leading `!` a pattern must match nothing.
+        places: Places of the family. Their order numbers the stages if several paths have the same place name.
+        output: Attribute of the network's output that is the image; None if the output is a tensor.
+        blocks: Block forwards that the family adds.
+        facts: Function from a network of the family to values of `ports.facts.Facts`, by name. Missing facts are
+            measured by running the network.
+        writes_itself: True if the family's networks may change their own weights when they run. Planning then checks
+            which weights they change.
+        inside: Path of the module that the signature describes, in a complete network of the family.
+        source: Source of this description.
     """
 
     name: str
@@ -172,18 +175,18 @@ class Family:
 
 
 TOKENS = "tokens"
-"""The port of extra keys and values."""
+"""Name of the port for extra keys and values."""
 
 FAMILIES: Registry[Family] = Registry("family", error=PlanError)
 BLOCKS: Registry[BlockForward] = Registry("block forward", error=PlanError)
 
 
 def register_family(family: Family) -> Family:
-    """Add a family of backbones, with its block forwards.
+    """Register a family of backbones and its block forwards.
 
     Raises:
-        PlanError: A name is taken, or a place names a block forward or port that there is not, or both or neither of
-            a port and a layout; nothing is added then.
+        PlanError: A name is taken, a place names an unknown block forward or port, or a place has both or neither of a
+            port and a layout. Nothing is registered then.
     """
     blocks = {**BLOCKS, **{b.name: b for b in family.blocks}}
     problems = [f"the family {family.name!r} is registered already"] if family.name in FAMILIES else []
@@ -201,10 +204,10 @@ def register_family(family: Family) -> Family:
 
 
 def unregister_family(name: str) -> Family:
-    """Remove a family of backbones, with its block forwards; models that are adapted keep running.
+    """Remove a family of backbones and its block forwards from the registries; adapted models keep running.
 
     Raises:
-        PlanError: There is no such family.
+        PlanError: The family is not registered.
     """
     family = FAMILIES.unregister(name)
     for block in family.blocks:
@@ -213,10 +216,10 @@ def unregister_family(name: str) -> Family:
 
 
 def register_block_forward(block: BlockForward) -> BlockForward:
-    """Add a block forward beside those of the families.
+    """Register a block forward that does not come with a family.
 
     Raises:
-        PlanError: The name is taken, or the block forward is a variant of one that there is not, or of other ports.
+        PlanError: The name is taken, or `variant_of` is unknown or has other ports.
     """
     if block.variant_of is not None and get_block(block.variant_of).ports != block.ports:
         raise PlanError(f"the block forward {block.name!r} has other ports than {block.variant_of!r}")
@@ -225,14 +228,14 @@ def register_block_forward(block: BlockForward) -> BlockForward:
 
 
 def families() -> tuple[Family, ...]:
-    """Every registered family, in the order of registration."""
+    """Return all registered families, in the order of registration."""
     return tuple(FAMILIES.values())
 
 
 def get_block(name: str) -> BlockForward:
-    """The block forward of that name.
+    """Return the block forward with this name.
 
     Raises:
-        PlanError: There is none.
+        PlanError: The block forward is not registered.
     """
     return BLOCKS.find(name)

@@ -1,4 +1,4 @@
-"""The residual groups of RCAN and EDSR."""
+"""RCAN and EDSR (the authors' and BasicSR's names)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _nchw(name: str, path: str, channels: str) -> Place:
 
 
 def _upscaler_facts(network: Any) -> dict[str, Any]:
-    """Scale from the pixel shuffles; a mean colour above 1 means 0..255, unless the network scales values itself."""
+    """Return the facts. A mean colour above 1 means values 0..255, unless the network scales values itself."""
     first = next(m for m in network.head.modules() if isinstance(m, nn.Conv2d))
     facts: dict[str, Any] = {
         "scale": pixel_shuffle_scale(network.tail),

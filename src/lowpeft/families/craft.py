@@ -24,18 +24,19 @@ def srwab_forward(
     params: Mapping[str, Any],
     attn_mask: Sequence[Tensor | None],
 ) -> Tensor:
-    """CRAFT's shifted rectangle window attention block: x + attention(norm1 x), then the MLP behind its norm.
+    """Run CRAFT's shifted rectangle window attention block: x + attention(norm1 x), then x + MLP(norm2 x).
 
-    Half of the channels goes through wide windows, the other half through tall ones; a depth-wise convolution of the
+    Half of the channels goes through wide windows, the other half through tall ones. A depth-wise convolution of the
     values is added before the projection.
 
     Args:
-        block: A SRWAB.
-        ports: Its adapters.
-        x: (N, L, C) with L = H·W.
-        x_size: (H, W), multiples of the windows' sides.
-        params: Relative positions and their indices, those of wide windows under `biases_h` and `rpi_sa_h`.
-        attn_mask: Of wide and of tall windows, for shifted blocks; None for no mask.
+        block: SRWAB.
+        ports: Adapters of the block.
+        x: Tokens (N, L, C) with L = H·W.
+        x_size: Height and width (H, W), multiples of the windows' sides.
+        params: Relative positions and their indices: `biases_h` and `rpi_sa_h` for wide windows, `biases_v` and
+            `rpi_sa_v` for tall ones.
+        attn_mask: Masks of wide and of tall windows, used by shifted blocks; None for no mask.
 
     Source: CRAFT (arXiv 2308.05022).
     """
@@ -73,7 +74,7 @@ def srwab_forward(
 
 
 def srwab_example(block: nn.Module) -> tuple[Any, ...]:
-    """Random tokens of a square of windows, and the positions that go with them."""
+    """Return random tokens of a square of windows, their size, random relative positions, and no masks."""
     b: Any = block
     weight = b.norm1.weight
     low, high = sorted((b.attns[0].H_sp, b.attns[0].W_sp))
@@ -93,7 +94,7 @@ SRWAB = BlockForward(name="craft.srwab", forward=srwab_forward, ports=BLOCK_PORT
 
 
 def _hybrid(name: str, child: str, **options: Any) -> Place:
-    """A place at a part of a hybrid fusion block, whose output is what is added to the residual stream."""
+    """Return a place at a branch of a hybrid fusion block; the branch's output is added to the residual stream."""
     return Place(name=name, path=f"{HYBRID}.{child}", channels="project_out.weight", layout=Layout.NCHW, **options)
 
 

@@ -11,7 +11,7 @@ BLOCK = "layers.{stage}.blocks.{block}"
 
 
 def _branch(name: str, child: str, channels: str, **options: Any) -> Place:
-    """A place at a branch, which is called with height and width, and whose output is what the block adds."""
+    """Return a place at a branch of the block, which gets height and width and whose output the block adds."""
     return Place(name=name, path=f"{BLOCK}.{child}", channels=channels, layout=Layout.NLC, **options)
 
 

@@ -15,17 +15,17 @@ BLOCK = "B{stage}.body.{block}.transformer_body.{part}.blocks.{block}"
 
 
 def dctlsa_forward(block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int, int]) -> Tensor:
-    """DCTLSA's block: linear attention in (cyclically shifted, unmasked) windows and a local branch, then x + MLP x.
+    """Run DCTLSA's block: linear attention in (cyclically shifted, unmasked) windows and a local branch, then the MLP.
 
-    The module `attn` holds its shortcut itself: it gives x + local(x) + windows. The port `attention` reads what it
-    adds to x. There are no norms, so that the ports `parallel` and `parallel_raw` are the same, and so are
+    The module `attn` contains its shortcut: it returns x + local(x) + windows. The port `attention` reads that minus x.
+    The MLP half is x + MLP x. There are no norms, so the ports `parallel` and `parallel_raw` are the same, and so are
     `parallel_attention` and `parallel_attention_raw`.
 
     Args:
-        block: A SwinTransformerBlock of DCTLSA.
-        ports: Its adapters.
-        x: (N, L, C) with L = H·W.
-        x_size: (H, W), multiples of the window.
+        block: SwinTransformerBlock of DCTLSA.
+        ports: Adapters of the block.
+        x: Tokens (N, L, C) with L = H·W.
+        x_size: Height and width (H, W), multiples of the window's side.
 
     Source: DCTLSA (doi 10.1109/TIM.2023.3304672).
     """
@@ -46,7 +46,7 @@ def dctlsa_forward(block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int,
 
 
 def dctlsa_example(block: nn.Module) -> tuple[Any, ...]:
-    """Random tokens of 1x2 windows and their size."""
+    """Return random tokens of 1x2 windows, and their size."""
     b: Any = block
     weight = b.mlp.fc2.weight
     size = (b.window_size, 2 * b.window_size)

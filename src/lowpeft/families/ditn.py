@@ -9,8 +9,11 @@ from .base import Family, Place, register_family
 from .swin import pixel_shuffle_scale
 
 BLOCK = "UFONE.{stage}.SALs.{stage}"
-"""A spatial-aware layer: SDA is its attention. The layers before it, ITLs, see patches of 8x8 pixels one by one, with
-no way to tell which belong to one image, and have no places."""
+"""Path of a spatial-aware layer, whose attention is SDA.
+
+The layers before it, ITLs, have no places: they get patches of 8x8 pixels separately, and nothing tells which patches
+belong to one image.
+"""
 
 
 def _branch(name: str, child: str, channels: str, **options: Any) -> Place:

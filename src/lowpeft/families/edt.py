@@ -1,4 +1,4 @@
-"""EDT, by its structure and the authors' names."""
+"""EDT (lowpeft's own code, with the authors' names)."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def block_forward(
     x_size: tuple[int, int],
     masks: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """EDT's block: x + attention(norm1 x), then x + MLP(norm2 x). Its adapters see (N,H,W,C).
+    """Run EDT's block: x + attention(norm1 x), then x + MLP(norm2 x). Its adapters get (N,H,W,C).
 
     Args:
-        block: A Block of `lowpeft.backbones.networks.EDT`.
-        ports: Its adapters.
-        x: (N,L,C) with L = H·W.
-        x_size: (H, W), multiples of the windows'.
-        masks: Of the shifted wide and tall windows; without them the size is that of the block's own.
+        block: Block of `lowpeft.backbones.networks.EDT`.
+        ports: Adapters of the block.
+        x: Tokens (N,L,C) with L = H·W.
+        x_size: Height and width (H, W), multiples of the windows' sides.
+        masks: Masks of the shifted wide and tall windows; None to use the block's own, for its own size.
 
     Source: EDT (arXiv 2112.10175).
     """
     b: Any = block
-    x = x.view(x.shape[0], *x_size, -1)  # `len(x)` would fix the batch of an exported network
+    x = x.view(x.shape[0], *x_size, -1)  # `len(x)` would fix the batch size of an exported network
     normed = b.norm1(x)
     x = attention_added(x, b.attend(normed, masks), normed, ports, Layout.NHWC, x_size)
     normed = b.norm2(x)
@@ -41,7 +41,7 @@ def block_forward(
 
 
 def example(block: nn.Module) -> tuple[Any, ...]:
-    """Random tokens of 1x2 of the larger windows' sides, their size, and random masks."""
+    """Return random tokens of side x 2·side for the window's longer side, their size, and random masks."""
     b: Any = block
     weight, side = b.norm1.weight, max(b.windows[0])
     size, length = (side, 2 * side), b.windows[0][0] * b.windows[0][1]

@@ -16,18 +16,18 @@ from .tokens import window_change
 def hab_forward(
     block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int, int], rpi_sa: Tensor, attn_mask: Tensor | None
 ) -> Tensor:
-    """HAT's hybrid attention block.
+    """Run HAT's hybrid attention block.
 
-    Window attention a = attention(norm1 x) and channel attention c = conv_scale · CAB(norm1 x) give `x + a + c`, then
-    comes the MLP. The port `attention` reads a + c, which is ASteISR's place for spatial adapters.
+    Window attention a = attention(norm1 x) and channel attention c = conv_scale · CAB(norm1 x) give `x + a + c`; the
+    MLP follows. The port `attention` reads a + c; ASteISR puts its spatial adapters there.
 
     Args:
-        block: A HAB.
-        ports: Its adapters.
-        x: (B, L, C) with L = H·W.
-        x_size: (H, W), multiples of the window.
-        rpi_sa: (window², window²) relative position index.
-        attn_mask: (windows, window², window²) of the shifted windows; unshifted blocks use none.
+        block: HAB.
+        ports: Adapters of the block.
+        x: Tokens (B, L, C) with L = H·W.
+        x_size: Height and width (H, W), multiples of the window's side.
+        rpi_sa: Relative position index, (window², window²).
+        attn_mask: Mask of the shifted windows, (windows, window², window²); only blocks with a shift use it.
 
     Source: HAT (arXiv 2205.04437), section 3.2.
     """
@@ -37,7 +37,7 @@ def hab_forward(
 def published_mask_forward(
     block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int, int], rpi_sa: Tensor, attn_mask: Tensor | None
 ) -> Tensor:
-    """As `hab_forward`, but unshifted blocks use the mask of the shifted windows too.
+    """Run HAT's block like `hab_forward`, but use the mask of shifted windows in unshifted blocks too.
 
     ASteISR's published code does this (it lacks HAT's `attn_mask = None`), so its networks were trained with it.
     """
@@ -78,7 +78,7 @@ def _hybrid_block(
 
 
 def hab_example(block: nn.Module) -> tuple[Any, ...]:
-    """Random tokens of 2x2 windows, and the index and mask that go with them."""
+    """Return random tokens of 2x2 windows, their size, and a random position index and mask."""
     b: Any = block
     window, weight = b.window_size, b.norm1.weight
     entries = b.attn.relative_position_bias_table.shape[0]
@@ -118,4 +118,7 @@ PUBLISHED_MASK = register_block_forward(
     )
 )
 MASKS = {"hat": HAB.name, "published": PUBLISHED_MASK.name}
-"""Which blocks use the attention mask, as block forwards: the shifted ones, or all, as ASteISR's published code."""
+"""Names of HAT's block forwards, by the blocks that use the attention mask.
+
+`hat`: shifted blocks only, e.g. blocks 1, 3, 5 of a stage. `published`: all blocks, as in ASteISR's published code.
+"""

@@ -16,18 +16,18 @@ Mlp = Callable[[Any, Tensor, Size], Tensor]
 
 
 def _forward(block: nn.Module, ports: Ports, x: Tensor, x_size: Size, *, padded_to: Size, mlp: Mlp) -> Tensor:
-    """HiT-SR's block: x + norm1(correlation x), then x + norm2(MLP x).
+    """Run HiT-SR's block: x + norm1(correlation x), then x + norm2(MLP x).
 
-    The contributions are the norms' outputs. Correlation and MLP read the residual stream without a norm, so that the
+    The branches' outputs are those of the norms. Correlation and MLP read the residual stream without a norm, so the
     ports `parallel` and `parallel_raw` are the same, and so are `parallel_attention` and `parallel_attention_raw`.
 
     Args:
-        block: A HierarchicalTransformerBlock.
-        ports: Its adapters.
-        x: (N, L, C) with L = H·W.
-        x_size: (H, W).
-        padded_to: The block itself pads to multiples of this.
-        mlp: How the block calls its MLP.
+        block: HierarchicalTransformerBlock.
+        ports: Adapters of the block.
+        x: Tokens (N, L, C) with L = H·W.
+        x_size: Height and width (H, W).
+        padded_to: Height and width of which the block pads to multiples.
+        mlp: Function from the MLP, its input and (H, W) to the MLP's output.
 
     Source: HiT-SR (arXiv 2407.05878).
     """
@@ -41,23 +41,23 @@ def _forward(block: nn.Module, ports: Ports, x: Tensor, x_size: Size, *, padded_
 
 
 def srf_forward(block: nn.Module, ports: Ports, x: Tensor, x_size: Size, win_size: Size) -> Tensor:
-    """The block of HiT-SRF, whose MLP holds a convolution; see `_forward`."""
+    """Run the block of HiT-SRF, whose MLP contains a convolution; see `_forward`."""
     return _forward(block, ports, x, x_size, padded_to=win_size, mlp=lambda mlp, out, size: mlp(out, size))
 
 
 def sir_forward(block: nn.Module, ports: Ports, x: Tensor, x_size: Size, win_size: Size) -> Tensor:
-    """The block of HiT-SIR; see `_forward`."""
+    """Run the block of HiT-SIR; see `_forward`."""
     return _forward(block, ports, x, x_size, padded_to=win_size, mlp=lambda mlp, out, size: mlp(out))
 
 
 def sng_forward(block: nn.Module, ports: Ports, x: Tensor, x_size: Size, win_size: Size) -> Tensor:
-    """The block of HiT-SNG, which pads to pairs of windows; see `_forward`."""
+    """Run the block of HiT-SNG, which pads to pairs of windows; see `_forward`."""
     pairs = (2 * win_size[0], 2 * win_size[1])
     return _forward(block, ports, x, x_size, padded_to=pairs, mlp=lambda mlp, out, size: mlp(out))
 
 
 def example(block: nn.Module) -> tuple[Any, ...]:
-    """Random tokens of more than one window, the last ones not whole, their size and that of a window."""
+    """Return random tokens of 2x2 windows (the lower ones lack a row), their size, and the window's size."""
     b: Any = block
     weight, (down, right) = b.norm1.weight, b.window_size
     size = (2 * down - 1, 2 * right)

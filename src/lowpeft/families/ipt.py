@@ -15,7 +15,7 @@ ENCODER, DECODER = "body.encoder.layers.{stage}", "body.decoder.layers.{stage}"
 
 
 def _self_attention(block: Any, ports: Ports, x: Tensor, position: Tensor | None) -> Tensor:
-    """The first part of both layers: x + attention(norm1 x)."""
+    """Run the first part of both layers: x + attention(norm1 x)."""
     normed, size = block.norm1(x), square_size(x.shape[0])
     query = key = block.with_pos_embed(normed, position)
     attended = block.self_attn(query, key, normed)[0]
@@ -31,13 +31,13 @@ def _mlp(block: Any, x: Tensor) -> Tensor:
 
 
 def encoder_forward(block: nn.Module, ports: Ports, src: Tensor, pos: Tensor | None = None) -> Tensor:
-    """A layer of IPT's encoder: x + attention(norm1 x), then x + MLP(norm2 x).
+    """Run a layer of IPT's encoder: x + attention(norm1 x), then x + MLP(norm2 x).
 
     Args:
-        block: A TransformerEncoderLayer.
-        ports: Its adapters.
-        src: (L, N, C); a square grid where L is a square number.
-        pos: Added to queries and keys.
+        block: TransformerEncoderLayer.
+        ports: Adapters of the block.
+        src: Tokens (L, N, C); taken as a square grid if L is a square number.
+        pos: Position embedding that is added to queries and keys.
 
     Source: IPT (arXiv 2012.00364).
     """
@@ -55,17 +55,17 @@ def decoder_forward(
     pos: Tensor | None = None,
     query_pos: Tensor | None = None,
 ) -> Tensor:
-    """A layer of IPT's decoder: attention as in the encoder, attention to the encoder's output, MLP.
+    """Run a layer of IPT's decoder: self-attention as in the encoder, attention to the encoder's output, MLP.
 
-    The ports of attention are those of the first; attention to the encoder's output has none.
+    The ports of attention are those of self-attention; attention to the encoder's output has no ports.
 
     Args:
-        block: A TransformerDecoderLayer.
-        ports: Its adapters.
-        tgt: (L, N, C); a square grid where L is a square number.
-        memory: (L, N, C), what the encoder gave.
-        pos: Added to the keys of the encoder's output.
-        query_pos: Added to queries, and to the keys of self-attention.
+        block: TransformerDecoderLayer.
+        ports: Adapters of the block.
+        tgt: Tokens (L, N, C); taken as a square grid if L is a square number.
+        memory: Output of the encoder, (L, N, C).
+        pos: Position embedding that is added to the keys of the encoder's output.
+        query_pos: Position embedding that is added to queries, and to the keys of self-attention.
 
     Source: IPT (arXiv 2012.00364).
     """
@@ -78,14 +78,14 @@ def decoder_forward(
 
 
 def encoder_example(block: nn.Module) -> tuple[Any, ...]:
-    """Random tokens of a 4x4 grid, and their positions."""
+    """Return random tokens of a 4x4 grid, and a position embedding."""
     weight: Any = block.get_parameter("linear2.weight")
     tokens, position = noise(weight, 2, 16, 2, weight.shape[0])
     return tokens, position
 
 
 def decoder_example(block: nn.Module) -> tuple[Any, ...]:
-    """Random tokens of a 4x4 grid, what the encoder gave, and the positions of both."""
+    """Return random tokens of a 4x4 grid, a random encoder output, and the position embeddings of both."""
     weight: Any = block.get_parameter("linear2.weight")
     return tuple(noise(weight, 4, 16, 2, weight.shape[0]))
 

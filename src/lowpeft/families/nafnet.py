@@ -1,4 +1,4 @@
-"""NAFNet (official code, BasicSR forks, spandrel), and KBNet's small network, which has the same frame."""
+"""NAFNet (official code, BasicSR forks, spandrel), and KBNet's small network, which has the same structure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .swin import BLOCK_PORTS, noise
 
 
 def _contribution(ports: Ports, branch: Tensor, normed: Tensor, x: Tensor, names: tuple[str, str, str]) -> Tensor:
-    """A branch's output with the adapters at its three ports: on the output, on the input after and before the norm."""
+    """Return a branch's output plus the deltas of its ports, which read its output, and its input after/before norm."""
     features = dict(zip(names, (branch, normed, x), strict=True))
     return added(branch, ports, Layout.NCHW, (x.shape[2], x.shape[3]), features)
 
@@ -30,14 +30,14 @@ def block_forward(
     branch: Callable[[Any, Tensor], Tensor],
     mlp: Callable[[Any, Tensor], Tensor] = _gated_mlp,
 ) -> Tensor:
-    """Both halves of a block: x + beta · branch(norm1 x), then x + gamma · MLP(norm2 x).
+    """Run both halves of a block: x + beta · branch(norm1 x), then x + gamma · MLP(norm2 x).
 
     Args:
-        block: The block.
-        ports: Its adapters.
-        inp: (N,C,H,W).
-        branch: From the block and the features after `norm1` to what its first half adds, before the scaling.
-        mlp: The same for the second half.
+        block: Block with `norm1`, `norm2`, `dropout1`, `dropout2`, `beta` and `gamma`.
+        ports: Adapters of the block.
+        inp: Features (N,C,H,W).
+        branch: Function from the block and the features after `norm1` to the first branch's output, before `beta`.
+        mlp: Function from the block and the features after `norm2` to the second branch's output, before `gamma`.
     """
     normed = block.norm1(inp)
     names = ("attention", "parallel_attention", "parallel_attention_raw")
@@ -51,14 +51,14 @@ def block_forward(
 
 
 def naf_forward(block: nn.Module, ports: Ports, inp: Tensor) -> Tensor:
-    """NAFNet's block: a gated convolution with channel attention, then a gated MLP of 1x1 convolutions.
+    """Run NAFNet's block: a gated convolution with channel attention, then a gated MLP of 1x1 convolutions.
 
-    The block scales both contributions by learned vectors (beta, gamma). All ports add before the scaling.
+    The block scales both branches' outputs by learned vectors (beta, gamma). All ports add before the scaling.
 
     Args:
-        block: A NAFBlock.
-        ports: Its adapters.
-        inp: (N,C,H,W).
+        block: NAFBlock.
+        ports: Adapters of the block.
+        inp: Features (N,C,H,W).
 
     Source: NAFNet (arXiv 2204.04676).
     """
@@ -72,14 +72,14 @@ def naf_forward(block: nn.Module, ports: Ports, inp: Tensor) -> Tensor:
 
 
 def kb_forward(block: nn.Module, ports: Ports, inp: Tensor) -> Tensor:
-    """KBNet's small block: kernel basis attention, a convolution and channel attention multiplied, then NAFNet's MLP.
+    """Run KBNet's small block: kernel basis attention times convolution times channel attention, then NAFNet's MLP.
 
-    The block scales both contributions by learned vectors (beta, gamma). All ports add before the scaling.
+    The block scales both branches' outputs by learned vectors (beta, gamma). All ports add before the scaling.
 
     Args:
-        block: A KBBlock_s.
-        ports: Its adapters.
-        inp: (N,C,H,W).
+        block: KBBlock_s.
+        ports: Adapters of the block.
+        inp: Features (N,C,H,W).
 
     Source: KBNet (arXiv 2303.02881).
     """
@@ -96,7 +96,7 @@ def kb_forward(block: nn.Module, ports: Ports, inp: Tensor) -> Tensor:
 
 
 def example(block: nn.Module) -> tuple[Tensor]:
-    """A random feature map."""
+    """Return a random feature map."""
     weight = block.get_parameter("conv3.weight")
     return (noise(weight, 1, weight.shape[0], 6, 8),)
 
@@ -106,7 +106,7 @@ KB_BLOCK = BlockForward(name="kbnet.block", forward=kb_forward, ports=BLOCK_PORT
 
 
 def _places(block: BlockForward) -> tuple[Place, ...]:
-    """The blocks and stages of the U-shape, from the finest resolution down and up again."""
+    """Return places for the blocks and stages of the U-shape, from the finest resolution down and up again."""
     levels = ("encoders.{stage}", "middle_blks", "decoders.{stage}")
     blocks = [p for level in levels for p in block_places(f"{level}.{{block}}", "conv3.weight", block)]
     stages = [Place(name="stage", path=p, channels="0.conv3.weight", layout=Layout.NCHW) for p in levels]

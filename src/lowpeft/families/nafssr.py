@@ -1,7 +1,7 @@
-"""NAFSSR and CVHSSR (official code): stereo networks, which take left and right side by side in the channels.
+"""NAFSSR and CVHSSR (official code): stereo networks whose input has left and right view concatenated in the channels.
 
-They run one block on each view and then mix the views themselves. Adapters go to the block, and so to one view at a
-time; a place where the two views are neighbours in the batch, as adapters that mix views need it, there is none.
+They run one block on each view and then mix the views themselves. Adapters go to the block, and so get one view at a
+time. There is no place for adapters that mix views, because the two views are never neighbours in the batch.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ BLOCK = "body.{block}.module.blk"
 
 
 def chimb_forward(block: nn.Module, ports: Ports, inp: Tensor) -> Tensor:
-    """CVHSSR's block: large-kernel and channel attention of gated features, then a gated MLP with a convolution.
+    """Run CVHSSR's block: large-kernel and channel attention of gated features, then a gated MLP with a convolution.
 
-    The block scales both contributions by learned vectors (beta, gamma). All ports add before the scaling.
+    The block scales both branches' outputs by learned vectors (beta, gamma). All ports add before the scaling.
 
     Args:
-        block: A CHIMB.
-        ports: Its adapters.
-        inp: (N,C,H,W), one view.
+        block: CHIMB.
+        ports: Adapters of the block.
+        inp: Features (N,C,H,W) of one view.
 
     Source: CVHSSR (arXiv 2304.06236).
     """
@@ -48,7 +48,7 @@ CHIMB = BlockForward(name="cvhssr.chimb", forward=chimb_forward, ports=BLOCK_POR
 
 
 def _facts(network: Any) -> dict[str, Any]:
-    """Two views of the first convolution's channels, side by side."""
+    """Return the facts. A network for two views has twice the first convolution's input channels."""
     return {
         "scale": network.up_scale,
         "channels": network.intro.weight.shape[1] * (2 if network.dual else 1),

@@ -1,4 +1,4 @@
-"""Tell a network's family by its structure, and find the places that the family names. No code runs a network here."""
+"""Recognition of a network's family by its structure, and search for its places. Nothing here runs a network."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .base import FAMILIES, Family, Place
 
 @dataclass(frozen=True, kw_only=True)
 class FoundPlace(Candidate):
-    """A place in a concrete network: the module's path from the root, its stage and block, its number of channels.
+    """Place found in a network: the module's path from the root, its stage and block, its number of channels.
 
     Attributes:
-        place: The place.
-        channels: Number of channels there.
-        stage_path: The module that is the stage; everything inside belongs to it.
-        block_path: The module that is the block.
+        place: Place of the family.
+        channels: Number of channels of the features.
+        stage_path: Path of the stage's module; everything inside belongs to the stage.
+        block_path: Path of the block's module; None if the place is in no block.
     """
 
     place: Place
@@ -33,19 +33,19 @@ class FoundPlace(Candidate):
 
 @dataclass(frozen=True, kw_only=True)
 class Recognised:
-    """A family, and the path below which the network is of that family (usually the root, '')."""
+    """Family of a network, and the path of the module that belongs to the family (usually the root, '')."""
 
     family: Family
     prefix: str
 
 
 def recognise(root: nn.Module) -> Recognised | None:
-    """The family of a network, by its structure and names; import paths play no part.
+    """Return the family of a network, by the paths of its modules and parameters, or None; class names do not matter.
 
-    The network may be held by others (`DataParallel.module`, a user's own wrapper): the shallowest path wins.
+    The network may be inside other modules (`DataParallel.module`, a user's wrapper): the shallowest path wins.
 
     Raises:
-        PlanError: Two families fit the same network.
+        PlanError: Several families fit the same network.
     """
     names = [path for path, _ in (*base_modules(root), *base_parameters(root)) if path]
     for prefix in _prefixes(root):
@@ -62,7 +62,7 @@ def recognise(root: nn.Module) -> Recognised | None:
 
 
 def _prefixes(root: nn.Module) -> list[str]:
-    """The root and the modules up to two levels below it that are not repeated ones, shallowest first."""
+    """Return paths of the root and of modules up to two levels below, without numbered ones, shallowest first."""
     paths = ["", *(p for p, _ in base_modules(root) if p and p.count(".") < 2)]
     plain = [p for p in paths if not any(c.isdigit() for c in p.split("."))]
     return sorted(plain, key=lambda p: p.count(".") + bool(p))
@@ -74,7 +74,7 @@ def _fits(signature: tuple[str, ...], names: list[str]) -> bool:
 
 @dataclass(frozen=True)
 class _Hit:
-    """A module that a place's path fits, with the numbers in its path."""
+    """Module that matches a place's path, with the numbers in its path."""
 
     path: str
     template: str
@@ -84,7 +84,7 @@ class _Hit:
 
 
 def find_places(root: nn.Module, found: Recognised, name: str) -> tuple[FoundPlace, ...]:
-    """Every place of that name in the network, in the order of stages and blocks."""
+    """Return all places with this name in the network, in the order of stages and blocks."""
     modules = dict(base_modules(root))
     lead = found.prefix + "." if found.prefix else ""
     hits: list[_Hit] = []
@@ -119,7 +119,7 @@ def _numbers(match: re.Match[str], word: str) -> tuple[int, ...]:
 
 
 def _block_number(hit: _Hit, blocks: list[tuple[int, ...]]) -> int | None:
-    """The number in the path or, where one number does not tell the stage's blocks apart, the rank among them."""
+    """Return the number in the path, or the rank in the stage if one number does not identify its blocks."""
     if not hit.block:
         return None
     plain = len(hit.block) == 2 and len({block[0] for block in blocks}) == 1
@@ -127,18 +127,18 @@ def _block_number(hit: _Hit, blocks: list[tuple[int, ...]]) -> int | None:
 
 
 def _level(template: str) -> str:
-    """What a place's path has in common with those of the same stages: the part up to the last `{stage}`, say."""
+    """Return the part of a place's path that identifies its stages, e.g. the part up to the last `{stage}`."""
     return _part(template, template, "{stage}") or _around(template, template, "{block}") or template
 
 
 def _part(template: str, path: str, word: str) -> str | None:
-    """The path up to the last component that stands for a word: `layers.0` for `{stage}` of `layers.{stage}.conv`."""
+    """Return the path up to the last component with the word, or None; e.g. `layers.0` for `layers.{stage}.conv`."""
     places = [i for i, component in enumerate(template.split(".")) if word in component]
     return ".".join(path.split(".")[: places[-1] + 1]) if places else None
 
 
 def _around(template: str, path: str, word: str) -> str | None:
-    """The path of the module around the first such component."""
+    """Return the path of the parent module of the first component with the word, or None."""
     places = [i for i, component in enumerate(template.split(".")) if word in component]
     return ".".join(path.split(".")[: places[0]]) or None if places else None
 

@@ -18,11 +18,11 @@ LEVELS = (
     "decoder_level1",
     "refinement",
 )
-"""From the finest resolution down and up again, in the order in which they run."""
+"""Paths of the levels in the order in which they run, from the finest resolution down and up again."""
 
 
 def _branches(name: str, child: str, **options: Any) -> tuple[Place, ...]:
-    """A place at a branch of every block, whose output is what the block adds."""
+    """Return places at a branch of every block; the block adds the branch's output."""
     return tuple(
         Place(
             name=name,

@@ -1,4 +1,4 @@
-"""SPAN, whose convolutions write their fused weights when they run in eval mode."""
+"""SPAN, whose convolutions write their fused weights whenever they run in eval mode."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from ..ports.layouts import Layout
 from .base import Family, Place, register_family
 
 BLOCK, CHANNELS = "block_{stage}", "c1_r.eval_conv.weight"
-"""A block gives its output, a convolution's and its attention map, all of one shape; the first goes on."""
+"""Path of a block, and path of the parameter that gives its channels.
+
+A block returns its output, a convolution's output and an attention map, all of one shape; the first is passed on.
+"""
 
 SPAN = register_family(
     Family(

@@ -1,4 +1,4 @@
-"""What the families of Swin-type blocks have in common: paths, ports, the halves of a block, shifted windows."""
+"""Shared parts of the families with Swin-type blocks: paths, ports, the halves of a block, shifted windows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GROUP_CONV = Place(
     channels="^residual_group.blocks.0.norm1.weight",
     layout=Layout.NCHW,
 )
-"""The last convolution of a residual group, before the group's shortcut is added."""
+"""Place at the last convolution of a residual group, before the group's shortcut is added."""
 
 BLOCK_PORTS = frozenset(
     {"attention", "mlp", "parallel", "parallel_raw", "parallel_attention", "parallel_attention_raw"}
@@ -29,15 +29,15 @@ BLOCK_PORTS = frozenset(
 def attention_added(
     x: Tensor, contribution: Tensor, normed: Tensor, ports: Ports, layout: Layout, size: Size | None
 ) -> Tensor:
-    """The residual stream after attention: x + contribution, with the adapters at the attention's ports.
+    """Return the residual stream after attention: x + contribution + deltas of the adapters at the attention's ports.
 
     Args:
-        x: The residual stream before.
-        contribution: What attention adds to it.
-        normed: What attention reads: `x` after its norm, or `x` itself in a post-norm block.
-        ports: The block's adapters.
+        x: Residual stream before attention.
+        contribution: Output of the attention branch.
+        normed: Input of attention: `x` after its norm, or `x` itself in a post-norm block.
+        ports: Adapters of the block.
         layout: Layout of the three tensors.
-        size: Height and width in positions.
+        size: Height and width in positions; None if unknown.
     """
     features = {"attention": contribution, "parallel_attention": normed, "parallel_attention_raw": x}
     return added(x + contribution, ports, layout, size, features)
@@ -46,19 +46,19 @@ def attention_added(
 def mlp_added(
     x: Tensor, contribution: Tensor, normed: Tensor, ports: Ports, layout: Layout, size: Size | None
 ) -> Tensor:
-    """The residual stream after the MLP, as `attention_added`."""
+    """Return the residual stream after the MLP; arguments as in `attention_added`."""
     features = {"mlp": contribution, "parallel": normed, "parallel_raw": x}
     return added(x + contribution, ports, layout, size, features)
 
 
 def pre_norm_mlp(block: nn.Module, ports: Ports, x: Tensor, size: Size | None, layout: Layout = Layout.NLC) -> Tensor:
-    """The second half of a pre-norm block: x + drop_path(mlp(norm2 x)), with the adapters at its ports.
+    """Run the second half of a pre-norm block: x + drop_path(mlp(norm2 x)), plus the deltas at its ports.
 
     Args:
-        block: The block.
-        ports: Its adapters.
-        x: The residual stream after attention.
-        size: Height and width in positions.
+        block: Block with `norm2`, `mlp` and `drop_path`.
+        ports: Adapters of the block.
+        x: Residual stream after attention.
+        size: Height and width in positions; None if unknown.
         layout: Layout of `x`.
     """
     b: Any = block
@@ -67,14 +67,14 @@ def pre_norm_mlp(block: nn.Module, ports: Ports, x: Tensor, size: Size | None, l
 
 
 def in_windows(x: Tensor, window: int, shift: int, attend: Callable[[Tensor], Tensor]) -> Tensor:
-    """Features that were cut into windows, attended to and put together again.
+    """Cut features into windows, apply `attend`, and put the windows together again.
 
     Args:
-        x: (N,H,W,C); sides are multiples of the window's.
-        window: Side of a window.
-        shift: By how many positions the windows are moved down and to the right.
-        attend: Takes (windows, window², C), the windows of one image after those of another, and gives the same, of any
-            number of channels.
+        x: Features (N,H,W,C); H and W are multiples of the window's side.
+        window: Side of a window, in positions.
+        shift: Shift of the windows down and to the right, in positions.
+        attend: Function from (windows, window², C), the windows of one image in a row, to (windows, window², C'), with
+            any number of channels C'.
     """
     batch, height, width, channels = x.shape
     rows, columns = height // window, width // window
@@ -87,23 +87,23 @@ def in_windows(x: Tensor, window: int, shift: int, attend: Callable[[Tensor], Te
 
 
 def position_bias(attention: Any, index: Tensor) -> Tensor:
-    """The bias of each pair of positions in a window, (heads, window², window²), from a table of relative positions."""
+    """Return the bias of each pair of positions in a window, (heads, window², window²), from the bias table."""
     bias: Tensor = attention.relative_position_bias_table[index.reshape(-1)].view(*index.shape, -1)
     return bias.permute(2, 0, 1)
 
 
 def noise(like: Tensor, *shape: int) -> Tensor:
-    """Normally distributed numbers, the same ones each time, on the device and in the dtype of a parameter."""
+    """Return normally distributed numbers, the same in each call, with the device and dtype of a tensor."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
 
 
 def pixel_shuffle_scale(upscaler: nn.Module) -> int:
-    """The scale of the pixel shuffles in a module."""
+    """Return the product of the factors of all pixel shuffles in a module."""
     return math.prod(m.upscale_factor for m in upscaler.modules() if isinstance(m, nn.PixelShuffle))
 
 
 def image_facts(network: Any) -> dict[str, Any]:
-    """Facts that HAT, SwinIR and Swin2SR keep as attributes; sides are padded to the window by some copies only."""
+    """Return facts from attributes of HAT, SwinIR and Swin2SR. Only some copies of the code pad to the window size."""
     return {
         "scale": network.upscale,
         "channels": network.conv_first.weight.shape[1],

@@ -1,4 +1,4 @@
-"""SwinIR and Swin2SR (official code, BasicSR forks, spandrel; Swin2SR also of transformers)."""
+"""SwinIR and Swin2SR (official code, BasicSR forks, spandrel; Swin2SR also from transformers)."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ HF_BLOCK = "encoder.stages.{stage}.layers.{block}"
 
 
 def _attended(block: Any, x: Tensor, x_size: tuple[int, int], extras: Sequence[ExtraTokens] = ()) -> Tensor:
-    """Attention in the block's windows, (N,L,C) to (N,L,C), with extra keys and values."""
-    # The mask that the block holds is for one size; at others even unshifted blocks use one, of zeros.
+    """Return attention in the block's windows, (N,L,C) to (N,L,C), with extra keys and values."""
+    # The block stores a mask for one size only. At other sizes even unshifted blocks use a mask, of zeros.
     own = block.input_resolution == x_size
     mask = block.attn_mask if own else block.calculate_mask(x_size).to(x.device)
     rows = x.view(x.shape[0], x_size[0], x_size[1], x.shape[2])
@@ -48,13 +48,13 @@ def _attended(block: Any, x: Tensor, x_size: tuple[int, int], extras: Sequence[E
 
 
 def swinir_forward(block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int, int]) -> Tensor:
-    """SwinIR's block: x + attention(norm1 x), then the MLP behind its norm.
+    """Run SwinIR's block: x + attention(norm1 x), then x + MLP(norm2 x).
 
     Args:
-        block: A SwinTransformerBlock of SwinIR.
-        ports: Its adapters.
-        x: (N, L, C) with L = H·W.
-        x_size: (H, W), multiples of the window.
+        block: SwinTransformerBlock of SwinIR.
+        ports: Adapters of the block.
+        x: Tokens (N, L, C) with L = H·W.
+        x_size: Height and width (H, W), multiples of the window's side.
 
     Source: SwinIR (arXiv 2108.10257).
     """
@@ -67,16 +67,16 @@ def swinir_forward(block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int,
 
 
 def swin2sr_forward(block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int, int]) -> Tensor:
-    """Swin2SR's block: x + norm1(attention x), then x + norm2(MLP x).
+    """Run Swin2SR's block: x + norm1(attention x), then x + norm2(MLP x).
 
-    The contributions are the norms' outputs. Attention and MLP read the residual stream without a norm, so that the
+    The branches' outputs are those of the norms. Attention and MLP read the residual stream without a norm, so the
     ports `parallel` and `parallel_raw` are the same, and so are `parallel_attention` and `parallel_attention_raw`.
 
     Args:
-        block: A SwinTransformerBlock of Swin2SR.
-        ports: Its adapters.
-        x: (N, L, C) with L = H·W.
-        x_size: (H, W), multiples of the window.
+        block: SwinTransformerBlock of Swin2SR.
+        ports: Adapters of the block.
+        x: Tokens (N, L, C) with L = H·W.
+        x_size: Height and width (H, W), multiples of the window's side.
 
     Source: Swin2SR (arXiv 2209.11345); Swin v2 (arXiv 2111.09883).
     """
@@ -87,11 +87,11 @@ def swin2sr_forward(block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int
 
 
 def swin_example(block: nn.Module) -> tuple[Any, ...]:
-    """Random tokens of 2x2 windows and their size."""
+    """Return random tokens of 2x2 windows, or of the block's own size in half precision, and their size."""
     b: Any = block
     weight = b.norm1.weight
     size = (2 * b.window_size, 2 * b.window_size)
-    if weight.dtype not in (torch.float32, torch.float64):  # a mask that the block computes is float32, and fits these
+    if weight.dtype not in (torch.float32, torch.float64):  # at other sizes the block computes a mask, in float32
         size = b.input_resolution
     return noise(weight, 1, size[0] * size[1], weight.shape[0]), size
 
@@ -99,17 +99,17 @@ def swin_example(block: nn.Module) -> tuple[Any, ...]:
 def swin2sr_transformers_forward(
     block: nn.Module, ports: Ports, hidden_states: Tensor, input_dimensions: tuple[int, int], *rest: Any
 ) -> tuple[Tensor, ...]:
-    """Swin2SR's layer in transformers, which pads to whole windows itself; ports as in `swin2sr_forward`.
+    """Run Swin2SR's layer of transformers, which itself pads to whole windows; ports as in `swin2sr_forward`.
 
     Args:
-        block: A Swin2SRLayer.
-        ports: Its adapters.
-        hidden_states: (N, L, C) with L = H·W.
-        input_dimensions: (H, W).
-        rest: What else the layer passes on to its attention; it differs between versions of transformers.
+        block: Swin2SRLayer.
+        ports: Adapters of the block.
+        hidden_states: Tokens (N, L, C) with L = H·W.
+        input_dimensions: Height and width (H, W).
+        rest: Further arguments for the layer's attention; they depend on the version of transformers.
 
     Returns:
-        The new hidden states and, if they are asked for, the attention's probabilities.
+        The new hidden states and, if requested, the attention's probabilities.
     """
     b: Any = block
     x, (height, width), window = hidden_states, input_dimensions, b.window_size
@@ -133,11 +133,11 @@ def swin2sr_transformers_forward(
 
 
 def swin2sr_transformers_example(block: nn.Module) -> tuple[Any, ...]:
-    """Random tokens of 2x2 windows, those on the right not whole, and their size."""
+    """Return random tokens of 2x2 windows, and their size; the right windows lack a column, except in float16."""
     b: Any = block
     weight = b.layernorm_before.weight
     height = width = 2 * b.window_size
-    if weight.dtype != torch.float16:  # in which the layer's cosines of padding are 0 / 0
+    if weight.dtype != torch.float16:  # in float16 the layer's cosines of padding are 0 / 0
         width -= 1
     return noise(weight, 1, height * width, weight.shape[0]), (height, width)
 
@@ -169,7 +169,7 @@ SWINIR = register_family(
         ),
         places=(*block_places(BLOCK, "norm1.weight", SWINIR_BLOCK), GROUP_CONV),
         blocks=(SWINIR_BLOCK,),
-        # spandrel discourages strips; with `reach_px` rows of context they are exact.
+        # spandrel advises against strips; with `reach_px` rows of context they are exact.
         facts=lambda network: {**image_facts(network), "strips": True},
         source="arXiv 2108.10257",
     )

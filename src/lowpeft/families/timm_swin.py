@@ -1,4 +1,4 @@
-"""timm's Swin Transformer v1 and v2: networks of features, not of images."""
+"""timm's Swin Transformer v1 and v2, which return features, not images."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from .base import BlockForward, Family, Place, Ports, block_places, register_fam
 from .swin import BLOCK_PORTS, attention_added, mlp_added, noise
 
 STAGES = ("layers.{stage}", "layers_{stage}")
-"""The stages' names; the second with `features_only=True`, where the network gives a list of the stages' features."""
+"""Paths of the stages; the second with `features_only=True`, where the network returns a list of stage features."""
 
 
 def v1_forward(block: nn.Module, ports: Ports, x: Tensor) -> Tensor:
-    """The Swin block of timm: x + attention(norm1 x), then x + MLP(norm2 x), on (N,H,W,C).
+    """Run timm's Swin block: x + attention(norm1 x), then x + MLP(norm2 x), on (N,H,W,C).
 
     Args:
-        block: A SwinTransformerBlock.
-        ports: Its adapters. Those of the MLP see (N,L,C) with L = H·W.
-        x: (N,H,W,C).
+        block: SwinTransformerBlock.
+        ports: Adapters of the block. Those of the MLP get (N,L,C) with L = H·W.
+        x: Features (N,H,W,C).
 
     Source: Swin Transformer (arXiv 2103.14030).
     """
@@ -34,15 +34,15 @@ def v1_forward(block: nn.Module, ports: Ports, x: Tensor) -> Tensor:
 
 
 def v2_forward(block: nn.Module, ports: Ports, x: Tensor) -> Tensor:
-    """The Swin v2 block of timm: x + norm1(attention x), then x + norm2(MLP x), on (N,H,W,C).
+    """Run timm's Swin v2 block: x + norm1(attention x), then x + norm2(MLP x), on (N,H,W,C).
 
-    The contributions are the norms' outputs. Attention and MLP read the residual stream without a norm, so that the
+    The branches' outputs are those of the norms. Attention and MLP read the residual stream without a norm, so the
     ports `parallel` and `parallel_raw` are the same, and so are `parallel_attention` and `parallel_attention_raw`.
 
     Args:
-        block: A SwinTransformerV2Block.
-        ports: Its adapters. Those of the MLP see (N,L,C) with L = H·W.
-        x: (N,H,W,C).
+        block: SwinTransformerV2Block.
+        ports: Adapters of the block. Those of the MLP get (N,L,C) with L = H·W.
+        x: Features (N,H,W,C).
 
     Source: Swin Transformer v2 (arXiv 2111.09883).
     """
@@ -55,21 +55,21 @@ def v2_forward(block: nn.Module, ports: Ports, x: Tensor) -> Tensor:
 
 
 def example(block: nn.Module) -> tuple[Tensor]:
-    """Random features of 2x2 windows, or of the one size that a shifted block has its mask for."""
+    """Return random features of 2x2 windows, or of the one size for which a block stores its mask."""
     b: Any = block
     height, width = (2 * side for side in b.window_size) if b.attn_mask is None else b.input_resolution
     return (noise(b.norm1.weight, 1, height, width, b.norm1.weight.shape[0]),)
 
 
 def _places(block: BlockForward) -> tuple[Place, ...]:
-    """The blocks' ports, and the stages' outputs; the shortcuts are inside the blocks."""
+    """Return places for the blocks' ports and the stages' outputs; the shortcuts are inside the blocks."""
     blocks = [p for stage in STAGES for p in block_places(f"{stage}.blocks.{{block}}", "norm1.weight", block)]
     stages = [Place(name="stage", path=p, channels="blocks.0.norm1.weight", layout=Layout.NHWC) for p in STAGES]
     return (*blocks, *stages)
 
 
 def _signature(part: str) -> tuple[tuple[str, ...], ...]:
-    """A part of every attention, in a whole network or in one of features only."""
+    """Return signatures of networks whose attention has a part, without and with `features_only=True`."""
     return tuple(
         (f"{stages}.blocks.*.attn.{part}", f"{stages}.downsample", "patch_embed.proj")
         for stages in ("layers.*", "layers_*")

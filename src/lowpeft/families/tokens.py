@@ -1,12 +1,12 @@
 """Attention with extra keys and values, for the port `tokens` of block forwards.
 
-Adapters at this port give P keys and P values for each image, in the space of the frozen ones: C channels, the heads
-side by side as in the output of the frozen projection, which does not see them. Every window of an image gets those of
-its image, without a position bias and never masked. Attention's output becomes
+Adapters at this port give P keys and P values per image, in the space of the base's projected keys and values: C
+channels, with the heads concatenated. The base's projection is not applied to them. Every window gets the tokens of its
+image, without position bias and unmasked. Attention's output becomes
 
     out + Σ gate · (attention with the adapter's tokens − attention without),
 
-so that a gate of zero is the base, bit for bit, and the order of adapters does not matter.
+so a gate of zero gives the base bit for bit, and the order of adapters does not matter.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from ..ports.layouts import ExtraTokens
 def _change(
     key: Tensor, value: Tensor, attend: Callable[[Tensor, Tensor], Tensor], images: int, extras: Sequence[ExtraTokens]
 ) -> Tensor:
-    """What the tokens of all adapters change in attention's output.
+    """Return the change in attention's output that the tokens of all adapters cause, (B, L, C).
 
     Args:
-        key: (B, heads, L, d), with B windows or images, those of one image next to each other.
-        value: As `key`.
-        attend: From keys and values (B, heads, L + P, d) to attention's output (B, L, C).
+        key: Keys of the base, (B, heads, L, d); B counts windows (or images), the windows of one image in a row.
+        value: Values of the base, shaped like `key`.
+        attend: Function from keys and values (B, heads, L + P, d) to attention's output (B, L, C).
         images: Number of images.
         extras: Tokens of each adapter.
     """
@@ -56,15 +56,15 @@ def window_change(
     grid: tuple[int, int, int],
     extras: Sequence[ExtraTokens],
 ) -> Tensor:
-    """What extra tokens change in the output of Swin's window attention, (windows, L, C).
+    """Return the change in the output of Swin's window attention that extra tokens cause, (windows, L, C).
 
     Args:
-        attention: A module with `qkv`, `num_heads`, `scale` and `proj`.
-        windows: (windows, L, C), the windows of one image after those of another.
-        bias: (heads, L, L), the position bias.
-        mask: (windows of one image, L, L) of shifted windows; the windows that are neither in the last row nor in the
-            last column have one mask, and so have the others of the last row, and of the last column.
-        grid: Images, and rows and columns of windows in each.
+        attention: Module with `qkv`, `num_heads`, `scale` and `proj`.
+        windows: Input of attention, (windows, L, C), the windows of one image in a row.
+        bias: Position bias, (heads, L, L).
+        mask: Mask of shifted windows, (windows per image, L, L), or None. Windows of one region must have equal masks.
+            The regions are: the last row, the last column, the corner where they meet, and the rest.
+        grid: Number of images, and numbers of rows and columns of windows per image.
         extras: Tokens of each adapter.
     """
     count, length, _ = windows.shape
@@ -87,7 +87,7 @@ def _attend_in_grid(
     grid: tuple[int, int, int],
     scale: float,
 ) -> Tensor:
-    """Attention in windows; those of one mask go together, so that no mask of the size of all scores is formed."""
+    """Return attention in windows. Windows of one mask run together, so no mask as large as all scores is needed."""
     extra = key.shape[2] - query.shape[2]
     bias = F.pad(bias.to(query.dtype), (0, extra))
     if mask is None:
@@ -114,13 +114,13 @@ def _attend_in_grid(
 def multihead_change(
     attention: Any, query: Tensor, key: Tensor, value: Tensor, extras: Sequence[ExtraTokens]
 ) -> Tensor:
-    """What extra tokens change in the output of an `nn.MultiheadAttention`, (L, N, C).
+    """Return the change in the output of an `nn.MultiheadAttention` that extra tokens cause, (L, N, C).
 
     Args:
-        attention: The module; queries, keys and values have its width C, and the batch comes second.
-        query: (L, N, C).
-        key: (L, N, C).
-        value: (L, N, C).
+        attention: Attention module with the batch second; queries, keys and values have its width C.
+        query: Queries before the projection, (L, N, C).
+        key: Keys before the projection, (L, N, C).
+        value: Values before the projection, (L, N, C).
         extras: Tokens of each adapter.
     """
     length, images, channels = query.shape

@@ -14,11 +14,11 @@ from .base import BlockForward, Family, Place, Ports, block_places, register_fam
 from .swin import BLOCK_PORTS, attention_added, in_windows, noise, pre_norm_mlp
 
 LEVELS = ("encoderlayer_{stage}", "conv", "decoderlayer_{stage}")
-"""From the finest resolution down and up again."""
+"""Paths of the levels, from the finest resolution down and up again."""
 
 
 def _different(regions: Tensor, window: int) -> Tensor:
-    """-100 for pairs of positions of a window that lie in different regions of a map (1,H,W,1), else 0."""
+    """Return -100 for pairs of positions of a window that are in different regions of a map (1,H,W,1), else 0."""
     _, height, width, _ = regions.shape
     grid = regions.view(height // window, window, width // window, window).permute(0, 2, 1, 3)
     flat = grid.reshape(-1, window * window)
@@ -27,7 +27,7 @@ def _different(regions: Tensor, window: int) -> Tensor:
 
 
 def _mask(block: Any, x: Tensor, size: tuple[int, int], mask: Tensor | None) -> Tensor | None:
-    """What is added to the scores of each window: for a mask of the image, and for windows that wrap around."""
+    """Return the mask to add to the scores of each window, from the image's mask and for windows that wrap around."""
     total: Tensor | None = None
     if mask is not None:
         rows = F.interpolate(mask, size=size).permute(0, 2, 3, 1)
@@ -52,15 +52,15 @@ def _mask(block: Any, x: Tensor, size: tuple[int, int], mask: Tensor | None) -> 
 
 
 def lewin_forward(block: nn.Module, ports: Ports, x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Uformer's block: x + attention(norm1 x) in windows, then the MLP behind its norm.
+    """Run Uformer's block: x + attention(norm1 x) in windows, then x + MLP(norm2 x).
 
-    A block with a cross-modulator first adds attention to that; it is no part of the ports of attention.
+    A block with a cross-modulator first adds cross-attention to it; the ports of attention do not include that.
 
     Args:
-        block: A LeWinTransformerBlock.
-        ports: Its adapters.
-        x: (N, L, C), the tokens of a square, which the block takes for granted; its side is a multiple of the window.
-        mask: (N, 1, H', W') of the image, or None.
+        block: LeWinTransformerBlock.
+        ports: Adapters of the block.
+        x: Tokens (N, L, C) of a square feature map, as the block assumes; its side is a multiple of the window's side.
+        mask: Mask of the image, (N, 1, H', W'), or None.
 
     Source: Uformer (arXiv 2106.03106).
     """
@@ -84,7 +84,7 @@ def lewin_forward(block: nn.Module, ports: Ports, x: Tensor, mask: Tensor | None
 
 
 def lewin_example(block: nn.Module) -> tuple[Any, ...]:
-    """Random tokens of 2x2 windows."""
+    """Return random tokens of 2x2 windows."""
     b: Any = block
     weight = b.norm1.weight
     return (noise(weight, 1, 4 * b.win_size**2, weight.shape[0]),)
@@ -94,7 +94,7 @@ LEWIN = BlockForward(name="uformer.lewin", forward=lewin_forward, ports=BLOCK_PO
 
 
 def _facts(network: Any) -> dict[str, Any]:
-    """Each level halves the sides; windows are smaller where the training images gave less than one."""
+    """Return the facts. Each level halves the sides; a level's window is smaller if the training size was smaller."""
     levels = [*(f"encoderlayer_{i}" for i in range(network.num_enc_layers)), "conv"]
     windows = [network.get_submodule(f"{level}.blocks.0").win_size for level in levels]
     return {

@@ -1,4 +1,4 @@
-"""The adapter kinds, and the open table that holds them."""
+"""The adapter kinds and their registry."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """One row of the table: a config class and the module class that it stands for."""
+    """One entry of the registry: a kind's config class and its module class."""
 
     name: str
     config: type[AdapterConfig]
@@ -81,12 +81,12 @@ class Kind:
 
     @property
     def on_weights(self) -> bool:
-        """Whether it changes parameters, rather than features."""
+        """True if the kind changes parameters, False if it changes features."""
         return issubclass(self.module, WeightAdapter)
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The names of the config's fields."""
+        """Names of the config's fields."""
         return tuple(f.name for f in dataclasses.fields(self.config))
 
 
@@ -100,20 +100,20 @@ PARTS = ("root_part_class", "calibrator_class", "training_part_class")
 
 
 def _unwritten(part: type) -> list[str]:
-    """The methods that a class must have and has not."""
+    """Return the names of the abstract methods that a class does not implement, sorted."""
     return sorted(getattr(part, "__abstractmethods__", ()))
 
 
 def register_adapter(config: type[AdapterConfig], module: type[FeatureAdapter] | type[WeightAdapter]) -> Kind:
-    """Add a kind of adapter; recipes and adapter files then know it by `config.kind`, in this process.
+    """Register a kind of adapter. Recipes and adapter files of this process then find it by `config.kind`.
 
     Args:
-        config: A frozen, keyword-only dataclass derived from `AdapterConfig`, with a class attribute `kind`.
-        module: A `FeatureAdapter` built as `module(channels, config)`, or a `WeightAdapter` built as
-            `module(layer, config)`; new instances must add exactly zero.
+        config: Frozen, keyword-only dataclass derived from `AdapterConfig`, with a class attribute `kind`.
+        module: `FeatureAdapter` class that is built as `module(channels, config)`, or `WeightAdapter` class that is
+            built as `module(layer, config)`. New instances must add exactly zero.
 
     Raises:
-        PlanError: The classes do not fit together or the name is taken; the table is then unchanged.
+        PlanError: The classes do not fit together, or the name is taken. The registry is then unchanged.
     """
     name = getattr(config, "kind", None)
     problems = []
@@ -139,25 +139,25 @@ def register_adapter(config: type[AdapterConfig], module: type[FeatureAdapter] |
 
 
 def unregister_adapter(name: str) -> Kind:
-    """Remove a kind of adapter from the table; models that have such adapters keep them.
+    """Remove a kind of adapter from the registry. Models keep the adapters of this kind that they already have.
 
     Raises:
-        PlanError: There is no such kind.
+        PlanError: The kind is not registered.
     """
     return KINDS.unregister(name)
 
 
 def get_kind(name: str) -> Kind:
-    """The kind of that name.
+    """Return the kind with this name.
 
     Raises:
-        PlanError: There is none.
+        PlanError: The kind is not registered.
     """
     return KINDS.find(name)
 
 
 def kinds() -> tuple[Kind, ...]:
-    """Every registered kind, in the order of registration."""
+    """Return all registered kinds, in the order of registration."""
     return tuple(KINDS.values())
 
 

@@ -1,13 +1,13 @@
-"""The ports of a kind: a frozen config, and modules that know their own parameters.
+"""Base classes of adapter kinds: configs, feature and weight adapters, and root parts.
 
-A kind is one file: a config class (its *type* chooses the code), a module class, and one `register_adapter` call.
-There are two shapes of module, and both must add exactly zero when new, so that an adapted network starts as its base:
+A kind is one file with a config class (its *type* chooses the code), a module class, and one `register_adapter` call.
+There are two sorts of module. Both must add exactly zero when new, so that an adapted network starts as its base:
 
-* a `FeatureAdapter` returns what is added to features at one place of the network;
-* a `WeightAdapter` returns what is added to parameters of one layer.
+* a `FeatureAdapter` returns the delta that is added to features at one site;
+* a `WeightAdapter` returns the change that is added to parameters of one layer.
 
-Beside its modules a kind may have a `RootPart` (tensors that all sites share; a part that acts on the whole network), a
-`Calibrator` (a start that is learned from data) and a `TrainingPart` (a share in each step of training).
+A kind may also have a `RootPart` (tensors shared by all sites, or code that acts on the whole network), a `Calibrator`
+(initial values learned from data) and a `TrainingPart` (hooks in each training step).
 """
 
 from __future__ import annotations
@@ -26,18 +26,17 @@ from .learning import Calibrator, TrainingPart
 from .site import Attachment, Layer
 
 LAYERS = "layers"
-"""The default place of low-rank changes."""
+"""Place that means every weight that the kind fits; the default of low-rank kinds."""
 
 # --- configs ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """Base of every kind's config. Values of fields are plain: numbers, strings, None, and sequences of these.
+    """Base class of all configs. Field values are plain: numbers, strings, None, and sequences of these.
 
     Attributes:
-        target: Patterns (see `ports.patterns`) that choose the sites; None means the places that the family names for
-            this kind.
+        target: Patterns (see `ports.patterns`) that choose the sites. None means the kind's default `places`.
     """
 
     kind: ClassVar[str]
@@ -45,7 +44,7 @@ class AdapterConfig:
     target: Sequence[str] | str | None = None
 
     def __post_init__(self) -> None:
-        """Turn lists, which TOML and JSON give, into tuples, so that equal configs are equal, and check the values."""
+        """Check the values, and turn lists (from TOML and JSON) into tuples, so that equal configs compare equal."""
         for field in fields(self):
             object.__setattr__(
                 self, field.name, _frozen(f"{self.kind} adapter: {field.name}", getattr(self, field.name))
@@ -60,43 +59,44 @@ class AdapterConfig:
         self.check()
 
     def check(self) -> None:
-        """Refuse values out of range.
+        """Raise if a value is out of range.
 
         Raises:
-            PlanError: A field has a value that cannot work.
+            PlanError: A field has an invalid value.
         """
 
     @property
     def places(self) -> tuple[str, ...]:
-        """The places that the kind goes to by default.
+        """Places that the kind adapts if no target is given.
 
-        For features those of the family (`attention`, `mlp`, `parallel`, `stage`, …); for weights `layers`, every
-        weight that the kind fits, or none: then there must be a target.
+        Feature kinds name places of the family (`attention`, `mlp`, `parallel`, `stage`, …). Weight kinds name
+        `layers`, which means every weight that the kind fits; a weight kind without it needs a target.
         """
         return ("attention",)
 
     @property
     def views(self) -> int:
-        """How many views of a scene the adapter mixes; 1 for a kind that acts on each image by itself."""
+        """Number of views of a scene that the adapter mixes; 1 for a kind that treats each image separately."""
         return 1
 
     def thin(self, count: int) -> range:
-        """Which of the `count` chosen sites are adapted: all, unless the kind says otherwise."""
+        """Return the indices of the sites to adapt, out of `count` chosen ones; by default all."""
         return range(count)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureConfig(AdapterConfig):
-    """Base of the configs of feature kinds.
+    """Base class of the configs of feature kinds.
 
     Attributes:
-        item: Which element of a tuple or list that a named module gives holds the features, where several could.
+        item: Index of the features in the tuple or list that a target module returns; needed where several elements
+            could be the features.
     """
 
     item: int | None = None
 
     def __post_init__(self) -> None:
-        """As every config; and refuse an item that is no index."""
+        """Check the values, and raise if `item` is not an index."""
         super().__post_init__()
         if self.item is not None:
             at_least(self, item=0)
@@ -114,14 +114,14 @@ def _frozen(name: str, value: object) -> object:
 
 
 class Adapter(nn.Module, ABC):
-    """One adapter at one site.
+    """Base class of adapters; one instance per site.
 
     Attributes:
-        attachment: Where on its module it acts; set when it is attached.
-        root_part: What it shares with the other sites of its kind, where the kind has a `root_part_class`.
-        root_part_class, calibrator_class, training_part_class: Further parts of the kind.
-        zero_gradients: Names of its parameters whose gradient is zero by construction; `check_trainable` does not
-            count them.
+        attachment: Position on the module where the adapter acts; set when it is attached.
+        root_part: Part that the adapter shares with the other sites of its kind; None if the kind has no
+            `root_part_class`.
+        root_part_class, calibrator_class, training_part_class: Classes of the kind's optional parts.
+        zero_gradients: Names of the parameters whose gradient is zero by construction; `check_trainable` accepts it.
     """
 
     kind: ClassVar[str]
@@ -136,22 +136,23 @@ class Adapter(nn.Module, ABC):
 
     @property
     def root_part(self) -> Any:
-        """The part that this site shares with the others of its kind; None where the kind has none."""
+        """Part that this site shares with the others of its kind; None if the kind has none."""
         return self.__dict__.get("_root_part")
 
     def join(self, part: RootPart) -> None:
-        """Let the adapter see the shared part. It is a child of the root's slot alone, so that it is saved once."""
+        """Give the adapter access to the shared part. It stays a child of the root's slot, so that it is saved once."""
         self.__dict__["_root_part"] = part
 
 
 class FeatureAdapter(Adapter):
-    """An adapter that adds to features; built as `cls(channels, config)`.
+    """Base class of adapters that add to features; built as `cls(channels, config)`.
 
     Attributes:
-        needs_rows: Whether it has to know rows and columns; then it is planned only where they are known.
-        row_local: Whether each image row's delta depends on that row alone. Then memory can be bounded row by row; set
-            it to False for anything that looks up or down.
-        reads_only: Whether it adds nothing and only shows its features to the kind's root part (`Forward.seen`).
+        needs_rows: True if the adapter needs the height and width of the features. It then goes only to sites where
+            they are known.
+        row_local: True if the delta of an image row depends on that row only. The delta may then be computed some rows
+            at a time to save memory. Set it to False if a row reads the rows above or below it.
+        reads_only: True if the adapter adds nothing and only passes its features to the root part (`Forward.seen`).
     """
 
     needs_rows: ClassVar[bool] = False
@@ -160,23 +161,22 @@ class FeatureAdapter(Adapter):
 
     @abstractmethod
     def delta(self, features: Features) -> Tensor:
-        """What is added to the features: a tensor of the shape and layout of `features.values`."""
+        """Return the delta: a tensor with the shape and layout of `features.values` that is added to the features."""
 
 
 class TokenAdapter(FeatureAdapter):
-    """An adapter that gives attention extra keys and values, for the port `tokens` of block forwards alone."""
+    """Base class of adapters that give attention extra keys and values; only for block forwards' port `tokens`."""
 
     @abstractmethod
     def tokens(self, features: Features) -> ExtraTokens:
-        """Keys, values and their gate; a new adapter's gate is zero.
+        """Return keys, values and their gate; the gate of a new adapter is zero.
 
         Args:
-            features: What attention reads. Each image has tokens of its own, from its own features, or all have the
-                same.
+            features: Input of attention. The tokens may be computed per image from it, or be the same for all images.
         """
 
     def delta(self, features: Features) -> Tensor:
-        """Refuse, because tokens are not added to features.
+        """Raise, because tokens are not added to features.
 
         Raises:
             PlanError: Always.
@@ -185,52 +185,53 @@ class TokenAdapter(FeatureAdapter):
 
 
 class WeightAdapter(Adapter):
-    """An adapter that adds to parameters of one layer; built as `cls(layer, config)`. It can be merged.
+    """Base class of adapters that add to parameters of one layer; built as `cls(layer, config)`. They can be merged.
 
-    Adapted = base + change, while the base is frozen; merged = base + change, written. A kind that scales or rotates
-    writes that as a change: (1 + s)·W is the change s·W.
+    The adapted weight is base + change, computed in each forward pass. Merging writes base + change into the parameter.
+    A kind that scales or rotates returns the difference: for (1 + s)·W the change is s·W.
     """
 
     @classmethod
     @abstractmethod
     def groups(cls, module: nn.Module) -> tuple[tuple[str, ...], ...]:
-        """Names of the module's own parameters that this kind can adapt, in groups that one adapter changes together.
+        """Return the names of the module's own parameters that this kind can adapt, grouped: one adapter per group.
 
-        Example: `(("weight",), ("bias",))` makes two adapters, `(("weight", "bias"),)` one. Empty for other modules.
+        Example: `(("weight",), ("bias",))` makes two adapters, `(("weight", "bias"),)` makes one. Return an empty tuple
+        for a module that the kind does not fit.
         """
 
     def start(self, base: Mapping[str, Tensor]) -> None:
-        """Take what the kind needs from the frozen parameters, once, when the adapter is attached.
+        """Initialise the adapter from the frozen parameters; called once, when the adapter is attached.
 
-        What is learned here belongs into parameters or buffers, so that it is saved; it is not repeated when an adapter
-        file is loaded.
+        Store results in parameters or buffers, so that they are saved: loading an adapter file does not call this
+        again.
         """
 
     @abstractmethod
     def change(self, base: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """What is added to each parameter of the group, in its shape; exactly zero when new.
+        """Return the change of each parameter of the group, by name and in its shape; exactly zero when new.
 
         Args:
-            base: The frozen parameters by name. Autocast is off.
+            base: Frozen parameters by name. Autocast is off.
         """
 
 
 class RootPart(Adapter):
-    """The part that all sites of one kind share, built once for an adapter as `cls(shape, config)`.
+    """Base class of the part that all sites of one kind share; built once per adapter as `cls(shape, config)`.
 
-    `shape_for` has to be written: it says what the shared tensors' shapes depend on. A kind that has only such a part
-    still needs sites: a `FeatureAdapter` with `reads_only = True` on the stages, say.
+    Its parameters and buffers are saved with the adapter. Subclasses must implement `shape_for`. A kind whose work is
+    all in its root part still needs sites, e.g. a `FeatureAdapter` with `reads_only = True` on the stages.
 
-    Its parameters and buffers are saved with the adapter. With `acts` it takes part in every forward of the network:
-    `begin` sees the input (several views as one batch, the views of a scene next to each other) and, where the class
-    says `routes`, may set strengths of other adapters: a number or a tensor each. `finish` sees the features of
-    reading sites and may add to the output. A network with such a part cannot be compiled with `fullgraph=True`.
+    With `acts` the part takes part in every forward pass of the network. `begin` gets the input (several views come as
+    one batch, the views of a scene next to each other) and, with `routes`, may set strengths of other adapters, each a
+    number or a tensor. `finish` gets the features of the sites with `reads_only` and may add to the output. A network
+    with an acting part cannot be compiled with `fullgraph=True`.
 
     Attributes:
-        acts: Whether it takes part in every forward.
-        routes: Whether `begin` sets strengths of other adapters; these are on or off with the part, whatever its own
-            strength.
-        output: The attribute or the index of the network's output that is the image, None where the output is it.
+        acts: True if the part takes part in every forward pass.
+        routes: True if `begin` sets strengths of other adapters. They apply whenever the part is on, whatever the
+            part's own strength.
+        output: Attribute or index of the image in the network's output; None if the output is the image.
     """
 
     acts: ClassVar[bool] = False
@@ -243,30 +244,29 @@ class RootPart(Adapter):
     @classmethod
     @abstractmethod
     def shape_for(cls, config: Any, sites: Sequence[int | Layer]) -> tuple[int, ...]:
-        """What the shared tensors' shapes depend on, from the channels or layers of all sites.
+        """Return the numbers that set the shapes of the shared tensors, from the channels or layers of all sites.
 
-        Example: VeRA's shared matrices are as large as the largest layer: (rows, columns).
+        Example: VeRA returns (rows, columns), the largest of any layer.
         """
 
     def begin(self, forward: Forward) -> None:
-        """Called before the network runs, where the part acts."""
+        """Do what is needed before the network runs; called only with `acts`."""
 
     def finish(self, forward: Forward, output: Tensor) -> Tensor | None:
-        """What is added to the network's output image, in its shape; None for nothing. Called where the part acts."""
+        """Return what to add to the output image, in its shape, or None for nothing; called only with `acts`."""
         return None
 
 
 @dataclass
 class Forward:
-    """One forward of an adapted network, as its acting root parts see it; nothing outlives the call.
+    """State of one forward pass of an adapted network, for its acting root parts; discarded after the call.
 
     Attributes:
-        args: Arguments of the network.
+        args: Positional arguments of the network.
         kwargs: Keyword arguments of the network.
-        strengths: Factors of the strengths of other adapters during this forward, by adapter name: a number, a 0-dim
-            tensor, or (for adapters of features) a tensor (N,) with one for each image of the batch; to be set in
-            `begin`.
-        seen: What the reading sites saw, in the order of their calls.
+        strengths: Factors for the strengths of other adapters in this forward pass, by adapter name; set in `begin`.
+            Each is a number, a 0-dim tensor, or (feature adapters only) a tensor (N,), one per image of the batch.
+        seen: Adapters with `reads_only` and the features that they read, in the order of the calls.
     """
 
     args: tuple[Any, ...]
@@ -276,12 +276,12 @@ class Forward:
 
 
 def is_number(value: object, *, above: float) -> bool:
-    """Whether the value is a finite number, not a bool, that is greater than `above`."""
+    """Return whether the value is a finite number greater than `above`, and not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and above < value < math.inf
 
 
 def at_least(config: AdapterConfig, **minimum: int) -> None:
-    """Refuse integer fields below a minimum."""
+    """Raise if a field is not an integer or is below its minimum."""
     for name, low in minimum.items():
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < low:

@@ -1,4 +1,4 @@
-"""Convpass: a small convolution in a bottleneck, beside attention and beside the MLP of every block."""
+"""Convpass: a small bottleneck convolution in parallel with the attention and the MLP of every block."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ KERNEL = 3
 
 @dataclass(frozen=True, kw_only=True)
 class ConvpassConfig(FeatureConfig):
-    """Convolutional bypasses in every block.
+    """Settings of convolutional bypasses in every block.
 
     Attributes:
         hidden: Channels of the bottleneck.
-        scale: Factor of what is added; the paper chooses it for each data set, from 0.01 to 100.
-        dropout: Share of the bottleneck's values that are dropped in training.
-        kernel_init: Start of the convolution: `xavier`, or `identity` in its centre; the paper chooses it for each data
-            set.
-        beside: `both` branches of a block, or only `attention` or `mlp`. The input is the branch's, after its norm.
+        scale: Factor of the delta; the paper chooses it for each data set, from 0.01 to 100.
+        dropout: Fraction of the bottleneck's values that are dropped in training, 0 <= dropout < 1.
+        kernel_init: Initial convolution kernel: `xavier`, or `identity` (the identity at the kernel's centre, zero
+            elsewhere); the paper chooses it for each data set.
+        beside: Branches of a block that get a bypass: `both`, or only `attention` or `mlp`. The bypass reads the
+            branch's input, after its norm.
     """
 
     kind: ClassVar[str] = "convpass"
@@ -41,7 +42,7 @@ class ConvpassConfig(FeatureConfig):
     beside: Beside = "both"
 
     def check(self) -> None:
-        """Refuse a width below 1, factors out of range, unknown names."""
+        """Raise if `hidden` is below 1, a factor is out of range, or a name is unknown."""
         at_least(self, hidden=1)
         problems = []
         if not is_number(self.scale, above=0):
@@ -57,17 +58,18 @@ class ConvpassConfig(FeatureConfig):
 
     @property
     def places(self) -> tuple[str, ...]:
-        """Beside attention and beside the MLP."""
+        """Places in parallel with attention, the MLP, or both, as `beside` says."""
         places = {"attention": ("parallel_attention",), "mlp": ("parallel",)}
         return places.get(self.beside, ("parallel_attention", "parallel"))
 
 
 class Convpass(FeatureAdapter):
-    """`scale · up(dropout(φ(conv(φ(down x)))))` with φ(t) = t · σ(1.702 t), on image rows and columns.
+    """Bypass `scale · up(dropout(φ(conv(φ(down x)))))` with φ(t) = t · σ(1.702 t), on image rows and columns.
 
-    `down` is C -> hidden, Xavier-uniform, `conv` a 3x3 convolution of the hidden channels with zero padding, `up` back
-    to C, zero, so that a new adapter adds nothing; all biases start at zero. 2·C·h + C + 2·h + 9·h² parameters for h
-    hidden channels. It works on the whole feature map, also where attention works in windows.
+    `down` maps C -> hidden and starts Xavier-uniform. `conv` is a 3x3 convolution of the hidden channels with zero
+    padding. `up` maps back to C and starts at zero, so that a new adapter adds nothing. All biases start at zero.
+    2·C·h + C + 2·h + 9·h² parameters for h hidden channels. It works on the whole feature map, even if attention works
+    in windows.
 
     Source: Convpass (arXiv 2207.07039).
     """
@@ -95,7 +97,7 @@ class Convpass(FeatureAdapter):
                     tensor.zero_()
 
     def delta(self, features: Features) -> Tensor:
-        """The bypass of the features."""
+        """Return the bypass of the features."""
         hidden = _quick_gelu(self.down(features.rows)).movedim(-1, 1)
         hidden = _quick_gelu(self.conv(hidden)).movedim(1, -1)
         return features.from_rows(self.up(self.dropout(hidden)) * self.scale)

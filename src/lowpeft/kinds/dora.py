@@ -1,4 +1,4 @@
-"""DoRA: a low-rank change of a weight's directions, and a trained magnitude for each output."""
+"""DoRA: a low-rank change of a weight's directions, and a trained magnitude per output channel."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from .site import Layer
 
 @dataclass(frozen=True, kw_only=True)
 class DoRAConfig(AdapterConfig):
-    """Weight-decomposed low-rank adapters.
+    """Settings of weight-decomposed low-rank adapters.
 
     Attributes:
-        rank: Rank of the change of directions. A rank larger than a weight allows raises.
-        alpha: The low-rank product is multiplied by alpha / rank. None means alpha = rank, a factor of 1.
-        detach_norm: Treat the norm of the changed weight as a constant in backward, as the authors' code and peft do.
+        rank: Rank of the change of directions. A rank larger than a target weight allows raises; it is never reduced
+            silently. Without a target, smaller weights are left out.
+        alpha: Scale of the low-rank product, which is multiplied by alpha / rank. None means alpha = rank (factor 1).
+        detach_norm: True to treat the norm of the changed weight as a constant in backward, as the authors' code and
+            peft do.
     """
 
     kind: ClassVar[str] = "dora"
@@ -32,24 +34,25 @@ class DoRAConfig(AdapterConfig):
     detach_norm: bool = True
 
     def check(self) -> None:
-        """Refuse a rank below 1 or an alpha that is not positive."""
+        """Raise if the rank is below 1 or alpha is not positive."""
         check_low_rank(self)
 
     @property
     def places(self) -> tuple[str, ...]:
-        """Every weight that is large enough."""
+        """Place `layers`: every weight that is large enough for the rank."""
         return (LAYERS,)
 
 
 class DoRA(WeightAdapter):
-    """`W' = m · V / ‖V‖` with V = W + (alpha / rank) · B A and m = (1 + δ) · ‖W‖; norms are of each output's row.
+    """Adapted weight `W' = m · V / ‖V‖` with V = W + (alpha / rank) · B A and m = (1 + δ) · ‖W‖, norms per output row.
 
-    `a` is (rank, columns), Kaiming-uniform, `b` is (rows, rank), zero, `magnitude` is δ, (rows,), zero. Because the
-    magnitude is kept as an offset, both norms of a new adapter are one computation, and the change
+    `a` is (rank, columns) and starts Kaiming-uniform. `b` is (rows, rank) and `magnitude`, which is δ, is (rows,); both
+    start at zero. The magnitude is stored as an offset, so both norms of a new adapter are computed alike, and the
+    change
 
         (g − 1) · W + g · (alpha / rank) · B A        g = (1 + δ) · ‖W‖ / ‖V‖
 
-    is exactly zero on every device. An output whose weights are all zero has no direction: there g = 1, plain LoRA.
+    is exactly zero on every device. An output row of zeros has no direction; there g = 1, which is plain LoRA.
     rank · (rows + columns) + rows parameters.
 
     Source: DoRA (arXiv 2402.09353).
@@ -71,11 +74,11 @@ class DoRA(WeightAdapter):
 
     @classmethod
     def groups(cls, module: nn.Module) -> tuple[tuple[str, ...], ...]:
-        """The weight of a Linear or convolution, the fused input projection of nn.MultiheadAttention."""
+        """Return the weight of a Linear or convolution, or the input projections of nn.MultiheadAttention."""
         return matrix_groups(module)
 
     def change(self, base: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """(g − 1) · W + g · (alpha / rank) · B A in the weight's shape."""
+        """Return (g − 1) · W + g · (alpha / rank) · B A in the weight's shape."""
         name = self.layer.main
         rows = self.layer.rows(base[name]).to(self.b.dtype)
         product = (self.b @ self.a).mul(self.scale)

@@ -1,4 +1,4 @@
-"""Full training of chosen layers, kept as a difference: the kind behind a recipe's `train_also`."""
+"""Full training of chosen layers, stored as a difference from the base; the kind behind the override `train_also`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .site import Layer
 
 @dataclass(frozen=True, kw_only=True)
 class FullConfig(AdapterConfig):
-    """Every weight and bias of the target layers is trained, as a difference to the frozen one."""
+    """Settings of full training: each target parameter gets a trained difference from its frozen value."""
 
     kind: ClassVar[str] = "full"
 
 
 class Full(WeightAdapter):
-    """`W + D` with D of W's shape, zero when new.
+    """Adapted parameter `W + D` with D of W's shape, zero when new.
 
-    Keeping the difference, and not the new weight, is what lets `restore`, `disabled` and `set_strength` work as for
-    every other kind: the base is never written.
+    The adapter stores the difference, not the new weight, so the base is never written. Therefore `restore`,
+    `disabled` and `set_strength` work as for every other kind.
     """
 
     kind = "full"
@@ -35,9 +35,9 @@ class Full(WeightAdapter):
 
     @classmethod
     def groups(cls, module: nn.Module) -> tuple[tuple[str, ...], ...]:
-        """Each floating-point parameter that the module itself holds, by itself."""
+        """Return one group for each floating-point parameter of the module itself (not of its submodules)."""
         return tuple((n,) for n, p in module.named_parameters(recurse=False) if p.is_floating_point())
 
     def change(self, base: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The difference itself."""
+        """Return the difference."""
         return dict.fromkeys(base, self.difference)

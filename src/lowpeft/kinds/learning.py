@@ -1,4 +1,4 @@
-"""The parts that a kind may have in learning: a start from data, and a share in each step of training."""
+"""Optional parts of a kind: initial values learned from data (`Calibrator`), hooks in training (`TrainingPart`)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ Wanted = Literal["inputs", "outputs", "gradients"]
 
 
 class Calibrator(ABC):
-    """Learns from data how the adapters of one kind start, for all its sites together.
+    """Base class of parts that learn the initial values of a kind's adapters from data, for all sites together.
 
-    One is made for each call of `lowpeft.calibrate` with the new adapters by site. It may choose other shapes: `settle`
-    returns the config of each site, the adapters are built anew by these, and `fill` writes what was learned into each.
+    Each call of `lowpeft.calibrate` makes one, with the new adapters by site. It may choose other shapes: `settle`
+    returns the config of each site, the adapters are rebuilt from these configs, and `fill` writes the learned values
+    into each.
 
     Attributes:
-        wants: The data that it is shown. `inputs` and `outputs` of each call of the site's module (the first tensors;
-            for a feature adapter both are the features at its place). A module that is never called, because its
-            network reads the weight itself, shows none. `gradients` of the loss by the frozen parameters, for one image
-            (or scene) at a time.
+        wants: Data that the part needs. `inputs` and `outputs`: the first tensors that go into and come out of each
+            call of the site's module (for a feature adapter both are the features at its site). A module that is never
+            called, because its network reads the weight directly, shows none. `gradients`: gradients of the loss with
+            respect to the frozen parameters, for one image (or scene) at a time.
     """
 
     wants: ClassVar[frozenset[Wanted]] = frozenset({"inputs"})
@@ -34,29 +35,29 @@ class Calibrator(ABC):
         self.configs = configs
 
     def see(self, site: str, inputs: Tensor, outputs: Tensor) -> None:  # noqa: B027  (optional)
-        """One call of a site's module."""
+        """Take the data of one call of a site's module."""
 
     def see_gradients(self, site: str, gradients: Mapping[str, Tensor]) -> None:  # noqa: B027  (optional)
-        """The gradients of one image's loss by the site's frozen parameters."""
+        """Take the gradients of one image's loss with respect to the site's frozen parameters."""
 
     def settle(self) -> Mapping[str, Any]:
-        """The config of each site, from all that was seen; by default unchanged.
+        """Return the config of each site, chosen from all the data; by default the configs are unchanged.
 
         Raises:
-            PlanError: What was seen does not suffice.
+            PlanError: The data do not suffice.
         """
         return self.configs
 
     @abstractmethod
     def fill(self, site: str, adapter: Any) -> None:
-        """Write what was learned into a site's new adapter, without gradients; its change must stay exactly zero."""
+        """Write the learned values into a site's new adapter; called under no_grad. It must still add exactly zero."""
 
 
 class TrainingPart:
-    """A kind's share in a run of `lowpeft.restoration.training.train`, made once for all adapters of the kind.
+    """Hooks of a kind in `lowpeft.restoration.training.train`; one instance for all adapters of the kind.
 
-    Every method is optional. A step is: forward, loss + `penalty`, backward, `before_step`, clipping, optimiser step,
-    `after_step`, gradients set to None.
+    Every method is optional. A step is: forward pass, loss + `penalty`, backward, `before_step`, clipping, optimiser
+    step, `after_step`, gradients set to None.
     """
 
     def __init__(self, adapters: Mapping[str, Adapter], steps: int) -> None:
@@ -64,19 +65,19 @@ class TrainingPart:
         self.steps = steps
 
     def rates(self) -> Mapping[str, float]:
-        """Factors of the learning rate by parameter name (site + the adapter's own name); 1 for all others."""
+        """Return learning-rate factors by parameter name (site + the name in the adapter); 1 for all others."""
         return {}
 
     def penalty(self) -> Tensor | None:
-        """What is added to the loss."""
+        """Return a term to add to the loss, or None."""
         return None
 
     def before_step(self, step: int) -> None:
-        """Gradients are complete; `step` counts from 1."""
+        """Act after backward, when the gradients are complete; `step` counts from 1."""
 
     def after_step(self, step: int) -> None:
-        """The optimiser has moved the parameters; gradients are still there."""
+        """Act after the optimiser step; the gradients still exist."""
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors that a resumed run needs, beside parameters and buffers; written in place by `load`."""
+        """Return the tensors that a resumed run needs besides parameters and buffers; resuming writes them in place."""
         return {}

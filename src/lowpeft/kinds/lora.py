@@ -1,4 +1,4 @@
-"""LoRA: a low-rank change of a layer's weight, for Linear, every convolution and nn.MultiheadAttention."""
+"""LoRA: a low-rank change of a layer's weight, for Linear, all convolutions and nn.MultiheadAttention."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .site import Layer
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAConfig(AdapterConfig):
-    """Low-rank adapters on the weights of layers.
+    """Settings of low-rank adapters on the weights of layers.
 
     Attributes:
-        rank: Rank of the change. A rank larger than a named weight allows raises; it is never reduced silently. Without
-            a target, smaller weights are left out.
-        alpha: The change is multiplied by alpha / rank. None means alpha = rank, that is a factor of 1.
+        rank: Rank of the change. A rank larger than a target weight allows raises; it is never reduced silently.
+            Without a target, smaller weights are left out.
+        alpha: Scale of the change, which is multiplied by alpha / rank. None means alpha = rank (factor 1).
     """
 
     kind: ClassVar[str] = "lora"
@@ -32,21 +32,22 @@ class LoRAConfig(AdapterConfig):
     alpha: float | None = None
 
     def check(self) -> None:
-        """Refuse a rank below 1 or an alpha that is not positive."""
+        """Raise if the rank is below 1 or alpha is not positive."""
         check_low_rank(self)
 
     @property
     def places(self) -> tuple[str, ...]:
-        """Every weight that is large enough."""
+        """Place `layers`: every weight that is large enough for the rank."""
         return (LAYERS,)
 
 
 class LoRA(WeightAdapter):
-    """`W + (alpha / rank) · B A`, reshaped to W's shape; the layer's own forward does the rest.
+    """Adapted weight `W + (alpha / rank) · B A`, with B A reshaped to W's shape; the layer's own forward uses it.
 
-    With W seen as a matrix of its first dimension by all others, `a` is (rank, columns), Kaiming-uniform as in a new
-    Linear, and `b` is (rows, rank), zero. Because the layer reads `weight` as ever, stride, dilation, groups, padding
-    modes, subclasses and functional use of the weight need no code here, and merged equals unmerged.
+    W is flattened to a matrix: its first dimension gives the rows, all others the columns. `a` is (rank, columns) and
+    starts Kaiming-uniform as in a new Linear; `b` is (rows, rank) and starts at zero. The layer still reads `weight`,
+    so stride, dilation, groups, padding modes, subclasses and functional use of the weight need no code here, and the
+    merged layer computes the same as the adapted one.
 
     Source: LoRA (arXiv 2106.09685).
     """
@@ -65,20 +66,20 @@ class LoRA(WeightAdapter):
 
     @classmethod
     def groups(cls, module: nn.Module) -> tuple[tuple[str, ...], ...]:
-        """The weight of a Linear or convolution, the input projections of nn.MultiheadAttention."""
+        """Return the weight of a Linear or convolution, or the input projections of nn.MultiheadAttention."""
         return matrix_groups(module)
 
     def change(self, base: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """(alpha / rank) · B A in the weight's shape."""
+        """Return (alpha / rank) · B A in the weight's shape."""
         change = (self.b @ self.a).mul(self.scale).view(self.shape)
         return dict.fromkeys(base, change)
 
 
 def check_low_rank(config: AdapterConfig) -> None:
-    """Refuse a rank below 1, or an alpha that is not positive.
+    """Raise if the rank is below 1 or alpha is not positive.
 
     Raises:
-        PlanError: Naming the field.
+        PlanError: A field is out of range; the message names it.
     """
     at_least(config, rank=1)
     alpha = getattr(config, "alpha")  # noqa: B009  (a field of every low-rank kind)
@@ -87,10 +88,10 @@ def check_low_rank(config: AdapterConfig) -> None:
 
 
 def check_rank(kind: str, rank: int, matrix: tuple[int, int], shape: tuple[int, ...]) -> None:
-    """Refuse a rank that a weight cannot have.
+    """Raise if the rank is larger than a weight allows.
 
     Raises:
-        PlanError: Saying which it can have.
+        PlanError: The rank is too large; the message gives the largest possible one.
     """
     if rank > min(matrix):
         raise PlanError(
@@ -100,12 +101,12 @@ def check_rank(kind: str, rank: int, matrix: tuple[int, int], shape: tuple[int, 
 
 
 def matrix_groups(module: nn.Module) -> tuple[tuple[str, ...], ...]:
-    """The weights that a low-rank change can be made to: of a Linear, a convolution, an nn.MultiheadAttention."""
+    """Return the weights that can get a low-rank change: of a Linear, a convolution or an nn.MultiheadAttention."""
     if isinstance(module, (nn.Linear, _ConvNd)):
         return (("weight",),)
     if isinstance(
         module, nn.MultiheadAttention
-    ):  # one projection, or three where keys or values have a width of theirs
+    ):  # one fused projection, or three if keys or values have a different width
         fused = module.in_proj_weight is not None
         return (("in_proj_weight",),) if fused else (("q_proj_weight",), ("k_proj_weight",), ("v_proj_weight",))
     return ()

@@ -1,4 +1,4 @@
-"""Where an adapter acts: its attachment to a module, and the parameters that a weight adapter changes."""
+"""Sites of adapters: the attachment to a module, and the layer that a weight adapter changes."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from ..ports.layouts import Layout
 
 @dataclass(frozen=True, kw_only=True)
 class Attachment:
-    """Where on its module an adapter acts.
+    """Position on its module where an adapter acts.
 
     Attributes:
-        form: `output` of a module, `block` (a port of a block forward), `weight`, or `root` (the part that all sites of
-            a kind share).
-        layout: Layout of the features; None where a block forward tells it.
-        source: Whether the adapter reads the module's output or its first argument; it always adds to the output.
-        item: The element of a tuple output that holds the features.
-        square: Tokens lie on a square grid where the module is not told the size.
+        form: `output` (output of the module), `block` (port of a block forward), `weight` (parameters), or `root` (part
+            that all sites of a kind share).
+        layout: Layout of the features with form `output`; None otherwise.
+        source: Tensor that the adapter reads: the module's `output` or its first tensor argument (`input`). The delta
+            is always added to the output.
+        item: Index of the features in a tuple or list output; None if the output is the features.
+        square: True if tokens whose size the module is not told lie on a square grid.
         block: Name of the block forward.
-        port: Name of its port.
+        port: Name of the block forward's port.
         tensors: Names of the parameters that a weight adapter changes.
-        views: How many views of a scene the adapter mixes.
+        views: Number of views of a scene that the adapter mixes.
     """
 
     form: Literal["output", "block", "weight", "root"]
@@ -40,10 +41,10 @@ class Attachment:
     views: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse values that mean nothing, which a damaged file could hold.
+        """Raise if a value is invalid, e.g. one from a damaged file.
 
         Raises:
-            PlanError: Naming the first.
+            PlanError: A value is invalid; the message names the first.
         """
         on_block = self.form == "block"
         tests = {
@@ -64,12 +65,12 @@ class Attachment:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """The parameters of one layer that one weight adapter changes: their shapes, and which axis counts outputs.
+    """Shapes of the parameters of one layer that one weight adapter changes, and their output axis.
 
     Attributes:
         shapes: Name and shape of each parameter, in the order of the adapter's group.
-        transposed: The weight is that of a transposed convolution, (in, out/groups, …).
-        groups: Groups of a convolution.
+        transposed: True if the weight is that of a transposed convolution, (in, out/groups, …).
+        groups: Number of groups of a convolution; 1 for other layers.
     """
 
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
@@ -77,10 +78,10 @@ class Layer:
     groups: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse values that mean nothing, which a damaged file could hold.
+        """Raise if a value is invalid, e.g. one from a damaged file.
 
         Raises:
-            PlanError: Saying so.
+            PlanError: A shape or the number of groups is invalid.
         """
         shapes = all(
             isinstance(name, str) and all(type(n) is int and n > 0 for n in shape) for name, shape in self.shapes
@@ -94,10 +95,10 @@ class Layer:
         return tuple(name for name, _ in self.shapes)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a parameter.
+        """Return the shape of a parameter.
 
         Raises:
-            PlanError: The layer has no parameter of that name.
+            PlanError: The layer has no parameter with this name.
         """
         for known, shape in self.shapes:
             if known == name:
@@ -106,22 +107,22 @@ class Layer:
 
     @property
     def main(self) -> str:
-        """The first parameter: the weight, where there is one."""
+        """Name of the first parameter: the weight, if the group has one."""
         return self.shapes[0][0]
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        """Rows and columns of the main parameter as `rows` gives it."""
+        """Rows and columns of the main parameter as a matrix (see `rows`)."""
         shape = self.shape(self.main)
         total = math.prod(shape)
         outputs = shape[1] * self.groups if self.transposed and len(shape) > 1 else shape[0]
         return outputs, total // outputs
 
     def rows(self, tensor: Tensor) -> Tensor:
-        """A parameter as a matrix (out, columns): one row for each output channel.
+        """Return a parameter as a matrix (out, columns): one row per output channel.
 
-        Example: Conv2d(6, 8, 3, groups=2) has a weight (8, 3, 3, 3), rows (8, 27); ConvTranspose2d(6, 8, 3, groups=2)
-        has a weight (6, 4, 3, 3), rows (8, 27) too. A bias (8,) has rows (8, 1).
+        Example: Conv2d(6, 8, 3, groups=2) has a weight (8, 3, 3, 3) and rows (8, 27). ConvTranspose2d(6, 8, 3,
+        groups=2) has a weight (6, 4, 3, 3) and also rows (8, 27). A bias (8,) has rows (8, 1).
         """
         if not self.transposed or tensor.dim() < 2:
             return tensor.flatten(1) if tensor.dim() > 1 else tensor[:, None]
@@ -130,7 +131,7 @@ class Layer:
         return split.transpose(1, 2).flatten(0, 1).flatten(1)
 
     def from_rows(self, rows: Tensor, name: str) -> Tensor:
-        """The inverse of `rows` for the parameter of that name."""
+        """Return the parameter with this name from its matrix; the inverse of `rows`."""
         shape = self.shape(name)
         if not self.transposed or len(shape) < 2:
             return rows.reshape(shape)

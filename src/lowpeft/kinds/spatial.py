@@ -1,4 +1,4 @@
-"""The spatial adapter of ASteISR: a bottleneck on each position's channels."""
+"""The spatial adapter of ASteISR: a bottleneck on the channels of each position."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _SEVERAL = {"both": ("attention", "mlp"), "parallel_both": ("parallel_attention"
 
 @dataclass(frozen=True, kw_only=True)
 class SpatialConfig(FeatureConfig):
-    """Spatial adapters in every block.
+    """Settings of spatial adapters in every block.
 
     Attributes:
-        reduction: The bottleneck has C // reduction channels (the paper: 4).
-        placement: `attention`: on the block's whole attention contribution before its residual add (the paper);
-            `mlp`: on the MLP's contribution; `both`: on each of the two; `parallel`: beside the MLP, on its input;
-            `parallel_both`: beside attention and beside the MLP.
+        reduction: Divisor of the channels: the bottleneck has C // reduction channels (the paper: 4).
+        placement: Position in the block. `attention`: on the output of the attention branch, before its residual add
+            (the paper). `mlp`: on the output of the MLP branch. `both`: on both outputs. `parallel`: in parallel with
+            the MLP, on its input. `parallel_both`: in parallel with attention and in parallel with the MLP.
     """
 
     kind: ClassVar[str] = "spatial"
@@ -35,7 +35,7 @@ class SpatialConfig(FeatureConfig):
     placement: Placement = "attention"
 
     def check(self) -> None:
-        """Refuse a reduction below 1 or an unknown placement."""
+        """Raise if the reduction is below 1 or the placement is unknown."""
         at_least(self, reduction=1)
         if self.placement not in get_args(Placement):
             known = get_args(Placement)
@@ -46,14 +46,15 @@ class SpatialConfig(FeatureConfig):
 
     @property
     def places(self) -> tuple[str, ...]:
-        """The places that the placement means."""
+        """Places that `placement` stands for."""
         return _SEVERAL.get(self.placement, (self.placement,))
 
 
 class SpatialAdapter(FeatureAdapter):
-    """`x + fc2(gelu(fc1(x)))` on the channels of each position; `delta` is the second term.
+    """Bottleneck `x + fc2(gelu(fc1(x)))` on the channels of each position; `delta` is the second term.
 
-    `fc1: C -> C // reduction` starts truncated-normal (std 0.02) with zero bias, `fc2` back to C starts at zero.
+    `fc1` maps C -> C // reduction and starts truncated-normal (std 0.02) with zero bias. `fc2` maps back to C and
+    starts at zero.
     2·C·(C // reduction) + C + C // reduction parameters: 16,425 at C = 180.
 
     Source: ASteISR (arXiv 2407.03598); initialisation as in the published code.
@@ -74,5 +75,5 @@ class SpatialAdapter(FeatureAdapter):
                 tensor.zero_()
 
     def delta(self, features: Features) -> Tensor:
-        """fc2(gelu(fc1(x))) along the channels."""
+        """Return fc2(gelu(fc1(x))), applied along the channels."""
         return features.from_channels_last(self.fc2(F.gelu(self.fc1(features.channels_last))))

@@ -1,4 +1,4 @@
-"""SSF: a factor and an offset for each output channel of a layer."""
+"""SSF: a factor and an offset per output channel of a layer."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from .site import Layer
 
 @dataclass(frozen=True, kw_only=True)
 class SSFConfig(AdapterConfig):
-    """A factor and an offset on the output channels of Linear, convolution and normalisation layers."""
+    """Settings of factors and offsets on the output channels of Linear, convolution and normalisation layers."""
 
     kind: ClassVar[str] = "ssf"
 
 
 class SSF(WeightAdapter):
-    """`y · (1 + scale) + shift` for the output y of a layer, folded into its weight and bias; zero when new.
+    """Adapted output `y · (1 + scale) + shift` of a layer's output y; scale and shift are zero when new.
 
-    Weight and bias change by `scale · W` (each output's row) and `scale · b + shift`. That is exact for every padding,
-    because it acts after the layer. A layer without a bias gets the factor only: an offset would need a parameter that
-    its checkpoint does not have. `out` parameters, 2 · out with a bias.
+    It is folded into the layer: the weight changes by `scale · W` (per output row), the bias by `scale · b + shift`.
+    This is exact for every padding, because it acts on the layer's output. A layer without a bias gets the factor only:
+    an offset would need a parameter that the checkpoint does not have. `out` parameters, 2 · out with a bias.
 
-    Source: SSF (arXiv 2210.08823). Its published code starts at N(1, 0.02) and N(0, 0.02), so not at the base; this one
-    starts at the base.
+    Source: SSF (arXiv 2210.08823). The published code initialises with N(1, 0.02) and N(0, 0.02), so a new network
+    there differs from its base; here it equals the base.
     """
 
     kind = "ssf"
@@ -43,7 +43,7 @@ class SSF(WeightAdapter):
 
     @classmethod
     def groups(cls, module: nn.Module) -> tuple[tuple[str, ...], ...]:
-        """Weight and bias, where there is one, of a layer with one factor for each output."""
+        """Return the weight, together with the bias if the layer has one, as one group."""
         names = matrix_groups(module)[0] if matrix_groups(module) else ("weight",) if _is_norm(module) else ()
         if not names:
             return ()
@@ -51,7 +51,7 @@ class SSF(WeightAdapter):
         return ((*names, bias),) if module._parameters.get(bias) is not None else (names,)
 
     def change(self, base: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Scale · W and scale · b + shift."""
+        """Return scale · W for the weight and scale · b + shift for the bias."""
         weight, *bias = self.layer.names
         rows = self.layer.rows(base[weight])
         changes = {weight: self.layer.from_rows(self.scale[:, None] * rows, weight)}
@@ -61,6 +61,6 @@ class SSF(WeightAdapter):
 
 
 def _is_norm(module: nn.Module) -> bool:
-    """Whether a module normalises and then scales each channel: told by its name and its parameters."""
+    """Return whether a module is a norm with one factor per channel: "norm" in its class name, and a 1-D weight."""
     weight = module._parameters.get("weight")
     return "norm" in type(module).__name__.lower() and weight is not None and weight.dim() == 1

@@ -17,12 +17,13 @@ from .base import FeatureAdapter, FeatureConfig, at_least, is_number
 
 @dataclass(frozen=True, kw_only=True)
 class StereoConfig(FeatureConfig):
-    """Stereo adapters after every n-th stage.
+    """Settings of stereo adapters after every n-th stage.
 
     Attributes:
-        every: Of the chosen sites, in order, 2 adapts numbers 1, 3, 5, … counted from 0 (the paper), 1 adapts all.
-        logit_scale: The attention logits are multiplied by this (the published code: 1.5; the paper's prose speaks of
-            a temperature that raises entropy, which would be a divisor).
+        every: Step n through the chosen sites: sites n-1, 2n-1, … are adapted, counted from 0. 1 adapts all; 2 (the
+            paper) adapts 1, 3, 5, ….
+        logit_scale: Factor of the attention logits (the published code: 1.5; the paper's text describes a temperature
+            that raises entropy, which would be a divisor).
     """
 
     kind: ClassVar[str] = "stereo"
@@ -31,23 +32,23 @@ class StereoConfig(FeatureConfig):
     logit_scale: float = 1.5
 
     def check(self) -> None:
-        """Refuse a step below 1 or a scale that is not positive."""
+        """Raise if the step is below 1 or the scale is not positive."""
         at_least(self, every=1)
         if not is_number(self.logit_scale, above=0):
             raise PlanError(f"stereo adapter: logit_scale must be a positive number, not {self.logit_scale!r}")
 
     @property
     def places(self) -> tuple[str, ...]:
-        """The outputs of the network's stages."""
+        """Place `stage`: the outputs of the network's stages."""
         return ("stage",)
 
     @property
     def views(self) -> int:
-        """Left and right."""
+        """Number of views: 2, left and right."""
         return 2
 
     def thin(self, count: int) -> range:
-        """Every n-th of the chosen sites."""
+        """Return the indices of every n-th of the chosen sites."""
         return range(self.every - 1, count, self.every)
 
 
@@ -59,11 +60,11 @@ class StereoAdapter(FeatureAdapter):
         Q_v = W1_v · LN_v(X_v)      V_v = W2_v · X_v      A = Q_l Q_rᵀ / √C
         X_l' = X_l + β ⊙ softmax(s·A) V_r                 X_r' = X_r + γ ⊙ softmax(s·Aᵀ) V_l
 
-    with own weights and biases per view, LayerNorm over channels (eps 1e-6), s = `logit_scale`, and β = γ = 0 when
-    new. `delta` is what is added. 4·(C² + C) + 6·C parameters: 131,400 at C = 180.
+    with separate weights and biases per view, LayerNorm over channels (eps 1e-6), s = `logit_scale`, and β = γ = 0 when
+    new. `delta` is the second term. 4·(C² + C) + 6·C parameters: 131,400 at C = 180.
 
-    The attention map is never formed: `scaled_dot_product_attention` works on it block by block, with the image rows
-    as its batch.
+    The whole attention map is never stored: `scaled_dot_product_attention` computes it block by block, with the image
+    rows as its batch.
 
     Source: ASteISR (arXiv 2407.03598); details as in the published code, which follows SCAM of NAFSSR
     (arXiv 2204.08714).
@@ -85,7 +86,7 @@ class StereoAdapter(FeatureAdapter):
         self.gamma = nn.Parameter(torch.zeros(channels))
 
     def delta(self, features: Features) -> Tensor:
-        """The sum that each view takes from the other; in the batch, left and right of a pair are neighbours."""
+        """Return what each view gets from the other view; left and right of a pair are neighbours in the batch."""
         left, right = features.rows_by_view
         query_left = self.query_left(self.norm_left(left))
         query_right = self.query_right(self.norm_right(right))

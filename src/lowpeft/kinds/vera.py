@@ -1,4 +1,4 @@
-"""VeRA: two vectors for each layer, around random matrices that all layers share."""
+"""VeRA: two trained vectors per layer, combined with frozen random matrices that all layers share."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .site import Layer
 
 @dataclass(frozen=True, kw_only=True)
 class VeRAConfig(AdapterConfig):
-    """Vector-based random matrix adapters.
+    """Settings of vector-based random matrix adapters.
 
     Attributes:
-        rank: Rank of the shared matrices. It may be larger than that of a weight.
-        start: Every entry of the inner vector d of a new adapter.
+        rank: Rank of the shared matrices. It may be larger than the rank of a weight.
+        start: Initial value of every entry of the inner vector d, above 0.
         seed: Seed of the shared matrices. They are saved with the adapter, so loading does not depend on it.
     """
 
@@ -33,16 +33,16 @@ class VeRAConfig(AdapterConfig):
     seed: int = 0
 
     def check(self) -> None:
-        """Refuse a rank below 1, a start that is not positive, a negative seed."""
+        """Raise if the rank is below 1, the start is not positive, or the seed is negative."""
         at_least(self, rank=1, seed=0)
         if not is_number(self.start, above=0):
             raise PlanError(f"vera adapter: start must be a positive number, not {self.start!r}")
 
 
 class VeRAMatrices(RootPart):
-    """The frozen matrices that all layers share: A (rank, most columns), B (most rows, rank).
+    """Frozen matrices that all layers share: A (rank, most columns) and B (most rows, rank).
 
-    Entries are uniform within ±√(6 / fan), where the fan is the number of columns of the matrix (Kaiming).
+    Entries are uniform in ±√(6 / fan), where fan is the number of columns of the matrix (Kaiming).
     """
 
     kind = "vera"
@@ -61,16 +61,17 @@ class VeRAMatrices(RootPart):
 
     @classmethod
     def shape_for(cls, config: VeRAConfig, sites: Sequence[int | Layer]) -> tuple[int, ...]:
-        """The most rows and the most columns of any layer."""
+        """Return the most rows and the most columns of any layer."""
         shapes = [site.matrix_shape for site in sites if isinstance(site, Layer)]
         return max(rows for rows, _ in shapes), max(columns for _, columns in shapes)
 
 
 class VeRA(WeightAdapter):
-    """`W + diag(b) · B · diag(d) · A` with slices of the shared A and B as large as W.
+    """Adapted weight `W + diag(b) · B · diag(d) · A`, with the shared A and B cut to W's columns and rows.
 
-    `b` is (rows,), zero, and `d` (rank,), `start`; rows + rank parameters for a layer. W is seen as a matrix with a row
-    for each output, so convolutions of every sort are adapted like linear layers; the paper has linear layers only.
+    `b` is (rows,) and starts at zero; `d` is (rank,) and starts at `start`. rows + rank parameters per layer. W is
+    reshaped to a matrix with one row per output, so every sort of convolution is adapted like a linear layer; the paper
+    has linear layers only.
 
     Source: VeRA (arXiv 2310.11454).
     """
@@ -86,11 +87,11 @@ class VeRA(WeightAdapter):
 
     @classmethod
     def groups(cls, module: nn.Module) -> tuple[tuple[str, ...], ...]:
-        """The weight of a Linear or convolution, the fused input projection of nn.MultiheadAttention."""
+        """Return the weight of a Linear or convolution, or the input projections of nn.MultiheadAttention."""
         return matrix_groups(module)
 
     def change(self, base: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """diag(b) · B · diag(d) · A in the weight's shape."""
+        """Return diag(b) · B · diag(d) · A in the weight's shape."""
         rows, columns = self.layer.matrix_shape
         shared: VeRAMatrices = self.root_part
         product = shared.b[:rows] @ (self.d[:, None] * shared.a[:, :columns])

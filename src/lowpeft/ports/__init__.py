@@ -1,1 +1,1 @@
-"""What kinds and families are written against: features and their layout, facts of a network, name patterns."""
+"""Types that kinds and families build on: features and their layout, facts of a network, name patterns."""

@@ -1,4 +1,4 @@
-"""Facts about a network that its modules do not say: scale, value range, channels, sizes."""
+"""Facts of a network that running it on images requires: scale, value range, channels, sizes."""
 
 from __future__ import annotations
 
@@ -8,35 +8,34 @@ from typing import Any
 from torch import nn
 
 RECORD = "_lowpeft_record"
-"""The attribute of an adapted root module that holds its `lowpeft.core.attachment.record.Record`."""
+"""Attribute of an adapted root module that stores its `lowpeft.core.attachment.record.Record`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What has to be known of a network to run it on images.
+    """Facts of a network that running it on images requires.
 
     Attributes:
-        architecture: Name for people.
-        family: lowpeft's family, None for a network of none (its stages are found by running it).
-        scale: Output sides over input sides; of the task that is chosen, or the largest, in a network for several.
-            None for a network that gives no image.
-        value_range: Lowest and highest value of images in and out of the network. `lowpeft.enhance` and the commands
-            take and give 0..1 whatever it is.
-        output_range: Lowest and highest value of images out, where it is another (MixDehazeNet: -1..1 for 0..1); None
-            for `value_range`.
-        channels: Channels of input images, without `maps`. None for a network that takes no single image.
-        maps: Values, the network's own, of constant maps that it takes behind the channels of each image (DRUNet's
-            noise level: 15/255).
-        size_multiple: Sides that the network takes without padding are multiples of this, in pixels.
-        min_px: The least side that the network takes without padding, in pixels.
-        square: The network takes square images only.
-        fixed_px: The only side, in pixels, of the square images that the network takes (IPT: 48); None for any size.
-        strips: Whether the network may be run in strips. Not if it needs the whole image, as for its global attention.
-        tasks: What a checkpoint for several tasks can do; empty for a single task.
-        output: What of the network's output is the image: the name of an attribute, or the index of an item (0); None
-            if the output is the image.
-        notes: How each fact that nobody gave was found: measured, assumed, or why it is missing; and which weights were
-            taken of a file that has averaged ones.
+        architecture: Display name of the architecture.
+        family: Name of lowpeft's family; None if the network belongs to no family (its stages are found by running it).
+        scale: Output sides divided by input sides; None if the network returns no image. In a network for several tasks
+            it is that of the chosen task, or the largest.
+        value_range: Lowest and highest value of images into and out of the network. `lowpeft.enhance` and the commands
+            use 0..1 whatever it is.
+        output_range: Lowest and highest value of output images if it differs from `value_range` (MixDehazeNet: 0..1 in,
+            -1..1 out); None if it does not.
+        channels: Channels of input images, without `maps`; None if the network does not take a single image.
+        maps: Values, in the network's own range, of constant maps that follow the channels of each input image
+            (DRUNet's noise level: 15/255).
+        size_multiple: Number of pixels of which sides must be multiples to need no padding.
+        min_px: Smallest side, in pixels, that needs no padding.
+        square: True if the network takes square images only.
+        fixed_px: Only side, in pixels, of the square images that the network takes (IPT: 48); None for any size.
+        strips: True if the network may be run in strips; False if it needs the whole image, e.g. for global attention.
+        tasks: Names of the tasks of a checkpoint for several tasks; empty for a single task.
+        output: Attribute or index (e.g. 0) of the image in the network's output; None if the output is the image.
+        notes: How facts that the caller did not give were found: measured, assumed, or why they are missing. Also which
+            weights were loaded from a file with averaged ones.
     """
 
     architecture: str
@@ -57,23 +56,23 @@ class Facts:
 
     @property
     def values(self) -> dict[str, Any]:
-        """Every fact by its name."""
+        """All facts by name."""
         return {f.name: getattr(self, f.name) for f in fields(Facts)}
 
     @property
     def range_out(self) -> tuple[float, float]:
-        """Lowest and highest value of images out of the network."""
+        """Lowest and highest value of output images."""
         return self.value_range if self.output_range is None else self.output_range
 
     @property
     def input_channels(self) -> int | None:
-        """Channels of what goes into the network: an image's and the maps'."""
+        """Channels of the network's input: those of the image plus one per map; None if `channels` is None."""
         return None if self.channels is None else self.channels + len(self.maps)
 
     def sides_for(self, height: int, width: int) -> tuple[int, int]:
-        """The height and width, in pixels, that an image is padded to for the network.
+        """Return the height and width, in pixels, to which an image is padded for the network.
 
-        With `fixed_px` they are those that crops are cut from, no shorter than a crop.
+        With `fixed_px` the padded image is later cut into crops of that side, so its sides are at least as long.
         """
         least, step = self.fixed_px or self.min_px, self.size_multiple
         height, width = (side + -side % step for side in (max(height, least), max(width, least)))
@@ -108,7 +107,7 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFacts(Facts):
-    """Facts of a network that takes and gives images: scale and channels are known."""
+    """Facts of a network from images to images; scale and channels are known."""
 
     scale: int
     channels: int
@@ -116,17 +115,17 @@ class ImageFacts(Facts):
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone(Facts):
-    """A network and its facts, from `lowpeft.load_backbone` or `lowpeft.describe`; prints as one line.
+    """Network and its facts, from `lowpeft.load_backbone` or `lowpeft.describe`; prints as one line.
 
     Attributes:
-        module: The trainable network. Never an inference wrapper.
+        module: Trainable network, never an inference wrapper.
     """
 
     module: nn.Module = field(repr=False)
 
     @property
     def facts(self) -> Facts:
-        """The facts alone."""
+        """Facts without the module."""
         return Facts(**self.values)
 
     @property

@@ -1,4 +1,4 @@
-"""Feature layouts: how a tensor lays out batch, channels and image positions, and features as adapters see them."""
+"""Feature layouts (order of batch, channels and image positions in a tensor), and features as adapters get them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from torch import Tensor
 from ..errors import PlanError
 
 Size = tuple[int, int]
-"""Height and width of a feature map, in positions."""
+"""Type of the height and width of a feature map, in positions."""
 
 
 class Layout(StrEnum):
-    """N is the batch, C channels, H and W rows and columns, L = H·W tokens in row-major order, W windows of L tokens.
+    """Order of a feature tensor's dimensions.
 
-    `WLC` stands for groups of tokens of which an image has several (Swin's windows): their first axis is not the batch,
-    and their rows cannot be told.
+    N is the batch, C channels, H and W height and width, L = H·W tokens in row-major order. `WLC` is for groups of L
+    tokens of which an image has several (Swin's windows): the first axis is not the batch, and the tokens have no known
+    image rows.
     """
 
     NCHW = "NCHW"
@@ -32,36 +33,40 @@ class Layout(StrEnum):
 
     @property
     def is_tokens(self) -> bool:
-        """Whether height and width are folded into one token axis."""
+        """True if height and width are flattened into one token axis (NLC, LNC)."""
         return self in (Layout.NLC, Layout.LNC)
 
     @property
     def counts_images(self) -> bool:
-        """Whether one of the dimensions is the batch."""
+        """True if one dimension is the batch (all but WLC)."""
         return self is not Layout.WLC
 
     @property
     def batch_dim(self) -> int:
-        """The dimension that counts images."""
+        """Index of the batch dimension.
+
+        Raises:
+            PlanError: The layout is WLC.
+        """
         if not self.counts_images:
             raise PlanError(f"features of layout {self} have no dimension that counts images")
         return 1 if self is Layout.LNC else 0
 
     @property
     def channel_dim(self) -> int:
-        """The dimension that counts channels."""
+        """Index of the channel dimension."""
         return 1 if self is Layout.NCHW else -1
 
 
 @dataclass(frozen=True)
 class Features:
-    """Features at one place of a network.
+    """Features at one site of a network.
 
     Attributes:
-        values: The tensor, in the given layout.
+        values: Feature tensor.
         layout: Layout of `values`.
-        size: Height and width in positions; None where it is not known.
-        views: How many neighbours in the batch are views of one scene; 1 for single images.
+        size: Height and width in positions; None if unknown.
+        views: Number of consecutive batch entries that are views of one scene; 1 for single images.
     """
 
     values: Tensor
@@ -71,19 +76,19 @@ class Features:
 
     @property
     def channels_last(self) -> Tensor:
-        """A view of the values with channels in the last dimension, for what works on each position by itself."""
+        """Values with channels in the last dimension, sharing memory; for code that treats each position separately."""
         return self.values.movedim(1, -1) if self.layout is Layout.NCHW else self.values
 
     def from_channels_last(self, x: Tensor) -> Tensor:
-        """The inverse of `channels_last`, for a tensor of its shape."""
+        """Return a tensor shaped like `channels_last` in the original layout; the inverse of `channels_last`."""
         return x.movedim(-1, 1) if self.layout is Layout.NCHW else x
 
     @property
     def rows(self) -> Tensor:
-        """A view or copy of the values as (N,H,W,C).
+        """Values as (N,H,W,C), sharing memory where possible.
 
         Raises:
-            PlanError: Tokens without a size that fits their number, or windows.
+            PlanError: The features are tokens and `size` does not fit their number, or they are windows.
         """
         x = self.values
         if self.layout in (Layout.NCHW, Layout.NHWC):
@@ -98,7 +103,7 @@ class Features:
         return x.reshape(x.shape[0], self.size[0], self.size[1], x.shape[2])
 
     def from_rows(self, rows: Tensor) -> Tensor:
-        """The inverse of `rows`, for a tensor of its shape."""
+        """Return a tensor shaped like `rows` in the original layout; the inverse of `rows`."""
         if not self.layout.is_tokens:
             return self.from_channels_last(rows)
         tokens = rows.flatten(1, 2)
@@ -106,26 +111,26 @@ class Features:
 
     @property
     def rows_by_view(self) -> tuple[Tensor, ...]:
-        """`rows` of each view, (N/V,H,W,C).
+        """Tensors `rows` of each view, (N/V,H,W,C) for V views.
 
         Raises:
-            PlanError: As `rows`.
+            PlanError: Same cases as for `rows`.
         """
         rows = self.rows
         return tuple(rows[i :: self.views] for i in range(self.views))
 
     def from_rows_by_view(self, rows: Iterable[Tensor]) -> Tensor:
-        """The inverse of `rows_by_view`."""
+        """Return the views' tensors as one tensor in the original layout; the inverse of `rows_by_view`."""
         return self.from_rows(torch.stack(tuple(rows), dim=1).flatten(0, 1))
 
 
 class ExtraTokens(NamedTuple):
-    """Keys and values that an adapter adds to attention, in the space of the network's own.
+    """Keys and values that an adapter adds to attention, in the space of the network's projected keys and values.
 
     Attributes:
-        keys: (N, P, C), or (1, P, C) for all images; the heads lie side by side in C.
-        values: As `keys`.
-        gate: Factor of what they change in attention's output, as a tensor that broadcasts to (N, 1, C).
+        keys: P keys per image, (N, P, C), or (1, P, C) for all images; the heads are concatenated along C.
+        values: P values, shaped like `keys`.
+        gate: Factor of the change in attention's output, a tensor that broadcasts to (N, 1, C).
     """
 
     keys: Tensor
@@ -134,9 +139,9 @@ class ExtraTokens(NamedTuple):
 
 
 def find_size(arguments: Iterable[Any], tokens: int) -> Size | None:
-    """The height and width that a module was called with: the first pair of integers whose product is `tokens`.
+    """Return the height and width among a module's call arguments: the first pair with product `tokens`, or None.
 
-    A pair is a tuple or list of two integers, or two integers that follow each other.
+    A pair is a tuple or list of two positive integers, or two consecutive arguments that are positive integers.
     """
     previous: int | None = None
     for argument in arguments:
@@ -158,6 +163,6 @@ def _is_side(value: Any) -> bool:
 
 
 def square_size(tokens: int) -> Size | None:
-    """The square grid of that many tokens, if there is one."""
+    """Return the sides of the square grid with this many tokens; None if `tokens` is not a square number."""
     side = math.isqrt(tokens)
     return (side, side) if side * side == tokens else None

@@ -1,15 +1,15 @@
-r"""The one pattern dialect of lowpeft: globs over dotted paths.
+r"""Pattern syntax of lowpeft: globs over dotted paths.
 
     layers.*.conv          `*` is one path component (or a part of one: `fc*`)
-    layers.**.qkv          `**` is any number of components, none included
-    re:layers\.[02]\..*  a regular expression that must match the whole path
-    !**.conv_last          a leading `!` takes away
-    stage=0                a place that the family names: the first group (never block 0 of every group)
-    stage=1:4 block=-1     slices, lists (`stage=0,2`) and negative numbers work as in Python;
+    layers.**.qkv          `**` is any number of components, including zero
+    re:layers\.[02]\..*    a regular expression that must match the whole path
+    !**.conv_last          a leading `!` excludes
+    stage=0                the first stage of the network (never block 0 of every stage)
+    stage=1:4 block=-1     slices and negative numbers work as in Python, lists are `stage=0,2`;
                            `block=-1` is the last block of each stage
 
-A sequence of patterns is their union, less what any `!` takes away, in whatever order they stand. Every pattern must
-match something.
+A sequence of patterns selects their union without the paths that a `!` pattern matches; the order does not matter.
+Every pattern must match something.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ Patterns = str | Sequence[str]
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """Something that a pattern can select: a dotted path and, where known, its place in the network."""
+    """Item that a pattern can select: a dotted path and, if known, the numbers of its stage and block."""
 
     path: str
     within: tuple[str, ...] = ()
-    """Paths of the modules around it, where naming one of them selects everything inside."""
+    """Further paths that select it, e.g. its parent modules if naming one selects everything inside."""
     stage: int | None = None
     block: int | None = None
 
@@ -41,16 +41,16 @@ C = TypeVar("C", bound=Candidate)
 
 
 def as_tuple(patterns: Patterns) -> tuple[str, ...]:
-    """One pattern or a sequence of patterns, as a tuple."""
+    """Return one pattern or a sequence of patterns as a tuple."""
     return (patterns,) if isinstance(patterns, str) else tuple(patterns)
 
 
 @lru_cache(maxsize=1024)
 def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """The regular expression that matches exactly the paths that `pattern` (without `!`) means.
+    """Return the regular expression for `pattern` (without `!`); for a glob, it matches "." + path.
 
     Raises:
-        PlanError: The pattern is empty, or its regular expression is not one.
+        PlanError: The pattern has an empty component, or its regular expression is invalid.
     """
     if pattern.startswith("re:"):
         try:
@@ -78,13 +78,13 @@ def _component(part: str) -> str:
 
 
 def _set(piece: str) -> str:
-    """`[abc]`, `[a-z]` or `[!abc]`: one character that is no dot; nothing else in the brackets has a meaning."""
+    """Return the expression for `[abc]`, `[a-z]` or `[!abc]`: one character, never a dot; all else is literal."""
     negated, inside = ("^", piece[2:-1]) if piece.startswith("[!") else ("", piece[1:-1])
     return rf"(?!\.)[{negated}" + re.sub(r"([\\\[\^&|~])", r"\\\1", inside) + "]"
 
 
 def matcher(pattern: str) -> Callable[[str], bool]:
-    """The test whether a path is one that `pattern` (without `!`) means. Raises as `compile_pattern`."""
+    """Return a function that tests whether `pattern` (without `!`) matches a path. Raises like `compile_pattern`."""
     expression = compile_pattern(pattern)
     if pattern.startswith("re:"):
         return lambda path: expression.fullmatch(path) is not None
@@ -92,21 +92,21 @@ def matcher(pattern: str) -> Callable[[str], bool]:
 
 
 def matches(pattern: str, path: str) -> bool:
-    """Whether `path` is one that `pattern` means."""
+    """Return whether `pattern` (without `!`) matches `path`."""
     return matcher(pattern)(path)
 
 
 def select(patterns: Patterns, candidates: Iterable[C], *, what: str) -> tuple[C, ...]:
-    """The candidates that the patterns select, in their own order.
+    """Return the candidates that the patterns select, in the order of the candidates.
 
     Args:
-        patterns: One pattern or a union of them; with only `!` patterns the union starts from everything.
-        candidates: What can be selected.
-        what: What the candidates are, in the plural, for the error message.
+        patterns: One pattern or several. If all are `!` patterns, selection starts from all candidates.
+        candidates: Items to select from.
+        what: Plural noun for the candidates in error messages, e.g. `modules`.
 
     Raises:
-        PlanError: Some pattern matches nothing (all such patterns are listed, with the nearest paths), or no
-            candidate is left.
+        PlanError: A pattern matches nothing (all such patterns are listed, with the nearest paths), or no candidate is
+            left.
     """
     pool = tuple(candidates)
     wanted = as_tuple(patterns)
@@ -131,7 +131,7 @@ def select(patterns: Patterns, candidates: Iterable[C], *, what: str) -> tuple[C
 
 
 def _counts(pool: Sequence[Candidate]) -> dict[int | None, int]:
-    """How many blocks each stage has, and how many stages there are, under None."""
+    """Return the number of blocks by stage and, under None, the number of stages."""
     counts: dict[int | None, int] = {None: 1 + max((c.stage for c in pool if c.stage is not None), default=-1)}
     for candidate in pool:
         if candidate.stage is not None and candidate.block is not None:
@@ -149,9 +149,9 @@ def _matcher(pattern: str, counts: Mapping[int | None, int]) -> Callable[[Candid
         if found is None or found[1] in chosen:
             raise PlanError(f"cannot read place {pattern!r}; write 'stage=0', 'stage=1:4 block=-1' or 'stage=0,2'")
         chosen[found[1]] = found[2]
-        _numbers(found[2], counts[None], pattern)  # refuses what cannot be read
+        _numbers(found[2], counts[None], pattern)  # raises if the numbers cannot be parsed
     stages = _numbers(chosen["stage"], counts[None], pattern) if "stage" in chosen else None
-    # Negative numbers count from the end of a candidate's own stage: depths 2, 2, 6, 2 have four blocks `block=-1`.
+    # Negative numbers count from the end of each candidate's stage: with depths 2, 2, 6, 2 `block=-1` is four blocks.
     blocks = {s: _numbers(chosen["block"], n, pattern) for s, n in counts.items()} if "block" in chosen else None
 
     def test_place(candidate: Candidate) -> bool:
@@ -177,7 +177,7 @@ def _numbers(text: str, count: int, pattern: str) -> frozenset[int]:
 
 
 def _nearest(pattern: str, pool: Sequence[Candidate]) -> str:
-    """The nearest paths, numbers written as `*`, so that a typo is seen once and not once per layer."""
+    """Return the nearest paths as text, with numbers written as `*`, so that a path is listed once, not per layer."""
     if re.match(r"!?(stage|block)=", pattern):
         stages = sorted({c.stage for c in pool if c.stage is not None})
         return f" (stages here: {stages[0]}..{stages[-1]})" if stages else " (this network has no named stages)"

@@ -1,6 +1,6 @@
-"""Recipes: which adapters go where, and how they are trained; data, never code.
+"""Recipes: the adapters to attach, their targets, and the training settings. A recipe is data, never code.
 
-A recipe is a TOML file (the bundled ones lie beside this module) or a `Recipe` value:
+A recipe is a TOML file (the bundled ones are in this package's folder) or a `Recipe` object:
 
     schema = 1
     name = "stereo"
@@ -13,7 +13,7 @@ A recipe is a TOML file (the bundled ones lie beside this module) or a `Recipe` 
     [training]              # fields of TrainSettings
     steps = 200000
 
-A recipe with `from_scratch = true` has no adapters: the whole network is trained, from new weights.
+A recipe with `from_scratch = true` has no adapters: the whole network is trained from newly initialised weights.
 """
 
 from __future__ import annotations
@@ -64,15 +64,16 @@ _PLAIN = {
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A set of adapters, installed, trained, saved and removed as one.
+    """Set of adapters that are attached, trained, saved and removed together.
 
     Attributes:
-        name: Of the recipe.
-        adapters: One config per kind and place; their types choose the code.
-        summary: One line for people.
-        freeze_statistics: Keep the whole base in eval mode under `.train()` (BatchNorm statistics, DropPath, dropout).
-        from_scratch: There are no adapters: every weight of the network is drawn anew and trained.
-        training: How it is trained.
+        name: Name of the recipe.
+        adapters: One config per kind and target; the config's type chooses the code.
+        summary: One-line description.
+        freeze_statistics: True to keep the whole base in eval mode under `.train()` (BatchNorm statistics, DropPath,
+            dropout).
+        from_scratch: True to train all weights of the network, newly initialised, without adapters.
+        training: Training settings.
     """
 
     name: str
@@ -83,20 +84,20 @@ class Recipe:
     training: TrainSettings = dataclasses.field(default_factory=TrainSettings)
 
     def __post_init__(self) -> None:
-        """Refuse adapters on a network that is trained from scratch.
+        """Raise if a from-scratch recipe has adapters.
 
         Raises:
-            PlanError: There are some.
+            PlanError: `from_scratch` is set and `adapters` is not empty.
         """
         if self.from_scratch and self.adapters:
             raise PlanError(f"recipe {self.name!r} trains from scratch, so it can have no adapters")
 
     @property
     def views(self) -> int:
-        """How many views of a scene the adapters mix; 1 for single images.
+        """Number of views of a scene that the adapters mix; 1 for single images.
 
         Raises:
-            PlanError: They do not agree.
+            PlanError: The adapters mix different numbers of views.
         """
         counts = sorted({a.views for a in self.adapters} - {1})
         if len(counts) > 1:
@@ -105,7 +106,7 @@ class Recipe:
 
 
 RECIPES: Registry[Recipe] = Registry("recipe", error=PlanError)
-"""Recipes that were registered, beside the bundled files."""
+"""Registered recipes; the bundled files are not among them."""
 
 
 def bundled() -> tuple[str, ...]:
@@ -114,10 +115,10 @@ def bundled() -> tuple[str, ...]:
 
 
 def register_recipe(recipe: Recipe) -> Recipe:
-    """Make a recipe known by its name, in this process; `adapt(model, name)` then finds it.
+    """Register a recipe in this process; `adapt(model, name)` then finds it by its name.
 
     Raises:
-        PlanError: The name is that of a bundled recipe, or is taken.
+        PlanError: A bundled or registered recipe has this name.
     """
     if recipe.name in bundled():
         raise PlanError(f"the recipe {recipe.name!r} comes with lowpeft; give yours another name")
@@ -126,19 +127,19 @@ def register_recipe(recipe: Recipe) -> Recipe:
 
 
 def unregister_recipe(name: str) -> Recipe:
-    """Remove a recipe that was registered.
+    """Remove a registered recipe.
 
     Raises:
-        PlanError: There is no such recipe.
+        PlanError: The recipe is not registered.
     """
     return RECIPES.unregister(name)
 
 
 def load_recipe(recipe: str | Path | Recipe | AdapterConfig | Sequence[AdapterConfig]) -> Recipe:
-    """A recipe from a bundled or registered name, a path to a TOML file, or config objects.
+    """Return a recipe from a bundled or registered name, a path to a TOML file, or config objects.
 
     Raises:
-        PlanError: No such name or file, or a file that is not a valid recipe; every problem is listed.
+        PlanError: The name or file does not exist, or the file is not a valid recipe; every problem is listed.
     """
     if isinstance(recipe, Recipe):
         return recipe
@@ -160,23 +161,23 @@ def _read(recipe: str | Path) -> Recipe:
 
 
 def toml_names(folder: Traversable) -> tuple[str, ...]:
-    """The names of the TOML files in a folder, sorted, without `.toml`."""
+    """Return the names of the TOML files in a folder, sorted, without `.toml`."""
     return tuple(sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml")))
 
 
 def read_toml(
     name_or_path: str | Path, folder: Traversable, *, what: str, others: tuple[str, ...] = ()
 ) -> tuple[dict[str, Any], str]:
-    """The table in a TOML file, and what errors call the file.
+    """Read a TOML file. Return its table, and the file's description for error messages.
 
     Args:
-        name_or_path: Of a file in `folder` without `.toml`, or the path of a file anywhere.
-        folder: Holds the bundled files.
-        what: Such a file is, in the words of errors (`recipe`).
-        others: Further names that errors list as known.
+        name_or_path: Name of a file in `folder`, without `.toml`, or path of a file anywhere.
+        folder: Folder of the bundled files.
+        what: Noun for such a file in error messages, e.g. `recipe`.
+        others: Further names that error messages list as known.
 
     Raises:
-        PlanError: No such name or file, or a file that is not TOML.
+        PlanError: The name or file does not exist, or the file is not TOML.
     """
     path, known = Path(name_or_path), toml_names(folder)
     if isinstance(name_or_path, str) and name_or_path in known:
@@ -195,10 +196,14 @@ def read_toml(
 
 
 def recipe_from_dict(table: Mapping[str, Any], *, origin: str = "the recipe") -> Recipe:
-    """A recipe from the plain values of a TOML or JSON file.
+    """Return a recipe from the plain values of a TOML or JSON file.
+
+    Args:
+        table: Values of the file.
+        origin: Description of the file for error messages.
 
     Raises:
-        PlanError: Unknown or missing keys, another schema, or values that a config refuses; all are listed.
+        PlanError: Keys are unknown or missing, the schema differs, or a config rejects values; all are listed.
     """
     if not isinstance(table, Mapping):
         raise PlanError(f"{origin} is a {type(table).__name__}, not a table")
@@ -232,7 +237,7 @@ def _configs(rows: object, problems: list[str]) -> tuple[AdapterConfig, ...]:
 
 
 def changed_settings(settings: TrainSettings, training: object, problems: list[str]) -> TrainSettings:
-    """The settings with the fields of a `[training]` table; what is wrong with the table goes to `problems`."""
+    """Return the settings changed by the fields of a `[training]` table; append errors in the table to `problems`."""
     if not isinstance(training, Mapping):
         problems.append(f"[training] must be a table, not {training!r}")
         return settings
@@ -246,22 +251,25 @@ def changed_settings(settings: TrainSettings, training: object, problems: list[s
 
 
 def check_schema(table: Mapping[str, Any], schema: int, problems: list[str]) -> None:
-    """Note in `problems` a table whose `schema` is not this one."""
+    """Append to `problems` if the table's `schema` is not this one."""
     if type(table.get("schema")) is not int or table["schema"] != schema:
         problems.append(f"schema is {table.get('schema')!r}, this version of lowpeft reads {schema}")
 
 
 def check_keys(table: Mapping[str, Any], known: Sequence[str], where: str, problems: list[str]) -> None:
-    """Note in `problems` every key that is not known, with the nearest ones."""
+    """Append every unknown key to `problems`, with the nearest known ones."""
     problems += [f"{where} has an unknown key {k!r}{did_you_mean(k, known)}" for k in table if k not in known]
 
 
 def plain_values(
     table: Mapping[str, Any], fields: Mapping[str, tuple[type, Any]], problems: list[str]
 ) -> dict[str, Any]:
-    """Every field's value in the table; a field is its type and its default, None where there must be a value.
+    """Return every field's value in the table, by field name.
 
-    A value of another type is noted in `problems`.
+    Args:
+        table: Values by name.
+        fields: Type and default of each field, by name. A field with the default None is required.
+        problems: List of error messages; a value that is missing or of another type is appended.
     """
     values = {key: table.get(key, default) for key, (_, default) in fields.items()}
     problems += [
@@ -273,10 +281,10 @@ def plain_values(
 
 
 def config_from_dict(row: Mapping[str, Any]) -> AdapterConfig:
-    """An adapter config from plain values with a `kind` key; the inverse of `config_to_dict`.
+    """Return an adapter config from plain values with a `kind` key; the inverse of `config_to_dict`.
 
     Raises:
-        PlanError: No or an unknown kind, unknown fields, or values that the config refuses.
+        PlanError: The kind is missing or unknown, a field is unknown, or the config rejects a value.
     """
     if not isinstance(row, Mapping):
         raise PlanError(f"an adapter must be a table, not {row!r}")
@@ -294,7 +302,7 @@ def config_from_dict(row: Mapping[str, Any]) -> AdapterConfig:
 
 
 def config_to_dict(config: AdapterConfig) -> dict[str, Any]:
-    """Plain values of a config, its kind first."""
+    """Return the plain values of a config, its kind first."""
     return {"kind": config.kind, **{k: _plain(v) for k, v in dataclasses.asdict(config).items()}}
 
 
@@ -303,12 +311,12 @@ def _plain(value: object) -> object:
 
 
 def settings_to_dict(settings: TrainSettings) -> dict[str, Any]:
-    """Plain values of training settings, as in a `[training]` table."""
+    """Return the plain values of training settings, as in a `[training]` table."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(settings).items()}
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
-    """Plain values of a recipe; `recipe_from_dict` gives an equal recipe back."""
+    """Return the plain values of a recipe; `recipe_from_dict` turns them back into an equal recipe."""
     return {
         "schema": SCHEMA,
         "name": recipe.name,
@@ -324,16 +332,16 @@ _OF_THE_RECIPE = ("train_also", "freeze_statistics")
 
 
 def override(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
-    """The recipe with some fields changed.
+    """Return the recipe with some fields changed.
 
     Args:
-        recipe: To start from.
-        overrides: A field of exactly one of the recipe's adapters (`every=1`), a kind with a mapping of its fields
-            (`spatial={"reduction": 8}`), `train_also=[patterns]`, which adds a `full` adapter on these modules, or the
-            recipe's own `freeze_statistics`.
+        recipe: Recipe to start from.
+        overrides: Changes by key. A key is a field of exactly one of the recipe's adapters (`every=1`), a kind with a
+            mapping of its fields (`spatial={"reduction": 8}`), `train_also` with patterns, which adds a `full` adapter
+            on these modules, or the recipe's own `freeze_statistics`.
 
     Raises:
-        PlanError: A key is none of these, or several adapters have that field; all such keys are listed.
+        PlanError: A key is unknown, several adapters have that field, or a value is rejected; all problems are listed.
     """
     adapters, problems = list(recipe.adapters), []
     frozen = overrides.get("freeze_statistics", recipe.freeze_statistics)
@@ -356,7 +364,7 @@ def override(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
 
 
 def _addressed(adapters: Sequence[AdapterConfig], key: str, value: object) -> tuple[int, dict[str, Any]]:
-    """Which adapter an override means, and its fields."""
+    """Return the index of the adapter that an override changes, and the changed fields."""
     of_kind = [i for i, a in enumerate(adapters) if a.kind == key]
     if of_kind:
         if not isinstance(value, Mapping):

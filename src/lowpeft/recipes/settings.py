@@ -1,4 +1,4 @@
-"""How a recipe is trained: the `[training]` table of its file as a value."""
+"""Training settings of a recipe: its `[training]` table."""
 
 from __future__ import annotations
 
@@ -15,33 +15,34 @@ Precision = Literal["no", "bf16"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """How a recipe is trained.
+    """Training settings of a recipe.
 
     Attributes:
-        steps: Optimiser steps.
+        steps: Number of optimiser steps.
         batch: Pairs (or images) per optimiser step, over all processes.
-        accumulate: Parts that each process runs its share of the batch in, one after the other, to save memory.
-        crop_height_px: Height of the HR crop.
-        crop_width_px: Width of the HR crop.
-        loss: `l1`, `charbonnier` or `mse`, on values 0..1.
-        learning_rate: Peak rate of AdamW.
-        betas: Of AdamW.
-        weight_decay: Of AdamW.
-        schedule: `cosine` falls from the peak to `final_learning_rate`, `multistep` falls at `milestones`, `constant`
-            stays.
-        milestones: Steps after which the rate of `multistep` is multiplied by `milestone_factor`.
-        milestone_factor: What `multistep` multiplies the rate by.
-        final_learning_rate: At the end of the cosine.
-        warmup_steps: Linear rise to the peak.
-        clip_norm: Gradients are scaled down to this norm; 0 means never.
-        ema_decay: Of the moving average of the trained tensors, which is then what is measured and saved; 0 means none.
-        precision: `bf16` runs the network under autocast; `no` in its own precision.
-        workers: Processes that read crops ahead, for each training process; 0 reads them in the training process.
-        validate_every_steps: How often it is measured on the way; 0 means never.
-        save_every_steps: How often a checkpoint is written; 0 means only at the end.
-        keep_checkpoints: How many of the newest checkpoints stay.
-        calibration: Number of crops that adapters learn their start from, where their kind has such a start.
-        seed: Of crops, augmentation, dropout and new adapters.
+        accumulate: Number of parts into which each process splits its share of the batch, to save memory.
+        crop_height_px: Height of the HR crop, in pixels.
+        crop_width_px: Width of the HR crop, in pixels.
+        loss: Loss function, `l1`, `charbonnier` or `mse`, on values 0..1.
+        learning_rate: Peak learning rate of AdamW.
+        betas: Two betas of AdamW, each at least 0 and below 1.
+        weight_decay: Weight decay of AdamW.
+        schedule: Learning-rate schedule: `cosine` falls from the peak to `final_learning_rate`, `multistep` falls at
+            `milestones`, `constant` stays at the peak.
+        milestones: Steps after which `multistep` multiplies the rate by `milestone_factor`.
+        milestone_factor: Factor of the rate at each milestone of `multistep`.
+        final_learning_rate: Learning rate at the end of `cosine`.
+        warmup_steps: Number of steps of the linear rise to the peak.
+        clip_norm: Largest norm of the gradients, which are scaled down to it; 0 means no clipping.
+        ema_decay: Decay of the moving average of the trained tensors; the average is then measured and saved. 0 means
+            no average.
+        precision: `bf16` to run the network under autocast, `no` to run it in its own precision.
+        workers: Processes per training process that read crops ahead; 0 reads them in the training process.
+        validate_every_steps: Steps between measurements during training; 0 means none.
+        save_every_steps: Steps between checkpoints; 0 means one at the end only.
+        keep_checkpoints: Number of the newest checkpoints to keep.
+        calibration: Number of crops for calibration, for kinds that learn their initial values from data.
+        seed: Seed of crops, augmentation, dropout and new adapters, from 0 to below 2**63.
     """
 
     steps: int = 2000
@@ -69,10 +70,10 @@ class TrainSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse values out of range.
+        """Raise if a value is out of range.
 
         Raises:
-            PlanError: Listing every one.
+            PlanError: Values are out of range; all are listed.
         """
         for name in ("betas", "milestones"):
             if isinstance(getattr(self, name), list):
@@ -119,7 +120,7 @@ def _below_one(value: object) -> bool:
     return value == 0 or (isinstance(value, (int, float)) and is_number(value, above=0) and value < 1)
 
 
-_SEEDS = 2**63  # what torch takes as one
+_SEEDS = 2**63  # torch takes seeds below this
 
 _WHOLE = {
     "steps": 1,
