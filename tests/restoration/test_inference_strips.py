@@ -290,11 +290,13 @@ def test_memory_chooses_how_many_crops_go_at_once() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"strip_px": 0}, "strip_px must be at least 1, not 0"),
+        ({"strip_px": 0}, "strip_px must be a whole number of at least 1, not 0"),
+        ({"strip_px": 1.5}, r"strip_px must be a whole number of at least 1, not 1\.5"),
+        ({"memory_mb": float("nan")}, "memory_mb must be a number of at least 0, not nan"),
         ({"memory_mb": -1}, "memory_mb must be a number of at least 0, not -1"),
-        ({"context_px": -1}, "context_px must be at least 0"),
-        ({"align_px": 0}, "align_px must be at least 1"),
-        ({"chunk": 0}, "chunk must be at least 1, not 0"),
+        ({"context_px": -1}, "context_px must be a whole number of at least 0"),
+        ({"align_px": 0}, "align_px must be a whole number of at least 1"),
+        ({"chunk": 0}, "chunk must be a whole number of at least 1, not 0"),
         ({"strip_px": 8, "memory_mb": 8}, "give one of them"),
     ],
 )
