@@ -207,7 +207,8 @@ def _explicit_lr(place: Path, views: Views) -> _Found:
         found = _collect(place, (*flat, *_listing(place, 1)), [form.lr for form in forms if form.lr])
     if not found.names:
         raise DataError(
-            f"{place} holds no LR views; pairs are named NAME_lr0 and NAME_lr1, NAME/lr0 and NAME/lr1, or NAME_L and NAME_R"
+            f"{place} holds no LR views; pairs are named NAME_lr0 and NAME_lr1, NAME/lr0 and NAME/lr1, or NAME_L and "
+            "NAME_R"
         )
     return found
 

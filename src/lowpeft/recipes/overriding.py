@@ -1,0 +1,72 @@
+"""Change fields of a recipe's adapters."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import PlanError, did_you_mean
+from ..kinds import AdapterConfig, get_kind
+from .recipe import Recipe
+
+_OF_THE_RECIPE = ("train_also", "freeze_statistics")
+
+
+def override(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with some fields changed.
+
+    Args:
+        recipe: Recipe to start from.
+        overrides: Changes by key. A key is a field of exactly one of the recipe's adapters (`every=1`), a kind with a
+            mapping of its fields (`spatial={"reduction": 8}`), `train_also` with patterns, which adds a `full` adapter
+            on these modules, or the recipe's own `freeze_statistics`.
+
+    Raises:
+        PlanError: A key is unknown, several adapters have that field, or a value is rejected; all problems are listed.
+    """
+    adapters, problems = list(recipe.adapters), []
+    frozen = overrides.get("freeze_statistics", recipe.freeze_statistics)
+    if not isinstance(frozen, bool):
+        problems.append(f"freeze_statistics must be true or false, not {frozen!r}")
+    for key, value in overrides.items():
+        try:
+            if key == "freeze_statistics":
+                continue
+            if key == "train_also":
+                adapters.append(get_kind("full").config(target=value))
+                continue
+            index, fields = _addressed(adapters, key, value)
+            adapters[index] = dataclasses.replace(adapters[index], **fields)
+        except PlanError as error:
+            problems.append(str(error))
+    if problems:
+        raise PlanError(f"cannot change recipe {recipe.name!r} like this:", problems=problems)
+    return dataclasses.replace(recipe, adapters=tuple(adapters), freeze_statistics=frozen)
+
+
+def _addressed(adapters: Sequence[AdapterConfig], key: str, value: object) -> tuple[int, dict[str, Any]]:
+    """Return the index of the adapter that an override changes, and the changed fields."""
+    of_kind = [i for i, a in enumerate(adapters) if a.kind == key]
+    if of_kind:
+        if not isinstance(value, Mapping):
+            raise PlanError(f"{key!r} is an adapter of the recipe; give a table of its fields, not {value!r}")
+        if len(of_kind) > 1:
+            raise PlanError(f"the recipe has {len(of_kind)} {key} adapters; change the recipe itself")
+        known = get_kind(key).fields
+        unknown = [f"{f!r}{did_you_mean(f, known)}" for f in value if f not in known]
+        if unknown:
+            raise PlanError(f"the {key} adapter has no field {', '.join(unknown)}")
+        return of_kind[0], dict(value)
+    hits = [i for i, a in enumerate(adapters) if key in get_kind(a.kind).fields]
+    if len(hits) == 1:
+        return hits[0], {key: value}
+    if hits:
+        kinds = [adapters[i].kind for i in hits]
+        raise PlanError(
+            f"{key!r} is a field of several adapters ({', '.join(kinds)}); say which: {kinds[0]}={{{key!r}: …}}"
+        )
+    names = {f for a in adapters for f in get_kind(a.kind).fields} | {a.kind for a in adapters} | {*_OF_THE_RECIPE}
+    raise PlanError(
+        f"no adapter of the recipe has {key!r}{did_you_mean(key, names)}; known: {', '.join(sorted(names))}"
+    )

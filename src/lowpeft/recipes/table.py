@@ -1,0 +1,67 @@
+"""The table of recipes: bundled TOML files, and recipes that were registered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from ..errors import PlanError
+from ..kinds import AdapterConfig
+from ..registry import Registry
+from .recipe import Recipe, recipe_from_dict
+from .toml_files import read_toml, toml_names
+
+RECIPES: Registry[Recipe] = Registry("recipe", error=PlanError)
+"""Registered recipes; the bundled files are not among them."""
+
+
+def bundled() -> tuple[str, ...]:
+    """Return the names of the recipes that come with lowpeft."""
+    return toml_names(resources.files(__package__))
+
+
+def register_recipe(recipe: Recipe) -> Recipe:
+    """Register a recipe in this process; `adapt(model, name)` then finds it by its name.
+
+    Raises:
+        PlanError: A bundled or registered recipe has this name.
+    """
+    if recipe.name in bundled():
+        raise PlanError(f"the recipe {recipe.name!r} comes with lowpeft; give yours another name")
+    RECIPES.register(recipe)
+    return recipe
+
+
+def unregister_recipe(name: str) -> Recipe:
+    """Remove a registered recipe.
+
+    Raises:
+        PlanError: The recipe is not registered.
+    """
+    return RECIPES.unregister(name)
+
+
+def load_recipe(recipe: str | Path | Recipe | AdapterConfig | Sequence[AdapterConfig]) -> Recipe:
+    """Return a recipe from a bundled or registered name, a path to a TOML file, or config objects.
+
+    Raises:
+        PlanError: The name or file does not exist, or the file is not a valid recipe; every problem is listed.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, AdapterConfig):
+        return Recipe(name=recipe.kind, adapters=(recipe,))
+    if isinstance(recipe, str) and recipe in RECIPES:
+        return RECIPES[recipe]
+    if isinstance(recipe, (str, Path)):
+        return _read(recipe)
+    configs = tuple(recipe) if isinstance(recipe, (list, tuple)) else ()
+    if not configs or not all(isinstance(c, AdapterConfig) for c in configs):
+        raise PlanError(f"a recipe is a name, a path, a Recipe or adapter configs, not {recipe!r}")
+    return Recipe(name="+".join(dict.fromkeys(c.kind for c in configs)), adapters=configs)
+
+
+def _read(recipe: str | Path) -> Recipe:
+    table, origin = read_toml(recipe, resources.files(__package__), what="recipe", others=tuple(RECIPES))
+    return recipe_from_dict(table, origin=origin)

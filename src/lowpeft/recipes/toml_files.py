@@ -1,0 +1,78 @@
+"""Read TOML files and check their keys and plain values."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from ..errors import PlanError, did_you_mean
+
+_WORDS: dict[type, str] = {str: "a string", bool: "true or false"}
+
+
+def toml_names(folder: Traversable) -> tuple[str, ...]:
+    """Return the names of the TOML files in a folder, sorted, without `.toml`."""
+    return tuple(sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml")))
+
+
+def read_toml(
+    name_or_path: str | Path, folder: Traversable, *, what: str, others: tuple[str, ...] = ()
+) -> tuple[dict[str, Any], str]:
+    """Read a TOML file. Return its table, and the file's description for error messages.
+
+    Args:
+        name_or_path: Name of a file in `folder`, without `.toml`, or path of a file anywhere.
+        folder: Folder of the bundled files.
+        what: Noun for such a file in error messages, e.g. `recipe`.
+        others: Further names that error messages list as known.
+
+    Raises:
+        PlanError: The name or file does not exist, or the file is not TOML.
+    """
+    path, known = Path(name_or_path), toml_names(folder)
+    if isinstance(name_or_path, str) and name_or_path in known:
+        text, origin = folder.joinpath(f"{name_or_path}.toml").read_bytes(), f"bundled {what} {name_or_path!r}"
+    elif path.suffix == ".toml" and path.is_file():
+        text, origin = path.read_bytes(), str(path)
+    else:
+        raise PlanError(
+            f"no {what} {str(name_or_path)!r}: neither a file ending in .toml nor one of {', '.join(known + others)}"
+            + did_you_mean(str(name_or_path), known + others)
+        )
+    try:
+        return tomllib.loads(text.decode()), origin
+    except (UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
+        raise PlanError(f"{origin} is not TOML: {error}") from error
+
+
+def check_schema(table: Mapping[str, Any], schema: int, problems: list[str]) -> None:
+    """Append to `problems` if the table's `schema` is not this one."""
+    if type(table.get("schema")) is not int or table["schema"] != schema:
+        problems.append(f"schema is {table.get('schema')!r}, this version of lowpeft reads {schema}")
+
+
+def check_keys(table: Mapping[str, Any], known: Sequence[str], where: str, problems: list[str]) -> None:
+    """Append every unknown key to `problems`, with the nearest known ones."""
+    problems += [f"{where} has an unknown key {k!r}{did_you_mean(k, known)}" for k in table if k not in known]
+
+
+def plain_values(
+    table: Mapping[str, Any], fields: Mapping[str, tuple[type, Any]], problems: list[str]
+) -> dict[str, Any]:
+    """Return every field's value in the table, by field name.
+
+    Args:
+        table: Values by name.
+        fields: Type and default of each field, by name. A field with the default None is required.
+        problems: List of error messages; a value that is missing or of another type is appended.
+    """
+    values = {key: table.get(key, default) for key, (_, default) in fields.items()}
+    problems += [
+        f"{key} must be {_WORDS[kind]}, not {values[key]!r}"
+        for key, (kind, _) in fields.items()
+        if not isinstance(values[key], kind)
+    ]
+    return values
