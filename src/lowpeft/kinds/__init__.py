@@ -1,13 +1,5 @@
-"""The adapter kinds and their registry."""
+"""Adapter kinds: each is a config and a module, in one file; `table` holds them."""
 
-from __future__ import annotations
-
-import dataclasses
-from dataclasses import dataclass
-from functools import partial
-
-from ..errors import PlanError
-from ..registry import Registry
 from .base import (
     LAYERS,
     Adapter,
@@ -29,6 +21,7 @@ from .site import Attachment, Layer
 from .spatial import SpatialAdapter, SpatialConfig
 from .ssf import SSF, SSFConfig
 from .stereo import StereoAdapter, StereoConfig
+from .table import KINDS, Kind, get_kind, kinds, register_adapter, unregister_adapter
 from .vera import VeRA, VeRAConfig
 
 __all__ = [
@@ -69,103 +62,3 @@ __all__ = [
     "register_adapter",
     "unregister_adapter",
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kind:
-    """One entry of the registry: a kind's config class and its module class."""
-
-    name: str
-    config: type[AdapterConfig]
-    module: type[FeatureAdapter] | type[WeightAdapter]
-
-    @property
-    def on_weights(self) -> bool:
-        """True if the kind changes parameters, False if it changes features."""
-        return issubclass(self.module, WeightAdapter)
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """Names of the config's fields."""
-        return tuple(f.name for f in dataclasses.fields(self.config))
-
-
-KINDS: Registry[Kind] = Registry(
-    "adapter kind",
-    error=PlanError,
-    advice=". A kind of your own has to be registered first (lowpeft.register_adapter)",
-)
-
-PARTS = ("root_part_class", "calibrator_class", "training_part_class")
-
-
-def _unwritten(part: type) -> list[str]:
-    """Return the names of the abstract methods that a class does not implement, sorted."""
-    return sorted(getattr(part, "__abstractmethods__", ()))
-
-
-def register_adapter(config: type[AdapterConfig], module: type[FeatureAdapter] | type[WeightAdapter]) -> Kind:
-    """Register a kind of adapter. Recipes and adapter files of this process then find it by `config.kind`.
-
-    Args:
-        config: Frozen, keyword-only dataclass derived from `AdapterConfig`, with a class attribute `kind`.
-        module: `FeatureAdapter` class that is built as `module(channels, config)`, or `WeightAdapter` class that is
-            built as `module(layer, config)`. New instances must add exactly zero.
-
-    Raises:
-        PlanError: The classes do not fit together, or the name is taken. The registry is then unchanged.
-    """
-    name = getattr(config, "kind", None)
-    problems = []
-    if not (isinstance(config, type) and issubclass(config, AdapterConfig) and dataclasses.is_dataclass(config)):
-        problems.append(f"the config {config!r} is not a dataclass derived from AdapterConfig")
-    elif not config.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-        problems.append(f"the config {config.__name__} is not frozen")
-    if not (isinstance(module, type) and issubclass(module, (FeatureAdapter, WeightAdapter))):
-        problems.append(f"the module {module!r} is neither a FeatureAdapter nor a WeightAdapter")
-    parts = [module, *filter(None, map(partial(getattr, module), PARTS))] if not problems else []
-    problems += [f"{p.__name__} leaves {', '.join(m)} to be written" for p in parts if (m := _unwritten(p))]
-    if not isinstance(name, str) or not name.isidentifier():
-        problems.append(f"kind must be a name like 'lora', not {name!r}")
-    elif name in KINDS:
-        problems.append(f"the kind {name!r} is taken by {KINDS[name].module.__name__}")
-    elif getattr(module, "kind", None) != name:
-        problems.append(f"the module says its kind is {getattr(module, 'kind', None)!r}, the config says {name!r}")
-    if problems:
-        raise PlanError("cannot register this adapter kind:", problems=problems)
-    kind = Kind(name=str(name), config=config, module=module)
-    KINDS.register(kind)
-    return kind
-
-
-def unregister_adapter(name: str) -> Kind:
-    """Remove a kind of adapter from the registry. Models keep the adapters of this kind that they already have.
-
-    Raises:
-        PlanError: The kind is not registered.
-    """
-    return KINDS.unregister(name)
-
-
-def get_kind(name: str) -> Kind:
-    """Return the kind with this name.
-
-    Raises:
-        PlanError: The kind is not registered.
-    """
-    return KINDS.find(name)
-
-
-def kinds() -> tuple[Kind, ...]:
-    """Return all registered kinds, in the order of registration."""
-    return tuple(KINDS.values())
-
-
-register_adapter(SpatialConfig, SpatialAdapter)
-register_adapter(StereoConfig, StereoAdapter)
-register_adapter(LoRAConfig, LoRA)
-register_adapter(FullConfig, Full)
-register_adapter(DoRAConfig, DoRA)
-register_adapter(SSFConfig, SSF)
-register_adapter(ConvpassConfig, Convpass)
-register_adapter(VeRAConfig, VeRA)
