@@ -10,7 +10,6 @@ from .base import (
     RootPart,
     TokenAdapter,
     WeightAdapter,
-    is_number,
 )
 from .convpass import Convpass, ConvpassConfig
 from .dora import DoRA, DoRAConfig
@@ -57,7 +56,6 @@ __all__ = [
     "VeRAConfig",
     "WeightAdapter",
     "get_kind",
-    "is_number",
     "kinds",
     "register_adapter",
     "unregister_adapter",

@@ -12,7 +12,6 @@ A kind may also have a `RootPart` (tensors shared by all sites, or code that act
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -20,6 +19,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from .. import checks
 from ..errors import PlanError
 from ..ports.layouts import ExtraTokens, Features, Layout
 from .learning import Calibrator, TrainingPart
@@ -275,14 +275,8 @@ class Forward:
     seen: list[tuple[FeatureAdapter, Features]]
 
 
-def is_number(value: object, *, above: float) -> bool:
-    """Return whether the value is a finite number greater than `above`, and not a bool."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and above < value < math.inf
-
-
 def at_least(config: AdapterConfig, **minimum: int) -> None:
     """Raise if a field is not an integer or is below its minimum."""
-    for name, low in minimum.items():
-        value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            raise PlanError(f"{config.kind} adapter: {name} must be a whole number of at least {low}, not {value!r}")
+    for name, least in minimum.items():
+        if problems := checks.whole(name, getattr(config, name), least=least):
+            raise PlanError(f"{config.kind} adapter: {problems[0]}")

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..checks import is_number
 from ..errors import PlanError, did_you_mean
 from ..ports.layouts import Features
-from .base import FeatureAdapter, FeatureConfig, at_least, is_number
+from .base import FeatureAdapter, FeatureConfig, at_least
 
 KernelInit = Literal["xavier", "identity"]
 Beside = Literal["both", "attention", "mlp"]

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from ..checks import is_number
 from ..errors import PlanError
-from .base import LAYERS, AdapterConfig, WeightAdapter, at_least, is_number
+from .base import LAYERS, AdapterConfig, WeightAdapter, at_least
 from .site import Layer
 
 

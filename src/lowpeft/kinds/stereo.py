@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..checks import is_number
 from ..errors import PlanError
 from ..ports.layouts import Features
-from .base import FeatureAdapter, FeatureConfig, at_least, is_number
+from .base import FeatureAdapter, FeatureConfig, at_least
 
 
 @dataclass(frozen=True, kw_only=True)

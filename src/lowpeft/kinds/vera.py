@@ -10,8 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..checks import is_number
 from ..errors import PlanError
-from .base import AdapterConfig, RootPart, WeightAdapter, at_least, is_number
+from .base import AdapterConfig, RootPart, WeightAdapter, at_least
 from .lora import matrix_groups
 from .site import Layer
 

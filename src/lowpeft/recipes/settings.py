@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from .. import checks
 from ..errors import PlanError
-from ..kinds import is_number
 
 Loss = Literal["l1", "charbonnier", "mse"]
 Schedule = Literal["cosine", "multistep", "constant"]
@@ -78,23 +78,13 @@ class TrainSettings:
         for name in ("betas", "milestones"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        problems = [
-            f"{name} must be a whole number of at least {low}, not {getattr(self, name)!r}"
-            for name, low in _WHOLE.items()
-            if type(getattr(self, name)) is not int or getattr(self, name) < low
-        ]
+        problems = [p for name, least in _WHOLE.items() for p in checks.whole(name, getattr(self, name), least=least)]
         if type(self.seed) is int and self.seed >= _SEEDS:
             problems.append(f"seed must be below 2**63, not {self.seed!r}")
-        problems += [
-            f"{name} must be a number of at least 0, not {getattr(self, name)!r}"
-            for name in ("learning_rate", "weight_decay", "final_learning_rate", "clip_norm")
-            if getattr(self, name) != 0 and not is_number(getattr(self, name), above=0)
-        ]
-        problems += [
-            f"{name} must be one of {', '.join(get_args(kind))}, not {getattr(self, name)!r}"
-            for name, kind in _CHOICES.items()
-            if getattr(self, name) not in get_args(kind)
-        ]
+        for name in ("learning_rate", "weight_decay", "final_learning_rate", "clip_norm"):
+            problems += checks.number(name, getattr(self, name), least=0)
+        for name, choices in _CHOICES.items():
+            problems += checks.one_of(name, getattr(self, name), get_args(choices))
         pair = isinstance(self.betas, tuple) and len(self.betas) == 2
         if not pair or not all(_below_one(b) for b in self.betas):
             problems.append(f"betas must be two numbers in 0..1, not {self.betas!r}")
@@ -104,9 +94,7 @@ class TrainSettings:
             raise PlanError("the training settings do not work:", problems=problems)
 
     def _milestone_problems(self) -> list[str]:
-        problems = []
-        if not is_number(self.milestone_factor, above=0):
-            problems.append(f"milestone_factor must be a number above 0, not {self.milestone_factor!r}")
+        problems = checks.number("milestone_factor", self.milestone_factor, above=0)
         steps = self.milestones
         whole = isinstance(steps, tuple) and all(type(s) is int and s >= 1 for s in steps)
         if not whole or list(steps) != sorted(set(steps)):
@@ -117,7 +105,7 @@ class TrainSettings:
 
 
 def _below_one(value: object) -> bool:
-    return value == 0 or (isinstance(value, (int, float)) and is_number(value, above=0) and value < 1)
+    return not checks.number("", value, least=0) and float(value) < 1  # type: ignore[arg-type]
 
 
 _SEEDS = 2**63  # torch takes seeds below this

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...checks import is_number
 from ...errors import did_you_mean
-from ...kinds import is_number
 from ...recipes import check_keys, plain_values
 
 

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...checks import is_number
 from ...core.attachment.calls import image_in, to_network, to_plain
 from ...core.attachment.record import is_adapted, pieces, unwrap
 from ...core.operations.calibration import calibrate, needs_calibration
 from ...core.padding import pad_to
 from ...errors import TrainingError
-from ...kinds import Adapter, TrainingPart, is_number
+from ...kinds import Adapter, TrainingPart
 from ...ports.facts import ImageFacts
 from ...recipes import TrainSettings
 from ..inference.network import multi_view
