@@ -35,9 +35,9 @@ def using(model: object, strengths: Mapping[str, float | Sequence[float] | Tenso
         model: An adapted model.
         strengths: Strengths by adapter name; adapters that are not named are off. A strength is a number in 0..1, or a
             sequence or 1-dim tensor of n such numbers for a batch of n images (or n scenes of several views). Feature
-            adapters scale what they add to each image. If a weight adapter has strengths by image, the network runs
-            once for each group of images with equal strengths. One graph (`torch.compile(fullgraph=True)`) cannot do
-            that.
+            adapters scale what they add to each image. If an adapter that changes weights (or sees windows) has
+            strengths by image, the network runs once for each group of images with equal strengths. One graph
+            (`torch.compile(fullgraph=True)`) cannot do that.
 
     Raises:
         PlanError: No adapter has one of the names, or a strength is not in 0..1. In a forward pass: the number of
@@ -108,8 +108,7 @@ class _Using:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # Blocks may end in another order than they began (tasks, generators), so remove this block's own entry
-        # instead of restoring the previous value.
+        # Blocks may end in another order than they began, so remove this block's entry; do not restore the old tuple.
         uses = list(USING.get())
         mine = [i for i, use in enumerate(uses) if use.owner() is self]
         if mine:
