@@ -35,7 +35,7 @@ def check_trainable(model: object, *inputs: Any, example: Any = None) -> None:
         model: An adapted model, or any module with trainable parameters.
         inputs: Arguments of one call; random images of a fitting size by default.
         example: Arguments of one call of the network, used if there are no `inputs`; see `adapt`. A model of n views
-            gets it n times.
+            gets n of its images, or its first image n times if it has fewer.
 
     Raises:
         PlanError: A gradient is missing, not finite, or zero everywhere; the message names all these tensors. A zero
