@@ -184,5 +184,5 @@ class StereoModel(MultiViewModel):
         super().__init__(backbone, views=2, output=output, channels=channels)
 
     def forward(self, left: Any, right: Any = None) -> Any:  # type: ignore[override]  # names for the two
-        """Restore both views: call with `(left, right)`, or with one tensor of both, left first; see `MultiViewModel`."""
+        """Restore both views, given as `(left, right)` or as one tensor, left first; see `MultiViewModel.forward`."""
         return super().forward(left) if right is None else super().forward(left, right)
