@@ -38,7 +38,7 @@ class Acting(NamedTuple, Generic[Kind]):
 
 
 def below(path: str, key: str) -> str:
-    """Join a module's path and a name in it, e.g. `layers.1` and `conv` to `layers.1.conv`; the root's path is empty."""
+    """Join a module's path and a name in it: `layers.1` and `conv` give `layers.1.conv`, "" and `conv` give `conv`."""
     return f"{path}.{key}" if path else key
 
 
