@@ -40,8 +40,8 @@ def using(model: object, strengths: Mapping[str, float | Sequence[float] | Tenso
             (`torch.compile(fullgraph=True)`) cannot do that.
 
     Raises:
-        PlanError: No adapter has one of the names, or a strength is not in 0..1. In a forward pass: the number of
-            images in the batch is not the number of strengths.
+        PlanError: The model has no adapters, a name belongs to no attached adapter, or a strength is not in 0..1. In a
+            forward pass: the number of images in the batch is not the number of strengths.
     """
     switches = record_of(unwrap(model)).switches
     return _Using(switches, _setting(unwrap(model), strengths))
