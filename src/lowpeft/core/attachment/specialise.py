@@ -235,11 +235,7 @@ def _product(strength: Strength, factor: Strength) -> Strength:
 
 
 def _begin(root: nn.Module, part: RootPart, under_way: Forward) -> None:
-    """Call a part's `begin` and check the strengths that it sets.
-
-    Raises:
-        PlanError: The part sets strengths without `routes = True`, or of adapters that are not attached.
-    """
+    """Call a part's `begin`; raise if it sets strengths without `routes`, or of adapters that are not attached."""
     before = dict(under_way.strengths)
     part.begin(under_way)
     changed = [n for n, s in under_way.strengths.items() if n not in before or before[n] is not s]
@@ -320,12 +316,7 @@ def _run_gated(
 
 
 def _setting_for(root: nn.Module, switches: Switches) -> Setting:
-    """Return the setting of a forward that starts here.
-
-    Raises:
-        PlanError: An adapter of the setting was removed or renamed, or the setting needs several forwards while the
-            network is exported or traced.
-    """
+    """Return the setting of a forward that starts here; raise if it names adapters that are no longer attached."""
     setting: Setting = root.__dict__.get(REPLICA) or in_force(switches)
     if gone := setting.values.keys() - switches.default.values.keys():
         raise PlanError(
@@ -361,13 +352,7 @@ def _say_what_is_kept(setting: Setting) -> None:
 
 
 def _replicate(self: nn.Module) -> nn.Module:
-    """Store the setting on a DataParallel replica, because the threads of replicas do not see the caller's setting.
-
-    DataParallel calls this in the caller's thread.
-
-    Raises:
-        PlanError: Strengths are by image.
-    """
+    """Make a DataParallel replica (in the caller's thread) and store the setting on it: its own thread sees none."""
     replica: nn.Module = original_class(self)._replicate_for_data_parallel(self)  # type: ignore[no-untyped-call]
     setting = in_force(getattr(self, RECORD).switches)
     if setting.images is not None:
