@@ -95,11 +95,7 @@ def laid_out_like(delta: Tensor, features: Tensor) -> Tensor:
 
 
 def _delta(adapter: FeatureAdapter, features: Features, strength: Strength = 1.0) -> Tensor:
-    """Compute an adapter's delta times its strength, in the dtype of its parameters or that of autocast.
-
-    Raises:
-        PlanError: The delta has another shape than the features.
-    """
+    """Compute an adapter's delta times its strength, in the dtype of its parameters or that of autocast."""
     delta = adapter.delta(_as_read(adapter, features))
     if not captured() and delta.shape != features.values.shape:
         raise PlanError(
@@ -110,11 +106,7 @@ def _delta(adapter: FeatureAdapter, features: Features, strength: Strength = 1.0
 
 
 def _as_read(adapter: FeatureAdapter, features: Features) -> Features:
-    """Convert features to the dtype of an adapter's parameters; under autocast, leave the dtype unchanged.
-
-    Raises:
-        PlanError: The number of images is not a multiple of the number of views.
-    """
+    """Convert features to the dtype of an adapter's parameters (unchanged under autocast); raise on partial scenes."""
     x = features.values
     if features.views > 1 and not captured() and x.shape[features.layout.batch_dim] % features.views:
         raise PlanError(
@@ -269,11 +261,7 @@ def base_of(module: nn.Module, adapter: WeightAdapter) -> dict[str, Tensor]:
 
 
 def change_of(module: nn.Module, name: str, adapter: WeightAdapter) -> Tensor:
-    """Return an adapter's change of one parameter.
-
-    Raises:
-        PlanError: The change is missing, or has another shape than the parameter (it would be broadcast silently).
-    """
+    """Return an adapter's change of one parameter; raise if its shape differs (it would be broadcast silently)."""
     change = adapter.change(base_of(module, adapter)).get(name)
     wanted = module._parameters[name]
     if change is None or wanted is None or change.shape != wanted.shape:
