@@ -65,11 +65,7 @@ def _rows_of(inputs: Any, rows: Tensor, images: int) -> Any:
 
 
 def _joined(outputs: list[Any], members: list[Tensor]) -> Any:
-    """Join the outputs of groups into one output, with the images in the order of the batch.
-
-    Raises:
-        PlanError: An output contains a value that differs between groups and does not have one row for each image.
-    """
+    """Join the outputs of groups into one output, with the images in the order of the batch."""
     leaves, specs = zip(*map(tree_flatten, outputs), strict=True)
     order = torch.cat(members).argsort()
     joined = []
