@@ -120,11 +120,7 @@ def uses_of(switches: Switches) -> list[Use]:
 
 
 def strengths_in(switches: Switches) -> Mapping[str, Strength]:
-    """Return the strengths, by adapter name, that apply to adapters of one network at this moment.
-
-    Raises:
-        PlanError: Reentrant checkpointing repeats a part of the network and would lose the gradient of a strength.
-    """
+    """Return the strengths, by adapter name, that apply to adapters of one network at this moment."""
     running = running_in(switches)
     if running is not None:
         return running.setting.tensors if compiling() else running.setting.values
@@ -180,14 +176,8 @@ def run(
 ) -> Any:
     """Run a forward in a setting, and note the setting on its autograd graph.
 
-    Args:
-        switches: Switches of the network.
-        setting: Setting for the adapters.
-        call: Function that runs the forward.
-        inputs: Arguments of the forward, to find where its graph begins.
-        called: Setting of the call of the root; by default that of the enclosing forward of the network, else
-            `setting`.
-        forward: State that root parts see.
+    `called` is the setting of the call of the root, by default that of the enclosing forward of the network, or else
+    `setting`. `inputs` are the arguments of the forward, where its graph begins.
     """
     outer = running_in(switches)
     called = called or (setting if outer is None else outer.called)
@@ -314,10 +304,7 @@ def _noted(switches: Switches) -> Noted | None:
 
 
 def _tensors(value: object, depth: int = 8) -> list[Tensor]:
-    """Return the tensors in arguments or results, also those in sets and in attributes of objects.
-
-    The search descends at most `depth` levels.
-    """
+    """Return the tensors in arguments or results, also in sets and attributes of objects, at most `depth` levels deep."""
     if isinstance(value, Tensor):
         return [value]
     if depth == 0 or value is None or isinstance(value, (bool, int, float, complex, str, bytes, torch.nn.Module, type)):

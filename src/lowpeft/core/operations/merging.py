@@ -133,11 +133,7 @@ def _merge(root: nn.Module, name: str | None, example: Example | None, undo: Und
 def _refuse_dependent(
     path: str, module: nn.Module, slot: Slot, merged: set[Adapter], new: dict[nn.Parameter, Tensor]
 ) -> None:
-    """Raise if merging would alter the change of another adapter on the module that depends on the weight (DoRA, SSF).
-
-    Raises:
-        PlanError: Such an adapter would stay attached.
-    """
+    """Raise if merging would alter the change of an adapter that stays and depends on the weight (DoRA, SSF)."""
     for other_name, other in ((n, p) for n, group in slot.named_children() for p in group.children()):
         if not isinstance(other, WeightAdapter) or other in merged:
             continue
