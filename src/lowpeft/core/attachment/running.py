@@ -304,7 +304,7 @@ def _noted(switches: Switches) -> Noted | None:
 
 
 def _tensors(value: object, depth: int = 8) -> list[Tensor]:
-    """Return the tensors in arguments or results, also in sets and attributes of objects, at most `depth` levels deep."""
+    """Return the tensors in arguments or results, also in sets and object attributes, at most `depth` levels deep."""
     if isinstance(value, Tensor):
         return [value]
     if depth == 0 or value is None or isinstance(value, (bool, int, float, complex, str, bytes, torch.nn.Module, type)):
