@@ -1,4 +1,4 @@
-"""Padding images to sizes that a network takes."""
+"""Padding images to the sizes that a network takes."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from torch.nn import functional as F
 
 
 def pad_to(image: Tensor, height: int, width: int) -> Tensor:
-    """Extend the right and bottom sides of an image; cutting the result to the old size gives the image back.
+    """Pad an image at its right and bottom sides; cropping the result to the old size gives the image back.
 
     Args:
-        image: (N,C,H,W), neither side longer than asked for.
-        height: Of the result.
-        width: Of the result.
+        image: Image (N,C,H,W), with H <= height and W <= width.
+        height: Height of the result in pixels.
+        width: Width of the result in pixels.
 
     Returns:
-        (N,C,height,width), the same tensor if nothing was missing. The border is reflected as far as the image reaches,
-        and what is missing then is the last row or column, repeated. spandrel pads so.
+        (N,C,height,width); the same tensor if it has that size already. The padding is a reflection, as far as the
+        image reaches; beyond that, the last row or column is repeated. spandrel pads in the same way.
     """
     rows, columns = image.shape[-2:]
     down, right = height - rows, width - columns
@@ -29,6 +29,6 @@ def pad_to(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def pad_to_multiple(image: Tensor, multiple: int, *, at_least: int = 1) -> Tensor:
-    """As `pad_to`, up to sides that are multiples of a number of pixels and no shorter than `at_least`."""
+    """Pad like `pad_to`, to sides that are multiples of `multiple` pixels and at least `at_least` pixels."""
     height, width = (max(side, at_least) for side in image.shape[-2:])
     return pad_to(image, height + -height % multiple, width + -width % multiple)

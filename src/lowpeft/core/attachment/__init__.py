@@ -1,1 +1,1 @@
-"""Adapters inside a network: slots, generated classes, switches, views, and the record of what was changed."""
+"""Adapters inside a network: slots, generated classes, switches, views, and the record of the changes."""

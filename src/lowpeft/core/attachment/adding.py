@@ -1,4 +1,4 @@
-"""The arithmetic of adapters: deltas to features at outputs and ports, changes to parameters."""
+"""Arithmetic of adapters: adding deltas to features at outputs and ports, and changes to parameters."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from .settings import Strength
 from .slots import Acting, Slot, on_output
 
 ROW_CHUNK_BYTES = 64 * 2**20
-"""Without gradients, features larger than this are adapted some rows at a time, which bounds the memory above them."""
+"""Chunk size in bytes. Without gradients, larger features are adapted in chunks of image rows, to bound memory."""
 
 
 def captured() -> bool:
-    """Whether the forward is being traced, compiled or exported: then no Python test may depend on a size."""
+    """Return whether the forward is being traced, compiled or exported; Python code must not branch on sizes then."""
     return torch.compiler.is_compiling() or tracing()
 
 
 def tracing() -> bool:
-    """Whether `torch.jit.trace` (and the older ONNX exporter) records the forward."""
+    """Return whether `torch.jit.trace` (which the older ONNX exporter uses) records the forward."""
     return torch._C._get_tracing_state() is not None
 
 
 def scaled(change: Tensor, strength: Strength, *, images: int | None = None) -> Tensor:
-    """A change times a strength; the change itself at full strength.
+    """Return a change times a strength; the same tensor at full strength.
 
     Args:
-        change: What an adapter adds.
-        strength: A number, or one for each image.
-        images: The dimension of the change that counts images; None where none does.
+        change: Tensor that an adapter adds.
+        strength: A number, or a tensor (N,) with one number for each image.
+        images: Index of the dimension that counts images; None if there is none.
 
     Raises:
-        PlanError: The change is not of so many images.
+        PlanError: The strength has one number for each of N images, and the change has another number of images.
     """
     if not isinstance(strength, Tensor):
         return change if strength == 1.0 else change * strength
@@ -58,7 +58,7 @@ def scaled(change: Tensor, strength: Strength, *, images: int | None = None) -> 
             f"{found or 'none by themselves'}: call the whole network with a batch of so many, or give one number"
         )
     shape = [-1 if d == images else 1 for d in range(change.dim())]
-    # In float32 or better, as a number would be multiplied.
+    # Multiply in float32 or better, as PyTorch does for a scalar.
     each = strength.to(torch.promote_types(change.dtype, torch.float32)).to(change.device).view(shape)
     return (change * each).to(change.dtype)
 
@@ -66,7 +66,10 @@ def scaled(change: Tensor, strength: Strength, *, images: int | None = None) -> 
 def _sum_of_deltas(
     adapters: list[Acting[FeatureAdapter]], features: Callable[[FeatureAdapter], Features], like: Tensor
 ) -> Tensor | None:
-    """The sum of what the adapters add, each from the same features, so that their order does not matter."""
+    """Return the sum of the adapters' deltas, or None; all read the same features, so their order does not matter.
+
+    Adapters that only read add no delta; their features are noted in the running forward.
+    """
     total: Tensor | None = None
     for adapter, strength in adapters:
         seen = features(adapter)
@@ -81,10 +84,10 @@ def _sum_of_deltas(
 
 
 def laid_out_like(delta: Tensor, features: Tensor) -> Tensor:
-    """The delta in the features' dtype and memory layout.
+    """Return the delta in the features' dtype and memory layout.
 
-    Adding a tensor of other strides could change the sum's strides, and with them the kernel that the next layer of
-    the base runs on: the same numbers, rounded differently.
+    Adding a tensor with other strides could change the strides of the sum. The next layer of the base might then run
+    another kernel, which rounds differently.
     """
     if captured() or delta.stride() == features.stride():
         return delta.to(features.dtype)
@@ -92,7 +95,7 @@ def laid_out_like(delta: Tensor, features: Tensor) -> Tensor:
 
 
 def _delta(adapter: FeatureAdapter, features: Features, strength: Strength = 1.0) -> Tensor:
-    """The adapter's delta times its strength, computed in the dtype of its own parameters unless autocast decides."""
+    """Compute an adapter's delta times its strength, in the dtype of its parameters or that of autocast."""
     delta = adapter.delta(_as_read(adapter, features))
     if not captured() and delta.shape != features.values.shape:
         raise PlanError(
@@ -103,7 +106,7 @@ def _delta(adapter: FeatureAdapter, features: Features, strength: Strength = 1.0
 
 
 def _as_read(adapter: FeatureAdapter, features: Features) -> Features:
-    """Features in the dtype of an adapter's own parameters, unless autocast decides; whole scenes only."""
+    """Convert features to the dtype of an adapter's parameters (unchanged under autocast); raise on partial scenes."""
     x = features.values
     if features.views > 1 and not captured() and x.shape[features.layout.batch_dim] % features.views:
         raise PlanError(
@@ -126,7 +129,7 @@ def _first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
 
 
 def _seen(site: Attachment, x: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Features:
-    """Features at a module's output, with the size that the module was called with."""
+    """Return the features at a module's output, with height and width where they are known."""
     layout = site.layout or Layout.NCHW
     return Features(x, layout, _size(site, layout, x, args, kwargs), site.views)
 
@@ -143,7 +146,10 @@ def _size(site: Attachment, layout: Layout, x: Tensor, args: tuple[Any, ...], kw
 def _add_by_rows(
     module: nn.Module, adapters: list[Acting[FeatureAdapter]], features: Features, others: list[Any]
 ) -> Tensor:
-    """Features + deltas, some image rows at a time and in place where nobody else holds the features' memory."""
+    """Return features + deltas, computed in chunks of image rows.
+
+    The features are overwritten unless arguments, parameters, buffers or other outputs share their memory.
+    """
     tensors = (*tree_leaves(others), *module.parameters(), *module.buffers())
     held = {t.untyped_storage().data_ptr() for t in tensors if isinstance(t, Tensor)}
     values = features.values
@@ -172,7 +178,7 @@ def _can_go_by_rows(acting: list[Acting[FeatureAdapter]], features: Tensor) -> b
 
 
 def with_deltas(module: nn.Module, slot: Slot, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A module's output with what the adapters on it add."""
+    """Return a module's output plus the deltas of the adapters on it."""
     adapters = on_output(slot)
     if not adapters:
         return output
@@ -195,13 +201,16 @@ def with_deltas(module: nn.Module, slot: Slot, output: Any, args: tuple[Any, ...
 
 
 def _with_item(output: Any, item: int, new: Tensor) -> Any:
-    """The tuple or list with one element replaced, in its own type."""
+    """Return a tuple or list with one element replaced; its type (e.g. a named tuple) is kept."""
     values = [new if i == item else v for i, v in enumerate(output)]
     return output._make(values) if hasattr(output, "_make") else type(output)(values)
 
 
 def added_to_random_features(adapter: FeatureAdapter, channels: int) -> Tensor:
-    """What a feature adapter adds to a scene of random features of its channels, (V,16,24,C)."""
+    """Return what a feature adapter adds to random features (V,16,24,C) of one scene with V views.
+
+    For a `TokenAdapter` this is the gate of its tokens.
+    """
     size, views = (16, 24), adapter.attachment.views
     parameter = next(itertools.chain(adapter.parameters(), adapter.buffers()), torch.zeros(()))
     generator = torch.Generator().manual_seed(0)
@@ -212,24 +221,24 @@ def added_to_random_features(adapter: FeatureAdapter, channels: int) -> Tensor:
 
 
 class BlockPorts:
-    """The active adapters of one block during one call; `lowpeft.families.Ports` is its contract."""
+    """Active adapters of one block during one call; implements `lowpeft.families.Ports`."""
 
     def __init__(self, adapters: dict[str, list[Acting[FeatureAdapter]]]) -> None:
         self.adapters = adapters
 
     def wants(self, port: str) -> bool:
-        """Whether an adapter sits at the port."""
+        """Return whether an active adapter is at the port."""
         return port in self.adapters
 
     def delta(self, port: str, values: Tensor, layout: Layout, size: Size | None) -> Tensor | None:
-        """The sum of what the adapters at the port add."""
+        """Return the sum of the deltas of the adapters at the port, or None."""
         adapters = self.adapters.get(port)
         if not adapters:
             return None
         return _sum_of_deltas(adapters, lambda a: Features(values, layout, size, a.attachment.views), values)
 
     def tokens(self, port: str, values: Tensor, layout: Layout, size: Size | None) -> list[ExtraTokens]:
-        """The extra keys and values of each adapter at the port; its strength is in the gate."""
+        """Return the extra keys and values of each adapter at the port; the gate is multiplied by its strength."""
         found = []
         for adapter, strength in self.adapters.get(port, []):
             if not isinstance(adapter, TokenAdapter):
@@ -246,13 +255,13 @@ class BlockPorts:
 
 
 def base_of(module: nn.Module, adapter: WeightAdapter) -> dict[str, Tensor]:
-    """The frozen parameters that an adapter changes, by name."""
+    """Return the frozen parameters that an adapter changes, detached, by name."""
     found = {name: module._parameters[name] for name in adapter.attachment.tensors}
     return {name: tensor.detach() for name, tensor in found.items() if tensor is not None}
 
 
 def change_of(module: nn.Module, name: str, adapter: WeightAdapter) -> Tensor:
-    """An adapter's change of one parameter; of another shape it would be spread over the parameter without a word."""
+    """Return an adapter's change of one parameter; raise if its shape differs (it would be broadcast silently)."""
     change = adapter.change(base_of(module, adapter)).get(name)
     wanted = module._parameters[name]
     if change is None or wanted is None or change.shape != wanted.shape:
@@ -265,15 +274,19 @@ def change_of(module: nn.Module, name: str, adapter: WeightAdapter) -> Tensor:
 def adapted_tensor(
     module: nn.Module, name: str, adapters: list[Acting[WeightAdapter]], *, exact: bool = False
 ) -> Tensor:
-    """A parameter plus each adapter's change times its strength, added in the adapters' dtype.
+    """Return a parameter plus each adapter's change times its strength, in the parameter's dtype.
 
-    Each change is of the frozen parameter alone, so that the order of adapters does not matter.
+    Each change is computed from the frozen parameter alone, so the order of adapters does not matter. The sum is
+    computed in the wider of the dtypes of parameter and changes.
 
     Args:
-        module: The module that holds the parameter.
+        module: Module with the parameter.
         name: Name of the parameter.
-        adapters: Those that change it, with a number each as strength.
-        exact: Add in float64, and return that.
+        adapters: Adapters that change the parameter, each with a number as strength.
+        exact: True to add in float64 and return float64.
+
+    Raises:
+        PlanError: The module has no such parameter, or a strength is by image.
     """
     weight = module._parameters[name]
     if weight is None:
@@ -285,7 +298,7 @@ def adapted_tensor(
                 "need a forward for each: call the whole network, not compiled with fullgraph=True and not its parts"
             )
     device = weight.device.type
-    # Under autocast a product of two float32 matrices would come out in bfloat16, and the sum would be rounded to it.
+    # Under autocast, a product of two float32 matrices would be bfloat16, and so would the sum.
     with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext():
         parts = [scaled(change_of(module, name, adapter), strength) for adapter, strength in adapters]
         if exact:

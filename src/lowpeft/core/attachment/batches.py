@@ -1,4 +1,4 @@
-"""Strengths by image: a batch in one forward where all adapters can scale each image, else in one for each group."""
+"""Strengths by image: running a batch in one forward, or in one for each group of images with equal strengths."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ from .views import ViewBatch
 def run_by_image(
     switches: Switches, setting: Setting, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
-    """Run a forward in a setting with one strength for each image, or each scene of several views.
+    """Run a forward in a setting with one strength for each image, or for each scene of several views.
+
+    If all adapters with strengths by image can scale each image, the batch runs at once. Otherwise the images are
+    grouped by the strengths of the other adapters: e.g. 0, 1, 0 gives the groups [0, 2] and [1].
 
     Raises:
-        PlanError: The batch has another number of images, or the outputs of groups cannot be put together.
+        PlanError: The number of images is not the number of strengths, or the outputs of groups cannot be joined.
     """
     inputs = (args, dict(kwargs))
     views = args[0].views if args and isinstance(args[0], ViewBatch) else 1
@@ -53,7 +56,7 @@ def run_by_image(
 
 
 def _rows_of(inputs: Any, rows: Tensor, images: int) -> Any:
-    """Inputs for some of the images: these rows of every tensor that has one for each image."""
+    """Select images from inputs: index every tensor that has `images` rows, and keep everything else."""
 
     def pick(value: Any) -> Any:
         return value[rows] if isinstance(value, Tensor) and value.dim() and len(value) == images else value
@@ -62,7 +65,7 @@ def _rows_of(inputs: Any, rows: Tensor, images: int) -> Any:
 
 
 def _joined(outputs: list[Any], members: list[Tensor]) -> Any:
-    """One output from those of the groups, the images in the order of the batch."""
+    """Join the outputs of groups into one output, with the images in the order of the batch."""
     leaves, specs = zip(*map(tree_flatten, outputs), strict=True)
     order = torch.cat(members).argsort()
     joined = []

@@ -1,4 +1,4 @@
-"""What goes into a network for an image of values 0..1, and the image in what comes out, by the network's facts."""
+"""Conversion between images with values 0..1 and a network's input and output, according to its facts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ...ports.facts import Facts
 
 
 def to_network(image: Tensor, facts: Facts) -> Tensor:
-    """An image as the network takes it: in its range of values, with the constant maps behind the channels.
+    """Convert an image to a network's input: scale it to the value range and append the constant maps as channels.
 
     Args:
-        image: (N,C,H,W), 0..1.
-        facts: Of the network.
+        image: Image (N,C,H,W), values 0..1.
+        facts: Facts of the network.
 
     Returns:
-        (N,C+M,H,W) with the M maps of `facts`; the very tensor `image` if there is nothing to change.
+        (N,C+M,H,W) with the M maps of `facts`; `image` itself if nothing has to change.
     """
     low, high = facts.value_range
     if (low, high) != (0.0, 1.0):
@@ -36,17 +36,17 @@ def to_network(image: Tensor, facts: Facts) -> Tensor:
 
 
 def to_plain(image: Tensor, facts: Facts) -> Tensor:
-    """An image that a network gave, of any shape, in values of about 0..1; the same tensor if they are that already."""
+    """Scale a network's output image, of any shape, to values of about 0..1; the same tensor if that is its range."""
     low, high = facts.range_out
     return image if (low, high) == (0.0, 1.0) else (image - low) / (high - low)
 
 
 def image_in(output: Any, where: str | int | None) -> Any:
-    """The image in a network's output.
+    """Return the image in a network's output; an output that is a tensor is the image.
 
     Args:
-        output: What the network gave.
-        where: The fact `output`: an attribute's or key's name, an item's index, or None where the output is the image.
+        output: Output of the network.
+        where: The fact `output`: name of an attribute or key, index of an item, or None if the output is the image.
 
     Raises:
         DataError: The output has no such attribute or item.
@@ -63,7 +63,7 @@ def image_in(output: Any, where: str | int | None) -> Any:
 
 
 def with_image(output: Any, where: str | int | None, image: Tensor) -> Any:
-    """A network's output with another image in it; what was given stays as it is."""
+    """Return a copy of a network's output with another image in it; `output` itself is unchanged."""
     if where is None or isinstance(output, Tensor):
         return image
     if isinstance(where, int):

@@ -1,4 +1,4 @@
-"""Changes of an adapted network: one at a time, between forwards, and whole or not at all."""
+"""Atomic changes of an adapted network: one at a time, and only while no forward pass is running."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from .switches import POLL_S, Switches, hold
 Function = TypeVar("Function", bound=Callable[..., Any])
 Result = TypeVar("Result")
 
-_known: Any = WeakIdKeyDictionary()  # by identity: two networks may be equal, or have no hash
+_known: Any = WeakIdKeyDictionary()  # by identity: networks may compare equal or be unhashable
 _known_lock = threading.RLock()
 
 
 def switches_for(root: nn.Module) -> Switches:
-    """The switches of a network, the same for as long as it lives, also while it holds no adapters."""
+    """Return the switches of a network; the same object during its whole life, even while it has no adapters."""
 
     def find() -> Switches:
         if RECORD in root.__dict__:
@@ -42,9 +42,9 @@ def switches_for(root: nn.Module) -> Switches:
 
 
 def one_at_a_time(function: Function) -> Function:
-    """Let a function whose first argument, `model`, is a model read or change its structure while no other does.
+    """Make a function hold the structure lock of its first argument, `model`, while it runs.
 
-    Threads wait for each other, network by network; forwards do not wait, see `Switches.alone`.
+    Other such calls for the same network wait; forward passes do not, see `Switches.alone`.
     """
 
     @functools.wraps(function)
@@ -52,22 +52,24 @@ def one_at_a_time(function: Function) -> Function:
         model = args[0] if args else kwargs.get("model")
         switches = switches_for(unwrap(model) if is_adapted(model) else root_of(model))
         call = functools.partial(function, *args, **kwargs)
-        # Within a forward nothing can change the structure, and who waits for the forward may hold the lock.
+        # Within a forward the structure cannot change. Taking the lock here could deadlock: its holder may be waiting
+        # for this forward.
         return hold(switches.structure, call) if running_in(switches) is None else call()
 
     return cast(Function, locked)
 
 
 def change(root: nn.Module, body: Callable[[Undo], Result], *, record: Record | None = None) -> Result:
-    """Run `body`, which writes the network, while no forward is under way; all of it or, by an exception, nothing.
+    """Run `body`, which changes the network, while no forward is running; an exception undoes all changes.
 
     Args:
         root: The network.
-        body: It gets the `Undo` that it tells which tensors it writes. Modules, modes and flags are kept by themselves.
-        record: Of a network that holds none yet.
+        body: Function that makes the changes. It gets an `Undo` and passes it every tensor that it will write;
+            modules, modes and flags are saved without that.
+        record: New record; required if the network has none yet.
 
     Raises:
-        PlanError: A forward of the network is under way in this very thread.
+        PlanError: A forward of the network is running in this thread, or the network has no record and none is given.
     """
 
     def attempt() -> Result:
@@ -76,7 +78,8 @@ def change(root: nn.Module, body: Callable[[Undo], Result], *, record: Record | 
 
     def attach_gate() -> Result:
         with Undo(root):
-            # Forwards that start from now on wait at the gate; those that started before know of none.
+            # Forwards that start from now on wait at the gate. Those that started before have no gate, so look for
+            # them in the stacks of other threads.
             root.__dict__[RECORD] = record
             set_facets(root, switched=True)
             while any(_is_in_ungated(root, t) for t in sys._current_frames() if t != threading.get_ident()):
@@ -96,7 +99,7 @@ _CALLS = {nn.Module._call_impl.__code__, nn.Module._wrapped_call_impl.__code__}
 
 
 def _is_in_ungated(root: nn.Module, thread: int) -> bool:
-    """Whether a thread is in a forward of the network that it began before the network had a gate."""
+    """Return whether a thread is in a forward of the network that started before the network had a gate."""
     at: FrameType | None = sys._current_frames().get(thread)
     while at is not None:
         if at.f_code == SWITCHED_CODE and at.f_locals.get("self") is root:
@@ -108,10 +111,10 @@ def _is_in_ungated(root: nn.Module, thread: int) -> bool:
 
 
 class Undo:
-    """What a change of a network may write, as it was before; leaving the block by an exception puts it back.
+    """Context manager that saves a network's state and restores it if the block is left by an exception.
 
-    That is every module's class, mode and children, which parameters require gradients, the record, the default
-    strengths, and the tensors that `keep` was told.
+    The state is every module's class, mode and children, the `requires_grad` of parameters, the record, the switches
+    (such as default strengths), and the tensors given to `keep`.
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -128,7 +131,7 @@ class Undo:
         self.tensors: list[tuple[Tensor, Tensor]] = []
 
     def keep(self, tensors: Iterable[Tensor]) -> None:
-        """Copy tensors that are about to be written."""
+        """Save copies of tensors that are about to be written."""
         self.tensors += [(t, t.detach().clone()) for t in tensors]
 
     def __enter__(self) -> Undo:
@@ -140,7 +143,7 @@ class Undo:
         while kind is not None:
             try:
                 self._put_back()
-            except KeyboardInterrupt:  # one more: what was begun is put back all the same
+            except KeyboardInterrupt:  # interrupted again: restart, so that everything is restored
                 continue
             return
 

@@ -1,4 +1,4 @@
-"""Copies of a network that can be run and changed, so that nothing of the original is touched."""
+"""Copies of a network that can be run and changed while the original stays unchanged."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def copy_of(model: Model) -> Model:
-    """A deep copy of a network, adapted or not, that can be run and changed while others use the original.
+    """Return a deep copy of a network, adapted or not, that can be run and changed while others use the original.
 
     Raises:
         PlanError: The network cannot be copied.
     """
-    # Tensors that are attributes and results of an operation (weight_norm's `weight`) cannot be copied as they are.
+    # deepcopy raises for attributes that are non-leaf tensors (e.g. weight_norm's `weight`), so copy these here.
     held = [v for m in model.modules() for v in m.__dict__.values() if isinstance(v, Tensor) and v.requires_grad]
     try:
         return copy.deepcopy(model, {id(t): t.detach().clone() for t in held if not t.is_leaf})
@@ -32,7 +32,7 @@ def copy_of(model: Model) -> Model:
 
 
 def copy_in_force(model: Model) -> Model:
-    """As `copy_of`; the copy's default is the setting that is in force here for the original.
+    """Return a deep copy whose default setting is the setting in force here for the original.
 
     Raises:
         PlanError: The network cannot be copied.
@@ -43,17 +43,17 @@ def copy_in_force(model: Model) -> Model:
 
 
 def put_in_force(model: nn.Module, copied: nn.Module) -> None:
-    """Make the setting that is in force here for a network the default of a copy."""
+    """Set a copy's default setting to the setting in force here for the original network."""
     for module, other in zip(model.modules(), copied.modules(), strict=True):
         if isinstance(module, Slot) and isinstance(other, Slot):
             switches_of(other).default = in_force(switches_of(module))
 
 
 def twin_of(root: nn.Module) -> nn.Module:
-    """A copy of a network in eval mode and without adapters' effect.
+    """Return a copy of a network in eval mode, with all adapters off.
 
     Raises:
-        PlanError: The network cannot be copied.
+        PlanError: The network cannot be copied, or a deep copy shares modules with it.
     """
     twin = copy_of(root)
     shared = {id(m) for m in root.modules()} & {id(m) for m in twin.modules()}
@@ -70,7 +70,7 @@ def twin_of(root: nn.Module) -> nn.Module:
 
 
 def base_state(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that make the base compute what it computes."""
+    """Iterate over the base's parameters and saved floating-point buffers, except attention masks."""
     yield from base_parameters(root)
     for path, buffer in saved_buffers(root):
         if buffer.is_floating_point() and not path.rpartition(".")[2].startswith("attn_mask"):
@@ -78,7 +78,7 @@ def base_state(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def saved_buffers(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The buffers of the base that a state dict holds."""
+    """Iterate over the base's buffers that are in its state dict."""
     saved = root.state_dict().keys()
     for path, buffer in root.named_buffers():
         if path in saved and SLOT not in path.split("."):

@@ -1,4 +1,4 @@
-"""The record of an adapted network, and the ways from what a user holds to the module that carries it."""
+"""The record of an adapted network, and functions that find the module with the record in a user's object."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ if TYPE_CHECKING:
 
 @dataclass
 class Record:
-    """What was changed on a network, what it was before, and its facts.
+    """State of an adapted network: its changes, its original flags, and its facts.
 
     Attributes:
-        facts: Of the network.
-        requires_grad: Paths of the base's parameters that required gradients before.
-        training: Paths of the base's modules that were in training mode before.
-        base: Fingerprint of the base when the first adapter was attached.
-        digests: Digest of every base tensor at that time, so that a base that was written since is noticed.
-        in_files: The base as adapter files describe it, which takes a while and is kept once one was saved.
-        plans: Plans by adapter name, in the order of attachment.
+        facts: Facts of the network.
+        requires_grad: Paths of the base's parameters that required gradients before the first adapter was attached.
+        training: Paths of the base's modules that were in training mode at that time.
+        base: Fingerprint of the base at that time, or after the last merge.
+        digests: Digest of every base tensor at the time of `base`, to detect later writes to the base.
+        in_files: Description of the base in adapter files. It is slow to compute, so it is cached.
+        plans: Plans by adapter name, in order of attachment.
         calibrated: Names of the adapters that have learned their start from data.
-        forwards: Block forwards that replace a module's own one, with or without adapters: name by path.
-        switches: Which adapters act, and the gate between forwards and changes.
+        forwards: Mapping from module path to the name of the block forward that replaces the module's forward, with or
+            without adapters.
+        switches: Default setting of the adapters, and the gate between forwards and changes.
     """
 
     facts: Facts
@@ -50,15 +51,15 @@ class Record:
 
     @property
     def views(self) -> int:
-        """How many views of a scene the adapters mix."""
+        """Number of views of a scene that the adapters mix; 1 for single images."""
         return max((plan.recipe.views for plan in self.plans.values()), default=1)
 
 
 def module_of(model: object) -> nn.Module:
-    """The module that is called: a `Backbone`'s, or the model itself.
+    """Return the module of a `Backbone`, or the model itself.
 
     Raises:
-        PlanError: `model` is neither.
+        PlanError: `model` is neither a `Backbone` nor a module.
     """
     inner = model.module if isinstance(model, Backbone) else model
     if not isinstance(inner, nn.Module):
@@ -68,19 +69,19 @@ def module_of(model: object) -> nn.Module:
 
 
 def root_of(model: object) -> nn.Module:
-    """The module to adapt, from a module, a `Backbone`, a multi-view model, or what wraps one of these.
+    """Return the module to adapt, from a module, a `Backbone`, a multi-view model, or a wrapper around one of these.
 
     Raises:
-        PlanError: `model` is none of these.
+        PlanError: `model` is neither a `Backbone` nor a module.
     """
     return network_in(module_of(model))
 
 
 def unwrap(model: object) -> nn.Module:
-    """The module that carries the record: in wrappers, a multi-view model, or a module of the user's own.
+    """Return the module with the record; it may be inside wrappers, a multi-view model or a user's module.
 
     Raises:
-        PlanError: `model` is no module, or holds no adapters.
+        PlanError: `model` is not a module, has no adapters, or contains several adapted networks.
     """
     module = root_of(model)
     if RECORD in module.__dict__:
@@ -93,26 +94,26 @@ def unwrap(model: object) -> nn.Module:
 
 
 def is_adapted(model: object) -> bool:
-    """Whether the model, or a network inside it, carries adapters."""
+    """Return whether the model, or a network inside it, has a record."""
     return any(RECORD in module.__dict__ for module in root_of(model).modules())
 
 
 def attached_names(model: object) -> list[str]:
-    """The names of the attached adapters, in the order in which they were attached; empty for a bare network."""
+    """Return the names of the attached adapters, in order of attachment; empty for a network without adapters."""
     return list(record_of(unwrap(model)).plans) if is_adapted(model) else []
 
 
 def record_of(root: nn.Module) -> Record:
-    """The record of an adapted root module."""
+    """Return the record of an adapted root module."""
     record: Record = root.__dict__[RECORD]
     return record
 
 
 def check_name(root: nn.Module, name: str) -> None:
-    """Refuse a name that no attached adapter has.
+    """Raise if no attached adapter has this name.
 
     Raises:
-        PlanError: Saying which are attached.
+        PlanError: No adapter has the name; the message lists the attached ones.
     """
     known = record_of(root).plans
     if name not in known:
@@ -120,14 +121,14 @@ def check_name(root: nn.Module, name: str) -> None:
 
 
 def pieces(root: nn.Module, name: str | None = None) -> list[tuple[str, str, Adapter]]:
-    """Every adapter module as (adapter name, path of its module + key, adapter), in the order of the modules.
+    """Return every adapter module as (adapter name, path of its module + key, adapter), in order of modules.
 
     Args:
-        root: An adapted root.
-        name: Only those of this adapter.
+        root: Adapted root module.
+        name: Name of one adapter; None means all adapters.
 
     Raises:
-        PlanError: There is no adapter of that name.
+        PlanError: No adapter has that name.
     """
     if name is not None:
         check_name(root, name)

@@ -1,12 +1,12 @@
-"""The setting of a forward: what is in force where it starts, while it runs, and when it is repeated.
+"""The setting of a forward pass: when it starts, while it runs, and when checkpointing repeats it.
 
-Each adapted network has a default setting in its `Switches`; `lowpeft.using` puts another in force for one thread or
-async task, by a context variable. The root of the network reads what is in force once for each forward, and all its
-adapters find it in `RUNNING`, so that one forward never mixes two settings.
+Each adapted network has a default setting in its `Switches`. `lowpeft.using` puts another in force for one thread or
+async task, by a context variable. The root of the network reads the setting in force once for each forward, and all its
+adapters find it in `RUNNING`. So one forward never mixes two settings.
 
-A forward that activation checkpointing repeats during `backward` is the same forward, although no block of `using` may
-be open then, or another one. Its setting is therefore noted on the nodes of its autograd graph, and whatever runs while
-such a node is evaluated finds it there.
+When activation checkpointing repeats a forward during `backward`, it must use the same setting, although the `using`
+block may have ended, or another may be open. Therefore the setting is noted on the nodes of the forward's autograd
+graph; code that runs while such a node is evaluated finds it there.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ if TYPE_CHECKING:
 
 
 class Use(NamedTuple):
-    """A setting that a block of a thread or task has put in force for one network.
+    """A setting that a `using` block has put in force for one network in a thread or task.
 
     Attributes:
-        switches: Of the network.
-        setting: What is in force.
-        owner: The block. Where it is gone without having ended (an interruption came before), so is its setting.
-        home: The thread and task that opened it; those that inherited the setting keep it when the block is gone.
-        node: The step of a backward pass in which it was opened, if in any.
+        switches: Switches of the network.
+        setting: Setting in force.
+        owner: Weak reference to the block. If the block was freed without ending (because of an interruption), its
+            setting is no longer in force.
+        home: Thread and task that opened the block. Tasks that inherited the setting keep it after the block ends.
+        node: Autograd node that was being evaluated when the block was opened, or None outside a backward pass.
     """
 
     switches: Switches
@@ -51,12 +52,12 @@ class Use(NamedTuple):
 
     @property
     def is_open(self) -> bool:
-        """Whether the block is there, or was opened elsewhere."""
+        """True if the block exists, or was opened in another thread or task."""
         return self.owner() is not None or self.home != home()
 
 
 def home() -> object:
-    """What tells this thread and async task from others."""
+    """Return an identifier of this thread and async task."""
     asyncio = sys.modules.get("asyncio")
     try:
         task = None if asyncio is None else asyncio.current_task()
@@ -66,19 +67,19 @@ def home() -> object:
 
 
 USING: ContextVar[tuple[Use, ...]] = ContextVar("lowpeft_using", default=())
-"""What this thread or task has put in force, the innermost last."""
+"""Settings that this thread or task has put in force, the innermost last."""
 
 
 class Running:
-    """A forward that is under way, and the one around it.
+    """A running forward pass, linked to the enclosing one.
 
     Attributes:
-        switches: Of its network.
-        setting: What its adapters use.
-        called: The setting in which the root was called: before a batch was split into groups, and before parts routed.
-        forward: What its root parts see.
-        outer: The forward around it, of any network.
-        over: Whether it has ended; tasks that were started in it may still see it.
+        switches: Switches of its network.
+        setting: Setting that its adapters use.
+        called: Setting of the call of the root: before the batch was split into groups and before root parts routed.
+        forward: State that its root parts see; None if there is none.
+        outer: Enclosing forward, of any network; None if there is none.
+        over: True after it has ended; tasks that were started in it may still see it.
     """
 
     def __init__(
@@ -90,11 +91,11 @@ class Running:
 
 
 RUNNING: ContextVar[Running | None] = ContextVar("lowpeft_running", default=None)
-"""The innermost forward of an adapted network that is under way in this thread or task."""
+"""Innermost running forward of an adapted network in this thread or task."""
 
 
 def running_in(switches: Switches) -> Running | None:
-    """The forward of that network that is under way here."""
+    """Return the innermost running forward of one network in this thread or task, or None."""
     running = RUNNING.get()
     while running is not None and (running.over or running.switches is not switches):
         running = running.outer
@@ -102,7 +103,7 @@ def running_in(switches: Switches) -> Running | None:
 
 
 def in_force(switches: Switches) -> Setting:
-    """The setting that a forward which starts now in this thread or task gets."""
+    """Return the setting that a forward gets if it starts now in this thread or task."""
     noted = _noted(switches)
     return _in_block(switches) if noted is None else noted.called
 
@@ -113,18 +114,18 @@ def _in_block(switches: Switches) -> Setting:
 
 
 def uses_of(switches: Switches) -> list[Use]:
-    """What is in force here for one network, the innermost last."""
+    """Return the open `using` blocks for one network in this thread or task, the innermost last."""
     uses = [use for use in USING.get() if use.switches is switches]
     return uses if torch.compiler.is_dynamo_compiling() else [use for use in uses if use.is_open]
 
 
 def strengths_in(switches: Switches) -> Mapping[str, Strength]:
-    """The strengths by adapter name for what an adapter of that network computes now."""
+    """Return the strengths, by adapter name, that apply to adapters of one network at this moment."""
     running = running_in(switches)
     if running is not None:
         return running.setting.tensors if compiling() else running.setting.values
     noted = _noted(switches)
-    if noted is None:  # a part of the network that is called by itself
+    if noted is None:  # a part of the network is called directly, not through the root
         setting = _in_block(switches)
         if not torch.is_grad_enabled() and not torch.compiler.is_dynamo_compiling():
             _note_on_checkpoints(switches, Noted(setting, setting, switches.owners_of(setting)))
@@ -139,14 +140,14 @@ def strengths_in(switches: Switches) -> Mapping[str, Strength]:
 
 
 def _as_inputs(switches: Switches, setting: Setting) -> Mapping[str, Tensor]:
-    """The strengths as tensors, those by scene once for each view."""
+    """Return the strengths as tensors, with strengths by scene repeated for each view."""
     if switches.views == 1:
         return setting.tensors
     return {n: t.repeat_interleave(switches.views) if t.dim() else t for n, t in setting.tensors.items()}
 
 
 def forget(switches: Switches, names: Iterable[str]) -> None:
-    """Take adapters out of what this thread or task has put in force, because they are part of the base now."""
+    """Remove merged adapters from the settings that this thread or task has put in force."""
     uses = list(USING.get())
     for name in names:
         uses = [u._replace(setting=u.setting.without(name)) if u.switches is switches else u for u in uses]
@@ -154,12 +155,12 @@ def forget(switches: Switches, names: Iterable[str]) -> None:
 
 
 def compiling() -> bool:
-    """Whether `torch.compile` traces the forward, and strengths are inputs of what it compiles."""
+    """Return whether `torch.compile` traces the forward; strengths are then inputs of the compiled code."""
     return torch.compiler.is_dynamo_compiling() and not exporting()
 
 
 def exporting() -> bool:
-    """Whether `torch.export` captures the forward."""
+    """Return whether `torch.export` captures the forward."""
     asked: Callable[[], bool] | None = getattr(torch.compiler, "is_exporting", None)  # since torch 2.7
     return asked is not None and asked()
 
@@ -173,12 +174,16 @@ def run(
     called: Setting | None = None,
     forward: Forward | None = None,
 ) -> Any:
-    """Run a forward in a setting; `called` is that of the root, where it is another one."""
+    """Run a forward in a setting, and note the setting on its autograd graph.
+
+    `called` is the setting of the call of the root, by default that of the enclosing forward of the network, or else
+    `setting`. `inputs` are the arguments of the forward, where its graph begins.
+    """
     outer = running_in(switches)
     called = called or (setting if outer is None else outer.called)
     around = RUNNING.get()
     running = Running(switches, setting, called, forward, around)
-    try:  # an interruption between setting the variable and keeping its token would leave it set
+    try:  # no `RUNNING.reset(token)`: an interruption before the token is stored would leave the variable set
         RUNNING.set(running)
         output = call()
     finally:
@@ -192,10 +197,14 @@ def run(
 
 
 class Noted(NamedTuple):
-    """What is noted of a forward: the settings of `Running`, and which adapters the names stood for.
+    """Note of a forward on an autograd node: the settings of `Running`, and the adapters that their names stood for.
 
-    `several` says whether one checkpoint holds calls in other settings, too; `is_reentrant`, of what was found, whether
-    it is repeated by a reentrant checkpoint.
+    Attributes:
+        setting: Setting that the adapters used.
+        called: Setting of the call of the root.
+        owners: Identity of each adapter by its name at that time; see `Switches.owners`.
+        several: True if one checkpoint contains calls in several settings.
+        is_reentrant: True in the result of `_noted` if a reentrant checkpoint is repeating the forward.
     """
 
     setting: Setting
@@ -206,13 +215,13 @@ class Noted(NamedTuple):
 
 
 def note(switches: Switches, setting: Setting, called: Setting, inputs: object, output: object) -> None:
-    """Note the settings of a forward on the nodes of its autograd graph, down to the graph that its inputs came with.
+    """Note the settings of a forward on the nodes of its autograd graph, back to the nodes of its inputs.
 
-    Without gradients there is no graph, unless reentrant checkpoints run the whole network: then on their nodes.
+    Without gradients there is no graph. If reentrant checkpoints run the whole network, use their nodes instead.
     """
-    if torch.compiler.is_dynamo_compiling():  # a graph that is compiled checkpoints by itself
+    if torch.compiler.is_dynamo_compiling():  # a compiled graph does its own checkpointing
         return
-    # The strengths of a router belong to the graph themselves; a node that held them would keep itself alive.
+    # Strengths set by root parts are in the graph themselves: a node that refers to them would keep itself alive.
     noted = Noted(setting.detached(), called, switches.owners_of(called))
     if not torch.is_grad_enabled():
         _note_on_checkpoints(switches, noted)
@@ -231,7 +240,7 @@ def note(switches: Switches, setting: Setting, called: Setting, inputs: object, 
 
 
 def _note_on_checkpoints(switches: Switches, noted: Noted) -> None:
-    """Note settings on the nodes of the reentrant checkpoints that are running this code, which torch keeps there."""
+    """Note settings on the nodes of the reentrant checkpoints that are running this code, found on the call stack."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code is CheckpointFunction.forward.__code__:
@@ -243,9 +252,10 @@ def _note_on_checkpoints(switches: Switches, noted: Noted) -> None:
 
 
 def _is_repeated(node: Any) -> bool:
-    """Whether the code that runs while a node is evaluated is a forward's again, and not that of a hook.
+    """Return whether the code that runs while a node is evaluated repeats a forward; False for the code of a hook.
 
-    It is below `torch.utils.checkpoint`, or in the backward of a Function that somebody wrote for the same purpose.
+    It repeats a forward if `torch.utils.checkpoint` is on the call stack, or if the node is the backward of a custom
+    `Function`, which may do its own checkpointing.
     """
     forward = getattr(node, "_forward_cls", None)
     if forward is not None and forward is not BackwardHookFunction:
@@ -259,17 +269,18 @@ def _is_repeated(node: Any) -> bool:
 
 
 def _noted(switches: Switches) -> Noted | None:
-    """What is noted of the forward that checkpointing is repeating here; None for code that repeats none.
+    """Return the note of the forward that checkpointing is repeating here, with current adapter names; else None.
 
     Raises:
-        PlanError: Adapters that acted in it have been taken out or started anew.
+        PlanError: Adapters that acted in it have been removed, merged or calibrated since, or one checkpoint contains
+            calls in several settings.
     """
     node: Any = None if torch.compiler.is_dynamo_compiling() else torch._C._current_autograd_node()
     if node is None:
         return None
     uses = uses_of(switches)
     noted: Noted | None = node.metadata.get(switches)
-    opened_here = bool(uses) and uses[-1].node is node  # a block that was opened in this very step is newer
+    opened_here = bool(uses) and uses[-1].node is node  # a block opened in this step takes precedence
     if noted is None or opened_here or not _is_repeated(node):
         return None
     if noted.several:
@@ -277,7 +288,7 @@ def _noted(switches: Switches) -> Noted | None:
             "a reentrant checkpoint holds calls of this network in several settings, and repeats them for its backward "
             "pass: checkpoint each call by itself, or with use_reentrant=False"
         )
-    if not torch.is_grad_enabled():  # a checkpoint inside the checkpoint that is repeated
+    if not torch.is_grad_enabled():  # a checkpoint nested in the repeated one
         _note_on_checkpoints(switches, noted)
     names = {owner: name for name, owner in switches.owners.items()}
     gone = [name for name, owner in noted.owners.items() if owner not in names]
@@ -293,7 +304,7 @@ def _noted(switches: Switches) -> Noted | None:
 
 
 def _tensors(value: object, depth: int = 8) -> list[Tensor]:
-    """The tensors in arguments or results, also in sets and in attributes of objects."""
+    """Return the tensors in arguments or results, also in sets and object attributes, at most `depth` levels deep."""
     if isinstance(value, Tensor):
         return [value]
     if depth == 0 or value is None or isinstance(value, (bool, int, float, complex, str, bytes, torch.nn.Module, type)):

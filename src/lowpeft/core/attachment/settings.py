@@ -1,4 +1,4 @@
-"""Settings: which adapters act, and how strongly."""
+"""Settings: the strengths of a model's adapters."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 Strength = float | Tensor
-"""What an adapter's change is multiplied by in one forward: a number, as a float or 0-dim tensor, or a tensor (N,)."""
+"""Factor of what an adapter adds in one forward pass: a float, a 0-dim tensor, or a tensor (N,) with one per image."""
 
 
 class Setting:
-    """Strengths of adapters in 0..1 by name; adapters that are not named are off.
+    """Strengths of adapters in 0..1, by name; adapters that are not named are off.
 
     Attributes:
-        by_image: The adapters that have one number for each image (or scene) of a batch, and these numbers.
+        by_image: Strengths of the adapters that have one number for each image (or scene) of a batch, as tuples.
         values: All strengths: numbers, or tensors (N,).
-        tensors: The same as tensors, so that a compiled forward takes them as inputs and is not compiled anew for each.
+        tensors: All strengths as tensors. A compiled forward takes them as inputs, so new values need no recompilation.
     """
 
     def __init__(self, values: Mapping[str, Strength | tuple[float, ...]]) -> None:
@@ -32,40 +32,41 @@ class Setting:
         }
 
     def __str__(self) -> str:
-        """As people say it: `rain at 0.5, blur off`."""
+        """Return a readable text, e.g. `rain at 0.5, blur off`."""
         given = {**self.values, **self.by_image}
         texts = [f"{name} off" if is_off(self.values[name]) else f"{name} at {value}" for name, value in given.items()]
         return ", ".join(texts) or "no adapter"
 
     @property
     def images(self) -> int | None:
-        """How many images there must be in a batch; None where all strengths are single numbers."""
+        """Number of images that a batch must have; None if all strengths are single numbers."""
         return next((len(numbers) for numbers in self.by_image.values()), None)
 
     @property
     def full(self) -> bool:
-        """Whether every adapter that is named acts at full strength."""
+        """True if every named adapter has strength 1."""
         return all(not isinstance(v, Tensor) and v == 1.0 for v in self.values.values())
 
     @property
     def has_gradient(self) -> bool:
-        """Whether a strength is computed by something that is trained."""
+        """True if a strength requires a gradient, because something trainable computes it."""
         return any(isinstance(v, Tensor) and v.requires_grad for v in self.values.values())
 
     def renamed(self, names: Mapping[str, str]) -> Setting:
-        """The setting with other names for some adapters."""
+        """Return the setting with some adapters renamed; `names` maps old names to new ones."""
         if not names:
             return self
         return Setting({names.get(n, n): v for n, v in {**self.values, **self.by_image}.items()})
 
     def without(self, name: str) -> Setting:
-        """The setting with one adapter less."""
+        """Return the setting without one adapter."""
         return Setting({n: v for n, v in {**self.values, **self.by_image}.items() if n != name})
 
     def of(self, images: Sequence[int], *, repeats: int, device: torch.device) -> Setting:
-        """The setting for some of the images, each number as often as an image has views, on the device of the batch.
+        """Return the setting for some of the images, on the device of the batch.
 
-        Strengths that are equal for all of them become one number.
+        Each strength by image is repeated `repeats` times, once for each view of a scene. If an adapter's strengths are
+        equal for all chosen images, they become one number.
         """
         values = dict(self.values)
         dtype = torch.float32 if device.type == "mps" else torch.float64
@@ -76,7 +77,7 @@ class Setting:
         return Setting(values)
 
     def detached(self) -> Setting:
-        """The setting without the graph of strengths that are computed, which still say that they require gradients."""
+        """Return the setting with strengths cut from their autograd graph; their `requires_grad` stays unchanged."""
         if not self.has_gradient:
             return self
         return Setting(
@@ -87,7 +88,10 @@ class Setting:
         )
 
     def groups(self, names: frozenset[str]) -> list[list[int]]:
-        """The images in groups of equal strengths of these adapters, in the order of their first images."""
+        """Group image indices by equal strengths of the named adapters, ordered by each group's first image.
+
+        E.g. strengths 0, 1, 0 give [[0, 2], [1]].
+        """
         columns = [numbers for name, numbers in self.by_image.items() if name in names]
         found: dict[tuple[float, ...], list[int]] = {}
         for image in range(self.images or 0):
@@ -96,5 +100,5 @@ class Setting:
 
 
 def is_off(strength: Strength | None) -> bool:
-    """Whether an adapter of that strength adds nothing at all; a tensor is not looked at."""
+    """Return True if the strength is None or the number 0; a tensor counts as on, its values are not read."""
     return strength is None or (not isinstance(strength, Tensor) and strength == 0.0)

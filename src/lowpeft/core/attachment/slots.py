@@ -1,4 +1,4 @@
-"""Where a module holds its adapters."""
+"""Slots: the child modules that hold a module's adapters."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Kind = TypeVar("Kind", bound=Adapter)
 
 
 class Slot(nn.Module):
-    """The adapters of one module: a child per adapter name, which holds that adapter's pieces here.
+    """Adapters of one module: a child for each adapter name, whose children are that adapter's pieces in the module.
 
-    Its one attribute, the switches of the network, has a name that no adapter has, so that an adapter may have any name
-    that torch's modules leave free.
+    The network's switches are stored in `__dict__` under a name that no adapter can have. So an adapter may have any
+    name that is not an attribute of `nn.Module`.
     """
 
     def __init__(self, switches: Switches | None = None) -> None:
@@ -31,19 +31,19 @@ class Slot(nn.Module):
 
 
 class Acting(NamedTuple, Generic[Kind]):
-    """An adapter that is on, and how strongly."""
+    """An adapter that is on, with its strength."""
 
     adapter: Kind
     strength: Strength
 
 
 def below(path: str, key: str) -> str:
-    """The path of something in the module of a path."""
+    """Join a module's path and a name in it: `layers.1` and `conv` give `layers.1.conv`, "" and `conv` give `conv`."""
     return f"{path}.{key}" if path else key
 
 
 def pieces_in(slot: Slot) -> Iterator[Adapter]:
-    """Every adapter module in a slot."""
+    """Iterate over the adapter modules in a slot."""
     for group in slot.children():
         for piece in group.children():
             if isinstance(piece, Adapter):
@@ -51,14 +51,14 @@ def pieces_in(slot: Slot) -> Iterator[Adapter]:
 
 
 def group_in(slot: Slot, name: str) -> list[tuple[str, Adapter]]:
-    """Key and module of every piece of the adapter of that name in a slot."""
+    """Return (key, module) of every piece of one adapter in a slot."""
     group = slot._modules.get(name)
     found = group.named_children() if group is not None else ()
     return [(key, piece) for key, piece in found if isinstance(piece, Adapter)]
 
 
 def drop(slot: Slot, name: str, keys: list[str]) -> None:
-    """Take pieces of an adapter out of a slot."""
+    """Remove pieces of an adapter from a slot, and the adapter's child module if it is empty then."""
     group = slot._modules.get(name)
     for key in keys if group is not None else []:
         del group._modules[key]  # type: ignore[union-attr]
@@ -67,15 +67,15 @@ def drop(slot: Slot, name: str, keys: list[str]) -> None:
 
 
 def switches_of(slot: Slot) -> Switches:
-    """The switches of the network that the slot is part of."""
+    """Return the switches of the network that the slot is part of."""
     switches: Switches = slot.__dict__[SWITCHES]
     return switches
 
 
 def acting_in(slot: Slot, kind: type) -> list[Acting[Any]]:
-    """The adapters of that class in a slot that are on now, in the order in which they were attached.
+    """Return the adapters of one class in a slot that are on now, with their strengths, in order of attachment.
 
-    Those that are off are not looked at, so that attaching one does not make `torch.compile` compile the others anew.
+    Adapters that are off are not read, so attaching one does not make `torch.compile` recompile the others.
     """
     groups = slot._modules
     return [
@@ -88,12 +88,12 @@ def acting_in(slot: Slot, kind: type) -> list[Acting[Any]]:
 
 
 def on_output(slot: Slot) -> list[Acting[FeatureAdapter]]:
-    """The feature adapters on the module's output that are on."""
+    """Return the active feature adapters on the module's output."""
     return [a for a in acting_in(slot, FeatureAdapter) if a.adapter.attachment.port is None]
 
 
 def at_ports(slot: Slot) -> dict[str, list[Acting[FeatureAdapter]]]:
-    """The feature adapters that are on, by the port of the module's block forward."""
+    """Return the active feature adapters at ports of the module's block forward, by port."""
     found: dict[str, list[Acting[FeatureAdapter]]] = {}
     for acting in acting_in(slot, FeatureAdapter):
         if acting.adapter.attachment.port is not None:
@@ -102,24 +102,24 @@ def at_ports(slot: Slot) -> dict[str, list[Acting[FeatureAdapter]]]:
 
 
 def on_tensor(slot: Slot, tensor: str) -> list[Acting[WeightAdapter]]:
-    """The adapters of a parameter that are on."""
+    """Return the active adapters of a parameter."""
     return [a for a in acting_in(slot, WeightAdapter) if tensor in a.adapter.attachment.tensors]
 
 
 def root_parts(slot: Slot) -> list[Acting[RootPart]]:
-    """The parts in the root's slot that take part in every forward, and are on."""
+    """Return the active root parts that take part in every forward pass."""
     return [a for a in acting_in(slot, RootPart) if a.adapter.acts]
 
 
 def slot_of(module: nn.Module) -> Slot | None:
-    """The module's adapters, if it has any."""
+    """Return the module's slot, or None."""
     modules = module._modules
-    slot = modules.get(SLOT) if isinstance(modules, dict) else None  # TorchScript's are no dict, and never adapted
+    slot = modules.get(SLOT) if isinstance(modules, dict) else None  # not a dict in TorchScript modules
     return slot if isinstance(slot, Slot) else None
 
 
 def slots(root: nn.Module) -> Iterator[tuple[str, nn.Module, Slot]]:
-    """Every adapted module below `root`: its path, itself, its slot."""
+    """Iterate over adapted modules (`root` and below) as (path, module, slot)."""
     for path, module in root.named_modules():
         slot = slot_of(module)
         if slot is not None:

@@ -1,23 +1,23 @@
-"""How adapters hang on a user's modules: the class is specialised, the object stays.
+"""Generated subclasses: adapters act by changing a module's class; the object stays the same.
 
-An adapted module becomes an instance of a generated subclass of its own class and gets one child, `lowpeft`, that holds
-its adapters. Its own parameters keep their names, `isinstance` holds, and taking the adapters out puts the class back.
-There are no hooks, and what a call needs is kept for that call alone (see `running`), so threads do not disturb each
-other and a deep copy is a model of its own.
+An adapted module becomes an instance of a generated subclass of its class and gets one child, `lowpeft`, which contains
+its adapters. The names of its parameters and `isinstance` checks stay valid. Removing the adapters restores the class.
+There are no hooks. The state of a call exists only during that call (see `running`), so forward passes are thread-safe,
+and a deep copy is an independent model.
 
-A module changes in the ways that its `Facets` name; a forward is wrapped in their order, the last outermost:
+`Facets` list the changes of a module. Its forward is wrapped in this order, the last outermost:
 
-* `block`: `forward` is a block forward, for places inside a block that no module outputs;
-* `output`: `forward` adds the adapters' deltas to what the forward before returns;
+* `block`: `forward` is a block forward, for places inside a block that are not the output of any module;
+* `output`: `forward` adds the adapters' deltas to the output of the inner forward;
 * `live_input`: the root's input requires a gradient while a module below checkpoints, because reentrant checkpointing
-  would cut off what it runs;
+  of inputs without gradients would detach the output;
 * `acts`: root parts of adapters see the input and may add to the output;
-* `views`: the root takes a `ViewBatch` only, while an adapter below mixes neighbours in the batch;
-* `switched`: the root reads once which adapters act in a forward, and its structure does not change meanwhile;
+* `views`: the root accepts only a `ViewBatch` while an adapter below mixes neighbours in the batch;
+* `switched`: the root reads once per forward pass which adapters act, and blocks changes of its structure meanwhile.
 
-and beside the forward:
+Changes other than to the forward:
 
-* `tensors`: reading one of these parameters as an attribute gives base + changes, for every reader of the attribute;
+* `tensors`: reading one of these parameters as an attribute returns base + changes, to every reader of the attribute;
 * `root`: `train()` leaves the frozen base in eval mode.
 """
 
@@ -49,19 +49,19 @@ from .switches import Switches, hold
 from .views import ViewBatch, arguments
 
 CLASSES = "_lowpeft_classes"
-"""The attribute of a user's class that holds its specialised subclasses, so that they are freed with it."""
+"""Name of the attribute of a user's class that caches its generated subclasses, so that they are freed with it."""
 
 SWITCHES = ("use_checkpoint", "gradient_checkpointing", "grad_checkpointing")
-"""Attributes by which networks switch activation checkpointing (SwinIR's, transformers', timm's)."""
+"""Names of attributes that switch activation checkpointing, in SwinIR, transformers and timm."""
 
 DIFFERENTIABLE_IN_TRAINING_ONLY = frozenset({"PLKConv2d", "RectSparsePLKConv2d"})
-"""Layers (of PLKSR) without statistics or randomness whose eval forward writes in place, which autograd refuses; in
-training mode they compute the same. They alone follow `train()` in a frozen base."""
+"""Class names of PLKSR layers whose eval forward writes in place, which autograd rejects. They follow `train()` even in
+a frozen base: without statistics or randomness, their result in training mode is the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facets:
-    """What a generated subclass changes; see the module's docstring."""
+    """Changes that a generated subclass makes; see the module's docstring."""
 
     block: str | None = None
     output: bool = False
@@ -77,7 +77,7 @@ class Facets:
 
 
 def specialised(base: type[nn.Module], facets: Facets) -> type[nn.Module]:
-    """The subclass of `base` that does what the facets say; the same one each time, kept by `base` itself."""
+    """Return the subclass of `base` for the facets, cached on `base`: the same class for every call."""
     if CLASSES not in base.__dict__:
         setattr(base, CLASSES, {})
     known: dict[Facets, type[nn.Module]] = base.__dict__[CLASSES]
@@ -113,19 +113,19 @@ def _specialise(base: type[nn.Module], facets: Facets) -> type[nn.Module]:
     }
     try:
         return type(base.__name__, (base,), body)
-    except Exception as error:  # a metaclass or `__init_subclass__` of the user's that takes no subclass made like this
+    except Exception as error:  # the user's metaclass or `__init_subclass__` rejects the subclass
         raise PlanError(f"{base.__name__} cannot be specialised: {type(error).__name__}: {error}") from error
 
 
 def _members(base: type[nn.Module]) -> dict[str, Callable[..., Any]]:
-    """How a container lists its members: some call all of them in turn, and the adapters are none of them."""
+    """Return methods that hide the slot when a container is iterated, because some networks call every member."""
 
     def own(self: nn.Module) -> dict[str, nn.Module | None]:
         return {name: module for name, module in self._modules.items() if name != SLOT}
 
     if issubclass(base, nn.Sequential):
         return {"__iter__": lambda self: iter(own(self).values()), "__len__": lambda self: len(own(self))}
-    if issubclass(base, nn.ModuleDict):  # timm's networks of features
+    if issubclass(base, nn.ModuleDict):  # timm's feature extractors
         return {
             "__iter__": lambda self: iter(own(self)),
             "__len__": lambda self: len(own(self)),
@@ -137,23 +137,23 @@ def _members(base: type[nn.Module]) -> dict[str, Callable[..., Any]]:
 
 
 def _with_own_code(function: Any) -> Callable[..., Any]:
-    """A function with a code object of its own, by which `torch.compile` counts what it compiled."""
+    """Copy a function with a new code object: `torch.compile` counts recompilations per code object."""
     code = function.__code__.replace()
     return FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
 
 
 def original_class(module: nn.Module) -> type[nn.Module]:
-    """The class that the user gave the module."""
+    """Return the user's class of a module, adapted or not."""
     return getattr(type(module), "_lowpeft_base", type(module))
 
 
 def facets_of(module: nn.Module) -> Facets:
-    """What the module's class changes."""
+    """Return the facets of the module's class."""
     return getattr(type(module), "_lowpeft_facets", Facets())
 
 
 def set_facets(module: nn.Module, **changes: Any) -> None:
-    """Give the module the class with these facets changed; its own class back when none is left."""
+    """Change some facets of a module's class; without any facet left, restore the user's class."""
     facets = replace(facets_of(module), **changes)
     base = original_class(module)
     module.__class__ = base if facets == Facets() else specialised(base, facets)
@@ -182,7 +182,7 @@ def _output_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def can_checkpoint(root: nn.Module) -> bool:
-    """Whether a module below has a switch for activation checkpointing, on or off."""
+    """Return whether the root or a module below has an attribute that switches activation checkpointing, on or off."""
     return any(hasattr(module, switch) for module in root.modules() for switch in SWITCHES)
 
 
@@ -197,7 +197,7 @@ def _live_input_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
         return value
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        # The switch may be turned after the adapters were attached, so it is read in every forward that is trained.
+        # Checkpointing may be switched on after adapters were attached, so read the switch in every forward pass.
         if not torch.is_grad_enabled() or captured() or not _checkpoints(self):
             return inner(self, *args, **kwargs)
         args, kwargs = tuple(map(live, args)), {k: live(v) for k, v in kwargs.items()}
@@ -228,14 +228,14 @@ def _acting_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _product(strength: Strength, factor: Strength) -> Strength:
-    """A strength times a factor that a part has set for it."""
+    """Return a strength times the factor that a root part has set for it."""
     if isinstance(strength, Tensor) and isinstance(factor, Tensor):
         return strength.to(factor.dtype).to(factor.device) * factor
     return strength * factor
 
 
 def _begin(root: nn.Module, part: RootPart, under_way: Forward) -> None:
-    """Let a part see the input; refuse strengths that it may not set, or of adapters that there are not."""
+    """Call a part's `begin`; raise if it sets strengths without `routes`, or of adapters that are not attached."""
     before = dict(under_way.strengths)
     part.begin(under_way)
     changed = [n for n, s in under_way.strengths.items() if n not in before or before[n] is not s]
@@ -254,7 +254,7 @@ def _begin(root: nn.Module, part: RootPart, under_way: Forward) -> None:
 
 
 def _with_addition(acting: Acting[RootPart], under_way: Forward, output: Any) -> Any:
-    """The network's output with what a root part adds to the image in it."""
+    """Return the network's output after a root part has added to its image."""
     part, strength = acting
     image = image_in(output, part.output)
     added = part.finish(under_way, image)
@@ -284,7 +284,7 @@ def _views_forward(inner: Callable[..., Any], views: int) -> Callable[..., Any]:
 
 
 REPLICA = "_lowpeft_replica"
-"""The attribute of a copy that DataParallel makes for one call that holds the setting of that call."""
+"""Name of the attribute with the setting of a call, on the replicas that DataParallel makes for that call."""
 
 
 def _switched_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
@@ -293,13 +293,13 @@ def _switched_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
         if record is None:
             return inner(self, *args, **kwargs)
         switches: Switches = record.switches
-        if torch.compiler.is_dynamo_compiling():  # no locks there: what runs is a graph, which no change touches
+        if torch.compiler.is_dynamo_compiling():  # no locks: the compiled graph is not affected by changes
             if not _several(in_force(switches), switches):
                 if exporting():
                     _say_what_is_kept(in_force(switches))
                 return inner(self, *args, **kwargs)
             torch._dynamo.graph_break(msg=SEVERAL)
-        if running_in(switches) is not None:  # a call within the forward belongs to it
+        if running_in(switches) is not None:  # a nested call is part of the outer forward
             return inner(self, *args, **kwargs)
         return hold(switches.passing(), functools.partial(_run_gated, self, inner, switches, args, kwargs))
 
@@ -316,7 +316,7 @@ def _run_gated(
 
 
 def _setting_for(root: nn.Module, switches: Switches) -> Setting:
-    """The setting of a forward that starts here."""
+    """Return the setting of a forward that starts here; raise if it names adapters that are no longer attached."""
     setting: Setting = root.__dict__.get(REPLICA) or in_force(switches)
     if gone := setting.values.keys() - switches.default.values.keys():
         raise PlanError(
@@ -331,7 +331,7 @@ def _setting_for(root: nn.Module, switches: Switches) -> Setting:
 
 
 SWITCHED_CODE = _switched_forward(nn.Module.forward).__code__
-"""The code of the forward of every adapted root, by which `changes` knows it in the stack of a thread."""
+"""Code object of the outermost forward of every adapted root; `changes` looks for it in the stacks of threads."""
 
 
 SEVERAL = (
@@ -341,18 +341,18 @@ SEVERAL = (
 
 
 def _several(setting: Setting, switches: Switches) -> bool:
-    """Whether the setting needs several forwards of the network."""
+    """Return whether the setting needs several forwards of the network, one for each group of images."""
     return not switches.in_groups.isdisjoint(setting.by_image)
 
 
 def _say_what_is_kept(setting: Setting) -> None:
-    """Say which setting an exported or traced network keeps for good, where it is not that of a plain call."""
+    """Warn which setting an exported or traced network is fixed to, unless all its adapters are at full strength."""
     if not setting.full:
         warnings.warn(f"the exported network keeps the setting of this call: {setting}", stacklevel=2)
 
 
 def _replicate(self: nn.Module) -> nn.Module:
-    """What DataParallel calls in the thread of the caller; its copies run in threads that do not see the setting."""
+    """Make a DataParallel replica (in the caller's thread) and store the setting on it: its own thread sees none."""
     replica: nn.Module = original_class(self)._replicate_for_data_parallel(self)  # type: ignore[no-untyped-call]
     setting = in_force(getattr(self, RECORD).switches)
     if setting.images is not None:
@@ -368,14 +368,14 @@ def _tensor_property(name: str) -> property:
         adapters = on_tensor(slot, name) if slot is not None and weight is not None else []
         try:
             return adapted_tensor(self, name, adapters) if adapters else weight
-        except AttributeError as error:  # torch would take it for a missing attribute, and return the frozen parameter
+        except AttributeError as error:  # else torch falls back to `__getattr__`, the frozen parameter
             raise RuntimeError(f"an adapter of {name} failed: {error}") from error
 
     return property(read, doc=f"The base's {name} plus what its adapters add.")
 
 
 def _train(self: nn.Module, mode: bool = True) -> nn.Module:
-    """`nn.Module.train`, but the frozen base stays in eval mode; the adapters follow `mode`."""
+    """Set adapters to train or eval mode; the frozen base stays in eval mode. Replaces `nn.Module.train`."""
     original_class(self).train(self, False)
     for module in self.modules():
         if isinstance(module, Slot):
@@ -386,7 +386,7 @@ def _train(self: nn.Module, mode: bool = True) -> nn.Module:
 
 
 def _reduce_ex(self: nn.Module, protocol: Any) -> Any:
-    """Pickle and copy by the user's class, because a generated class cannot be found by its name."""
+    """Pickle and copy by the user's class and the facets, because a generated class cannot be imported by name."""
     base, facets = original_class(self), facets_of(self)
     reduced: Any = base.__reduce_ex__(self, max(2, int(protocol)))
     function, args, *rest = reduced

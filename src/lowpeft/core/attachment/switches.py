@@ -1,4 +1,4 @@
-"""The switches of one network: its default setting, and the gate between its forwards and changes of its structure."""
+"""Switches of a network: its default setting, and the gate between its forwards and changes of its structure."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ Result = TypeVar("Result")
 
 POLL_S = 0.001
 FIRST_PATIENCE_S = 1.0
-"""How long a change first holds new forwards back while it waits for those that are under way."""
+"""Seconds for which a change, at its first try, blocks new forwards while it waits for running ones."""
 
 
 class Switches:
-    """The default setting of one adapted network, and the gate between its forwards and changes of its structure.
+    """Default setting of one adapted network, and the gate between its forwards and changes of its structure.
 
     Attributes:
-        default: What is in force where `using` says nothing: every attached adapter by name. Replaced, never written.
-        owners: Something for each attached adapter that stays the same when it is renamed, by name.
-        in_groups: Adapters that cannot have strengths by image in one forward (they change weights, say).
-        views: How many views of a scene the network runs as one batch.
-        structure: Held by whoever reads or changes the structure of the network; forwards do not take it.
+        default: Setting in force outside `using` blocks, with every attached adapter. It is replaced, never mutated.
+        owners: Mapping from adapter name to an object that identifies the adapter and stays the same when the adapter
+            is renamed.
+        in_groups: Names of adapters that cannot have strengths by image in one forward, e.g. weight adapters.
+        views: Number of views of a scene that the network runs as one batch.
+        structure: Lock for reading or changing the structure of the network; forwards do not take it.
     """
 
     def __init__(self) -> None:
@@ -39,40 +40,40 @@ class Switches:
         _ALL.add(self)
 
     def renew_locks(self) -> None:
-        """Have locks that nobody holds; in a process that was forked, other threads' locks stay held for ever."""
+        """Create new, free locks. In a forked process, locks held by other threads would never be released."""
         self.structure = threading.RLock()
         self._door = threading.RLock()
         self._own = threading.local()
         self._locks: list[weakref.ref[Any]] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy is of another network: it has the default, and locks of its own."""
+        """Copy the default setting, `in_groups` and `views`; a copy is for another network and gets new locks."""
         return _copied, (self.default.values, self.in_groups, self.views)
 
     def state(self) -> dict[str, Any]:
-        """What a change may change, by attribute."""
+        """Return the attributes that a change may write, by name."""
         return {name: getattr(self, name) for name in ("default", "owners", "in_groups", "views")}
 
     def owners_of(self, setting: Setting) -> dict[str, object]:
-        """Those of the adapters that a setting names."""
+        """Return the owners of the adapters that a setting names."""
         return {name: self.owners[name] for name in setting.values if name in self.owners}
 
     def attach(self, names: Iterable[str], in_groups: frozenset[str], views: int) -> None:
-        """Have these adapters attached and no others: those that are new at full strength."""
+        """Register exactly these adapters as attached; known ones keep their strength, new ones get strength 1."""
         values = self.default.values
         self.in_groups, self.views = in_groups, views
         self.owners = {name: self.owners.get(name) or object() for name in names}
         self.default = Setting({name: values.get(name, 1.0) for name in self.owners})
 
     def rename(self, name: str, new: str) -> None:
-        """Give an adapter another name."""
+        """Rename an adapter."""
         self.owners = {new if n == name else n: owner for n, owner in self.owners.items()}
         self.default = self.default.renamed({name: new})
 
     def passing(self) -> Any:
-        """The lock of this thread, to be held during a forward; waits while the structure is changed.
+        """Return the lock that this thread holds during a forward; waits while the structure is being changed.
 
-        Each thread has its own, so that forwards do not wait for each other.
+        Each thread has its own lock, so forwards do not wait for each other.
         """
         return hold(self._door, self._lock_of_thread)
 
@@ -85,13 +86,14 @@ class Switches:
         return lock
 
     def alone(self, body: Callable[[], Result]) -> Result:
-        """Run `body` when no forward is under way, and let none start meanwhile; not to be called within one."""
+        """Run `body` while no forward is running, and block new ones meanwhile; do not call within a forward."""
         patience_s = FIRST_PATIENCE_S
         while True:
             done, result = hold(self._door, functools.partial(self._try_alone, body, patience_s))
             if done:
                 return cast(Result, result)
-            # A forward that is under way may itself wait for one that waits here: let those in, and wait longer then.
+            # A running forward may itself wait for a forward that is blocked at the door (in another thread). So open
+            # the door for a moment, and be more patient next time.
             time.sleep(POLL_S)
             patience_s *= 2
 
@@ -99,7 +101,7 @@ class Switches:
         until = time.monotonic() + patience_s
         while True:
             locks = [lock for known in self._locks if (lock := known())]
-            # What a lock prints says whether it is free; taking it to find out could be interrupted before giving back.
+            # Read from a lock's repr whether it is free: an interruption after acquiring it could leave it locked.
             if all(repr(lock).startswith("<unlocked") or _is_mine(lock) for lock in locks):
                 return True, _hold_all(locks, body)
             if time.monotonic() > until:
@@ -127,7 +129,7 @@ def _copied(values: Mapping[str, Strength], in_groups: frozenset[str], views: in
 
 
 def hold(lock: Any, body: Callable[[], Result]) -> Result:
-    """Run `body` while a lock is held; on one line, so that no interruption comes between its end and giving back."""
+    """Run `body` while holding a lock. All on one line, so that no interruption comes before the lock is released."""
     with lock: return body()  # fmt: skip  # noqa: E701
 
 

@@ -1,4 +1,4 @@
-"""Several views of a scene at once: the batch that holds them, and the models that take them."""
+"""Several views of a scene: `ViewBatch`, and the models that take them (`MultiViewModel`, `StereoModel`)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .wrappers import network_in
 
 
 class ViewBatch(NamedTuple):
-    """Scenes of several views, as the network takes them in one batch: the views of a scene next to each other.
+    """Batch of N scenes with V views each.
 
-    Example: two scenes of left and right views are the batch left 0, right 0, left 1, right 1. Until the network runs,
-    scenes and views are two dimensions, so that whoever splits the batch (DataParallel) leaves scenes whole.
+    In the network's batch, the views of a scene are next to each other: left 0, right 0, left 1, right 1. Until the
+    network runs, scenes and views are two dimensions, so splitting the batch (DataParallel) keeps scenes whole.
 
     Attributes:
-        scenes: A tensor (N,V,…), or a list, tuple or dict of such.
-        views: V.
-        length: How many scenes, N.
+        scenes: Tensor (N,V,…), or a list, tuple or dict of such tensors.
+        views: Number of views, V.
+        length: Number of scenes, N.
     """
 
     scenes: Any
@@ -32,10 +32,14 @@ class ViewBatch(NamedTuple):
 
     @classmethod
     def of(cls, views: tuple[Any, ...]) -> ViewBatch:
-        """Join views: one (N,C,H,W) tensor each, or whatever else the network takes for one image.
+        """Join views into a batch.
+
+        Args:
+            views: For each view an (N,C,H,W) tensor, or the arguments that the network takes for one batch of images.
 
         Raises:
-            PlanError: They differ in form, shape or dtype, or a tensor by itself is not N,C,H,W.
+            PlanError: The views differ in structure, shape, dtype or non-tensor values, or are tensors that are not
+                N,C,H,W.
         """
         leaves, forms = zip(*map(tree_flatten, views), strict=True)
         plain = isinstance(views[0], Tensor)
@@ -63,7 +67,7 @@ class ViewBatch(NamedTuple):
 
     @property
     def batch(self) -> Any:
-        """What the network is called with: every (N,V,…) tensor as (N·V,…)."""
+        """Arguments for the network: every (N,V,…) tensor as (N·V,…)."""
         return tree_map(lambda t: t.flatten(0, 1) if isinstance(t, Tensor) and t.dim() else t, self.scenes)
 
 
@@ -78,17 +82,17 @@ def _shapes(values: tuple[Any, ...]) -> str:
 
 
 def arguments(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call that is given as one value: a tuple holds positional, a dict keyword arguments."""
+    """Split one value into (args, kwargs): a tuple is positional, a dict keyword arguments, others are one argument."""
     if isinstance(given, tuple):
         return given, {}
     return ((), dict(given)) if isinstance(given, dict) else ((given,), {})
 
 
 def view_of(output: Any, index: int, batch: ViewBatch) -> Any:
-    """One view of every tensor for a batch in a network's output; tensors that are not for each image stay whole.
+    """Return one view of every tensor in a network's output that has N·V rows; other tensors stay whole.
 
     Raises:
-        PlanError: The output is no tensor and no list, tuple or table of them.
+        PlanError: The output contains an object other than tensors, lists, tuples, mappings and plain values.
     """
     if isinstance(output, Tensor):
         return output[index :: batch.views] if output.dim() and len(output) == batch.length * batch.views else output
@@ -106,17 +110,17 @@ def view_of(output: Any, index: int, batch: ViewBatch) -> Any:
 
 
 class MultiViewModel(nn.Module):
-    """Runs an adapted network on several views of each scene; made by `lowpeft.adapt`.
+    """Model that runs an adapted network on several views of each scene; created by `lowpeft.adapt`.
 
-    The network itself refuses plain batches. A module inside it does not know what it is called with: called directly,
-    it takes neighbouring images of the batch for views of one scene.
+    The network itself raises for plain batches. A submodule of it does not: called directly, it treats neighbouring
+    images of the batch as views of one scene.
 
     Attributes:
-        backbone: The very object that was adapted, or the wrapper that holds it. The views of a scene, next to each
-            other, go through it as one batch.
-        views: How many views a scene has.
-        output: The attribute or the index of the backbone's output that is the image, None where the output is it.
-        channels: Of a view, with the maps that the backbone takes behind it; None where that is not known.
+        backbone: The adapted object itself, or the wrapper around it. It gets the views of all scenes as one batch,
+            with the views of a scene next to each other.
+        views: Number of views of a scene.
+        output: Attribute or index of the image in the backbone's output; None if the output is the image.
+        channels: Number of channels of a view, including the maps that the backbone takes after it; None if unknown.
     """
 
     lowpeft_holds = "backbone"
@@ -134,16 +138,17 @@ class MultiViewModel(nn.Module):
         """Super-resolve (or restore) every view.
 
         Args:
-            views: One (N,C,H,W) tensor for each view, all of one shape, as the backbone takes them (its own value
-                range, its maps); or all views in one tensor (N,V,C,H,W) or (N,V·C,H,W). For a backbone that takes
-                something else, that for each view: a tuple of positional arguments, a dict of keyword arguments, a list
-                as the one argument.
+            views: One (N,C,H,W) tensor for each view, all of one shape, in the backbone's value range and with its
+                maps; or all views in one tensor (N,V,C,H,W) or (N,V·C,H,W). For a backbone with other arguments, one
+                value for each view: a tuple of positional arguments, a dict of keyword arguments, or a list as the one
+                argument.
 
         Returns:
-            What came in: a tuple of (N,C,sH,sW), or one tensor (N,V,C,sH,sW) or (N,V·C,sH,sW).
+            The restored views in the form of the input: a tuple of (N,C,sH,sW), or one tensor (N,V,C,sH,sW) or
+            (N,V·C,sH,sW).
 
         Raises:
-            PlanError: The views differ in number or shape, or one tensor cannot be split into so many views.
+            PlanError: The views differ in number or shape, or one tensor cannot be split into V views.
         """
         count = self.views
         if len(views) == count:
@@ -173,11 +178,11 @@ class MultiViewModel(nn.Module):
 
 
 class StereoModel(MultiViewModel):
-    """A `MultiViewModel` of two views, left and right; made by `lowpeft.adapt` or `lowpeft.wrap_stereo`."""
+    """A `MultiViewModel` of two views, left and right; created by `lowpeft.adapt` or `lowpeft.wrap_stereo`."""
 
     def __init__(self, backbone: nn.Module, *, output: str | int | None = None, channels: int | None = None) -> None:
         super().__init__(backbone, views=2, output=output, channels=channels)
 
     def forward(self, left: Any, right: Any = None) -> Any:  # type: ignore[override]  # names for the two
-        """As `MultiViewModel`: `(left, right)`, or both views in one tensor, left first, and no `right`."""
+        """Restore both views, given as `(left, right)` or as one tensor, left first; see `MultiViewModel.forward`."""
         return super().forward(left) if right is None else super().forward(left, right)

@@ -1,4 +1,4 @@
-"""What holds a network and passes its input and output on: torch's wrappers, and lowpeft's models of several views."""
+"""Finding the network inside wrappers: those of torch, and lowpeft's models of several views."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ HELD: dict[str, str] = {
     "AveragedModel": "module",
     "OptimizedModule": "_orig_mod",
 }
-"""Where torch's wrappers keep the network, by the name of their class; accelerate's `prepare` gives some of these."""
+"""Mapping from the class name of a torch wrapper to its attribute with the network; accelerate's `prepare` returns
+some of these wrappers."""
 
 FIXED = {
     "DistributedDataParallel": "it exchanges the gradients of the parameters that it found when it was made",
     "FullyShardedDataParallel": "it holds the parameters in pieces",
 }
-"""Wrappers that take note of the parameters when they are made, so that adapters must be there before; and why."""
+"""Class names of wrappers that register the parameters on creation, so adapters must be attached before; with the
+reason for the error message."""
 
 HOLDS = "lowpeft_holds"
-"""The class attribute by which a wrapper says under which name it holds the network."""
+"""Name of a wrapper's class attribute whose value is the name of the submodule with the network."""
 
 
 def _torch_name(module: nn.Module) -> str | None:
-    """The name of the class of torch that a module is of; None where it is of none of those that hold a network."""
+    """Return the class name of a torch wrapper, also for instances of subclasses; None for other modules."""
     for cls in type(module).__mro__:
         if cls.__name__ in HELD.keys() | FIXED.keys() and cls.__module__.partition(".")[0] == "torch":
             return cls.__name__
@@ -36,13 +38,13 @@ def _torch_name(module: nn.Module) -> str | None:
 
 
 def held_by(module: nn.Module) -> nn.Module | None:
-    """The network that a wrapper holds; None for any other module."""
+    """Return the module inside a wrapper; None if the module is not a wrapper."""
     name = getattr(type(module), HOLDS, None) or HELD.get(_torch_name(module) or "")
     return module._modules.get(name) if name is not None else None
 
 
 def layers(module: nn.Module) -> Iterator[nn.Module]:
-    """A module, what it holds if it is a wrapper, what that holds, …; the network comes last."""
+    """Iterate from a module through all nested wrappers; the network comes last."""
     inner: nn.Module | None = module
     while inner is not None:
         yield inner
@@ -50,16 +52,16 @@ def layers(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def network_in(module: nn.Module) -> nn.Module:
-    """The network in all wrappers."""
+    """Return the network inside all wrappers."""
     *_, network = layers(module)
     return network
 
 
 def refuse_fixed(module: nn.Module) -> None:
-    """Refuse to change what a wrapper holds that would not notice.
+    """Raise if the network is inside a wrapper that would not notice new parameters.
 
     Raises:
-        PlanError: Saying which wrapper, and what to do.
+        PlanError: The module is, or contains, such a wrapper; the message names it and says what to do.
     """
     for layer in layers(module):
         if why := FIXED.get(_torch_name(layer) or ""):
@@ -70,5 +72,5 @@ def refuse_fixed(module: nn.Module) -> None:
 
 
 def own_forward(module: nn.Module) -> Any:
-    """The forward that was put on the instance, in place of that of its class; None if there is none."""
+    """Return the `forward` that was set on the instance, in place of the class's; None if there is none."""
     return module.__dict__.get("forward")

@@ -1,1 +1,1 @@
-"""Carry plans out, and what is done to an adapted network: switch, merge, calibrate, check, count."""
+"""Operations: carry out plans; switch, merge, calibrate, check and summarise adapted networks."""

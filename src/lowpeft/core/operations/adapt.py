@@ -1,4 +1,4 @@
-"""The three calls that adapt a network."""
+"""Functions that adapt a network: `adapt`, `inject_spatial_adapters`, `wrap_stereo`."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def adapt(
     """Freeze a network and attach a recipe's adapters to it, in place.
 
     Args:
-        model: A network, a `Backbone`, or an adapted network or `StereoModel` that gets one more adapter; also inside
-            DataParallel, `torch.compile` or `AveragedModel`.
-        recipe: A bundled name (`lowpeft.recipes.bundled()` lists them), a path to a TOML recipe, a `Recipe`, or
+        model: A network, a `Backbone`, or an adapted network or `StereoModel` that gets one more adapter. It may be
+            wrapped in DataParallel, `torch.compile` or `AveragedModel`.
+        recipe: Name of a bundled recipe (`lowpeft.recipes.bundled()` lists them), path to a TOML recipe, a `Recipe`, or
             adapter configs.
-        name: Of the adapter; one base can hold several, whose effects add up.
-        example: What the network is called with, for one that does not take one N,C,H,W tensor: a tensor or a list (the
-            one argument), a tuple (positional arguments) or a dict (keyword arguments), of one image or more.
+        name: Name of the adapter. One base can have several adapters; their effects add up.
+        example: Arguments of one call with one image or more, for a network that takes anything other than one N,C,H,W
+            tensor: a tensor or a list (the one argument), a tuple (positional arguments) or a dict (keyword arguments).
         overrides: Fields of the recipe's adapters (`every=1`, `spatial={"reduction": 8}`), or `train_also=[patterns]`
             for layers of the base that are trained too.
 
     Returns:
-        The same object; for a recipe with stereo adapters a `StereoModel` whose `.backbone` is the same object. What
-        it computes is what the network computed before, bit for bit, until it is trained.
+        The same object. For a recipe with stereo adapters, a `StereoModel` whose `.backbone` is the same object. Until
+        it is trained, its output equals the original network's, bit for bit.
 
     Raises:
-        PlanError: The recipe does not fit; the model is as it was. `lowpeft.plan` with the same arguments says what
+        PlanError: The recipe does not fit; the model is unchanged. `lowpeft.plan` with the same arguments shows what
             would be done.
     """
     return inject(model, plan(model, recipe, name=name, example=example, **overrides))
@@ -63,16 +63,16 @@ def inject_spatial_adapters(
     Args:
         model: A network or `Backbone`.
         target: Patterns of module paths or places (`stage=0`); None means every block.
-        reduction: The bottleneck has C // reduction channels.
-        placement: `attention`, `mlp`, `both`, `parallel` or `parallel_both`: see `lowpeft.kinds.SpatialConfig`.
-        name: Of the adapter.
-        example: As for `adapt`.
+        reduction: Divisor of the channels: the bottleneck has C // reduction channels.
+        placement: `attention`, `mlp`, `both`, `parallel` or `parallel_both`; see `lowpeft.kinds.SpatialConfig`.
+        name: Name of the adapter.
+        example: Arguments of one call of the network; see `adapt`.
 
     Returns:
         The same object.
 
     Raises:
-        PlanError: As `adapt`.
+        PlanError: Same conditions as `adapt`.
     """
     config = SpatialConfig(target=target, reduction=reduction, placement=placement)
     return inject(model, plan(model, config, name=name, example=example))
@@ -92,16 +92,16 @@ def wrap_stereo(
     Args:
         model: A network or `Backbone`.
         target: Patterns of module paths or places (`stage=1:4`); None means the output of every stage.
-        every: Of these, in order, 2 adapts numbers 1, 3, 5, … counted from 0, 1 adapts all.
-        logit_scale: Multiplies the attention logits.
-        name: Of the adapter.
-        example: As for `adapt`.
+        every: Step through the matched sites, in order: 1 adapts all, 2 adapts sites 1, 3, 5, … (counted from 0).
+        logit_scale: Factor of the attention logits.
+        name: Name of the adapter.
+        example: Arguments of one call of the network; see `adapt`.
 
     Returns:
-        A model that takes and gives two views; its `.backbone` is the object that was passed.
+        A model that takes and returns two views; its `.backbone` is the object that was passed.
 
     Raises:
-        PlanError: As `adapt`.
+        PlanError: Same conditions as `adapt`.
     """
     config = StereoConfig(target=target, every=every, logit_scale=logit_scale)
     return cast(StereoModel, inject(model, plan(model, config, name=name, example=example)))

@@ -1,4 +1,4 @@
-"""Starts that are learned from data: one pass over batches serves every kind that has one."""
+"""Calibration: learning the start values of adapters from data, in one pass over batches for all kinds."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ Loss = Callable[[Any, Any], Tensor]
 
 
 def needs_calibration(model: object) -> bool:
-    """Whether an attached adapter that is trained starts from data, and has not yet."""
+    """Return whether a trainable adapter is attached that learns its start from data and has not been calibrated."""
     return bool(_not_started(unwrap(model)))
 
 
 def _not_started(root: nn.Module) -> list[str]:
-    """The adapters with a start from data that have not had it, frozen ones left out."""
+    """Return the names of trainable adapters that learn their start from data and have not been calibrated."""
     waiting = {
         name
         for name, _, piece in pieces(root)
@@ -46,27 +46,28 @@ def _not_started(root: nn.Module) -> list[str]:
 def calibrate(
     model: object, batches: Iterable[Batch], *, loss: Loss | None = None, name: str | None = None
 ) -> dict[str, int]:
-    """Let new adapters learn their start from data, for the kinds that have such a start.
+    """Let new adapters learn their start values from data, for the kinds that do so.
 
-    A copy of the network runs once over the batches, in eval mode. Each kind sees what it asks for at all of its sites,
-    may settle other shapes (ranks, numbers of entries), and writes its start into new adapters, which then replace the
-    old ones all at once: make an optimiser afterwards. They still add exactly zero. What was learned is saved with the
-    adapter. `lowpeft.restoration.training.train` calls this itself.
+    A copy of the network runs once over the batches, in eval mode. Each kind sees the data that it asks for at all of
+    its sites. It may choose other shapes (ranks, numbers of entries) and fills new adapters with start values. These
+    replace the old adapters all at once, so create the optimiser afterwards. They still add exactly zero. The start
+    values are saved with the adapter. `lowpeft.restoration.training.train` calls this itself.
 
     Args:
         model: An adapted model, before its adapters are trained.
-        batches: Inputs for one call each: a tensor, or a tuple of the call's arguments (the views of a scene). With
-            `loss`, pairs of such inputs and the target.
-        loss: From the model's output and the target to a number, for kinds that ask for gradients; it is called for one
-            image (or scene) at a time.
-        name: Only this adapter, also if it has had its start. By default all that are not frozen and have not.
+        batches: Inputs of one call each: a tensor, or a tuple of the call's arguments (the views of a scene). With
+            `loss`, pairs (inputs, target).
+        loss: Function of the model's output and the target that returns one number, for kinds that ask for gradients.
+            It is called for one image (or scene) at a time.
+        name: Name of one adapter, which is calibrated even if it was before. None means all trainable adapters that
+            have not been calibrated.
 
     Returns:
-        The number of sites that were started, by kind; empty where no kind learns from data.
+        Number of sites that got a new start, by kind; empty if no kind learns from data.
 
     Raises:
-        PlanError: The model holds no adapters, an adapter has been trained already, there are no batches, a kind asks
-            for gradients and there is no `loss`, or what a kind learned does not suffice. The model is unchanged.
+        PlanError: The model has no adapters, an adapter has already been trained, there are no batches, a kind asks for
+            gradients and there is no `loss`, or a kind has not seen enough data. The model is unchanged.
     """
     twin, runs = _begin(model, name)
     if not runs:
@@ -85,7 +86,7 @@ def calibrate(
 
 @one_at_a_time
 def _begin(model: object, name: str | None) -> tuple[nn.Module, list[_Run]]:
-    """A copy of the model to run on the data, and what learns; nothing where no adapter waits for its start."""
+    """Return a copy of the model to run on the data, and the runs; without runs, the root itself and an empty list."""
     root = unwrap(model)
     record = record_of(root)
     if name is not None:
@@ -97,7 +98,7 @@ def _begin(model: object, name: str | None) -> tuple[nn.Module, list[_Run]]:
 
 @one_at_a_time
 def _finish(model: object, runs: list[_Run]) -> dict[str, int]:
-    """Put new adapters with what was learned in place of the old ones."""
+    """Replace the old adapters by new ones with the learned start values."""
     root = unwrap(model)
     record = record_of(root)
     if any(record.plans.get(run.name) is not run.plan for run in runs):
@@ -114,7 +115,7 @@ def _finish(model: object, runs: list[_Run]) -> dict[str, int]:
 
 
 class _Run:
-    """One kind of one adapter while it learns: its sites by path and key."""
+    """Calibration of one kind in one adapter, with its sites by path and key."""
 
     def __init__(self, plan: Plan, kind: str, sites: Mapping[str, Site], adapters: Mapping[str, Adapter]) -> None:
         self.plan, self.name, self.kind, self.sites = plan, plan.name, kind, dict(sites)
@@ -132,7 +133,7 @@ def _runs(root: nn.Module, plan: Plan) -> list[_Run]:
 
 
 def _refuse_trained(root: nn.Module, runs: list[_Run]) -> None:
-    """Refuse adapters that add something: learning a start would throw away what was trained."""
+    """Raise if an adapter adds anything but zero: calibration would discard what it was trained to."""
     for run in runs:
         for at, adapter in run.calibrator.adapters.items():
             site = run.sites[at]
@@ -167,10 +168,10 @@ def _observe(
 
 
 def _checked(batch: object, loss: Loss | None) -> tuple[tuple[Tensor, ...], Any]:
-    """The arguments of one call, and the target.
+    """Split a batch into the arguments of one call and the target (None without `loss`).
 
     Raises:
-        PlanError: The batch is not what `calibrate` takes.
+        PlanError: The batch does not have the form that `calibrate` takes.
     """
     inputs, target = batch, None
     if loss is not None:
@@ -187,7 +188,7 @@ def _checked(batch: object, loss: Loss | None) -> tuple[tuple[Tensor, ...], Any]
 
 
 def _listen(root: nn.Module, run: _Run, at: str, site: Site) -> None:
-    """Make a site of the copy show what passes it."""
+    """Make a site of the copy pass its features, or its module's input and output, to the run's calibrator."""
     adapter = root.get_submodule(_slot_path(site, run.name))
     if isinstance(adapter, FeatureAdapter):
         method = "tokens" if isinstance(adapter, TokenAdapter) else "delta"
@@ -214,7 +215,7 @@ def _listen(root: nn.Module, run: _Run, at: str, site: Site) -> None:
 
 
 def _image(target: Any, index: int) -> Any:
-    """One image's part of a target: a tensor, or a tensor for each view."""
+    """Return the part of a target for one image: a tensor, or a tuple with one tensor for each view."""
     return target[index : index + 1] if isinstance(target, Tensor) else tuple(_image(t, index) for t in target)
 
 
@@ -250,7 +251,11 @@ def _show_gradients(root: nn.Module, runs: list[_Run]) -> None:
 def _start(
     root: nn.Module, plans: Mapping[str, Plan], runs: list[_Run]
 ) -> tuple[list[tuple[Plan, list[tuple[Site, Adapter]]]], dict[str, int]]:
-    """The adapters built anew by the settled configs and filled, with their plans; and how many of each kind."""
+    """Build and fill new adapters from the settled configs.
+
+    Returns:
+        Updated plans, each with its new adapters, and the number of these by kind.
+    """
     started: dict[str, int] = {}
     updated = {run.name: plans[run.name] for run in runs}
     built: dict[str, list[tuple[Site, Adapter]]] = {run.name: [] for run in runs}

@@ -1,4 +1,4 @@
-"""Finding trainable tensors that no gradient reaches, before training."""
+"""Check before training that every trainable tensor gets a gradient."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from ..observation.outputs import float_tensors
 from ..observation.trial import Trial
 
 SPREADS = (0.1, 0.02, 0.3)
-"""Standard deviations of the adapters' random values, one draw after the other until every gradient is there."""
+"""Standard deviations of the adapters' random values, tried in turn until every tensor has had a gradient."""
 
 
 def check_trainable(model: object, *inputs: Any, example: Any = None) -> None:
-    """Run one step's forward and backward in training mode and refuse trainable tensors that get no gradient.
+    """Run one forward and backward pass in training mode and raise if a trainable tensor gets no gradient.
 
-    That happens on a copy, as in training, checkpointing included, in the setting that is in force here (`using`). The
-    adapters' values are random there, because a new adapter's zeros stop the gradient of the layers before them.
+    This runs on a copy, as in training: with checkpointing if it is on, and in the setting that is in force (`using`).
+    The copy's adapters get random values, because the zeros of a new adapter stop the gradient of the layers before.
 
     Args:
         model: An adapted model, or any module with trainable parameters.
-        inputs: Arguments for one call. Without any, random images of a size that the network takes.
-        example: What the network is called with, where that is not one N,C,H,W tensor, in the form that `adapt` takes;
-            a model of several views gets as many of them.
+        inputs: Arguments of one call; random images of a fitting size by default.
+        example: Arguments of one call of the network, used if there are no `inputs`; see `adapt`. A model of n views
+            gets n of its images, or its first image n times if it has fewer.
 
     Raises:
-        PlanError: Naming every trainable tensor whose gradient is missing or not finite, and those whose gradient is
-            zero everywhere, unless their kind says that it must be.
+        PlanError: A gradient is missing, not finite, or zero everywhere; the message names all these tensors. A zero
+            gradient is accepted where the adapter's kind declares it (`zero_gradients`). Or nothing is trainable.
     """
     module = module_of(model)
     if not any(p.requires_grad for p in module.parameters()):
@@ -49,7 +49,7 @@ def check_trainable(model: object, *inputs: Any, example: Any = None) -> None:
     missing: dict[str, str] | None = None
     for seed, spread in enumerate(SPREADS):
         found = _problems(_copy_of(module).train(), given, seed, spread)
-        # Random values may silence a layer behind a ReLU: only a tensor that no draw reaches is named.
+        # Random values may silence a layer behind a ReLU, so report only tensors that fail in every draw.
         missing = found if missing is None else {n: p for n, p in found.items() if n in missing}
         if not missing:
             return
@@ -64,7 +64,7 @@ def _copy_of(module: nn.Module) -> nn.Module:
 
 
 def _problems(copy: nn.Module, example: Example, seed: int, spread: float) -> dict[str, str]:
-    """What is wrong with the gradients of one draw of the adapters' values, by name; writes the copy."""
+    """Find problems with gradients, by parameter name, for one draw of random adapter values; writes the copy."""
     generator = torch.Generator().manual_seed(seed)
     trainable = {n: p for n, p in copy.named_parameters() if p.requires_grad}
     with torch.no_grad():
@@ -87,7 +87,7 @@ def _problems(copy: nn.Module, example: Example, seed: int, spread: float) -> di
 
 
 def _to_call(module: nn.Module) -> nn.Module:
-    """What is called, without torch's wrappers, which copies of a network need not have."""
+    """Return the multi-view model in a module if there is one, else the network; torch's wrappers are left out."""
     return next((layer for layer in layers(module) if isinstance(layer, MultiViewModel)), network_in(module))
 
 
@@ -110,5 +110,5 @@ def _gradient_problem(parameter: nn.Parameter, may_be_zero: bool) -> str | None:
 
 
 def _weighted(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """A random projection, so that no gradient cancels by symmetry."""
+    """Return the sum of the tensor times random weights; with equal weights, gradients could cancel by symmetry."""
     return (tensor.float() * torch.randn(tensor.shape, generator=generator).to(tensor.device)).sum()

@@ -1,6 +1,6 @@
-"""Attaching adapters to a model and taking them out: the only writer.
+"""Attaching adapters to a model and removing them; no other module changes a model's structure.
 
-Everything that an adapted model needs to be put back is in one `Record` on the root module.
+One `Record` on the root module stores everything that is needed to restore an adapted model.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ def inject(model: object, plan: Plan) -> nn.Module:
     """Carry out a plan: freeze the base, attach the adapters.
 
     Args:
-        model: The one that was planned on.
-        plan: From `lowpeft.plan`.
+        model: The model that was passed to `lowpeft.plan`.
+        plan: Result of `lowpeft.plan`.
 
     Returns:
-        The same object, or, for a recipe whose adapters mix views, a model of so many views (`StereoModel` for two)
-        whose `backbone` is that object.
+        The same object. For a recipe whose adapters mix n views, a model of n views (`StereoModel` for two) whose
+        `backbone` is that object.
 
     Raises:
-        PlanError: The plan is of another network, or of this one as it was before adapters were attached or replaced;
-            or the adapters cannot be built. The model is unchanged.
+        PlanError: The plan is for another network, or is outdated because adapters have been attached or replaced
+            since; or the adapters cannot be built. The model is unchanged.
     """
     return attach_plan(model, plan)
 
@@ -61,19 +61,19 @@ def attach_plan(
     tensors: Mapping[str, Tensor] | None = None,
     calibrated: bool = False,
 ) -> nn.Module:
-    """As `inject`, for an adapter that was saved.
+    """Carry out a plan like `inject`, optionally with the tensors of a saved adapter.
 
     Args:
-        model: The one that was planned on.
-        plan: Where the adapters go.
-        found: Digests of the base's tensors, where they are known already.
-        tensors: Of the adapter, by site and name, which the new adapters take before they are attached.
-        calibrated: Whether the adapter has learned its start from data.
+        model: The model that the plan was made for.
+        plan: Sites of the adapters.
+        found: Digests of the base's tensors; computed by default.
+        tensors: Tensors of the adapter, by site and name, which are loaded before the adapters are attached.
+        calibrated: True if the adapter has learned its start from data.
     """
     root = root_of(model)
     refuse_fixed(module_of(model))
     check_plan(root, plan)
-    with kept_generators(root) if tensors is not None else nullcontext():  # what is filled draws nothing
+    with kept_generators(root) if tensors is not None else nullcontext():  # loading must not advance generators
         built = build_adapters(root, plan)
     if tensors is not None:
         fill(built, tensors)
@@ -109,7 +109,7 @@ def _of_views(backbone: nn.Module, views: int, facts: Facts) -> MultiViewModel:
 
 
 def _set_root(root: nn.Module, record: Record) -> None:
-    """Give the root the class, and the switches the default, that its adapters need."""
+    """Update the root's class and its switches to the attached adapters."""
     recipes = [p.recipe for p in record.plans.values()]
     attached = pieces(root)
     whole = frozenset(name for name, _, piece in attached if _acts_on_whole_batches(piece))
@@ -125,16 +125,13 @@ def _set_root(root: nn.Module, record: Record) -> None:
 
 
 def _acts_on_whole_batches(piece: Adapter) -> bool:
-    """Whether what an adapter adds cannot be scaled for each image by itself."""
+    """Return whether an adapter cannot have one strength per image: it changes weights, or sees windows."""
     act = piece.attachment
     return isinstance(piece, WeightAdapter) or act.layout is Layout.WLC or variant_in(act.block) is not None
 
 
 def replace_adapters(root: nn.Module, plan: Plan, built: list[tuple[Site, Adapter]]) -> None:
-    """Put new adapters in place of those at the same sites, and the plan in place of the one of its name.
-
-    To be called within `changes.change`.
-    """
+    """Replace the adapters at the sites in `built`, and the plan of the same name; call within `changes.change`."""
     for site, adapter in built:
         group = root.get_submodule(site.path)._modules[SLOT]._modules[plan.name]  # type: ignore[union-attr]
         old = cast(Adapter, group._modules[site.key])  # type: ignore[union-attr]
@@ -175,12 +172,12 @@ def _attach(module: nn.Module, name: str, site: Site, adapter: Adapter, record: 
 
 
 def _set_module_facets(module: nn.Module, slot: Slot | None, *, forward: str | None = None) -> None:
-    """Give a module the class that its adapters need.
+    """Update a module's class to its adapters.
 
     Args:
         module: Any module.
-        slot: Its adapters.
-        forward: Name of the block forward that it has whatever its adapters.
+        slot: Slot of the module; None if it has no adapters.
+        forward: Name of a block forward that the module has even without adapters.
     """
     acts = [p.attachment for p in pieces_in(slot)] if slot is not None else []
     set_facets(
@@ -192,15 +189,16 @@ def _set_module_facets(module: nn.Module, slot: Slot | None, *, forward: str | N
 
 
 def install_forwards(model: object, forwards: Mapping[str, str]) -> None:
-    """Give blocks another forward, with or without adapters in them; `restore` takes it out again.
+    """Replace the forwards of blocks, with or without adapters in them; `restore` undoes it.
 
     Args:
         model: A network, adapted or not.
-        forwards: Name of a block forward by the path of the block.
+        forwards: Mapping from path of a block to name of a block forward.
 
     Raises:
-        PlanError: A block does not compute what its forward computes (up to `blocks.CLOSE` for one that is not exact),
-            or adapters sit at ports that it does not have. Nothing is changed.
+        PlanError: The results of a block and its block forward differ (by more than `blocks.CLOSE` if the block forward
+            is not exact), or the block has adapters at ports that the block forward does not have, or adapters for
+            another forward. Or a path is not a module. The model is unchanged.
     """
     root = root_of(model)
     modules, problems = dict(base_modules(root)), []
@@ -231,22 +229,23 @@ def install_forwards(model: object, forwards: Mapping[str, str]) -> None:
 
 @one_at_a_time
 def restore(model: object, name: str | None = None) -> nn.Module:
-    """Take adapters out again.
+    """Remove adapters from a model.
 
-    It waits for forwards that other threads have begun. After an interruption the model is as before or as after.
+    The call waits for forward passes in other threads. After an interruption the model is either unchanged or fully
+    restored. A shallow copy (`copy.copy`) shares its modules with the original, so both lose their adapters; use
+    `copy.deepcopy`.
 
     Args:
         model: An adapted model, or a model of several views.
-        name: Take only this adapter out; None takes all, and other forwards that blocks were given.
+        name: Name of one adapter; None removes all adapters, and forwards that replaced those of blocks.
 
     Returns:
-        The object that was adapted (in the wrapper that was passed to `adapt`, if there is one), with its own classes;
-        without adapters left it is as before `adapt`: bit-equal weights and buffers, `requires_grad` and train/eval
-        flags as they were. (A shallow copy, `copy.copy`, shares its
-        modules with the original: what is taken out of one is taken out of both. Use `copy.deepcopy`.)
+        The object that was adapted, in the wrapper that was passed to `adapt` if there was one. If no adapters are
+        left, classes, weights, buffers, `requires_grad` and train/eval flags are the same as before `adapt`, bit for
+        bit.
 
     Raises:
-        PlanError: The model holds no adapters, or none of that name.
+        PlanError: The model has no adapters, or none of that name.
     """
     root = unwrap(model)
     if name is not None:
@@ -254,42 +253,42 @@ def restore(model: object, name: str | None = None) -> nn.Module:
     record = record_of(root)
     change(root, lambda undo: _take_out(root, [name] if name is not None else [*record.plans], all=name is None))
     around = [*layers(module_of(model))]
-    if around[-1] is not root:  # a module of the user's own holds it
+    if around[-1] is not root:  # the network is a submodule of a user's module
         return root
     views = [i for i, layer in enumerate(around) if isinstance(layer, MultiViewModel)]
     return around[views[-1] + 1 if views else 0]
 
 
 def delete(model: object, name: str) -> nn.Module:
-    """Take one adapter out: `restore(model, name)`.
+    """Remove one adapter: `restore(model, name)`.
 
     Args:
         model: An adapted model.
-        name: Of the adapter. With the last one, the network is as before it was adapted.
+        name: Name of the adapter. After the last one is removed, the network is the same as before `adapt`.
 
     Returns:
         The object that was adapted.
 
     Raises:
-        PlanError: The model holds no adapters, or none of that name.
+        PlanError: The model has no adapters, or none of that name.
     """
     return restore(model, name)
 
 
 @one_at_a_time
 def rename(model: object, name: str, new: str) -> None:
-    """Give an adapter another name: in `using`, in files that are saved from now on, in the names of its parameters.
+    """Rename an adapter: in `using`, in files that are saved later, and in the names of its parameters.
 
-    Parameters stay the same objects, so optimisers and training go on. A block of `using` that is open elsewhere with
-    the old name refuses further forwards.
+    Parameters stay the same objects, so optimisers and training go on. In a `using` block that is open elsewhere with
+    the old name, further forward passes raise.
 
     Args:
         model: An adapted model.
-        name: Of the adapter.
-        new: Letters, digits and underscores; no other adapter's name.
+        name: Current name of the adapter.
+        new: New name: letters, digits and underscores; not in use.
 
     Raises:
-        PlanError: There is no adapter of that name, or the new name cannot be one. The model is unchanged.
+        PlanError: No adapter has that name, or the new name is not valid. The model is unchanged.
     """
     root = unwrap(model)
     check_name(root, name)
@@ -313,7 +312,7 @@ def rename(model: object, name: str, new: str) -> None:
 
 
 def _take_out(root: nn.Module, names: list[str], *, all: bool) -> None:  # noqa: A002  (all of them)
-    """Take adapters out, and with `all` the forwards that replaced others; to be called within `changes.change`."""
+    """Remove adapters, and with `all` the replaced block forwards; call within `changes.change`."""
     record = record_of(root)
     for gone in names:
         del record.plans[gone]
@@ -336,10 +335,9 @@ def _take_out(root: nn.Module, names: list[str], *, all: bool) -> None:  # noqa:
 
 
 def drop_merged(root: nn.Module, merged: set[Adapter]) -> None:
-    """Take out adapters that have become part of the base's weights; the base is another one from now on.
+    """Remove adapters that were merged into the base's weights, and fingerprint the changed base.
 
-    What is left keeps its flags: whether parameters require gradients, and which modules are in training mode. To be
-    called within `changes.change`.
+    `requires_grad` and train/eval flags of the base stay unchanged. Call within `changes.change`.
     """
     record = record_of(root)
     training = {path for path, module in base_modules(root) if module.training}
@@ -349,7 +347,7 @@ def drop_merged(root: nn.Module, merged: set[Adapter]) -> None:
         left = [s for s in plan.sites if here[s.path, s.key] not in merged]
         kinds = {s.config.kind for s in left if s.attachment.form != "root"}
         acting = {at for at, piece in here.items() if isinstance(piece, RootPart) and piece.acts}
-        # A shared part goes with the last of its sites, unless it acts on its own.
+        # A shared part is removed with the last of its sites, unless it acts by itself.
         left = [s for s in left if s.config.kind in kinds or (s.path, s.key) in acting]
         record.plans[name] = replace(plan, sites=tuple(left))
         kept = {(s.path, s.key) for s in left}
@@ -367,7 +365,7 @@ def drop_merged(root: nn.Module, merged: set[Adapter]) -> None:
 
 
 def _trim(module: nn.Module, slot: Slot, forward: str | None) -> None:
-    """Drop what no adapter of the module needs any more."""
+    """Update a module's class after adapters were removed, and delete its slot if it is empty."""
     _set_module_facets(module, slot, forward=forward)
     if not len(slot._modules):
         del module._modules[SLOT]

@@ -1,4 +1,4 @@
-"""Folding adapters into the weights of the base."""
+"""Merging adapters into the weights of the base."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from .injection import drop_merged
 
 @dataclass(frozen=True, kw_only=True)
 class MergeReport:
-    """What `merge` did.
+    """Result of `merge`.
 
     Attributes:
         merged: Paths of the adapters that are now part of the base's weights.
-        kept: Paths of the adapters that cannot be merged, and stay attached.
+        kept: Paths of the adapters that stay attached, because they are off or cannot be merged.
         difference: Largest absolute difference between a merged weight and base + change, both in float64.
-        output_difference: Largest difference that merging made to the network's output for an example, as a share of
-            the output's largest value; None where the network ran on no example.
+        output_difference: Largest difference between the network's outputs before and after merging for an example, as
+            a fraction of the output's largest value; None if no example ran.
     """
 
     merged: tuple[str, ...]
@@ -53,26 +53,26 @@ class MergeReport:
 
 @one_at_a_time
 def merge(model: object, *, name: str | None = None, example: Any = None) -> MergeReport:
-    """Fold the adapters that change weights (LoRA, DoRA, SSF, VeRA, full, …) into the base, with their strength here.
+    """Merge weight adapters (LoRA, DoRA, SSF, VeRA, full, …) into the base at their current strengths; remove them.
 
-    They are removed; adapters that are off are left as they are. This is the one call that writes the base, between two
-    forwards; after an interruption the model is as before or as after. An adapter with pieces that cannot be merged
-    keeps those; one that is merged whole is gone.
+    This is the only call that writes the base. It runs while no forward pass is running; after an interruption the
+    model is either unchanged or fully merged. Adapters that are off stay attached. If only some parts of an adapter can
+    be merged, the other parts stay attached under its name.
 
     Args:
         model: An adapted model.
-        name: Only this adapter.
-        example: What the network is called with, where that is not one N,C,H,W tensor, in the form that `adapt` takes.
-            Copies of the network are run on it, before and after; without it, on random images.
+        name: Name of one adapter; None means all adapters.
+        example: Arguments of one call of the network; see `adapt`. Copies of the network run on it before and after
+            merging. By default they run on random images.
 
     Returns:
-        What was merged, what was not, and what it made of weights and of the output.
+        Paths of merged and kept adapters, and the differences in weights and output.
 
     Raises:
-        PlanError: The merged network gives another output than the adapted one (it computes such a weight anew when it
-            runs, say). Or nothing can be merged, a change is not finite, another adapter depends on the weight that
-            would be written, strengths are given by image, or a part sets them anew for every input. The model is
-            unchanged.
+        PlanError: The output of the merged network differs from that of the adapted one (e.g. because the network
+            recomputes a weight whenever it runs). Or nothing can be merged, a change is not finite, another adapter
+            depends on a weight that would be written, a weight is shared by several modules, strengths are given by
+            image, or a root part sets them for every input. The model is unchanged.
     """
     root = unwrap(model)
     before, switches = attached_names(root), record_of(root).switches
@@ -133,7 +133,7 @@ def _merge(root: nn.Module, name: str | None, example: Example | None, undo: Und
 def _refuse_dependent(
     path: str, module: nn.Module, slot: Slot, merged: set[Adapter], new: dict[nn.Parameter, Tensor]
 ) -> None:
-    """Refuse to merge under another adapter whose change depends on the weight (DoRA, SSF): it would change with it."""
+    """Raise if merging would alter the change of an adapter that stays and depends on the weight (DoRA, SSF)."""
     for other_name, other in ((n, p) for n, group in slot.named_children() for p in group.children()):
         if not isinstance(other, WeightAdapter) or other in merged:
             continue
@@ -149,11 +149,11 @@ def _refuse_dependent(
 
 
 def _goes_with(part: Adapter, merged: set[Adapter]) -> bool:
-    """Whether a piece is a shared part of which every site is merged."""
+    """Return whether a piece is a non-acting shared part of a kind that is being merged."""
     return isinstance(part, RootPart) and not part.acts and any(p.kind == part.kind for p in merged)
 
 
 def _shared_weights(root: nn.Module) -> set[nn.Parameter]:
-    """Parameters that more than one module holds."""
+    """Return the parameters that belong to more than one module."""
     holders = Counter(p for m in root.modules() for p in m._parameters.values() if p is not None)
     return {p for p, count in holders.items() if count > 1}

@@ -1,4 +1,4 @@
-"""New adapters for the sites of a plan, and what they start as; nothing is attached here."""
+"""Building, checking and filling new adapters for the sites of a plan, without attaching them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from ..planning.sites import Site, build
 
 
 def build_adapters(root: nn.Module, plan: Plan, *, shared: bool = False) -> list[tuple[Site, Adapter]]:
-    """A new adapter for every site of a plan, started from the frozen weights; not attached.
+    """Build a new adapter for every site of a plan and initialise it from the frozen weights, without attaching it.
 
     Args:
         root: The network.
-        plan: The sites.
-        shared: Join the shared parts that are attached under the plan's name, where the plan has none of its own.
+        plan: Plan with the sites.
+        shared: True to use the shared parts that are attached under the plan's name, for kinds whose shared part is not
+            among the plan's sites.
 
     Raises:
-        PlanError: An adapter cannot be built.
+        PlanError: An adapter cannot be built, or would change the network.
     """
     modules = dict(base_modules(root))
     built = [(site, _new_adapter(root, modules[site.path], plan, site)) for site in plan.sites]
@@ -47,7 +48,7 @@ def build_adapters(root: nn.Module, plan: Plan, *, shared: bool = False) -> list
 
 
 def _refuse_changing_starts(modules: dict[str, nn.Module], built: list[tuple[Site, Adapter]]) -> None:
-    """Refuse a kind whose new adapters change the network; one adapter of each config and shape is asked."""
+    """Raise if a new adapter changes the network; checks one adapter of each config, shape, layer and form."""
     asked: set[tuple[object, ...]] = set()
     for site, adapter in built:
         key = (site.config, site.shape, site.layer, site.attachment.form)
@@ -58,9 +59,9 @@ def _refuse_changing_starts(modules: dict[str, nn.Module], built: list[tuple[Sit
 
 
 def start_problem(module: nn.Module, site: Site, adapter: Adapter) -> str | None:
-    """What an adapter adds, as the end of a sentence; None if that is nothing, as for a new one.
+    """Return a message (the end of a sentence) if an adapter adds anything but zero, else None.
 
-    Features to ask a feature adapter about are random.
+    Feature adapters are tested with random features.
     """
     with torch.no_grad(), kept_generators(module):
         if isinstance(adapter, WeightAdapter):
@@ -73,9 +74,9 @@ def start_problem(module: nn.Module, site: Site, adapter: Adapter) -> str | None
 
 
 def _new_adapter(root: nn.Module, module: nn.Module, plan: Plan, site: Site) -> Adapter:
-    """A new adapter on the device of its module (or, if that has no parameters, of the network), in float32.
+    """Build an adapter in float32 (float64 for a float64 base), on the device of its module.
 
-    A float64 base gets float64 adapters.
+    For a module without parameters, the device is that of the network.
     """
     parameters = itertools.chain(module.parameters(), root.parameters())
     tensor = next((p for p in parameters if p.is_floating_point()), None)
@@ -88,10 +89,10 @@ def _new_adapter(root: nn.Module, module: nn.Module, plan: Plan, site: Site) -> 
 
 
 def fill(built: list[tuple[Site, Adapter]], tensors: Mapping[str, Tensor]) -> None:
-    """Give new adapters the tensors of a saved one.
+    """Load the tensors of a saved adapter into new adapters.
 
     Raises:
-        AdapterError: They are not all there, or do not fit; all problems are listed.
+        AdapterError: Tensors are missing, unknown or do not fit; all problems are listed.
     """
     wanted = {
         below(site.path, f"{site.key}.{name}"): tensor
@@ -106,7 +107,7 @@ def fill(built: list[tuple[Site, Adapter]], tensors: Mapping[str, Tensor]) -> No
 
 
 def tensor_problems(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    """All that keeps `given` from being loaded into `wanted`, as lines for people."""
+    """Return every reason why `given` cannot be loaded into `wanted`, one readable line each."""
     problems = [f"missing: {k}" for k in wanted if k not in given]
     problems += [f"unknown: {k}{did_you_mean(k, wanted, most=1)}" for k in given if k not in wanted]
     for key, tensor in given.items():

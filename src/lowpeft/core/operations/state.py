@@ -1,4 +1,4 @@
-"""What one reads of an adapted model, and the values of its adapters: names, tensors, counts."""
+"""Reading and writing the state of adapters: names, parameters, state dicts, and the summary of an adapted model."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from .new_adapters import tensor_problems
 
 
 def list_adapters(model: object) -> list[str]:
-    """The names of the attached adapters, in the order in which they were attached; empty for a bare network.
+    """Return the names of the attached adapters, in order of attachment; empty for a network without adapters.
 
     Raises:
-        PlanError: `model` is no network.
+        PlanError: `model` is not a network.
     """
     return attached_names(model)
 
 
 @one_at_a_time
 def adapter_parameters(model: object, *, name: str | None = None) -> Iterator[tuple[str, nn.Parameter]]:
-    """The adapters' parameters as (name, Parameter), with the names that `model.named_parameters()` gives them.
+    """Iterate over the adapters' parameters as (name, Parameter), named as in `model.named_parameters()`.
 
-    All of them require gradients, unless you have frozen some: exactly what an optimiser should get.
+    Pass these to the optimiser. All of them require gradients, unless you have frozen some.
 
     Args:
         model: An adapted model.
-        name: Only those of this adapter.
+        name: Name of one adapter; None means all adapters.
 
     Raises:
-        PlanError: The model holds no adapters, or none of that name.
+        PlanError: The model has no adapters, or none of that name.
     """
     wanted = {id(p) for _, _, piece in pieces(unwrap(model), name) for p in piece.parameters()}
     return iter([(path, p) for path, p in module_of(model).named_parameters() if id(p) in wanted])
 
 
 def only_name(model: object, name: str | None) -> str:
-    """The adapter that is meant: `name`, or the only one attached.
+    """Return `name`, or for None the name of the only attached adapter.
 
     Raises:
-        PlanError: There is none of that name, or there are several and none was named.
+        PlanError: No adapter has that name, or `name` is None and several are attached.
     """
     root = unwrap(model)
     known = record_of(root).plans
@@ -61,7 +61,10 @@ def only_name(model: object, name: str | None) -> str:
 
 
 def _tensors(model: object, name: str) -> dict[str, Tensor]:
-    """Every tensor of one adapter, buffers included, keyed by base path + kind + the adapter's own name for it."""
+    """Return every tensor of one adapter, buffers included, keyed by base path + kind + the adapter's own tensor name.
+
+    E.g. `layers.1.conv.stereo.beta`.
+    """
     return {
         f"{path}.{key}": tensor
         for _, path, piece in pieces(unwrap(model), name)
@@ -71,34 +74,34 @@ def _tensors(model: object, name: str) -> dict[str, Tensor]:
 
 @one_at_a_time
 def adapter_state_dict(model: object, *, name: str | None = None) -> dict[str, Tensor]:
-    """The tensors of one adapter and no others, detached, not copied.
+    """Return the tensors of one adapter, and no others: detached, not copied.
 
     Args:
         model: An adapted model.
-        name: Of the adapter; needed where several are attached.
+        name: Name of the adapter; required if several are attached.
 
     Returns:
-        Keys are the base module's path, the kind, and the adapter's own parameter name:
-        `layers.1.conv.stereo.beta`.
+        Mapping from tensor name to tensor. A name is the base module's path, the kind, and the adapter's own
+        parameter name: `layers.1.conv.stereo.beta`.
 
     Raises:
-        PlanError: The model holds no adapters, or `name` does not say which.
+        PlanError: The model has no adapters, none of that name, or several and `name` is None.
     """
     return {k: v.detach() for k, v in _tensors(model, only_name(model, name)).items()}
 
 
 @one_at_a_time
 def load_adapter_state_dict(model: object, state: Mapping[str, Tensor], *, name: str | None = None) -> None:
-    """Copy tensors into an attached adapter, between two forwards; strict both ways, all of them or none.
+    """Copy tensors into an attached adapter: all of them or none, with no forward pass running meanwhile.
 
     Args:
         model: An adapted model.
-        state: As `adapter_state_dict` gives it.
-        name: Of the adapter; needed where several are attached.
+        state: Tensors by name, as returned by `adapter_state_dict`. The keys must match exactly.
+        name: Name of the adapter; required if several are attached.
 
     Raises:
-        AdapterError: Missing or unknown keys, wrong shapes, NaN or infinity; all are listed and nothing is loaded.
-        PlanError: The model holds no adapters, or `name` does not say which.
+        AdapterError: Missing or unknown keys, wrong shapes, NaN or infinity. All are listed and nothing is loaded.
+        PlanError: The model has no adapters, none of that name, or several and `name` is None.
     """
     root = unwrap(model)
     chosen = only_name(model, name)
@@ -120,17 +123,18 @@ def load_adapter_state_dict(model: object, state: Mapping[str, Tensor], *, name:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Counts of an adapted model; printing it gives a table per stage.
+    """Parameter counts of an adapted model; prints as a table with one row per adapter, stage and kind.
 
     Attributes:
         model: Class name of the network.
-        total: Every parameter, adapters included.
-        trainable: Those that require gradients.
-        by_kind: The adapters' parameters by kind.
-        adapter_bytes: Size of the adapters' tensors.
+        total: Number of parameters, adapters included.
+        trainable: Number of parameters that require gradients.
+        by_kind: Number of adapter parameters by kind.
+        adapter_bytes: Size of the adapters' tensors in bytes.
         facts: Facts of the network.
-        stages: (adapter, stage or None, kind, sites, parameters) rows.
-        notes: What the adapters' plans pass over or assume, and how a base differs from that of a file, with names.
+        stages: Rows (adapter, stage or None, kind, sites, parameters).
+        notes: Notes of the adapters' plans, each after its adapter's name: places that were skipped, assumptions, and
+            differences between this base and the base of an adapter file.
     """
 
     model: str
@@ -144,7 +148,7 @@ class Summary:
 
     @property
     def frozen(self) -> int:
-        """Parameters that do not require gradients."""
+        """Number of parameters that do not require gradients."""
         return self.total - self.trainable
 
     def __str__(self) -> str:
@@ -166,10 +170,10 @@ class Summary:
 
 @one_at_a_time
 def summary(model: object) -> Summary:
-    """Count an adapted model.
+    """Count the parameters of an adapted model.
 
     Raises:
-        PlanError: The model holds no adapters.
+        PlanError: The model has no adapters.
     """
     root = unwrap(model)
     rows: dict[tuple[str, int | None, str], list[int]] = {}

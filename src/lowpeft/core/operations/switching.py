@@ -1,4 +1,4 @@
-"""Which adapters act: for one block of code, or as the default of a model."""
+"""Switching adapters on and off: within a `with` block, or as the default of a model."""
 
 from __future__ import annotations
 
@@ -20,41 +20,42 @@ from ..attachment.switches import Switches
 
 
 def using(model: object, strengths: Mapping[str, float | Sequence[float] | Tensor]) -> AbstractContextManager[None]:
-    """Within the block these adapters act and no others, for this thread or async task alone.
+    """Switch on these adapters, and no others, within a `with` block, for this thread or async task only.
 
-    A forward gets the setting in force where it starts and keeps it to its end, also where checkpointing repeats parts
-    of it during `backward`, in whatever block and thread that runs. Of blocks for one model inside each other the inner
-    one counts. Tasks that are started within the block inherit it; new threads start with the model's default.
+    A forward pass uses the setting that is in force when it starts, until it ends. It also does so where checkpointing
+    repeats parts of it during `backward`, in any block and any thread. If blocks for one model are nested, the
+    innermost counts. Tasks started within the block inherit its setting; new threads start with the model's default.
 
-    Several adapters on one place add up, each from the frozen network: `{"rain": 0.3, "blur": 0.7}` is the mixture.
+    Several adapters on one site add up, each computed from the frozen network: `{"rain": 0.3, "blur": 0.7}` mixes two.
 
     Example:
         `with lowpeft.using(model, {"rain": 1.0, "blur": [0.0, 0.5]}): model(two_images)`
 
     Args:
         model: An adapted model.
-        strengths: By adapter name; adapters that are not named are off. A number in 0..1, or a sequence or 1-dim tensor
-            of such numbers, one for each image of the batch (with several views, for each scene). Adapters that add to
-            features scale each image's; where one that changes weights acts, the network runs once for each group of
-            images with equal strengths, which one graph (`torch.compile(fullgraph=True)`) cannot hold.
+        strengths: Strengths by adapter name; adapters that are not named are off. A strength is a number in 0..1, or a
+            sequence or 1-dim tensor of n such numbers for a batch of n images (or n scenes of several views). Feature
+            adapters scale what they add to each image. If an adapter that changes weights (or sees windows) has
+            strengths by image, the network runs once for each group of images with equal strengths. One graph
+            (`torch.compile(fullgraph=True)`) cannot do that.
 
     Raises:
-        PlanError: The model holds no adapter of a name, or a strength is not in 0..1; in a forward: the batch has not
-            as many images as there are strengths.
+        PlanError: The model has no adapters, a name belongs to no attached adapter, or a strength is not in 0..1. In a
+            forward pass: the number of images in the batch is not the number of strengths.
     """
     switches = record_of(unwrap(model)).switches
     return _Using(switches, _setting(unwrap(model), strengths))
 
 
 def disabled(model: object, *, name: str | None = None) -> AbstractContextManager[None]:
-    """Within the block the network computes as if it had no adapters, bit for bit: `using(model, {})`.
+    """Switch off all adapters within a `with` block, as `using(model, {})`: the output is the base's, bit for bit.
 
     Args:
         model: An adapted model.
-        name: Switch off only this adapter; the others stay as they are in force here.
+        name: Name of the only adapter to switch off; the others keep their current strengths. None means all.
 
     Raises:
-        PlanError: The model holds no adapters, or none of that name.
+        PlanError: The model has no adapters, or none of that name.
     """
     root = unwrap(model)
     switches = record_of(root).switches
@@ -66,18 +67,18 @@ def disabled(model: object, *, name: str | None = None) -> AbstractContextManage
 
 @one_at_a_time
 def set_strength(model: object, strength: float, *, name: str | None = None) -> None:
-    """Set how strongly adapters act where no block of `using` says otherwise: 0 is the frozen base, 1 the default.
+    """Set the default strength of adapters, which applies outside `using` blocks.
 
-    It is the model's, for all threads, and no part of the adapter file. Forwards that are under way keep what they
-    started with.
+    It applies to the model in all threads and is not saved in adapter files. Forward passes that are running keep the
+    strengths that they started with.
 
     Args:
         model: An adapted model.
-        strength: 0..1.
-        name: Only this adapter.
+        strength: Factor of what adapters add, 0..1: 0 gives the frozen base, 1 is the initial value.
+        name: Name of one adapter; None means all adapters.
 
     Raises:
-        PlanError: The strength is outside 0..1, or there is no such adapter.
+        PlanError: The strength is outside 0..1, or no adapter has that name.
     """
     root = unwrap(model)
     number = _number(strength)
@@ -89,7 +90,7 @@ def set_strength(model: object, strength: float, *, name: str | None = None) -> 
 
 
 class _Using:
-    """A block in which a setting is in force; the same object may be entered by many threads and tasks."""
+    """Context manager that puts a setting in force; many threads and tasks may enter the same object."""
 
     def __init__(self, switches: Switches, setting: Setting) -> None:
         self.switches = switches
@@ -97,7 +98,7 @@ class _Using:
 
     def __enter__(self) -> None:
         around = tuple(use for use in USING.get() if use.is_open)
-        try:  # an interruption after this must not leave open a block that was never entered
+        try:  # after an interruption here `__exit__` is not called, so this block must not stay open
             node = torch._C._current_autograd_node()
             USING.set((*around, Use(self.switches, self.setting, weakref.ref(self), home(), node)))
         except BaseException:
@@ -107,7 +108,7 @@ class _Using:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # Blocks may end in another order than they began, so that nothing is put back: this one is taken out.
+        # Blocks may end in another order than they began, so remove this block's entry; do not restore the old tuple.
         uses = list(USING.get())
         mine = [i for i, use in enumerate(uses) if use.owner() is self]
         if mine:
@@ -120,7 +121,7 @@ def _setting(root: Any, strengths: Mapping[str, object]) -> Setting:
         raise PlanError(f'using takes a table of strengths by adapter name, such as {{"name": 1.0}}, not {strengths!r}')
     for name in strengths:
         check_name(root, name)
-    # In the order of attachment, whatever that of the table, so that sums are rounded alike.
+    # Order of attachment, not of `strengths`: sums are then rounded the same for every order of the argument.
     values = {name: _strength(strengths[name]) for name in record_of(root).plans if name in strengths}
     counts = sorted({len(v) for v in values.values() if isinstance(v, tuple)})
     if len(counts) > 1:
@@ -129,7 +130,7 @@ def _setting(root: Any, strengths: Mapping[str, object]) -> Setting:
 
 
 def _strength(value: object) -> float | tuple[float, ...]:
-    """A number in 0..1, or one for each image."""
+    """Check a strength; return it as a float in 0..1, or as a tuple of these with one for each image."""
     if isinstance(value, Tensor) and value.requires_grad:
         raise PlanError("a strength that requires a gradient would get none here: detach it")
     plain = value.tolist() if hasattr(value, "tolist") else value  # tensors, and arrays and numbers of NumPy
