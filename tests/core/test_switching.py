@@ -901,15 +901,22 @@ def test_blocks_are_repeated_in_their_setting_whatever_the_network_gives(shape: 
     assert all(torch.allclose(f, w) for f, w in zip(found, wanted, strict=True))
 
 
-def test_calls_in_several_settings_in_one_reentrant_checkpoint_are_refused() -> None:
+@pytest.mark.parametrize(
+    ("outer", "inner"),
+    [({"a": 0.5}, {"b": 1.0}), ({"b": [0.2, 0.9]}, {"b": [0.9, 0.2]}), ({"b": [0.2, 0.9]}, {"b": 0.5})],
+    ids=["numbers", "by image", "by image and a number"],
+)
+def test_calls_in_several_settings_in_one_reentrant_checkpoint_are_refused(
+    outer: dict[str, float | list[float]], inner: dict[str, float | list[float]]
+) -> None:
     net = two_on(Net())
 
     def both(x: Tensor) -> Tensor:
         y = net(x)
-        with lowpeft.using(net, {"b": 1.0}):
+        with lowpeft.using(net, inner):
             return y - net(x)
 
-    with lowpeft.using(net, {"a": 0.5}):
+    with lowpeft.using(net, outer):
         loss = checkpoint(both, SMALL.clone().requires_grad_(), use_reentrant=True).square().sum()
     with pytest.raises(PlanError, match="in several settings"):
         loss.backward()

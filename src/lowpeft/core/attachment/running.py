@@ -246,7 +246,7 @@ def _note_on_checkpoints(switches: Switches, noted: Noted) -> None:
         if frame.f_code is CheckpointFunction.forward.__code__:
             metadata = frame.f_locals["ctx"].metadata
             before: Noted | None = metadata.get(switches)
-            several = before is not None and (before.several or before.called.values != noted.called.values)
+            several = before is not None and (before.several or not before.called.same_as(noted.called))
             metadata[switches] = noted._replace(several=several)
         frame = frame.f_back
 

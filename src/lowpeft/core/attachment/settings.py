@@ -52,6 +52,13 @@ class Setting:
         """True if a strength requires a gradient, because something trainable computes it."""
         return any(isinstance(v, Tensor) and v.requires_grad for v in self.values.values())
 
+    def same_as(self, other: Setting) -> bool:
+        """Return whether two settings name the same adapters with the same strengths."""
+        pairs = ((tensor, other.tensors.get(name)) for name, tensor in self.tensors.items())
+        return self.tensors.keys() == other.tensors.keys() and all(
+            b is not None and a.shape == b.shape and torch.equal(a.cpu(), b.cpu()) for a, b in pairs
+        )
+
     def renamed(self, names: Mapping[str, str]) -> Setting:
         """Return the setting with some adapters renamed; `names` maps old names to new ones."""
         if not names:
