@@ -1,0 +1,64 @@
+"""The parser of the command line, and what its errors become."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from ..errors import LowpeftError
+from ..restoration.inference import is_out_of_memory
+from ..restoration.progress import quiet
+from ..version import version
+from . import convert, data, demo, enhance, evaluate, lam, reproduce, show, train
+
+EXTRAS = {"accelerate": "train", "PIL": "train", "rich": "train", "skimage": "train", "spandrel": "spandrel"}
+"""Mapping from the import name of an optional package to the extra of lowpeft that installs it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Command-line arguments without the program's name; None means those of the process.
+
+    Returns:
+        Exit code: 0 for success, 1 if a command compares and finds a difference, 2 for bad input, a missing package or
+        too little memory, 130 after Ctrl-C.
+    """
+    options = parser().parse_args(arguments)
+    quiet()
+    run: Callable[[argparse.Namespace], int | None] = options.run
+    try:
+        return run(options) or 0
+    except LowpeftError as error:
+        return _fail(options.command, str(error), 2)
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get(error.name or "")
+        if extra is None:
+            raise
+        return _fail(options.command, f"{error.name} is not installed: pip install 'lowpeft[{extra}]'", 2)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _fail(options.command, "does not fit into memory; smaller images or --memory-mb take less", 2)
+    except KeyboardInterrupt:
+        return _fail(options.command, "interrupted", 130)
+
+
+def _fail(command: str, message: str, code: int) -> int:
+    print(f"lowpeft {command}: {message}", file=sys.stderr)
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line's parser; docs/cli.md is generated from it."""
+    top = argparse.ArgumentParser(
+        prog="lowpeft",
+        description="Parameter-efficient fine-tuning for low-level vision: small adapters on frozen networks.",
+    )
+    top.add_argument("--version", action="version", version=f"lowpeft {version()}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="command")
+    for module in (show, data, train, evaluate, enhance, lam, reproduce, convert, demo):
+        module.add_to(commands)
+    return top
