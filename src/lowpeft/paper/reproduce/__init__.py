@@ -98,7 +98,7 @@ def reproduce(
         out: Output folder, for a folder of each row and seed, `table.json` and `table.md`.
         settings: Seeds, training settings, device, …; None for the defaults.
         note: First remark for readers of the table.
-        report: Function that gets a line of text, which it is called with before each cell's result is awaited.
+        report: Function that is called with a line of text before each cell.
 
     Returns:
         The table.
@@ -141,7 +141,7 @@ def smoke(experiment: Experiment, out: str | Path, **keywords: Any) -> Table:
         keywords: Further arguments of `reproduce`.
 
     Raises:
-        LowpeftError: There is no tiny network for a row, spandrel is not installed, or `reproduce` raises.
+        LowpeftError: There is no tiny network for a row, or `reproduce` raises.
     """
     folder = make_folder(out)
     small = smoke_experiment(experiment)
