@@ -103,7 +103,7 @@ class Outcome:
         row: Row of the job.
         seed: Seed of the job.
         frozen: Number of frozen parameters.
-        trained: Number of trained parameters; with a ready adapter, that of its parameters.
+        trained: Number of trained parameters; for a ready adapter, the number of its parameters.
         seconds: Training time in seconds; 0 if nothing was trained.
         peak_mb: Peak memory during training in MB: of the device on CUDA, of the process elsewhere.
         figures: Values of the protocol's columns for each test set. The prefix `ensemble ` marks those of the
@@ -216,7 +216,7 @@ def _train(model: object, settings: TrainSettings, job: Job, folder: Path) -> di
             report=lambda step: advance(f"loss {step.loss:.4f}"),
         )
     peak = folder / PEAK
-    if done.resumed_at < done.steps or not peak.exists():  # a process that did not train has a lower peak
+    if done.resumed_at < done.steps or not peak.exists():  # a process that only measures has another peak
         write_json(peak, {"peak_mb": _peak_mb(job)})
     peak_mb = json.loads(peak.read_text(encoding="utf-8"))["peak_mb"]
     return {"trained": done.parameters, "seconds": done.seconds, "peak_mb": peak_mb}
