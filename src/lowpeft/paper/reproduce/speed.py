@@ -145,9 +145,8 @@ def measure_speed(
     """Time a forward pass of every row of an experiment whose rows are adapters on one network.
 
     The network has its published size and random weights, so nothing is read or downloaded; the rows share its
-    parameters. Each row runs once per round, in the rows' order in even rounds and in reverse order in odd rounds, so
-    that other load on the machine affects all rows equally. Before that, each row runs to warm up and to measure
-    memory.
+    parameters. Each row runs once per round, and every other round is in reverse order, so that other load on the
+    machine affects all rows equally. Before that, each row runs to warm up and to measure memory.
 
     Args:
         experiment: Experiment with the rows to time.
