@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from .edt_config import EDTConfig
 
 MASKED = -100.0
-"""Value that the authors add to attention logits between pixels that are not neighbours."""
+"""Value that the authors add to the attention logits of masked pairs of pixels."""
 
 Size = tuple[int, int]
 Masks = tuple[Tensor, Tensor]
@@ -20,7 +20,7 @@ Masks = tuple[Tensor, Tensor]
 
 # --- Body
 def shift_mask(size: Size, window: Size, *, like: Tensor) -> Tensor:
-    """Return the attention mask between pixels that share a window only because features were shifted by half a window.
+    """Return the mask that blocks attention between pixels that became neighbours only by a shift of half a window.
 
     Args:
         size: Height and width of the features; multiples of the window's.
