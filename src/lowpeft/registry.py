@@ -21,7 +21,7 @@ T = TypeVar("T", bound=Named)
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """Read-only, thread-safe mapping of entries by name, in the order of registration.
+    """Thread-safe mapping of entries by name, in the order of registration.
 
     Each change builds a new dict and then replaces the old one. A reading thread therefore never sees half of a change,
     and a call that raises changes nothing.
