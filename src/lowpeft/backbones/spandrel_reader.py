@@ -16,7 +16,7 @@ from .weights import State
 BLOCK = "layers.0.residual_group.blocks.0.attn.relative_position_index"
 MASKED_BLOCK = re.compile(r"(layers\.\d+\.residual_group\.blocks\.\d*[13579])\.attn\.relative_position_index")
 WINDOWS_PER_SIDE = 8
-"""Windows per side of the image that masks are made for if the file has none: 8 windows of 8 px, as published."""
+"""Windows per side of the image for masks if the file has none; e.g. 8 windows of 8 px are 64 px, as published."""
 
 
 def is_known(state: State) -> bool:
@@ -80,7 +80,7 @@ CALLS: dict[str, Callable[[Any], dict[str, Any]]] = {
         "notes": ("strips: spandrel's own call runs the odd and even columns of images of 3000 px by themselves",)
     },
 }
-"""Mapping from spandrel's architecture ids to facts: what its `call_fn` does besides calling the network."""
+"""Functions, by spandrel's architecture id, that return facts: what `call_fn` does besides calling the network."""
 
 
 def facts_of(descriptor: ImageModelDescriptor[Any]) -> dict[str, Any]:
