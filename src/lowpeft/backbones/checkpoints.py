@@ -24,7 +24,7 @@ SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 MOST_NAMED = 20
 """Largest number of tensors that an error names."""
 LEAST_BYTES = 4
-"""Bytes per value of a full-precision weight; weights with fewer bytes were rounded."""
+"""Smallest number of bytes per value of a full-precision weight; weights with fewer were rounded."""
 
 CODE = (
     r"GLOBAL (\S+) was not an allowed",
