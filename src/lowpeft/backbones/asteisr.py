@@ -87,9 +87,9 @@ def convert_asteisr(path: str | Path, out: str | Path, *, mask: str = "hat", wei
 
     Raises:
         AdapterError: The mask is unknown; `out` is not empty or cannot be written; or the file is not such a network:
-            it has no adapters, is not a HAT, contains NaN, or has missing or unknown tensors or wrong shapes (all are
-            listed). Nothing is written.
-        LowpeftError: The file cannot be read as plain tensors.
+            it has no adapters, is not a HAT, contains NaN or half-precision weights, or has missing or unknown tensors
+            or wrong shapes (all are listed). Nothing is written.
+        LowpeftError: The file cannot be read as plain tensors, or has no raw weights and they were requested.
     """
     target, source = Path(out), Path(path)
     if mask not in MASKS:
