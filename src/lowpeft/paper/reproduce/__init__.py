@@ -89,8 +89,8 @@ def reproduce(
     """Run the unfinished cells of an experiment, and write its table.
 
     A cell is a row with a seed, or a frozen network. Each cell is trained and measured in a separate process, so that
-    its peak memory can be measured, and writes a `result.json` that later runs reuse. An interrupted training is
-    resumed. Every row is run with the first seed before any is run with the second.
+    its peak memory is its own, and writes a `result.json` that later runs reuse. An interrupted training is resumed.
+    Every row is run with the first seed before any is run with the second.
 
     Args:
         experiment: Experiment with the rows to run.
