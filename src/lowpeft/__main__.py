@@ -1,4 +1,4 @@
-"""`python -m lowpeft` is the command line."""
+"""Entry point of `python -m lowpeft`, which runs the command line."""
 
 import sys
 

@@ -1,12 +1,12 @@
-"""The errors that lowpeft raises on purpose.
+"""Errors that lowpeft raises on purpose.
 
     LowpeftError
-    ├── PlanError       the model, recipe or pattern does not fit; nothing was changed
-    ├── AdapterError    an adapter file or state dict does not fit; nothing was changed
+    ├── PlanError       the model, recipe or pattern does not fit; the model is unchanged
+    ├── AdapterError    an adapter file or state dict does not fit; the model is unchanged
     ├── DataError       an image, folder or pair cannot be used
-    └── TrainingError   a training run cannot go on
+    └── TrainingError   a training run cannot start or continue
 
-Every one is also a `ValueError`, because every one means that an argument does not fit.
+Each is also a `ValueError`, because each means that an argument does not fit.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ MOST_SHOWN = 100
 
 
 class LowpeftError(ValueError):
-    """Base of every error that lowpeft raises on purpose.
+    """Base class of the errors that lowpeft raises on purpose.
 
-    `message` is the first line or lines, and `problems` keeps each finding as a line of its own, so that a program can
-    show them as it likes. As text it has the first 100 of them, and control characters, which a file's names may hold,
-    are written as in Python's literals.
+    `message` contains the first line or lines. `problems` contains each finding as a separate line, for programs that
+    format them differently. The text of the error shows the first 100 problems. Control characters, which names in a
+    file may contain, are escaped as in Python literals.
     """
 
     def __init__(self, message: str, *, problems: Sequence[str] = ()) -> None:
@@ -46,11 +46,11 @@ def _rebuild(cls: type[LowpeftError], message: str, problems: tuple[str, ...]) -
 
 
 class PlanError(LowpeftError):
-    """The model, the recipe or a pattern does not fit; the model is as it was."""
+    """The model, the recipe or a pattern does not fit; the model is unchanged."""
 
 
 class AdapterError(LowpeftError):
-    """An adapter file or state dict does not fit the model; the model is as it was."""
+    """An adapter file or state dict does not fit the model; the model is unchanged."""
 
 
 class DataError(LowpeftError):
@@ -58,10 +58,10 @@ class DataError(LowpeftError):
 
 
 class TrainingError(LowpeftError):
-    """A training run cannot start or go on; what was saved before is intact."""
+    """A training run cannot start or continue; files that were saved before are intact."""
 
 
 def did_you_mean(word: str, known: Iterable[str], *, most: int = 3) -> str:
-    """` (did you mean 'a', 'b'?)`, or the empty string when nothing is near."""
+    """Return ` (did you mean 'a', 'b'?)`, or the empty string if no known word is similar."""
     near = difflib.get_close_matches(word, list(known), n=most, cutoff=0.6)
     return f" (did you mean {', '.join(map(repr, near))}?)" if near else ""

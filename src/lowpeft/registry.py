@@ -1,4 +1,4 @@
-"""The one class behind every open table: adapter kinds, families, block forwards, recipes, protocols, layouts."""
+"""Registry class for adapter kinds, families, block forwards, recipes, protocols and layouts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .errors import LowpeftError, did_you_mean
 
 
 class Named(Protocol):
-    """An entry of a table."""
+    """Protocol of a registry's entries."""
 
     @property
     def name(self) -> str:
@@ -21,20 +21,20 @@ T = TypeVar("T", bound=Named)
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """Entries by name, in the order of registration.
+    """Thread-safe mapping of entries by name, in the order of registration.
 
-    Every change makes a new table and puts it in place of the old one, so a thread that reads never sees half of a
-    change, and a call that raises changes nothing.
+    Each change builds a new dict and then replaces the old one. A reading thread therefore never sees half of a change,
+    and a call that raises changes nothing.
     """
 
     def __init__(self, what: str, *entries: T, error: type[LowpeftError], advice: str = "") -> None:
-        """Make a table.
+        """Create a registry.
 
         Args:
-            what: An entry in the words of errors, as "adapter kind".
-            entries: The first entries.
-            error: Raised for names that are taken or unknown.
-            advice: Appended where a name is unknown.
+            what: Name of the sort of entries for error messages, e.g. "adapter kind".
+            entries: Initial entries.
+            error: Class of the errors for names that are taken or unknown.
+            advice: Text to append to the error for an unknown name.
         """
         self._what, self._error, self._advice = what, error, advice
         self._entries: dict[str, T] = {}
@@ -42,10 +42,10 @@ class Registry(Mapping[str, T], Generic[T]):
         self.register(*entries)
 
     def register(self, *entries: T) -> None:
-        """Add entries, all or none.
+        """Add all entries, or none if one of them raises.
 
         Raises:
-            LowpeftError: A name is taken, of the class that the table was made with.
+            LowpeftError: A name is taken. The registry's error class is raised.
         """
         with self._lock:
             changed = dict(self._entries)
@@ -56,10 +56,10 @@ class Registry(Mapping[str, T], Generic[T]):
             self._entries = changed
 
     def unregister(self, name: str) -> T:
-        """Remove an entry and return it; what was made with it stays as it is.
+        """Remove an entry and return it; objects that were created with it are unchanged.
 
         Raises:
-            LowpeftError: There is no such entry.
+            LowpeftError: No entry has this name. The registry's error class is raised.
         """
         with self._lock:
             entry = self.find(name)
@@ -67,10 +67,10 @@ class Registry(Mapping[str, T], Generic[T]):
         return entry
 
     def find(self, name: str) -> T:
-        """Return the entry of that name.
+        """Return the entry with this name.
 
         Raises:
-            LowpeftError: There is none; the known names are listed, the nearest first.
+            LowpeftError: No entry has this name. The message has the nearest names, then all known names.
         """
         entries = self._entries
         if name not in entries:

@@ -1,4 +1,4 @@
-"""Write files and folders in one step: a reader, or a run that is killed, never leaves half of one under its name."""
+"""Write files and folders in one step: readers never see an incomplete one, even if the writer is killed."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 TEMPORARY = ".part"
-"""Suffix of what is being written; `.NAME.RANDOM.part` beside `NAME`."""
+"""Suffix of temporary files and folders: `.NAME.RANDOM.part` beside `NAME`."""
 
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` to write to; it replaces `path` when the block ends without an error.
 
-    The file gets the permissions of any new file, whatever the writer gave it (safetensors lets the owner alone read).
+    The file gets the default permissions of a new file, whatever the writer set (safetensors sets owner-only).
 
     Raises:
-        OSError: The file cannot be written, or an error of the block; `path` is then unchanged.
+        OSError: The file cannot be written. After this or an error in the block, `path` is unchanged.
     """
     temporary = _beside(path)
     try:
@@ -38,10 +38,11 @@ def new_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder` to fill; it takes that name when the block ends without an error.
+    """Yield a temporary folder beside `folder` to fill; it is renamed to `folder` when the block ends without an error.
 
     Raises:
-        OSError: It cannot be written, `folder` is present and not empty, or an error of the block; nothing is left.
+        OSError: It cannot be written, or `folder` is present and not empty. After this or an error in the block, the
+            temporary folder is removed.
     """
     temporary = _beside(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +61,7 @@ def write_text(path: Path, text: str) -> Path:
     """Write a text file in UTF-8, in one step.
 
     Raises:
-        OSError: It cannot be written; what was there is unchanged.
+        OSError: It cannot be written; an existing file is unchanged.
     """
     with new_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -71,7 +72,7 @@ def write_json(path: Path, value: object) -> Path:
     """Write a value as indented JSON, in one step.
 
     Raises:
-        OSError: As for `write_text`.
+        OSError: It cannot be written; an existing file is unchanged.
     """
     return write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
@@ -82,7 +83,7 @@ def leftovers(folder: Path) -> list[Path]:
 
 
 def fsync(path: Path) -> None:
-    """Flush a file, or (on POSIX) a folder's entries, to the disk."""
+    """Flush a file, or (on POSIX) a folder's entries, to disk; a no-op for folders on other systems."""
     if path.is_dir() and os.name != "posix":
         return
     handle = os.open(path, os.O_RDONLY)

@@ -1,7 +1,7 @@
 """Tables as plain text, Markdown and HTML.
 
-A table is a sequence of rows of texts, the header first. A column whose cells are all numbers is set to the right:
-"1,044", "24.43/0.7690", "+0.012 ± 0.003", "–" where there is none.
+A table is a sequence of rows of strings, the header first. A column is right-aligned if all its cells are numbers:
+"1,044", "24.43/0.7690", "+0.012 ± 0.003", "–" for a missing number.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Sequence
 Cells = Sequence[Sequence[str]]
 
 NOTHING = "–"
-"""In a cell: there is no such figure."""
+"""Cell for a missing figure."""
 
 _NUMBER = re.compile(r"[-+±]?(\d[\d,.]*|inf|nan)([/ ±x%].*)?")
 
 
 def text(cells: Cells) -> str:
-    """Return the table in columns, for a terminal."""
+    """Return the table as aligned plain text, for a terminal."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     sides = [str.rjust if numbers else str.ljust for numbers in _of_numbers(cells)]
     lines = ("  ".join(side(c, w) for side, c, w in zip(sides, row, widths, strict=True)) for row in cells)
@@ -34,7 +34,7 @@ def markdown(cells: Cells) -> str:
 
 
 def html(cells: Cells) -> str:
-    """Return the table as an HTML element; cells are texts, not markup. Columns of numbers have the class `number`."""
+    """Return the table as an HTML element with escaped cells. Columns of numbers have the class `number`."""
     classes = [' class="number"' if numbers else "" for numbers in _of_numbers(cells)]
 
     def row(texts: Sequence[str], tag: str) -> str:
@@ -47,7 +47,7 @@ def html(cells: Cells) -> str:
 
 
 def _of_numbers(cells: Cells) -> list[bool]:
-    """Whether each column holds numbers alone, below its header."""
+    """Return for each column whether all its filled cells below the header are numbers, with at least one filled."""
     found = []
     for column in zip(*cells[1:], strict=True) if len(cells) > 1 else [()] * len(cells[0]):
         filled = [cell for cell in column if cell not in ("", NOTHING)]

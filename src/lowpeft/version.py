@@ -1,4 +1,4 @@
-"""The version, from the installed package's metadata."""
+"""Version of lowpeft, from the installed package's metadata."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from importlib import metadata
 
 
 def version() -> str:
-    """The installed version of lowpeft, `unknown` where it only lies on the path."""
+    """Return the installed version of lowpeft; `unknown` if it is only on the path and not installed."""
     try:
         return metadata.version("lowpeft")
     except metadata.PackageNotFoundError:

@@ -1,1 +1,1 @@
-"""Pre-trained networks: open checkpoints, lowpeft's own EDT, and conversions from other code."""
+"""Pre-trained networks: reading of checkpoints, lowpeft's implementation of EDT, conversions from other code."""

@@ -1,12 +1,12 @@
-"""Networks in the layout of ASteISR's authors: HAT's weights and the adapters in one file, taken apart.
+"""Conversion of ASteISR checkpoints, which have HAT's weights and the adapters in one file.
 
     layers.G.residual_group.blocks.B.S_Adapter.*   a spatial adapter, in every block
     layers.G.stereo_adapter.*                      a stereo adapter, in the groups 1, 3, 5, …
-    all others                                     HAT's own
+    all others                                     HAT's weights
 
-The published code uses the attention mask of the shifted windows in unshifted blocks too, which HAT does not. Networks
-were trained with it, so an adapter can ask for it: then its sites name a variant of HAT's block forward
-(`families.hat.MASKS`), which runs while that adapter is on, and at no other time.
+The published code applies the attention mask of shifted windows in unshifted blocks too, unlike HAT. Networks were
+trained that way, so an adapter can request it: its sites then name a variant of HAT's block forward
+(`families.hat.MASKS`), which runs only while that adapter is on.
 
 Source of the names: the code that was published with arXiv 2407.03598.
 """
@@ -39,7 +39,7 @@ from .opening import backbone_of, recognised
 from .weights import State, Weights
 
 WEIGHTS, ADAPTER = "HAT.safetensors", "adapter"
-"""What a conversion writes into its folder."""
+"""Names of the weights file and the adapter folder that a conversion writes."""
 
 PARTS = {
     "fc1": "D_fc1",
@@ -53,17 +53,17 @@ PARTS = {
     "beta": "beta",
     "gamma": "gamma",
 }
-"""The authors' name of each part of a spatial or stereo adapter, by ours."""
+"""Mapping from lowpeft's names of the parts of a spatial or stereo adapter to the authors' names."""
 
 _KEY = re.compile(r"layers\.\d+\.(residual_group\.blocks\.\d+\.S_Adapter|stereo_adapter)\..+")
 
 
 class Converted(NamedTuple):
-    """The paths that a conversion wrote.
+    """Paths that a conversion wrote.
 
     Attributes:
-        weights: The frozen HAT, for `load_backbone`.
-        adapter: The adapter's folder, for `load_adapter`.
+        weights: File with the frozen HAT, for `load_backbone`.
+        adapter: Folder of the adapter, for `load_adapter`.
     """
 
     weights: Path
@@ -71,23 +71,25 @@ class Converted(NamedTuple):
 
 
 def convert_asteisr(path: str | Path, out: str | Path, *, mask: str = "hat", weights: Choice = "ema") -> Converted:
-    """Write a network in the layout of ASteISR's authors as HAT's weights and an adapter.
+    """Split a checkpoint in the layout of ASteISR's authors into HAT's weights and an adapter.
 
     Args:
-        path: The network's file (.pth, .safetensors), as `load_backbone` takes one. Sizes and depths follow from it.
-        out: A folder that is not there yet, and appears whole, in one step; or one that is empty, and is filled.
-        mask: Where the network uses the attention mask while the adapter is on: `hat`, in shifted blocks, as HAT
-            itself does; `published`, in unshifted blocks too, as the authors' code does. It is kept with the adapter.
-        weights: As of `load_backbone`; the adapter's facts say which these are where a file has averages.
+        path: Path of the checkpoint (.pth, .safetensors), in any form that `load_backbone` reads. Sizes and depths are
+            read from its tensors.
+        out: Folder to write. A missing one is created in one step; an existing one must be empty.
+        mask: Blocks that use the attention mask while the adapter is on: `hat` for the shifted blocks only, like HAT;
+            `published` for the unshifted blocks too, like the authors' code. It is saved with the adapter.
+        weights: Weights to load, "ema" or "raw", as in `load_backbone`. If the file has averages, the adapter's facts
+            say which were loaded.
 
     Returns:
         The paths of the weights and of the adapter.
 
     Raises:
-        AdapterError: There is no such mask, `out` holds something or cannot be written, or the file is not such a
-            network: without adapters, not a HAT, with tensors missing, unknown or of other shapes (all are listed), or
-            holding NaN. Nothing is written.
-        LowpeftError: The file cannot be read as plain tensors.
+        AdapterError: The mask is unknown; `out` is not empty or cannot be written; or the file is not such a network:
+            it has no adapters, is not a HAT, contains NaN or half-precision weights, or has missing or unknown tensors
+            or wrong shapes (all are listed). Nothing is written.
+        LowpeftError: The file cannot be read as plain tensors, or has no raw weights and they were requested.
     """
     target, source = Path(out), Path(path)
     if mask not in MASKS:
@@ -112,7 +114,7 @@ def convert_asteisr(path: str | Path, out: str | Path, *, mask: str = "hat", wei
 
 
 def _state(source: Path, choice: Choice) -> tuple[State, tuple[str, ...]]:
-    """The state dict with adapters in a file, and which one it is where there are averages."""
+    """Return the state dict with adapters, and a note that says which weights it has if the file has averages."""
     held = read_checkpoint(source)
     sought = wanted(held, choice, source)
     adapted = [found for found in sought if any(map(_KEY.fullmatch, found.state))]
@@ -130,7 +132,7 @@ def _state(source: Path, choice: Choice) -> tuple[State, tuple[str, ...]]:
 
 
 def _hat(weights: State, source: Path) -> Backbone:
-    """The network without the adapters."""
+    """Build the HAT of a state dict without adapters."""
     try:
         backbone = backbone_of(recognised([Weights(path=(), state=weights, averaged=False)]).state)
     except LowpeftError as error:
@@ -143,7 +145,7 @@ def _hat(weights: State, source: Path) -> Backbone:
 
 
 def _with_mask(found: Plan, mask: str) -> Plan:
-    """The plan with the block forward of a mask."""
+    """Return the plan with its sites in HAT blocks set to the block forward of a mask."""
 
     def masked(site: Site) -> Site:
         act = site.attachment
@@ -155,7 +157,7 @@ def _with_mask(found: Plan, mask: str) -> Plan:
 def _renamed(
     theirs: Mapping[str, Tensor], sites: Iterable[Site], ours: Mapping[str, Tensor], source: Path
 ) -> dict[str, Tensor]:
-    """The authors' tensors by our names, in our shapes."""
+    """Return the authors' tensors with lowpeft's names and shapes."""
     pairs = dict(_names(sites, ours))
     problems = [f"missing: {key}" for key in pairs if key not in theirs]
     problems += [f"not of this network: {key}" for key in theirs if key not in pairs]
@@ -164,7 +166,7 @@ def _renamed(
         tensor, shape = theirs.get(key), ours[name].shape
         if tensor is None:
             continue
-        if [n for n in tensor.shape if n > 1] == [n for n in shape if n > 1]:  # theirs are 1x1 convolutions
+        if [n for n in tensor.shape if n > 1] == [n for n in shape if n > 1]:  # the authors use 1x1 convolutions
             found[name] = tensor.reshape(shape)
         else:
             problems.append(f"{key} has the shape {tuple(tensor.shape)}, and {tuple(shape)} is needed")
@@ -174,7 +176,7 @@ def _renamed(
 
 
 def _names(sites: Iterable[Site], tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
-    """The authors' name of each adapter tensor, and ours."""
+    """Yield the authors' name and lowpeft's name of each adapter tensor."""
     for site in sites:
         ours = f"{site.path}.{site.key}."
         theirs = f"{site.path}.S_Adapter" if site.config.kind == "spatial" else f"layers.{site.stage}.stereo_adapter"
@@ -184,7 +186,7 @@ def _names(sites: Iterable[Site], tensors: Mapping[str, Tensor]) -> Iterator[tup
 
 
 def _write(adapted: object, weights: State, target: Path, facts: Mapping[str, str]) -> None:
-    """Write the folder whole; into one that is there go its parts, each whole."""
+    """Write a new folder in one step; in an existing folder, write the file and the adapter folder in one step each."""
     if target.is_dir():
         with new_file(target / WEIGHTS) as file, new_folder(target / ADAPTER) as folder:
             _fill(adapted, weights, file, folder, facts)

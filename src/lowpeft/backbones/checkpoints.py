@@ -1,4 +1,4 @@
-"""Reading checkpoint files, of any form, and choosing the state dict in them. Code in a file is never run."""
+"""Read checkpoint files and choose the state dict in them. Code in a file is never run."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ RAW_ASKED = "weights='raw' (--raw-weights)"
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 MOST_NAMED = 20
-"""Tensors that an error names."""
+"""Largest number of tensors that an error names."""
 LEAST_BYTES = 4
-"""Of a real number in a weight; shorter ones were rounded."""
+"""Smallest number of bytes per value of a full-precision weight; weights with fewer were rounded."""
 
 CODE = (
     r"GLOBAL (\S+) was not an allowed",
@@ -33,17 +33,19 @@ CODE = (
     r"(?:but )?got (<class .+>)",
     r"(\S+) must be imported to load",
 )
-"""What PyTorch's reader of plain tensors says where a pickle asks for more than tensors; group 1 is what for."""
+"""Messages of PyTorch's weights-only reader for a pickle that needs code; group 1 is the name that it needs."""
 
 
 def read_checkpoint(file: Path) -> tuple[Weights, ...]:
-    """Every state dict in a checkpoint that may be a network's; without tensors an average that cannot be read.
+    """Return every state dict in a checkpoint that may be a network's.
+
+    An average that is present but cannot be read comes last, as a `Weights` with an empty state dict.
 
     Args:
-        file: A file of safetensors or of `torch.save`, whatever its suffix.
+        file: Path of a safetensors or `torch.save` file, with any suffix.
 
     Raises:
-        LowpeftError: There is no such file, or it is not a checkpoint of plain tensors by name.
+        LowpeftError: The file does not exist, or is not a checkpoint of plain named tensors.
     """
     try:
         if file.is_dir():
@@ -56,7 +58,7 @@ def read_checkpoint(file: Path) -> tuple[Weights, ...]:
     except OSError as error:
         raise LowpeftError(f"{file} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # noqa: BLE001  (torch and safetensors raise many kinds)
-        raise _unreadable(file, error) from None  # whose text advises to run the code
+        raise _unreadable(file, error) from None  # torch's own message advises to run the code in the file
     try:
         found = find_weights(content)
     except LowpeftError as error:
@@ -69,10 +71,10 @@ def read_checkpoint(file: Path) -> tuple[Weights, ...]:
 
 
 def wanted(found: Sequence[Weights], choice: Choice, file: Path) -> list[Weights]:
-    """Of all state dicts in a file those among which the network is sought: averages where there are any, or raw ones.
+    """Return the candidate state dicts for a choice: the averages if there are any and "ema" is chosen, else raw ones.
 
     Raises:
-        LowpeftError: There is no such choice, or raw weights were asked for and there are averages alone.
+        LowpeftError: The choice is unknown, or raw weights were requested and the file contains only averages.
     """
     if choice not in get_args(Choice):
         known = get_args(Choice)
@@ -87,10 +89,10 @@ def wanted(found: Sequence[Weights], choice: Choice, file: Path) -> list[Weights
 
 
 def the_one(recognised: Sequence[Weights]) -> Weights:
-    """The one of several state dicts that are networks; those inside it, and copies of it, do not count.
+    """Return the only network among state dicts, ignoring those inside another one and identical copies.
 
     Raises:
-        LowpeftError: They differ.
+        LowpeftError: The state dicts differ.
     """
     first, *others = outermost(recognised)
     if any(not same(first.state, other.state) for other in others):
@@ -102,7 +104,7 @@ def the_one(recognised: Sequence[Weights]) -> Weights:
 
 
 def said(taken: Weights, found: Sequence[Weights]) -> tuple[str, ...]:
-    """A note on which weights were taken; none where a file has no averages."""
+    """Return a note that says which weights were loaded; empty if the file has no averages."""
     others = [w for w in found if w.averaged is not taken.averaged]
     if not taken.averaged:
         why = {True: "as asked; averaged ones (EMA) are {}", False: "because the averaged ones (EMA) {} cannot be read"}
@@ -113,15 +115,16 @@ def said(taken: Weights, found: Sequence[Weights]) -> tuple[str, ...]:
 
 
 def which_weights(notes: Iterable[str]) -> str | None:
-    """What `said`, among the notes of a network; None where its file has no averages."""
+    """Find the note that `said` made among a network's notes; None if its file has no averages."""
     return next((note.removeprefix(ABOUT) for note in notes if note.startswith(ABOUT)), None)
 
 
 def in_full_precision(state: State, *, allow_half: bool) -> State:
-    """The tensors as they are, or those of half precision and less as float32.
+    """Return the state dict with tensors of half precision or less converted to float32.
 
     Raises:
-        LowpeftError: There are such tensors, and they are not allowed; or tensors that no network computes with.
+        LowpeftError: There are such tensors and `allow_half` is False; or tensors are complex, NaN, +inf or integer
+            weights.
     """
     if problems := list(islice(_no_weights(state), MOST_NAMED)):
         raise LowpeftError("its tensors are not the weights of a network that computes:", problems=problems)
@@ -137,7 +140,7 @@ def in_full_precision(state: State, *, allow_half: bool) -> State:
 
 
 def _no_weights(state: State) -> Iterator[str]:
-    """Tensors of complex numbers, weights of integers, and NaN; masks may hold -inf."""
+    """Yield a line for each complex tensor, integer weight, and tensor with NaN or +inf; masks may contain -inf."""
     for key, tensor in state.items():
         if tensor.is_complex():
             yield f"{key} holds complex numbers ({tensor.dtype})"
@@ -149,14 +152,14 @@ def _no_weights(state: State) -> Iterator[str]:
 
 
 def _torch(file: Path) -> Any:
-    # Not by its path: torch reads a file named .safetensors as such, whatever is in it.
+    # Pass the open file, not its path: torch reads any file named .safetensors as safetensors.
     with file.open("rb") as opened, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # old protocols, sparse tensors, quantised ones
+        warnings.simplefilter("ignore", UserWarning)  # about old protocols, sparse and quantised tensors
         return torch.load(opened, map_location="cpu", weights_only=True)
 
 
 def _unreadable(file: Path, error: Exception) -> LowpeftError:
-    """The error for what torch or safetensors cannot read, in their words but for their advice."""
+    """Build the error for a file that torch or safetensors cannot read, with their reason but not their advice."""
     reason = str(error).rpartition("WeightsUnpickler error:")[2].strip()
     asked_for = next((found[1] for pattern in CODE if (found := re.search(pattern, reason))), None)
     if asked_for is not None:
@@ -174,7 +177,7 @@ def _unreadable(file: Path, error: Exception) -> LowpeftError:
 
 
 def _held(content: object) -> str:
-    """What is in a file in which no network was found."""
+    """Describe the content of a file in which no network was found."""
     if not isinstance(content, Mapping):
         return f"it holds no tensors by name, but a {type(content).__name__}"
     names = ", ".join(str(key)[:40] for key in islice(content, 8)) + ", …" * (len(content) > 8)

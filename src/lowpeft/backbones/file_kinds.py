@@ -1,6 +1,6 @@
-"""What a file is, by its first bytes: a checkpoint that can be read, or something else, and then what.
+"""Detection of a file's format from its first bytes: a readable checkpoint, or a description of another format.
 
-Nothing here unpickles. Signatures are those of the formats' own specifications, as in the database of file(1).
+Nothing here unpickles. Signatures are those of the formats' specifications, as in the database of file(1).
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from ..errors import LowpeftError
 Format = Literal["safetensors", "torch"]
 
 START = 4096
-"""Bytes at the beginning by which a file is told."""
+"""Number of bytes at the beginning of a file that are inspected."""
 
 MOST_UNPACKED = 16
-"""A zip archive that unpacks to more than so many times its size is refused; torch.save compresses nothing."""
+"""Largest accepted ratio of a zip archive's unpacked size to its size; torch.save does not compress."""
 
 TORCH_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-"""The number that opens a file of torch.save before version 1.6, pickled (`torch.serialization.MAGIC_NUMBER`)."""
+"""Pickled number (`torch.serialization.MAGIC_NUMBER`) at the start of `torch.save` files of PyTorch before 1.6."""
 
 AN_IMAGE = "an image"
 AN_ARCHIVE = "an archive that has to be unpacked first: the checkpoint may be inside"
 OTHER_WEIGHTS = "and lowpeft opens weights of PyTorch alone: take the .pth or .safetensors file, or convert it"
 TABLE_END = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"
-"""The last bytes of the index of a TensorFlow checkpoint (LevelDB's table format)."""
+"""Last bytes of the index of a TensorFlow checkpoint (LevelDB's table format)."""
 
 SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x89PNG\r\n\x1a\n", f"{AN_IMAGE} (PNG)"),
@@ -53,7 +53,7 @@ SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
 )
 
 ONNX = re.compile(rb"\x08[\x02-\x1f][\x12\x1a\x22\x3a\x42]")
-"""Protocol buffer of a ModelProto: the format's version, then the name of the producer or another field."""
+"""Start of a ModelProto protocol buffer: the format's version, then the producer's name or another field."""
 
 PAGE = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*(?:<!--.*?-->\s*)?<(?:!doctype|html|head|body|\?xml)", re.IGNORECASE | re.DOTALL
@@ -62,11 +62,12 @@ LFS = re.compile(rb"version https://git-lfs\.github\.com/spec/\S+\s+oid \S+\s+si
 
 
 def checkpoint_format(file: Path) -> Format:
-    """How the tensors in a file are read; its suffix has no say.
+    """Return the format of a checkpoint file, from its content; the suffix is ignored.
 
     Raises:
-        LowpeftError: It is no checkpoint of PyTorch that can be read without running code, and what it is instead.
-        OSError: It cannot be read.
+        LowpeftError: The file is not a PyTorch checkpoint that can be read without running code; the message says
+            what it is instead.
+        OSError: The file cannot be read.
     """
     size = file.stat().st_size
     with file.open("rb") as opened:
@@ -107,7 +108,7 @@ def _no_checkpoint(start: bytes) -> str:
 
 
 def _text(start: bytes) -> str | None:
-    """What a text is; None for what is no text."""
+    """Describe a text file; None if the file is not text."""
     if PAGE.match(start):
         return (
             "an HTML page: the download gave a page (to log in, or to confirm) in place of the file, so fetch it again"
@@ -117,7 +118,7 @@ def _text(start: bytes) -> str | None:
             f"a git-LFS pointer to a file of {int(pointer[1]):,} bytes: run `git lfs pull` where you cloned it, or "
             "download the file itself"
         )
-    text = start.decode("utf-8", errors="ignore")  # a letter may be cut at the end
+    text = start.decode("utf-8", errors="ignore")  # the last character may be cut off
     if len(text.encode()) < len(start) - 3 or not all(c.isprintable() or c.isspace() for c in text):
         return None
     if '"weight_map"' in text:
@@ -128,15 +129,15 @@ def _text(start: bytes) -> str | None:
 
 
 def _zip(file: Path, size: int) -> str | None:
-    """What a zip archive is; None for one of torch.save, with the checksums that torch does not look at."""
+    """Describe a zip archive; None for one that torch.save wrote. Verify checksums, which torch does not do."""
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
             if sum(entry.file_size for entry in entries) > MOST_UNPACKED * size:
                 return f"a zip archive that would unpack to more than {MOST_UNPACKED} times its size"
-            # All are 0 where torch was told to compute none (torch.serialization.set_crc32_options).
+            # All checksums are 0 if torch was set to compute none (torch.serialization.set_crc32_options).
             damaged = archive.testzip() if any(entry.CRC for entry in entries) else None
-    except Exception:  # noqa: BLE001  (zipfile raises many kinds for an archive that is damaged)
+    except Exception:  # noqa: BLE001  (zipfile raises many kinds for a damaged archive)
         return "a zip archive, as torch.save writes, that is damaged or cut off: fetch it again"
     if damaged is not None:
         return (

@@ -1,4 +1,4 @@
-"""Opening pre-trained checkpoints: what a network is, beside its module."""
+"""Open pre-trained checkpoints as a network with its facts."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ def load_backbone(
     pretrained: bool = False,
     **options: Any,
 ) -> Backbone:
-    """Open a checkpoint file (EDT's are read by lowpeft itself, all others by spandrel), or make a network of timm.
+    """Open a checkpoint file (lowpeft reads EDT, spandrel all other networks), or create a timm network.
 
-    The state dict may be bare or under the keys of the usual trainers (`params_ema`, `state_dict`, `netG`, …), and its
-    names may begin with what held the network in training (`module.`, Lightning's `model.`, …). `.notes` says
-    which weights were taken where the file has averaged ones. Masks of window attention, whose size follows from the
-    training crop, are dropped and computed anew.
+    The state dict may be at the top level or under the usual keys of trainers (`params_ema`, `state_dict`, `netG`, …).
+    Its names may have the prefix of a training wrapper (`module.`, Lightning's `model.`, …). If the file has averaged
+    weights, `.notes` says which weights were loaded. Masks of window attention depend on the training crop's size, so
+    those in the file are dropped and computed anew.
 
     Args:
-        path: A file of safetensors, or of `torch.save`, whatever its suffix. Code in a file is never run. Or
-            `timm:NAME` for `timm.create_model(NAME, features_only=True)`, which gives features and no image.
-        task: Of a network for several tasks, the one to keep: an EDT then has one head and one tail and gives one image
-            (`sr_x4`), an IPT runs the head with that number and scale (`2_x4`). Without it, an EDT for several tasks
-            gives a list, and an IPT runs its largest scale.
-        weights: "ema" takes the running average of the weights where the file has one, and raw weights otherwise; "raw"
-            takes those of the last step.
-        allow_half: Open weights of half precision as float32, instead of refusing them: they were rounded, so an
-            adapter made on them does not fit the float32 network.
-        pretrained: Let timm fetch the weights of its network, which are random otherwise.
-        options: Of `timm.create_model`, as img_size=64; for networks of timm alone.
+        path: Path of a safetensors or `torch.save` file with any suffix; code in a file is never run. Or `timm:NAME`
+            for `timm.create_model(NAME, features_only=True)`, which returns features instead of an image.
+        task: Task to keep of a network for several tasks. `sr_x4` keeps one head and one tail of an EDT, which then
+            returns one image; `2_x4` makes an IPT run its head number 2, of scale 4. By default, an EDT for several
+            tasks returns a list, and an IPT runs its largest scale.
+        weights: Weights to load: "ema" for the running average if the file has one and the raw weights otherwise;
+            "raw" for the weights of the last training step.
+        allow_half: True to load half-precision weights as float32 instead of raising. They were rounded, so an adapter
+            made on them does not fit the float32 network.
+        pretrained: True to let timm download pre-trained weights; otherwise a timm network has random weights.
+        options: Further arguments of `timm.create_model`, e.g. img_size=64; only for timm networks.
 
     Returns:
         The network, ready to be adapted: `.module` is a plain trainable module on the CPU in eval mode.
 
     Raises:
-        LowpeftError: There is no such file, it cannot be read as plain tensors (and what it is instead), it has no raw
-            weights and they were asked for, it holds several networks, its architecture is not recognised (the nearest
-            is named, with what is missing), its tensors are not those of that architecture, it has no such task, or
-            spandrel is not installed. Or timm has no network of that name (the nearest are named), or cannot make it
-            with these options.
+        LowpeftError: The file does not exist; it cannot be read as plain tensors (the message says what the file is);
+            raw weights were requested and it has none; it contains several networks; its architecture is not
+            recognised (the message names the nearest one and the missing keys); its tensors do not fit that
+            architecture; it has no such task; or spandrel is not installed. For timm: there is no network of that name
+            (the message names the nearest), or timm cannot create it with these options.
     """
     if str(path).startswith(PREFIX):
         if task is not None or allow_half or weights != "ema":
@@ -82,19 +82,19 @@ def load_backbone(
 
 
 def backbone_of(state: State, task: str | None = None) -> Backbone:
-    """The network of a state dict that is known, as `load_backbone` opens it.
+    """Build the network of a recognised state dict.
 
     Raises:
-        LowpeftError: Its tensors are not those of its architecture, or it has no such task.
+        LowpeftError: The tensors do not fit the architecture, or the network has no such task.
     """
     return _edt(state, task) if _is_edt(state) else _spandrel(state, task)
 
 
 def recognised(sought: Sequence[Weights]) -> Weights:
-    """The state dict of a network that is known.
+    """Return the one state dict that belongs to a known architecture.
 
     Raises:
-        LowpeftError: There is none, or more than one.
+        LowpeftError: No state dict is recognised, or several different ones are.
     """
     if edts := [weights for weights in sought if _is_edt(weights.state)]:
         return the_one(edts)
@@ -167,7 +167,7 @@ def _spandrel(state: State, task: str | None) -> Backbone:
 
 
 def _choose_ipt_task(module: Any, task: str | None) -> dict[str, Any]:
-    """Set the head and tail that an IPT runs, and say what follows from it."""
+    """Set the head and tail that an IPT runs, and return the facts that depend on them."""
     tasks = tuple(f"{i}_x{scale}" for i, scale in enumerate(module.scale))
     if task is not None:
         _check_task(task, tasks)

@@ -1,4 +1,4 @@
-"""Building the network of a state dict with spandrel, and saying why not where that fails."""
+"""Build networks from state dicts with spandrel, and explain why where that fails."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from .weights import State
 BLOCK = "layers.0.residual_group.blocks.0.attn.relative_position_index"
 MASKED_BLOCK = re.compile(r"(layers\.\d+\.residual_group\.blocks\.\d*[13579])\.attn\.relative_position_index")
 WINDOWS_PER_SIDE = 8
-"""Of the image for which masks are made where the file has none: 64 pixels, as published, with windows of 8."""
+"""Windows per side of the image for masks if the file has none; e.g. 8 windows of 8 px are 64 px, as published."""
 
 
 def is_known(state: State) -> bool:
-    """Whether a state dict looks like one of an architecture of spandrel."""
+    """Return whether spandrel recognises the state dict's architecture."""
     return _architecture(state) is not None
 
 
 def load(state: State) -> ImageModelDescriptor[Any]:
-    """The network of a bare state dict, and its facts.
+    """Build the network of a bare state dict; return it with spandrel's facts about it.
 
     Raises:
-        LowpeftError: Nothing in spandrel looks like it (the nearest is named), its tensors are not those that the
-            architecture has, or it does not map one image to one image.
+        LowpeftError: spandrel does not recognise it (the message names the nearest architecture), its tensors do not
+            fit the architecture, or it does not map one image to one image.
     """
     architecture = _architecture(state)
     if architecture is None:
@@ -38,7 +38,7 @@ def load(state: State) -> ImageModelDescriptor[Any]:
         state = with_masks(state)
     try:
         descriptor = architecture.load(state)
-    except Exception as error:  # spandrel passes on whatever building a network from wrong tensors raises
+    except Exception as error:  # spandrel does not catch what building a network from wrong tensors raises
         problems = _tensor_problems(str(error), state) or [f"{type(error).__name__}: {_first_line(error)}"]
         raise LowpeftError(
             f"it looks like {architecture.name}, but its tensors are not those of one:", problems=problems
@@ -49,7 +49,7 @@ def load(state: State) -> ImageModelDescriptor[Any]:
 
 
 def _architecture(state: State) -> Any:
-    """Of spandrel's architectures the first that the state dict looks like; None if there is none."""
+    """Return the first of spandrel's architectures that recognises the state dict; None if none does."""
     for support in MAIN_REGISTRY.architectures("detection"):
         if support.detect(state):
             return support.architecture
@@ -58,7 +58,7 @@ def _architecture(state: State) -> Any:
 
 MINUS_ONE_TO_ONE = (-1.0, 1.0)
 NOISE = 15 / 255
-"""The noise level that spandrel gives to networks that take one."""
+"""Noise level that spandrel passes to networks that take one."""
 
 CALLS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "DRUNet": lambda network: {"maps": (NOISE,)},
@@ -80,14 +80,16 @@ CALLS: dict[str, Callable[[Any], dict[str, Any]]] = {
         "notes": ("strips: spandrel's own call runs the odd and even columns of images of 3000 px by themselves",)
     },
 }
-"""By spandrel's name of an architecture, facts that say what its `call_fn` does beyond calling the network."""
+"""Functions, by spandrel's architecture id, that return facts: what `call_fn` does besides calling the network."""
 
 
 def facts_of(descriptor: ImageModelDescriptor[Any]) -> dict[str, Any]:
-    """Values of `lowpeft.ports.facts.Facts`, by name, that spandrel knows of a network, but for its family's.
+    """Return the facts that spandrel knows about a network, as fields of `lowpeft.ports.facts.Facts` by name.
+
+    Facts that lowpeft's family of the network knows are not included.
 
     Raises:
-        LowpeftError: spandrel calls it in a way of its own that lowpeft does not know.
+        LowpeftError: spandrel runs this network with a `call_fn` that lowpeft does not know.
     """
     name, sizes = descriptor.architecture.id, descriptor.size_requirements
     if name not in CALLS and descriptor._call_fn.__module__ != ImageModelDescriptor.__module__:
@@ -107,10 +109,11 @@ def facts_of(descriptor: ImageModelDescriptor[Any]) -> dict[str, Any]:
 
 
 def with_masks(state: State) -> State:
-    """The state dict of a SwinIR or Swin2SR with new masks, which depend on the training image's size alone.
+    """Return the state dict of a SwinIR or Swin2SR with new masks, which depend only on the training image's size.
 
-    Those in the file give the size if they are of a square image. A file without masks is taken for one from which
-    they were removed: every published network shifts the windows of its odd blocks.
+    Masks in the file give that size if they are for a square image; otherwise 8 windows per side are assumed. If the
+    file has no masks, they are assumed to have been removed: every published network shifts the windows of its odd
+    blocks (1, 3, 5, …).
     """
     from .networks.edt_parts import shift_mask
 
@@ -126,7 +129,7 @@ def with_masks(state: State) -> State:
 
 
 def _tensor_problems(message: str, state: State) -> list[str]:
-    """The tensors that PyTorch's own message about a state dict names."""
+    """Return one line for each tensor that PyTorch's message about a state dict names."""
     problems = []
     for words, label in (("Missing key", "missing"), ("Unexpected key", "not of this network")):
         for part in re.findall(rf"{words}\(s\) in state_dict: (.*?)\.\s*(?:\n|$)", message):
@@ -142,11 +145,11 @@ def _first_line(error: Exception) -> str:
 
 
 MOST_COMPARED = 20_000
-"""Names among which a missing one is sought; more would take minutes."""
+"""Largest number of names that a missing one is compared with; more would take minutes."""
 
 
 class _Asked(Mapping[str, Any]):
-    """A state dict that says yes to every question whether it has a key, and remembers the questions."""
+    """A state dict whose `in` test is always true and which records the keys that were tested."""
 
     def __init__(self, state: State) -> None:
         self.state = state
@@ -167,7 +170,10 @@ class _Asked(Mapping[str, Any]):
 
 
 def nearest(states: Sequence[State]) -> LowpeftError:
-    """The error for state dicts that no architecture claims: which one would with the fewest keys more."""
+    """Build the error for state dicts that no architecture recognises.
+
+    It names the architecture of which the largest fraction of the tested keys is present, and the missing keys.
+    """
     best: tuple[float, int, str, State, list[str]] = (0.0, 0, "", states[0], [])
     for candidate in states:
         for support in MAIN_REGISTRY.architectures("detection"):
@@ -175,7 +181,7 @@ def nearest(states: Sequence[State]) -> LowpeftError:
             try:
                 support.detect(asked)
             except (KeyError, AttributeError, IndexError, ValueError):
-                continue  # this architecture reads tensors that are not there, so it is not near
+                continue  # this architecture reads tensors that are missing, so it is not near
             missing = [key for key in asked.keys_asked if key not in candidate]
             found = len(asked.keys_asked) - len(missing)
             row = (found / max(1, len(asked.keys_asked)), found, support.architecture.name, candidate, missing)

@@ -1,18 +1,19 @@
-"""Swin2SR in two layouts: the official one (spandrel's too) and that of transformers; weights and adapters, both ways.
+"""Conversion of Swin2SR weights and adapters between the official layout (also spandrel's) and that of transformers.
 
-The two hold the same tensors under other names, except that the official `attn.qkv` is one weight and transformers has
-three. One table of names, `ROWS`, is read in both directions; everything here follows from it.
+Both layouts have the same tensors under different names, except that the official `attn.qkv` is one weight and
+transformers has three. One table of names, `ROWS`, is used in both directions.
 
 Converted weights give the same output (to rounding) for the upsamplers `pixelshuffle`, `pixelshuffledirect` and
-`nearest+conv`, on images whose sides are multiples of the window. What differs in the networks themselves, and no
-conversion of weights can bridge (transformers 5.23):
+`nearest+conv`, on images whose sides are multiples of the window. These differences between the networks remain
+(transformers 5.23):
 
-* sides: the official network pads by reflection; that of transformers raises, its image processor pads before it;
+* sides: the official network pads by reflection; that of transformers raises, because its image processor pads before;
 * `pixelshuffle_aux`, and no upsampler (denoising, JPEG): the official network subtracts the mean colour from the image
   that it interpolates or adds at its end, that of transformers does not. The body computes the same in both;
 * `img_range` and the mean are attributes, not weights: give the other network the same `img_range`.
 
-Without a counterpart in the other layout: `resi_connection="3conv"`, absolute position embeddings, `pixelshuffle_hf`.
+These have no counterpart in the other layout: `resi_connection="3conv"`, absolute position embeddings,
+`pixelshuffle_hf`.
 
 Sources of the names: Swin2SR in spandrel 0.4.2 and Swin2SRForImageSuperResolution in transformers 5.23.
 """
@@ -43,19 +44,19 @@ from ..families.swinir import SWIN2SR, SWIN2SR_TRANSFORMERS
 from ..ports.base import base_parameters
 from ..ports.facts import RECORD
 
-OFFICIAL, TRANSFORMERS = 0, 1  # the sides of a row
+OFFICIAL, TRANSFORMERS = 0, 1  # indices into a row, called sides below
 FAMILIES = (SWIN2SR, SWIN2SR_TRANSFORMERS)
 PREFIXES = ("", "swin2sr")
-"""Where a whole network of each layout holds what its family's signature recognises."""
+"""Path of the module that the family's signature recognises, in a whole network of each layout."""
 
 Row = tuple[str, str]
 Pairs = dict[str, tuple[str, ...]]
-"""Official key to the transformers keys that hold it: one, or three for a fused weight."""
+"""Mapping from an official key to its transformers keys: one, or three for a fused weight."""
 
 # --- the table -------------------------------------------------------------------------------------------------------
 
 PARTS = ("query", "key", "value")
-"""What `{part}` stands for, in the order in which the official network fuses them along the first dimension."""
+"""Values of `{part}`, in the order in which the official network fuses them along the first dimension."""
 
 PLACEHOLDERS = {
     "group": "[0-9]+",
@@ -89,7 +90,7 @@ BODY: tuple[Row, ...] = (
     ("norm.{tensor}", "swin2sr.layernorm.{tensor}"),
     ("conv_after_body.{tensor}", "swin2sr.conv_after_body.{tensor}"),
 )
-# The official layout uses `upsample.0` and `conv_last` for several things that transformers tells apart.
+# `upsample.0` and `conv_last` of the official layout have several meanings; transformers has a name for each.
 PLAIN: tuple[Row, ...] = (("conv_last.{tensor}", "final_convolution.{tensor}"),)
 DIRECT: tuple[Row, ...] = (("upsample.0.{tensor}", "upsample.conv.{tensor}"),)
 WIDE: tuple[Row, ...] = (
@@ -108,7 +109,7 @@ TIMES_2: tuple[Row, ...] = tuple(
 TIMES_3: tuple[Row, ...] = (("upsample.0.{tensor}", "upsample.upsample.convolution.{tensor}"),)
 ROWS = (*BODY, *PLAIN, *DIRECT, *WIDE, *TIMES_2, *TIMES_3)
 
-# Buffers that each network computes for itself, so they are no part of a conversion.
+# Buffers that each network computes for itself, so they are not converted.
 COORDINATES: tuple[Row, ...] = ((f"{_O}.attn.relative_coords_table", f"{_T}.attention.self.relative_coords_table"),)
 MEAN = "swin2sr.mean"
 RECOMPUTED = (
@@ -126,7 +127,7 @@ def _expression(template: str) -> re.Pattern[str]:
 
 
 def _pair(keys: Iterable[str], rows: tuple[Row, ...], side: int) -> tuple[Pairs, list[str]]:
-    """What the keys of one side are on both, and the keys that no row knows or that mean what another already does."""
+    """Pair the keys of one side with the other's; also return keys that match no row or that duplicate another key."""
     pairs: Pairs = {}
     unknown = []
     for key in keys:
@@ -143,7 +144,7 @@ def _pair(keys: Iterable[str], rows: tuple[Row, ...], side: int) -> tuple[Pairs,
 
 
 def _rows(state: Mapping[str, Tensor], side: int) -> tuple[Row, ...]:
-    """The rows that count for a network: in the official layout its upsampler decides what some names mean."""
+    """Return the rows that apply to a network: in the official layout the upsampler decides what some names mean."""
     if side == TRANSFORMERS:
         return ROWS
     first = state.get("upsample.0.weight")
@@ -154,10 +155,10 @@ def _rows(state: Mapping[str, Tensor], side: int) -> tuple[Row, ...]:
 
 
 def _pairs(state: Mapping[str, Tensor], side: int) -> Pairs:
-    """The tensors of one side, paired, without the buffers that networks compute for themselves.
+    """Pair the tensors of one side with the other's, without the buffers that networks compute for themselves.
 
     Raises:
-        AdapterError: Listing every key that no row knows, and every fused weight that cannot be split or joined.
+        AdapterError: Keys match no row, or fused weights cannot be split or joined; all are listed.
     """
     buffers = [_expression(template) for template in RECOMPUTED[side]]
     keys = [key for key in state if not any(b.fullmatch(key) for b in buffers)]
@@ -182,18 +183,18 @@ def _pairs(state: Mapping[str, Tensor], side: int) -> Pairs:
 
 
 def swin2sr_to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of an official (or spandrel's) Swin2SR under the names of transformers.
+    """Convert the state dict of an official (or spandrel's) Swin2SR to the names of transformers.
 
     Args:
-        state: Of the whole network, without a wrapper's `module.` or `params`. Its `attn_mask`,
+        state: State dict of the whole network, without a wrapper's `module.` or `params`. `attn_mask`,
             `relative_position_index` and `relative_coords_table` are dropped: the other network computes its own, for
             its `image_size` and `window_size`.
 
     Returns:
-        What `Swin2SRForImageSuperResolution.load_state_dict` takes (strict). The tensors share memory with `state`.
+        State dict for `Swin2SRForImageSuperResolution.load_state_dict` (strict). The tensors share memory with `state`.
 
     Raises:
-        AdapterError: Keys that have no counterpart, all of them listed.
+        AdapterError: Keys have no counterpart; all are listed.
     """
     return {
         name: tensor
@@ -203,20 +204,20 @@ def swin2sr_to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def swin2sr_from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `swin2sr_to_transformers`.
+    """Convert the state dict of transformers' Swin2SR to official names; inverse of `swin2sr_to_transformers`.
 
     Args:
-        state: Of a whole `Swin2SRForImageSuperResolution`. Buffers (`relative_position_index`,
+        state: State dict of a whole `Swin2SRForImageSuperResolution`. Buffers (`relative_position_index`,
             `relative_coords_table`, the mean), which some versions save, are dropped.
 
     Returns:
-        Every parameter of the official network. Its buffers (`attn_mask`, `relative_position_index`,
-        `relative_coords_table`) are not among them, because they depend on sizes that the weights do not tell: a
-        network that was built for these sizes has its own, so load with `strict=False`. The tensors are those of
-        `state`, except that `attn.qkv` is new.
+        Every parameter of the official network, but none of its buffers (`attn_mask`, `relative_position_index`,
+        `relative_coords_table`): these depend on sizes that the weights do not contain. A network that was built for
+        these sizes has them already, so load with `strict=False`. The tensors are those of `state`, except that
+        `attn.qkv` is new.
 
     Raises:
-        AdapterError: Keys that have no counterpart, or a query, key or value without the other two; all are listed.
+        AdapterError: Keys have no counterpart, or a query, key or value lacks the other two; all are listed.
     """
     return {
         official: state[names[0]] if len(names) == 1 else torch.cat([state[name] for name in names])
@@ -231,31 +232,31 @@ _TO_THE_OTHER = (swin2sr_to_transformers, swin2sr_from_transformers)
 
 
 def convert_adapter(source: str | Path, destination: str | Path, base: object) -> Path:
-    """Write an adapter that was made on one layout of Swin2SR as one for the other.
+    """Convert an adapter that was made on one layout of Swin2SR to the other layout.
 
-    Its tensors stay what they are; its sites and keys get the names of `base`, its fingerprint is that of `base`. The
-    recipe stays as it was asked for, patterns of the old layout included; loading goes by the sites. A fact,
-    "converted from", says which class the adapter was made on. Features at the sites are the same in both networks,
-    whatever the upsampler; so are the images, where those of the networks are (see `lowpeft.backbones.swin2sr`).
+    The tensors are unchanged; sites and keys get the names of `base`, and the fingerprint is that of `base`. The recipe
+    is unchanged, including patterns for the old layout, because loading uses the sites. The fact "converted from"
+    names the class that the adapter was made on. Features at the sites are the same in both networks, whatever the
+    upsampler; images are the same where those of the networks are (see `lowpeft.backbones.swin2sr`).
 
-    Whether `base` holds the weights that the adapter was made on is told by the fingerprint in its file: the tensors
-    of `base`, renamed, must give the same hash, so all parameters (bits and dtype) and the tables of coordinates must
-    agree. The tables come from `base`, so a checkpoint whose table was rounded otherwise on another machine counts as
-    another base. Not told, because neither is a weight: `img_range`, and the mean of an official network.
+    The fingerprint in the adapter's file must match that of the renamed tensors of `base`: all parameters (bits and
+    dtype) and the tables of coordinates must be equal. The tables come from `base`, so a checkpoint whose table was
+    rounded differently on another machine counts as another base. `img_range` and the mean of an official network are
+    not checked, because they are not weights.
 
     Args:
-        source: An adapter folder.
-        destination: Created if needed; an adapter that is there (`source` too) is replaced in one step.
-        base: A whole network of the other layout, adapted or not, or a `Backbone`. It is not changed.
+        source: Folder of the adapter.
+        destination: Folder to write, created if needed. An existing adapter (`source` too) is replaced in one step.
+        base: Whole network of the other layout, adapted or not, or a `Backbone`. It is not changed.
 
     Returns:
         The folder that was written, for `load_adapter(base, destination)`.
 
     Raises:
-        AdapterError: The folder cannot be read or written, `base` is not of the other layout or does not hold the same
-            weights, or sites have no counterpart (the fused `attn.qkv`, modules that only one layout has); problems
-            that can be seen together are listed together. Nothing is written.
-        PlanError: `base` is no network.
+        AdapterError: The folder cannot be read or written; `base` is not of the other layout or has other weights; or
+            sites have no counterpart (the fused `attn.qkv`, modules that only one layout has). Problems that can be
+            found together are listed together. Nothing is written.
+        PlanError: `base` is not a network.
     """
     adapter = read_adapter(source)
     root = root_of(base)
@@ -276,7 +277,7 @@ def convert_adapter(source: str | Path, destination: str | Path, base: object) -
 
 
 def _check_layouts(adapter: AdapterFile, root: nn.Module) -> int:
-    """The adapter's side, once it is certain that the network is whole and of the other."""
+    """Return the adapter's side; raise if the network is not a whole network of the other side."""
     names = [family.name for family in FAMILIES]
     family = adapter.config.get("family")
     if family not in names:
@@ -293,21 +294,21 @@ def _check_layouts(adapter: AdapterFile, root: nn.Module) -> int:
 
 
 def _renamed_fingerprint(root: nn.Module, side: int, model: str) -> Fingerprint:
-    """The fingerprint that the network would have in the layout `side`, in a class of that name."""
+    """Compute the fingerprint that the network would have in the layout `side`, with the class name `model`."""
     parameters = _TO_THE_OTHER[1 - side](dict(base_parameters(root)))
     renamed = nn.Module()
     for key, tensor in parameters.items():
         _holder(renamed, key).register_parameter(key.rpartition(".")[2], nn.Parameter(tensor, requires_grad=False))
-    if side == OFFICIAL:  # the only one that saves its tables of coordinates
+    if side == OFFICIAL:  # only this layout saves its tables of coordinates
         buffers = dict(root.named_buffers())
         tables, _ = _pair(buffers, COORDINATES, TRANSFORMERS)
         for key, (name,) in tables.items():
             _holder(renamed, key).register_buffer(key.rpartition(".")[2], buffers[name])
-    return replace(fingerprint(renamed), model=model, indices=None)  # of which transformers saves none
+    return replace(fingerprint(renamed), model=model, indices=None)  # transformers saves no indices
 
 
 def _holder(root: nn.Module, key: str) -> nn.Module:
-    """The module that a tensor of that name belongs to; those on the way are made where they are missing."""
+    """Return the module that a tensor of that name belongs to; create missing modules on the path."""
     for name in key.split(".")[:-1]:
         if name not in root._modules:
             root.add_module(name, nn.Module())
@@ -316,9 +317,9 @@ def _holder(root: nn.Module, key: str) -> nn.Module:
 
 
 def _counterparts(pairs: Pairs, side: int) -> dict[str, str]:
-    """From keys and module paths of the layout `side` to those of the other, where there is exactly one.
+    """Map keys and module paths of the layout `side` to those of the other, where there is exactly one.
 
-    Modules correspond when the parameters that they hold themselves correspond one to one.
+    Modules correspond if their direct parameters (not those of submodules) correspond one to one.
     """
     single = {(o, names[0])[side]: (o, names[0])[1 - side] for o, names in pairs.items() if len(names) == 1}
     here = _by_module(name for o, names in pairs.items() for name in ((o,), names)[side])
@@ -342,7 +343,7 @@ def _by_module(keys: Iterable[str]) -> dict[str, set[str]]:
 def _move(
     sites: tuple[Site, ...], counterparts: dict[str, str], root: nn.Module
 ) -> tuple[list[tuple[Site, Site]], list[str]]:
-    """Each site and what it becomes on the network, and lines about those that have no counterpart there."""
+    """Return pairs of an old site and the new one on the network, and a line for each site without a counterpart."""
     moved, problems = [], []
     for site in sites:
         found = _move_weight(site, counterparts) if site.layer else _move_feature(site, counterparts, root)
@@ -357,7 +358,7 @@ def _move(
 
 
 def _move_weight(site: Site, counterparts: dict[str, str]) -> Site | None:
-    """A weight site with the names of the other layout; None where they lie in no one module there."""
+    """Return a weight site with the names of the other layout; None if its tensors are not in one module there."""
     targets = [counterparts.get(f"{site.path}.{t}", "").rpartition(".") for t in site.attachment.tensors]
     path, names = targets[0][0], tuple(t[2] for t in targets)
     if not path or any(t[0] != path for t in targets) or site.layer is None:
@@ -368,7 +369,7 @@ def _move_weight(site: Site, counterparts: dict[str, str]) -> Site | None:
 
 
 def _move_feature(site: Site, counterparts: dict[str, str], root: nn.Module) -> Site | None:
-    """A feature site on the other layout: the same port of the same block, or the module with the same parameters."""
+    """Return a feature site on the other layout: the same port of the same block, or the corresponding module."""
     if site.attachment.port is None:
         path = counterparts.get(site.path)
         return None if path is None else replace(site, path=path)

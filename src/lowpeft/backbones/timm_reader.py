@@ -1,4 +1,4 @@
-"""Opening a network of timm as what gives features."""
+"""Create timm networks as feature extractors."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from ..errors import LowpeftError, did_you_mean
 from ..ports.facts import Backbone
 
 PREFIX = "timm:"
-"""What `load_backbone` takes for a name of timm, and not for a path, begins so."""
+"""Prefix that marks a timm name, as opposed to a path, in `load_backbone`."""
 
 ON_THE_HUB = ("hf-hub:", "hf_hub:")
-"""Names of networks on the Hugging Face Hub, which timm does not list, begin so."""
+"""Prefixes of the names of networks on the Hugging Face Hub, which timm does not list."""
 
 
 def load(name: str, *, pretrained: bool, options: dict[str, Any]) -> Backbone:
-    """Make a network of timm with `features_only`, in eval mode.
+    """Create a timm network with `features_only=True`, in eval mode.
 
     Args:
-        name: As timm knows it, with or without a tag (`resnet18.a1_in1k`).
-        pretrained: Fetch its weights; else they are random.
+        name: timm's name of the network, with or without a tag (`resnet18.a1_in1k`).
+        pretrained: True to download its weights; otherwise they are random.
         options: Further arguments of `timm.create_model`.
 
     Raises:
-        LowpeftError: timm knows no such network (the nearest are named), or cannot make it so.
+        LowpeftError: timm has no network of that name (the message names the nearest), or cannot create it with these
+            options.
     """
     import timm
 
@@ -32,7 +33,7 @@ def load(name: str, *, pretrained: bool, options: dict[str, Any]) -> Backbone:
         raise LowpeftError(f"timm {timm.__version__} has no network {name!r}{near}; timm.list_models() gives all names")
     try:
         module = timm.create_model(name, features_only=True, pretrained=pretrained, **options)
-    except Exception as error:  # timm passes on whatever its networks and the Hub raise
+    except Exception as error:  # timm does not catch what its networks and the Hub raise
         reason = (str(error).splitlines() or [""])[0][:300]
         asked = ", ".join(
             ["features_only=True", f"pretrained={pretrained}", *(f"{k}={v!r}" for k, v in options.items())]

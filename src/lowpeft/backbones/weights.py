@@ -1,8 +1,8 @@
-"""The state dicts in what a checkpoint holds, and which of them are running averages (EMA).
+"""Search for the state dicts in a checkpoint's content, and detection of running averages (EMA) among them.
 
-A key of a dict and a prefix of names are one thing here: `{"state_dict": {"model.conv.weight": …}}` has a state dict
-under `state_dict`, one under `state_dict.model`, and so on. Names are read by their words: all words of `net_g` or
-`generator_state_dict` say "the network", so what is below is looked at; `ema` in `params_ema` says "an average".
+Dict keys and name prefixes are treated alike: `{"state_dict": {"model.conv.weight": …}}` has a state dict under
+`state_dict`, another under `state_dict.model`, and so on. Names are split into words. All words of `net_g` or
+`generator_state_dict` mean "the network", so the search goes on below; `ema` in `params_ema` means "an average".
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ..errors import LowpeftError
 State = dict[str, Tensor]
 
 MOST_LEVELS = 8
-"""Of dicts in dicts, and of prefixes; what is deeper is not looked at."""
+"""Largest depth of nested dicts and of prefixes that is searched."""
 MOST_ENTRIES = 200_000
-"""Of all dicts together, optimizers left out; the largest known networks have a few thousand."""
+"""Largest number of entries in all dicts together, optimizers excluded; known networks have a few thousand."""
 MOST_PLACES = 64
-"""Where a network may be."""
+"""Largest number of places that may contain a network."""
 
 NETWORK_WORDS = frozenset(
     "params param parameters state dict statedict weights weight model models net network module g gen "  # noqa: SIM905
@@ -32,19 +32,19 @@ NETWORK_WORDS = frozenset(
 )
 AVERAGED_WORDS = frozenset({"ema", "averaged", "average", "avg", "swa"})
 RAW_WORDS = frozenset({"online", "current"})
-"""Say, below or beside an average, that these are the weights of the last step."""
+"""Words that, below or beside an average, mean the weights of the last step."""
 OTHER_WORDS = frozenset(
     "optimizer optimizers optim opt scheduler schedulers scaler d dis disc discriminator netd "  # noqa: SIM905
     "loss losses criterion decay".split()
 )
-"""What is no network of images to images, even as an average."""
+"""Words for content that is not an image-to-image network, even as an average."""
 
 LIT_EMA = frozenset({"decay", "num_updates"})
-"""What LitEma, of latent diffusion and taming transformers, keeps beside tensors whose names have lost their dots."""
+"""Keys that LitEma (latent diffusion, taming transformers) stores beside its tensors, whose names have no dots."""
 BUFFERS = frozenset("attn_mask mask running_mean running_var mean std".split())  # noqa: SIM905
-"""Last names of tensors of real numbers that are no parameters in the networks of this field."""
+"""Last parts of the names of floating-point tensors that are buffers in the networks of this field."""
 NAMELESS = "shadow_params"
-"""Under which diffusers' EMAModel and torch_ema keep a list of tensors, in the order of `parameters()`."""
+"""Key under which diffusers' EMAModel and torch_ema store a list of tensors, in the order of `parameters()`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +52,10 @@ class Weights:
     """One state dict in a checkpoint.
 
     Attributes:
-        path: Keys and prefixes under which it is; empty for a bare state dict.
-        state: Its tensors by name.
-        averaged: It is a running average.
-        nameless: Why its tensors have no names; None if they have.
+        path: Keys and prefixes that lead to it; empty for a state dict at the top level.
+        state: Tensors by name.
+        averaged: True for a running average.
+        nameless: Reason why the tensors have no names; None if they have names.
     """
 
     path: tuple[str, ...]
@@ -65,17 +65,18 @@ class Weights:
 
     @property
     def place(self) -> str:
-        """Where it is, for people."""
+        """Location in the file, in words: "under params_ema" or "at the top"."""
         return f"under {'.'.join(self.path)}" if self.path else "at the top"
 
 
 def find_weights(content: object) -> tuple[Weights, ...]:
-    """Every state dict that may be the network's, from the outside to the inside; none in what is no dict.
+    """Return every state dict that may be the network's, outermost first; empty if the content is not a dict.
 
     Tensors of other networks beside it (a discriminator, a loss) are left out.
 
     Raises:
-        LowpeftError: The content is too large to be a checkpoint.
+        LowpeftError: The content has too many entries or places to be a checkpoint, or a sparse, quantised, nested or
+            meta tensor.
     """
     tree = _tree(content, iter(range(MOST_ENTRIES)), ()) if isinstance(content, Mapping) else {}
     found: list[Weights] = []
@@ -97,10 +98,10 @@ def find_weights(content: object) -> tuple[Weights, ...]:
 
 
 def unread_average(content: Mapping[Any, Any]) -> str | None:
-    """Where a checkpoint in which no average was found seems to have one all the same; None if nowhere.
+    """Return the place of an average that `find_weights` could not read; None if there is no sign of one.
 
-    That is a dict or list which is named as an average, and holds no settings (a decay): tensors, dicts, None, nothing.
-    Optimizers are looked at too, since some keep the average.
+    Such a place is a dict or list that is named as an average and contains only tensors, dicts, lists or None, or
+    nothing; settings such as a decay exclude it. Optimizers are searched too, since some store the average.
     """
     layer: list[tuple[str, Any]] = [("", content)]
     budget = iter(range(MOST_ENTRIES))
@@ -126,13 +127,13 @@ def _like_weights(value: Mapping[Any, Any] | Sequence[Any]) -> bool:
 
 
 def outermost(found: Sequence[Weights]) -> list[Weights]:
-    """Those that are not inside another of them."""
+    """Return the state dicts that are not inside another one."""
     paths = {weights.path for weights in found}
     return [w for w in found if not any(w.path[:length] in paths for length in range(len(w.path)))]
 
 
 def _tree(content: Mapping[Any, Any], budget: Iterator[int], above: tuple[int, ...]) -> dict[str, Any]:
-    """The tensors by name in dicts by name, as new dicts; a dict inside itself is left out."""
+    """Copy nested dicts of named tensors into new dicts; a dict inside itself is left out."""
     tree: dict[str, Any] = {}
     above = (*above, id(content))
     for key, value in content.items():
@@ -154,14 +155,14 @@ def _tree(content: Mapping[Any, Any], budget: Iterator[int], above: tuple[int, .
 
 
 def _odd_kind(tensor: Tensor) -> str | None:
-    """What a tensor is that no dense weights can be read from; None for all others."""
+    """Return the kind of a tensor that is not dense (nested, quantised, meta, sparse); None for a dense one."""
     kinds = {"nested": tensor.is_nested, "quantised": tensor.is_quantized, "meta": tensor.is_meta}
     kinds |= {"sparse": tensor.layout is not torch.strided}
     return next((kind for kind, is_so in kinds.items() if is_so), None)
 
 
 def _words(name: str) -> set[str]:
-    """In small letters: `state_dict_ema` has three, `netG` and `modelEMA` have two."""
+    """Split a name into lower-case words: `state_dict_ema` has three, `netG` and `modelEMA` have two."""
     return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)}
 
 
@@ -174,7 +175,7 @@ def _is_other(name: str) -> bool:
 
 
 def _inner(node: dict[str, Any], averaged: bool | None) -> Iterator[tuple[str, tuple[dict[str, Any], bool | None]]]:
-    """What stands below each key and prefix, and whether it is an average; None where only an average inside counts."""
+    """Yield each key or prefix, the dict below it, and whether that is an average (None: only averages in it count)."""
     below: dict[str, dict[str, Any]] = {}
     for key, value in node.items():
         name, dot, rest = key.partition(".")
@@ -197,7 +198,7 @@ def _inner(node: dict[str, Any], averaged: bool | None) -> Iterator[tuple[str, t
 
 
 def _told_by_what_is_beside(node: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, bool]:
-    """Names that are averages, or are none, whatever they say; from the sources of the trainers."""
+    """Map keys to True (average) or False (raw) where the trainer's format overrides the words of the name."""
     told = {}
     if "n_averaged" in node:  # torch.optim.swa_utils.AveragedModel
         told["module"] = True
@@ -209,10 +210,11 @@ def _told_by_what_is_beside(node: Mapping[str, Any], below: Mapping[str, Any]) -
 
 
 def _named(weights: Weights, raw: Sequence[Weights]) -> Iterator[Weights]:
-    """An average whose tensors have lost their names, with those of each raw state dict beside it that has them.
+    """Yield an average whose tensors have lost their names, once for each raw state dict that gives the names back.
 
-    LitEma's names are those of the raw weights without dots. A list is in the order of the raw weights, if these have
-    as many tensors of real numbers, each of the same shape. What is not averaged (buffers) is taken from the raw ones.
+    Other state dicts are yielded unchanged. LitEma's names are those of the raw weights without dots. A list is in the
+    order of the raw weights, and is matched only if these have the same number of floating-point tensors with the same
+    shapes. Tensors that are not averaged (buffers) are taken from the raw weights.
     """
     if weights.averaged and all(key.isdecimal() for key in weights.state):
         why, names_in = "they are a list of tensors without names (EMAModel)", _names_in_order
@@ -246,5 +248,5 @@ def _names_without_dots(shadow: State, raw: State) -> dict[str, str]:
 
 
 def same(a: State, b: State) -> bool:
-    """Whether two state dicts have the same names with the same values."""
+    """Return whether two state dicts have the same names with the same values and dtypes."""
     return a.keys() == b.keys() and all(t.dtype == b[key].dtype and torch.equal(t, b[key]) for key, t in a.items())

@@ -1,1 +1,1 @@
-"""Tables of papers as data (`experiments`), and running them (`reproduce`)."""
+"""Tables of papers as data (`experiments`), and code that runs them (`reproduce`)."""

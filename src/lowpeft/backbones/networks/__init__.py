@@ -1,4 +1,4 @@
-"""Networks of our own: those that the field uses and that no maintained library has."""
+"""lowpeft's own implementations of networks that no maintained library has."""
 
 from __future__ import annotations
 

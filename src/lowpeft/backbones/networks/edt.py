@@ -1,9 +1,9 @@
 """EDT: an encoder-decoder transformer for super-resolution, denoising and deraining.
 
-Written from the architecture (arXiv 2112.10175) with the state-dict keys of the authors' checkpoints, so that those
-load. A task has a convolutional head and tail, U-Net-like with skips; all tasks share the transformer body. Task names
-are the authors': `sr_x2`, `sr_x3`, `sr_x4`, `dn_g15`, `dn_g25`, `dn_g50` (noise level in 0..255), `dr_L`, `dr_H` (light
-and heavy rain).
+Written from the architecture (arXiv 2112.10175) with the state-dict keys of the authors' checkpoints, so that these
+load. Each task has a convolutional head and tail, U-Net-like with skips; all tasks share the transformer body. Task
+names are the authors': `sr_x2`, `sr_x3`, `sr_x4`, `dn_g15`, `dn_g25`, `dn_g50` (noise level in 0..255), `dr_L`, `dr_H`
+(light and heavy rain).
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from .edt_config import EDTConfig
 from .edt_parts import Body, make_head, make_tail
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
-"""Of DIV2K; subtracted from the input and added to the output."""
+"""Mean colour of DIV2K in 0..1; subtracted from the input and added to the output."""
 
 
 class EDT(nn.Module):
     """EDT, for one task or several.
 
-    Takes N,3,H,W in 0..1, RGB, of any size: sides are padded to a multiple of `size_multiple` and cut back. A network
-    for one task gives N,3,sH,sW. One for several takes a sequence with an image for each task, or one image for all,
-    and gives a list. Linear weights start normal with a deviation of 0.02.
+    The input is an RGB batch N,3,H,W in 0..1 of any size; sides are padded to a multiple of `size_multiple` and the
+    output is cropped. For one task of scale s, the output is N,3,sH,sW. For several tasks, the input is a sequence with
+    one batch per task, or one batch for all, and the output is a list. Linear weights are initialised from a truncated
+    normal distribution with a standard deviation of 0.02.
 
     Attributes:
-        config: Its shape.
+        config: Shape of the network.
     """
 
     mean: Tensor
@@ -50,12 +51,12 @@ class EDT(nn.Module):
 
     @property
     def size_multiple(self) -> int:
-        """Images with sides of multiples of this, in pixels, are not padded: 24, or 96 with denoising or deraining."""
+        """Multiple of sides, in pixels, that needs no padding: 24, or 96 with denoising or deraining."""
         return max(map(self._multiple, self.config.tasks))
 
     @staticmethod
     def scale(task: str) -> int:
-        """Output sides over input sides."""
+        """Return a task's output sides divided by input sides."""
         return int(task[-1]) if task.startswith("sr_") else 1
 
     def _multiple(self, task: str) -> int:
@@ -63,10 +64,10 @@ class EDT(nn.Module):
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> EDT:
-        """The network of a checkpoint, with its weights; masks in the checkpoint are dropped and computed anew.
+        """Build the network of a checkpoint and load its weights; masks in it are dropped and computed anew.
 
         Raises:
-            LowpeftError: As `EDTConfig.from_state_dict`; or tensors are missing, too many or of the wrong shape.
+            LowpeftError: `EDTConfig.from_state_dict` raises; or tensors are missing, unknown or of the wrong shape.
         """
         config = EDTConfig.from_state_dict(state)
         with torch.device("meta"):
@@ -85,10 +86,10 @@ class EDT(nn.Module):
         return network
 
     def forward(self, images: Tensor | Sequence[Tensor]) -> Any:
-        """Restore images; see the class for what goes in and out.
+        """Restore images; see the class for the shapes of input and output.
 
         Raises:
-            LowpeftError: There are not as many images as tasks, or one is not N,3,H,W.
+            LowpeftError: The number of batches differs from the number of tasks, or one is not N,3,H,W.
         """
         tasks = self.config.tasks
         if isinstance(images, Tensor):

@@ -1,4 +1,4 @@
-"""The shapes of EDT: the published ones, and what a checkpoint's keys say."""
+"""Shapes of EDT: the published ones, and those read from a checkpoint's keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZES: dict[str, tuple[int, int, int, int]] = {
     "B": (32, 180, 6, 6),
     "L": (64, 240, 12, 8),
 }
-"""Of each published size: features of the head, channels of the body, groups, heads of attention."""
+"""Mapping from a published size to its features of the head, channels of the body, groups and attention heads."""
 
 BLOCKS_PER_GROUP = 6
 TASKS = ("sr_x2", "sr_x3", "sr_x4", "dn_g15", "dn_g25", "dn_g50", "dr_L", "dr_H")
@@ -24,19 +24,19 @@ TASKS = ("sr_x2", "sr_x3", "sr_x4", "dn_g15", "dn_g25", "dn_g50", "dr_L", "dr_H"
 
 @dataclass(frozen=True, kw_only=True)
 class EDTConfig:
-    """The shape of an EDT; the defaults are EDT-B for x4.
+    """Shape of an EDT; the defaults are EDT-B for x4.
 
     Attributes:
-        tasks: In the order of inputs and outputs: scales, then noise levels, then rain levels.
+        tasks: Task names in the order of inputs and outputs: scales, then noise levels, then rain levels.
         features: Channels of the head's first convolution; the next two levels have 2 and 4 times as many.
-        dim: Channels of the body; half of them go through each of two window shapes.
-        depths: Blocks of every group.
-        heads: Of attention, in each half.
-        mlp_ratio: Hidden over outer channels.
-        direct: The tail goes from features to sub-pixels in one convolution (EDT-T), instead of by steps of x2.
+        dim: Channels of the body; half of them are attended in each of two window shapes.
+        depths: Number of blocks in each group.
+        heads: Number of attention heads in each half of the channels.
+        mlp_ratio: Hidden channels of the MLP divided by `dim`.
+        direct: True if the tail upsamples in one sub-pixel convolution (EDT-T), False if in steps of x2.
         window: Height and width of the first half's windows; the second half's are transposed.
-        image_px: Side of the square features whose masks are part of the state dict, as in the authors' files; they are
-            as large as the image, and with denoising and deraining a quarter of it.
+        image_px: Side of the square features whose masks are in the state dict, as in the authors' files. Features have
+            the image's sides; for denoising and deraining, a quarter of them.
     """
 
     tasks: tuple[str, ...] = ("sr_x4",)
@@ -50,17 +50,17 @@ class EDTConfig:
     image_px: int = 48
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be built.
+        """Check the values.
 
         Raises:
-            LowpeftError: Listing every problem.
+            LowpeftError: The values do not fit together; problems are listed.
         """
         sizes = (self.features, self.dim, *self.depths, self.heads, self.mlp_ratio, *self.window, self.image_px)
         if not self.depths or min(sizes) < 1:
             raise LowpeftError(f"this EDT cannot be built: it needs a group, and no number may be below 1, not {self}")
         unknown = [t for t in self.tasks if t not in TASKS]
         problems = [f"unknown task {t!r}{did_you_mean(t, TASKS)}" for t in unknown]
-        # A state dict does not tell the order of its tasks, so there is one order only.
+        # A state dict does not contain the order of its tasks, so only one order is allowed.
         if not unknown and (not self.tasks or self.tasks != tuple(t for t in TASKS if t in self.tasks)):
             problems.append(f"tasks must be different ones of {', '.join(TASKS)}, in this order, not {self.tasks!r}")
         if self.dim % (2 * self.heads):
@@ -72,10 +72,10 @@ class EDTConfig:
 
     @classmethod
     def published(cls, size: str, tasks: Sequence[str] = ("sr_x4",)) -> EDTConfig:
-        """The configuration of EDT-T, -S, -B or -L.
+        """Return the configuration of EDT-T, -S, -B or -L.
 
         Raises:
-            LowpeftError: No such size or task.
+            LowpeftError: The size or a task is unknown.
         """
         if size.upper() not in SIZES:
             raise LowpeftError(f"there is no EDT-{size}; the published sizes are {', '.join(SIZES)}")
@@ -86,17 +86,17 @@ class EDTConfig:
             dim=dim,
             depths=(BLOCKS_PER_GROUP,) * groups,
             heads=heads,
-            direct=size.upper() == "T" and len(tasks) == 1,  # the authors' EDT-T for several scales goes by steps
+            direct=size.upper() == "T" and len(tasks) == 1,  # the authors' EDT-T for several scales uses steps
         )
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> EDTConfig:
-        """What a checkpoint's keys and shapes say.
+        """Read the shape from a checkpoint's keys and tensor shapes.
 
-        The number of heads leaves no trace in a checkpoint: it is that of the published size with as many channels.
+        A checkpoint does not contain the number of heads: it is taken from the published size with the same `dim`.
 
         Raises:
-            LowpeftError: Tensors that every EDT has are missing, or the width is not a published one.
+            LowpeftError: Tensors that every EDT has are missing, or `dim` is not that of a published size.
         """
         tasks = tuple(t for t in TASKS if any(k.startswith(f"head_{t}.") for k in state))
         needed = ["body.norm.weight", "body.layers.0.residual_group.blocks.0.mlp.fc1.weight"]
@@ -105,7 +105,7 @@ class EDTConfig:
         if missing or not tasks:
             what = ", ".join(missing) or f"a head of one of the tasks {', '.join(TASKS)}"
             raise LowpeftError(f"the tensors look like EDT's, but lack {what}")
-        dim, hidden, features = ((*state[k].shape, 0)[0] for k in needed)  # a scalar has no width
+        dim, hidden, features = ((*state[k].shape, 0)[0] for k in needed)  # 0 for a scalar, which has no shape
         heads = {d: h for _, d, _, h in SIZES.values()}
         if dim not in heads:
             raise LowpeftError(
@@ -123,7 +123,8 @@ class EDTConfig:
             tasks=tasks,
             features=features,
             dim=dim,
-            depths=tuple(counts.get(g, 1) for g in range(max(counts) + 1)),  # so that a missing group is missed
+            # A missing group counts as 1 block, so that its tensors are reported as missing.
+            depths=tuple(counts.get(g, 1) for g in range(max(counts) + 1)),
             heads=heads[dim],
             mlp_ratio=max(1, hidden // dim),
             direct=bool(sr) and f"tail_{sr[0]}.3.weight" not in state,

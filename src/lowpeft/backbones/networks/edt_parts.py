@@ -1,4 +1,4 @@
-"""The parts of EDT: transformer body, convolutional heads and tails."""
+"""Parts of EDT: transformer body, convolutional heads and tails."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from .edt_config import EDTConfig
 
 MASKED = -100.0
-"""What the authors add to the logits of pixels that are not neighbours."""
+"""Value that the authors add to the attention logits of masked pairs of pixels."""
 
 Size = tuple[int, int]
 Masks = tuple[Tensor, Tensor]
@@ -20,15 +20,15 @@ Masks = tuple[Tensor, Tensor]
 
 # --- Body
 def shift_mask(size: Size, window: Size, *, like: Tensor) -> Tensor:
-    """What keeps pixels apart that became neighbours only by shifting the image by half a window.
+    """Return the mask that blocks attention between pixels that became neighbours only by a shift of half a window.
 
     Args:
         size: Height and width of the features; multiples of the window's.
-        window: Height and width.
-        like: Gives device and dtype.
+        window: Height and width of a window.
+        like: Tensor with the device and dtype of the mask.
 
     Returns:
-        (windows, L, L) with L the pixels of a window: 0, or `MASKED`, added to the logits.
+        Mask (windows, L, L) to add to the logits, with L pixels per window; values are 0 or `MASKED`.
     """
     labels = []
     for side, step in zip(size, window, strict=True):
@@ -43,7 +43,7 @@ def shift_mask(size: Size, window: Size, *, like: Tensor) -> Tensor:
 class WindowAttention(nn.Module):
     """Attention within windows of one shape, with a depth-wise convolution of the values as position term (LePE).
 
-    The convolution sees each window by itself. There is no position bias.
+    The convolution is applied to each window separately. There is no position bias.
     """
 
     def __init__(self, dim: int, window: Size, heads: int) -> None:
@@ -53,7 +53,7 @@ class WindowAttention(nn.Module):
         self.lepe = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
     def forward(self, qkv: Tensor, mask: Tensor | None) -> Tensor:
-        """(3,N,H,W,C), queries, keys and values, to (N,H,W,C); `mask` as of `shift_mask`."""
+        """Map queries, keys and values (3,N,H,W,C) to (N,H,W,C); `mask` is from `shift_mask`."""
         (h, w), count = self.window, qkv.shape[1]
         y, x = qkv.shape[2] // h, qkv.shape[3] // w
         q, k, v = rearrange(
@@ -78,13 +78,13 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N,H,W,C) to (N,H,W,C)."""
+        """Map (N,H,W,C) to (N,H,W,C)."""
         x = F.gelu(self.fc1(x)).permute(0, 3, 1, 2)
         return self.fc2(F.gelu(self.dwconv(x)).permute(0, 2, 3, 1))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
-    """Attention in wide windows on one half of the channels, in tall ones on the other; then the MLP; both pre-norm."""
+    """Attention in wide windows on one half of the channels and tall windows on the other, then MLP; both pre-norm."""
 
     attn_mask_h: Tensor | None
     attn_mask_v: Tensor | None
@@ -106,7 +106,7 @@ class Block(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Masks follow from the image's size alone: a file may lack them, or hold those of another size."""
+        """Load the state dict with this block's masks where masks are missing or for another image size."""
         own = {prefix + "attn_mask_h": self.attn_mask_h, prefix + "attn_mask_v": self.attn_mask_v}
         for key, mask in own.items():
             if mask is not None and (key not in state_dict or state_dict[key].shape != mask.shape):
@@ -114,7 +114,7 @@ class Block(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def attend(self, x: Tensor, masks: Masks | None = None) -> Tensor:
-        """Attention, (N,H,W,C) to (N,H,W,C); without `masks` it is the size of the buffers."""
+        """Apply attention to (N,H,W,C); without `masks`, a shifted block uses its buffers, for sides `image_px`."""
         qkv = rearrange(self.qkv(x), "n h w (t half c) -> half t n h w c", t=3, half=2)
         own = (self.attn_mask_h, self.attn_mask_v)
         parts = []
@@ -129,53 +129,53 @@ class Block(nn.Module):
         return self.proj(torch.cat(parts, -1))  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor, x_size: Size, masks: Masks | None = None) -> Tensor:
-        """Tokens (N,L,C) to (N,L,C), `x_size` their height and width; `masks` as for `attend`."""
-        x = x.view(x.shape[0], *x_size, -1)  # `len(x)` would fix the batch of an exported network
+        """Map tokens (N,L,C) of height and width `x_size` to (N,L,C); `masks` as for `attend`."""
+        x = x.view(x.shape[0], *x_size, -1)  # `len(x)` would fix the batch size of an exported network
         x = x + self.attend(self.norm1(x), masks)
         x = x + self.mlp(self.norm2(x))
         return x.flatten(1, 2)
 
 
 class Group(nn.Module):
-    """Blocks, every second one with shifted windows."""
+    """Blocks of which 1, 3, 5, … have shifted windows."""
 
     def __init__(self, config: EDTConfig, depth: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(config, shifted=i % 2 == 1) for i in range(depth))
 
     def forward(self, x: Tensor, x_size: Size, masks: Masks | None = None) -> Tensor:
-        """Tokens (N,L,C) to (N,L,C)."""
+        """Map tokens (N,L,C) to (N,L,C)."""
         for block in self.blocks:
             x = block(x, x_size, masks)
         return x
 
 
 class ResidualGroup(nn.Module):
-    """A group and its shortcut; no convolution stands between."""
+    """A group with a shortcut, without a convolution between them."""
 
     def __init__(self, config: EDTConfig, depth: int) -> None:
         super().__init__()
         self.residual_group = Group(config, depth)
 
     def forward(self, x: Tensor, x_size: Size, masks: Masks | None = None) -> Tensor:
-        """Tokens (N,L,C) to (N,L,C)."""
+        """Map tokens (N,L,C) to (N,L,C)."""
         return x + self.residual_group(x, x_size, masks)  # type: ignore[no-any-return]
 
 
 class PatchEmbed(nn.Module):
-    """Every pixel becomes a token."""
+    """Layer that makes a normalised token of each pixel."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N,C,H,W) to tokens (N,L,C)."""
+        """Map (N,C,H,W) to tokens (N,L,C)."""
         return self.norm(x.flatten(2).transpose(1, 2))  # type: ignore[no-any-return]
 
 
 class Body(nn.Module):
-    """The transformer, shared by all tasks."""
+    """Transformer body, shared by all tasks."""
 
     def __init__(self, config: EDTConfig) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ class Body(nn.Module):
         self.conv_after_body = nn.Conv2d(config.dim, config.dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N,C,H,W) to (N,C,H,W); sides are multiples of the windows'."""
+        """Map (N,C,H,W) to (N,C,H,W); sides must be multiples of the windows'."""
         x_size = (x.shape[2], x.shape[3])
         masks = None
         if x_size != self.size:
@@ -201,7 +201,7 @@ class Body(nn.Module):
 
 # --- Heads and tails
 class ConvBlock(nn.Module):
-    """Two convolutions beside a 1x1 shortcut; with `down`, there is one more that halves the sides."""
+    """Two convolutions with a 1x1 shortcut; with `down`, also a convolution that halves the sides."""
 
     def __init__(self, dim_in: int, dim_out: int, *, down: bool = False) -> None:
         super().__init__()
@@ -212,20 +212,20 @@ class ConvBlock(nn.Module):
         self.conv_down = nn.Conv2d(dim_out, dim_out, 4, stride=2, padding=1, bias=False) if down else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N,C,H,W) to (N,C',H,W)."""
+        """Map (N,C,H,W) to (N,C',H,W)."""
         out = F.leaky_relu(self.conv_1(x), 0.2)
         return F.leaky_relu(self.conv_2(out), 0.2) + self.shortcut(x)  # type: ignore[no-any-return]
 
     def halve(self, x: Tensor) -> Tensor:
-        """(N,C',H,W) to (N,C',H/2,W/2) in a block with `down`; in others `x` itself."""
+        """Map (N,C',H,W) to (N,C',H/2,W/2) in a block with `down`; otherwise return `x`."""
         return x if self.conv_down is None else self.conv_down(x)
 
 
 class Head(nn.Sequential):
-    """A convolution, two levels (`ConvBlock`) and a convolution: image to features."""
+    """Head from image to features: a convolution, two levels (`ConvBlock`) and a convolution."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(N,3,H,W) to (N,C,H,W) and two skips; each level of denoising and deraining halves the sides."""
+        """Map (N,3,H,W) to (N,C,H',W') and two skips; each level of denoising and deraining halves the sides."""
         first, *levels, last = self
         x, skips = first(x), []
         for level in levels:
@@ -236,7 +236,7 @@ class Head(nn.Sequential):
 
 
 class Level(nn.Module):
-    """One level up in the tail: meets the head's features of the same level."""
+    """Level of the tail, which joins the head's features of the same level."""
 
     def __init__(self, dim_in: int, dim_out: int, *, up: bool) -> None:
         super().__init__()
@@ -248,13 +248,13 @@ class Level(nn.Module):
         self.block = ConvBlock(2 * dim_out, dim_out)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """(N,C,H,W) and the skip (N,C',H',W') to (N,C',H',W')."""
+        """Map (N,C,H,W) and the skip (N,C',H',W') to (N,C',H',W')."""
         x = self.up(x) if self.upwards else self.conv(x)
         return self.block(torch.cat((x, skip), 1))  # type: ignore[no-any-return]
 
 
 class Upsampler(nn.Sequential):
-    """Sub-pixel convolutions: in one step to `dim_out` channels, or by factors of 2 (or one of 3) as wide as before."""
+    """Sub-pixel convolutions: one step to `dim_out` channels, or steps of x2 (or one of x3) with `dim` channels."""
 
     def __init__(self, dim: int, scale: int, dim_out: int | None = None) -> None:
         steps = [scale] if dim_out or scale == 3 else [2] * (scale.bit_length() - 1)
@@ -265,10 +265,10 @@ class Upsampler(nn.Sequential):
 
 
 class Tail(nn.Sequential):
-    """Features to image."""
+    """Tail from features to image."""
 
     def forward(self, x: Tensor, skips: list[Tensor]) -> Tensor:  # type: ignore[override]
-        """(N,C,H,W) and the head's skips to (N,3,H',W')."""
+        """Map (N,C,H,W) and the head's skips to (N,3,H',W')."""
         deep, shallow, *rest = self
         x = shallow(deep(x, skips[1]), skips[0])
         for layer in rest:
@@ -277,7 +277,7 @@ class Tail(nn.Sequential):
 
 
 def make_head(task: str, features: int, dim: int) -> Head:
-    """The head of a task."""
+    """Build the head of a task."""
     down = not task.startswith("sr_")
     return Head(
         nn.Conv2d(3, features, 3, padding=1),
@@ -288,7 +288,7 @@ def make_head(task: str, features: int, dim: int) -> Head:
 
 
 def make_tail(task: str, features: int, dim: int, *, direct: bool) -> Tail:
-    """The tail of a task."""
+    """Build the tail of a task."""
     sr = task.startswith("sr_")
     wide = 2 * features
     levels = (Level(dim, 4 * features, up=not sr), Level(4 * features, wide, up=not sr))

@@ -1,30 +1,30 @@
-"""Experiments: tables of papers as data, one row per network that is adapted; nothing here runs them.
+"""Experiments: tables of papers as data, with one row per network that is adapted. `reproduce` runs them.
 
-An experiment is a TOML file (the bundled ones lie beside this module):
+An experiment is a TOML file (the bundled ones are beside this module):
 
     schema = 1
     name = "backbones"
     summary = "one line"
     metric = "PSNR in dB / SSIM, mean of both views"
-    protocol = "asteisr"                # by which ours are measured; without it `literature`
+    protocol = "asteisr"                # protocol of lowpeft's measurements; default `literature`
     source = "arXiv 2407.03598, its table of pre-trained networks"
-    notes = ["what readers of the table must know"]      # may be absent
+    notes = ["a remark for readers of the table"]        # optional
 
-    [[printed]]                         # a line of the paper's table, in its order; all but the name may be absent
+    [[printed]]                         # a line of the paper's table, in its order; only the name is required
     name = "IPT"
-    trained_m = 0                       # millions of parameters
-    hours = 0                           # of training
-    memory_gb = 0                       # of training
-    note = "what readers of this line must know"
+    trained_m = 0                       # trained parameters in millions
+    hours = 0                           # training time
+    memory_gb = 0                       # training memory
+    note = "a remark for readers of this line"
     figures.flickr1024 = { mean = [23.68, 0.7366] }  # for each test set, `left` or `mean` or both: [dB, SSIM]
 
     [[row]]
     name = "ipt"
-    family = "ipt"                      # or, for a network of no family: architecture = "DRCT"
+    family = "ipt"                      # or, for a network without a family: architecture = "DRCT"
     scale = 4
-    weights = "IPT_sr4.pt"              # as the network's authors call the file
-    recipe = "stereo"                   # a bundled recipe, or a file's path from the working folder
-    trained = 11995776                  # parameters that the recipe trains on this network; may be absent
+    weights = "IPT_sr4.pt"              # file name used by the network's authors
+    recipe = "stereo"                   # a bundled recipe, or a file's path relative to the working folder
+    trained = 11995776                  # parameters that the recipe trains on this network; optional
 
     [row.overrides]                     # fields of the recipe's adapters, as in `recipes.override`
     logit_scale = 1.0
@@ -32,12 +32,12 @@ An experiment is a TOML file (the bundled ones lie beside this module):
     [row.training]                      # fields of TrainSettings that differ from the recipe's
     crop_width_px = 192
 
-    [row.paper]                         # the printed lines that this row is compared with; each may be absent
+    [row.paper]                         # the printed lines that this row is compared with; each is optional
     frozen = "IPT"
     adapted = "IPT with adapters"
     ensemble = "IPT with adapters, self-ensemble"
 
-A printed line that no row names stands beside the rows, and is not run.
+A printed line that no row names is shown in the table beside the rows, and is not run.
 """
 
 from __future__ import annotations
@@ -84,18 +84,18 @@ LITERATURE = "literature"
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One network, and how it is adapted.
+    """One network and the recipe that adapts it.
 
     Attributes:
-        name: Of the row, unique in the experiment, and usable as a file name.
-        family: Of the network, a registered one; None for a network of none, which then has an `architecture`.
-        scale: Output sides over input sides.
-        weights: The name under which the network's authors publish the checkpoint file.
-        recipe: With the row's overrides and training settings applied.
-        architecture: Of a network of no family, as `load_backbone` names it; otherwise None.
+        name: Name of the row, unique in the experiment, and usable as a file name.
+        family: Name of the network's registered family; None for a network without one, which has an `architecture`.
+        scale: Output sides divided by input sides.
+        weights: Name under which the network's authors publish the checkpoint file.
+        recipe: Recipe with the row's overrides and training settings applied.
+        architecture: Architecture of a network without a family, as `load_backbone` names it; otherwise None.
         summary: One line for people.
-        trained: How many parameters the recipe trains on this network, counted here; None where nobody counted.
-        paper: The printed lines that the row is compared with.
+        trained: Number of parameters that the recipe trains on this network, counted with lowpeft; None if not given.
+        paper: Printed lines that the row is compared with.
     """
 
     name: str
@@ -110,23 +110,23 @@ class Row:
 
     @property
     def network(self) -> str:
-        """The family, or the architecture of a network of none."""
+        """Name of the family, or of the architecture for a network without a family."""
         return self.family or self.architecture or ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A table of a paper.
+    """A paper's table as data.
 
     Attributes:
-        name: Of the experiment.
+        name: Name of the experiment.
         summary: One line for people.
-        metric: What the figures are: metric, unit, views.
-        protocol: By which ours are measured, one of `metrics.PROTOCOLS` for two views.
-        source: Where they are printed.
-        rows: In the order of the file.
+        metric: Description of the figures: metric, unit, views.
+        protocol: Protocol of lowpeft's measurements, one of `metrics.PROTOCOLS` for two views.
+        source: Publication and table that print the figures.
+        rows: Rows in the order of the file.
         printed: The paper's lines, in its order.
-        notes: What readers of the table must know, a sentence or more each.
+        notes: Remarks for readers of the table, a sentence or more each.
     """
 
     name: str
@@ -140,12 +140,12 @@ class Experiment:
 
     @property
     def test_sets(self) -> tuple[str, ...]:
-        """Those that the lines have scores on, in their order."""
+        """Names of the test sets that the lines have scores on, in their order."""
         return tuple(dict.fromkeys(figures.test_set for line in self.printed for figures in line.figures))
 
     @property
     def only_printed(self) -> tuple[Printed, ...]:
-        """The paper's lines that no row is compared with."""
+        """Lines of the paper that no row is compared with."""
         named = {line.name for row in self.rows for line in row.paper.lines}
         return tuple(line for line in self.printed if line.name not in named)
 
@@ -159,26 +159,26 @@ _NETWORK = ("family", "architecture")
 
 
 def bundled_experiments() -> tuple[str, ...]:
-    """The names of the experiments that come with lowpeft."""
+    """Return the names of the bundled experiments."""
     return toml_names(resources.files(__package__))
 
 
 def load_experiment(name_or_path: str | Path) -> Experiment:
-    """An experiment from a bundled name or the path of a TOML file.
+    """Load an experiment from a bundled name or the path of a TOML file.
 
     Raises:
-        PlanError: No such name or file, or a file that is not a valid experiment; every problem is listed.
+        PlanError: The name or file does not exist, or the file is not a valid experiment; every problem is listed.
     """
     table, origin = read_toml(name_or_path, resources.files(__package__), what="experiment")
     return experiment_from_dict(table, origin=origin)
 
 
 def experiment_from_dict(table: Mapping[str, Any], *, origin: str = "the experiment") -> Experiment:
-    """An experiment from the plain values of a TOML file.
+    """Build an experiment from the plain values of a TOML file.
 
     Raises:
-        PlanError: Unknown or missing keys, another schema, no rows, rows of one name, a family or a recipe that does
-            not exist, or settings that the recipe refuses; all are listed.
+        PlanError: Keys are unknown or missing, the schema is another one, there are no rows, two rows have the same
+            name, a family or recipe does not exist, or settings do not fit the recipe; all are listed.
     """
     if not isinstance(table, Mapping):
         raise PlanError(f"{origin} is a {type(table).__name__}, not a table")
@@ -220,7 +220,7 @@ def _rows(tables: object, lines: Mapping[str, Printed], problems: list[str]) -> 
 
 
 def _row(table: object, lines: Mapping[str, Printed], problems: list[str]) -> Row | None:
-    """The row, or None and what is wrong with it."""
+    """Return the row; or append to `problems` and return None."""
     if not isinstance(table, Mapping):
         problems.append(f"a row must be a table, not {table!r}")
         return None
@@ -247,7 +247,7 @@ def _row(table: object, lines: Mapping[str, Printed], problems: list[str]) -> Ro
 
 
 def _kind_of_network(table: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    """A row's family or architecture, the other one None."""
+    """Return a row's family and architecture; one of them is None."""
     given = {key: table[key] for key in _NETWORK if key in table}
     if len(given) != 1 or not all(isinstance(value, str) and value for value in given.values()):
         problems.append(
@@ -274,7 +274,7 @@ def _is_file_name(text: str) -> bool:
 
 
 def _recipe(name: object, table: Mapping[str, Any], problems: list[str]) -> Recipe | None:
-    """The row's recipe with its overrides and training settings; None where there is no such recipe."""
+    """Return the row's recipe with its overrides and training settings applied; None if the recipe does not exist."""
     recipe = None
     if isinstance(name, str):
         try:

@@ -1,4 +1,4 @@
-"""What a paper prints: the lines of a table, as data."""
+"""Lines of a paper's table, as data."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """A line's scores on one test set; None where none is printed.
+    """Scores of a line on one test set; None if not printed.
 
     Attributes:
-        test_set: Its name.
-        left: What the paper calls the left view's.
-        mean: Mean of both views.
+        test_set: Name of the test set.
+        left: Score that the paper gives for the left view.
+        mean: Mean score of both views.
     """
 
     test_set: str
@@ -40,15 +40,15 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class Printed:
-    """A line of a paper's table; None where nothing is printed.
+    """A line of a paper's table; None if a value is not printed.
 
     Attributes:
-        name: What it is called, unique in the experiment.
-        trained_m: Parameters that were trained, in millions.
-        hours: Of training.
-        memory_gb: Of training; papers print G, and seldom say whether of 10^9 or of 2^30 bytes.
-        figures: Its scores, one for each test set.
-        note: What readers of this line must know.
+        name: Name of the line, unique in the experiment.
+        trained_m: Trained parameters in millions.
+        hours: Training time in hours.
+        memory_gb: Training memory in G. Papers seldom say whether G means 10^9 or 2^30 bytes.
+        figures: Scores, one entry for each test set.
+        note: Remark for readers of this line.
     """
 
     name: str
@@ -59,18 +59,18 @@ class Printed:
     note: str = ""
 
     def on(self, test_set: str) -> Figures:
-        """The scores on a test set, without any where none are printed."""
+        """Return the scores on a test set; both are None if none are printed."""
         return next((f for f in self.figures if f.test_set == test_set), Figures(test_set=test_set))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Paper:
-    """The lines that a row is compared with; None where the paper has no such line.
+    """Printed lines that a row is compared with; None if the paper has no such line.
 
     Attributes:
-        frozen: Of the network as its authors publish it, each view by itself.
-        adapted: Of the network as the row's recipe trains it.
-        ensemble: Of that one, mean over the passes of the self-ensemble.
+        frozen: Line for the network as its authors publish it, applied to each view separately.
+        adapted: Line for the network as the row's recipe trains it.
+        ensemble: Line for the adapted network with self-ensemble (mean over its passes).
     """
 
     frozen: Printed | None = None
@@ -79,7 +79,7 @@ class Paper:
 
     @property
     def lines(self) -> tuple[Printed, ...]:
-        """Those that there are."""
+        """Lines that are present, in the order frozen, adapted, ensemble."""
         return tuple(line for line in (self.frozen, self.adapted, self.ensemble) if line is not None)
 
 
@@ -90,7 +90,7 @@ _TEXTS = {"name": (str, None), "note": (str, "")}
 
 
 def printed_lines(tables: object, problems: list[str]) -> dict[str, Printed]:
-    """The lines of `[[printed]]` tables, by name; what is wrong with them goes to `problems`."""
+    """Read the `[[printed]]` tables and return the lines by name; append what is wrong to `problems`."""
     if not isinstance(tables, list):
         problems.append(f"[[printed]] must be tables, not {tables!r}")
         return {}
@@ -108,7 +108,7 @@ def printed_lines(tables: object, problems: list[str]) -> dict[str, Printed]:
 
 
 def _line(table: object, problems: list[str]) -> Printed | None:
-    """The line, or None and what is wrong with it."""
+    """Return the line; or append to `problems` and return None."""
     if not isinstance(table, Mapping):
         problems.append(f"a printed line must be a table, not {table!r}")
         return None
@@ -147,7 +147,7 @@ def _score(value: object, where: str, problems: list[str]) -> Score | None:
 
 
 def paper_of_row(table: object, lines: Mapping[str, Printed], problems: list[str]) -> Paper:
-    """The lines that a row's `[paper]` names; what is wrong with it goes to `problems`."""
+    """Find the lines that a row's `[paper]` names; append what is wrong to `problems`."""
     if not isinstance(table, Mapping):
         problems.append(f"[paper] must be a table of {', '.join(_ROLES)}, not {table!r}")
         return Paper()

@@ -1,4 +1,4 @@
-"""An experiment's table as the paper prints it."""
+"""Plain-text view of an experiment's table as the paper prints it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ COST_HEADS = dict(zip(COSTS, ("trained, M", "hours", "memory, GB"), strict=True)
 
 
 def paper_table(experiment: Experiment) -> list[list[str]]:
-    """The paper's lines as cells, a header first: costs, what lowpeft trains in the line's row, scores, the row."""
+    """Return the paper's lines as cells, the header first.
+
+    Columns: name, costs, number of parameters that lowpeft trains in the row of this line, scores, and that row.
+    """
     lines = experiment.printed
     costs = [key for key in COSTS if any(getattr(line, key) is not None for line in lines)]
     scores = [
@@ -30,7 +33,7 @@ def paper_table(experiment: Experiment) -> list[list[str]]:
 
 
 def remarks(experiment: Experiment) -> list[str]:
-    """What readers of the table must know: the notes, those of lines, and rows that the paper does not have."""
+    """Return remarks for readers: the experiment's notes, the lines' notes, and the rows without printed figures."""
     of_lines: dict[str, list[str]] = {}
     for line in experiment.printed:
         if line.note:
@@ -43,7 +46,7 @@ def remarks(experiment: Experiment) -> list[str]:
 
 
 def shown(experiment: Experiment) -> str:
-    """The paper's table as plain text, with its source, remarks, and the files that a run needs."""
+    """Return the paper's table as plain text, with its source, remarks, and the checkpoints that a run needs."""
     about = f"{experiment.name}: {experiment.summary}\n{experiment.source}. {experiment.metric}."
     table = tables.text(paper_table(experiment)) if experiment.printed else "It prints no figures for these rows."
     files: dict[str, list[str]] = {}
@@ -54,7 +57,7 @@ def shown(experiment: Experiment) -> str:
 
 
 def amount(value: float | None) -> str:
-    """A cost, with the digits that it has."""
+    """Format a cost with at most 6 significant digits; "–" for None."""
     return NOTHING if value is None else f"{value:g}"
 
 
@@ -64,7 +67,7 @@ def _trained(experiment: Experiment, line: Printed) -> str:
 
 
 def _role(experiment: Experiment, line: Printed) -> str:
-    """The row that gives ours for a line of the paper."""
+    """Return the rows that lowpeft runs for a line of the paper, or "only printed"."""
     roles = {"frozen": "frozen network"} if any(row.paper.frozen is line for row in experiment.rows) else {}
     for row in experiment.rows:
         if row.paper.adapted is line:

@@ -1,4 +1,4 @@
-"""Running an experiment: every row with every seed, each in a process of its own, and the table that comes of it."""
+"""Run an experiment: every row with every seed, each in a separate process, and the resulting table."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ READY_NOTE = "The adapter of row {} was there already: it was measured, not trai
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """Where an experiment's files are.
+    """Paths of an experiment's files.
 
     Attributes:
         weights: Folder with the checkpoints, under the names that their authors gave them. With `adapter` it may be the
             checkpoint itself.
         data: Folder of training pairs; not needed with `adapter`.
-        tests: Folder of each test set, by name; figures of the paper stand beside sets of its names (`flickr1024`,
-            `kitti2012`, `kitti2015`, `middlebury`).
-        adapter: Folder of a ready adapter: it is measured in the row that it fits, and nothing is trained.
+        tests: Mapping from the name of a test set to its folder. The paper's figures are shown for sets with its names
+            (`flickr1024`, `kitti2012`, `kitti2015`, `middlebury`).
+        adapter: Folder of a ready adapter. It is measured in the row that it fits, and nothing is trained.
     """
 
     weights: Path
@@ -52,21 +52,21 @@ class Sources:
     adapter: Path | None = None
 
     def checkpoint(self, row: Row) -> Path:
-        """The checkpoint of a row."""
+        """Return the path of a row's checkpoint."""
         return self.weights if self.adapter is not None and self.weights.is_file() else self.weights / row.weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How an experiment is run.
+    """Settings of a run.
 
     Attributes:
-        seeds: Of the training runs; rows are printed with mean and spread over them.
-        training: Settings that differ from the rows' recipes, for all rows.
-        device: Where it runs.
-        ensemble: Also measure the self-ensemble.
-        memory_mb: Bound of the memory that inference takes.
-        jobs: How many cells are run at a time; on the CPU its threads are shared out among them.
+        seeds: Seeds of the training runs; rows are printed with mean and spread over them.
+        training: Training settings that replace those of the recipes, for all rows.
+        device: Torch device of training and measurement.
+        ensemble: True to also measure the self-ensemble.
+        memory_mb: Upper bound of the memory that inference takes, in MB; None for no bound.
+        jobs: Number of cells that run at a time; the CPU's threads are divided among them.
     """
 
     seeds: Sequence[int] = (0,)
@@ -86,26 +86,26 @@ def reproduce(
     note: str = "",
     report: Callable[[str], None] = lambda note: None,
 ) -> Table:
-    """Run what is not finished yet of an experiment, and write its table.
+    """Run the unfinished cells of an experiment, and write its table.
 
-    Each cell is trained and measured in a process of its own, so that its peak of memory is its own, and leaves a
-    `result.json` that later runs take over; a training that was cut off is resumed. Every row is run with the first
-    seed before any is run with the second.
+    A cell is a row with a seed, or a frozen network. Each cell is trained and measured in a separate process, so that
+    its peak memory is its own, and writes a `result.json` that later runs reuse. An interrupted training is resumed.
+    Every row is run with the first seed before any is run with the second.
 
     Args:
-        experiment: Its rows.
+        experiment: Experiment with the rows to run.
         sources: Weights, training pairs and test sets.
-        out: Gets a folder for each row and seed, `table.json` and `table.md`.
-        settings: Seeds, training, device.
-        note: What readers of the table must know first.
-        report: Called with a line of text before each cell.
+        out: Output folder, for a folder of each row and seed, `table.json` and `table.md`.
+        settings: Seeds, training settings, device, …; None for the defaults.
+        note: First remark for readers of the table.
+        report: Function that is called with a line of text before each cell.
 
     Returns:
         The table.
 
     Raises:
         LowpeftError: Files are missing (all are listed), settings do not fit, a ready adapter fits no row, results in
-            `out` are of another run, or a row failed; what was finished stays.
+            `out` are from another run, or a row failed. Finished cells are kept.
     """
     settings = settings or Settings()
     if sources.adapter is not None:
@@ -133,15 +133,15 @@ def reproduce(
 
 
 def smoke(experiment: Experiment, out: str | Path, **keywords: Any) -> Table:
-    """Run an experiment whole at a few steps, on tiny networks and scenes made here.
+    """Run all rows of an experiment for a few steps, with tiny networks and synthetic scenes.
 
     Args:
-        experiment: Its rows.
-        out: As of `reproduce`.
+        experiment: Experiment with the rows to run.
+        out: Output folder, as for `reproduce`; also gets the weights and scenes.
         keywords: Further arguments of `reproduce`.
 
     Raises:
-        LowpeftError: As `reproduce`.
+        LowpeftError: There is no tiny network for a row, or `reproduce` raises.
     """
     folder = make_folder(out)
     small = smoke_experiment(experiment)
@@ -153,7 +153,7 @@ def smoke(experiment: Experiment, out: str | Path, **keywords: Any) -> Table:
 
 
 def _pool(jobs: int) -> ProcessPoolExecutor:
-    """Runs each job in a new process."""
+    """Create a pool that runs each job in a new process."""
     if jobs < 1:
         raise LowpeftError(f"there must be at least 1 job at a time, not {jobs}")
     threads = max(1, torch.get_num_threads() // jobs)
@@ -167,7 +167,7 @@ def _pool(jobs: int) -> ProcessPoolExecutor:
 
 
 def _cells(experiment: Experiment, sources: Sources, settings: Settings) -> Iterator[tuple[Job, Path]]:
-    """Every job and its folder: each frozen network once, then each row with each seed."""
+    """Yield every job and its folder: each frozen network once, then each row with each seed or the ready adapter."""
     rows = [_with_settings(row, settings.training) for row in experiment.rows]
     networks = {row.weights: row for row in rows}
     missing = _missing(sources, networks)
@@ -190,7 +190,7 @@ def _cells(experiment: Experiment, sources: Sources, settings: Settings) -> Iter
 
 
 def _missing(sources: Sources, networks: Mapping[str, Row]) -> list[str]:
-    """What is not there, one line each."""
+    """List missing folders, checkpoints and test sets, one line each."""
     ready = sources.adapter is not None
     folders: dict[str, Path | None] = {} if ready and sources.weights.is_file() else {"weights": sources.weights}
     folders |= {} if ready else {"training pairs": sources.data}
@@ -217,7 +217,7 @@ def _with_settings(row: Row, training: Mapping[str, Any]) -> Row:
 
 
 def _made(experiment: Experiment, settings: Settings, lines: Sequence[Line]) -> Iterator[str]:
-    """How the figures were made, one line each."""
+    """Yield a line each for protocol, changed settings, and notes and sizes of the networks."""
     yield f"Measured by the protocol `{experiment.protocol}`: {PROTOCOLS[experiment.protocol].summary}."
     if settings.training:
         changed = ", ".join(f"{name} = {value}" for name, value in settings.training.items())

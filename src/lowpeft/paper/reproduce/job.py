@@ -1,4 +1,4 @@
-"""One cell of an experiment: a row with one seed, trained and measured in a process of its own."""
+"""Job of one cell of an experiment: train and measure a row with one seed, in a separate process."""
 
 from __future__ import annotations
 
@@ -37,30 +37,30 @@ from ..experiments import LITERATURE
 
 RESULT, PEAK = "result.json", "peak.json"
 MEAN = "PSNR (L+R)/2"
-"""The column of every protocol of two views that papers can be compared by."""
+"""Column that every protocol of two views has, so that it can be compared with papers."""
 ENSEMBLE, SAME_VIEW = "ensemble ", "same view "
-"""What stands before a column's name."""
+"""Prefixes of the names of columns."""
 MB = 10**6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is run.
+    """Settings of one cell.
 
     Attributes:
-        row: Its name; `frozen` for the network without adapters.
-        weights: Checkpoint of the network.
-        network: The family that it must be of, or its architecture if it is of none.
-        scale: That it must have.
+        row: Name of the row; `frozen` or `frozen, ROW` for a network without adapters.
+        weights: Path of the network's checkpoint.
+        network: Required family of the network, or required architecture if it has no family.
+        scale: Required scale of the network.
         tests: Name and folder of each test set.
-        protocol: By which they are measured.
-        recipe: None where nothing is trained: for the frozen network, or a ready adapter.
-        seed: Of the training.
-        data: Folder of training pairs; needed with a recipe.
-        adapter: Folder of a ready adapter, which is measured as it is.
-        device: Where it runs.
-        ensemble: Also measure the self-ensemble.
-        memory_mb: Bound of the memory that inference takes.
+        protocol: Protocol of the measurements.
+        recipe: Recipe to train; None for a frozen network or a ready adapter, which are not trained.
+        seed: Seed of the training.
+        data: Folder of training pairs; required with a recipe.
+        adapter: Folder of a ready adapter, which is measured without training.
+        device: Torch device of training and measurement.
+        ensemble: True to also measure the self-ensemble.
+        memory_mb: Upper bound of the memory that inference takes, in MB; None for no bound.
     """
 
     row: str
@@ -78,7 +78,7 @@ class Job:
     memory_mb: int | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a finished result to count as this job's."""
+        """Return the values that must be equal for a finished result to be reused: settings and digests of files."""
         others = ("recipe", "weights", "data", "tests", "device", "adapter")
         plain = {k: v for k, v in vars(self).items() if k not in others}
         recipe = None if self.recipe is None else recipe_to_dict(self.recipe)
@@ -97,20 +97,20 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a job gave.
+    """Result of a job.
 
     Attributes:
-        row: Of the job.
-        seed: Of the job.
-        frozen: Parameters of the network that were not trained.
-        trained: Parameters that were.
-        seconds: Of training; 0 for the frozen network.
-        peak_mb: Most memory during training: of the device on CUDA, of the process elsewhere.
-        figures: For each test set, the columns of the protocol; with `ensemble ` before their names those
-            of the self-ensemble, if it was asked for. `same view PSNR (L+R)/2` is that of a stereo model whose other
-            view is a copy of the same one.
-        scenes: How many each test set has.
-        notes: What readers must know: which of a file's weights were taken, how a ready adapter differs.
+        row: Row of the job.
+        seed: Seed of the job.
+        frozen: Number of frozen parameters.
+        trained: Number of trained parameters; for a ready adapter, the number of its parameters.
+        seconds: Training time in seconds; 0 if nothing was trained.
+        peak_mb: Peak memory during training in MB: of the device on CUDA, of the process elsewhere.
+        figures: Values of the protocol's columns for each test set. The prefix `ensemble ` marks those of the
+            self-ensemble, if requested. `same view PSNR (L+R)/2` is measured with each view paired with itself, for
+            models of several views.
+        scenes: Number of scenes of each test set.
+        notes: Remarks for readers: which of a file's weights were loaded, how a ready adapter differs.
     """
 
     row: str
@@ -125,10 +125,10 @@ class Outcome:
 
 
 def finished(job: Job, folder: Path) -> Outcome | None:
-    """The result that an earlier run left in the folder; None if there is none.
+    """Read the result that an earlier run left in the folder; None if there is none.
 
     Raises:
-        LowpeftError: It is of other settings, data or weights, or is damaged.
+        LowpeftError: The result has other settings, data or weights, or is damaged.
     """
     path = folder / RESULT
     if not path.exists():
@@ -150,10 +150,10 @@ def finished(job: Job, folder: Path) -> Outcome | None:
 
 
 def run_job(job: Job, folder: Path) -> Outcome:
-    """Train and measure; what was finished or begun in the folder is taken up.
+    """Train and measure; reuse a finished result and resume an interrupted training in the folder.
 
     Raises:
-        LowpeftError: The network is not what the row says, or its training or measuring failed.
+        LowpeftError: The network is not the one that the row requires, or training or measuring failed.
     """
     if (done := finished(job, folder)) is not None:
         return done
@@ -193,7 +193,7 @@ def run_job(job: Job, folder: Path) -> Outcome:
 
 
 def _model(backbone: Backbone, job: Job) -> object:
-    """What is trained or measured: the network alone, with the recipe's adapters, or with the ready adapter."""
+    """Return the model to run: the network alone, with the recipe's adapters, or with the ready adapter."""
     if job.adapter is not None:
         return load_adapter(backbone, job.adapter)
     return backbone if job.recipe is None else build_model(backbone, job.recipe)
@@ -223,7 +223,7 @@ def _train(model: object, settings: TrainSettings, job: Job, folder: Path) -> di
 
 
 def _notes(model: object, backbone: Backbone, job: Job) -> list[str]:
-    """Which of the file's weights were taken, if it has several; and what a ready adapter's plan says."""
+    """Return a note on which weights were loaded, if the file has averages, and the notes of a ready adapter's plan."""
     which = which_weights(backbone.notes)
     return [
         *([] if which is None else [f"{job.weights.name}: {which}"]),
@@ -255,7 +255,7 @@ def _measure(model: object, job: Job, name: str, scenes: Sequence[Scene]) -> dic
 
 
 def _digest_of(path: Path) -> str:
-    """A digest of a file's content, or of the names and contents of all files below a folder."""
+    """Compute a digest of a file's content, or of the names and contents of all files below a folder."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     states = [(p, p.stat()) for p in files]
     found = [(str(p.relative_to(path)), _digest(p, state.st_size, state.st_mtime_ns)) for p, state in states]
@@ -264,13 +264,13 @@ def _digest_of(path: Path) -> str:
 
 @functools.cache
 def _digest(file: Path, size: int, changed_ns: int) -> str:
-    """Of a file's content, which is read once while its size and time of change stay."""
+    """Compute a digest of a file's content; the file is read again only if its size or time of change differs."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, lambda: hashlib.sha256(usedforsecurity=False)).hexdigest()
 
 
 def _peak_mb(job: Job) -> float:
-    """The most memory that was taken so far: of the device on CUDA, of the process elsewhere."""
+    """Return the peak memory so far in MB: of the device on CUDA, of the process elsewhere."""
     if torch.device(job.device).type == "cuda":
         return torch.cuda.max_memory_allocated(job.device) / MB
     unit = 1 if sys.platform == "darwin" else 1024
@@ -283,5 +283,5 @@ def _provenance(job: Job) -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
-    """A device in words."""
+    """Return a description of a device: the GPU's name, or the number of CPU threads."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"

@@ -1,4 +1,4 @@
-"""The row of an experiment that a ready adapter belongs to."""
+"""Search for the row of an experiment that a ready adapter belongs to."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..experiments import Experiment, Row
 
 
 def with_ready_row(experiment: Experiment, folder: Path) -> Experiment:
-    """The experiment with one row alone: that for the network (and scale) and with the adapters of a saved adapter.
+    """Return the experiment with only the row that has the network, scale and adapters of a saved adapter.
 
     Raises:
-        LowpeftError: The folder holds no adapter, or no row fits it, or several do; every row is listed.
+        LowpeftError: The folder does not contain an adapter; or no row or more than one fits, and all rows are listed.
     """
     adapter = read_adapter(folder)
     fitting = [row for row in experiment.rows if _fits(row, adapter)]

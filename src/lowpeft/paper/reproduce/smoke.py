@@ -1,4 +1,4 @@
-"""Tiny networks and made-up scenes, so that every experiment can be run whole without data or weights."""
+"""Tiny networks and synthetic scenes, so that experiments can be run completely without data or weights."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ...recipes import TrainSettings
 from ..experiments import Experiment, Row
 
 SCENE_PX = (192, 256)
-"""Of a made-up scene: the crop of IPT at x4 fits in."""
+"""Height and width of a synthetic scene; large enough for IPT's crop at x4 (192x192)."""
 
 STEPS = 2
 LR_CROP_PX = 16
 GROUPS = 12
-"""As many as HAT-L has, so that all numbers of stereo adapters can be told apart."""
+"""Number of groups, that of HAT-L, so that recipes with different numbers of stereo adapters differ here too."""
 
 
 def smoke_experiment(experiment: Experiment) -> Experiment:
-    """The same rows at a few steps of small crops; figures of the paper stay beside them."""
+    """Return the experiment with few training steps and small crops in every row; the paper's figures are kept."""
 
     def shrunk(row: Row) -> Row:
         settings = row.recipe.training
@@ -44,10 +44,10 @@ def smoke_experiment(experiment: Experiment) -> Experiment:
 
 
 def write_smoke_weights(experiment: Experiment, folder: Path) -> None:
-    """A checkpoint of a tiny network with random weights for every one that the rows name.
+    """Write a tiny network with random weights for every checkpoint that the rows name; existing files are kept.
 
     Raises:
-        LowpeftError: There is no tiny network of a row's kind, or spandrel is not installed.
+        LowpeftError: There is no tiny network for a row's family or architecture.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for row in experiment.rows:
@@ -57,10 +57,10 @@ def write_smoke_weights(experiment: Experiment, folder: Path) -> None:
 
 
 def tiny_network(row: Row) -> nn.Module:
-    """A tiny network of the row's kind and scale, with random weights.
+    """Build a tiny network of the row's family and scale, with random weights.
 
     Raises:
-        LowpeftError: There is none of that kind.
+        LowpeftError: There is no tiny network for the row's family or architecture.
     """
     if row.network not in _TINY:
         raise LowpeftError(f"there is no tiny {row.network}; known: {', '.join(_TINY)}")
@@ -70,10 +70,10 @@ def tiny_network(row: Row) -> nn.Module:
 
 
 def write_smoke_scenes(folder: Path, sets: tuple[str, ...]) -> tuple[Path, dict[str, Path]]:
-    """Two training scenes, and one for every test set.
+    """Write two training scenes and one scene for each test set; existing folders are kept.
 
     Returns:
-        The folder of training scenes, and that of each test set.
+        The folder of training scenes, and the folder of each test set by name.
     """
     training, tests = folder / "train", {name: folder / name for name in sets}
     if not training.exists():

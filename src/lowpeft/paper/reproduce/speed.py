@@ -1,4 +1,4 @@
-"""Time and memory of a forward for every row of an experiment on one network, with random weights, side by side."""
+"""Time and memory of a forward pass for every row of an experiment on one network with random weights."""
 
 from __future__ import annotations
 
@@ -48,13 +48,14 @@ VIEWS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A row's forward on a pair, over rounds in which the rows take turns.
+    """Time and memory of a row's forward pass on a pair, over rounds in which the rows take turns.
 
     Attributes:
-        row: Its name.
-        trained: Parameters of its adapters.
-        seconds: Of each round.
-        peak_bytes: Most memory above the network and the pair: of tensors on the CPU, of the allocator on CUDA.
+        row: Name of the row.
+        trained: Number of parameters of the row's adapters.
+        seconds: Seconds of the forward pass in each round.
+        peak_bytes: Peak memory in addition to the network and the pair: of tensors on the CPU, of the allocator on
+            CUDA.
     """
 
     row: str
@@ -65,14 +66,14 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """What `measure_speed` found; ratios are to the first row's time in the same round, and to its memory.
+    """Result of `measure_speed`; ratios are to the first row's time in the same round, and to its memory.
 
     Attributes:
-        experiment: Its name.
-        network: In words.
+        experiment: Name of the experiment.
+        network: Description of the network: name, scale, number of parameters.
         size_px: LR height and width of each view.
-        device: Where it ran, in words.
-        rows: In the experiment's order.
+        device: Description of the device.
+        rows: Measurements in the experiment's order.
     """
 
     experiment: str
@@ -82,11 +83,11 @@ class Speed:
     rows: tuple[Measured, ...]
 
     def ratios(self, row: Measured) -> list[float]:
-        """The row's time over that of the first row, for each round."""
+        """Return the row's time divided by that of the first row, for each round."""
         return [ours / first for ours, first in zip(row.seconds, self.rows[0].seconds, strict=True)]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values: medians and standard deviations over the rounds, and where they are from."""
+        """Return plain values: medians and standard deviations over the rounds, date, device and versions."""
         first = self.rows[0]
         return {
             "date": datetime.date.today().isoformat(),
@@ -141,23 +142,23 @@ def measure_speed(
     smoke: bool = False,
     report: Callable[[str], None] = lambda note: None,
 ) -> Speed:
-    """Time a forward of every row of an experiment whose rows are adapters on one network.
+    """Time a forward pass of every row of an experiment whose rows are adapters on one network.
 
     The network has its published size and random weights, so nothing is read or downloaded; the rows share its
-    parameters. In every round each row runs once, in turns forwards and backwards, so that what else the machine does
-    falls on all rows alike. Each runs once before that, to warm up and to measure memory.
+    parameters. Each row runs once per round, and every other round is in reverse order, so that other load on the
+    machine affects all rows equally. Before that, each row runs to warm up and to measure memory.
 
     Args:
-        experiment: Its rows.
-        size_px: LR height and width of each view; None means the crop that the first row is trained on.
-        repeats: Rounds, at least 2.
+        experiment: Experiment with the rows to time.
+        size_px: LR height and width of each view; None for the crop that the first row is trained on.
+        repeats: Number of rounds, at least 2.
         device: `cpu` or a CUDA device.
-        smoke: Take a tiny network and small views instead.
-        report: Called with a line of text before each row and round.
+        smoke: True to use a tiny network and small views.
+        report: Function that is called with a line of text before each row and round.
 
     Raises:
-        LowpeftError: The rows are of several networks or trained from scratch, the network's sizes are not known here,
-            or size, repeats or device do not fit.
+        LowpeftError: The rows have several networks or are trained from scratch; the published sizes of the network
+            are not known here; or size, repeats or device do not fit.
     """
     experiment = smoke_experiment(experiment) if smoke else experiment
     where, row = torch.device(device), experiment.rows[0]
@@ -195,14 +196,14 @@ def measure_speed(
 
 
 def write_speed(speed: Speed, out: str | Path, *, command: str) -> Path:
-    """Write `speed.json` into a folder, with the command that measures it again, and return its path."""
+    """Write `speed.json` into a folder, with the command that repeats the measurement, and return its path."""
     path = Path(out) / "speed.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     return write_json(path, {"command": command, **speed.as_dict()})
 
 
 def _network(experiment: Experiment, *, smoke: bool) -> nn.Module:
-    """The one network of the rows, with random weights."""
+    """Build the rows' common network, with random weights."""
     row, name = experiment.rows[0], repr(experiment.name)
     if len({each.weights for each in experiment.rows}) > 1:
         raise LowpeftError(f"the rows of {name} are of several networks; speed compares adapters on one")
@@ -231,7 +232,7 @@ _FULL: dict[str, Callable[[], nn.Module]] = {
 
 
 def _call(network: nn.Module, row: Row, pair: Tensor) -> tuple[Callable[[], object], int]:
-    """A forward of the row's model on the pair, and how many parameters its adapters have."""
+    """Return a function that runs the row's model on the pair, and the number of its adapters' parameters."""
     alike = copy.deepcopy(network, {id(p): p for p in network.parameters()})
     model = module_of(build_model(alike, row.recipe)).to(pair.device).eval()
     trained = sum(p.numel() for _, p in adapter_parameters(model))
@@ -240,7 +241,7 @@ def _call(network: nn.Module, row: Row, pair: Tensor) -> tuple[Callable[[], obje
 
 
 def _peak(call: Callable[[], object], device: torch.device) -> int:
-    """The most bytes that a call takes above what is held before it; also its first run."""
+    """Measure the peak bytes of a call in addition to memory that was in use before; also warms up."""
     if device.type == "cpu":
         return peak_bytes(call)
     call()
@@ -255,7 +256,7 @@ def _peak(call: Callable[[], object], device: torch.device) -> int:
 def _in_turns(
     calls: dict[str, Callable[[], object]], device: torch.device, repeats: int, report: Callable[[str], None]
 ) -> dict[str, list[float]]:
-    """Seconds of every call in every round."""
+    """Measure the seconds of every call in every round."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(repeats):
         report(f"round {number + 1}/{repeats}")

@@ -1,4 +1,4 @@
-"""An experiment's outcomes beside the paper's figures."""
+"""Table of an experiment's outcomes beside the paper's figures."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from .job import ENSEMBLE, MEAN, Outcome
 FROZEN = "frozen"
 
 COLUMNS = {"left": ("PSNR Left", "SSIM Left"), "mean": (MEAN, "SSIM (L+R)/2")}
-"""Of the protocol `literature`, by what the paper prints."""
+"""Mapping from the views that papers print to the PSNR and SSIM columns of the protocol `literature`."""
 PAPER_COSTS = dict(zip(COSTS, ("paper, M", "paper, h", "paper, GB"), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A row of the experiment: the outcomes of its seeds, and what the paper prints.
+    """A row of the experiment: the outcomes of its seeds and the paper's lines.
 
     Attributes:
-        row: Its name.
-        summary: Of the row.
-        outcomes: One for each seed; none for a line that is only printed.
-        printed: The paper's line; None where it has none.
-        ensemble: Its line for the self-ensemble.
+        row: Name of the row.
+        summary: Summary of the row.
+        outcomes: One outcome for each seed; empty for a line that is only printed.
+        printed: The paper's line; None if it has none.
+        ensemble: The paper's line for the self-ensemble; None if it has none.
     """
 
     row: str
@@ -40,22 +40,22 @@ class Line:
     ensemble: Printed | None = None
 
     def mean(self, test_set: str, figure: str) -> float | None:
-        """Over the seeds; None where it was not measured."""
+        """Return the mean of a figure over the seeds; None if it was not measured."""
         values = self._values(test_set, figure)
         return fmean(values) if values else None
 
     def spread(self, test_set: str, figure: str) -> float | None:
-        """Standard deviation over the seeds; None for fewer than two."""
+        """Return the standard deviation of a figure over the seeds; None for fewer than two."""
         values = self._values(test_set, figure)
         return stdev(values) if len(values) > 1 else None
 
     def paper(self, test_set: str) -> dict[str, float]:
-        """What the paper prints, by column of ours."""
+        """Return the paper's figures on a test set, by lowpeft's column names."""
         ensemble = {ENSEMBLE + column: value for column, value in _columns(self.ensemble, test_set).items()}
         return _columns(self.printed, test_set) | ensemble
 
     def costs(self) -> dict[str, float]:
-        """What the paper prints of parameters, time and memory."""
+        """Return the parameters, time and memory that the paper prints, by name."""
         found = {key: getattr(self.printed, key, None) for key in COSTS}
         return {key: value for key, value in found.items() if value is not None}
 
@@ -66,13 +66,13 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """All lines of an experiment.
+    """Table with all lines of an experiment.
 
     Attributes:
-        experiment: What was run.
+        experiment: Experiment that was run.
         lines: The frozen networks, then the rows in their order.
-        note: What readers must know first (that it was a smoke run, say).
-        made: How the figures were made: protocol, changed settings, networks.
+        note: First remark for readers, e.g. that it was a smoke run.
+        made: Remarks on how the figures were made: protocol, changed settings, networks.
     """
 
     experiment: Experiment
@@ -82,12 +82,12 @@ class Table:
 
     @property
     def test_sets(self) -> tuple[str, ...]:
-        """In the order in which they were measured."""
+        """Names of the test sets, in the order in which they were measured."""
         names = (name for line in self.lines for outcome in line.outcomes for name in outcome.figures)
         return tuple(dict.fromkeys(names))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values: every outcome, and mean, spread and the paper's figure for each test set."""
+        """Return plain values: every outcome, and mean, spread and the paper's figures for each test set."""
 
         def plain(line: Line, name: str) -> dict[str, Any]:
             figures = {key: None for o in line.outcomes for key in o.figures.get(name, {})}
@@ -112,7 +112,7 @@ class Table:
         }
 
     def markdown(self) -> str:
-        """A table for each test set."""
+        """Return the remarks and one table for each test set, in Markdown."""
         about = f"# {self.experiment.name}\n\n{self.experiment.summary}. Figures: {self.experiment.metric}."
         note = f"\n\n**{self.note}**" if self.note else ""
         sections = [f"## {self._heading(name)}\n\n{tables.markdown(self._cells(name))}" for name in self.test_sets]
@@ -124,7 +124,7 @@ class Table:
         return "\n\n".join([about, *remarks(self.experiment), *self.made, *sections])
 
     def _heading(self, name: str) -> str:
-        """A test set, and how many scenes it had."""
+        """Return a test set's name with its number of scenes."""
         counts = {outcome.scenes[name] for line in self.lines for outcome in line.outcomes if name in outcome.scenes}
         return name + "".join(f", {count} scene{'s' * (count != 1)}" for count in sorted(counts))
 
@@ -133,7 +133,7 @@ class Table:
         return tuple(dict.fromkeys(found))
 
     def _cells(self, name: str) -> list[list[str]]:
-        """The table of a test set, its header first: ours and the paper's, then the lines that are only printed."""
+        """Return a test set's cells, the header first: the rows with the paper's figures, then only printed lines."""
         others = [Line(row=line.name, summary=line.note, printed=line) for line in self.experiment.only_printed]
         lines = [*self.lines, *(line for line in others if line.paper(name))]
         figures = self._figures(name)
@@ -159,7 +159,7 @@ def _our_costs(line: Line) -> list[str]:
 
 
 def _figure(line: Line, name: str, key: str) -> list[str]:
-    """Ours with its spread, the paper's, and the difference."""
+    """Return cells for lowpeft's mean with its spread, the paper's figure, and the difference."""
     mean, spread, paper = line.mean(name, key), line.spread(name, key), line.paper(name).get(key)
     digits, of_paper = (3, 2) if "PSNR" in key else (4, 4)
     ours = NOTHING if mean is None else f"{mean:.{digits}f}"
@@ -171,7 +171,7 @@ def _figure(line: Line, name: str, key: str) -> list[str]:
 
 
 def _columns(printed: Printed | None, test_set: str) -> dict[str, float]:
-    """What a line of the paper prints on a test set, by column of ours."""
+    """Return the figures that a line of the paper prints on a test set, by lowpeft's column names."""
     if printed is None:
         return {}
     scores = {view: getattr(printed.on(test_set), view) for view in COLUMNS}
