@@ -57,7 +57,7 @@ def add_to(commands: Any) -> None:
     sub.add_argument("--seeds", type=int, default=1, metavar="N", help="how many seeds each row gets (default: 1)")
     sub.add_argument("--jobs", type=int, default=1, metavar="N", help="how many cells are run at a time (default: 1)")
     sub.add_argument("--ensemble", action="store_true", help="also measure the self-ensemble")
-    sub.add_argument("--memory-mb", type=int, metavar="N", help="bound of the memory that inference takes")
+    sub.add_argument("--memory-mb", type=float, metavar="N", help="bound of the memory that inference takes")
     sub.add_argument(
         "--set",
         action="append",

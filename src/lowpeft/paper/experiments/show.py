@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ... import tables
 from ...tables import NOTHING
-from . import Experiment
-from .paper import COSTS, VIEWS, Printed
+from .experiment import Experiment
+from .printed import COSTS, VIEWS, Printed
 
 COST_HEADS = dict(zip(COSTS, ("trained, M", "hours", "memory, GB"), strict=True))
 

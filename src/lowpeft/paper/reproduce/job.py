@@ -75,7 +75,7 @@ class Job:
     adapter: Path | None = None
     device: str = "cpu"
     ensemble: bool = False
-    memory_mb: int | None = None
+    memory_mb: float | None = None
 
     def identity(self) -> dict[str, Any]:
         """Return the values that must be equal for a finished result to be reused: settings and digests of files."""

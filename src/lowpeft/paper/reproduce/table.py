@@ -10,7 +10,7 @@ from typing import Any
 from ... import tables
 from ...tables import NOTHING
 from ..experiments import Experiment, Printed
-from ..experiments.paper import COSTS
+from ..experiments.printed import COSTS
 from ..experiments.show import amount, remarks
 from .job import ENSEMBLE, MEAN, Outcome
 

@@ -1,0 +1,239 @@
+"""Run an experiment: every row with every seed, each in a separate process, and the resulting table."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...errors import LowpeftError
+from ...recipes import changed_settings
+from ...restoration.images import make_folder
+from ...restoration.metrics import PROTOCOLS
+from ...storage import write_json, write_text
+from ..experiments import Experiment, Row
+from .job import Job, Outcome, finished, run_job
+from .ready import with_ready_row
+from .smoke import smoke_experiment, write_smoke_scenes, write_smoke_weights
+from .table import FROZEN, Line, Table
+
+SMOKE_NOTE = (
+    "A smoke run: tiny networks with random weights, a few steps on made-up scenes. It shows that the experiment runs; "
+    "its figures mean nothing."
+)
+
+READY_NOTE = "The adapter of row {} was there already: it was measured, not trained."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Paths of an experiment's files.
+
+    Attributes:
+        weights: Folder with the checkpoints, under the names that their authors gave them. With `adapter` it may be the
+            checkpoint itself.
+        data: Folder of training pairs; not needed with `adapter`.
+        tests: Mapping from the name of a test set to its folder. The paper's figures are shown for sets with its names
+            (`flickr1024`, `kitti2012`, `kitti2015`, `middlebury`).
+        adapter: Folder of a ready adapter. It is measured in the row that it fits, and nothing is trained.
+    """
+
+    weights: Path
+    data: Path | None = None
+    tests: Mapping[str, Path]
+    adapter: Path | None = None
+
+    def checkpoint(self, row: Row) -> Path:
+        """Return the path of a row's checkpoint."""
+        return self.weights if self.adapter is not None and self.weights.is_file() else self.weights / row.weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings of a run.
+
+    Attributes:
+        seeds: Seeds of the training runs; rows are printed with mean and spread over them.
+        training: Training settings that replace those of the recipes, for all rows.
+        device: Torch device of training and measurement.
+        ensemble: True to also measure the self-ensemble.
+        memory_mb: Upper bound of the memory that inference takes, in MB; None for no bound.
+        jobs: Number of cells that run at a time; the CPU's threads are divided among them.
+    """
+
+    seeds: Sequence[int] = (0,)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+    ensemble: bool = False
+    memory_mb: float | None = None
+    jobs: int = 1
+
+
+def reproduce(
+    experiment: Experiment,
+    sources: Sources,
+    out: str | Path,
+    *,
+    settings: Settings | None = None,
+    note: str = "",
+    report: Callable[[str], None] = lambda note: None,
+) -> Table:
+    """Run the unfinished cells of an experiment, and write its table.
+
+    A cell is a row with a seed, or a frozen network. Each cell is trained and measured in a separate process, so that
+    its peak memory is its own, and writes a `result.json` that later runs reuse. An interrupted training is resumed.
+    Every row is run with the first seed before any is run with the second.
+
+    Args:
+        experiment: Experiment with the rows to run.
+        sources: Weights, training pairs and test sets.
+        out: Output folder, for a folder of each row and seed, `table.json` and `table.md`.
+        settings: Seeds, training settings, device, …; None for the defaults.
+        note: First remark for readers of the table.
+        report: Function that is called with a line of text before each cell.
+
+    Returns:
+        The table.
+
+    Raises:
+        LowpeftError: Files are missing (all are listed), settings do not fit, a ready adapter fits no row, results in
+            `out` are from another run, or a row failed. Finished cells are kept.
+    """
+    settings = settings or Settings()
+    if sources.adapter is not None:
+        experiment = with_ready_row(experiment, sources.adapter)
+        note = note or READY_NOTE.format(experiment.rows[0].name)
+    cells = list(_cells(experiment, sources, settings))
+    folder = make_folder(out)
+    done = {place: finished(job, folder / place) for job, place in cells}
+    outcomes: dict[str, list[Outcome]] = {}
+    with _pool(settings.jobs) as pool:
+        pending = {place: pool.submit(run_job, job, folder / place) for job, place in cells if done[place] is None}
+        try:
+            for number, (job, place) in enumerate(cells, start=1):
+                report(f"{number}/{len(cells)}: {place}")
+                outcome = done[place] or pending[place].result()
+                outcomes.setdefault(place.parent.name if job.recipe else place.name, []).append(outcome)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    lines = tuple(_lines(experiment, outcomes))
+    table = Table(experiment=experiment, lines=lines, note=note, made=tuple(_made(experiment, settings, lines)))
+    write_json(folder / "table.json", table.as_dict())
+    write_text(folder / "table.md", table.markdown())
+    return table
+
+
+def smoke(experiment: Experiment, out: str | Path, **keywords: Any) -> Table:
+    """Run all rows of an experiment for a few steps, with tiny networks and synthetic scenes.
+
+    Args:
+        experiment: Experiment with the rows to run.
+        out: Output folder, as for `reproduce`; also gets the weights and scenes.
+        keywords: Further arguments of `reproduce`.
+
+    Raises:
+        LowpeftError: There is no tiny network for a row, or `reproduce` raises.
+    """
+    folder = make_folder(out)
+    small = smoke_experiment(experiment)
+    sets = small.test_sets or ("flickr1024",)
+    write_smoke_weights(small, folder / "weights")
+    data, tests = write_smoke_scenes(folder / "scenes", sets)
+    sources = Sources(weights=folder / "weights", data=data, tests=tests)
+    return reproduce(small, sources, folder, note=SMOKE_NOTE, **keywords)
+
+
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    """Create a pool that runs each job in a new process."""
+    if jobs < 1:
+        raise LowpeftError(f"there must be at least 1 job at a time, not {jobs}")
+    threads = max(1, torch.get_num_threads() // jobs)
+    return ProcessPoolExecutor(
+        max_workers=jobs,
+        mp_context=get_context("spawn"),
+        max_tasks_per_child=1,
+        initializer=torch.set_num_threads,
+        initargs=(threads,),
+    )
+
+
+def _cells(experiment: Experiment, sources: Sources, settings: Settings) -> Iterator[tuple[Job, Path]]:
+    """Yield every job and its folder: each frozen network once, then each row with each seed or the ready adapter."""
+    rows = [_with_settings(row, settings.training) for row in experiment.rows]
+    networks = {row.weights: row for row in rows}
+    missing = _missing(sources, networks)
+    if missing:
+        raise LowpeftError(f"experiment {experiment.name!r} cannot be run:", problems=missing)
+    common: dict[str, Any] = {name: getattr(settings, name) for name in ("device", "ensemble", "memory_mb")}
+    common |= {"tests": tuple(sources.tests.items()), "protocol": experiment.protocol}
+    for row in networks.values():
+        place = Path(FROZEN if len(networks) == 1 else f"{FROZEN}, {row.name}")
+        yield Job(row=str(place), **_network(row, sources), **common), place
+    if sources.adapter is not None:
+        for row in rows:
+            yield Job(row=row.name, adapter=sources.adapter, **_network(row, sources), **common), Path(row.name)
+        return
+    for seed in settings.seeds:
+        for row in rows:
+            recipe = dataclasses.replace(row.recipe, training=dataclasses.replace(row.recipe.training, seed=seed))
+            job = Job(row=row.name, recipe=recipe, seed=seed, data=sources.data, **_network(row, sources), **common)
+            yield job, Path(row.name) / f"seed-{seed}"
+
+
+def _missing(sources: Sources, networks: Mapping[str, Row]) -> list[str]:
+    """List missing folders, checkpoints and test sets, one line each."""
+    ready = sources.adapter is not None
+    folders: dict[str, Path | None] = {} if ready and sources.weights.is_file() else {"weights": sources.weights}
+    folders |= {} if ready else {"training pairs": sources.data}
+    folders |= {f"test set {name}": path for name, path in sources.tests.items()}
+    missing = [f"no folder of {what} at {path}" for what, path in folders.items() if path is None or not path.is_dir()]
+    missing += [
+        f"no checkpoint {name} in {sources.weights} (row {row.name})"
+        for name, row in networks.items()
+        if sources.weights.is_dir() and not sources.checkpoint(row).is_file()
+    ]
+    return missing if sources.tests else [*missing, "no test set"]
+
+
+def _network(row: Row, sources: Sources) -> dict[str, Any]:
+    return {"weights": sources.checkpoint(row), "network": row.network, "scale": row.scale}
+
+
+def _with_settings(row: Row, training: Mapping[str, Any]) -> Row:
+    problems: list[str] = []
+    settings = changed_settings(row.recipe.training, training, problems)
+    if problems:
+        raise LowpeftError(f"these training settings do not work for row {row.name!r}:", problems=problems)
+    return dataclasses.replace(row, recipe=dataclasses.replace(row.recipe, training=settings))
+
+
+def _made(experiment: Experiment, settings: Settings, lines: Sequence[Line]) -> Iterator[str]:
+    """Yield a line each for protocol, changed settings, and notes and sizes of the networks."""
+    yield f"Measured by the protocol `{experiment.protocol}`: {PROTOCOLS[experiment.protocol].summary}."
+    if settings.training:
+        changed = ", ".join(f"{name} = {value}" for name, value in settings.training.items())
+        yield f"Settings that differ from the recipes', in all rows: {changed}."
+    for line in lines:
+        for text in dict.fromkeys(note for outcome in line.outcomes for note in outcome.notes):
+            yield f"{line.row}: {text}."
+        if line.row.startswith(FROZEN):
+            yield f"{line.row}: {line.outcomes[0].frozen:,} parameters."
+
+
+def _lines(experiment: Experiment, outcomes: Mapping[str, list[Outcome]]) -> Iterator[Line]:
+    rows = {row.name: row for row in experiment.rows}
+    for name, found in outcomes.items():
+        if name in rows:
+            paper = rows[name].paper
+            lines = {"printed": paper.adapted, "ensemble": paper.ensemble}
+            yield Line(row=name, summary=rows[name].summary, outcomes=tuple(found), **lines)
+        else:
+            row = rows.get(name.removeprefix(f"{FROZEN}, "), experiment.rows[0])
+            yield Line(row=name, summary="the network alone", outcomes=tuple(found), printed=row.paper.frozen)
