@@ -20,7 +20,7 @@ from lowpeft.core.observation.describe import image_facts
 from lowpeft.errors import DataError, PlanError, TrainingError
 from lowpeft.recipes import TrainSettings, load_recipe
 from lowpeft.restoration.data import Example
-from lowpeft.restoration.evaluation import Score, compare, mean_db, score
+from lowpeft.restoration.evaluation import compare
 from lowpeft.restoration.images import bicubic_upscale, matlab_downscale, to_float
 from lowpeft.restoration.inference.network import run
 from lowpeft.restoration.metrics import psnr
@@ -542,7 +542,7 @@ def scene() -> Example:
 
 def test_measuring_puts_the_mode_back() -> None:
     model = lowpeft.adapt(network(), "stereo").train()
-    score(model, scene())
+    compare(model, [scene()])
     assert model.training
     assert next(s for _, _, s in lowpeft.core.attachment.slots.slots(model)).training
 
@@ -550,14 +550,12 @@ def test_measuring_puts_the_mode_back() -> None:
 def test_comparison_of_a_new_adapter_has_no_gain_and_no_use_of_the_other_view() -> None:
     model = lowpeft.adapt(network(), "stereo")
     found = compare(model, [scene()])
-    assert found.frozen == found.adapted
-    assert found.same_view[0].mean_db == pytest.approx(found.adapted[0].mean_db, abs=1e-3)
+    assert found.values_db("frozen") == found.values_db("adapted")
+    assert found.values_db("same view") == pytest.approx(found.values_db("adapted"), abs=1e-3)
     assert str(found).splitlines()[-1].split()[0] == "mean"
 
 
-def test_mean_is_over_views_then_scenes() -> None:
-    scores = [Score(scene="a", left_db=20, right_db=30), Score(scene="b", left_db=10, right_db=40)]
-    assert mean_db(scores) == 25
+def test_nothing_is_compared_without_scenes() -> None:
     with pytest.raises(DataError, match="no scenes"):
         compare(FACTS, [])
 
@@ -565,5 +563,5 @@ def test_mean_is_over_views_then_scenes() -> None:
 def test_bicubic_is_measured_on_the_same_views() -> None:
     pair = scene()
     found = compare(lowpeft.adapt(network(), "spatial"), [pair])
-    assert found.same_view == ()
-    assert found.bicubic[0].left_db == psnr(bicubic_upscale(pair.lr[0], EDSR.scale), pair.hr[0])
+    assert list(found.reports) == ["bicubic", "frozen", "adapted"]
+    assert found.values_db("bicubic") == [psnr(bicubic_upscale(pair.lr[0], EDSR.scale), pair.hr[0])]

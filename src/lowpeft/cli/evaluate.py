@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> None:
     protocol = PROTOCOLS.find(options.protocol)
     base = backbone(options) if options.weights else None
     scale = _scale(options, base)
-    scenes = find_scenes(options.data, scale=scale, lr_folder=options.lr, views=protocol.views)
+    scenes = find_scenes(options.data, scale=scale, lr_folder=options.lr, views=protocol.views or 1)
     out = make_folder(options.out) if options.out else None
     reports = []
     if options.bicubic:

@@ -8,13 +8,11 @@ import inspect
 import re
 from contextlib import nullcontext
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from ..core.attachment.record import module_of
 from ..core.observation.describe import image_facts
 from ..core.operations.state import summary
-from ..core.operations.switching import disabled
 from ..errors import LowpeftError
 from ..kinds import WeightAdapter, get_kind
 from ..ports.facts import Backbone
@@ -239,25 +237,10 @@ _MEAN = {1: "RGB", 2: "(L+R)/2"}
 
 def _measured(model: object, folder: str, examples: list[Example]) -> dict[str, float]:
     """Measure the scenes, print the figures, and return the mean of each method in dB."""
-    from ..restoration.evaluation import by_bicubic, by_network, compare
+    from ..restoration.evaluation import compare, methods
     from ..restoration.progress import progress
-    from ..restoration.training import is_adapted, psnr_db
 
-    adapted = is_adapted(model)
-    with progress("measuring", len(examples)) as advance:
-        if adapted and len(examples[0].lr) == 2:
-            found = compare(model, examples, advance=advance)
-            print(f"\n{folder}\n{found}")
-            return found.means_db()
-        bicubic, network = by_bicubic(image_facts(model).scale), by_network(model)
-        rows: dict[str, list[float]] = {}
-        for example in examples:
-            rows.setdefault("bicubic", []).append(psnr_db(bicubic(example), example))
-            if adapted:
-                with disabled(model):
-                    rows.setdefault("frozen", []).append(psnr_db(network(example), example))
-            rows.setdefault("adapted" if adapted else "trained", []).append(psnr_db(network(example), example))
-            advance(example.name)
-    means = {name: fmean(values) for name, values in rows.items()}
-    print(f"\n{folder}: PSNR in dB, " + ", ".join(f"{name} {value:.3f}" for name, value in means.items()))
-    return means
+    with progress("measuring", len(examples) * len(list(methods(model)))) as advance:
+        found = compare(model, examples, advance=advance)
+    print(f"\n{folder}\n{found}")
+    return found.means_db()

@@ -23,7 +23,7 @@ from ..core.operations.state import summary
 from ..errors import DataError, LowpeftError
 from ..recipes import TrainSettings
 from ..restoration.data import Crops, Scene, find_scenes, load_example
-from ..restoration.evaluation import Comparison, compare
+from ..restoration.evaluation import Comparison, compare, methods
 from ..restoration.images import make_folder, to_uint8, write_image
 from ..restoration.progress import progress
 from ..restoration.training import train
@@ -85,7 +85,7 @@ def run_demo(*, out: str | Path, data: str | Path | None = None, steps: int | No
     print(summary(model))
     with progress(f"training on {len(training)} scenes", settings.steps) as advance:
         done = train(model, crops, settings, report=lambda s: advance(f"L1 {s.loss:.4f}"))
-    with progress(f"measuring on {len(tests)} unseen scenes", len(tests)) as advance:
+    with progress(f"measuring on {len(tests)} unseen scenes", len(tests) * len(list(methods(model)))) as advance:
         found = compare(model, tests, advance=advance)
     print(found)
 
@@ -160,9 +160,7 @@ def _write_results(
         "noise": NOISE,
         "training": {**vars(settings), "seconds": round(seconds, 1)},
         "mean_db": found.means_db(),
-        "scenes": [s.scene for s in found.frozen],
-        "frozen_db": [s.mean_db for s in found.frozen],
-        "adapted_db": [s.mean_db for s in found.adapted],
-        "same_view_db": [s.mean_db for s in found.same_view],
+        "scenes": found.scenes,
+        **{f"{name.replace(' ', '_')}_db": found.values_db(name) for name in ("frozen", "adapted", "same view")},
     }
     write_json(path, results)

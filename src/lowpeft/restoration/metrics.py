@@ -150,14 +150,14 @@ class Protocol:
 
     Attributes:
         name: Name of the protocol, as `lowpeft evaluate --protocol` takes it.
-        views: Number of views that a scene must have.
+        views: Number of views that a scene must have; None for any.
         summary: Description in one sentence.
         columns: Columns of the table, from left to right.
         source: Code or papers that measure in this way.
     """
 
     name: str
-    views: Literal[1, 2]
+    views: Literal[1, 2] | None
     summary: str
     columns: tuple[Column, ...]
     source: str
@@ -222,3 +222,12 @@ PROTOCOLS = Registry(
     error=DataError,
 )
 """Protocols by name; `register` adds one."""
+
+WHOLE_RGB = Protocol(
+    name="whole RGB",
+    views=None,
+    summary="PSNR on uint8 RGB, whole views, mean of the views",
+    columns=(Column(name="PSNR", digits=3, measure=partial(_mean_of_views, metric=psnr)),),
+    source="(L+R)/2 of the stereo tables",
+)
+"""Protocol of validation and of comparisons with the frozen base; no table of a paper has it, so nor has `PROTOCOLS`."""

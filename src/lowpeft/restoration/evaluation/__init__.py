@@ -1,6 +1,6 @@
 """Evaluation on whole scenes: measure by protocol, compare with the frozen base, write tables, files and pictures."""
 
-from .comparison import Comparison, Score, compare, mean_db, score
+from .comparison import Comparison, compare, methods
 from .measure import by_bicubic, by_network, by_network_alone, evaluate, measure
 from .report import Report, Row, overview, write_reports
 
@@ -8,15 +8,13 @@ __all__ = [
     "Comparison",
     "Report",
     "Row",
-    "Score",
     "by_bicubic",
     "by_network",
     "by_network_alone",
     "compare",
     "evaluate",
-    "mean_db",
     "measure",
+    "methods",
     "overview",
-    "score",
     "write_reports",
 ]

@@ -10,7 +10,7 @@ from .parallel import Processes, connect
 from .samples import CropSource, crop_for
 from .schedule import image_loss, learning_rate
 from .session import save_product, trained_parameters
-from .validation import psnr_db, validation
+from .validation import validation
 
 __all__ = [
     "NETWORK",
@@ -26,7 +26,6 @@ __all__ = [
     "is_adapted",
     "last_step",
     "learning_rate",
-    "psnr_db",
     "reinitialise",
     "save_merged",
     "save_network",

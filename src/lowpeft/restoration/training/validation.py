@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from statistics import fmean
 
-from torch import Tensor
-
+from ...core.observation.describe import image_facts
 from ...errors import DataError
 from ..data import Example
-from ..evaluation import by_network
-from ..metrics import psnr
+from ..evaluation import by_network, measure
+from ..metrics import WHOLE_RGB
 
 
 def validation(examples: Sequence[Example]) -> Callable[[object], float]:
-    """Make a `validate` function for `train`: mean PSNR in dB over scenes, on whole RGB views (see `psnr_db`).
+    """Make a `validate` function for `train`: mean PSNR in dB over scenes, by `metrics.WHOLE_RGB`.
 
     Args:
         examples: At least one scene, of one view or two, that the network is not trained on.
@@ -26,12 +24,7 @@ def validation(examples: Sequence[Example]) -> Callable[[object], float]:
         raise DataError("there are no scenes to validate on")
 
     def validate(model: object) -> float:
-        enhance = by_network(model)
-        return fmean(psnr_db(enhance(example), example) for example in examples)
+        scale = image_facts(model).scale
+        return measure(by_network(model), examples, scale=scale, protocol=WHOLE_RGB).means()["PSNR"]
 
     return validate
-
-
-def psnr_db(views: Sequence[Tensor], example: Example) -> float:
-    """Return the mean PSNR of a scene's views in dB, on whole RGB views."""
-    return fmean(psnr(sr, hr) for sr, hr in zip(views, example.hr, strict=True))
