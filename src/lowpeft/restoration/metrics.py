@@ -230,4 +230,4 @@ WHOLE_RGB = Protocol(
     columns=(Column(name="PSNR", digits=3, measure=partial(_mean_of_views, metric=psnr)),),
     source="(L+R)/2 of the stereo tables",
 )
-"""Protocol of validation and of comparisons with the frozen base; no table of a paper has it, so nor has `PROTOCOLS`."""
+"""Protocol of validation and of comparisons with the frozen base. It is not in `PROTOCOLS`: no paper measures so."""

@@ -1,14 +1,12 @@
-"""Log of a training run: one row per step, as JSON Lines, CSV and, if TensorBoard is installed, its event files.
+"""Log of a training run: one row per step in JSON Lines, from which the curves are drawn.
 
-The JSON Lines and CSV files grow by whole rows. A checkpoint stores their lengths, and a run that resumes from it
-truncates them to these. So every step is logged exactly once, whenever the run was killed.
+If TensorBoard is installed, its event files get the same rows. The log grows by whole rows. A checkpoint stores its
+length, and a run that resumes from it truncates it to that. So every step is logged once, whenever the run was killed.
 """
 
 from __future__ import annotations
 
-import csv
 import importlib.util
-import io
 import json
 import math
 import warnings
@@ -18,60 +16,49 @@ from typing import IO, Any
 
 from ...storage import fsync, new_file
 
-JSONL, CSV, CURVES, TENSORBOARD = "training.jsonl", "training.csv", "training.png", "tensorboard"
+JSONL, CURVES, TENSORBOARD = "training.jsonl", "training.png", "tensorboard"
 
 
 class Log:
-    """Log files in a run's folder, open for writing."""
+    """Log of a run, open for writing."""
 
-    def __init__(self, out: Path, columns: tuple[str, ...], *, step: int, lengths: Mapping[str, int]) -> None:
-        """Open the files.
+    def __init__(self, out: Path, *, step: int, lengths: Mapping[str, int]) -> None:
+        """Open the log.
 
         Args:
             out: Folder of the run.
-            columns: Names of the columns.
-            step: Number of steps taken before; 0 starts new files.
-            lengths: Length in bytes of each file after that step, by name.
+            step: Number of steps taken before; 0 starts a new log.
+            lengths: Length in bytes of the log after that step, under its name.
         """
         out.mkdir(parents=True, exist_ok=True)
-        self._columns = columns
-        self._files: dict[str, IO[bytes]] = {}
-        self._events: Any = None
+        self._file = _cut(out / JSONL, lengths.get(JSONL, 0) if step else 0)
         try:
-            for name in (JSONL, CSV):
-                self._files[name] = _cut(out / name, lengths.get(name, 0) if step else 0)
-            if not self._files[CSV].tell():
-                self._files[CSV].write((",".join(columns) + "\n").encode())
             self._events = _event_writer(out / TENSORBOARD, step)
         except BaseException:
-            self.close()
+            self._file.close()
             raise
 
     def write(self, row: Mapping[str, float | None]) -> None:
         """Add a step's row."""
-        line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow([row[name] for name in self._columns])
-        self._files[JSONL].write((json.dumps(dict(row)) + "\n").encode())
-        self._files[CSV].write(line.getvalue().encode())
-        for file in self._files.values():
-            file.flush()
+        self._file.write((json.dumps(dict(row)) + "\n").encode())
+        self._file.flush()
         if self._events is not None:
-            for name in self._columns:
-                if name != "step" and row[name] is not None:
-                    self._events.add_scalar(name, row[name], row["step"])
+            for name, value in row.items():
+                if name != "step" and value is not None:
+                    self._events.add_scalar(name, value, row["step"])
 
     def lengths(self) -> dict[str, int]:
-        """Flush the files to the disk (fsync) and return the lengths of JSON Lines and CSV in bytes, by name."""
+        """Flush the log to the disk (fsync) and return its length in bytes under its name, for a checkpoint."""
         if self._events is not None:
             self._events.flush()
-        for file in self._files.values():
-            fsync(Path(file.name))
-        return {name: file.tell() for name, file in self._files.items()}
+        fsync(Path(self._file.name))
+        return {JSONL: self._file.tell()}
 
     def close(self) -> None:
-        """Close the files."""
-        for file in (*self._files.values(), *filter(None, [self._events])):
-            file.close()
+        """Close the log."""
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
 
 
 def _cut(path: Path, length: int) -> IO[bytes]:

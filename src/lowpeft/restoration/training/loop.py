@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -348,9 +348,8 @@ class _Run:
     def _log(self) -> Log | None:
         if self.out is None:
             return None
-        columns = tuple(f.name for f in fields(Step))
         progress = self.session.progress
-        return Log(self.out, columns, step=progress.step, lengths=progress.logs)
+        return Log(self.out, step=progress.step, lengths=progress.logs)
 
     def _last_good(self) -> str:
         if self.folder is None:
