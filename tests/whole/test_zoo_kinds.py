@@ -56,7 +56,7 @@ def live_layers(network: Network) -> list[str]:
     """The modules of which some parameter has a part in the output."""
     root = build(network).requires_grad_(True)
     for module in root.modules():
-        if type(module).__name__ in lowpeft.core.attachment.specialise.DIFFERENTIABLE_IN_TRAINING_ONLY:
+        if type(module).__name__ in lowpeft.families.quirks.DIFFERENTIABLE_IN_TRAINING_ONLY:
             module.training = True
     run(root, network).square().sum().backward()
     alive = {name.rpartition(".")[0] for name, p in root.named_parameters() if p.grad is not None and p.grad.any()}

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from ...errors import PlanError
 from ...families import get_block
+from ...families.quirks import CHECKPOINT_SWITCHES, DIFFERENTIABLE_IN_TRAINING_ONLY
 from ...kinds import Adapter, Forward, RootPart
 from ...ports.base import SLOT
 from ...ports.facts import RECORD
@@ -50,13 +51,6 @@ from .views import ViewBatch, arguments
 
 CLASSES = "_lowpeft_classes"
 """Name of the attribute of a user's class that caches its generated subclasses, so that they are freed with it."""
-
-SWITCHES = ("use_checkpoint", "gradient_checkpointing", "grad_checkpointing")
-"""Names of attributes that switch activation checkpointing, in SwinIR, transformers and timm."""
-
-DIFFERENTIABLE_IN_TRAINING_ONLY = frozenset({"PLKConv2d", "RectSparsePLKConv2d"})
-"""Class names of PLKSR layers whose eval forward writes in place, which autograd rejects. They follow `train()` even in
-a frozen base: without statistics or randomness, their result in training mode is the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,11 +177,11 @@ def _output_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
 
 def can_checkpoint(root: nn.Module) -> bool:
     """Return whether the root or a module below has an attribute that switches activation checkpointing, on or off."""
-    return any(hasattr(module, switch) for module in root.modules() for switch in SWITCHES)
+    return any(hasattr(module, switch) for module in root.modules() for switch in CHECKPOINT_SWITCHES)
 
 
 def _checkpoints(root: nn.Module) -> bool:
-    return any(module.__dict__.get(switch) is True for module in root.modules() for switch in SWITCHES)
+    return any(module.__dict__.get(switch) is True for module in root.modules() for switch in CHECKPOINT_SWITCHES)
 
 
 def _live_input_forward(inner: Callable[..., Any]) -> Callable[..., Any]:

@@ -253,6 +253,7 @@ def read_adapter(folder: str | Path) -> AdapterFile:
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         text = str(error) if isinstance(error, LowpeftError) else f"{type(error).__name__}: {error}"
         problems.append(f"{CONFIG} is not what lowpeft writes: {text}")
+        # Where the config cannot be read, `tensor_problems` has not run.
         problems += [f"{key} holds NaN or infinity" for key, t in tensors.items() if not t.float().isfinite().all()]
     if problems:
         raise AdapterError(f"{directory} cannot be used:", problems=problems)

@@ -87,7 +87,7 @@ def figures_of(root: nn.Module, facts: Facts) -> Figures | None:
         facts: Known facts of the network, for the channels and sides of the image.
     """
     twin = _on_cpu(root)
-    if twin is None:
+    if twin is None or not any(parameter.is_floating_point() for parameter in twin.parameters()):
         return None
     for example in examples(twin, batch=1, facts=facts, sizes=(LEAST_PX, *SIZES_PX)):
         shape = tuple(example.first.shape)
