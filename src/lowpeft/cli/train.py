@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import inspect
-import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
@@ -59,9 +57,9 @@ def add_to(commands: Any) -> None:
 
 
 def _add_settings(sub: argparse.ArgumentParser) -> None:
-    """Add an option for every field of TrainSettings; the help texts are its `Attributes:` entries."""
+    """Add an option for every field of TrainSettings."""
     group = sub.add_argument_group("settings, instead of the recipe's")
-    about = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", inspect.getdoc(TrainSettings) or "", re.MULTILINE))
+    about = {field.name: field.metadata["help"] for field in dataclasses.fields(TrainSettings)}
     for name, kind in get_type_hints(TrainSettings).items():
         if name in CROP:
             continue
@@ -71,7 +69,7 @@ def _add_settings(sub: argparse.ArgumentParser) -> None:
         elif get_origin(kind) is tuple:
             inner, *rest = get_args(kind)
             options = {"type": inner, "nargs": "*" if rest == [...] else 2, "metavar": "N" if inner is int else "X"}
-        text = " ".join(about.get(name, "").split()).replace("`", "").replace("%", "%%").rstrip(".")
+        text = about[name].replace("%", "%%")
         group.add_argument("--" + name.replace("_", "-"), help=text[:1].lower() + text[1:], **options)
     group.add_argument("--crop", type=int, nargs=2, metavar=("H", "W"), help="height and width of the HR crop in px")
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 from .. import checks
 from ..errors import PlanError
@@ -13,61 +13,55 @@ Schedule = Literal["cosine", "multistep", "constant"]
 Precision = Literal["no", "bf16"]
 
 
+def setting(default: Any, text: str) -> Any:
+    """Return a field with a default and a help text."""
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """Training settings of a recipe.
+    """Training settings of a recipe; `lowpeft train --help` prints what each of them means (`metadata["help"]`)."""
 
-    Attributes:
-        steps: Number of optimiser steps.
-        batch: Pairs (or images) per optimiser step, over all processes.
-        accumulate: Number of parts into which each process splits its share of the batch, to save memory.
-        crop_height_px: Height of the HR crop, in pixels.
-        crop_width_px: Width of the HR crop, in pixels.
-        loss: Loss function, `l1`, `charbonnier` or `mse`, on values 0..1.
-        learning_rate: Peak learning rate of AdamW.
-        betas: Two betas of AdamW, each at least 0 and below 1.
-        weight_decay: Weight decay of AdamW.
-        schedule: Learning-rate schedule: `cosine` falls from the peak to `final_learning_rate`, `multistep` falls at
-            `milestones`, `constant` stays at the peak.
-        milestones: Steps after which `multistep` multiplies the rate by `milestone_factor`.
-        milestone_factor: Factor of the rate at each milestone of `multistep`.
-        final_learning_rate: Learning rate at the end of `cosine`.
-        warmup_steps: Number of steps of the linear rise to the peak.
-        clip_norm: Largest norm of the gradients, which are scaled down to it; 0 means no clipping.
-        ema_decay: Decay of the moving average of the trained tensors; the average is then measured and saved. 0 means
-            no average.
-        precision: `bf16` to run the network under autocast, `no` to run it in its own precision.
-        workers: Processes per training process that read crops ahead; 0 reads them in the training process.
-        validate_every_steps: Steps between measurements during training; 0 means none.
-        save_every_steps: Steps between checkpoints; 0 means one at the end only.
-        keep_checkpoints: Number of the newest checkpoints to keep.
-        calibration: Number of crops for calibration, for kinds that learn their initial values from data.
-        seed: Seed of crops, augmentation, dropout and new adapters, from 0 to below 2**63.
-    """
-
-    steps: int = 2000
-    batch: int = 3
-    accumulate: int = 1
-    crop_height_px: int = 128
-    crop_width_px: int = 320
-    loss: Loss = "l1"
-    learning_rate: float = 5e-4
-    betas: tuple[float, float] = (0.9, 0.9)
-    weight_decay: float = 0.0
-    schedule: Schedule = "cosine"
-    milestones: tuple[int, ...] = ()
-    milestone_factor: float = 0.5
-    final_learning_rate: float = 1e-7
-    warmup_steps: int = 0
-    clip_norm: float = 0.01
-    ema_decay: float = 0.0
-    precision: Precision = "no"
-    workers: int = 0
-    validate_every_steps: int = 0
-    save_every_steps: int = 500
-    keep_checkpoints: int = 1
-    calibration: int = 64
-    seed: int = 0
+    steps: int = setting(2000, "Number of optimiser steps")
+    batch: int = setting(3, "Pairs (or images) per optimiser step, over all processes")
+    accumulate: int = setting(
+        1,
+        "Number of parts into which each process splits its share of the batch, to save memory",
+    )
+    crop_height_px: int = setting(128, "Height of the HR crop, in pixels")
+    crop_width_px: int = setting(320, "Width of the HR crop, in pixels")
+    loss: Loss = setting("l1", "Loss function, l1, charbonnier or mse, on values 0..1")
+    learning_rate: float = setting(5e-4, "Peak learning rate of AdamW")
+    betas: tuple[float, float] = setting((0.9, 0.9), "Two betas of AdamW, each at least 0 and below 1")
+    weight_decay: float = setting(0.0, "Weight decay of AdamW")
+    schedule: Schedule = setting(
+        "cosine",
+        "Learning-rate schedule: cosine falls from the peak to final_learning_rate, multistep falls at "
+        "milestones, constant stays at the peak",
+    )
+    milestones: tuple[int, ...] = setting((), "Steps after which multistep multiplies the rate by milestone_factor")
+    milestone_factor: float = setting(0.5, "Factor of the rate at each milestone of multistep")
+    final_learning_rate: float = setting(1e-7, "Learning rate at the end of cosine")
+    warmup_steps: int = setting(0, "Number of steps of the linear rise to the peak")
+    clip_norm: float = setting(0.01, "Largest norm of the gradients, which are scaled down to it; 0 means no clipping")
+    ema_decay: float = setting(
+        0.0,
+        "Decay of the moving average of the trained tensors; the average is then measured and saved. 0 means no "
+        "average",
+    )
+    precision: Precision = setting("no", "bf16 to run the network under autocast, no to run it in its own precision")
+    workers: int = setting(
+        0,
+        "Processes per training process that read crops ahead; 0 reads them in the training process",
+    )
+    validate_every_steps: int = setting(0, "Steps between measurements during training; 0 means none")
+    save_every_steps: int = setting(500, "Steps between checkpoints; 0 means one at the end only")
+    keep_checkpoints: int = setting(1, "Number of the newest checkpoints to keep")
+    calibration: int = setting(
+        64,
+        "Number of crops for calibration, for kinds that learn their initial values from data",
+    )
+    seed: int = setting(0, "Seed of crops, augmentation, dropout and new adapters, from 0 to below 2**63")
 
     def __post_init__(self) -> None:
         """Raise if a value is out of range.
