@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import assert_never
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,17 +16,24 @@ CHARBONNIER_EPSILON = 1e-3
 
 
 def learning_rate(settings: TrainSettings, step: int) -> float:
-    """Return the learning rate of a step (numbered from 0): linear warm-up, then the schedule."""
-    peak = settings.learning_rate
+    """Return the learning rate of a step: linear warm-up, then the schedule.
+
+    Steps are numbered from 0, so the last one of n is n - 1; `cosine` would reach the final rate at step n.
+    """
+    peak, final = settings.learning_rate, settings.final_learning_rate
     if step < settings.warmup_steps:
         return peak * (step + 1) / settings.warmup_steps
-    if settings.schedule == "constant":
-        return peak
-    if settings.schedule == "multistep":
-        factor: float = settings.milestone_factor ** sum(step >= m for m in settings.milestones)
-        return peak * factor
-    done = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-    return settings.final_learning_rate + (peak - settings.final_learning_rate) * (1 + math.cos(math.pi * done)) / 2
+    match settings.schedule:
+        case "constant":
+            return peak
+        case "multistep":
+            factor: float = settings.milestone_factor ** sum(step >= m for m in settings.milestones)
+            return peak * factor
+        case "cosine":
+            done = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+            return final + (peak - final) * (1 + math.cos(math.pi * done)) / 2
+        case unknown:
+            assert_never(unknown)
 
 
 def image_loss(kind: Loss, output: Tensor, target: Tensor) -> Tensor:
