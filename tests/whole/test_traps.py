@@ -946,12 +946,13 @@ distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow  # tests/restoration/test_train_processes.py trains in two processes by default
 @pytest.mark.parametrize(
     ("name", "recipe"),
     [
         ("edsr", "stereo"),
-        pytest.param("hat", "stereo", marks=pytest.mark.slow),
-        pytest.param("ipt", "lora", marks=pytest.mark.slow),
+        ("hat", "stereo"),
+        ("ipt", "lora"),
     ],
 )
 def test_two_processes_train_together_without_unused_parameters(name: str, recipe: str, tmp_path: Path) -> None:
