@@ -15,10 +15,15 @@ TEMPORARY = ".part"
 
 
 @contextlib.contextmanager
-def new_file(path: Path) -> Iterator[Path]:
+def new_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path` to write to; it replaces `path` when the block ends without an error.
 
     The file gets the default permissions of a new file, whatever the writer set (safetensors sets owner-only).
+
+    Args:
+        path: Path of the file.
+        durable: Flush the file to the disk, so that it survives a power cut. False for many files that can be made
+            again, such as images.
 
     Raises:
         OSError: The file cannot be written. After this or an error in the block, `path` is unchanged.
@@ -29,11 +34,13 @@ def new_file(path: Path) -> Iterator[Path]:
         permissions = temporary.stat().st_mode
         yield temporary
         temporary.chmod(permissions)
-        fsync(temporary)
+        if durable:
+            fsync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    fsync(path.parent)
+    if durable:
+        fsync(path.parent)
 
 
 @contextlib.contextmanager

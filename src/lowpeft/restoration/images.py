@@ -185,7 +185,7 @@ def make_folder(folder: str | os.PathLike[str]) -> Path:
 def _save(picture: Image, path: Path) -> None:
     format_name, options = _WRITERS[path.suffix.lower()]
     try:
-        with new_file(path) as temporary:
+        with new_file(path, durable=False) as temporary:
             picture.save(temporary, format=format_name, **options)
     except OSError as error:
         raise DataError(f"cannot write the image {path}: {error.strerror or error}") from None

@@ -223,6 +223,9 @@ PROTOCOLS = Registry(
 )
 """Protocols by name; `register` adds one."""
 
+LITERATURE = PROTOCOLS["literature"]
+"""The default of everything that measures pairs."""
+
 WHOLE_RGB = Protocol(
     name="whole RGB",
     views=None,

@@ -63,11 +63,10 @@ from ...recipes import (
     read_toml,
     toml_names,
 )
-from ...restoration.metrics import PROTOCOLS
+from ...restoration.metrics import LITERATURE, PROTOCOLS
 from .printed import Paper, Printed, paper_of_row, printed_lines
 
 SCHEMA = 1
-LITERATURE = "literature"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +123,7 @@ class Experiment:
     rows: tuple[Row, ...]
     printed: tuple[Printed, ...] = ()
     notes: tuple[str, ...] = ()
-    protocol: str = LITERATURE
+    protocol: str = LITERATURE.name
 
     @property
     def test_sets(self) -> tuple[str, ...]:
@@ -138,7 +137,7 @@ class Experiment:
         return tuple(line for line in self.printed if line.name not in named)
 
 
-_PLAIN = {**dict.fromkeys(("name", "summary", "metric", "source"), (str, None)), "protocol": (str, LITERATURE)}
+_PLAIN = {**dict.fromkeys(("name", "summary", "metric", "source"), (str, None)), "protocol": (str, LITERATURE.name)}
 _PLAIN_OF_ROW = {
     **dict.fromkeys(("name", "weights", "recipe"), (str, None)),
     "summary": (str, ""),

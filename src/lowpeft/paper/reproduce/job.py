@@ -28,12 +28,11 @@ from ...restoration.data import Crops, Scene, find_scenes, load_example, read_cl
 from ...restoration.evaluation import by_network, by_network_alone, measure
 from ...restoration.inference import Tiling
 from ...restoration.inference.network import multi_view
-from ...restoration.metrics import PROTOCOLS
+from ...restoration.metrics import LITERATURE, PROTOCOLS
 from ...restoration.progress import progress, quiet
 from ...restoration.training import build_model, train
 from ...storage import write_json
 from ...version import version
-from ..experiments import LITERATURE
 
 RESULT, PEAK = "result.json", "peak.json"
 MEAN = "PSNR (L+R)/2"
@@ -68,7 +67,7 @@ class Job:
     network: str
     scale: int
     tests: tuple[tuple[str, Path], ...]
-    protocol: str = LITERATURE
+    protocol: str = LITERATURE.name
     recipe: Recipe | None = None
     seed: int = 0
     data: Path | None = None

@@ -65,10 +65,11 @@ def compare(
     """
     if not examples:
         raise DataError("there are no scenes to measure on")
-    scale, network = image_facts(model).scale, by_network(model)
+    scale = image_facts(model).scale
+    network, alone, bicubic = by_network(model), by_network_alone(model), by_bicubic(scale)
     reports: dict[str, Report] = {}
     for method in methods(model):
-        enhance = {"bicubic": by_bicubic(scale), "same view": by_network_alone(model)}.get(method, network)
+        enhance = {"bicubic": bicubic, "same view": alone}.get(method, network)
         with disabled(model) if method == "frozen" else nullcontext():
             reports[method] = measure(
                 enhance,

@@ -14,7 +14,7 @@ from ..data import Example
 from ..images import bicubic_upscale, eight_bit, to_float
 from ..inference import Tiling, is_out_of_memory
 from ..inference.whole import enhance_views
-from ..metrics import PROTOCOLS, Protocol
+from ..metrics import LITERATURE, PROTOCOLS, Protocol
 from .report import Report, Row
 
 Views = tuple[Tensor, ...]
@@ -23,7 +23,6 @@ Enhance = Callable[[Example], Views]
 Seen = Callable[[Example, Views], None]
 
 WHOLE = Tiling()
-LITERATURE = PROTOCOLS["literature"]
 
 
 def evaluate(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from statistics import fmean
 
 from ... import tables
 from ...errors import DataError
-from ...storage import write_text
+from ...storage import write_json, write_text
 from ..metrics import Column, Protocol
 
 
@@ -97,19 +96,16 @@ def write_reports(reports: Sequence[Report], folder: Path, *, facts: Mapping[str
     protocol = reports[0].protocol
     table = overview(reports, markdown=True)
     about = {"protocol": f"{protocol.name}: {protocol.summary}", **facts}
-    content = {
-        "report.json": json.dumps({**about, "methods": [r.as_dict() for r in reports]}, indent=2) + "\n",
-        "report.md": "\n\n".join(
-            ["\n".join(f"- {key}: {value}" for key, value in about.items()), table, *(r.as_markdown() for r in reports)]
-        )
-        + "\n",
-    }
-    for name, text in content.items():
-        try:
-            write_text(folder / name, text)
-        except OSError as error:
-            raise DataError(f"cannot write {folder / name}: {error.strerror or error}") from error
-    return folder / "report.json", folder / "report.md"
+    head = "\n".join(f"- {key}: {value}" for key, value in about.items())
+    text = "\n\n".join([head, table, *(r.as_markdown() for r in reports)]) + "\n"
+    path = folder / "report.json"
+    try:
+        write_json(path, {**about, "methods": [r.as_dict() for r in reports]})
+        path = folder / "report.md"
+        write_text(path, text)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+    return folder / "report.json", path
 
 
 def _plain(value: float) -> float | str:
