@@ -22,8 +22,9 @@ from lowpeft import PlanError
 from lowpeft.core.attachment.slots import pieces_in, slots
 from lowpeft.core.observation.blocks import block_problem
 from lowpeft.core.planning.choosing import output_module
-from lowpeft.families import TOKENS, FoundPlace, added, find_places, get_block, recognise
+from lowpeft.families import TOKENS, added, find_places, get_block, recognise
 from lowpeft.kinds import AdapterConfig, FeatureAdapter, TokenAdapter
+from lowpeft.ports.attachment import Spot
 from lowpeft.ports.layouts import ExtraTokens, Features, Layout, Size
 from zoo import build, image_of
 
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")
 ROWS = {row.name: row for row in (*zoo.FAMILIES, *(r for r in zoo.SPANDREL if r.name == "swinir_jpeg"))}
 
 
-def places_of(root: nn.Module) -> dict[str, tuple[FoundPlace, ...]]:
+def places_of(root: nn.Module) -> dict[str, tuple[Spot, ...]]:
     found = recognise(root)
     assert found is not None
     return {name: find_places(root, found, name) for name in dict.fromkeys(p.name for p in found.family.places)}
@@ -46,7 +47,7 @@ LATER = zoo.LATER | zoo.VARIANTS
 every_place = pytest.mark.parametrize(
     ("name", "place"), [pytest.param(*row, marks=pytest.mark.slow) if row[0] in LATER else row for row in PLACES]
 )
-BLOCKS = [name for name, found in FOUND.items() if any(p.place.block for named in found.values() for p in named)]
+BLOCKS = [name for name, found in FOUND.items() if any(p.attachment.block for named in found.values() for p in named)]
 
 every_block = pytest.mark.parametrize("name", BLOCKS)
 some_blocks = pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def changed(before: Features, after: Features) -> Tensor:
 
 
 def check_places(
-    x: Tensor, places: Mapping[Key, FoundPlace], see: Callable[[Tensor], Mapping[Key, Features]], pad_px: int = 0
+    x: Tensor, places: Mapping[Key, Spot], see: Callable[[Tensor], Mapping[Key, Features]], pad_px: int = 0
 ) -> None:
     """Channels, batch, rows and columns are where the family says, by what is seen with and without changes of `x`."""
     before = see(x.clone())
@@ -171,7 +172,7 @@ def check_places(
     after = {"other": see(other), "top": see(top), "left": see(left)}
     for key, features in before.items():
         channels = features.values.shape[features.layout.channel_dim]
-        assert channels == places[key].channels
+        assert (channels,) == places[key].shape
         assert features.values.shape[features.layout.batch_dim] == 2
         assert features.size is not None
         height, width = features.size
@@ -197,7 +198,7 @@ def test_a_place_gives_what_the_family_says(name: str, place: str) -> None:
     with torch.no_grad():
         expected = image_of(root(x.clone()))
     plan = lowpeft.plan(root, recorder(place))
-    assert {s.path: s.shape for s in plan.sites} == {path: (p.channels,) for path, p in places.items()}
+    assert {s.path: s.shape for s in plan.sites} == {path: p.shape for path, p in places.items()}
     lowpeft.inject(root, plan)
     with torch.no_grad():
         assert torch.equal(image_of(root(x.clone())), expected)
@@ -259,7 +260,7 @@ class Stub:
 def blocks_of(root: nn.Module) -> dict[str, tuple[nn.Module, str]]:
     """Every block with the name of its forward."""
     found = [p for places in places_of(root).values() for p in places]
-    return {p.path: (root.get_submodule(p.path), p.place.block) for p in found if p.place.block is not None}
+    return {p.path: (root.get_submodule(p.path), p.attachment.block) for p in found if p.attachment.block is not None}
 
 
 UNSHIFTED = {"ipt", "nafnet", "kbnet_s", "hitsrf", "hitsir", "hitsng"}

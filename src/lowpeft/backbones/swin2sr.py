@@ -376,8 +376,8 @@ def _move_feature(site: Site, counterparts: dict[str, str], root: nn.Module) -> 
     family = recognise(root)
     places = find_places(root, family, site.attachment.port) if family is not None else ()
     for place in places:
-        if (place.stage, place.block) == (site.stage, site.block) and place.place.block is not None:
-            attachment = replace(site.attachment, block=place.place.block, port=place.place.port)
+        if (place.stage, place.block) == (site.stage, site.block) and place.attachment.block is not None:
+            attachment = replace(site.attachment, block=place.attachment.block, port=place.attachment.port)
             return replace(site, path=place.path, attachment=attachment)
     return None
 

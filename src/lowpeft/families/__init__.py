@@ -35,13 +35,12 @@ from .base import (
     register_family,
     unregister_family,
 )
-from .recognition import FoundPlace, Recognised, find_places, recognise
+from .recognition import Recognised, find_containers, find_places, recognise
 
 __all__ = [
     "TOKENS",
     "BlockForward",
     "Family",
-    "FoundPlace",
     "Place",
     "Ports",
     "Recognised",
@@ -55,6 +54,7 @@ __all__ = [
     "ditn",
     "edt",
     "families",
+    "find_containers",
     "find_places",
     "get_block",
     "hat",

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from ..errors import PlanError
+from ..ports.attachment import Attachment
 from ..ports.layouts import ExtraTokens, Layout, Size
 from ..registry import Registry
 
@@ -105,6 +106,13 @@ class Place:
     source: Literal["output", "input"] = "output"
     item: int | None = None
     square: bool = False
+
+    @property
+    def attachment(self) -> Attachment:
+        """Attachment of an adapter at this place."""
+        if self.block is not None:
+            return Attachment(form="block", block=self.block, port=self.port)
+        return Attachment(form="output", layout=self.layout, source=self.source, item=self.item, square=self.square)
 
 
 def added(out: Tensor, ports: Ports, layout: Layout, size: Size | None, features: Mapping[str, Tensor]) -> Tensor:

@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
 
 from ..errors import PlanError
+from ..ports.attachment import Spot
 from ..ports.base import base_modules, base_parameters
-from ..ports.patterns import Candidate, matcher
+from ..ports.patterns import matcher
 from .base import FAMILIES, Family, Place
-
-
-@dataclass(frozen=True, kw_only=True)
-class FoundPlace(Candidate):
-    """Place found in a network: the module's path from the root, its stage and block, its number of channels.
-
-    Attributes:
-        place: Place of the family.
-        channels: Number of channels of the features.
-        stage_path: Path of the stage's module; everything inside belongs to the stage.
-        block_path: Path of the block's module; None if the place is in no block.
-    """
-
-    place: Place
-    channels: int
-    stage_path: str | None = None
-    block_path: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +57,33 @@ def _fits(signature: tuple[str, ...], names: list[str]) -> bool:
     return all(any(map(matcher(p.removeprefix("!")), names)) != p.startswith("!") for p in signature)
 
 
+def find_places(root: nn.Module, recognised: Recognised, name: str) -> tuple[Spot, ...]:
+    """Return all places with this name in the network, in the order of stages and blocks."""
+    return tuple(
+        Spot(
+            path=hit.path,
+            stage=stage,
+            block=block,
+            attachment=hit.place.attachment,
+            shape=(_channels(root, hit.path, hit.place),),
+        )
+        for hit, stage, block in _numbered(_hits(root, recognised, name))
+    )
+
+
+def find_containers(root: nn.Module, recognised: Recognised) -> dict[str, tuple[int | None, int | None]]:
+    """Return the stage and block numbers of the modules that are a stage (block None) or a block, by path."""
+    stages: dict[str, tuple[int | None, int | None]] = {}
+    blocks: dict[str, tuple[int | None, int | None]] = {}
+    for name in dict.fromkeys(p.name for p in recognised.family.places):
+        for hit, stage, block in _numbered(_hits(root, recognised, name)):
+            around = _part(hit.template, hit.path, "{stage}") or _around(hit.template, hit.path, "{block}") or hit.path
+            stages.setdefault(around, (stage, None))
+            if (inside := _part(hit.template, hit.path, "{block}")) is not None:
+                blocks.setdefault(inside, (stage, block))
+    return {**stages, **blocks}
+
+
 @dataclass(frozen=True)
 class _Hit:
     """Module that matches a place's path, with the numbers in its path."""
@@ -83,13 +95,13 @@ class _Hit:
     block: tuple[int, ...]
 
 
-def find_places(root: nn.Module, found: Recognised, name: str) -> tuple[FoundPlace, ...]:
-    """Return all places with this name in the network, in the order of stages and blocks."""
+def _hits(root: nn.Module, recognised: Recognised, name: str) -> list[_Hit]:
+    """Return the modules at the places with this name, in the order of stages and blocks."""
     modules = dict(base_modules(root))
-    lead = found.prefix + "." if found.prefix else ""
+    lead = recognised.prefix + "." if recognised.prefix else ""
     hits: list[_Hit] = []
     levels: dict[str, int] = {}
-    for order, place in enumerate(p for p in found.family.places if p.name == name):
+    for order, place in enumerate(p for p in recognised.family.places if p.name == name):
         template = lead + place.path
         level = levels.setdefault(_level(template), len(levels))
         expression = _expression(template)
@@ -98,20 +110,14 @@ def find_places(root: nn.Module, found: Recognised, name: str) -> tuple[FoundPla
             if match and not _is_empty(modules[path]):
                 stage, block = _numbers(match, "stage"), _numbers(match, "block")
                 hits.append(_Hit(path, template, place, (level, *stage), (order, *block) if block else ()))
-    hits.sort(key=lambda h: (h.stage, h.block))
-    numbers = {stage: i for i, stage in enumerate(dict.fromkeys(h.stage for h in hits))}
-    return tuple(
-        FoundPlace(
-            path=h.path,
-            stage=numbers[h.stage],
-            block=_block_number(h, [other.block for other in hits if other.stage == h.stage]),
-            place=h.place,
-            channels=_channels(root, h.path, h.place),
-            stage_path=_part(h.template, h.path, "{stage}") or _around(h.template, h.path, "{block}") or h.path,
-            block_path=_part(h.template, h.path, "{block}"),
-        )
-        for h in hits
-    )
+    return sorted(hits, key=lambda h: (h.stage, h.block))
+
+
+def _numbered(hits: list[_Hit]) -> Iterator[tuple[_Hit, int, int | None]]:
+    """Yield each module with the numbers of its stage and block, counted from 0 without gaps between stages."""
+    stages = {stage: i for i, stage in enumerate(dict.fromkeys(h.stage for h in hits))}
+    for hit in hits:
+        yield hit, stages[hit.stage], _block_number(hit, [h.block for h in hits if h.stage == hit.stage])
 
 
 def _numbers(match: re.Match[str], word: str) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """Adapter kinds: each is a config and a module, in one file; `table` holds them."""
 
+from ..ports.attachment import Attachment, Layer
 from .base import (
     LAYERS,
     Adapter,
@@ -16,7 +17,6 @@ from .dora import DoRA, DoRAConfig
 from .full import Full, FullConfig
 from .learning import Calibrator, TrainingPart
 from .lora import LoRA, LoRAConfig
-from .site import Attachment, Layer
 from .spatial import SpatialAdapter, SpatialConfig
 from .ssf import SSF, SSFConfig
 from .stereo import StereoAdapter, StereoConfig

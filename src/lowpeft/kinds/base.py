@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..errors import PlanError
+from ..ports.attachment import Attachment, Layer
 from ..ports.layouts import ExtraTokens, Features, Layout
 from .learning import Calibrator, TrainingPart
-from .site import Attachment, Layer
 
 LAYERS = "layers"
 """Place that means every weight that the kind fits; the default of low-rank kinds."""

@@ -10,9 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..ports.attachment import Layer
 from .base import LAYERS, AdapterConfig, WeightAdapter
 from .lora import check_low_rank, check_rank, matrix_groups
-from .site import Layer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..ports.attachment import Layer
 from .base import AdapterConfig, WeightAdapter
-from .site import Layer
 
 
 @dataclass(frozen=True, kw_only=True)

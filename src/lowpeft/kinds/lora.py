@@ -13,8 +13,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..checks import is_number
 from ..errors import PlanError
+from ..ports.attachment import Layer
 from .base import LAYERS, AdapterConfig, WeightAdapter, at_least
-from .site import Layer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ..checks import is_number
 from ..errors import PlanError
+from ..ports.attachment import Layer
 from .base import AdapterConfig, RootPart, WeightAdapter, at_least
 from .lora import matrix_groups
-from .site import Layer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple
 from torch import nn
 
 from ...errors import PlanError
-from ...families import FoundPlace, Place
+from ...ports.attachment import Attachment, Spot
 from ...ports.base import base_modules
 from ...ports.layouts import Size
 from ..attachment.specialise import original_class
@@ -78,11 +78,13 @@ class Probed(NamedTuple):
 
     Attributes:
         places: Places by name.
+        containers: Numbers of stage and block by the path of the module that is the stage (block None) or the block.
         beside: Descriptions of sequences outside the stages that could be stages too, with at least `WORTH_NAMING` of
             the parameters.
     """
 
-    places: dict[str, tuple[FoundPlace, ...]]
+    places: dict[str, tuple[Spot, ...]]
+    containers: dict[str, tuple[int | None, int | None]]
     beside: tuple[str, ...]
 
 
@@ -103,61 +105,49 @@ def _places(trial: Trial, observed: Observed) -> Probed:
     modules = dict(base_modules(trial.root))
     images = observed.example.images
     stages, beside = _stages(modules, observed)
-    found = {
-        "stage": tuple(
-            _place("stage", s.output.out, s.output.last, (i, None), (s.path, None), images)
-            for i, s in enumerate(stages)
-        )
-    }
-    blocks = [(i, j, unit, s.path) for i, s in enumerate(stages) for j, unit in enumerate(s.blocks)]
-    attention, mlp = _branches(trial, observed, modules, [unit for _, _, unit, _ in blocks])
+    found = {"stage": tuple(spot_at(s.output.out, s.output.last, images, stage=i) for i, s in enumerate(stages))}
+    blocks = [(i, j, unit) for i, s in enumerate(stages) for j, unit in enumerate(s.blocks)]
+    attention, mlp = _branches(trial, observed, modules, [unit for _, _, unit in blocks])
     for name, children in (("attention", attention), ("mlp", mlp), ("parallel", mlp)):
         if children:
             found[name] = tuple(
-                _place(name, path, observed.modules[path], (i, j), (stage, unit.path), images)
-                for i, j, unit, stage in blocks
+                spot_at(path, observed.modules[path], images, stage=i, block=j, reads_input=name == "parallel")
+                for i, j, unit in blocks
                 for path in children[unit.path]
             )
     if not attention:
-        found["attention"] = tuple(
-            _place("attention", unit.out, unit.last, (i, j), (stage, unit.path), images) for i, j, unit, stage in blocks
-        )
-    return Probed(found, beside)
+        found["attention"] = tuple(spot_at(unit.out, unit.last, images, stage=i, block=j) for i, j, unit in blocks)
+    containers: dict[str, tuple[int | None, int | None]] = {}
+    for i, j, unit in blocks:  # first, because a stage without blocks may be its own block
+        containers.setdefault(unit.path, (i, j))
+    for i, stage in enumerate(stages):
+        containers.setdefault(stage.path, (i, None))
+    return Probed(found, containers, beside)
 
 
-def _place(
-    name: str,
+def spot_at(
     path: str,
     seen: Observation,
-    numbers: tuple[int, int | None],
-    around: tuple[str, str | None],
     images: int,
-) -> FoundPlace:
-    """Return a place at a module, with the numbers and paths of the stage and block around it."""
-    return FoundPlace(
-        path=path,
-        stage=numbers[0],
-        block=numbers[1],
-        place=place_at(name, path, seen, images, reads_input=name == "parallel"),
-        channels=seen.channels,
-        stage_path=around[0],
-        block_path=around[1],
-    )
-
-
-def place_at(name: str, path: str, seen: Observation, images: int, *, reads_input: bool = False) -> Place:
-    """Return a place at a module's output, from an observation of the module.
+    *,
+    stage: int | None = None,
+    block: int | None = None,
+    reads_input: bool = False,
+) -> Spot:
+    """Return the spot at a module's output, from an observation of the module.
 
     Args:
-        name: Name of the place.
         path: Path of the module.
         seen: Observation of the module.
         images: Number of images in the batch.
+        stage: Number of the stage.
+        block: Number of the block.
         reads_input: True if the adapter reads the module's input.
     """
     layout = seen.layout or tokens_layout(seen.shape or (), images)
     source: Literal["input", "output"] = "input" if reads_input else "output"
-    return Place(name=name, path=path, channels="", layout=layout, source=source, item=seen.item, square=seen.is_square)
+    attachment = Attachment(form="output", layout=layout, source=source, item=seen.item, square=seen.is_square)
+    return Spot(path=path, stage=stage, block=block, attachment=attachment, shape=(seen.channels,))
 
 
 # --- stages ---------------------------------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ...errors import PlanError
-from ...families import TOKENS, FoundPlace
+from ...families import TOKENS
 from ...kinds import (
     LAYERS,
     AdapterConfig,
-    Attachment,
     FeatureAdapter,
     Kind,
     Layer,
@@ -23,13 +22,14 @@ from ...kinds import (
     WeightAdapter,
     get_kind,
 )
+from ...ports.attachment import Attachment, Spot
 from ...ports.base import SLOT, base_parameters
 from ...ports.layouts import Layout
-from ...ports.patterns import Candidate, select
+from ...ports.patterns import Candidate, as_tuple, select
 from ..attachment.specialise import original_class
 from ..observation.blocks import check_block
 from ..observation.observing import Observed
-from ..observation.probe import has_fused_path, place_at
+from ..observation.probe import has_fused_path, spot_at
 from .parametrised import how_to_fold
 from .sites import Network, Site, make_site
 
@@ -48,73 +48,63 @@ def choose_sites(network: Network, config: AdapterConfig) -> list[Site]:
     if part is None:
         return sites
     shape = part.shape_for(config, [s.layer or s.shape[0] for s in sites])
-    return [make_site(network, config, "", Attachment(form="root", views=config.views), shape), *sites]
+    return [make_site(network, config, Spot(path="", attachment=Attachment(form="root"), shape=shape)), *sites]
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Parameters(Candidate):
-    """Group of parameters of one module that get one adapter; a pattern may match the path of any of them."""
-
-    module: str
-    names: tuple[str, ...]
-
-    @property
-    def paths(self) -> list[str]:
-        """Paths of the parameters."""
-        return [f"{self.module}.{name}" if self.module else name for name in self.names]
-
-
 def _weight_sites(network: Network, config: AdapterConfig, kind: Kind) -> list[Site]:
     by_place = any("=" in pattern for pattern in config.target or ())
-    candidates = list(_groups(network, cast(type[WeightAdapter], kind.module), by_place))
+    spots = list(_weight_spots(network, cast(type[WeightAdapter], kind.module), by_place))
     by_default = config.target is None and LAYERS in config.places
     if config.target is None and not by_default:
-        raise PlanError(f"a {kind.name} adapter needs a target; '**' means every parameter it fits ({len(candidates)})")
+        raise PlanError(f"{kind.name} adapters need a target; '**' selects all {len(spots)} parameters that they fit")
     target = config.target or "**"
-    if not candidates:
+    if not spots:
         raise PlanError(
             f"{original_class(network.root).__name__} has no parameter that a {kind.name} adapter fits",
             problems=_folds(network, ()),
         )
-    chosen: Sequence[_Parameters]
     try:
-        chosen = select(target, candidates, what=f"parameters for {kind.name} adapters")
+        chosen = select(target, spots, what=f"parameters for {kind.name} adapters")
     except PlanError as error:
         if folds := _folds(network, config.target or ()):
             raise PlanError(error.message, problems=[*error.problems, *folds]) from error
         raise
-    chosen = _without_derived(network, kind, chosen)
     sites, problems = [], []
-    for candidate in chosen:
-        layer = layer_of(network.modules[candidate.module], candidate.names)
+    for spot in _without_derived(network, kind, chosen):
         try:
-            act = Attachment(form="weight", tensors=candidate.names)
-            site = make_site(network, config, candidate.module, act, layer.shape(layer.main), layer, candidate)
-            sites.append(site)
+            sites.append(make_site(network, config, spot))
         except PlanError as error:
-            problems.append(f"{candidate.path}: {error}")
+            problems.append(f"{spot.tensors[0]}: {error}")
     if problems and (not by_default or not sites):
         raise PlanError(f"{kind.name} adapters do not fit {len(problems)} of the chosen parameters:", problems=problems)
     if problems:
-        network.notes[f"{kind.name}: {len(problems)} layers are too small for it, as {problems[0]}"] = None
-    _note_passed_over(network, kind, target, candidates)
+        network.notes[f"{kind.name}: {len(problems)} layers are too small for it, e.g. {problems[0]}"] = None
+    _note_passed_over(network, kind, target, spots)
     return sites
 
 
-def _groups(network: Network, adapter: type[WeightAdapter], by_place: bool) -> Iterator[_Parameters]:
-    """Yield every group of parameters that the kind can change, with the paths that patterns can match."""
+def _weight_spots(network: Network, adapter: type[WeightAdapter], by_place: bool) -> Iterator[Spot]:
+    """Yield every group of parameters that the kind can change; a pattern may match the path of any of them."""
     for path, module in network.modules.items():
         for names in () if isinstance(module, torch.jit.ScriptModule) else adapter.groups(module):
             tensors = [module._parameters.get(name) for name in names]
             if any(t is None or not t.numel() for t in tensors):
                 continue
-            stage, block = network.place_of(path) if by_place else (None, None)
-            full = [f"{path}.{name}" if path else name for name in names]
-            within = (*_around(full[0]), *full[1:])
-            yield _Parameters(path=full[0], within=within, stage=stage, block=block, module=path, names=names)
+            stage, block = network.stage_and_block(path) if by_place else (None, None)
+            paths = [f"{path}.{name}" if path else name for name in names]
+            layer = layer_of(module, names)
+            yield Spot(
+                path=path,
+                within=(*_around(path), *paths),
+                stage=stage,
+                block=block,
+                attachment=Attachment(form="weight", tensors=names),
+                shape=layer.shape(layer.main),
+                layer=layer,
+            )
 
 
 def _around(path: str) -> tuple[str, ...]:
@@ -123,17 +113,17 @@ def _around(path: str) -> tuple[str, ...]:
     return tuple(".".join(parts[:i]) for i in range(1, len(parts)))
 
 
-def _without_derived(network: Network, kind: Kind, chosen: Sequence[_Parameters]) -> Sequence[_Parameters]:
+def _without_derived(network: Network, kind: Kind, chosen: Sequence[Spot]) -> Sequence[Spot]:
     """Leave out weights that the network overwrites in its forward pass, and weights that it reads only to do so."""
-    paths = [p for c in chosen for p in c.paths]
+    paths = [path for spot in chosen for path in spot.tensors]
     derived = network.trial.derived(paths) if network.may_write_itself and network.trial.runs else set()
     if not derived:
         return chosen
     gone = derived | network.trial.unread(paths)
-    kept = [c for c in chosen if gone.isdisjoint(c.paths)]
+    kept = [spot for spot in chosen if gone.isdisjoint(spot.tensors)]
     text = (
-        f"{kind.name}: passed over {len(gone)} weights that the network writes itself when it runs, or reads only to "
-        f"write others, as {min(gone)}: a change of them would be lost"
+        f"{kind.name}: passed over {len(gone)} weights that the network overwrites when it runs, or reads only to "
+        f"compute those, e.g. {min(gone)}: changes of them would be lost"
     )
     if not kept:
         raise PlanError(text)
@@ -141,27 +131,28 @@ def _without_derived(network: Network, kind: Kind, chosen: Sequence[_Parameters]
     return kept
 
 
-def _note_passed_over(network: Network, kind: Kind, target: str | Sequence[str], fitting: list[_Parameters]) -> None:
+def _note_passed_over(network: Network, kind: Kind, target: str | Sequence[str], fitting: list[Spot]) -> None:
     """Add a note on parameters of two or more dimensions that the patterns match but the kind does not fit."""
-    known = {p for c in fitting for p in c.paths}
-    others = []
+    known = {path for spot in fitting for path in spot.tensors}
     folded = tuple(f"{path}." for path, module in network.modules.items() if how_to_fold(module))
-    for path, parameter in base_parameters(network.root):
-        known_why = path in known or path.startswith(folded)
-        if not known_why and parameter.dim() > 1 and parameter.is_floating_point():
-            others.append(Candidate(path=path, within=_around(path)))
-    wanted = [p for p in ([target] if isinstance(target, str) else target) if "=" not in p]
-    missed = [c.path for c in others if _means(wanted, c)]
+    wanted = [p for p in as_tuple(target) if "=" not in p]
+    missed = [
+        path
+        for path, parameter in base_parameters(network.root)
+        if path not in known and not path.startswith(folded) and parameter.dim() > 1 and parameter.is_floating_point()
+        if _means(wanted, path)
+    ]
     if missed:
-        text = f"{kind.name}: passed over {len(missed)} parameters that it does not fit, as {missed[0]}"
+        text = f"{kind.name}: passed over {len(missed)} parameters that it does not fit, e.g. {missed[0]}"
         network.notes[text] = None
-    if not any(c.module.startswith(folded) for c in fitting):  # otherwise the kind adapts the source tensors
+    if not any(f"{spot.path}.".startswith(folded) for spot in fitting):  # otherwise the kind adapts the source tensors
         for text in _folds(network, wanted):
             network.notes[f"{kind.name}: {text}"] = None
 
 
-def _means(patterns: Sequence[str], candidate: Candidate) -> bool:
-    """Return whether patterns select a candidate; unlike in `select`, a pattern may match nothing."""
+def _means(patterns: Sequence[str], path: str) -> bool:
+    """Return whether patterns select a parameter; unlike in `select`, a pattern may match nothing."""
+    candidate = Candidate(path=path, within=_around(path))
     takes = [p for p in patterns if not p.startswith("!")] or ["**"]
 
     def any_of(some: Sequence[str]) -> bool:
@@ -178,16 +169,14 @@ def _means(patterns: Sequence[str], candidate: Candidate) -> bool:
 
 def _folds(network: Network, patterns: Sequence[str]) -> list[str]:
     """Return advice for layers that the patterns match and that compute their weights from other tensors."""
-    found: dict[str, list[str]] = {}
+    layers: dict[str, list[str]] = {}
     for path, module in network.modules.items():
-        if how := how_to_fold(module):
-            weight = f"{path}.weight"
-            if not patterns or _means(patterns, Candidate(path=weight, within=_around(weight))):
-                found.setdefault(how, []).append(path)
+        if (how := how_to_fold(module)) and (not patterns or _means(patterns, f"{path}.weight")):
+            layers.setdefault(how, []).append(path)
     return [
         f"{len(paths)} layers ({paths[0] or 'the network'}, …) compute their weights from other tensors; to adapt them "
         f"too, fold these first: {how}"
-        for how, paths in found.items()
+        for how, paths in layers.items()
     ]
 
 
@@ -204,16 +193,14 @@ def layer_of(module: nn.Module, names: tuple[str, ...]) -> Layer:
 
 def _feature_sites(network: Network, config: AdapterConfig, kind: Kind) -> list[Site]:
     if config.target is None:
-        chosen: Sequence[Candidate] = [p for name in config.places for p in network.places(name)]
+        chosen = [spot for name in config.places for spot in network.places(name)]
     else:
         chosen = _chosen_features(network, config, kind)
-    keep = config.thin(len(chosen))
-    if not keep:
-        raise PlanError(
-            f"every={getattr(config, 'every', None)} keeps none of the {len(chosen)} chosen sites; use every=1"
-        )
-    _refuse_other_ports(kind, [chosen[i] for i in keep])
-    sites = [_feature_site(network, config, chosen[i]) for i in keep]
+    kept = [chosen[i] for i in config.thin(len(chosen))]
+    if not kept:
+        raise PlanError(f"{config} keeps none of the {len(chosen)} selected sites; set a smaller `every`, say every=1")
+    _refuse_other_ports(kind, kept)
+    sites = [_feature_site(network, config, spot) for spot in kept]
     _refuse_fused(network, kind, sites)
     if cast(type[FeatureAdapter], kind.module).needs_rows:
         _refuse_without_rows(network, kind, sites)
@@ -228,27 +215,27 @@ def _refuse_frames(network: Network, kind: Kind, sites: list[Site]) -> None:
     for site in sites:
         seen = network.trial.seen_at(site.path)
         if site.attachment.layout is not None and seen and not any(s.by_image for s in seen):
-            problems.append(f"{site.path}: the first axis of its output {seen[0].shape} does not count images")
+            problems.append(f"{site.path}: the first axis of its output {seen[0].shape} is not the batch of images")
     if problems:
-        raise PlanError(f"a {kind.name} adapter cannot go to these modules:", problems=problems)
+        raise PlanError(f"{kind.name} adapters do not fit these modules:", problems=problems)
 
 
 def _refuse_without_rows(network: Network, kind: Kind, sites: list[Site]) -> None:
     """Refuse windows, and tokens whose rows and columns are unknown."""
     problems = []
     for site in sites:
-        act = site.attachment
-        if act.layout is Layout.WLC:
-            problems.append(f"{site.path}: its first axis counts windows, not images")
-        elif act.layout is not None and act.layout.is_tokens and network.recognised is None:
+        layout = site.attachment.layout
+        if layout is Layout.WLC:
+            problems.append(f"{site.path}: its output consists of windows (windows, tokens, channels)")
+        elif layout is not None and layout.is_tokens and network.recognised is None:
             seen = network.trial.seen_at(site.path)
             if not any(s.size for s in seen):
-                count = (seen[0].shape or (0, 0))[1 - act.layout.batch_dim] if seen else "some"
-                problems.append(f"{site.path}: it gives {count} tokens, and is not told their rows and columns")
+                count = f"{(seen[0].shape or (0, 0))[1 - layout.batch_dim]} " if seen else ""
+                problems.append(f"{site.path}: its output is {count}tokens of unknown height and width")
     if problems:
         raise PlanError(
-            f"a {kind.name} adapter needs image rows, which these features do not have. If the network has modules "
-            "that give maps, or tokens of which they are told the height and width, name them with target=:",
+            f"{kind.name} adapters need image rows, which these features do not have. Name modules with target= that "
+            "give maps (n, channels, h, w), or tokens and are passed their height and width:",
             problems=problems,
         )
 
@@ -258,91 +245,78 @@ def _refuse_fused(network: Network, kind: Kind, sites: list[Site]) -> None:
     problems = []
     for site in sites:
         fused = (layer for layer in _around(site.path) if has_fused_path(network.modules[layer]))
-        problems += [f"{site.path}: name {layer} itself" for layer in fused]
+        problems += [f"{site.path}: name {layer} instead" for layer in fused]
     if problems:
         raise PlanError(
-            f"a {kind.name} adapter inside nn.TransformerEncoderLayer would act in training, not in inference, where "
-            "torch computes the layer from its weights, without calling what is inside:",
+            f"{kind.name} adapters inside nn.TransformerEncoderLayer would act in training only: for inference, torch "
+            "computes the layer from its weights without calling its submodules:",
             problems=problems,
         )
 
 
-def _refuse_other_ports(kind: Kind, chosen: Sequence[Candidate]) -> None:
+def _refuse_other_ports(kind: Kind, chosen: Sequence[Spot]) -> None:
     """Refuse token adapters at places that are not token ports, and other adapters at token ports."""
-    gives = issubclass(kind.module, TokenAdapter)
-    wrong = [c.path for c in chosen if isinstance(c, FoundPlace) and (c.place.port == TOKENS) != gives]
+    gives_tokens = issubclass(kind.module, TokenAdapter)
+    wrong = [spot.path for spot in chosen if (spot.attachment.port == TOKENS) != gives_tokens]
     if wrong:
         raise PlanError(
-            f"a {kind.name} adapter gives attention extra tokens, which these places do not take:"
-            if gives
-            else f"a {kind.name} adapter adds to features, and these places take extra tokens for attention:",
+            f"{kind.name} adapters give attention extra tokens, which these places do not take:"
+            if gives_tokens
+            else f"{kind.name} adapters add to features, but these places take extra tokens for attention:",
             problems=wrong,
         )
 
 
-def _chosen_features(network: Network, config: AdapterConfig, kind: Kind) -> tuple[Candidate, ...]:
-    """Return the candidates that the patterns select from the family's places for this kind and all other modules."""
-    named: dict[str, list[FoundPlace]] = {}
+def _chosen_features(network: Network, config: AdapterConfig, kind: Kind) -> list[Spot]:
+    """Return the spots that the patterns select from the family's places for this kind and all other modules."""
+    places: list[Spot] = []
     if network.recognised or any("=" in t for t in config.target or ()):
-        for name in config.places:
-            for place in network.find(name):
-                named.setdefault(place.path, []).append(place)
-    others = [Candidate(path=p) for p in network.modules if p and p not in named]
-    places = [place for found in named.values() for place in found]
+        found = [spot for name in config.places for spot in network.find(name)]
+        order = {path: i for i, path in enumerate(dict.fromkeys(spot.path for spot in found))}
+        places = sorted(found, key=lambda spot: order[spot.path])
+    known = {spot.path for spot in places}
+    others = [Candidate(path=path) for path in network.modules if path and path not in known]
     chosen = select(cast(tuple[str, ...], config.target), [*places, *others], what="modules")
-    unknown = [c.path for c in chosen if not isinstance(c, FoundPlace)]
-    measured = _measure(network, unknown, config, kind) if unknown else {}
-    return tuple(measured.get(c.path, c) for c in chosen)
+    measured = _measure(network, [c.path for c in chosen if not isinstance(c, Spot)], config, kind)
+    return [c if isinstance(c, Spot) else measured[c.path] for c in chosen]
 
 
-def _measure(network: Network, paths: list[str], config: AdapterConfig, kind: Kind) -> dict[str, FoundPlace]:
-    """Measure layout and channels of modules that no family names, in one forward pass; return a place by path."""
+def _measure(network: Network, paths: list[str], config: AdapterConfig, kind: Kind) -> dict[str, Spot]:
+    """Measure layout and channels of modules that no family names, in one forward pass; return a spot by path."""
     needs_rows = cast(type[FeatureAdapter], kind.module).needs_rows
 
-    def look(observed: Observed) -> dict[str, FoundPlace]:
-        found, problems = {}, []
+    def look(observed: Observed) -> dict[str, Spot]:
+        spots, problems = {}, []
         for path in paths:
             seen = observed.item(path, getattr(config, "item", None))
             if seen is None or seen.shape is None:
                 problems.append(f"{path} ({type(network.modules[path]).__name__}) gave no tensor when the network ran")
             elif seen.is_ambiguous:
                 items = " or ".join(f"item={i}" for i in seen.alike)
-                problems.append(f"{path} gives {len(seen.alike)} tensors of one shape {seen.shape}: say {items}")
+                problems.append(f"{path} gives {len(seen.alike)} tensors of the same shape {seen.shape}: set {items}")
             elif seen.layout is None and seen.is_tokens and needs_rows:
-                problems.append(f"{path} gives tokens {seen.shape}, and is not told their rows and columns")
+                problems.append(f"{path} gives tokens {seen.shape} of unknown height and width")
             elif seen.layout is None and (needs_rows or len(seen.shape) == 4):
-                problems.append(f"{path}: cannot tell rows, columns and channels of its output {seen.shape} apart")
+                problems.append(
+                    f"{path}: cannot tell which axes of its output {seen.shape} are height, width, channels"
+                )
             else:
-                stage, block = network.place_of(path) if network.recognised else (None, None)
-                place = place_at("output", path, seen, observed.example.images)
-                found[path] = FoundPlace(path=path, stage=stage, block=block, place=place, channels=seen.channels)
+                stage, block = network.stage_and_block(path) if network.recognised else (None, None)
+                spots[path] = spot_at(path, seen, observed.example.images, stage=stage, block=block)
         if problems:
-            raise PlanError(f"a {kind.name} adapter cannot go to these modules:", problems=problems)
-        return found
+            raise PlanError(f"{kind.name} adapters do not fit these modules:", problems=problems)
+        return spots
 
-    return network.trial.first(look)
+    return network.trial.first(look) if paths else {}
 
 
-def _feature_site(network: Network, config: AdapterConfig, candidate: Candidate) -> Site:
-    if not isinstance(candidate, FoundPlace):
-        raise PlanError(f"{candidate.path} was not measured")
-    place = candidate.place
-    shape = (candidate.channels,)
-    if place.block is not None:
-        check_block(network.checked_blocks, candidate.path, network.modules[candidate.path], place.block)
-        act = Attachment(form="block", block=place.block, port=place.port, views=config.views)
-        return make_site(network, config, candidate.path, act, shape, None, candidate)
-    act = Attachment(
-        form="output",
-        layout=place.layout,
-        source=place.source,
-        item=place.item,
-        square=place.square,
-        views=config.views,
-    )
-    reads_input = place.source == "input"
-    path = candidate.path if reads_input else output_module(network.modules, candidate.path)
-    return make_site(network, config, path, act, shape, None, candidate)
+def _feature_site(network: Network, config: AdapterConfig, spot: Spot) -> Site:
+    block = spot.attachment.block
+    if block is not None:
+        check_block(network.checked_blocks, spot.path, network.modules[spot.path], block)
+    elif spot.attachment.source == "output":
+        spot = dataclasses.replace(spot, path=output_module(network.modules, spot.path))
+    return make_site(network, config, spot)
 
 
 def output_module(modules: dict[str, nn.Module], path: str) -> str:
@@ -368,7 +342,7 @@ def refuse_moving_channels(network: Network, sites: list[Site]) -> None:
     other = network.trial.at_another_size()
     problems = other_channels(tuple(sites), other) if other is not None else []
     if problems:
-        raise PlanError("these features have other channels for images of another size:", problems=problems)
+        raise PlanError("the number of channels of these features changes with the image size:", problems=problems)
 
 
 def other_channels(sites: tuple[Site, ...], observed: Observed) -> list[str]:
@@ -379,7 +353,7 @@ def other_channels(sites: tuple[Site, ...], observed: Observed) -> list[str]:
             continue
         seen = observed.item(site.path, site.attachment.item)
         shape = seen.shape if seen is not None else None
-        found = shape[site.attachment.layout.channel_dim] if shape else None
-        if found != site.shape[0]:
-            problems.append(f"{site.path} gives {found} channels, the adapter is for {site.shape[0]}")
+        channels = shape[site.attachment.layout.channel_dim] if shape else None
+        if channels != site.shape[0]:
+            problems.append(f"{site.path} gives {channels} channels, the adapter is for {site.shape[0]}")
     return problems

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,39 +13,33 @@ import torch
 from torch import nn
 
 from ...errors import PlanError
-from ...families import FoundPlace, Recognised, find_places, get_block, recognise
+from ...families import Recognised, find_containers, find_places, get_block, recognise
 from ...kinds import Adapter, AdapterConfig, Attachment, Layer, get_kind
+from ...ports.attachment import Spot
 from ...ports.base import base_modules
 from ...ports.facts import Facts
-from ...ports.patterns import Candidate
 from ..attachment.specialise import original_class
-from ..observation.probe import probe_places
+from ..observation.probe import Probed, probe_places
 from ..observation.trial import Trial
 
 Built = TypeVar("Built")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Site(Candidate):
-    """Place in a network that would get an adapter, with everything needed to build it.
+class Site(Spot):
+    """Spot in a network that would get an adapter, with everything needed to build it.
 
     Attributes:
         config: Config of the adapter; its type determines the kind.
         key: Name of the adapter's module within the slot: the kind, followed by the port of a block, by the parameters
             of a layer (e.g. `lora_weight`), or by `root` for the part that all sites share.
         module: Class name of the adapted module.
-        shape: (channels,) of the features, shape of the (first) weight, or shape that the shared part is built for.
-        layer: Parameters that a weight adapter changes.
-        attachment: Form in which the adapter acts on its module.
         parameters: Number of parameters that the adapter trains here.
     """
 
     config: AdapterConfig
     key: str
     module: str
-    shape: tuple[int, ...]
-    layer: Layer | None = None
-    attachment: Attachment
     parameters: int
 
 
@@ -65,7 +60,7 @@ class Network:
         self.notes: dict[str, None] = {}
         scripted = [path for path, module in self.modules.items() if isinstance(module, torch.jit.ScriptModule)]
         if scripted:
-            self.notes[f"TorchScript modules cannot be adapted, and were left out: {scripted[0]}, …"] = None
+            self.notes[f"TorchScript modules cannot be adapted and were left out: {scripted[0]}, …"] = None
 
     @property
     def may_write_itself(self) -> bool:
@@ -73,101 +68,72 @@ class Network:
         return self.recognised is None or self.recognised.family.writes_itself
 
     @functools.cached_property
-    def probed(self) -> dict[str, tuple[FoundPlace, ...]]:
-        """Places found by running the network, by name."""
-        places, beside = probe_places(self.trial)
-        if beside:
-            self.notes[f"no part of the stages that running it showed, so left alone: {'; '.join(beside)}"] = None
-        return places
+    def probed(self) -> Probed:
+        """Places, stages and blocks found by running the network."""
+        probed = probe_places(self.trial)
+        if probed.beside:
+            self.notes[f"left alone, because not part of the observed stages: {'; '.join(probed.beside)}"] = None
+        return probed
 
-    def find(self, name: str) -> tuple[FoundPlace, ...]:
+    def find(self, name: str) -> tuple[Spot, ...]:
         """Return the family's places of that name or, without a family, those found in a run; may be empty."""
-        return find_places(self.root, self.recognised, name) if self.recognised else self.probed.get(name, ())
+        return find_places(self.root, self.recognised, name) if self.recognised else self.probed.places.get(name, ())
 
-    def places(self, name: str) -> tuple[FoundPlace, ...]:
+    def places(self, name: str) -> tuple[Spot, ...]:
         """Return the same places as `find`.
 
         Raises:
             PlanError: The network has no such places.
         """
-        found = self.find(name)
-        if not found:
-            known = {p.name for p in self.recognised.family.places} if self.recognised else set(self.probed)
-            if name in known:
-                raise PlanError(f"no module of this network lies where the family has its place {name!r}")
-            title = self.recognised.family.title if self.recognised else f"{original_class(self.root).__name__}"
-            raise PlanError(
-                f"{title} has no place {name!r}; it has {', '.join(sorted(known))}. Name modules with target=, or "
-                "register a family that has it"
-            )
-        return found
+        if spots := self.find(name):
+            return spots
+        known = {p.name for p in self.recognised.family.places} if self.recognised else set(self.probed.places)
+        title = self.recognised.family.title if self.recognised else original_class(self.root).__name__
+        if name in known:
+            raise PlanError(f"this network has no module at the place {name!r} of its family {title}")
+        raise PlanError(
+            f"{title} has no place {name!r}; it has {', '.join(sorted(known))}. Name modules with target=, or register "
+            "a family that has this place"
+        )
 
     @functools.cached_property
     def containers(self) -> dict[str, tuple[int | None, int | None]]:
-        """Stage and block numbers by the path of the module that is the stage or the block."""
-        if self.recognised is None:
-            places = [p for found in self.probed.values() for p in found]
-        else:
-            names = dict.fromkeys(p.name for p in self.recognised.family.places)
-            places = [p for name in names for p in find_places(self.root, self.recognised, name)]
-        found: dict[str, tuple[int | None, int | None]] = {}
-        for place in places:
-            if place.block_path is not None:
-                found.setdefault(place.block_path, (place.stage, place.block))
-        for place in places:
-            found.setdefault(place.stage_path or place.path, (place.stage, None))
-        return found
+        """Stage and block numbers by the path of the module that is the stage (block None) or the block."""
+        return find_containers(self.root, self.recognised) if self.recognised else self.probed.containers
 
-    def place_of(self, path: str) -> tuple[int | None, int | None]:
-        """Return stage and block number of a module: those of the innermost block or stage around it."""
+    def stage_and_block(self, path: str) -> tuple[int | None, int | None]:
+        """Return the numbers of the innermost block, or else stage, that contains a module; None if outside."""
         parts = path.split(".")
-        for length in range(len(parts), 0, -1):
-            if (found := self.containers.get(".".join(parts[:length]))) is not None:
-                return found
-        return None, None
+        around = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+        return next((self.containers[path] for path in around if path in self.containers), (None, None))
 
 
 # --- one site --------------------------------------------------------------------------------------------------------
 
 
-def make_site(
-    network: Network,
-    config: AdapterConfig,
-    path: str,
-    act: Attachment,
-    shape: tuple[int, ...],
-    layer: Layer | None = None,
-    where: Candidate | None = None,
-) -> Site:
-    """Return the site of an adapter at a module of the network.
-
-    Args:
-        network: The network.
-        config: Config of the adapter.
-        path: Path of the module.
-        act: Form in which the adapter acts on the module.
-        shape: (channels,) of features, shape of the weight, or shape that a shared part is built for.
-        layer: Parameters that a weight adapter changes.
-        where: Candidate that gives stage and block.
+def make_site(network: Network, config: AdapterConfig, spot: Spot) -> Site:
+    """Return the site of an adapter at a spot of the network.
 
     Raises:
         PlanError: Kind, shape and attachment do not match, or the adapter cannot be built for this shape.
     """
+    on_weights = spot.attachment.form == "weight"
+    attachment = dataclasses.replace(spot.attachment, views=1 if on_weights else config.views)
     return Site(
-        path=path,
-        stage=where.stage if where else None,
-        block=where.block if where else None,
+        path=spot.path,
+        stage=spot.stage,
+        block=spot.block,
+        attachment=attachment,
+        shape=spot.shape,
+        layer=spot.layer,
         config=config,
-        key=site_key(config, shape, layer, act),
-        module=original_class(network.modules[path]).__name__,
-        shape=shape,
-        layer=layer,
-        attachment=act,
-        parameters=count_parameters(config, shape, layer, act.form),
+        key=site_key(config, spot.shape, spot.layer, attachment),
+        module=original_class(network.modules[spot.path]).__name__,
+        parameters=count_parameters(config, spot.shape, spot.layer, attachment.form),
     )
 
 
-def site_key(config: AdapterConfig, shape: tuple[int, ...], layer: Layer | None, act: Attachment) -> str:
+def site_key(config: AdapterConfig, shape: tuple[int, ...], layer: Layer | None, attachment: Attachment) -> str:
     """Return the name of an adapter's module within the slot.
 
     Raises:
@@ -175,18 +141,19 @@ def site_key(config: AdapterConfig, shape: tuple[int, ...], layer: Layer | None,
     """
     kind = get_kind(config.kind)
     sides = bool(shape) and all(type(n) is int and n > 0 for n in shape)
-    if act.form == "root":
+    form = attachment.form
+    if form == "root":
         fits = kind.module.root_part_class is not None and sides and layer is None
     elif kind.on_weights:
-        fits = act.form == "weight" and layer is not None and layer.names == act.tensors and sides
+        fits = form == "weight" and layer is not None and layer.names == attachment.tensors and sides
         fits = fits and shape == layer.shape(layer.main)  # type: ignore[union-attr]
     else:
-        fits = act.form in ("output", "block") and layer is None and sides and len(shape) == 1
-    if not fits or act.views != (1 if act.form == "weight" else config.views):
-        raise PlanError(f"a {config.kind} adapter cannot be a {act.form} of shape {shape}")
-    if act.block is not None:
-        get_block(act.block)
-    suffix = {"weight": act.tensors, "block": (act.port,), "root": ("root",)}.get(act.form, ())
+        fits = form in ("output", "block") and layer is None and sides and len(shape) == 1
+    if not fits or attachment.views != (1 if form == "weight" else config.views):
+        raise PlanError(f"a {config.kind} adapter does not fit an attachment of form {form!r} and shape {shape}")
+    if attachment.block is not None:
+        get_block(attachment.block)
+    suffix = {"weight": attachment.tensors, "block": (attachment.port,), "root": ("root",)}.get(form, ())
     return "_".join((config.kind, *map(str, suffix)))
 
 
@@ -210,9 +177,9 @@ def on_meta(make: Callable[[], Built]) -> Built:
     leave it set to meta.
     """
 
-    def build_there() -> Built:
+    def build_on_meta() -> Built:
         with torch.device("meta"):
             return make()
 
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(build_there).result()
+        return pool.submit(build_on_meta).result()

@@ -1,4 +1,4 @@
-"""Sites of adapters: the attachment to a module, and the layer that a weight adapter changes."""
+"""Spots where adapters can act: the attachment to a module, and the layer that a weight adapter changes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Literal
 from torch import Tensor
 
 from ..errors import PlanError
-from ..ports.layouts import Layout
+from .layouts import Layout
+from .patterns import Candidate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,3 +139,23 @@ class Layer:
         inputs, outputs, *kernel = shape
         split = rows.reshape(self.groups, outputs, inputs // self.groups, *kernel)
         return split.transpose(1, 2).reshape(shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spot(Candidate):
+    """Candidate for an adapter: a module of one network (`path`), and how an adapter would act on it.
+
+    Attributes:
+        attachment: Position on the module where the adapter would act, with one view.
+        shape: (channels,) of the features, shape of the (first) weight, or shape that a shared part is built for.
+        layer: Parameters that a weight adapter would change; None for features and shared parts.
+    """
+
+    attachment: Attachment
+    shape: tuple[int, ...]
+    layer: Layer | None = None
+
+    @property
+    def tensors(self) -> list[str]:
+        """Paths of the parameters that a weight adapter would change."""
+        return [f"{self.path}.{name}" if self.path else name for name in self.attachment.tensors]
