@@ -201,9 +201,9 @@ def register_family(family: Family) -> Family:
     problems += [f"the block forward {b.name!r} is registered already" for b in family.blocks if b.name in BLOCKS]
     for place in family.places:
         if (place.block is None) == (place.layout is None) or (place.block is None) != (place.port is None):
-            problems.append(f"the place {place.path!r} must have a block and its port, or a layout")
+            problems.append(f"the place {place.path!r} must have either a block and a port, or a layout")
         elif place.block is not None and (place.block not in blocks or place.port not in blocks[place.block].ports):
-            problems.append(f"the place {place.path!r} names {place.block}:{place.port}, and there is no such port")
+            problems.append(f"the place {place.path!r} names the unknown port {place.block}:{place.port}")
     if problems:
         raise PlanError("cannot register this family:", problems=problems)
     BLOCKS.register(*family.blocks)
@@ -230,7 +230,7 @@ def register_block_forward(block: BlockForward) -> BlockForward:
         PlanError: The name is taken, or `variant_of` is unknown or has other ports.
     """
     if block.variant_of is not None and get_block(block.variant_of).ports != block.ports:
-        raise PlanError(f"the block forward {block.name!r} has other ports than {block.variant_of!r}")
+        raise PlanError(f"the block forward {block.name!r} must have the ports of {block.variant_of!r}")
     BLOCKS.register(block)
     return block
 

@@ -39,7 +39,7 @@ def recognise(root: nn.Module) -> Recognised | None:
         fits = [f for f in FAMILIES.values() if any(_fits(alternative, inner) for alternative in f.signature)]
         if len(fits) > 1:
             raise PlanError(
-                f"the network fits the families {', '.join(f.name for f in fits)}; one of their signatures is too wide"
+                f"the network fits the families {', '.join(f.name for f in fits)}; narrow one of their signatures"
             )
         if fits:
             return Recognised(family=fits[0], prefix=prefix)
@@ -158,7 +158,7 @@ def _channels(root: nn.Module, path: str, place: Place) -> int:
     module, _, name = f"{around}.{place.channels.removeprefix('^')}".rpartition(".")
     parameter = root.get_submodule(module)._parameters[name]
     if parameter is None:
-        raise PlanError(f"{module} has no {name} that would tell the channels of {path}")
+        raise PlanError(f"{module} has no parameter {name!r}, which gives the channels of {path}")
     return int(parameter.shape[0])
 
 

@@ -181,7 +181,7 @@ class TokenAdapter(FeatureAdapter):
         Raises:
             PlanError: Always.
         """
-        raise PlanError(f"a {self.kind} adapter gives tokens to attention and adds nothing to features")
+        raise PlanError(f"a {self.kind} adapter gives attention extra tokens; it has no delta of features")
 
 
 class WeightAdapter(Adapter):

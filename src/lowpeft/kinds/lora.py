@@ -96,7 +96,7 @@ def check_rank(kind: str, rank: int, matrix: tuple[int, int], shape: tuple[int, 
     """
     if rank > min(matrix):
         raise PlanError(
-            f"{kind} adapter: rank {rank} is more than a weight of shape {shape} can hold ({min(matrix)}); lower the "
+            f"{kind} adapter: rank {rank} is above {min(matrix)}, the largest for a weight of shape {shape}; lower the "
             "rank or exclude the layer with a '!' pattern"
         )
 

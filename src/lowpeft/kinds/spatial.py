@@ -66,7 +66,7 @@ class SpatialAdapter(FeatureAdapter):
         super().__init__()
         hidden = channels // config.reduction
         if hidden < 1:
-            raise PlanError(f"spatial adapter: reduction {config.reduction} leaves nothing of {channels} channels")
+            raise PlanError(f"spatial adapter: reduction {config.reduction} leaves no channel of {channels}")
         self.fc1 = nn.Linear(channels, hidden)
         self.fc2 = nn.Linear(hidden, channels)
         nn.init.trunc_normal_(self.fc1.weight, std=0.02)

@@ -45,7 +45,7 @@ class Kind:
 KINDS: Registry[Kind] = Registry(
     "adapter kind",
     error=PlanError,
-    advice=". A kind of your own has to be registered first (lowpeft.register_adapter)",
+    advice=". Register your own kind first (lowpeft.register_adapter)",
 )
 
 PARTS = ("root_part_class", "calibrator_class", "training_part_class")
@@ -76,11 +76,11 @@ def register_adapter(config: type[AdapterConfig], module: type[FeatureAdapter] |
     if not (isinstance(module, type) and issubclass(module, (FeatureAdapter, WeightAdapter))):
         problems.append(f"the module {module!r} is neither a FeatureAdapter nor a WeightAdapter")
     parts = [module, *filter(None, map(partial(getattr, module), PARTS))] if not problems else []
-    problems += [f"{p.__name__} leaves {', '.join(m)} to be written" for p in parts if (m := _unwritten(p))]
+    problems += [f"{p.__name__} has no {', '.join(m)}" for p in parts if (m := _unwritten(p))]
     if not isinstance(name, str) or not name.isidentifier():
-        problems.append(f"kind must be a name like 'lora', not {name!r}")
+        problems.append(f"kind must be an identifier like 'lora', not {name!r}")
     elif name in KINDS:
-        problems.append(f"the kind {name!r} is taken by {KINDS[name].module.__name__}")
+        problems.append(f"the kind {name!r} is already registered, by {KINDS[name].module.__name__}")
     elif getattr(module, "kind", None) != name:
         problems.append(f"the module says its kind is {getattr(module, 'kind', None)!r}, the config says {name!r}")
     if problems:

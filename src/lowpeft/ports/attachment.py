@@ -88,7 +88,7 @@ class Layer:
             isinstance(name, str) and all(type(n) is int and n > 0 for n in shape) for name, shape in self.shapes
         )
         if not self.shapes or not shapes or type(self.groups) is not int or self.groups < 1:
-            raise PlanError(f"{self} is not the description of a layer")
+            raise PlanError(f"invalid shapes or groups: {self}")
 
     @property
     def names(self) -> tuple[str, ...]:

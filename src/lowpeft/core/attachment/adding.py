@@ -54,8 +54,8 @@ def scaled(change: Tensor, strength: Strength, *, images: int | None = None) -> 
         torch._check(found == strength.shape[0])
     elif found != len(strength):
         raise PlanError(
-            f"strengths by image need features that keep {len(strength)} images apart, and these hold "
-            f"{found or 'none by themselves'}: call the whole network with a batch of so many, or give one number"
+            f"strengths are given for {len(strength)} images, but these features have a batch of {found or 'none'}: "
+            f"call the whole network with {len(strength)} images, or give one number"
         )
     shape = [-1 if d == images else 1 for d in range(change.dim())]
     # Multiply in float32 or better, as PyTorch does for a scalar.
@@ -99,7 +99,7 @@ def _delta(adapter: FeatureAdapter, features: Features, strength: Strength = 1.0
     delta = adapter.delta(_as_read(adapter, features))
     if not captured() and delta.shape != features.values.shape:
         raise PlanError(
-            f"a {adapter.kind} adapter must give a delta of shape {tuple(features.values.shape)}, and gave one of "
+            f"the delta of a {adapter.kind} adapter must have shape {tuple(features.values.shape)}, not "
             f"{tuple(delta.shape)}"
         )
     return scaled(delta, strength, images=features.layout.batch_dim if features.layout.counts_images else None)
@@ -110,8 +110,8 @@ def _as_read(adapter: FeatureAdapter, features: Features) -> Features:
     x = features.values
     if features.views > 1 and not captured() and x.shape[features.layout.batch_dim] % features.views:
         raise PlanError(
-            f"an adapter that mixes {features.views} views got {x.shape[features.layout.batch_dim]} images, which are "
-            f"no scenes of {features.views} views: call the model with {features.views} views, or use "
+            f"an adapter that mixes {features.views} views got {x.shape[features.layout.batch_dim]} images, not a "
+            f"multiple of {features.views}: call the model with {features.views} views, or use "
             "`with lowpeft.disabled(model):` for single images"
         )
     parameter = next(adapter.parameters(), None)
@@ -242,7 +242,7 @@ class BlockPorts:
         found = []
         for adapter, strength in self.adapters.get(port, []):
             if not isinstance(adapter, TokenAdapter):
-                raise PlanError(f"a {adapter.kind} adapter gives no tokens, and cannot sit at the port {port}")
+                raise PlanError(f"a {adapter.kind} adapter is not a TokenAdapter, so it cannot be at the port {port}")
             seen = _as_read(adapter, Features(values, layout, size, adapter.attachment.views))
             keys, extra_values, gate = adapter.tokens(seen)
             if isinstance(strength, Tensor) and strength.dim():
@@ -265,9 +265,10 @@ def change_of(module: nn.Module, name: str, adapter: WeightAdapter) -> Tensor:
     change = adapter.change(base_of(module, adapter)).get(name)
     wanted = module._parameters[name]
     if change is None or wanted is None or change.shape != wanted.shape:
-        found = "none" if change is None else f"one of shape {tuple(change.shape)}"
-        shape = None if wanted is None else tuple(wanted.shape)
-        raise PlanError(f"a {adapter.kind} adapter must give a change of {name} of shape {shape}, and gave {found}")
+        shapes = [None if t is None else tuple(t.shape) for t in (wanted, change)]
+        raise PlanError(
+            f"the change of {name} by a {adapter.kind} adapter must have shape {shapes[0]}, not {shapes[1]}"
+        )
     return change
 
 
@@ -295,7 +296,7 @@ def adapted_tensor(
         if isinstance(strength, Tensor) and strength.dim():
             raise PlanError(
                 f"a {adapter.kind} adapter changes weights, which all images of a batch share, so strengths by image "
-                "need a forward for each: call the whole network, not compiled with fullgraph=True and not its parts"
+                "need one forward for each: call the whole network, not a part of it, and not with fullgraph=True"
             )
     device = weight.device.type
     # Under autocast, a product of two float32 matrices would be bfloat16, and so would the sum.

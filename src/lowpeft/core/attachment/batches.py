@@ -34,7 +34,7 @@ def run_by_image(
     found = None if batch is None else batch.shape[0]
     if batch is None or found != setting.images:
         what = "images" if views == 1 else f"scenes of {views} views"
-        raise PlanError(f"strengths are given for {setting.images} {what}, and the batch holds {found or 'none'}")
+        raise PlanError(f"strengths are given for {setting.images} {what}, but the batch has {found or 'none'}")
     groups = setting.groups(switches.in_groups)
     if len(groups) == 1:
         whole = setting.of(groups[0], repeats=views, device=batch.device)
@@ -81,7 +81,7 @@ def _joined(outputs: list[Any], members: list[Tensor]) -> Any:
             break
     if len(joined) != len(leaves[0]):
         raise PlanError(
-            "strengths by image were run in groups of images, and the outputs of the groups cannot be put together, "
-            f"because not all in this {type(outputs[0]).__name__} is a tensor with one row for each image"
+            "strengths by image are run in groups of images, but the outputs of the groups cannot be joined: some "
+            f"values in this {type(outputs[0]).__name__} are not tensors with one row for each image"
         )
     return tree_unflatten(joined, specs[0])

@@ -87,11 +87,11 @@ def change(root: nn.Module, body: Callable[[Undo], Result], *, record: Record | 
             return record_of(root).switches.alone(attempt)
 
     if running_in(switches_for(root)) is not None or _is_in_ungated(root, threading.get_ident()):
-        raise PlanError("a network cannot be changed from within its own forward")
+        raise PlanError("a network cannot be changed during its own forward")
     if RECORD in root.__dict__:
         return hold(switches_for(root).structure, lambda: record_of(root).switches.alone(attempt))
     if record is None:
-        raise PlanError(f"this {type(root).__name__} holds no adapters")
+        raise PlanError(f"this {type(root).__name__} has no adapters")
     return hold(switches_for(root).structure, attach_gate)
 
 

@@ -28,7 +28,7 @@ def copy_of(model: Model) -> Model:
     try:
         return copy.deepcopy(model, {id(t): t.detach().clone() for t in held if not t.is_leaf})
     except Exception as error:
-        raise PlanError(f"{type(model).__name__} cannot be copied, so that it cannot be tried out: {error}") from error
+        raise PlanError(f"{type(model).__name__} cannot be copied for a trial run: {error}") from error
 
 
 def copy_in_force(model: Model) -> Model:
@@ -60,7 +60,7 @@ def twin_of(root: nn.Module) -> nn.Module:
     if shared:
         names = [path or "itself" for path, module in root.named_modules() if id(module) in shared]
         raise PlanError(
-            f"a deep copy of {type(root).__name__} shares modules with it ({names[0]}, …), so it cannot be tried"
+            f"a deep copy of {type(root).__name__} shares modules with it ({names[0]}, …), so it cannot be run for a trial"
         )
     for module in twin.modules():
         module.training = False

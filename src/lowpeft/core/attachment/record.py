@@ -63,7 +63,7 @@ def module_of(model: object) -> nn.Module:
     """
     inner = model.module if isinstance(model, Backbone) else model
     if not isinstance(inner, nn.Module):
-        hint = "; a spandrel descriptor holds the trainable network in `.model`" if hasattr(model, "model") else ""
+        hint = "; pass the `.model` of a spandrel descriptor" if hasattr(model, "model") else ""
         raise PlanError(f"lowpeft takes a torch.nn.Module or a Backbone, not {type(model).__name__}{hint}")
     return inner
 
@@ -88,8 +88,8 @@ def unwrap(model: object) -> nn.Module:
         return module
     holders = [m for m in module.modules() if RECORD in m.__dict__]
     if len(holders) != 1:
-        found = "no adapters" if not holders else f"{len(holders)} adapted networks; pass one of them"
-        raise PlanError(f"{type(model).__name__} holds {found}")
+        what = "no adapters" if not holders else f"{len(holders)} adapted networks; pass one of them"
+        raise PlanError(f"{type(model).__name__} has {what}")
     return holders[0]
 
 

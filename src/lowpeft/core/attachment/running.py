@@ -285,8 +285,8 @@ def _noted(switches: Switches) -> Noted | None:
         return None
     if noted.several:
         raise PlanError(
-            "a reentrant checkpoint holds calls of this network in several settings, and repeats them for its backward "
-            "pass: checkpoint each call by itself, or with use_reentrant=False"
+            "a reentrant checkpoint contains calls of this network in several settings, which its backward pass cannot "
+            "repeat: checkpoint each call separately, or with use_reentrant=False"
         )
     if not torch.is_grad_enabled():  # a checkpoint nested in the repeated one
         _note_on_checkpoints(switches, noted)
@@ -294,8 +294,8 @@ def _noted(switches: Switches) -> Noted | None:
     gone = [name for name, owner in noted.owners.items() if owner not in names]
     if gone:
         raise PlanError(
-            f"{', '.join(gone)} acted in a forward that checkpointing repeats for its backward pass now, and has been "
-            "taken out, merged or started anew since: run `backward` before"
+            f"checkpointing must repeat a forward with {', '.join(gone)}, but that was removed, merged or calibrated "
+            "since: run `backward` first"
         )
     renamed = {name: names[owner] for name, owner in noted.owners.items() if names[owner] != name}
     setting, called = noted.setting.renamed(renamed), noted.called.renamed(renamed)

@@ -236,14 +236,12 @@ def _begin(root: nn.Module, part: RootPart, under_way: Forward) -> None:
     if not changed:
         return
     if not part.routes:
-        raise PlanError(
-            f"a {part.kind} part sets strengths ({', '.join(changed)}), so its class must say `routes = True`"
-        )
+        raise PlanError(f"a {part.kind} part sets strengths ({', '.join(changed)}), so its class needs `routes = True`")
     attached = {name for _, _, slot in slots(root) for name, _ in slot.named_children()}
     unknown = sorted(set(changed) - attached)
     if unknown:
         raise PlanError(
-            f"a {part.kind} part sets the strength of {', '.join(unknown)}; attached are {', '.join(sorted(attached))}"
+            f"a {part.kind} part sets the strength of {', '.join(unknown)}; attached: {', '.join(sorted(attached))}"
         )
 
 
@@ -263,14 +261,14 @@ def _views_forward(inner: Callable[..., Any], views: int) -> Callable[..., Any]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if args and isinstance(args[0], ViewBatch):
             if args[0].views != views:
-                raise PlanError(f"this network was adapted for {views} views of a scene, and got {args[0].views}")
+                raise PlanError(f"this network was adapted for {views} views of a scene, not {args[0].views}")
             given, named = arguments(args[0].batch)
             return inner(self, *given, *args[1:], **named, **kwargs)
         if any(a.adapter.attachment.views > 1 for _, _, slot in slots(self) for a in acting_in(slot, Adapter)):
             raise PlanError(
-                f"this backbone carries adapters that take neighbours in a batch for {views} views of one scene, so "
-                "it cannot be called by itself: call the model that `adapt` returned with all views (a StereoModel: "
-                "left, right), or use `with lowpeft.disabled(model):` to run single images through the frozen network"
+                f"the adapters of this backbone read a batch as scenes of {views} views: call the model that `adapt` "
+                "returned with all views (a StereoModel: left, right), or use `with lowpeft.disabled(model):` to run "
+                "single images through the frozen network"
             )
         return inner(self, *args, **kwargs)
 
@@ -314,7 +312,7 @@ def _setting_for(root: nn.Module, switches: Switches) -> Setting:
     setting: Setting = root.__dict__.get(REPLICA) or in_force(switches)
     if gone := setting.values.keys() - switches.default.values.keys():
         raise PlanError(
-            f"{', '.join(sorted(gone))} is in use here, but has been taken out or renamed; attached are "
+            f"{', '.join(sorted(gone))} is in use here, but was removed or renamed; attached: "
             f"{', '.join(switches.default.values) or 'none'}"
         )
     if exporting() or tracing():
@@ -329,8 +327,8 @@ SWITCHED_CODE = _switched_forward(nn.Module.forward).__code__
 
 
 SEVERAL = (
-    "strengths by image need a forward for each group of images with equal strengths where adapters change weights or "
-    "see windows, and one captured forward (fullgraph=True, torch.export, tracing) cannot hold several: give one number"
+    "strengths by image need one forward for each group of images with equal strengths if adapters change weights or "
+    "read windows, but a captured forward (fullgraph=True, torch.export, tracing) is only one: give one number"
 )
 
 
@@ -342,7 +340,7 @@ def _several(setting: Setting, switches: Switches) -> bool:
 def _say_what_is_kept(setting: Setting) -> None:
     """Warn which setting an exported or traced network is fixed to, unless all its adapters are at full strength."""
     if not setting.full:
-        warnings.warn(f"the exported network keeps the setting of this call: {setting}", stacklevel=2)
+        warnings.warn(f"the exported network is fixed to the setting of this call: {setting}", stacklevel=2)
 
 
 def _replicate(self: nn.Module) -> nn.Module:
@@ -350,7 +348,7 @@ def _replicate(self: nn.Module) -> nn.Module:
     replica: nn.Module = original_class(self)._replicate_for_data_parallel(self)  # type: ignore[no-untyped-call]
     setting = in_force(getattr(self, RECORD).switches)
     if setting.images is not None:
-        raise PlanError("DataParallel splits batches, so strengths must be single numbers there, not one by image")
+        raise PlanError("DataParallel splits batches, so each strength must be one number, not one for each image")
     replica.__dict__[REPLICA] = setting
     return replica
 
@@ -385,7 +383,7 @@ def _reduce_ex(self: nn.Module, protocol: Any) -> Any:
     reduced: Any = base.__reduce_ex__(self, max(2, int(protocol)))
     function, args, *rest = reduced
     if function is not copyreg.__newobj__:  # type: ignore[attr-defined]
-        raise PlanError(f"{base.__name__} pickles itself in its own way, so an adapted one cannot be pickled or copied")
+        raise PlanError(f"{base.__name__} has its own way of pickling, so it cannot be pickled or copied once adapted")
     return (_new, (base, facets, *args[1:]), *rest)
 
 

@@ -44,17 +44,19 @@ class ViewBatch(NamedTuple):
         leaves, forms = zip(*map(tree_flatten, views), strict=True)
         plain = isinstance(views[0], Tensor)
         if any(form != forms[0] for form in forms) or (plain and views[0].dim() != 4):
-            raise PlanError(f"the views must be N,C,H,W tensors of one shape and dtype, not {_shapes(views)}")
+            raise PlanError(f"the views must be N,C,H,W tensors of the same shape and dtype, not {_shapes(views)}")
         joined = []
         for parts in zip(*leaves, strict=True):
             if all(isinstance(p, Tensor) and p.dim() for p in parts):
                 alike = all(p.shape == parts[0].shape and p.dtype == parts[0].dtype for p in parts)
                 if not alike:
-                    raise PlanError(f"the views must be N,C,H,W tensors of one shape and dtype, not {_shapes(parts)}")
+                    raise PlanError(
+                        f"the views must be N,C,H,W tensors of the same shape and dtype, not {_shapes(parts)}"
+                    )
                 joined.append(torch.stack(parts, dim=1))
             elif not all(_same(p, parts[0]) for p in parts):
                 raise PlanError(
-                    f"what is no batch must be the same for all views, not {' and '.join(map(repr, parts))}"
+                    f"arguments other than tensors must be equal for all views, not {' and '.join(map(repr, parts))}"
                 )
             else:
                 joined.append(parts[0])
@@ -104,7 +106,7 @@ def view_of(output: Any, index: int, batch: ViewBatch) -> Any:
     if output is None or isinstance(output, (bool, int, float, str)):
         return output
     raise PlanError(
-        f"the network gives a {type(output).__name__}, whose views cannot be told apart; say which attribute of it is "
+        f"the network returns a {type(output).__name__}, which cannot be split into views; name its attribute that is "
         "the image: adapt(lowpeft.describe(network, output=…), …)"
     )
 
@@ -169,8 +171,7 @@ class MultiViewModel(nn.Module):
         record = network_in(self.backbone).__dict__.get(RECORD)
         if record is None or record.views != self.views:
             raise PlanError(
-                f"the adapters that mix {self.views} views were taken out of this model: call its backbone, or adapt "
-                "it again"
+                f"this model no longer has adapters that mix {self.views} views: call its backbone, or adapt it again"
             )
         batch = ViewBatch.of(views)
         output = image_in(self.backbone(batch), self.output)

@@ -19,8 +19,8 @@ HELD: dict[str, str] = {
 some of these wrappers."""
 
 FIXED = {
-    "DistributedDataParallel": "it exchanges the gradients of the parameters that it found when it was made",
-    "FullyShardedDataParallel": "it holds the parameters in pieces",
+    "DistributedDataParallel": "it only synchronises parameters that existed when it was created",
+    "FullyShardedDataParallel": "it splits the parameters into shards",
 }
 """Class names of wrappers that register the parameters on creation, so adapters must be attached before; with the
 reason for the error message."""
@@ -66,8 +66,8 @@ def refuse_fixed(module: nn.Module) -> None:
     for layer in layers(module):
         if why := FIXED.get(_torch_name(layer) or ""):
             raise PlanError(
-                f"{type(layer).__name__} cannot be changed inside, because {why}: adapt the network first, and wrap "
-                "what `adapt` returns"
+                f"a network inside {type(layer).__name__} cannot be changed, because {why}: adapt the network first, "
+                "then wrap what `adapt` returns"
             )
 
 

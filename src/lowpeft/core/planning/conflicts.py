@@ -27,7 +27,7 @@ def refuse_other_views(root: nn.Module, recipe: Recipe) -> None:
     counts = sorted({recipe.views, *attached} - {1})
     if len(counts) > 1:
         raise PlanError(
-            f"the adapters of one network must mix one number of views, not {' and '.join(map(str, counts))}"
+            f"all adapters of a network must mix the same number of views, not {' and '.join(map(str, counts))}"
         )
 
 
@@ -49,16 +49,18 @@ def refuse_conflicts(root: nn.Module, modules: Mapping[str, nn.Module], name: st
         module = modules[site.path]
         slot = slot_of(module)
         if (site.path, site.key) in taken:
-            problems.append(f"{site.path or 'the network'} would get two {site.config.kind} adapters of one name")
+            problems.append(
+                f"{site.path or 'the network'} would get two {site.config.kind} adapters with the same name"
+            )
         taken.add((site.path, site.key))
         if "forward" in module.__dict__:
-            problems.append(f"{site.path} has a forward of its own on the instance, which would hide the adapters")
+            problems.append(f"{site.path} has a `forward` set on the instance, which would bypass the adapters")
         if slot is None and hasattr(module, SLOT):
-            problems.append(f"{site.path} has an attribute {SLOT!r} of its own")
+            problems.append(f"{site.path} already has an attribute {SLOT!r}, the name that adapters need")
         if site.attachment.form != "root" and site.attachment.source == "output" and _is_container(module):
             problems.append(f"{site.path} is a container ({type(module).__name__}); name the layer inside it")
         if isinstance(module, torch.jit.ScriptModule):
-            problems.append(f"{site.path} is a TorchScript module, whose class cannot be specialised")
+            problems.append(f"{site.path} is a TorchScript module, which cannot be adapted")
     problems += _clashing_forwards(modules, sites, name, record_of(root).forwards if RECORD in root.__dict__ else {})
     problems += _other_adapters(root)
     problems += _name_problems(root, name)
@@ -78,14 +80,14 @@ def check_new_name(root: nn.Module, name: str) -> None:
         PlanError: The name is invalid or taken; the problem says why.
     """
     if problems := _name_problems(root, name):
-        raise PlanError("this cannot be the name of an adapter:", problems=problems)
+        raise PlanError("invalid adapter name:", problems=problems)
 
 
 def _name_problems(root: nn.Module, name: str) -> list[str]:
     if not isinstance(name, str) or not name.isidentifier() or not name.isascii():
-        return [f"an adapter's name must be letters, digits and underscores, not {name!r}"]
+        return [f"an adapter's name must be an ASCII Python identifier (letters, digits, underscores), not {name!r}"]
     if hasattr(Slot(), name):
-        return [f"every torch module has an attribute {name!r}, so an adapter cannot have that name"]
+        return [f"{name!r} is an attribute of every torch module, so it cannot name an adapter"]
     if any(slot is not None and name in slot._modules for slot in map(slot_of, root.modules())):
         return [f"an adapter named {name!r} is attached already; choose another name=, or restore() first"]
     return []
@@ -95,9 +97,9 @@ def _other_adapters(root: nn.Module) -> list[str]:
     """Return a problem if a parent module or submodule is adapted by itself: one record could not undo both."""
     inner = [path for path, m in root.named_modules() if path and RECORD in m.__dict__]
     if inner:
-        return [f"{inner[0]} is an adapted network itself: adapt that, or restore it first"]
+        return [f"{inner[0]} is an adapted network: adapt it in place of this model, or restore it first"]
     if RECORD not in root.__dict__ and next(iter(slots(root)), None) is not None:
-        return ["this module is part of an adapted network: adapt the whole, or restore it first"]
+        return ["this module is part of an adapted network: adapt that network, or restore it first"]
     return []
 
 
@@ -120,14 +122,16 @@ def _clashing_forwards(
         for who, theirs in others.items():
             if variant_in(theirs) != variant_in(ours):
                 line = f"{site.path}: the adapter {name!r} runs the block as {ours}, and {who} as {theirs}"
-                return [f"{line}, which compute different things: take one of them out, or make both for the same"]
+                return [
+                    f"{line}, which compute different results: remove one, or create both for the same block forward"
+                ]
         asked[site.path] = ours
     return []
 
 
 def _forwards_at(module: nn.Module, installed: str | None) -> dict[str, str]:
     """Return the names of the block forwards that are installed on a module or that its adapters require, by source."""
-    found = {} if installed is None else {"the forward that was installed": installed}
+    found = {} if installed is None else {"the installed forward": installed}
     if (slot := slot_of(module)) is not None:
         for other in slot._modules:
             blocks = [piece.attachment.block for _, piece in group_in(slot, other)]

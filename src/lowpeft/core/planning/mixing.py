@@ -77,4 +77,6 @@ def _refuse_whole(trial: Trial, example: Example, output: Any) -> None:
     found = float_tensors(output)
     if found and not any(t.dim() and len(t) == example.images for t in found):
         shapes = ", ".join(str(tuple(t.shape)) for t in found[:3])
-        raise PlanError(f"for {example.images} images the network gives {shapes}, of which no view can be told")
+        raise PlanError(
+            f"for {example.images} images the network returns shapes {shapes}, so its output cannot be split into views"
+        )

@@ -119,11 +119,10 @@ def plan(
     """
     wanted = override(load_recipe(recipe), overrides)
     if not wanted.adapters and not wanted.from_scratch:
-        raise PlanError(f"recipe {wanted.name!r} has no adapters, so there would be nothing to train")
+        raise PlanError(f"recipe {wanted.name!r} has no adapters, so nothing would be trained")
     if wanted.from_scratch:
         raise PlanError(
-            f"recipe {wanted.name!r} attaches no adapters: it trains the whole network, from new weights, with "
-            "`lowpeft train`"
+            f"recipe {wanted.name!r} has no adapters: it trains a new network from scratch; use `lowpeft train`"
         )
     refuse_fixed(module_of(model))
     root = root_of(model)
@@ -136,15 +135,15 @@ def plan(
     if not wanted.freeze_statistics:
         frozen = replace(asked, overrides={**overrides, "freeze_statistics": True})
         moved = trial.moved_by_training()
-        refuse_moving_statistics(root, f"this call keeps them still:\n    {frozen.call({})}", moved)
+        refuse_moving_statistics(root, f"this call keeps them fixed:\n    {frozen.call({})}", moved)
     network, sites = _choose(Network(root, facts, trial), asked)
     if network.may_write_itself and trial.runs:
         _refuse_own_writes(trial)
     if wanted.views > 1 and mixes_images(trial, sites):
         raise PlanError(
-            f"{original_class(root).__name__} mixes the images of a batch: its output for one changes with another one "
-            f"beside it, so that {wanted.views} views would be mixed before anything is trained. Adapters of single "
-            "images (`spatial`, `lora`) fit it"
+            f"{original_class(root).__name__} mixes the images of a batch: its output for one image depends on the "
+            f"others, so {wanted.views} views would be mixed before any training. Use adapters of single images, e.g. "
+            "`spatial` or `lora`"
         )
     return _checked_plan(network, name, wanted, sites, facts)
 
@@ -165,7 +164,7 @@ def _choose(network: Network, asked: Asked) -> tuple[Network, list[Site]]:
         unknown = Network(network.root, network.facts, network.trial, by_family=False)
         if not isinstance(error, OtherBlockError):
             raise with_found_places(error, unknown, asked) from error
-        unknown.notes[f"taken as a network of no known family, because {error.message}"] = None
+        unknown.notes[f"treated as a network of no known family, because {error.message}"] = None
         return _choose(unknown, asked)
 
 
@@ -175,15 +174,15 @@ def _refuse_own_writes(trial: Trial) -> None:
     if not written:
         return
     some = ", ".join(written[:3]) + (", …" if len(written) > 3 else "")
-    text = f"{original_class(trial.root).__name__} writes its own state when it runs ({len(written)} tensors: {some})"
+    text = f"{original_class(trial.root).__name__} changes its own state when it runs ({len(written)} tensors: {some})"
     if trial.written_again():
         raise PlanError(
-            f"{text}, in every forward, so that no adapter file could say which base it belongs to: keep what counts "
-            "in a plain attribute, or leave it out of the state dict (register_buffer(…, persistent=False))"
+            f"{text}, in every forward, so an adapter file could not identify its base: keep such values in plain "
+            "attributes, or out of the state dict (register_buffer(…, persistent=False))"
         )
     raise PlanError(
-        f"{text}, once: run it in eval mode before you adapt it, `with torch.no_grad(): network.eval()(image)`, so "
-        "that what is frozen is what it computes with"
+        f"{text}, in the first forward only: run it once in eval mode before you adapt it, "
+        "`with torch.no_grad(): network.eval()(image)`, so that the final values are frozen"
     )
 
 
@@ -215,7 +214,7 @@ def plan_sites(
     root = root_of(model)
     refuse_unusable(root)
     if not recipe.freeze_statistics:
-        refuse_moving_statistics(root, "make the adapter anew with freeze_statistics=True")
+        refuse_moving_statistics(root, "create the adapter again with freeze_statistics=True")
     tried = trial or Trial(root)
     facts = tried.facts = facts_of(model, tried) if facts is None or is_described(model) else facts
     network = Network(root, facts, tried)
@@ -237,7 +236,7 @@ def _misfits(modules: Mapping[str, nn.Module], sites: Iterable[Site]) -> list[st
     for site in sites:
         module = modules.get(site.path)
         if module is None:
-            problems.append(f"there is no module {site.path}")
+            problems.append(f"the network has no module {site.path}")
         elif original_class(module).__name__ != site.module:
             problems.append(f"{site.path} is a {original_class(module).__name__}, the adapter is for a {site.module}")
         elif site.layer is not None:
@@ -273,7 +272,7 @@ def _checked_plan(network: Network, name: str, recipe: Recipe, sites: Sequence[S
         structure=structure_of(root),
         base_parameters=sum(p.numel() for _, p in base_parameters(root)),
         facts=facts,
-        notes=(*network.notes, *(f"while it is on, its blocks run as {variant}" for variant in variants)),
+        notes=(*network.notes, *(f"while the adapter is on, its blocks run as {variant}" for variant in variants)),
     )
 
 
@@ -294,17 +293,17 @@ def check_plan(root: nn.Module, plan: Plan) -> None:
         PlanError: The plan was made for another network, or conflicts with adapters that were attached since.
     """
     if not isinstance(plan, Plan):
-        raise PlanError(f"a plan comes from lowpeft.plan, and this is a {type(plan).__name__}")
+        raise PlanError(f"inject needs a Plan from lowpeft.plan, not {type(plan).__name__}")
     if plan.structure != structure_of(root):
         raise PlanError(
-            f"the plan was made for another network (a {plan.model} of {plan.base_parameters:,} parameters) than this "
-            f"{original_class(root).__name__} of {sum(p.numel() for _, p in base_parameters(root)):,}: plan again"
+            f"the plan is for another network, {plan.model} with {plan.base_parameters:,} parameters, not for this "
+            f"{original_class(root).__name__} with {sum(p.numel() for _, p in base_parameters(root)):,}: plan again"
         )
     modules = dict(base_modules(root))
     problems = _misfits(modules, plan.sites)
-    problems += [f"{s.path} cannot hold {s.key!r}" for s in plan.sites if s.key != _key_of(s)]
+    problems += [f"{s.path} does not fit the key {s.key!r}" for s in plan.sites if s.key != _key_of(s)]
     if problems:
-        raise PlanError("the plan's sites are not those of this network:", problems=problems)
+        raise PlanError("the plan's sites do not fit this network:", problems=problems)
     refuse_conflicts(root, modules, plan.name, plan.sites)
     refuse_other_views(root, plan.recipe)
 

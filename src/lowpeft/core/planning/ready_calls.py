@@ -57,13 +57,13 @@ def with_call(error: NoStagesError, network: Network, asked: Asked) -> PlanError
     fitting = ([t for t in choice if t not in lost and _fits(network, asked.open, t, item)] for choice in error.targets)
     targets = next(filter(None, fitting), None)
     if targets is None:
-        advice = "Name the modules whose outputs are to be adapted, with target="
+        advice = "Name the modules to adapt with target="
         if not asked.has_example:
-            advice += ", or say with example= what the network is called with, if that is not one N,C,H,W tensor"
+            advice += ", or pass the network's arguments as example= if they are not one N,C,H,W tensor"
         return PlanError(f"{error.message}. {advice}", problems=error.problems)
     call = asked.call({c.kind: _named(c, targets, item) for c in asked.open})
     others = "".join(f" (or item={i})" for i in error.items[1:])
-    message = f"{error.message}. This call works, and names what comes nearest{others}:\n    {call}"
+    message = f"{error.message}. This call works; it names the nearest modules{others}:\n    {call}"
     return PlanError(message, problems=error.problems)
 
 
@@ -84,9 +84,11 @@ def with_found_places(error: PlanError, network: Network, asked: Asked) -> PlanE
         other = with_call(unknown, network, asked)
         return PlanError(f"{error.message}. Without the family, {other.message}", problems=other.problems)
     except PlanError:
-        return PlanError(f"{error.message}. Name modules inside it with target= (target='**.mlp', say)")
+        return PlanError(f"{error.message}. Name modules inside it with target=, e.g. target='**.mlp'")
     call = asked.call(named)
-    return PlanError(f"{error.message}. This call goes by what running it shows, without the family:\n    {call}")
+    return PlanError(
+        f"{error.message}. This call names modules that were found by running it, without the family:\n    {call}"
+    )
 
 
 def _short(network: Network, paths: list[str]) -> list[str]:

@@ -68,7 +68,8 @@ def sites_from_dicts(groups: list[Mapping[str, Any]], *, schema: int) -> tuple[S
         known = _first_key(key, config, attachment) if schema == 1 else key
         if (group["key"], group["parameters"]) != (known, parameters):
             raise AdapterError(
-                f"a {config.kind} site of shape {shape} cannot be {group['key']!r} of {group['parameters']!r}"
+                f"a {config.kind} site of shape {shape} must have the key {known!r} and {parameters} parameters, not "
+                f"{group['key']!r} and {group['parameters']!r}"
             )
         for path, stage, block in group["places"]:
             _check_place(path, stage, block)
@@ -138,7 +139,7 @@ def _first_schema(
 def _check_place(path: object, stage: object, block: object) -> None:
     numbers = all(n is None or (type(n) is int and n >= 0) for n in (stage, block))
     if not isinstance(path, str) or not numbers:
-        raise AdapterError(f"[{path!r}, {stage!r}, {block!r}] is no place of a site")
+        raise AdapterError(f"[{path!r}, {stage!r}, {block!r}] is not [path, stage, block] of a site")
 
 
 # --- facts -----------------------------------------------------------------------------------------------------------
@@ -166,9 +167,9 @@ def facts_from_dict(values: Mapping[str, Any]) -> Facts:
     right = right and (values["output_range"] is None or _is_range(values["output_range"]))
     right = right and all(type(v) in (int, float) for v in values["maps"])
     if not (right and all(isinstance(t, str) for t in values["tasks"])):
-        raise AdapterError(f"{dict(values)} are not the facts of a network")
+        raise AdapterError(f"invalid facts of a network: {dict(values)}")
     floats = {n: tuple(map(float, values[n])) for n in ("value_range", "output_range", "maps") if values[n] is not None}
-    notes = ("the facts are those of the adapter file",)
+    notes = ("the facts are from the adapter file",)
     return Facts(**{**values, **floats, "tasks": tuple(values["tasks"]), "notes": notes})
 
 
@@ -195,7 +196,7 @@ def other_facts(made: Facts, found: Facts) -> list[str]:
     for name, what in COMPARED.items():
         ours, theirs = getattr(made, name), getattr(found, name)
         if None not in (ours, theirs) and ours != theirs:
-            lines.append(f"the adapter was made with {what} {ours}, this network is described with {theirs}")
+            lines.append(f"the adapter was made for {what} {ours}, this network has {theirs}")
     if made.value_range == found.value_range and made.range_out != found.range_out:
-        lines.append(f"the adapter was made with results {made.range_out}, this network gives {found.range_out}")
+        lines.append(f"the adapter was made for outputs in {made.range_out}, this network returns {found.range_out}")
     return lines
