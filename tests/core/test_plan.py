@@ -195,7 +195,7 @@ def test_probing_a_network_that_writes_its_own_weights_writes_nothing() -> None:
     model = SPAN(num_in_ch=3, num_out_ch=3, feature_channels=8, upscale=2)
 
     def act() -> None:
-        with pytest.raises(PlanError, match=r"SPAN writes its own state when it runs .*, once: run it in eval mode"):
+        with pytest.raises(PlanError, match=r"SPAN .*\bnetwork\.eval\(\)\(image\)"):
             lowpeft.plan(model, "spatial")
 
     assert_not_written(model, act)
@@ -215,29 +215,29 @@ def swinir() -> nn.Module:
     return network("swinir")
 
 
-# (network, recipe, overrides, a part of the message)
+# (network, recipe, overrides, values that the message names, in order)
 REFUSED: list[tuple[Callable[[], nn.Module], Any, dict[str, Any], str]] = [
-    (swinir, "stereo", {"stereo": {"target": "nope"}}, "'nope' matches none of the"),
-    (swinir, "stereo", {"every": 5}, "every=5 keeps none of the 4 chosen sites; use every=1"),
-    (swinir, "stereo", {"stereo": {"target": "layers.0.conv"}}, "every=2 keeps none of the 1 chosen sites"),
-    (swinir, "spatial", {"reduction": 13}, "reduction 13 leaves nothing of 12 channels"),
-    (swinir, "spatial", {"target": []}, "no pattern was given for the modules"),
-    (swinir, "spatial", {"target": "stage=9"}, "stages here: 0..3"),
-    (swinir, "spatial", {"target": ["stage=0", "layers.0.residual_group.blocks.0.atn"]}, "1 of 2 patterns"),
-    (swinir, LoRAConfig(target="conv_first", rank=13), {}, r"rank 13 .* shape \(12, 3, 3, 3\) can hold \(12\)"),
-    (swinir, LoRAConfig(target="**.norm1"), {}, r"matches none of the \d+ parameters for lora adapters"),
-    (swinir, FullConfig(), {}, r"a full adapter needs a target; '\*\*' means every parameter it fits \(\d+\)"),
-    (swinir, [SpatialConfig(), SpatialConfig()], {}, "would get two spatial adapters of one name"),
-    (lambda: network("rcan"), "spatial", {"placement": "mlp"}, "RCAN has no place 'mlp'; it has attention, stage"),
-    (lambda: network("rcan"), "spatial", {"placement": "parallel"}, "no place 'parallel'; it has attention, stage"),
-    (lambda: network("edsr"), "spatial", {"placement": "both"}, "no place 'mlp'"),
-    (Unknown, "spatial", {"placement": "mlp"}, "Unknown has no place 'mlp'; it has attention, stage"),
-    (Unknown, "spatial", {"target": ["entry", "nope"]}, "'nope' matches none of the"),
-    (Ambiguous, "stereo", {}, "several sequences that could be its stages"),
-    (never_runs, "stereo", {}, "did not run on the example inputs tried"),
-    (lambda: nn.Sequential(nn.ReLU()), LoRAConfig(target="**"), {}, "has no parameter that a lora adapter fits"),
+    (swinir, "stereo", {"stereo": {"target": "nope"}}, "'nope'"),
+    (swinir, "stereo", {"every": 5}, "every=5.* 4 .*every=1"),
+    (swinir, "stereo", {"stereo": {"target": "layers.0.conv"}}, "every=2.* 1 .*every=1"),
+    (swinir, "spatial", {"reduction": 13}, "reduction 13.* 12"),
+    (swinir, "spatial", {"target": []}, "pattern"),
+    (swinir, "spatial", {"target": "stage=9"}, r"stage=9.*0\.\.3"),
+    (swinir, "spatial", {"target": ["stage=0", "layers.0.residual_group.blocks.0.atn"]}, "1 of 2"),
+    (swinir, LoRAConfig(target="conv_first", rank=13), {}, r"rank 13 .* 12\b.*\(12, 3, 3, 3\)"),
+    (swinir, LoRAConfig(target="**.norm1"), {}, r"'\*\*\.norm1'.* \d+ .*lora"),
+    (swinir, FullConfig(), {}, r"full .*target.*'\*\*'.* \d+ parameters"),
+    (swinir, [SpatialConfig(), SpatialConfig()], {}, "two spatial adapters"),
+    (lambda: network("rcan"), "spatial", {"placement": "mlp"}, "RCAN .*'mlp'.* attention, stage"),
+    (lambda: network("rcan"), "spatial", {"placement": "parallel"}, "RCAN .*'parallel'.* attention, stage"),
+    (lambda: network("edsr"), "spatial", {"placement": "both"}, "EDSR .*'mlp'"),
+    (Unknown, "spatial", {"placement": "mlp"}, "Unknown .*'mlp'.* attention, stage"),
+    (Unknown, "spatial", {"target": ["entry", "nope"]}, "'nope'"),
+    (Ambiguous, "stereo", {}, r"(?s)coarse\.0.*fine\.0"),
+    (never_runs, "stereo", {}, "example="),
+    (lambda: nn.Sequential(nn.ReLU()), LoRAConfig(target="**"), {}, "Sequential .*lora"),
     (lambda: nn.Sequential(nn.ReLU()), "stereo", {}, "no floating-point parameters"),
-    (lambda: nn.Conv2d(3, 3, 1), "stereo", {}, "no sequence of stages"),
+    (lambda: nn.Conv2d(3, 3, 1), "stereo", {}, "no sequence of stages.*target="),
 ]
 
 
@@ -266,9 +266,10 @@ def test_adapt_refuses_with_the_words_of_plan() -> None:
 # --- Names
 @pytest.mark.parametrize("name", ["", ".", "a.b", "a-b", "a b", "1a", "a/b", "ä", "a\n"])
 def test_a_name_that_cannot_be_part_of_a_path_is_refused(name: str) -> None:
-    with pytest.raises(PlanError, match="must be letters, digits and underscores") as caught:
+    with pytest.raises(PlanError) as caught:
         lowpeft.plan(network("swinir"), name=name)
-    assert repr(name) in str(caught.value)
+    (problem,) = caught.value.problems
+    assert repr(name) in problem
 
 
 @pytest.mark.parametrize(
@@ -282,13 +283,13 @@ def test_a_word_is_a_name(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["train", "training", "forward", "type", "half", "children"])
 def test_a_word_that_every_torch_module_has_as_attribute_is_refused_by_plan(name: str) -> None:
-    with pytest.raises(PlanError, match="every torch module has an attribute"):
+    with pytest.raises(PlanError, match=f"attribute.* {name!r}|{name!r}.* attribute"):
         lowpeft.plan(network("swinir"), "spatial", name=name)
 
 
 def test_a_name_that_is_attached_is_refused() -> None:
     adapted = lowpeft.adapt(network("swinir"), "spatial", name="a")
-    with pytest.raises(PlanError, match="an adapter named 'a' is attached already; choose another name="):
+    with pytest.raises(PlanError, match="'a'.*name="):
         lowpeft.plan(adapted, LoRAConfig(target="conv_last", rank=1), name="a")
 
 
@@ -314,12 +315,12 @@ class Descriptor:
 
 @pytest.mark.parametrize("thing", [None, "swinir", {"weight": torch.zeros(1)}, nn.Conv2d, torch.zeros(1)], ids=str)
 def test_something_that_is_no_module_is_refused(thing: object) -> None:
-    with pytest.raises(PlanError, match=rf"takes a torch\.nn\.Module or a Backbone, not {type(thing).__name__}$"):
+    with pytest.raises(PlanError, match=rf"{type(thing).__name__}$"):
         lowpeft.plan(thing)
 
 
 def test_a_descriptor_gets_the_hint_to_its_model() -> None:
-    with pytest.raises(PlanError, match=r"not Descriptor; a spandrel descriptor holds the trainable network in `\.mod"):
+    with pytest.raises(PlanError, match=r"Descriptor.*`\.model`"):
         lowpeft.plan(Descriptor(network("swinir")))
 
 
@@ -416,7 +417,7 @@ def test_an_ambiguous_network_works_with_a_target(target: list[str]) -> None:
 
 
 def test_modules_that_give_no_tensor_are_listed() -> None:
-    with pytest.raises(PlanError, match="cannot go to these modules") as caught:
+    with pytest.raises(PlanError) as caught:
         lowpeft.plan(Ambiguous(), StereoConfig(target=["coarse", "fine"], every=1))
     assert [p.split(" ")[0] for p in caught.value.problems] == ["coarse", "fine"]
 
@@ -485,5 +486,5 @@ def test_a_changed_copy_of_a_block_is_refused() -> None:
 def test_an_attribute_with_the_reserved_name_is_refused() -> None:
     model = Unknown()
     model.trunk[1].lowpeft = "mine"
-    with pytest.raises(PlanError, match=r"trunk\.1 has an attribute 'lowpeft' of its own"):
+    with pytest.raises(PlanError, match=r"trunk\.1 .*'lowpeft'"):
         lowpeft.plan(model)

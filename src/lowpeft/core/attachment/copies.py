@@ -60,7 +60,7 @@ def twin_of(root: nn.Module) -> nn.Module:
     if shared:
         names = [path or "itself" for path, module in root.named_modules() if id(module) in shared]
         raise PlanError(
-            f"a deep copy of {type(root).__name__} shares modules with it ({names[0]}, …), so it cannot be run for a trial"
+            f"a deep copy of {type(root).__name__} shares modules with it ({names[0]}, …), so it cannot be tried"
         )
     for module in twin.modules():
         module.training = False
