@@ -289,7 +289,7 @@ def test_a_word_that_every_torch_module_has_as_attribute_is_refused_by_plan(name
 
 def test_a_name_that_is_attached_is_refused() -> None:
     adapted = lowpeft.adapt(network("swinir"), "spatial", name="a")
-    with pytest.raises(PlanError, match="'a'.*name="):
+    with pytest.raises(PlanError, match=r"'a'.*name="):
         lowpeft.plan(adapted, LoRAConfig(target="conv_last", rank=1), name="a")
 
 

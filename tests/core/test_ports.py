@@ -836,7 +836,7 @@ def test_a_kind_whose_parts_are_not_written_is_refused_when_registered() -> None
     class WithHalf(Beside):
         root_part_class = Half
 
-    with pytest.raises(PlanError, match="Half .*shape_for"):
+    with pytest.raises(PlanError, match=r"Half .*shape_for"):
         lowpeft.register_adapter(BesideConfig, WithHalf)
 
 

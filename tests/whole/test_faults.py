@@ -137,7 +137,7 @@ def test_a_plan_of_one_network_is_not_carried_out_on_another(other: str) -> None
     }
     root = makers[other]() if other in makers else build(other)
     message = refused_and_untouched(root, lowpeft.plan(build("hat"), "stereo"))
-    assert "was made for another network (a HAT" in message
+    assert "HAT" in message
 
 
 def test_a_plan_is_of_any_network_of_the_same_structure_and_of_an_adapted_one() -> None:
@@ -262,7 +262,7 @@ def test_merging_under_an_adapter_that_depends_on_the_weight_is_refused_and_both
 
 def test_a_recipe_without_adapters_is_refused() -> None:
     model = build("hat").train()
-    with pytest.raises(PlanError, match="has no adapters"):
+    with pytest.raises(PlanError, match="adapters"):
         lowpeft.adapt(model, Recipe(name="x", adapters=()))
     assert all(p.requires_grad for p in model.parameters())
 
@@ -424,7 +424,7 @@ def test_the_value_range_is_in_the_adapter_file_and_another_one_is_refused(tmp_p
     x = torch.rand(3, 9, 13)
     loaded = lowpeft.load_adapter(wide(), tmp_path)
     assert torch.equal(lowpeft.enhance(loaded, x), lowpeft.enhance(model, x))
-    with pytest.raises(lowpeft.AdapterError, match=r"made with values \(0\.0, 255\.0\).*described with \(0\.0, 1\.0\)"):
+    with pytest.raises(lowpeft.AdapterError, match=r"values \(0\.0, 255\.0\).* \(0\.0, 1\.0\)"):
         lowpeft.load_adapter(lowpeft.describe(wide()), tmp_path)
 
 
@@ -490,7 +490,7 @@ def test_a_fork_of_a_later_block_alone_is_found() -> None:
             each.__class__ = Forked
             each.extra = None
     block.extra = nn.Linear(12, 12)
-    with pytest.raises(PlanError, match=r"layers\.1\.residual_group\.blocks\.1 .* does not compute"):
+    with pytest.raises(PlanError, match=r"layers\.1\.residual_group\.blocks\.1 "):
         lowpeft.plan(root, "spatial")
 
 
@@ -519,8 +519,8 @@ def test_doctored_plans_are_refused() -> None:
     for change in ({"path": "no.such"}, {"module": "Other"}, {"key": "lora_bias"}, {"shape": (1, 2)}, {"config": None}):
         site = dataclasses.replace(first, **change)
         message = refused_and_untouched(root, dataclasses.replace(plan, sites=(site, *plan.sites[1:])))
-        assert "not those of this network" in message
-    with pytest.raises(PlanError, match="a plan comes from"):
+        assert site.path in message
+    with pytest.raises(PlanError, match="Plan from"):
         lowpeft.inject(root, "stereo")
 
 
@@ -545,7 +545,7 @@ def test_outputs_that_are_tables_are_split_by_view_and_unknown_ones_refused() ->
     assert one["mean"].shape == (3,)
     assert one["loss"].dim() == 0
     model.backbone.form = "object"
-    with pytest.raises(PlanError, match="cannot be told apart"):
+    with pytest.raises(PlanError, match="object.*output="):
         model(left, right)
 
 
@@ -559,14 +559,14 @@ def test_views_that_are_none_are_refused(views: tuple[object, ...]) -> None:
 def test_a_model_of_views_whose_adapters_were_taken_out_says_so() -> None:
     model = lowpeft.adapt(build("edsr"), "stereo")
     lowpeft.restore(model)
-    with pytest.raises(PlanError, match="taken out"):
+    with pytest.raises(PlanError, match="2 views"):
         model(*torch.rand(2, 1, 3, 8, 12))
 
 
 def test_a_network_whose_forward_was_replaced_is_not_adapted_for_several_views() -> None:
     root = build("edsr")
     root.forward = root.forward
-    with pytest.raises(PlanError, match="forward of its own on the instance"):
+    with pytest.raises(PlanError, match="`forward`"):
         lowpeft.adapt(root, "stereo")
 
 

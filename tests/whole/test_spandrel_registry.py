@@ -60,12 +60,12 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
 }
 
 SAYS_WHY: dict[str, str] = {
-    "gfpgan": "value_range: -1..1, as GFPGAN's authors run it; spandrel's own call gives it 0..1",
-    "ipt": "fixed_px: lowpeft's crops overlap otherwise than those of spandrel's own call, see docs/backbones",
+    "gfpgan": "value_range",
+    "ipt": "fixed_px",
 }
-"""Networks that `enhance` runs in another way than spandrel, and the note that says so."""
+"""Networks that `enhance` runs in another way than spandrel, and the fact that a note explains."""
 
-REFUSED: dict[str, str] = {"lama": "it holds a LaMa, which does not map one image to one image"}
+REFUSED: dict[str, str] = {"lama": "LaMa"}
 """Networks that `load_backbone` refuses."""
 
 TOLD = {
@@ -159,10 +159,9 @@ def test_enhance_gives_what_spandrels_own_call_gives(name: str, sizes: list[tupl
 @pytest.mark.parametrize("name", SAYS_WHY)
 def test_what_is_run_otherwise_says_so(name: str, opened: Open) -> None:
     backbone = opened(name).backbone
-    assert SAYS_WHY[name] in backbone.notes
-    assert SAYS_WHY[name] in str(
-        lowpeft.plan(backbone, [lowpeft.LoRAConfig(target=first_convolutions(backbone.module), rank=1)])
-    )
+    (note,) = [note for note in backbone.notes if note.startswith(f"{SAYS_WHY[name]}: ") and "spandrel" in note]
+    plan = lowpeft.plan(backbone, [lowpeft.LoRAConfig(target=first_convolutions(backbone.module), rank=1)])
+    assert note in str(plan)
 
 
 def test_ipts_own_crop_is_run_as_spandrel_runs_it(opened: Open) -> None:
@@ -194,7 +193,7 @@ def test_lama_is_refused_because_it_takes_a_mask(monkeypatch: pytest.MonkeyPatch
 
 def test_a_call_that_lowpeft_does_not_know_is_refused(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(spandrel_reader.CALLS, "DRUNet")
-    with pytest.raises(LowpeftError, match=r"runs a DRUNet by a function of its own \(call_fn\).*lowpeft.describe"):
+    with pytest.raises(LowpeftError, match=r"DRUNet .*call_fn.*lowpeft\.describe"):
         opened("drunet")
 
 
@@ -254,7 +253,7 @@ def test_impossible_facts_are_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_an_output_without_that_item_is_refused() -> None:
-    with pytest.raises(DataError, match=r"output, a tuple, has no 7: describe\(…, output=…\)"):
+    with pytest.raises(DataError, match=r"tuple.* 7.*output="):
         enhance(facts(network_of("mmrealsr"), scale=4, output=7), image(3, (16, 16)))
 
 
@@ -307,7 +306,7 @@ def test_an_adapter_file_carries_the_facts(name: str, opened: Open, tmp_path: Pa
     assert replace(facts_of(loaded), notes=()) == replace(network.backbone.facts, notes=())
     assert torch.equal(enhance(loaded, image(3, (37, 53))), wanted)
     other = lowpeft.describe(lowpeft.restore(loaded), scale=1, channels=3, size_multiple=1, output_range=(-2, 1))
-    with pytest.raises(LowpeftError, match="the adapter was made with results"):
+    with pytest.raises(LowpeftError, match=r"\(-2\.0, 1\.0\)"):
         lowpeft.load_adapter(other, folder)
 
 
@@ -336,14 +335,12 @@ def test_an_adapter_file_from_before_these_facts_opens(opened: Open) -> None:
 )
 def test_an_adapter_file_with_impossible_facts_is_refused(fact: str, value: object, opened: Open) -> None:
     values = facts_to_dict(opened("dncnn").backbone.facts) | {fact: value}
-    with pytest.raises(LowpeftError, match="are not the facts of a network"):
+    with pytest.raises(LowpeftError, match="facts"):
         facts_from_dict(values)
 
 
 # --- Strips
-@pytest.mark.parametrize(
-    ("name", "why"), [("mixdehazenet", r"needs the whole image.*strips=True"), ("uformer", "takes square images only")]
-)
+@pytest.mark.parametrize(("name", "why"), [("mixdehazenet", r"strips=True"), ("uformer", "square")])
 def test_a_network_that_must_not_be_cut_is_not(name: str, why: str, opened: Open) -> None:
     network, x = opened(name), image(3, (72, 56))
     for tiling in (Tiling(strip_px=24), Tiling(memory_mb=0.1)):
@@ -360,7 +357,7 @@ def test_whoever_wants_strips_all_the_same_gets_them(opened: Open) -> None:
 
 
 def test_a_square_network_has_no_reach() -> None:
-    with pytest.raises(DataError, match="takes square images only and is not run in strips"):
+    with pytest.raises(DataError, match="square"):
         reach_px(lowpeft.describe(nn.Conv2d(3, 3, 1), **UFORMER))
 
 

@@ -251,7 +251,7 @@ def test_batch_statistics_do_not_move_under_train() -> None:
 def test_a_recipe_that_would_let_batch_statistics_move_is_refused_when_planned() -> None:
     """No adapter file could hold them, and `restore` could not put them back."""
     recipe = lowpeft.Recipe(name="moving", adapters=(EVERYWHERE,), freeze_statistics=False)
-    with pytest.raises(PlanError, match="would move in training") as refusal:
+    with pytest.raises(PlanError, match="freeze_statistics") as refusal:
         lowpeft.adapt(batch_norm_network(), recipe)
     assert refusal.value.problems == ("layer.2",)
     lowpeft.adapt(batch_norm_network(), recipe, freeze_statistics=True)
@@ -500,7 +500,7 @@ def test_one_tensor_of_two_views_is_answered_in_the_same_form() -> None:
 
 def test_views_of_different_shapes_are_refused() -> None:
     model = lowpeft.adapt(build("edsr"), "stereo")
-    with pytest.raises(PlanError, match="one shape"):
+    with pytest.raises(PlanError, match="same shape"):
         model(torch.rand(1, 3, 8, 12), torch.rand(2, 3, 8, 12))
 
 
@@ -563,7 +563,7 @@ def test_an_unmarked_fork_of_hats_block_is_refused_by_name() -> None:
         for block in layer.residual_group.blocks:
             block.__class__ = HAB
     classes = [type(m) for m in root.modules()]
-    with pytest.raises(PlanError, match=r"HAB\) does not compute .* what the block forward hat\.hab"):
+    with pytest.raises(PlanError, match=r"HAB\).* hat\.hab"):
         lowpeft.adapt(root, "stereo")
     assert [type(m) for m in root.modules()] == classes
     assert len(lowpeft.plan(root, SpatialConfig(target="layers.**.blocks.*.mlp")).sites) == 8
@@ -577,7 +577,7 @@ def test_a_forward_that_is_set_on_the_instance_of_a_site_is_refused(recipe: str)
     for path in sites:
         module = root.get_submodule(path)
         module.forward = module.forward
-    with pytest.raises(PlanError, match="a forward of its own on the instance"):
+    with pytest.raises(PlanError, match="`forward`"):
         lowpeft.adapt(root, recipe)
     assert not any(SLOT in name.split(".") for name, _ in root.named_modules())
 
@@ -599,7 +599,7 @@ class Tied(nn.Module):
 def test_merging_into_a_shared_weight_is_refused() -> None:
     model, x = randomise_adapters(lowpeft.adapt(Tied().eval(), EVERYWHERE)), torch.rand(1, 3, 8, 8)
     adapted = model(x)
-    with pytest.raises(PlanError, match="is shared by several modules"):
+    with pytest.raises(PlanError, match="shared"):
         lowpeft.merge(model)
     assert torch.equal(model(x), adapted)
 
@@ -616,7 +616,7 @@ def test_a_new_adapter_changes_no_bit_of_a_channels_last_network(name: str) -> N
 
 def test_adapting_around_an_adapted_network_is_refused() -> None:
     outer = Body(lowpeft.adapt(build("edsr"), "spatial", name="inner"))
-    with pytest.raises(PlanError, match="body is an adapted network itself"):
+    with pytest.raises(PlanError, match="body .*restore"):
         lowpeft.adapt(outer, "spatial", name="outer")
     assert list(lowpeft.adapter_parameters(outer, name="inner"))
 
