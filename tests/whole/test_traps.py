@@ -616,7 +616,7 @@ def test_a_new_adapter_changes_no_bit_of_a_channels_last_network(name: str) -> N
 
 def test_adapting_around_an_adapted_network_is_refused() -> None:
     outer = Body(lowpeft.adapt(build("edsr"), "spatial", name="inner"))
-    with pytest.raises(PlanError, match="body .*restore"):
+    with pytest.raises(PlanError, match=r"body .*restore"):
         lowpeft.adapt(outer, "spatial", name="outer")
     assert list(lowpeft.adapter_parameters(outer, name="inner"))
 
