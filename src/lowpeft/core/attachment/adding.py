@@ -49,12 +49,12 @@ def scaled(change: Tensor, strength: Strength, *, images: int | None = None) -> 
         return change if strength == 1.0 else change * strength
     if not strength.dim():
         return change * strength
-    found = 0 if images is None else change.shape[images]
+    count = 0 if images is None else change.shape[images]
     if captured():
-        torch._check(found == strength.shape[0])
-    elif found != len(strength):
+        torch._check(count == strength.shape[0])
+    elif count != len(strength):
         raise PlanError(
-            f"strengths are given for {len(strength)} images, but these features have a batch of {found or 'none'}: "
+            f"strengths are given for {len(strength)} images, but these features have a batch of {count or 'none'}: "
             f"call the whole network with {len(strength)} images, or give one number"
         )
     shape = [-1 if d == images else 1 for d in range(change.dim())]
@@ -239,7 +239,7 @@ class BlockPorts:
 
     def tokens(self, port: str, values: Tensor, layout: Layout, size: Size | None) -> list[ExtraTokens]:
         """Return the extra keys and values of each adapter at the port; the gate is multiplied by its strength."""
-        found = []
+        extra = []
         for adapter, strength in self.adapters.get(port, []):
             if not isinstance(adapter, TokenAdapter):
                 raise PlanError(f"a {adapter.kind} adapter is not a TokenAdapter, so it cannot be at the port {port}")
@@ -247,8 +247,8 @@ class BlockPorts:
             keys, extra_values, gate = adapter.tokens(seen)
             if isinstance(strength, Tensor) and strength.dim():
                 gate = gate.expand(seen.values.shape[layout.batch_dim], 1, gate.shape[-1] if gate.dim() else 1)
-            found.append(ExtraTokens(keys, extra_values, scaled(gate, strength, images=0)))
-        return found
+            extra.append(ExtraTokens(keys, extra_values, scaled(gate, strength, images=0)))
+        return extra
 
 
 # --- what weight adapters add ----------------------------------------------------------------------------------------
@@ -256,8 +256,8 @@ class BlockPorts:
 
 def base_of(module: nn.Module, adapter: WeightAdapter) -> dict[str, Tensor]:
     """Return the frozen parameters that an adapter changes, detached, by name."""
-    found = {name: module._parameters[name] for name in adapter.attachment.tensors}
-    return {name: tensor.detach() for name, tensor in found.items() if tensor is not None}
+    tensors = {name: module._parameters[name] for name in adapter.attachment.tensors}
+    return {name: tensor.detach() for name, tensor in tensors.items() if tensor is not None}
 
 
 def change_of(module: nn.Module, name: str, adapter: WeightAdapter) -> Tensor:

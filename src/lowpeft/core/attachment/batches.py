@@ -31,10 +31,10 @@ def run_by_image(
     views = args[0].views if args and isinstance(args[0], ViewBatch) else 1
     tensors = [t for t in tree_leaves(inputs) if isinstance(t, Tensor) and t.dim()]
     batch = next((t for t in tensors if t.dim() > 2), tensors[0] if tensors else None)
-    found = None if batch is None else batch.shape[0]
-    if batch is None or found != setting.images:
+    images = None if batch is None else batch.shape[0]
+    if batch is None or images != setting.images:
         what = "images" if views == 1 else f"scenes of {views} views"
-        raise PlanError(f"strengths are given for {setting.images} {what}, but the batch has {found or 'none'}")
+        raise PlanError(f"strengths are given for {setting.images} {what}, but the batch has {images or 'none'}")
     groups = setting.groups(switches.in_groups)
     if len(groups) == 1:
         whole = setting.of(groups[0], repeats=views, device=batch.device)

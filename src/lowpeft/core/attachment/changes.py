@@ -35,8 +35,8 @@ def switches_for(root: nn.Module) -> Switches:
     def find() -> Switches:
         if RECORD in root.__dict__:
             _known[root] = record_of(root).switches
-        found: Switches = _known.setdefault(root, Switches())
-        return found
+        known: Switches = _known.setdefault(root, Switches())
+        return known
 
     return hold(_known_lock, find)
 

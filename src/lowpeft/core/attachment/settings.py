@@ -100,10 +100,10 @@ class Setting:
         E.g. strengths 0, 1, 0 give [[0, 2], [1]].
         """
         columns = [numbers for name, numbers in self.by_image.items() if name in names]
-        found: dict[tuple[float, ...], list[int]] = {}
+        groups: dict[tuple[float, ...], list[int]] = {}
         for image in range(self.images or 0):
-            found.setdefault(tuple(column[image] for column in columns), []).append(image)
-        return list(found.values())
+            groups.setdefault(tuple(column[image] for column in columns), []).append(image)
+        return list(groups.values())
 
 
 def is_off(strength: Strength | None) -> bool:

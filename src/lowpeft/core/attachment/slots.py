@@ -53,8 +53,8 @@ def pieces_in(slot: Slot) -> Iterator[Adapter]:
 def group_in(slot: Slot, name: str) -> list[tuple[str, Adapter]]:
     """Return (key, module) of every piece of one adapter in a slot."""
     group = slot._modules.get(name)
-    found = group.named_children() if group is not None else ()
-    return [(key, piece) for key, piece in found if isinstance(piece, Adapter)]
+    children = group.named_children() if group is not None else ()
+    return [(key, piece) for key, piece in children if isinstance(piece, Adapter)]
 
 
 def drop(slot: Slot, name: str, keys: list[str]) -> None:
@@ -94,11 +94,11 @@ def on_output(slot: Slot) -> list[Acting[FeatureAdapter]]:
 
 def at_ports(slot: Slot) -> dict[str, list[Acting[FeatureAdapter]]]:
     """Return the active feature adapters at ports of the module's block forward, by port."""
-    found: dict[str, list[Acting[FeatureAdapter]]] = {}
+    by_port: dict[str, list[Acting[FeatureAdapter]]] = {}
     for acting in acting_in(slot, FeatureAdapter):
         if acting.adapter.attachment.port is not None:
-            found.setdefault(acting.adapter.attachment.port, []).append(acting)
-    return found
+            by_port.setdefault(acting.adapter.attachment.port, []).append(acting)
+    return by_port
 
 
 def on_tensor(slot: Slot, tensor: str) -> list[Acting[WeightAdapter]]:

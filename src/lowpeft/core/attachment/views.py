@@ -101,8 +101,8 @@ def view_of(output: Any, index: int, batch: ViewBatch) -> Any:
     if isinstance(output, Mapping):
         return {key: view_of(value, index, batch) for key, value in output.items()}
     if isinstance(output, (list, tuple)):
-        found = [view_of(o, index, batch) for o in output]
-        return output._make(found) if hasattr(output, "_make") else type(output)(found)
+        parts = [view_of(o, index, batch) for o in output]
+        return output._make(parts) if hasattr(output, "_make") else type(output)(parts)
     if output is None or isinstance(output, (bool, int, float, str)):
         return output
     raise PlanError(

@@ -131,9 +131,9 @@ def _clashing_forwards(
 
 def _forwards_at(module: nn.Module, installed: str | None) -> dict[str, str]:
     """Return the names of the block forwards that are installed on a module or that its adapters require, by source."""
-    found = {} if installed is None else {"the installed forward": installed}
+    by_source = {} if installed is None else {"the installed forward": installed}
     if (slot := slot_of(module)) is not None:
         for other in slot._modules:
             blocks = [piece.attachment.block for _, piece in group_in(slot, other)]
-            found |= {f"the adapter {other!r}": block for block in blocks if block is not None}
-    return found
+            by_source |= {f"the adapter {other!r}": block for block in blocks if block is not None}
+    return by_source

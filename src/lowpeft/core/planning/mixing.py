@@ -74,9 +74,9 @@ def _refuse_whole(trial: Trial, example: Example, output: Any) -> None:
     """Refuse an output that cannot be split into views; a model of several views would fail in every forward pass."""
     if trial.facts is None or trial.facts.output is None:
         view_of(output, 0, ViewBatch(example.first.unsqueeze(0), example.images))
-    found = float_tensors(output)
-    if found and not any(t.dim() and len(t) == example.images for t in found):
-        shapes = ", ".join(str(tuple(t.shape)) for t in found[:3])
+    tensors = float_tensors(output)
+    if tensors and not any(t.dim() and len(t) == example.images for t in tensors):
+        shapes = ", ".join(str(tuple(t.shape)) for t in tensors[:3])
         raise PlanError(
             f"for {example.images} images the network returns shapes {shapes}, so its output cannot be split into views"
         )

@@ -246,9 +246,9 @@ def _misfits(modules: Mapping[str, nn.Module], sites: Iterable[Site]) -> list[st
 
 def _other_parameters(site: Site, module: nn.Module) -> list[str]:
     """Return the parameters of a weight site that are missing in a module or have another shape there."""
-    found = {name: None if p is None else tuple(p.shape) for name, p in module._parameters.items()}
+    present = {name: None if p is None else tuple(p.shape) for name, p in module._parameters.items()}
     shapes = site.layer.shapes if site.layer is not None else ()
-    return [f"{site.path} has no parameter {n} of shape {shape}" for n, shape in shapes if found.get(n) != shape]
+    return [f"{site.path} has no parameter {n} of shape {shape}" for n, shape in shapes if present.get(n) != shape]
 
 
 def _here(network: Network, site: Site) -> Site:

@@ -76,8 +76,8 @@ def with_found_places(error: PlanError, network: Network, asked: Asked) -> PlanE
         asked: Arguments of the user's call.
     """
     try:
-        found = {c.kind: _short(network, [s.path for s in choose_sites(network, c)]) for c in asked.open}
-        named = {c.kind: _named(c, found[c.kind], None) for c in asked.open}
+        targets = {c.kind: _short(network, [s.path for s in choose_sites(network, c)]) for c in asked.open}
+        named = {c.kind: _named(c, targets[c.kind], None) for c in asked.open}
         for config in named.values():
             choose_sites(network, config)
     except NoStagesError as unknown:
@@ -93,11 +93,11 @@ def with_found_places(error: PlanError, network: Network, asked: Asked) -> PlanE
 
 def _short(network: Network, paths: list[str]) -> list[str]:
     """Return patterns, with `*` for numbers where possible, that match these modules and no others."""
-    wanted, found = set(paths), []
+    wanted, patterns = set(paths), []
     for pattern in dict.fromkeys(".".join("*" if p.isdigit() else p for p in path.split(".")) for path in paths):
         means = {path for path in network.modules if path and matches(pattern, path)}
-        found += [pattern] if means <= wanted else [p for p in paths if p in means]
-    return found
+        patterns += [pattern] if means <= wanted else [p for p in paths if p in means]
+    return patterns
 
 
 def _named(config: AdapterConfig, targets: list[str], item: int | None) -> AdapterConfig:

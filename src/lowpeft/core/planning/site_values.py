@@ -124,16 +124,16 @@ def _second_schema(
 def _first_schema(
     group: Mapping[str, Any], config: AdapterConfig, shape: tuple[int, ...]
 ) -> tuple[Attachment, Layer | None]:
-    act = dict(group["attachment"])
-    form = act["form"]
+    values = dict(group["attachment"])
+    form = values["form"]
     if form == "weight":
-        return Attachment(form="weight", tensors=(act["tensor"],)), Layer(shapes=((act["tensor"], shape),))
+        return Attachment(form="weight", tensors=(values["tensor"],)), Layer(shapes=((values["tensor"], shape),))
     if form == "branch":
-        return Attachment(form="block", block=act["branch"], port="attention", views=config.views), None
+        return Attachment(form="block", block=values["branch"], port="attention", views=config.views), None
     if form != "feature":
         raise AdapterError(f"an attachment of schema 1 cannot have form={form!r}")
-    kept = {k: act[k] for k in ("source", "item", "square") if k in act}
-    return Attachment(form="output", layout=Layout(act["layout"]), views=config.views, **kept), None
+    kept = {k: values[k] for k in ("source", "item", "square") if k in values}
+    return Attachment(form="output", layout=Layout(values["layout"]), views=config.views, **kept), None
 
 
 def _check_place(path: object, stage: object, block: object) -> None:
@@ -187,16 +187,16 @@ COMPARED = {
 """Mapping from facts that must be the same for an adapter and its network to their names in messages."""
 
 
-def other_facts(made: Facts, found: Facts) -> list[str]:
+def other_facts(made: Facts, present: Facts) -> list[str]:
     """Return the differences between the facts an adapter was made with and those of its network, as lines for people.
 
     The facts in `COMPARED` are compared unless one is None; output ranges are compared if the value ranges agree.
     """
     lines = []
     for name, what in COMPARED.items():
-        ours, theirs = getattr(made, name), getattr(found, name)
+        ours, theirs = getattr(made, name), getattr(present, name)
         if None not in (ours, theirs) and ours != theirs:
             lines.append(f"the adapter was made for {what} {ours}, this network has {theirs}")
-    if made.value_range == found.value_range and made.range_out != found.range_out:
-        lines.append(f"the adapter was made for outputs in {made.range_out}, this network returns {found.range_out}")
+    if made.value_range == present.value_range and made.range_out != present.range_out:
+        lines.append(f"the adapter was made for outputs in {made.range_out}, this network returns {present.range_out}")
     return lines
