@@ -189,7 +189,7 @@ def test_a_replica_has_the_setting_of_the_thread_that_made_it(shared: nn.Module)
         for name, child in shared._modules.items():
             replica._modules[name] = child
     assert torch.equal(out(replica), under(shared, {"a": 1.0}))
-    with lowpeft.using(shared, {"a": [1.0, 0.0]}), pytest.raises(PlanError, match="splits batches"):
+    with lowpeft.using(shared, {"a": [1.0, 0.0]}), pytest.raises(PlanError, match="DataParallel"):
         shared._replicate_for_data_parallel()
 
 
@@ -219,7 +219,7 @@ def test_a_block_whose_adapter_is_gone_says_so(model: nn.Module) -> None:
     a = under(model, {"a": 1.0})
     with lowpeft.using(model, {"a": 1.0, "b": 0.0}):
         lowpeft.delete(model, "b")
-        with pytest.raises(PlanError, match="b is in use here, but has been taken out or renamed; attached are a, low"):
+        with pytest.raises(PlanError, match=r"^b .* attached: a, low$"):
             out(model)
         with lowpeft.using(model, {"a": 1.0}):
             assert torch.equal(out(model), a)
@@ -239,7 +239,7 @@ def test_what_another_thread_merges_is_refused_in_a_block_that_names_it(model: n
         thread = threading.Thread(target=contextvars.Context().run, args=(lambda: lowpeft.merge(model, name="low"),))
         thread.start()
         thread.join()
-        with pytest.raises(PlanError, match="low is in use here"):
+        with pytest.raises(PlanError, match=r"^low "):
             out(model)
 
 
@@ -257,7 +257,7 @@ def test_a_model_of_views_without_its_mixing_adapter_says_so() -> None:
     stereo = lowpeft.adapt(build("edsr"), "stereo", name="st")
     lowpeft.adapt(stereo, "spatial", name="rain")
     lowpeft.delete(stereo, "st")
-    with pytest.raises(PlanError, match="that mix 2 views were taken out"):
+    with pytest.raises(PlanError, match="2 views"):
         stereo(image("edsr"), image("edsr"))
     assert lowpeft.list_adapters(stereo) == ["rain"]
 
@@ -389,13 +389,13 @@ def test_outputs_that_cannot_be_put_together_are_refused() -> None:
 
     facts = lowpeft.describe(Mean(), scale=1, channels=3, size_multiple=1)
     model = randomise_adapters(lowpeft.adapt(facts, LoRAConfig(target="conv", rank=1), name="a"))
-    with lowpeft.using(model, {"a": [0.1, 1.0]}), pytest.raises(PlanError, match="cannot be put together"):
+    with lowpeft.using(model, {"a": [0.1, 1.0]}), pytest.raises(PlanError, match="groups"):
         model(torch.rand(2, 3, 4, 4))
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_another_number_of_images_is_refused(shared: nn.Module, count: int) -> None:
-    with lowpeft.using(shared, {"a": [0.1, 1.0]}), pytest.raises(PlanError, match=f"2 images, .* holds {count}"):
+    with lowpeft.using(shared, {"a": [0.1, 1.0]}), pytest.raises(PlanError, match=f"2 images,.* {count}$"):
         out(shared, image("swinir", count))
 
 
@@ -410,7 +410,7 @@ def test_a_network_that_takes_its_batch_apart_refuses_strengths_by_image() -> No
 
     config = SpatialConfig(target="conv", reduction=1)
     model = randomise_adapters(lowpeft.adapt(lowpeft.describe(Halves(), scale=1, channels=3), config, name="a"))
-    with lowpeft.using(model, {"a": [0.1, 1.0, 0.5, 0.2]}), pytest.raises(PlanError, match="keep 4 images apart"):
+    with lowpeft.using(model, {"a": [0.1, 1.0, 0.5, 0.2]}), pytest.raises(PlanError, match=r"4 images,.* 2:"):
         model(torch.rand(4, 3, 4, 4))
 
 
@@ -510,7 +510,7 @@ def test_adapters_that_are_gone_when_a_forward_is_repeated_are_named(model: nn.M
     with lowpeft.using(model, {"a": 0.5}):
         loss = checkpoint(model, X.clone().requires_grad_(), use_reentrant=True).sum()
     lowpeft.delete(model, "a")
-    with pytest.raises(PlanError, match="a acted in a forward that checkpointing repeats"):
+    with pytest.raises(PlanError, match=r"checkpointing.* a,.*`backward`"):
         loss.backward()
 
 
@@ -645,7 +645,7 @@ def test_a_compiled_network_is_not_compiled_anew_for_another_strength(graphs: Ca
     lowpeft.adapt(model, "spatial", name="other")
     compare({"a": 0.5, "low": 0.5})
     assert graphs() == 0
-    with pytest.raises(Exception, match="strengths by image need a forward for each group"):
+    with pytest.raises(Exception, match="fullgraph=True"):
         compare({"low": [0.1, 0.2]})
 
 
@@ -660,10 +660,10 @@ def test_an_exported_network_keeps_its_setting_and_says_so() -> None:
     model, x = switched("edsr"), image("edsr", 2)
     with lowpeft.using(model, {"a": 0.5}):
         wanted = out(model, x)
-        with pytest.warns(UserWarning, match="keeps the setting of this call: a at 0.5"):
+        with pytest.warns(UserWarning, match="a at 0.5"):
             exported = torch.export.export(model, (x,), strict=False).module()
     torch.testing.assert_close(out(exported, x), wanted, rtol=1e-5, atol=1e-3)
-    with lowpeft.using(model, {"low": [0.5, 0.1]}), pytest.raises(PlanError, match="cannot hold several"):
+    with lowpeft.using(model, {"low": [0.5, 0.1]}), pytest.raises(PlanError, match=r"torch\.export"):
         torch.export.export(model, (x,), strict=False)
     torch.export.export(model, (x,), strict=False)  # at full strength there is nothing to say
 
@@ -716,7 +716,7 @@ def test_a_renamed_adapter_is_saved_and_restored_like_any(model: nn.Module, tmp_
 def test_a_change_from_within_a_forward_is_refused(model: nn.Module) -> None:
     default = out(model)
     handle = model.conv_after_body.register_forward_hook(lambda *args: lowpeft.restore(model))
-    with pytest.raises(PlanError, match="within its own forward"):
+    with pytest.raises(PlanError, match="forward"):
         out(model)
     handle.remove()
     assert torch.equal(out(model), default)
@@ -833,7 +833,7 @@ def test_a_bare_network_cannot_be_adapted_from_within_its_own_forward() -> None:
             lowpeft.adapt(net, LoRAConfig(target="body", rank=1))
 
     net.head.register_forward_hook(hook)
-    with pytest.raises(PlanError, match="within its own forward"):
+    with pytest.raises(PlanError, match="forward"):
         net(SMALL)
     assert lowpeft.list_adapters(net) == []
 
