@@ -20,7 +20,7 @@ from zoo import Network, image_of
 # spandrel's copy of OmniSR uses an old name in its own autograd function.
 pytestmark = pytest.mark.filterwarnings("ignore:'saved_variables' is deprecated:DeprecationWarning")
 
-REFUSED: dict[str, str] = {"seemore": "the network runs on one image, but not on two as one batch"}
+REFUSED: dict[str, str] = {"seemore": "the network runs on one image, but not on a batch of two"}
 """Rows that cannot become stereo networks by themselves, and a part of the message that says why."""
 
 SR = [network for network in zoo.SPANDREL if network.task == "sr"]
