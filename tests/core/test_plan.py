@@ -234,7 +234,7 @@ REFUSED: list[tuple[Callable[[], nn.Module], Any, dict[str, Any], str]] = [
     (Unknown, "spatial", {"placement": "mlp"}, "Unknown .*'mlp'.* attention, stage"),
     (Unknown, "spatial", {"target": ["entry", "nope"]}, "'nope'"),
     (Ambiguous, "stereo", {}, r"(?s)coarse\.0.*fine\.0"),
-    (never_runs, "stereo", {}, "example="),
+    (never_runs, "stereo", {}, r"\(2, 3, 32, 48\) and \d+ more: RuntimeError: not this size"),
     (lambda: nn.Sequential(nn.ReLU()), LoRAConfig(target="**"), {}, "Sequential .*lora"),
     (lambda: nn.Sequential(nn.ReLU()), "stereo", {}, "no floating-point parameters"),
     (lambda: nn.Conv2d(3, 3, 1), "stereo", {}, "no sequence of stages.*target="),

@@ -1,8 +1,8 @@
-"""Inputs for test runs of a network: given by the user, or random images of common channel counts and sizes."""
+"""Which inputs is a network tried on? The user's example, or random images of common channel counts and sizes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,15 +43,16 @@ class Example:
         example = cls(*arguments(given))
         if not example._tensors:
             raise PlanError(
-                "example= is what the network is called with: a tensor or list (one argument), a tuple (several) or a "
-                f"dict (by name), with a batch of images in it; this {type(given).__name__} holds none"
+                "example= must be the network's input, with a batch of images: a tensor or list (the only argument), a "
+                f"tuple (all arguments) or a dict (arguments by name); this {type(given).__name__} contains no tensor "
+                "with dimensions"
             )
         for tensor in example._tensors:
             if tensor.is_meta or tensor.is_nested or tensor.layout != torch.strided or not len(tensor):
                 raise PlanError(
-                    "example= must be dense tensors with values, of one image or more, for the network to be run on; "
-                    f"this one is {'nested' if tensor.is_nested else tuple(tensor.shape)}, {tensor.layout}, on "
-                    f"{tensor.device}"
+                    "example= must be dense tensors with values, of at least one image, because the network is run on "
+                    f"it; found a tensor of shape {'nested' if tensor.is_nested else tuple(tensor.shape)}, "
+                    f"{tensor.layout}, on {tensor.device}"
                 )
         return example
 
@@ -97,48 +98,41 @@ class Example:
 
     def of_images(self, count: int) -> Example:
         """Return this example with `count` images: the first ones, or copies of the first if there are too few."""
-        images = self.images
-
-        def some(value: Any) -> Any:
-            if not isinstance(value, Tensor) or not value.dim() or len(value) != images:
-                return value
-            return value[:count] if images >= count else value[:1].expand(count, *value.shape[1:]).clone()
-
-        return self._each(some)
+        if self.images >= count:
+            return self._each_batch(lambda t: t[:count])
+        return self._each_batch(lambda t: t[:1].expand(count, *t.shape[1:]).clone())
 
     def views(self, count: int) -> tuple[Any, ...]:
         """Return one image for each of `count` views, each as the network's argument, tuple or dict of arguments.
 
         With fewer images than views, every view is the first image.
         """
-        images, batch = self.images, self.of_images(count)
 
         def view(i: int) -> Any:
-            one = batch._each(
-                lambda t: t[i : i + 1] if isinstance(t, Tensor) and t.dim() and len(t) == len(batch.first) else t
-            )
-            if one.kwargs:
-                return one.kwargs
-            return one.args[0] if len(one.args) == 1 else one.args
+            image = self._each_batch(lambda t: t[i : i + 1])
+            return image.kwargs or (image.args[0] if len(image.args) == 1 else image.args)
 
-        return tuple(map(view, range(count))) if images >= count else (view(0),) * count
+        return tuple(map(view, range(count))) if self.images >= count else (view(0),) * count
 
     def with_other(self, index: int) -> Example:
         """Return this example with the image at `index` changed: flipped, and halved if floating-point."""
-        images = self.images
 
-        def other(value: Any) -> Any:
-            if not isinstance(value, Tensor) or not value.dim() or len(value) != images or not value[index].numel():
-                return value
-            value = value.clone()
-            turned = value[index].flip(tuple(range(value.dim() - 1)))
-            value[index] = turned * 0.5 if value.is_floating_point() else turned
-            return value
+        def other(batch: Tensor) -> Tensor:
+            batch = batch.clone()
+            flipped = batch[index].flip(tuple(range(batch.dim() - 1)))
+            batch[index] = flipped * 0.5 if batch.is_floating_point() else flipped
+            return batch
 
-        return self._each(other)
+        return self._each_batch(other)
 
-    def _each(self, change: Any) -> Example:
-        return Example(tree_map(change, self.args), tree_map(change, self.kwargs))
+    def _each_batch(self, change: Callable[[Tensor], Tensor]) -> Example:
+        """Return this example with each tensor changed whose first dimension is as long as the batch of images."""
+
+        def changed(value: Any) -> Any:
+            is_batch = isinstance(value, Tensor) and value.dim() and len(value) == self.images
+            return change(value) if is_batch else value
+
+        return Example(tree_map(changed, self.args), tree_map(changed, self.kwargs))
 
 
 def examples(
@@ -157,17 +151,19 @@ def examples(
     """
     tensor = next((p for p in root.parameters() if p.is_floating_point()), None)
     if tensor is None:
-        raise PlanError("the network has no floating-point parameters")
+        raise PlanError(
+            "the network has no floating-point parameters, so the dtype of test images is unknown; pass example="
+        )
     generator = torch.Generator().manual_seed(0)
     first = next((m for m in root.modules() if isinstance(m, nn.Conv2d)), None)
-    usual = dict.fromkeys(([first.in_channels] if first is not None else []) + [3, 1, 4])
+    counts = dict.fromkeys(([first.in_channels] if first is not None else []) + [3, 1, 4])
     if facts is not None and facts.input_channels is not None:
-        usual = {facts.input_channels: None}
+        counts = {facts.input_channels: None}
     if facts is not None and facts.fixed_px is not None:
         sizes = ((facts.fixed_px, facts.fixed_px),)
     elif facts is not None:
         sizes = tuple(dict.fromkeys(facts.sides_for(height, width) for height, width in sizes))
-    for channels in usual:
+    for channels in counts:
         for height, width in sizes:
             images = torch.rand(batch, channels, height, width, generator=generator, device="cpu")
             yield Example((images.to(tensor.device, tensor.dtype),), {})

@@ -1,16 +1,23 @@
-"""Observation of a network's modules in one forward pass: their calls, outputs and layouts."""
+"""What does each module of a network do in one forward pass: how often is it called, with features of which layout?
+
+1. Hooks record the calls of all modules, with shapes in place of tensors (`observe`).
+2. Sizes of feature maps are collected from the outputs of the convolutions and from the image (`_maps_in`).
+3. The shape of each module's output is compared with the number of images and with these sizes (`_with_layout`). For
+   two images of 32x48 px: 2x8x32x48 is NCHW, 2x16x24x8 is NHWC (half the size), 2x1536x8 is NLC, 1536x2x8 is LNC.
+   A shape that fits two layouts (2x64x64x64 for 64x64 px), or none, gets no layout.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+import contextlib
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ...errors import PlanError
 from ...ports.base import base_modules
@@ -54,13 +61,29 @@ class Observation:
     def channels(self) -> int:
         """Number of channels; length of the last dimension if the layout is unknown."""
         if self.shape is None:
-            raise PlanError("a module without a tensor output has no channels")
+            raise PlanError("the output of the module contains no tensor, so it has no channels")
         return self.shape[self.layout.channel_dim if self.layout else -1]
 
     @property
     def is_ambiguous(self) -> bool:
         """True if several tensors of the output could be the features."""
         return len(self.alike) > 1
+
+    @property
+    def is_features(self) -> bool:
+        """True if the output has features of each image: maps, or tokens (whose rows and columns may be unknown)."""
+        return self.layout is not None or self.is_tokens
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Shape that replaces a tensor in stored calls, so that the features are not kept in memory."""
+
+    shape: Shape
+
+
+Call = tuple[Any, tuple[Any, ...]]
+"""Output and arguments of one call, with tensors replaced by their shapes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +94,13 @@ class Observed:
         example: Arguments of the network.
         modules: Observation of each module that was called, by path.
         calls: Shapes of output and arguments of every call, by path.
-        tell: Function that finds layout and size of a tensor from its shape and the shapes of the arguments.
+        describe: Function that returns the observation of a module from its calls, order and the index of the features.
     """
 
     example: Example
     modules: dict[str, Observation]
     calls: dict[str, list[Call]] = field(repr=False)
-    tell: Callable[[Shape, tuple[Any, ...]], Told] = field(repr=False)
+    describe: Callable[[list[Call], int, int | None], Observation] = field(repr=False)
 
     def item(self, path: str, item: int | None) -> Observation | None:
         """Return the observation of a module, or None if it was not called.
@@ -94,29 +117,12 @@ class Observed:
             return seen
         tensors = _tensors_in(self.calls[path][0][0])
         if item not in tensors:
-            raise PlanError(f"{path} gives no tensor at item {item}; its tensors are {_listed(tensors)}")
-        return _observation(self.calls[path], seen.order, item, self.tell)
+            listed = ", ".join(f"item {i}: {'x'.join(map(str, s))}" for i, s in tensors.items()) or "none"
+            raise PlanError(f"the output of {path} has no tensor at item {item}; its tensors are {listed}")
+        return self.describe(self.calls[path], seen.order, item)
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """Shape that replaces a tensor in stored calls, so that the features are not kept in memory."""
-
-    shape: Shape
-
-
-Call = tuple[Any, tuple[Any, ...]]
-"""Output and arguments of one call, with tensors replaced by their shapes."""
-
-
-class Told(NamedTuple):
-    """Findings from a shape; see `Observation` for the fields."""
-
-    layout: Layout | None = None
-    size: Size | None = None
-    is_square: bool = False
-    by_image: bool = False
-    is_tokens: bool = False
+# --- 1. calls --------------------------------------------------------------------------------------------------------
 
 
 def observe(root: nn.Module, example: Example, only_square: Callable[[], bool] = lambda: False) -> Observed:
@@ -124,46 +130,96 @@ def observe(root: nn.Module, example: Example, only_square: Callable[[], bool] =
 
     Args:
         root: The network.
-        example: Arguments of the network.
+        example: Arguments of the network, with several images if batch dimensions are to be found.
         only_square: Function that returns True if the network takes square images only; called if tokens are found
             whose module is not given height and width.
+
+    Raises:
+        PlanError: The network processes the images of a batch one by one.
     """
     # TorchScript modules do not support these hooks, and cannot be adapted.
-    modules = {p: m for p, m in base_modules(root) if not isinstance(m, torch.jit.ScriptModule)}
-    calls: dict[str, list[Call]] = {}
+    modules = {p: m for p, m in base_modules(root) if p and not isinstance(m, torch.jit.ScriptModule)}
+    calls: dict[str, list[Call]] = {}  # in the order in which the first calls begin
 
-    def before(path: str) -> Callable[..., None]:
-        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            begun.setdefault(path, len(begun))
+    def begin(path: str, module: nn.Module, args: Any) -> None:
+        calls.setdefault(path, [])
 
-        return note
+    def end(path: str, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        arguments = (*args, *kwargs.values())
+        calls[path].append(tree_map_only(Tensor, lambda t: _Shape(tuple(t.shape)), (output, arguments)))
 
-    def after(path: str) -> Callable[..., None]:
-        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            calls.setdefault(path, []).append((_shapes(output), tuple(map(_shapes, (*args, *kwargs.values())))))
-
-        return record
-
-    begun: dict[str, int] = {}
-    handles = [m.register_forward_hook(after(p), with_kwargs=True) for p, m in modules.items() if p]
-    handles += [m.register_forward_pre_hook(before(p), with_kwargs=True) for p, m in modules.items() if p]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for path, module in modules.items():
+            hooks.enter_context(module.register_forward_pre_hook(functools.partial(begin, path)))
+            hooks.enter_context(module.register_forward_hook(functools.partial(end, path), with_kwargs=True))
         example.call(root)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if any(_took_apart(modules[path], c) for path, c in calls.items()):
-        raise PlanError("the network takes the images of a batch apart: say with example= what it is called with")
-    maps, counts = _maps(example, modules, calls)
-
-    def tell(shape: Shape, arguments: tuple[Any, ...]) -> Told:
-        return tell_layout(shape, arguments, (maps, counts), example, only_square)
-
-    seen = {path: _observation(c, begun[path], None, tell) for path, c in calls.items()}
-    return Observed(example=example, modules=seen, calls=calls, tell=tell)
+    convolved = [output for path, c in calls.items() if isinstance(modules[path], nn.Conv2d) for output, _ in c]
+    if any(isinstance(output, _Shape) and len(output.shape) == 3 for output in convolved):
+        raise PlanError(
+            "the network processes the images of a batch one by one; pass its input, e.g. a list of images, as example="
+        )
+    first = (c[0][0] for path, c in calls.items() if c and isinstance(modules[path], nn.Conv2d))
+    maps = _maps_in(example, [output.shape for output in first if isinstance(output, _Shape)])
+    describe = functools.partial(_observation, maps=maps, example=example, only_square=only_square)
+    seen = {path: describe(c, order, None) for order, (path, c) in enumerate(calls.items()) if c}
+    return Observed(example=example, modules=seen, calls=calls, describe=describe)
 
 
-def _is_upright(size: tuple[int, ...], example: Example) -> bool:
+def _tensors_in(output: Any) -> dict[int | None, Shape]:
+    """Return the shapes of the tensors in an output, by index in the tuple or list; by None for a single tensor."""
+    if isinstance(output, _Shape):
+        return {None: output.shape}
+    items = enumerate(output) if isinstance(output, (tuple, list)) else ()
+    return {i: value.shape for i, value in items if isinstance(value, _Shape)}
+
+
+def _observation(
+    calls: list[Call], order: int, item: int | None, *, maps: Maps, example: Example, only_square: Callable[[], bool]
+) -> Observation:
+    """Return the observation of a module from its calls; `item` is the index of the features, None for the first."""
+    output, arguments = calls[0]
+    tensors = _tensors_in(output)
+    chosen = item if item is not None else next(iter(tensors), None)
+    shape = tensors.get(chosen)
+    seen = Observation(
+        calls=len(calls),
+        order=order,
+        shape=shape,
+        item=chosen,
+        alike=tuple(i for i, s in tensors.items() if i is not None and s == shape) if item is None else (),
+        input_shape=next((a.shape for a in tree_leaves(arguments) if isinstance(a, _Shape)), None),
+    )
+    return _with_layout(seen, arguments, maps, example, only_square)
+
+
+# --- 2. sizes --------------------------------------------------------------------------------------------------------
+
+
+class Maps(NamedTuple):
+    """Feature maps of a network in one forward pass.
+
+    Attributes:
+        sizes: Heights and widths, in positions.
+        batches: Lengths of the batch dimension: a multiple of the number of images if the network puts frames or views
+            into the batch.
+    """
+
+    sizes: set[Size]
+    batches: set[int]
+
+
+def _maps_in(example: Example, convolved: list[Shape]) -> Maps:
+    """Return sizes and batch lengths from outputs of convolutions; sizes also from the image and its halves."""
+    images, size = example.images, example.size
+    shapes = [s for s in convolved if len(s) == 4 and s[0] % images == 0 and _is_upright((s[2], s[3]), example)]
+    sizes = {(s[2], s[3]) for s in shapes}
+    while size is not None and min(size) > 1:  # e.g. 32x48, 16x24, 8x12, 4x6, 2x3
+        sizes.add(size)
+        size = (size[0] // 2, size[1] // 2) if not (size[0] % 2 or size[1] % 2) else None
+    return Maps(sizes, {images, *(s[0] for s in shapes)})
+
+
+def _is_upright(size: Size, example: Example) -> bool:
     """Return whether a map has the orientation of the image; e.g. a tall map of a wide image was transposed."""
     if example.size is None:
         return True
@@ -171,181 +227,39 @@ def _is_upright(size: tuple[int, ...], example: Example) -> bool:
     return (height - width) * (rows - columns) >= 0
 
 
-def _took_apart(module: nn.Module, calls: list[Call]) -> bool:
-    """Return whether a convolution gave an unbatched image: the network takes a list of images, but got a tensor."""
-    return isinstance(module, nn.Conv2d) and any(isinstance(o, _Shape) and len(o.shape) == 3 for o, _ in calls)
+# --- 3. layouts ------------------------------------------------------------------------------------------------------
 
 
-Maps = tuple[set[Size], set[int]]
-"""Sizes of a network's feature maps, and lengths of their batch dimensions: a multiple of the number of images if the
-network puts frames or views into the batch."""
-
-
-def _maps(example: Example, modules: dict[str, nn.Module], calls: dict[str, list[Call]]) -> Maps:
-    """Collect sizes and batch lengths from the outputs of convolutions, the image's size and its successive halves."""
-    found: set[Size] = set()
-    counts = {example.images}
-    for path, ((output, _), *_) in calls.items():
-        is_map = isinstance(modules[path], nn.Conv2d) and isinstance(output, _Shape) and len(output.shape) == 4
-        if is_map and output.shape[0] % example.images == 0 and _is_upright(output.shape[2:], example):
-            found.add((output.shape[2], output.shape[3]))
-            counts.add(output.shape[0])
-    size = example.size
-    while size is not None and min(size) > 1:
-        found.add(size)
-        size = (size[0] // 2, size[1] // 2) if not (size[0] % 2 or size[1] % 2) else None
-    return found, counts
-
-
-def _shapes(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return _Shape(tuple(value.shape))
-    if isinstance(value, dict):
-        return {key: _shapes(v) for key, v in value.items()}
-    return tuple(map(_shapes, value)) if isinstance(value, (tuple, list)) else value
-
-
-def _tensors_in(output: Any) -> dict[int | None, Shape]:
-    """Return the shapes of the tensors in an output, by index in the tuple or list; by None for a single tensor."""
-    if isinstance(output, _Shape):
-        return {None: output.shape}
-    return {i: v.shape for i, v in enumerate(output) if isinstance(v, _Shape)} if isinstance(output, tuple) else {}
-
-
-def _listed(tensors: dict[int | None, Shape]) -> str:
-    return ", ".join(f"item {i}: {'x'.join(map(str, s))}" for i, s in tensors.items()) or "none"
-
-
-def _observation(
-    calls: list[Call], order: int, item: int | None, tell: Callable[[Shape, tuple[Any, ...]], Told]
+def _with_layout(
+    seen: Observation, arguments: tuple[Any, ...], maps: Maps, example: Example, only_square: Callable[[], bool]
 ) -> Observation:
-    output, arguments = calls[0]
-    tensors = _tensors_in(output)
-    chosen = item if item is not None else next(iter(tensors), None)
-    shape = tensors.get(chosen)
-    told = tell(shape, arguments) if shape else Told()
-    return Observation(
-        calls=len(calls),
-        order=order,
-        shape=shape,
-        item=chosen,
-        alike=tuple(i for i, s in tensors.items() if i is not None and s == shape) if item is None else (),
-        input_shape=next((a.shape for a in tree_leaves(arguments) if isinstance(a, _Shape)), None),
-        **told._asdict(),
-    )
-
-
-def tell_layout(
-    shape: Shape, arguments: tuple[Any, ...], maps: Maps, example: Example, only_square: Callable[[], bool]
-) -> Told:
-    """Return layout and size of a feature tensor, None for either if unknown.
+    """Return an observation with the layout and size of its output, as far as they can be determined.
 
     A 4-D tensor is a map if its sides are a known map size as either NCHW or NHWC, but not both. A 3-D tensor contains
-    tokens if exactly one of its first two dimensions is as long as the batch.
-
-    Args:
-        shape: Shape of the tensor.
-        arguments: Arguments of its module; the size of tokens is a height and width among them.
-        maps: Map sizes and batch lengths of the network.
-        example: Arguments of the network, with several images.
-        only_square: Function that returns True if the network takes square images only, so that tokens lie on a
-            square grid.
+    tokens if exactly one of its first two dimensions is as long as the batch. Their size is a height and width among
+    the arguments of the module, or a square if the network takes square images only.
     """
-    images, (sides, counts) = example.images, maps
-    if len(shape) == 4 and shape[0] in counts:
-        nchw, nhwc = (shape[2], shape[3]) in sides, (shape[1], shape[2]) in sides
-        if nchw != nhwc:
-            place = (shape[2], shape[3]) if nchw else (shape[1], shape[2])
-            return Told(Layout.NCHW if nchw else Layout.NHWC, place, by_image=shape[0] == images)
-    if len(shape) == 3 and (shape[0] == images) != (shape[1] == images):
-        layout, tokens = (Layout.NLC, shape[1]) if shape[0] == images else (Layout.LNC, shape[0])
-        size = find_size(arguments, tokens)
-        if size is not None and _is_upright(size, example):
-            return Told(layout, size, by_image=True, is_tokens=True)
-        square = square_size(tokens)
-        if size is None and example.is_square and square is not None and only_square():
-            return Told(layout, square, is_square=True, by_image=True, is_tokens=True)
-        return Told(is_tokens=True, by_image=True)
-    return Told()
+    shape, images = seen.shape or (), example.images
+    if len(shape) == 4 and shape[0] in maps.batches:
+        sizes = {Layout.NCHW: (shape[2], shape[3]), Layout.NHWC: (shape[1], shape[2])}
+        fitting = [layout for layout, size in sizes.items() if size in maps.sizes]
+        if len(fitting) == 1:
+            return replace(seen, layout=fitting[0], size=sizes[fitting[0]], by_image=shape[0] == images)
+    layout = token_layout(shape, images)
+    if layout is None:
+        return seen
+    seen = replace(seen, is_tokens=True, by_image=True)
+    count = shape[1 - layout.batch_dim]
+    size, square = find_size(arguments, count), square_size(count)
+    if size is not None:
+        return replace(seen, layout=layout, size=size) if _is_upright(size, example) else seen
+    if square is not None and example.is_square and only_square():
+        return replace(seen, layout=layout, size=square, is_square=True)
+    return seen
 
 
-def tokens_layout(shape: Shape, images: int) -> Layout:
-    """Return the layout of a feature tensor whose rows and columns are unknown."""
-    if len(shape) == 3 and (shape[0] == images) != (shape[1] == images):
-        return Layout.NLC if shape[0] == images else Layout.LNC
-    return Layout.WLC
-
-
-# --- outputs that are added to other features ------------------------------------------------------------------------
-
-CARRIES = frozenset(
-    "view _unsafe_view reshape _reshape_alias permute transpose t squeeze unsqueeze clone contiguous roll slice select "  # noqa: SIM905
-    "expand alias detach mul mul_ div constant_pad_nd cat stack split split_with_sizes unbind _to_copy native_dropout "
-    "dropout lift_fresh as_strided copy_ index".split()
-)
-"""Operations that move, scale or join values; their results are still traced to the module."""
-
-
-class _Additions(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Dispatch mode that traces the outputs of chosen modules until they are added to other tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.origins: Any = WeakTensorKeyDictionary()
-        self.added: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        tags = [self._tags(t) for t in tree_leaves(args) if isinstance(t, Tensor)]
-        out = func(*args, **(kwargs or {}))
-        if not any(tags):
-            return out
-        if name in ("add", "add_") and len(tags) == 2:
-            self.added |= tags[0] ^ tags[1]
-            if name == "add_":
-                self.origins.pop(args[0], None)
-        elif name in CARRIES and not _is_gate(name, args):
-            everything = frozenset().union(*tags)
-            for t in tree_leaves(out):
-                if isinstance(t, Tensor):
-                    self.origins[t] = everything
-        return out
-
-    def _tags(self, tensor: Tensor) -> frozenset[str]:
-        return self.origins.get(tensor, frozenset())  # type: ignore[no-any-return]
-
-
-def _is_gate(name: str, args: Any) -> bool:
-    """Return whether a product has two tensors, neither a parameter or a 0-D scale: one of them may be a gate."""
-    if name.removesuffix("_") not in ("mul", "div"):
-        return False
-    factors = [t for t in args if isinstance(t, Tensor)]
-    return len(factors) == 2 and not any(isinstance(t, nn.Parameter) or t.dim() == 0 for t in factors)
-
-
-def find_additions(root: nn.Module, example: Example, paths: Iterable[str]) -> set[str]:
-    """Find the modules whose output is added to other features, possibly after operations in `CARRIES`.
-
-    Args:
-        root: The network.
-        example: Arguments of the network.
-        paths: Paths of the modules to test.
-    """
-    mode = _Additions()
-
-    def after(path: str) -> Callable[..., None]:
-        def tag(module: nn.Module, args: Any, output: Any) -> None:
-            tensor = next((t for t in tree_leaves(output) if isinstance(t, Tensor)), None)
-            if tensor is not None:
-                mode.origins[tensor] = frozenset({path})
-
-        return tag
-
-    handles = [root.get_submodule(path).register_forward_hook(after(path)) for path in paths]
-    try:
-        with mode:
-            example.call(root)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return mode.added
+def token_layout(shape: Shape, images: int) -> Layout | None:
+    """Return the layout of a tensor with tokens of each image (see `_with_layout`); None for any other tensor."""
+    if len(shape) != 3 or (shape[0] == images) == (shape[1] == images):
+        return None
+    return Layout.NLC if shape[0] == images else Layout.LNC

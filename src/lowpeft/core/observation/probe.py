@@ -1,20 +1,27 @@
-"""Detection of stages and blocks in a network of no known family, from its modules' inputs and outputs in a run.
+"""Where are the stages, blocks, attention and MLPs of a network of no known family? Determined from a run of a copy.
 
-Siblings (members of a ModuleList or Sequential, or attributes numbered like `block_1`, `block_2`) form a *sequence* if
-each is called once, its input and output have the same shape, and it keeps the batch. A container that is never called
-itself (a ModuleList of ModuleLists) counts as a unit from the input of its first to the output of its last module.
+1. Batches of two images of several sizes are tried until the network runs (`examples.py`, `Trial.observations`).
+2. In that run the calls of all modules are recorded, with the layouts of their outputs (`observing.py`).
+3. Siblings (members of a ModuleList or Sequential, or attributes numbered like `block_1`, `block_2`) form a *sequence*
+   if each is called once, its input and output have the same shape, and it keeps the batch (`units.py`). A container
+   that is never called itself (a ModuleList of ModuleLists) counts as a unit, from the input of its first to the output
+   of its last module.
+4. The stages are chosen among the sequences (`_stages`):
+   a. U-shape: several sequences of blocks, none inside another, at sizes that differ by powers of two, contain more
+      than half of the parameters together. Each sequence is a stage.
+   b. Otherwise one outermost sequence contains more than half of the parameters (30 % if it is the only one). Each of
+      its members is a stage.
+   c. Otherwise the stages are siblings that change the size (as in a Swin Transformer or a ResNet).
+5. Children of the blocks with the name of an attention or an MLP are places if a second run shows that their outputs
+   are added to other features (`additions.py`).
 
-1. U-shape: several sequences of blocks, none inside another, at sizes that differ by powers of two, contain more than
-   half of the parameters together. Each sequence is a stage.
-2. Otherwise one outermost sequence contains more than half of the parameters (30 % if it is the only one). Each of its
-   members is a stage.
-3. Otherwise the stages are siblings that change the size (as in a Swin Transformer or a ResNet).
-
-Any other network raises an error with the candidates and a call that names them: a guess could be wrong unnoticed.
+If 4 fails, the next size is tried, at most three. If all fail, an error lists the candidates, with which
+`planning/ready_calls.py` makes a call that names modules: a guess could be wrong unnoticed.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from dataclasses import dataclass
@@ -25,11 +32,11 @@ from torch import nn
 from ...errors import PlanError
 from ...ports.attachment import Attachment, Spot
 from ...ports.base import base_modules
-from ...ports.layouts import Size
+from ...ports.layouts import Layout, Size
 from ..attachment.specialise import original_class
-from .observing import Observation, Observed, tokens_layout
+from .observing import Observation, Observed, token_layout
 from .trial import Trial
-from .units import Sequence, Unit, levels_of, outermost, siblings, units_of
+from .units import Sequence, Unit, levels_of, outermost, scaled_siblings, siblings, units_of
 
 ATTENTION = re.compile(r"attn|attention|(^|_)(msa|mha|sa)($|_|\d)")
 MLP = re.compile(r"mlp|ffn|feed_?forward|(^|_)ff($|_|\d)")
@@ -98,31 +105,29 @@ def probe_places(trial: Trial) -> Probed:
     Raises:
         PlanError: The network does not run, or its stages are ambiguous or missing (`NoStagesError`).
     """
-    return trial.first(lambda observed: _places(trial, observed))
+    return trial.first(lambda observed: _probed(trial, observed))
 
 
-def _places(trial: Trial, observed: Observed) -> Probed:
-    modules = dict(base_modules(trial.root))
+def _probed(trial: Trial, observed: Observed) -> Probed:
+    """Return the places that one observed run shows."""
     images = observed.example.images
-    stages, beside = _stages(modules, observed)
-    found = {"stage": tuple(spot_at(s.output.out, s.output.last, images, stage=i) for i, s in enumerate(stages))}
-    blocks = [(i, j, unit) for i, s in enumerate(stages) for j, unit in enumerate(s.blocks)]
-    attention, mlp = _branches(trial, observed, modules, [unit for _, _, unit in blocks])
-    for name, children in (("attention", attention), ("mlp", mlp), ("parallel", mlp)):
-        if children:
-            found[name] = tuple(
-                spot_at(path, observed.modules[path], images, stage=i, block=j, reads_input=name == "parallel")
-                for i, j, unit in blocks
-                for path in children[unit.path]
-            )
-    if not attention:
-        found["attention"] = tuple(spot_at(unit.out, unit.last, images, stage=i, block=j) for i, j, unit in blocks)
+    stages, beside = _stages(dict(base_modules(trial.root)), observed)
+    attention, mlp = _branches(trial, observed, [block for stage in stages for block in stage.blocks])
+    places: dict[str, list[Spot]] = {"stage": [], "attention": [], **({"mlp": [], "parallel": []} if mlp else {})}
     containers: dict[str, tuple[int | None, int | None]] = {}
-    for i, j, unit in blocks:  # first, because a stage without blocks may be its own block
-        containers.setdefault(unit.path, (i, j))
     for i, stage in enumerate(stages):
+        places["stage"].append(spot_at(stage.output.out, stage.output.last, images, stage=i))
+        for j, block in enumerate(stage.blocks):
+            containers.setdefault(block.path, (i, j))
+            at = functools.partial(spot_at, images=images, stage=i, block=j)
+            for name, children in (("attention", attention), ("mlp", mlp), ("parallel", mlp)):
+                for path in children.get(block.path, ()):
+                    places[name].append(at(path, observed.modules[path], reads_input=name == "parallel"))
+            if not attention:
+                places["attention"].append(at(block.out, block.last))
+    for i, stage in enumerate(stages):  # after the blocks, because a stage may be a block itself
         containers.setdefault(stage.path, (i, None))
-    return Probed(found, containers, beside)
+    return Probed({name: tuple(spots) for name, spots in places.items()}, containers, beside)
 
 
 def spot_at(
@@ -144,7 +149,7 @@ def spot_at(
         block: Number of the block.
         reads_input: True if the adapter reads the module's input.
     """
-    layout = seen.layout or tokens_layout(seen.shape or (), images)
+    layout = seen.layout or token_layout(seen.shape or (), images) or Layout.WLC
     source: Literal["input", "output"] = "input" if reads_input else "output"
     attachment = Attachment(form="output", layout=layout, source=source, item=seen.item, square=seen.is_square)
     return Spot(path=path, stage=stage, block=block, attachment=attachment, shape=(seen.channels,))
@@ -154,43 +159,40 @@ def spot_at(
 
 
 def _stages(modules: dict[str, nn.Module], observed: Observed) -> tuple[list[Stage], tuple[str, ...]]:
-    """Return the stages, and the sequences beside them (see `Probed`)."""
+    """Return the stages, and the sequences beside them (see `Probed`).
+
+    Raises:
+        NoStagesError: No rule gives stages.
+    """
     pixels = observed.example.first.shape[-3] if observed.example.size is not None else 0
     # A module whose output has as few channels as the image is a whole network, not a stage.
-    every = [u for u in units_of(modules, observed).values() if u.last.shape is None or u.last.channels > pixels]
-    units = sorted(every, key=lambda u: u.first.order)
+    units = [u for u in units_of(modules, observed) if u.last.shape is None or u.last.channels > pixels]
     total = sum(p.numel() for p in modules[""].parameters())
-    found = siblings(units, modules)
-    outer = outermost(found)
-    levels = levels_of(units, modules, outer, WORTH_A_STAGE * total)
-    best = max(outer, key=lambda s: s.parameters, default=None)
-    a_pair = len({s.size for s in levels}) == 2  # see MOST_OF_A_PAIR
-    if _is_u_shape(levels, total) and not (a_pair and best is not None and best.parameters > MOST_OF_A_PAIR * total):
-        stages = [
-            Stage(
-                path=s.units[0].path.rpartition(".")[0] if len(s.units) > 1 else s.units[0].path,
-                output=s.units[-1],
-                blocks=tuple(b for u in s.units for b in _blocks(u, modules, found)),
-            )
-            for s in levels
-        ]
-        return stages, _beside(outer, levels, total)
-    share = MOST if len(outer) > 1 else MOST_ALONE
-    if best is not None and best.parameters > share * total:
-        stages = [Stage(path=u.path, output=u, blocks=_blocks(u, modules, found)) for u in best.units]
-        return stages, _beside(outer, [best], total)
-    scaled = [s for s in outermost(siblings(units, modules, scaled=True)) if s.parameters >= WORTH_A_STAGE * total]
-    if _is_u_shape(scaled, total):
+    sequences = siblings(units)
+    outer = outermost(sequences)
+    body = max(outer, key=lambda s: s.parameters, default=None)
+    levels = levels_of(units, outer, WORTH_A_STAGE * total)
+    scaled = [s for s in outermost(scaled_siblings(units)) if s.parameters >= WORTH_A_STAGE * total]
+    a_pair = len({s.size for s in levels}) == 2
+    only_body = a_pair and body is not None and body.parameters > MOST_OF_A_PAIR * total
+    if _is_u_shape(levels, total) and not only_body:
+        chosen = levels
+        parts = [(s.units[0].parent if len(s.units) > 1 else s.units[0].path, s.units) for s in levels]
+    elif body is not None and body.parameters > (MOST if len(outer) > 1 else MOST_ALONE) * total:
+        chosen = [body]
+        parts = [(u.path, (u,)) for u in body.units]
+    elif _is_u_shape(scaled, total):
+        chosen = scaled
         members = sorted((u for s in scaled for u in s.units), key=lambda u: u.first.order)
-        stages = [Stage(path=u.path, output=u, blocks=_blocks(u, modules, found)) for u in members]
-        return stages, _beside(outer, scaled, total)
-    raise _no_stages(modules, observed, units, outer, total)
-
-
-def _beside(outer: list[Sequence], chosen: list[Sequence], total: int) -> tuple[str, ...]:
-    """Return the sequences of at least `WORTH_NAMING` of the parameters that are outside the chosen ones."""
-    inside = [s for s in outer if any(c.holds(u.path) or u in c.units for c in chosen for u in s.units)]
-    return tuple(str(s) for s in outer if s not in inside and s.parameters >= WORTH_NAMING * total)
+        parts = [(u.path, (u,)) for u in members]
+    else:
+        raise _no_stages(modules, observed, units, outer, total)
+    stages = [
+        Stage(path=path, output=members[-1], blocks=tuple(b for u in members for b in _blocks(u, sequences)))
+        for path, members in parts
+    ]
+    outside = [s for s in outer if not any(c.holds(u) or u in c.units for c in chosen for u in s.units)]
+    return stages, tuple(str(s) for s in outside if s.parameters >= WORTH_NAMING * total)
 
 
 def _is_u_shape(levels: list[Sequence], total: int) -> bool:
@@ -211,53 +213,52 @@ def _halvings(most: Size, size: Size) -> int | None:
     return halvings if all(abs(a - b) <= UNPADDED * a for a, b in zip(halved, size, strict=True)) else None
 
 
-def _blocks(stage: Unit, modules: dict[str, nn.Module], found: list[Sequence]) -> tuple[Unit, ...]:
+def _blocks(stage: Unit, sequences: list[Sequence]) -> tuple[Unit, ...]:
     """Return the blocks of a stage: its largest sequence of composite modules, if over half of its parameters.
 
     If there is no such sequence, the stage itself is the only block.
     """
-    inside = [s for s in found if all(u.path.startswith(stage.path + ".") for u in s.units)]
-    composite = outermost([s for s in inside if all(any(modules[u.path].children()) for u in s.units)])
-    best = max(composite, key=lambda s: s.parameters, default=None)
+    inside = [s for s in sequences if all(u.is_inside(stage) and u.has_children for u in s.units)]
+    best = max(outermost(inside), key=lambda s: s.parameters, default=None)
     return best.units if best is not None and 2 * best.parameters > stage.parameters else (stage,)
 
 
 # --- attention and MLP children --------------------------------------------------------------------------------------
 
 Children = dict[str, list[str]]
+"""Paths of children of one sort by the path of their block."""
 
 
-def _branches(
-    trial: Trial, observed: Observed, modules: dict[str, nn.Module], blocks: list[Unit]
-) -> tuple[Children, Children]:
+def _branches(trial: Trial, observed: Observed, blocks: list[Unit]) -> tuple[Children, Children]:
     """Return the attention and MLP children by block, if added to other features; empty if a block has none."""
-    candidates: list[Children] = []
-    for name in (ATTENTION, MLP):
-        by_block = {b.path: _named(name, b, modules, observed) for b in blocks}
-        candidates.append(by_block if all(by_block.values()) else {})
-    paths = [p for by_block in candidates for found in by_block.values() for p in found]
+
+    def in_all_blocks(children: Children) -> Children:
+        return children if all(children.values()) else {}
+
+    named = [in_all_blocks({b.path: _named(name, b, observed) for b in blocks}) for name in (ATTENTION, MLP)]
+    paths = [path for children in named for of_block in children.values() for path in of_block]
     if not paths:
         return {}, {}
     added = trial.additions(observed.example, paths)
-    kept = [{b: [p for p in found if p in added] for b, found in by_block.items()} for by_block in candidates]
-    attention, mlp = (by_block if all(by_block.values()) else {} for by_block in kept)
-    return attention, mlp
+    attention, mlp = ({block: [p for p in of if p in added] for block, of in children.items()} for children in named)
+    return in_all_blocks(attention), in_all_blocks(mlp)
 
 
-def _named(name: re.Pattern[str], unit: Unit, modules: dict[str, nn.Module], observed: Observed) -> list[str]:
+def _named(name: re.Pattern[str], block: Unit, observed: Observed) -> list[str]:
     """Return the children of a block with a matching name and weights, called once, whose output has its channels."""
-    block, found = unit.path, []
-    if has_fused_path(modules[block]):
+    if has_fused_path(block.module):
         return []
-    for child, module in modules[block].named_children():
-        seen = observed.modules.get(f"{block}.{child}")
+    paths = []
+    for child, module in block.module.named_children():
+        path = f"{block.path}.{child}"
+        seen = observed.modules.get(path)
         if not name.search(child.lower()) or "norm" in child or seen is None or seen.calls != 1:
             continue
         weights = any(p.dim() > 1 for p in module.parameters())
         features = seen.shape is not None and len(seen.shape) in (3, 4) and not seen.is_ambiguous
-        if weights and features and seen.channels == unit.last.channels:
-            found.append(f"{block}.{child}")
-    return found
+        if weights and features and seen.channels == block.last.channels:
+            paths.append(path)
+    return paths
 
 
 def has_fused_path(module: nn.Module) -> bool:
@@ -272,26 +273,29 @@ def has_fused_path(module: nn.Module) -> bool:
 def _no_stages(
     modules: dict[str, nn.Module], observed: Observed, units: list[Unit], outer: list[Sequence], total: int
 ) -> NoStagesError:
-    several = max(outermost(siblings(units, modules, ambiguous=True)), key=lambda s: s.parameters, default=None)
+    several = max(outermost(siblings(units, ambiguous=True)), key=lambda s: s.parameters, default=None)
     if several is not None and 2 * several.parameters > total:
+        sample = several.units[0]
         error = NoStagesError(
-            f"this network is of no known family, and what could be its stages ({several.units[0].path} …) gives "
-            f"{len(several.units[0].last.alike)} tensors of one shape, of which one has to be named with item="
+            f"this network belongs to no known family, and the modules that could be its stages ({sample.path} …) "
+            f"return {len(sample.last.alike)} tensors of one shape; name one of them with item="
         )
         error.targets = (tuple(u.out for u in several.units),)
-        error.items = several.units[0].last.alike
+        error.items = sample.last.alike
         return error
-    rows = [s for s in sorted(outer, key=lambda s: -s.parameters) if s.parameters >= WORTH_A_STAGE * total]
+    large = [s for s in sorted(outer, key=lambda s: -s.parameters) if s.parameters >= WORTH_A_STAGE * total]
     found = "no sequence of stages (numbered siblings, each called once, with features of one shape in and out)"
-    if rows:
-        what = "one sequence that could be" if len(rows) == 1 else "several sequences that could be"
-        found = f"{what} its stages, but not with enough of its {total:,} parameters"
+    if large:
+        what = "one sequence that could be its stages, but it contains"
+        if len(large) > 1:
+            what = "several sequences that could be its stages, but each contains"
+        found = f"{what} too few of its {total:,} parameters"
     error = NoStagesError(
-        f"this network is of no known family, and running it showed {found}", problems=[*map(str, rows)]
+        f"this network belongs to no known family, and a test run found {found}", problems=[*map(str, large)]
     )
-    best = [rows[0].units] if rows and rows[0].parameters >= WORTH_NAMING * total else []
-    named = [tuple(u.out for u in units) for units in (*best, [s.units[-1] for s in rows])]
-    error.targets = (*named[: len(best)], _largest(modules, observed, total), *named[len(best) :])
+    members = [u.out for u in large[0].units] if large and large[0].parameters >= WORTH_NAMING * total else None
+    choices = (members, _largest(modules, observed, total), [s.units[-1].out for s in large])
+    error.targets = tuple(tuple(paths) for paths in choices if paths is not None)
     return error
 
 
@@ -303,7 +307,7 @@ def _largest(modules: dict[str, nn.Module], observed: Observed, total: int, insi
     found: list[str] = []
     for path in big:
         seen = observed.modules.get(path)
-        gives = seen is not None and (seen.layout is not None or seen.is_tokens) and not seen.is_ambiguous
+        gives = seen is not None and seen.is_features and not seen.is_ambiguous
         parts = () if gives and len(big) > 1 else _largest(modules, observed, total, path)
         found += parts or ([path] if gives else [])
     return tuple(sorted(found, key=lambda p: observed.modules[p].order))
