@@ -227,7 +227,7 @@ def test_what_was_taken_for_channels_must_not_follow_from_the_images_size() -> N
         def body(self, x: Tensor) -> Tensor:
             return super().body(x.flatten(2)).view(x.shape)
 
-    assert "other channels for images of another size" in refusal(Flat(Lines), "spatial")
+    assert "stages.0 gives 64 channels, the adapter is for 1536" in refusal(Flat(Lines), "spatial")
 
 
 def test_a_compiled_part_is_tried_out_like_any_other() -> None:
@@ -241,7 +241,7 @@ def test_a_compiled_part_is_tried_out_like_any_other() -> None:
 
 def test_tokens_that_are_told_no_size_take_spatial_adapters_and_no_stereo() -> None:
     assert sites(TokenNet()) == [f"stages.{i}" for i in range(4)]
-    assert "is not told their rows and columns" in refusal(TokenNet(), "stereo")
+    assert "1536 tokens" in refusal(TokenNet(), "stereo")
 
 
 def test_tokens_that_are_told_their_size_take_stereo_adapters_on_the_right_rows() -> None:
@@ -252,8 +252,8 @@ def test_tokens_that_are_told_their_size_take_stereo_adapters_on_the_right_rows(
 
 def test_class_tokens_beside_the_image_are_no_rows() -> None:
     assert sites(TokenNet(extra=1)) == [f"stages.{i}" for i in range(4)]
-    assert "is not told" in refusal(TokenNet(extra=1), "stereo")
-    assert "is not told" in refusal(TokenNet(SizedTokens, extra=1), "stereo")
+    assert "1537 tokens" in refusal(TokenNet(extra=1), "stereo")
+    assert "1537 tokens" in refusal(TokenNet(SizedTokens, extra=1), "stereo")
 
 
 def test_tokens_lie_on_a_square_only_where_the_network_takes_squares_alone() -> None:
@@ -281,7 +281,7 @@ def test_features_that_are_turned_get_no_stereo_adapters() -> None:
             return super().body(x.mT).mT
 
     assert "no sequence of stages" in refusal(Turned(), "stereo")
-    assert "cannot tell rows" in refusal(Turned(), "stereo-only", target="stages.*", every=1)
+    assert "(2, 8, 48, 32)" in refusal(Turned(), "stereo-only", target="stages.*", every=1)
 
 
 def test_tokens_that_are_told_width_and_height_in_the_other_order_get_no_stereo_adapters() -> None:
@@ -294,7 +294,7 @@ def test_tokens_that_are_told_width_and_height_in_the_other_order_get_no_stereo_
                 tokens = stage(tokens, (w, h))
             return self.tail(tokens.transpose(1, 2).reshape(n, c, h, w))
 
-    assert "is not told their rows and columns" in refusal(Swapped(SizedTokens), "stereo")
+    assert "1536 tokens" in refusal(Swapped(SizedTokens), "stereo")
     assert len(sites(Swapped(SizedTokens), "spatial")) == 4
 
 
@@ -358,7 +358,7 @@ def test_an_output_that_is_pooled_over_the_batch_has_no_views() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x).mean(0, keepdim=True)
 
-    assert "of which no view can be told" in refusal(Pooled().eval(), "stereo")
+    assert "(1, 3, 8, 8)" in refusal(Pooled().eval(), "stereo")
 
 
 def test_a_network_that_takes_one_image_at_a_time_takes_adapters_of_single_images() -> None:
@@ -389,13 +389,12 @@ class TwiceNet(Plain):
 
 def test_stages_of_several_tensors_are_refused_with_a_call_that_names_one() -> None:
     message = refusal(TwiceNet(Twice), "spatial")
-    assert "2 tensors of one shape" in message
     assert "(or item=1)" in message
     carried_out(message, TwiceNet(Twice))
 
 
 def test_a_named_module_of_several_tensors_needs_an_item() -> None:
-    assert "say item=0 or item=1" in refusal(TwiceNet(Twice), "spatial", target="stages.*")
+    assert "item=0 or item=1" in refusal(TwiceNet(Twice), "spatial", target="stages.*")
     model = lowpeft.adapt(TwiceNet(Twice).eval(), "spatial", target="stages.*", item=1)
     x = torch.rand(1, 3, 8, 8)
     before = model(x)
@@ -471,7 +470,7 @@ def test_gates_are_no_attention() -> None:
 def test_children_whose_output_is_not_added_are_no_places() -> None:
     network = Plain(lambda dim: Block(dim, post=True))
     assert sites(network) == [f"stages.{i}" for i in range(4)]
-    assert "has no place 'mlp'" in refusal(network, "spatial", placement="mlp")
+    assert "'mlp'" in refusal(network, "spatial", placement="mlp")
 
 
 def test_the_fused_forward_of_torchs_transformer_layer_is_adapted_from_outside() -> None:
@@ -484,7 +483,7 @@ def test_the_fused_forward_of_torchs_transformer_layer_is_adapted_from_outside()
             return self.layer(x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
 
     network, x = Plain(Layer).eval(), torch.rand(1, 3, 8, 8)
-    assert "would act in training, not in inference" in refusal(network, "spatial", target="**.linear2")
+    assert "stages.0.layer.linear2: name stages.0.layer" in refusal(network, "spatial", target="**.linear2")
     model = randomise_adapters(lowpeft.adapt(network, "spatial"))
     with torch.no_grad():
         fused = model(x)
@@ -535,7 +534,7 @@ def test_each_view_of_a_stereo_model_is_what_the_network_takes(name: str) -> Non
 def test_frames_of_a_video_are_no_scenes_of_views() -> None:
     named = {"spatial": {"target": "stages.*"}, "stereo": {"target": "stages.*", "every": 1}}
     for options in (named, {}):
-        assert "does not count images" in refusal(Video(), "stereo", example=EXAMPLES["frames"][1], **options)
+        assert "(4, 8, 16, 24)" in refusal(Video(), "stereo", example=EXAMPLES["frames"][1], **options)
 
 
 @pytest.mark.parametrize("example", [3, "image", (), {}, [1, 2], torch.tensor(1.0)])
@@ -587,7 +586,7 @@ def test_what_is_no_batch_is_the_same_for_all_views() -> None:
     view = (X, torch.tensor(0.5))
     model = lowpeft.adapt(Sigma().eval(), "stereo", example=view)
     assert model(view, view)[0].shape == X.shape
-    with pytest.raises(PlanError, match="must be the same for all views, not tensor"):
+    with pytest.raises(PlanError, match=r"tensor\(0\.5000\) and tensor\(0\.6000\)"):
         model(view, (X, torch.tensor(0.6)))
 
 
@@ -638,7 +637,7 @@ class GivesDataclass(Plain):
 
 
 def test_an_output_whose_views_cannot_be_told_apart_is_refused_at_once_until_one_says_where_the_image_is() -> None:
-    assert "say which attribute of it is the image" in refusal(GivesDataclass(), "stereo")
+    assert "describe(network, output=" in refusal(GivesDataclass(), "stereo")
     model = lowpeft.adapt(lowpeft.describe(GivesDataclass().eval(), output="image"), "stereo")
     assert [view.shape for view in model(X, X)] == [X.shape, X.shape]
     for recipe in ("spatial", "lora"):
@@ -653,7 +652,7 @@ def test_parts_in_torchscript_are_left_out_and_said() -> None:
     for recipe in ("spatial", "lora", "full"):
         plan = lowpeft.plan(network, recipe)
         assert not any(site.path.startswith("stages.2") for site in plan.sites)
-        assert any("TorchScript modules cannot be adapted" in note for note in plan.notes)
+        assert any("TorchScript" in note for note in plan.notes)
 
 
 # --- networks that cannot be tried out, or write themselves ----------------------------------------------------------
@@ -735,7 +734,7 @@ def test_a_network_that_writes_its_state_in_every_forward_is_known_at_adapt() ->
 
 def test_a_network_that_writes_its_state_once_is_refused_until_it_has_run() -> None:
     network = Starts()
-    assert "run it in eval mode before you adapt it" in refusal(network, "spatial")
+    assert "network.eval()(image)" in refusal(network, "spatial")
     with torch.no_grad():
         network.eval()(torch.rand(1, 3, 8, 8))
     lowpeft.adapt(network, "spatial")
@@ -783,8 +782,8 @@ def test_weights_that_a_network_derives_itself_are_passed_over_and_said(recipe: 
     network = Plain(Derived).eval()
     plan = lowpeft.plan(network, recipe)
     assert {s.path.rpartition(".")[2] for s in plan.sites} <= {"last", "head", "tail"}
-    assert any("writes itself when it runs" in note for note in plan.notes)
-    assert "writes itself when it runs" in str(plan)
+    (note,) = (note for note in plan.notes if "stages.0." in note)
+    assert note in str(plan)
     model = randomise_adapters(lowpeft.adapt(network, recipe))
     lowpeft.check_trainable(model)
     x = torch.rand(1, 3, 8, 8)
@@ -793,7 +792,7 @@ def test_weights_that_a_network_derives_itself_are_passed_over_and_said(recipe: 
     torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
     assert report.output_difference is not None
     assert report.output_difference < 1e-5
-    assert "only to write others" in refusal(Plain(Derived).eval(), recipe, target="**.fused")
+    assert "stages.0.fused" in refusal(Plain(Derived).eval(), recipe, target="**.fused")
 
 
 def test_merging_refuses_a_change_that_the_forward_would_lose_and_undoes_it() -> None:
@@ -813,7 +812,7 @@ def test_merging_refuses_a_change_that_the_forward_would_lose_and_undoes_it() ->
     network.derives = True
     x, before = torch.rand(1, 3, 8, 8), tensors(network)
     expected = model(x)
-    with pytest.raises(PlanError, match="what was trained would be lost"):
+    with pytest.raises(PlanError, match="lost"):
         lowpeft.merge(model)
     assert torch.equal(model(x), expected)
     assert_same_tensors(tensors(network), before)
@@ -905,7 +904,7 @@ def test_what_a_pattern_passes_over_is_said() -> None:
             return super().forward(x) + self.table
 
     notes = " ".join(lowpeft.plan(Plain(Table), "lora").notes)
-    assert "passed over 4 parameters that it does not fit, as stages.0.table" in notes
+    assert "passed over 4 parameters that it does not fit, e.g. stages.0.table" in notes
 
 
 @pytest.mark.parametrize("make", [Plain, lambda: TokenNet(SizedTokens), UNet], ids=["plain", "tokens", "u-net"])
@@ -943,7 +942,7 @@ def test_a_second_body_beside_the_stages_is_said() -> None:
 
     plan = lowpeft.plan(Two(), "spatial")
     assert [s.path for s in plan.sites] == [f"stages.{i}" for i in range(4)]
-    assert any("left alone: others.0 … others.1: 2 of" in note for note in plan.notes)
+    assert any("others.0 … others.1: 2 of" in note for note in plan.notes)
     assert lowpeft.plan(Plain(), "spatial").notes == ()
 
 
