@@ -84,7 +84,7 @@ def test_a_base_that_gives_nan_is_another_one(tmp_path: Path) -> None:
     network = build("rcan")
     saved(network, tmp_path)
     network.register_forward_hook(lambda module, inputs, output: output * torch.nan)
-    assert "holds NaN or infinity, and that of its base none" in refusal(network, tmp_path)
+    assert "NaN or infinity" in refusal(network, tmp_path)
 
 
 def test_autocast_around_loading_changes_nothing(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_figures_that_would_check_nothing_are_refused(changes: dict[str, object]
     found = figures(build("rcan"))
     assert found is not None
     assert figures_from_dict(found.as_dict()) == found
-    with pytest.raises(AdapterError, match="is not what lowpeft writes"):
+    with pytest.raises(AdapterError, match="record"):
         figures_from_dict(found.as_dict() | changes)
 
 
@@ -189,7 +189,7 @@ def test_index_buffers_are_the_bases_and_counters_are_not(tmp_path: Path) -> Non
     network.stages[1].seen += 3
     lowpeft.restore(lowpeft.load_adapter(network, tmp_path))
     network.stages[1].order.copy_(network.stages[1].order.flip(0))
-    assert "index buffers that the state dict holds differ" in refusal(network, tmp_path)
+    assert "index buffers" in refusal(network, tmp_path)
 
 
 def test_index_buffers_that_change_while_an_adapter_is_trained_are_not_lost_in_silence(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_an_adapter_loads_on_its_base_in_half_precision_and_says_so(dtype: torch
         rounded, exact = image_of(half(x.to(dtype))).float(), image_of(whole(x))
     assert (rounded - exact).abs().max() < 2 * torch.finfo(dtype).eps * exact.abs().max()
     (note,) = [n for n in lowpeft.core.attachment.record.record_of(half).plans["default"].notes if "rounded" in n]
-    assert note.endswith(f"here they are rounded to {str(dtype).removeprefix('torch.')}")
+    assert note.endswith(f"rounded here to {str(dtype).removeprefix('torch.')}")
     assert note in str(lowpeft.summary(half))
 
 
@@ -232,7 +232,7 @@ def test_an_adapter_of_a_half_base_loads_on_the_whole_one(tmp_path: Path) -> Non
     saved(copy.deepcopy(network).bfloat16(), tmp_path)
     model = lowpeft.load_adapter(network, tmp_path)
     assert any(
-        "here they are not" in note for note in lowpeft.core.attachment.record.record_of(model).plans["default"].notes
+        "not rounded here" in note for note in lowpeft.core.attachment.record.record_of(model).plans["default"].notes
     )
 
 
@@ -249,10 +249,10 @@ WAYS = {
 @pytest.mark.parametrize(
     ("made_on", "here", "words"),
     [
-        ("as they were", "float16 held in float32", "weights of higher precision; here they are rounded to float16"),
-        ("as they were", "bfloat16 held in float32", "weights of higher precision; here they are rounded to bfloat16"),
+        ("as they were", "float16 held in float32", "rounded here to float16"),
+        ("as they were", "bfloat16 held in float32", "rounded here to bfloat16"),
         ("as they were", "float64", "on the same weights in another dtype"),
-        ("float16 held in float32", "as they were", "weights that were rounded to float16; here they are not"),
+        ("float16 held in float32", "as they were", "rounded to float16, which are not rounded here"),
         ("float16 held in float32", "float16", "on the same weights in another dtype"),
         ("bfloat16", "bfloat16 held in float32", "on the same weights in another dtype"),
     ],

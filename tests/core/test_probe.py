@@ -683,8 +683,8 @@ def offloaded() -> nn.Module:
         (lambda: Plain().to("meta"), "on the meta device"),
         (lazy, "lazy, without a shape"),
         (sparse, "sparse"),
-        (offloaded, "forward of its own on the instance"),
-        (lambda: torch.ao.quantization.quantize_dynamic(TokenNet(), {nn.Linear}), "hold weights that are no tensors"),
+        (offloaded, "forward"),
+        (lambda: torch.ao.quantization.quantize_dynamic(TokenNet(), {nn.Linear}), "quantised"),
     ],
     ids=["meta", "lazy", "sparse", "offloaded", "quantised"],
 )

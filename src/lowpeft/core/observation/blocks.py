@@ -86,7 +86,7 @@ def block_problem(module: nn.Module, block: BlockForward) -> str | None:
     """
     block = block if block.variant_of is None else get_block(block.variant_of)
     twin, own_class = twin_of(module), original_class(module)
-    advice = f"the block forward {block.name}: this copy of the code has been changed"
+    advice = f"the block forward {block.name}: this copy of the code was changed"
     try:
         with torch.no_grad(), kept_generators(twin):
             arguments = block.example(twin)
@@ -98,10 +98,10 @@ def block_problem(module: nn.Module, block: BlockForward) -> str | None:
     (a, b) = (x[0] if isinstance(x, tuple) else x for x in (own, ours))
     same = torch.equal(a, b) if block.exact else torch.allclose(a, b, rtol=CLOSE, atol=CLOSE * float(a.abs().max()))
     if not same:
-        return f"does not compute (largest difference {(a - b).abs().max():.3g}) what {advice}"
+        return f"computes another result (largest difference {(a - b).abs().max():.3g}) than {advice}"
     silent = sorted(block.ports - ports.asked)
     if silent:
-        return f"is run by the block forward {block.name}, which never asks for what its ports {', '.join(silent)} add"
+        return f"cannot use the block forward {block.name}, which never calls its ports {', '.join(silent)}"
     return None
 
 

@@ -85,7 +85,7 @@ def describe(  # noqa: PLR0913  (one argument for each fact)
     trial = Trial(root, None if example is None else Example.of(example))
     if trial.example is not None and trial.example.image is None and {"scale", "channels"} & given.keys():
         raise PlanError(
-            "scale and channels are facts of a network that takes one N,C,H,W tensor, and the example is something else"
+            "scale and channels describe networks that take one N,C,H,W tensor, but the example is something else"
         )
     if known is None:
         facts = _measured(trial, given)
@@ -106,7 +106,7 @@ def _check(given: Mapping[str, Any]) -> None:
     for name in ("value_range", "output_range"):
         limits = given.get(name, (0, 1))
         if not _are_numbers(limits) or len(limits) != 2 or not limits[0] < limits[1]:
-            problems.append(f"{name} must be the lowest and the highest value, not {limits!r}")
+            problems.append(f"{name} must be (lowest, highest) with lowest < highest, not {limits!r}")
     if not _are_numbers(given.get("maps", ())):
         problems.append(f"maps must be a tuple of numbers, one for each map, not {given['maps']!r}")
     kinds = {"output": (str, int), "architecture": (str,), "square": (bool,), "strips": (bool,)}
@@ -116,7 +116,7 @@ def _check(given: Mapping[str, Any]) -> None:
         if name in given and type(given[name]) not in allowed
     ]
     if problems:
-        raise PlanError("these cannot be facts of a network:", problems=problems)
+        raise PlanError("invalid facts of a network:", problems=problems)
 
 
 def _are_numbers(values: object) -> bool:
@@ -160,9 +160,9 @@ def image_facts(model: object) -> ImageFacts:
     if facts.scale is None or facts.channels is None:
         missing = [name for name in ("scale", "channels") if getattr(facts, name) is None]
         raise PlanError(
-            f"{facts.architecture} cannot be run on images, because its {' and '.join(missing)} cannot be told; if it "
-            "takes one N,C,H,W tensor and gives one, say so: lowpeft.describe(module, scale=…, channels=…); else only "
-            "a call of your own can run it",
+            f"{facts.architecture} cannot be run on images, because its {' and '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} unknown. If it takes and returns one N,C,H,W tensor, use lowpeft.describe(module, scale=…, channels=…); otherwise call "
+            "the network yourself",
             problems=facts.notes,
         )
     return ImageFacts(**facts.values)
@@ -209,7 +209,7 @@ def family_facts(root: nn.Module, found: Recognised | None) -> dict[str, Any]:
     except (AttributeError, KeyError, IndexError, TypeError):  # another copy of the code, with other attributes
         return {}
     if unknown := sorted(facts.keys() - names):
-        raise PlanError(f"the family {found.family.name!r} tells facts that there are not: {', '.join(unknown)}")
+        raise PlanError(f"the family {found.family.name!r} gives unknown facts: {', '.join(unknown)}")
     return {"output": found.family.output, **facts}
 
 
@@ -269,7 +269,7 @@ class _Runs:
         refused = 0
         given = self.trial.example
         if given is not None and given.image is None:
-            raise PlanError("the example is no single N,C,H,W tensor")
+            raise PlanError("the example is not one N,C,H,W tensor")
         for example in [given] if given is not None else examples(self.trial.root, batch=1):
             x = example.image
             if x is None or channels not in (None, x.shape[1]):
@@ -279,11 +279,11 @@ class _Runs:
             try:
                 if self.scale_of(x) is not None:
                     return x
-                tried[f"{tuple(x.shape)} gives no image of a whole multiple of its size"] = None
+                tried[f"{tuple(x.shape)} returns no image whose sides are a whole multiple of the input's"] = None
                 refused += 1
             except Exception as error:  # noqa: BLE001  (any error means that it does not take this input)
                 tried[f"{tuple(x.shape)}: {type(error).__name__}"] = None
-        raise PlanError("no input that was tried gives an image (" + "; ".join([*tried][:3]) + ")")
+        raise PlanError("the network returned an image for no tried input (" + "; ".join([*tried][:3]) + ")")
 
     def sizes(self, x: Tensor, scale: int | None) -> tuple[dict[str, Any], str]:
         """Find the sides that the network takes, on images not smaller than `x`; return facts and a note."""
@@ -294,8 +294,8 @@ class _Runs:
                 return {"size_multiple": multiple}, f"size_multiple: {multiple} px, measured"
         height, width = x.shape[-2:]
         if height == width and not self._takes(x, (2 * height, 2 * width), scale):
-            return {"fixed_px": height}, f"fixed_px: {height} px, measured: no other size that was tried runs"
-        return {"size_multiple": least}, f"size_multiple: {least} px, the least that was seen to run"
+            return {"fixed_px": height}, f"fixed_px: {height} px, measured: of all tried sizes, only this one runs"
+        return {"size_multiple": least}, f"size_multiple: {least} px, the smallest side that ran"
 
     def _takes(self, x: Tensor, size: Size, scale: int | None) -> bool:
         image = torch.rand(1, x.shape[1], *size, generator=torch.Generator().manual_seed(0)).to(x.device, x.dtype)

@@ -70,9 +70,9 @@ def figures_from_dict(values: object) -> Figures:
             raise ValueError(f"step {found.step}, or a figure that is not finite")
         right = len(found.shape) == 4 and all(type(n) is int and 0 < n <= max(map(max, SIZES_PX)) for n in found.shape)
     except (KeyError, TypeError, ValueError) as error:
-        raise AdapterError(f"the record of its base's output is not what lowpeft writes: {error}") from error
+        raise AdapterError(f"invalid record of its base's output: {error}") from error
     if not right:
-        raise AdapterError(f"the record of its base's output is for no image: {shape}")
+        raise AdapterError(f"the record of its base's output has no image shape: {shape}")
     return found
 
 
@@ -114,7 +114,7 @@ def other_figures(expected: Figures, root: nn.Module, rounded: torch.dtype | Non
         return []
     if not found:
         return [
-            "the weights are the same, but the output for one image holds NaN or infinity, and that of its base none"
+            "the weights are the same, but the output for one image contains NaN or infinity, that of its base does not"
         ]
     difference = _difference(expected.values, found)
     steps = (expected.step, _step(twin), 0.0 if rounded is None else torch.finfo(rounded).eps)
@@ -122,7 +122,7 @@ def other_figures(expected: Figures, root: nn.Module, rounded: torch.dtype | Non
         return []
     text = (
         f"the weights are the same, but the output for one image differs by {difference:.2g} of its largest value: "
-        "something that is no weight is another (value range, padding, activation, a constant)"
+        "something other than the weights differs (value range, padding, activation, a constant)"
     )
     return [text]
 

@@ -137,7 +137,7 @@ def fingerprint_from_dict(values: object) -> Fingerprint:
     try:
         return Fingerprint(**values)  # type: ignore[arg-type]
     except TypeError as error:
-        raise AdapterError(f"the record of its base is not a fingerprint: {error}") from error
+        raise AdapterError(f"invalid fingerprint of its base: {error}") from error
 
 
 def compare(expected: Fingerprint, found: Fingerprint) -> list[str]:
@@ -146,13 +146,13 @@ def compare(expected: Fingerprint, found: Fingerprint) -> list[str]:
     if expected.model != found.model:
         problems.append(f"the adapter was made for a {expected.model}, this network is a {found.model}")
     if expected.parameters != found.parameters:
-        problems.append(f"its base has {expected.parameters:,} parameters, this network {found.parameters:,}")
+        problems.append(f"its base has {expected.parameters:,} parameters, this network has {found.parameters:,}")
     if expected.structure != found.structure:
         problems.append("names or shapes of the parameters differ")
     elif expected.weights != found.weights:
         problems.append(OTHER_WEIGHTS)
     elif None not in (expected.indices, found.indices) and expected.indices != found.indices:
-        problems.append("the weights are the same, index buffers that the state dict holds differ")
+        problems.append("the weights are the same, but index buffers in the state dict differ")
     return problems
 
 
@@ -189,9 +189,9 @@ def rounding_between(expected: Fingerprint, root: nn.Module) -> Rounding | None:
         if here and there:
             return Rounding("the adapter was made on the same weights in another dtype", dtype)
         if here:
-            text = f"the adapter was made on weights of higher precision; here they are rounded to {_name(dtype)}"
+            text = f"the adapter was made on weights of higher precision, which are rounded here to {_name(dtype)}"
             return Rounding(text, dtype)
         if there:
-            text = f"the adapter was made on weights that were rounded to {_name(dtype)}; here they are not"
+            text = f"the adapter was made on weights rounded to {_name(dtype)}, which are not rounded here"
             return Rounding(text, dtype)
     return None

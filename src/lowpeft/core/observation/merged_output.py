@@ -73,9 +73,9 @@ class Comparison:
             effect, change = float((before - base).abs().max()), float((after - before).abs().max())
             if not change <= max(ROUNDING * torch.finfo(adapted.dtype).eps * scale, SHARE * effect):
                 raise PlanError(
-                    f"merged, the network gives another output: it differs by {change:.3g}, where the adapters change "
-                    f"it by {effect:.3g}, so that what was trained would be lost. It computes some of these weights "
-                    "itself when it runs; nothing was merged"
+                    f"nothing was merged: merging would change the output by {change:.3g}, and the adapters change it "
+                    f"by only {effect:.3g}, so the training would be lost. The network computes some of these weights "
+                    "itself when it runs"
                 )
             worst = max(worst, change / scale)
         return worst

@@ -23,15 +23,15 @@ def refuse_unusable(root: nn.Module) -> None:
     if torch.is_inference_mode_enabled():
         raise PlanError("adapters made in inference mode cannot be trained: leave torch.inference_mode() first")
     if isinstance(root, torch.jit.ScriptModule):
-        raise PlanError(f"{name} is a TorchScript module, whose class cannot be specialised: adapt the Python module")
+        raise PlanError(f"{name} is a TorchScript module, which cannot be adapted: adapt the Python module")
     if own_forward(root) is not None:
         raise PlanError(
-            f"{name} has a forward of its own on the instance (accelerate's `prepare` with mixed precision, an "
-            "offloading hook and patches put one there), which would hide the adapters: adapt the network before its "
-            "forward is replaced"
+            f"{name} has a `forward` set on the instance (as accelerate's `prepare` with mixed precision, an "
+            "offloading hook or a patch does), which would bypass the adapters: adapt the network before its forward "
+            "is replaced"
         )
     if problems := list(_problems(root)):
-        raise PlanError(f"{name} cannot be adapted as it is:", problems=problems)
+        raise PlanError(f"{name} cannot be adapted:", problems=problems)
 
 
 def _problems(root: nn.Module) -> Iterator[str]:
@@ -52,8 +52,8 @@ def _problems(root: nn.Module) -> Iterator[str]:
     packed = [n for n, m in root.named_modules() if "quantized" in type(m).__module__ and "torch" in type(m).__module__]
     if packed:
         yield (
-            f"{len(packed)} layers are quantised and hold weights that are no tensors ({packed[0] or 'the network'}, "
-            "…): adapt the network before it is quantised"
+            f"{len(packed)} layers are quantised, with weights that are not tensors ({packed[0] or 'the network'}, …): "
+            "adapt the network before it is quantised"
         )
 
 
@@ -76,7 +76,7 @@ def refuse_moving_statistics(root: nn.Module, advice: str, moved: Sequence[str] 
     moving += [path for path in moved if path.rpartition(".")[0] not in moving]
     if moving:
         raise PlanError(
-            "the recipe says freeze_statistics = false, so the statistics of these layers would move in training, but "
-            f"they are of the frozen base, which is not saved; {advice}",
+            "with freeze_statistics = false, training would change the running statistics of these layers, which "
+            f"belong to the frozen base and are not saved; {advice}",
             problems=moving,
         )
