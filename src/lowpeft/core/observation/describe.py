@@ -161,8 +161,8 @@ def image_facts(model: object) -> ImageFacts:
         missing = [name for name in ("scale", "channels") if getattr(facts, name) is None]
         raise PlanError(
             f"{facts.architecture} cannot be run on images, because its {' and '.join(missing)} "
-            f"{'is' if len(missing) == 1 else 'are'} unknown. If it takes and returns one N,C,H,W tensor, use lowpeft.describe(module, scale=…, channels=…); otherwise call "
-            "the network yourself",
+            f"{'is' if len(missing) == 1 else 'are'} unknown. If it takes and returns one N,C,H,W tensor, use "
+            "lowpeft.describe(module, scale=…, channels=…); otherwise call the network yourself",
             problems=facts.notes,
         )
     return ImageFacts(**facts.values)
