@@ -128,19 +128,21 @@ def _first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     raise PlanError("an adapter reads its module's input, but the module was called without a tensor")
 
 
-def _seen(site: Attachment, x: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Features:
+def _seen(attachment: Attachment, x: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Features:
     """Return the features at a module's output, with height and width where they are known."""
-    layout = site.layout or Layout.NCHW
-    return Features(x, layout, _size(site, layout, x, args, kwargs), site.views)
+    layout = attachment.layout or Layout.NCHW
+    return Features(x, layout, _size(attachment, layout, x, args, kwargs), attachment.views)
 
 
-def _size(site: Attachment, layout: Layout, x: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Size | None:
+def _size(
+    attachment: Attachment, layout: Layout, x: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Size | None:
     if layout is Layout.WLC:
         return None
     if not layout.is_tokens:
         return (x.shape[2], x.shape[3]) if layout is Layout.NCHW else (x.shape[1], x.shape[2])
     tokens = x.shape[1 - layout.batch_dim]
-    return find_size((*args, *kwargs.values()), tokens) or (square_size(tokens) if site.square else None)
+    return find_size((*args, *kwargs.values()), tokens) or (square_size(tokens) if attachment.square else None)
 
 
 def _add_by_rows(
@@ -182,18 +184,20 @@ def with_deltas(module: nn.Module, slot: Slot, output: Any, args: tuple[Any, ...
     adapters = on_output(slot)
     if not adapters:
         return output
-    site = adapters[0].adapter.attachment
-    item = site.item
+    attachment = adapters[0].adapter.attachment
+    item = attachment.item
     values = output if item is None else output[item]
     if _can_go_by_rows(adapters, values):
         rest = [] if item is None else [o for i, o in enumerate(output) if i != item]
-        features = _seen(site, values, args, kwargs)
+        features = _seen(attachment, values, args, kwargs)
         new: Tensor = _add_by_rows(module, adapters, features, [args, kwargs, rest])
     else:
 
         def features_of(adapter: FeatureAdapter) -> Features:
-            site = adapter.attachment
-            return _seen(site, values if site.source == "output" else _first_tensor(args, kwargs), args, kwargs)
+            attachment = adapter.attachment
+            return _seen(
+                attachment, values if attachment.source == "output" else _first_tensor(args, kwargs), args, kwargs
+            )
 
         delta = _sum_of_deltas(adapters, features_of, values)
         new = values if delta is None else values + delta
