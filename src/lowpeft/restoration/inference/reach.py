@@ -11,7 +11,7 @@ from ...core.attachment.record import module_of
 from ...core.observation.describe import image_facts
 from ...errors import DataError
 from ...ports.facts import ImageFacts
-from .network import Views, in_eval_mode, multi_view, run_scaled
+from .network import Views, first_parameter, in_eval_mode, multi_view, run
 from .tiling import Tiling
 
 WIDTH_PX = 32
@@ -96,11 +96,11 @@ def _wraps(module: nn.Module, facts: ImageFacts, height: int) -> bool:
 
 def _grey(module: nn.Module, facts: ImageFacts, height: int) -> Tensor:
     """Return a grey image of at least `height` rows, of a size that the network takes."""
-    parameter = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
+    like = first_parameter(module, default=torch.empty(0))
     shape = (1, facts.channels, *facts.sides_for(height, math.lcm(WIDTH_PX, facts.size_multiple)))
-    return torch.full(shape, 0.5, device=parameter.device, dtype=parameter.dtype)
+    return torch.full(shape, 0.5, device=like.device, dtype=like.dtype)
 
 
 def _results(module: nn.Module, facts: ImageFacts, image: Tensor) -> Views:
     model = multi_view(module)
-    return run_scaled(module, (image,) * (1 if model is None else model.views), facts)
+    return run(module, (image,) * (1 if model is None else model.views), facts)
