@@ -35,6 +35,31 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
+def check_images(views: Views, channels: int, *, batches: bool) -> None:
+    """Check images that were given for a network.
+
+    Args:
+        views: One image, or the views of a scene.
+        channels: Channels of the images that the network takes.
+        batches: True if an image may be a batch (N,C,H,W).
+
+    Raises:
+        DataError: There is no view, the views differ in shape, or one is not an image 0..1 of `channels` channels.
+    """
+    form = "(C,H,W) or (N,C,H,W)" if batches else "(C,H,W)"
+    if not views:
+        raise DataError("no image was given: give one image, or all views of a scene")
+    if not all(isinstance(view, Tensor) for view in views):
+        raise DataError(f"views must be tensors {form}, not {', '.join(type(v).__name__ for v in views)}")
+    if len(shapes := dict.fromkeys(tuple(v.shape) for v in views)) > 1:
+        raise DataError(f"the views must have one shape, not {' and '.join(map(str, shapes))}")
+    for view in views:
+        if view.dim() not in ((3, 4) if batches else (3,)) or not view.is_floating_point() or not view.numel():
+            raise DataError(f"an image must be {form} of values 0..1, not {tuple(view.shape)} of {view.dtype}")
+        if view.shape[-3] != channels:
+            raise DataError(f"the network takes images of {channels} channels, not {tuple(view.shape)}")
+
+
 def run(module: nn.Module, views: Views, facts: ImageFacts) -> Views:
     """Run a network on one image, or on the views of a scene, of a valid size.
 

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from ...core.attachment.record import module_of
 from ...core.observation.describe import image_facts
-from ...errors import DataError
 from ...ports.facts import ImageFacts
 from .boxes import Box, cut, kept_results, run_boxes
 from .memory import MemoryLimit
-from .network import Views, first_parameter, in_eval_mode, padded
+from .network import Views, check_images, first_parameter, in_eval_mode, padded
 from .passes import Pass, passes
 from .tiling import Tiling
 
@@ -69,27 +68,12 @@ def enhance_views(
     module: nn.Module, views: Views, facts: ImageFacts, *, ensemble: bool = False, tiling: Tiling = WHOLE
 ) -> Views:
     """Run `enhance` with known facts; return a tuple even for one view."""
-    _check(views, facts.channels)
+    check_images(views, facts.channels, batches=True)
     like = first_parameter(module, default=views[0])
     batches = tuple((v if v.dim() == 4 else v[None]).to(like.device, like.dtype) for v in views)
     with in_eval_mode(module):
         images = _mean_of_passes(module, batches, facts, ensemble, tiling)
     return images if views[0].dim() == 4 else tuple(image[0] for image in images)
-
-
-def _check(views: Views, channels: int) -> None:
-    if not all(isinstance(view, Tensor) for view in views):
-        raise DataError(f"views are tensors (C,H,W) or (N,C,H,W), not {', '.join(type(v).__name__ for v in views)}")
-    if not views:
-        raise DataError("there is nothing to enhance: give one image, or the views of a scene")
-    shapes = dict.fromkeys(tuple(v.shape) for v in views)
-    if len(shapes) > 1:
-        raise DataError(f"the views must have one shape, not {' and '.join(map(str, shapes))}")
-    view = views[0]
-    if view.dim() not in (3, 4) or not view.is_floating_point() or not view.numel():
-        raise DataError(f"an image is (C,H,W) or (N,C,H,W) of values 0..1, not {tuple(view.shape)} of {view.dtype}")
-    if view.shape[-3] != channels:
-        raise DataError(f"the network takes images of {channels} channels, not {tuple(view.shape)}")
 
 
 def _mean_of_passes(module: nn.Module, views: Views, facts: ImageFacts, ensemble: bool, tiling: Tiling) -> Views:
