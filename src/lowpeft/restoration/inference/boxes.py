@@ -121,8 +121,8 @@ def _why_whole(facts: ImageFacts) -> str:
     if facts.square:
         return f"{facts.architecture} takes square images only and cannot be run in strips"
     return (
-        f"{facts.architecture} needs the whole image, and strips would change its result; to run it in strips all the "
-        "same, give lowpeft.describe(model, strips=True)"
+        f"{facts.architecture} needs the whole image, and strips would change its result; to allow them, give "
+        "lowpeft.describe(model, strips=True)"
     )
 
 

@@ -60,8 +60,8 @@ def enhance(
             large; `tiling` leaves too little memory for one strip, or cuts images for a network that must not be cut.
         PlanError: The network does not take and return images.
     """
-    found = enhance_views(module_of(model), views, image_facts(model), ensemble=ensemble, tiling=tiling)
-    return found[0] if len(found) == 1 else found
+    images = enhance_views(module_of(model), views, image_facts(model), ensemble=ensemble, tiling=tiling)
+    return images[0] if len(images) == 1 else images
 
 
 def enhance_views(
