@@ -119,9 +119,7 @@ class Attribution:
     @property
     def where(self) -> str:
         """Description of the patch; with several views it names the patch's view."""
-        if len(self.maps) == 1:
-            return str(self.patch)
-        return f"{self.patch} of {view_title(self.patch.view)}"
+        return str(self.patch) if len(self.maps) == 1 else f"{self.patch} of {view_title(self.patch.view)}"
 
     @property
     def normalised(self) -> Views:
@@ -134,10 +132,8 @@ class Attribution:
         """Share of the views that do not contain the patch: Σ|their maps| / Σ|all maps|, 0..1; None for one image."""
         if len(self.maps) < 2:
             return None
-        sums = dict(zip(self.views, (m.abs().sum().item() for m in self.maps), strict=True))
-        total = sum(sums.values())
-        del sums[self.patch.view]
-        return sum(sums.values()) / total
+        sums = {view: m.abs().sum().item() for view, m in zip(self.views, self.maps, strict=True)}
+        return sum(value for view, value in sums.items() if view != self.patch.view) / sum(sums.values())
 
     @property
     def diffusion_indices(self) -> tuple[float | None, ...]:
@@ -156,7 +152,11 @@ class Attribution:
         None if D does not change.
         """
         change = self.detector_sharp - self.detector_blurred
-        return abs(sum(m.sum().item() for m in self.maps) - change) / abs(change) if change else None
+        return abs(self._sum - change) / abs(change) if change else None
+
+    @property
+    def _sum(self) -> float:
+        return sum(m.sum().item() for m in self.maps)
 
     def figures(self) -> dict[str, float | None]:
         """Return every figure by its name, as `lowpeft lam` writes them."""
@@ -167,7 +167,7 @@ class Attribution:
             "diffusion_index": self.diffusion_index,
             "detector_blurred": self.detector_blurred,
             "detector_sharp": self.detector_sharp,
-            "sum_of_maps": sum(m.sum().item() for m in self.maps),
+            "sum_of_maps": self._sum,
             "completeness_error": self.completeness_error,
         }
 
@@ -274,12 +274,9 @@ def diffusion_index(attributions: Tensor) -> float | None:
         0..100, or None if all values are 0.
     """
     values = attributions.abs().double().flatten().sort().values
-    total = values.sum()
-    if not total:
-        return None
-    n = len(values)
+    n, total = len(values), values.sum()
     ranks = 2 * torch.arange(1, n + 1, dtype=torch.float64, device=values.device) - n - 1
-    return 100 * (1 - ((ranks * values).sum() / (n * total)).item())
+    return 100 * (1 - ((ranks * values).sum() / (n * total)).item()) if total else None
 
 
 def blur(image: Tensor, sigma_px: float, kernel_px: int = PUBLISHED.kernel_px) -> Tensor:
