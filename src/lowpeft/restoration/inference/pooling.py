@@ -99,7 +99,7 @@ def local_pooling(model: object, window_px: int | tuple[int, int] = DEFAULT_WIND
     """
     sides = (window_px, window_px) if isinstance(window_px, int) else window_px
     if min(sides) < 1:
-        raise PlanError(f"the sides of a window must be at least 1 px, not {sides[0]}x{sides[1]}")
+        raise PlanError(f"a window of {sides[0]}x{sides[1]} px has no pixels: its sides must be at least 1 px")
     root = root_of(model)
     pools = {path: m for path, m in base_modules(root) if _is_global(m)}
     if not pools:

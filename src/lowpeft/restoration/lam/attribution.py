@@ -294,8 +294,8 @@ def detect(image: Tensor, patch: Patch) -> Tensor:
     y, x, side = patch.y_px, patch.x_px, patch.side_px
     part = image[..., y : y + side + 1, x : x + side + 1].to("cpu", torch.float64)
     part = F.pad(part, (0, side + 1 - part.shape[-1], 0, side + 1 - part.shape[-2]), mode="replicate")
-    here = part[..., :-1, :-1]
-    squares = (part[..., :-1, 1:] - here) ** 2 + (part[..., 1:, :-1] - here) ** 2
+    inner = part[..., :-1, :-1]
+    squares = (part[..., :-1, 1:] - inner) ** 2 + (part[..., 1:, :-1] - inner) ** 2
     return (squares + EPSILON).sqrt().sum((1, 2, 3))
 
 
