@@ -31,7 +31,7 @@ from lowpeft.demo import demo_backbone
 from lowpeft.restoration.data import Example, find_scenes, load_example, scenes_with_lr
 from lowpeft.restoration.evaluation import evaluate
 from lowpeft.restoration.images import to_float, to_uint8
-from lowpeft.restoration.inference import Tiling, local_pooling, parts, reach_px
+from lowpeft.restoration.inference import Tiling, boxes, local_pooling, reach_px
 
 HEIGHT, WIDTH = 1080, 1920
 BOUNDS_MB = (("Compact", 1200), ("RCAN", 1500), ("SwinIR", 3000))
@@ -75,8 +75,8 @@ def one_pair(name: str, memory_mb: float) -> dict[str, object]:
     model = lowpeft.adapt(base, "stereo")
     left, right = torch.rand(2, 3, HEIGHT, WIDTH)
     cuts = []
-    original = parts.strips
-    parts.strips = lambda *given: cuts.append(found := original(*given)) or found
+    original = boxes.strips
+    boxes.strips = lambda *given: cuts.append(found := original(*given)) or found
     before = held_mb()
     views = lowpeft.enhance(model, left, right, tiling=Tiling(memory_mb=memory_mb))
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
@@ -87,7 +87,7 @@ def one_pair(name: str, memory_mb: float) -> dict[str, object]:
         "peak_mb": round(peak_mb - before),
         "results_mb": round(sum(v.nbytes for v in views) / 1e6),
         "strips": len(cuts[0]),
-        "strip_rows": cuts[0][0].keep_last,
+        "strip_rows": cuts[0][0].kept.stop,
     }
 
 

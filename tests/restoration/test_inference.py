@@ -14,9 +14,9 @@ from torch.optim.swa_utils import AveragedModel
 import lowpeft
 import zoo
 from lowpeft import Backbone, DataError, MultiViewModel, StereoModel, enhance
-from lowpeft.core.observation import describe
 from lowpeft.core.observation.describe import image_facts
-from lowpeft.restoration.inference import Tiling, crop_starts, reach_px
+from lowpeft.restoration.inference import Tiling, reach_px
+from lowpeft.restoration.inference.boxes import crop_starts
 from lowpeft.restoration.inference.network import run
 from states import backbone_of, facts, randomise_adapters
 
@@ -109,7 +109,7 @@ def test_the_mode_is_put_back_also_after_a_failure() -> None:
     enhance(model, *images(3, 8, 8))
     assert model.training
     wrong = stereo(lowpeft.describe(edsr(), scale=3)).train()
-    with pytest.raises(DataError, match="not 3 times"):
+    with pytest.raises(DataError, match="16x16 px"):
         enhance(wrong, *images(3, 8, 8))
     assert wrong.training
 
@@ -245,8 +245,7 @@ def test_a_model_of_three_views_gets_them_together() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_another_number_of_views_is_refused(count: int) -> None:
-    given = "1 view was" if count == 1 else f"{count} views were"
-    with pytest.raises(DataError, match=f"{given} given, but this MeanOf takes 3 views of a scene together"):
+    with pytest.raises(DataError, match=f"^{count} views? .*MeanOf.* 3 views"):
         enhance(MeanOf(Enlarge(), 3), *images(3, 9, 13, count=count))
 
 
@@ -256,7 +255,7 @@ def test_a_stereo_model_stays_one_inside_what_wraps_it(wrap: Callable[[nn.Module
     wanted = enhance(model, *images(3, 8, 12), ensemble=True)
     wrapped = wrap(model)
     assert all(map(torch.equal, enhance(wrapped, *images(3, 8, 12), ensemble=True), wanted))
-    with pytest.raises(DataError, match="1 view was given, but this StereoModel takes 2"):
+    with pytest.raises(DataError, match=r"^1 view .*StereoModel.* 2 views"):
         enhance(wrapped, *images(3, 8, 12, count=1))
 
 
@@ -269,7 +268,7 @@ def test_any_other_network_takes_views_as_separate_images() -> None:
 
 
 def test_no_view_at_all_is_refused() -> None:
-    with pytest.raises(DataError, match="nothing to enhance"):
+    with pytest.raises(DataError):
         enhance(facts(Enlarge()))
 
 
@@ -279,25 +278,40 @@ def test_the_reach_of_a_model_of_three_views_is_that_of_its_network() -> None:
     assert reach_px(MeanOf(network, 3), align_px=1) == reach_px(network, align_px=1) == 1
 
 
+class Counted(Enlarge):
+    """Counts the calls of all its copies; facts are measured on a copy."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        Counted.calls += 1
+        return super().forward(x)
+
+
 def test_facts_are_measured_once_for_a_call_and_not_for_every_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    original = describe._measured
-    monkeypatch.setattr(describe, "_measured", lambda *given: calls.append(1) or original(*given))
-    enhance(Enlarge(), *images(2, 3, 9, 13, count=3), ensemble=True, tiling=Tiling(strip_px=4, align_px=1))
-    assert calls == [1]
+    def calls(model: object, *views: Tensor, **options: object) -> int:
+        monkeypatch.setattr(Counted, "calls", 0)
+        enhance(model, *views, **options)
+        return Counted.calls
+
+    many = {"ensemble": True, "tiling": Tiling(strip_px=4, align_px=1)}
+    views = images(2, 3, 9, 13, count=3)
+    measuring = calls(Counted(), views[0]) - calls(facts(Counted()), views[0])
+    assert measuring > 0
+    assert calls(Counted(), *views, **many) - calls(facts(Counted()), *views, **many) == measuring
 
 
 # --- What is refused
 @pytest.mark.parametrize(
     ("left", "right", "words"),
     [
-        (torch.rand(3, 8, 8), torch.rand(3, 8, 9), r"one shape, not \(3, 8, 8\) and \(3, 8, 9\)"),
-        (torch.rand(8, 8), torch.rand(8, 8), r"\(C,H,W\) or \(N,C,H,W\)"),
+        (torch.rand(3, 8, 8), torch.rand(3, 8, 9), r"\(3, 8, 8\) and \(3, 8, 9\)"),
+        (torch.rand(8, 8), torch.rand(8, 8), r"\(8, 8\)"),
         (torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(3, 8, 8, dtype=torch.uint8), "torch.uint8"),
         (torch.rand(3, 0, 8), torch.rand(3, 0, 8), r"\(3, 0, 8\)"),
-        (torch.rand(1, 8, 8), torch.rand(1, 8, 8), r"images of 3 channels, not \(1, 8, 8\)"),
-        (torch.rand(2, 6, 8, 8), torch.rand(2, 6, 8, 8), r"images of 3 channels, not \(2, 6, 8, 8\)"),
-        (torch.rand(3, 8, 8), None, "1 view was given, but this StereoModel takes 2 views"),
+        (torch.rand(1, 8, 8), torch.rand(1, 8, 8), r"3 channels.*\(1, 8, 8\)"),
+        (torch.rand(2, 6, 8, 8), torch.rand(2, 6, 8, 8), r"3 channels.*\(2, 6, 8, 8\)"),
+        (torch.rand(3, 8, 8), None, "^1 view .*StereoModel.* 2 views"),
     ],
 )
 def test_what_is_no_pair_of_images_is_refused(left: Tensor, right: Tensor | None, words: str) -> None:
@@ -310,7 +324,7 @@ def test_what_is_no_pair_of_images_is_refused(left: Tensor, right: Tensor | None
 def test_a_wrong_scale_is_refused() -> None:
     network = Enlarge()
     (image,) = images(3, 8, 8, count=1)
-    with pytest.raises(DataError, match="not 7 times"):
+    with pytest.raises(DataError, match=r"16x16 px.*7"):
         enhance(facts(network, scale=7), image)
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from ...errors import DataError
 
 MB = 10**6
 
@@ -91,31 +95,54 @@ def peak_bytes(call: Callable[[], object]) -> int:
     return memory.peak
 
 
-def most_that_fits(take: Callable[[int], int], *, step: int, whole: int, budget: float) -> int:
-    """Find how many units (rows or crops) of an image can be run at once.
+@dataclass(frozen=True)
+class MemoryLimit:
+    """Memory limit of the user.
 
-    The memory of 1, 2, 4, … steps is measured and extrapolated linearly.
-
-    Args:
-        take: Function from a number of units to their peak bytes; called with multiples of `step` or with `whole`.
-        step: Numbers of units are multiples of this, or `whole`.
-        whole: Number of units of the image.
-        budget: Memory limit in bytes.
-
-    Returns:
-        The largest multiple of `step`, or `whole`, that is estimated to fit into the budget; 0 if not even one step
-        fits.
+    Attributes:
+        memory_mb: Limit in MB.
+        reserved_bytes: Bytes of it that are needed for the images, beside the network's own tensors.
     """
-    small = min(step, whole)
-    small_bytes = take(small)
-    large, large_bytes = small, small_bytes
-    room = float(small if small_bytes <= budget else 0)
-    while large < whole and large_bytes <= budget:
-        small, small_bytes = large, large_bytes
-        large = min(2 * large, whole)
-        large_bytes = take(large)
-        slope = (large_bytes - small_bytes) / (large - small)
-        room = large + (budget - large_bytes) / slope if slope > 0 else float(whole)
-        if GROWTH * large_bytes >= budget or (room >= whole and GROWTH * large >= whole):
-            break
-    return whole if room >= whole else int(room) // step * step
+
+    memory_mb: float
+    reserved_bytes: int
+
+    def most_units(
+        self, peak: Callable[[int], int], *, whole: int, step: int = 1, around: int = 0, smallest: str
+    ) -> int:
+        """Find how many units (rows or crops) of an image fit into the limit.
+
+        The memory of 1, 2, 4, … steps is measured and extrapolated linearly. E.g. 240 rows, steps of 48, 96
+        rows of context: 48, 96 and 192 rows are measured; if 192 of the 240 fit, a strip has 96 rows.
+
+        Args:
+            peak: Function from a number of units to their peak bytes; called with multiples of `step` or with `whole`.
+            whole: Number of units of the image.
+            step: Numbers of units are multiples of this, or `whole`.
+            around: Number of extra units (context) that go through the network with a part; a multiple of `step`.
+            smallest: Description of the smallest part, for messages.
+
+        Raises:
+            DataError: Not even the smallest part fits.
+        """
+        budget = (self.memory_mb * MB - self.reserved_bytes) * SAFE_SHARE
+        first = count = min(step, whole)
+        first_bytes = count_bytes = peak(count)
+        room = float(count if count_bytes <= budget else 0)
+        while count < whole and count_bytes <= budget:
+            before, bytes_before = count, count_bytes
+            count = min(2 * count, whole)
+            count_bytes = peak(count)
+            slope = (count_bytes - bytes_before) / (count - before)
+            room = count + (budget - count_bytes) / slope if slope > 0 else float(whole)
+            if GROWTH * count_bytes >= budget or (room >= whole and GROWTH * count >= whole):
+                break
+        if room >= whole:
+            return whole
+        if (units := int(room) // step * step - around) > 0:
+            return units
+        needed = self.reserved_bytes + first_bytes * min(step + around, whole) / first / SAFE_SHARE
+        raise DataError(
+            f"memory_mb={self.memory_mb:g} is too little: {smallest} takes about {math.ceil(needed / MB)} MB, of which "
+            f"{math.ceil(self.reserved_bytes / MB)} MB are for the images; raise memory_mb"
+        )

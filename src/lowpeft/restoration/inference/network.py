@@ -35,6 +35,31 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
+def check_images(views: Views, channels: int, *, batches: bool) -> None:
+    """Check images that were given for a network.
+
+    Args:
+        views: One image, or the views of a scene.
+        channels: Channels of the images that the network takes.
+        batches: True if an image may be a batch (N,C,H,W).
+
+    Raises:
+        DataError: There is no view, the views differ in shape, or one is not an image 0..1 of `channels` channels.
+    """
+    form = "(C,H,W) or (N,C,H,W)" if batches else "(C,H,W)"
+    if not views:
+        raise DataError("no image was given: give one image, or all views of a scene")
+    if not all(isinstance(view, Tensor) for view in views):
+        raise DataError(f"views must be tensors {form}, not {', '.join(type(v).__name__ for v in views)}")
+    if len(shapes := dict.fromkeys(tuple(v.shape) for v in views)) > 1:
+        raise DataError(f"the views must have one shape, not {' and '.join(map(str, shapes))}")
+    for view in views:
+        if view.dim() not in ((3, 4) if batches else (3,)) or not view.is_floating_point() or not view.numel():
+            raise DataError(f"an image must be {form} of values 0..1, not {tuple(view.shape)} of {view.dtype}")
+        if view.shape[-3] != channels:
+            raise DataError(f"the network takes images of {channels} channels, not {tuple(view.shape)}")
+
+
 def run(module: nn.Module, views: Views, facts: ImageFacts) -> Views:
     """Run a network on one image, or on the views of a scene, of a valid size.
 
@@ -49,12 +74,16 @@ def run(module: nn.Module, views: Views, facts: ImageFacts) -> Views:
         One (N,C,sH,sW) tensor per view, about 0..1, not clamped.
 
     Raises:
-        DataError: The number of views is not that of the multi-view model, or the network returns several images for
-            one.
+        DataError: The number of views is not that of the multi-view model, the network returns several images for one,
+            or the results are not `facts.scale` times as large as the views.
     """
     inputs = tuple(to_network(view, facts) for view in views)
-    if multi_view(module) is not None:
-        check_count(module, len(views))
+    if (together := multi_view(module)) is not None:
+        if len(views) != together.views:
+            raise DataError(
+                f"{len(views)} view{'' if len(views) == 1 else 's'} given, but this {type(together).__name__} takes "
+                f"{together.views} views of a scene: give all of them in one call"
+            )
         outputs = module(*inputs)
     else:
         # `torch.cat` copies even a single view. A multi-view model makes its own batch.
@@ -62,8 +91,13 @@ def run(module: nn.Module, views: Views, facts: ImageFacts) -> Views:
         outputs = output.chunk(len(views)) if isinstance(output, Tensor) else (output,)
     if not all(isinstance(o, Tensor) for o in outputs):
         tasks = f": {', '.join(facts.tasks)}" if facts.tasks else ""
-        advice = "open it for one task: load_backbone(…, task=…)" if facts.tasks else "wrap it so that it gives one"
-        raise DataError(f"the network gives several images for one{tasks}; {advice}")
+        advice = "open it for one task: load_backbone(…, task=…)" if facts.tasks else "wrap it so that it returns one"
+        raise DataError(f"the network returns several images for one{tasks}; {advice}")
+    if outputs[0].shape[-2:] != tuple(side * facts.scale for side in views[0].shape[-2:]):
+        raise DataError(
+            f"the network returned {size(outputs[0])}, which is not {facts.scale} times its input {size(views[0])}; "
+            "give its scale: lowpeft.describe(model, scale=…)"
+        )
     return tuple(to_plain(o, facts) for o in outputs)
 
 
@@ -75,44 +109,24 @@ def multi_view(module: nn.Module) -> MultiViewModel | None:
     return next((layer for layer in layers(module) if isinstance(layer, MultiViewModel)), None)
 
 
-def check_count(module: nn.Module, count: int) -> None:
-    """Check the number of views for a multi-view model; a single-image network takes any number.
-
-    Raises:
-        DataError: The model takes another number of views; the message states it.
-    """
-    model = multi_view(module)
-    if model is not None and count != model.views:
-        given = f"{count} view was" if count == 1 else f"{count} views were"
-        raise DataError(
-            f"{given} given, but this {type(model).__name__} takes {model.views} views of a scene together: "
-            "give it all of them"
-        )
-
-
-def run_scaled(module: nn.Module, views: Views, facts: ImageFacts) -> Views:
-    """Run a network as `run` does, and check that the results are `facts.scale` times as large as the views.
-
-    Raises:
-        DataError: As for `run`, or the results have another size.
-    """
-    results = run(module, views, facts)
-    if results[0].shape[-2:] != tuple(side * facts.scale for side in views[0].shape[-2:]):
-        raise DataError(
-            f"the network gave {size(results[0])}, which is not {facts.scale} times its input {size(views[0])}"
-        )
-    return results
-
-
 def run_padded(module: nn.Module, views: Views, facts: ImageFacts) -> Views:
-    """Run a network as `run_scaled` does, on views of any size: they are padded, and the results cropped back.
+    """Run a network as `run` does, on views of any size: they are padded, and the results cropped back.
 
     Raises:
-        DataError: As for `run_scaled`.
+        DataError: As for `run`.
     """
-    height, width = views[0].shape[-2:]
-    padded = tuple(pad_to(v, *facts.sides_for(height, width)) for v in views)
-    return tuple(r[..., : height * facts.scale, : width * facts.scale] for r in run_scaled(module, padded, facts))
+    height, width = (side * facts.scale for side in views[0].shape[-2:])
+    return tuple(result[..., :height, :width] for result in run(module, padded(views, facts), facts))
+
+
+def padded(views: Views, facts: ImageFacts) -> Views:
+    """Pad views at the right and bottom to a size that the network takes."""
+    return tuple(pad_to(view, *facts.sides_for(*view.shape[-2:])) for view in views)
+
+
+def first_parameter(module: nn.Module, default: Tensor) -> Tensor:
+    """Return a floating-point parameter, whose device and dtype inputs get; `default` if there is none (bicubic)."""
+    return next((p for p in module.parameters() if p.is_floating_point()), default)
 
 
 def size(view: Tensor) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -17,7 +18,6 @@ class Pass:
     """One transform of the views: transpose, then flip, then permute channels, then swap views.
 
     Attributes:
-        name: Name for people.
         transpose: True to exchange rows and columns.
         flip_rows: True to flip top to bottom.
         flip_columns: True to flip left to right.
@@ -25,7 +25,6 @@ class Pass:
         swap: True to reverse the order of the views, so that the right one goes in as the left one.
     """
 
-    name: str
     transpose: bool = False
     flip_rows: bool = False
     flip_columns: bool = False
@@ -36,7 +35,7 @@ class Pass:
     def _flips(self) -> list[int]:
         return [dim for dim, flipped in ((-2, self.flip_rows), (-1, self.flip_columns)) if flipped]
 
-    def there(self, views: Views) -> Views:
+    def apply(self, views: Views) -> Views:
         """Transform the views."""
         views = tuple(v.mT if self.transpose else v for v in views)
         views = tuple(v.flip(self._flips) if self._flips else v for v in views)
@@ -44,7 +43,7 @@ class Pass:
             views = tuple(v[:, list(self.channels)] for v in views)
         return views[::-1] if self.swap else views
 
-    def add(self, results: Views, sums: Views, top: int, left: int) -> None:
+    def add(self, results: Views, sums: Sequence[Tensor], *, top: int, left: int) -> None:
         """Undo the transform on one part of the results and add it to the sums; pixels outside `sums` are dropped.
 
         Args:
@@ -68,28 +67,20 @@ class Pass:
             place[..., y : y + rows, x : x + columns] += part.to(total.device, total.dtype)
 
 
-PLAIN = Pass(name="as it is")
+UNCHANGED = Pass()
 
 PAIR_PASSES = (
-    PLAIN,
-    Pass(name="mirrored, views swapped", flip_columns=True, swap=True),
-    Pass(name="upside down", flip_rows=True),
-    Pass(name="mirrored and upside down, views swapped", flip_rows=True, flip_columns=True, swap=True),
-    Pass(name="B, G, R", channels=(2, 1, 0)),
-    Pass(name="G, B, R", channels=(1, 2, 0)),
+    UNCHANGED,
+    Pass(flip_columns=True, swap=True),
+    Pass(flip_rows=True),
+    Pass(flip_rows=True, flip_columns=True, swap=True),
+    Pass(channels=(2, 1, 0)),
+    Pass(channels=(1, 2, 0)),
 )
 """ASteISR's six passes. Mirroring puts the left camera on the right, so the views are swapped. Disparities must stay
-horizontal, so nothing is transposed."""
+horizontal, so nothing is transposed. Last are the colour orders B, G, R and G, B, R."""
 
-IMAGE_PASSES = tuple(
-    Pass(
-        name=" ".join(w for w, on in (("transposed", t), ("upside down", r), ("mirrored", c)) if on) or PLAIN.name,
-        transpose=t,
-        flip_rows=r,
-        flip_columns=c,
-    )
-    for t, r, c in product((False, True), repeat=3)
-)
+IMAGE_PASSES = tuple(Pass(transpose=t, flip_rows=r, flip_columns=c) for t, r, c in product((False, True), repeat=3))
 """Passes for single images: the eight symmetries of the square (EDSR, CVPR workshops 2017)."""
 
 VIEW_PASSES = tuple(p for p in PAIR_PASSES if not p.swap)
@@ -103,14 +94,9 @@ COLOURS = 3
 def passes(module: nn.Module, channels: int, *, ensemble: bool) -> tuple[Pass, ...]:
     """Choose the passes for a model: one without `ensemble`, else those for its sort of views."""
     if not ensemble:
-        return (PLAIN,)
+        return (UNCHANGED,)
     model = multi_view(module)
     if model is None:
         return IMAGE_PASSES
     chosen = PAIR_PASSES if isinstance(model, StereoModel) else VIEW_PASSES
     return tuple(p for p in chosen if p.channels is None or channels == COLOURS)
-
-
-def mean_image(total: Tensor, count: int) -> Tensor:
-    """Divide the sum of `count` passes by their number and clamp to 0..1, in place."""
-    return (total.div_(count) if count > 1 else total).clamp_(0, 1)

@@ -99,25 +99,26 @@ def local_pooling(model: object, window_px: int | tuple[int, int] = DEFAULT_WIND
     """
     sides = (window_px, window_px) if isinstance(window_px, int) else window_px
     if min(sides) < 1:
-        raise PlanError(f"a window of {sides[0]}x{sides[1]} px has no pixels")
+        raise PlanError(f"a window of {sides[0]}x{sides[1]} px has no pixels: its sides must be at least 1 px")
     root = root_of(model)
     pools = {path: m for path, m in base_modules(root) if _is_global(m)}
     if not pools:
-        raise PlanError("the network has no global average pool (nn.AdaptiveAvgPool2d(1)) that could be made local")
+        raise PlanError("the network has no global average pool, nn.AdaptiveAvgPool2d(1), to make local")
     trial = Trial(root)
     with torch.no_grad():
         shares = _shares(trial.twin, trial.running_example(), tuple(pools))
-    before = {path: (type(pool), dict(pool.__dict__)) for path, pool in pools.items()}
+    before = [(pool, type(pool), pool.__dict__.get(WINDOW)) for pool in pools.values()]
     try:
         for path, (down, across) in shares.items():
             _localise(pools[path], (max(1, round(sides[0] * down)), max(1, round(sides[1] * across))))
         yield len(shares)
     finally:
-        for path, (kind, attributes) in before.items():
-            pools[path].__class__ = kind
-            pools[path].__dict__.pop(WINDOW, None)
-            if WINDOW in attributes:
-                pools[path].__dict__[WINDOW] = attributes[WINDOW]
+        for pool, kind, window in before:
+            pool.__class__ = kind
+            if window is None:
+                pool.__dict__.pop(WINDOW, None)
+            else:
+                pool.__dict__[WINDOW] = window
 
 
 def _is_global(module: nn.Module) -> bool:
@@ -149,7 +150,7 @@ def _shares(root: nn.Module, example: Example, pools: tuple[str, ...]) -> dict[s
         example.call(root)
     except Exception as error:
         raise PlanError(
-            "the network cannot work with local pools: it takes what a global pool gives for one value per channel"
+            "the network cannot run with local pools, because it expects one value per channel from a global pool"
         ) from error
     height, width = example.first.shape[-2:]
     return {path: (rows / height, columns / width) for path, (rows, columns) in sides.items()}

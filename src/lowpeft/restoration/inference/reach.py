@@ -11,10 +11,10 @@ from ...core.attachment.record import module_of
 from ...core.observation.describe import image_facts
 from ...errors import DataError
 from ...ports.facts import ImageFacts
-from .network import Views, in_eval_mode, multi_view, run_scaled
+from .network import first_parameter, in_eval_mode, multi_view, run
 from .tiling import Tiling
 
-WIDTH_PX = 32
+WIDTH_PX, GREY = 32, 0.5
 MOST_ROWS = 1024
 """Maximum height of the image above the marked rows; a network that reaches farther counts as global."""
 
@@ -54,16 +54,16 @@ def reach_px(model: object, *, align_px: int | None = None) -> int | None:
 
 def _reach(module: nn.Module, facts: ImageFacts, align: int) -> int | None:
     above = 2 * align
-    while (found := _spread(module, facts, above, align)) is None:
+    while (reach := _spread(module, facts, above, align)) is None:
         above *= 2
         if above > MOST_ROWS:
             return None
-    if _spread(module, facts, above + align, align) != found:
+    if _spread(module, facts, above + align, align) != reach:
         raise DataError(
-            f"the network's windows do not lie the same at all multiples of {align} rows: choose another align_px, "
-            "a multiple of their height"
+            f"the network's windows do not begin at all multiples of {align} rows: choose another align_px, a multiple "
+            "of their height"
         )
-    return None if _wraps(module, facts, 2 * above + align) else max(found)
+    return None if _wraps(module, facts, 2 * above + align) else max(reach)
 
 
 def _spread(module: nn.Module, facts: ImageFacts, first: int, count: int) -> tuple[int, int] | None:
@@ -71,10 +71,8 @@ def _spread(module: nn.Module, facts: ImageFacts, first: int, count: int) -> tup
 
     None if the dependent rows reach a border of the image.
     """
-    image = _grey(module, facts, 2 * first + count)
-    image[..., first : first + count, :] = math.nan
-    touched = torch.stack([r.isnan().any(-1).any(1).any(0) for r in _results(module, facts, image)]).any(0)
-    rows = touched.nonzero().flatten() // facts.scale
+    results = _run_marked(module, facts, 2 * first + count, slice(first, first + count), math.nan)
+    rows = results.isnan().any(-1).any(1).any(0).nonzero().flatten() // facts.scale
     low, high = int(rows[0]), int(rows[-1])
     if low == 0 or high >= 2 * first + count - 1:
         return None
@@ -86,21 +84,20 @@ def _wraps(module: nn.Module, facts: ImageFacts, height: int) -> bool:
 
     Compares values instead of using NaN, because attention masks let a NaN pass.
     """
-    image = _grey(module, facts, height)
-    other = image.clone()
-    other[..., -(image.shape[-2] // 4) :, :] = 0
-    top = slice(0, height // 4)
-    pairs = zip(_results(module, facts, image), _results(module, facts, other), strict=True)
-    return any(bool((a[..., top, :] - b[..., top, :]).abs().max() > SAME) for a, b in pairs)
+    bottom = slice(-(facts.sides_for(height, 1)[0] // 4), None)
+    grey, marked = (_run_marked(module, facts, height, bottom, value) for value in (GREY, 0.0))
+    return bool((grey - marked)[..., : height // 4, :].abs().max() > SAME)
 
 
-def _grey(module: nn.Module, facts: ImageFacts, height: int) -> Tensor:
-    """Return a grey image of at least `height` rows, of a size that the network takes."""
-    parameter = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
-    shape = (1, facts.channels, *facts.sides_for(height, math.lcm(WIDTH_PX, facts.size_multiple)))
-    return torch.full(shape, 0.5, device=parameter.device, dtype=parameter.dtype)
+def _run_marked(module: nn.Module, facts: ImageFacts, height: int, rows: slice, value: float) -> Tensor:
+    """Run the network on a grey image, of at least `height` rows, that has another value in some rows.
 
-
-def _results(module: nn.Module, facts: ImageFacts, image: Tensor) -> Views:
+    Returns:
+        The results for all views in one batch.
+    """
+    like = first_parameter(module, default=torch.empty(0))
+    sides = facts.sides_for(height, math.lcm(WIDTH_PX, facts.size_multiple))
+    image = torch.full((1, facts.channels, *sides), GREY, device=like.device, dtype=like.dtype)
+    image[..., rows, :] = value
     model = multi_view(module)
-    return run_scaled(module, (image,) * (1 if model is None else model.views), facts)
+    return torch.cat(run(module, (image,) * (1 if model is None else model.views), facts))

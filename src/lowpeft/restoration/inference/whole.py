@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from ...core.attachment.record import module_of
 from ...core.observation.describe import image_facts
-from ...core.padding import pad_to
-from ...errors import DataError
 from ...ports.facts import ImageFacts
-from .network import Views, check_count, in_eval_mode
-from .parts import cut_into_parts
-from .passes import mean_image, passes
+from .boxes import Box, cut, kept_results, run_boxes
+from .memory import MemoryLimit
+from .network import Views, check_images, first_parameter, in_eval_mode, padded
+from .passes import Pass, passes
 from .tiling import Tiling
 
 WHOLE = Tiling()
@@ -61,62 +60,59 @@ def enhance(
             large; `tiling` leaves too little memory for one strip, or cuts images for a network that must not be cut.
         PlanError: The network does not take and return images.
     """
-    found = enhance_views(module_of(model), views, image_facts(model), ensemble=ensemble, tiling=tiling)
-    return found[0] if len(found) == 1 else found
+    images = enhance_views(module_of(model), views, image_facts(model), ensemble=ensemble, tiling=tiling)
+    return images[0] if len(images) == 1 else images
 
 
 def enhance_views(
     module: nn.Module, views: Views, facts: ImageFacts, *, ensemble: bool = False, tiling: Tiling = WHOLE
 ) -> Views:
     """Run `enhance` with known facts; return a tuple even for one view."""
-    _check(module, views, facts.channels)
-    # Interpolation baselines have no parameters.
-    parameter = next((p for p in module.parameters() if p.is_floating_point()), views[0])
-    batches = tuple((v if v.dim() == 4 else v[None]).to(parameter.device, parameter.dtype) for v in views)
+    check_images(views, facts.channels, batches=True)
+    like = first_parameter(module, default=views[0])
+    batches = tuple((v if v.dim() == 4 else v[None]).to(like.device, like.dtype) for v in views)
     with in_eval_mode(module):
         images = _mean_of_passes(module, batches, facts, ensemble, tiling)
     return images if views[0].dim() == 4 else tuple(image[0] for image in images)
 
 
-def _check(module: nn.Module, views: Views, channels: int) -> None:
-    if not all(isinstance(view, Tensor) for view in views):
-        raise DataError(f"views are tensors (C,H,W) or (N,C,H,W), not {', '.join(type(v).__name__ for v in views)}")
-    if not views:
-        raise DataError("there is nothing to enhance: give one image, or the views of a scene")
-    check_count(module, len(views))
-    shapes = dict.fromkeys(tuple(v.shape) for v in views)
-    if len(shapes) > 1:
-        raise DataError(f"the views must have one shape, not {' and '.join(map(str, shapes))}")
-    view = views[0]
-    if view.dim() not in (3, 4) or not view.is_floating_point() or not view.numel():
-        raise DataError(f"an image is (C,H,W) or (N,C,H,W) of values 0..1, not {tuple(view.shape)} of {view.dtype}")
-    if view.shape[-3] != channels:
-        raise DataError(f"the network takes images of {channels} channels, not {tuple(view.shape)}")
-
-
 def _mean_of_passes(module: nn.Module, views: Views, facts: ImageFacts, ensemble: bool, tiling: Tiling) -> Views:
-    ways = passes(module, facts.channels, ensemble=ensemble)
+    chosen = passes(module, facts.channels, ensemble=ensemble)
     sides = tuple(side * facts.scale for side in views[0].shape[-2:])
-    sums: Views = ()
-    chosen: dict[torch.Size, int] = {}
-    for way in ways:
-        seen = (pad_to(v, *facts.sides_for(*v.shape[-2:])) for v in way.there(views))
-        cut = cut_into_parts(module, tuple(seen), facts, tiling)
-        if cut.shape not in chosen:
-            chosen[cut.shape] = cut.at_once(tiling, kept_bytes=_kept_bytes(views, sides))
-        for part in cut.parts(chosen[cut.shape]):
-            if not sums:
-                first = part.results[0]
-                dtype = torch.promote_types(first.dtype, torch.float32)
-                sums = tuple(torch.zeros(len(v), first.shape[1], *sides, dtype=dtype) for v in views)
-            way.add(part.results, tuple(total[part.images] for total in sums), part.top, part.left)
-            del part  # free its results before the next part is run
-        del cut  # free its views before the next pass makes its own
-    return tuple(mean_image(total, len(ways)) for total in sums)
+    limit = None if tiling.memory_mb is None else MemoryLimit(tiling.memory_mb, _bytes_of_images(views, sides))
+    sums: list[Tensor] = []
+    groups: dict[torch.Size, list[list[Box]]] = {}  # by shape: a transposed image is cut in another way
+
+    # Two functions, so that the views of a pass are freed before the next pass, and results before the next group.
+    def add_pass(each: Pass) -> None:
+        inputs = padded(each.apply(views), facts)
+        shape = inputs[0].shape
+        if shape not in groups:
+            groups[shape] = cut(module, inputs, facts, tiling, limit)
+        for boxes in groups[shape]:
+            add_boxes(each, inputs, boxes)
+
+    def add_boxes(each: Pass, inputs: Views, boxes: list[Box]) -> None:
+        results = run_boxes(module, inputs, facts, boxes)
+        if not sums:
+            like = results[0]
+            dtype = torch.promote_types(like.dtype, torch.float32)
+            sums.extend(torch.zeros(len(v), like.shape[1], *sides, dtype=dtype) for v in views)
+        for box, kept in kept_results(results, boxes, facts.scale):
+            each.add(
+                kept,
+                [s[box.images] for s in sums],
+                top=box.kept.start * facts.scale,
+                left=box.columns.start * facts.scale,
+            )
+
+    for each in chosen:
+        add_pass(each)
+    return tuple(total.div_(len(chosen)).clamp_(0, 1) for total in sums)
 
 
-def _kept_bytes(views: Views, sides: tuple[int, ...]) -> int:
-    """Return the bytes needed beside the network's tensors: copies of the views and, on the CPU, the results."""
+def _bytes_of_images(views: Views, sides: tuple[int, ...]) -> int:
+    """Return the bytes of copies of the views and, on the CPU, of the results."""
     copies = COPIES * sum(v.nbytes for v in views)
     if views[0].device.type != "cpu":
         return copies

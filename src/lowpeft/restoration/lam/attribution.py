@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from ...core.observation.describe import image_facts
 from ...errors import DataError, did_you_mean
 from ...families.quirks import DIFFERENTIABLE_IN_TRAINING_ONLY
 from ...ports.facts import ImageFacts
-from ..inference.network import in_eval_mode, run_padded, size
+from ..inference.network import Views, check_images, first_parameter, in_eval_mode, run_padded, size
 
 PAIR = ("left", "right")
 
@@ -106,7 +106,7 @@ class Attribution:
         detector_sharp: D of the result for the unblurred views.
     """
 
-    maps: tuple[Tensor, ...]
+    maps: Views
     patch: Patch
     detector_blurred: float
     detector_sharp: float
@@ -119,12 +119,10 @@ class Attribution:
     @property
     def where(self) -> str:
         """Description of the patch; with several views it names the patch's view."""
-        if len(self.maps) == 1:
-            return str(self.patch)
-        return f"{self.patch} of {view_title(self.patch.view)}"
+        return str(self.patch) if len(self.maps) == 1 else f"{self.patch} of {view_title(self.patch.view)}"
 
     @property
-    def normalised(self) -> tuple[Tensor, ...]:
+    def normalised(self) -> Views:
         """|map| of each view divided by the largest |value| in all maps: (H,W), 0..1."""
         peak = max(m.abs().max() for m in self.maps)
         return tuple(m.abs() / peak for m in self.maps)
@@ -134,10 +132,8 @@ class Attribution:
         """Share of the views that do not contain the patch: Σ|their maps| / Σ|all maps|, 0..1; None for one image."""
         if len(self.maps) < 2:
             return None
-        sums = dict(zip(self.views, (m.abs().sum().item() for m in self.maps), strict=True))
-        total = sum(sums.values())
-        del sums[self.patch.view]
-        return sum(sums.values()) / total
+        sums = {view: m.abs().sum().item() for view, m in zip(self.views, self.maps, strict=True)}
+        return sum(value for view, value in sums.items() if view != self.patch.view) / sum(sums.values())
 
     @property
     def diffusion_indices(self) -> tuple[float | None, ...]:
@@ -156,7 +152,11 @@ class Attribution:
         None if D does not change.
         """
         change = self.detector_sharp - self.detector_blurred
-        return abs(sum(m.sum().item() for m in self.maps) - change) / abs(change) if change else None
+        return abs(self._sum - change) / abs(change) if change else None
+
+    @property
+    def _sum(self) -> float:
+        return sum(m.sum().item() for m in self.maps)
 
     def figures(self) -> dict[str, float | None]:
         """Return every figure by its name, as `lowpeft lam` writes them."""
@@ -167,7 +167,7 @@ class Attribution:
             "diffusion_index": self.diffusion_index,
             "detector_blurred": self.detector_blurred,
             "detector_sharp": self.detector_sharp,
-            "sum_of_maps": sum(m.sum().item() for m in self.maps),
+            "sum_of_maps": self._sum,
             "completeness_error": self.completeness_error,
         }
 
@@ -229,27 +229,33 @@ def attribute(
     """
     facts, module = image_facts(model), module_of(model)
     _check_views(views, facts, settings)
-    height, width = (side * facts.scale for side in views[0].shape[-2:])
-    _check_patch(patch, view_names(len(views)), (height, width))
-    like = next(module.parameters(), views[0])  # the bicubic baseline has no parameters
+    names = view_names(len(views))
+    _check_patch(patch, names, views[0].shape[-2] * facts.scale, views[0].shape[-1] * facts.scale)
+    like = first_parameter(module, default=views[0])
     detected: list[Tensor] = []
     with _differentiable(module):
         sharp_views = tuple(v.detach().to("cpu", torch.float64, copy=True) for v in views)
         maps = [v.new_zeros(v.shape[-2:]) for v in sharp_views]
         for images, changes in _walk(sharp_views, settings):
             inputs = tuple(i.to(like.device, like.dtype, copy=True).requires_grad_() for i in images)
-            found = _detected(module, inputs, facts, patch)
-            found.sum().backward()  # type: ignore[no-untyped-call]  # not autograd.grad: reentrant checkpoints refuse it
+            result = run_padded(module, inputs, facts)[names.index(patch.view)]
+            if not result.requires_grad:
+                raise DataError(
+                    "the network's output has no gradient, so it cannot be attributed: give the trainable module "
+                    "itself, not an inference wrapper"
+                )
+            values = detect(result, patch)
+            values.sum().backward()  # type: ignore[no-untyped-call]  # reentrant checkpoints refuse autograd.grad
             for total, image, change in zip(maps, inputs, changes, strict=True):
                 if image.grad is not None:
                     total += (image.grad.to(change) * change).sum((0, 1))
-            detected.append(found.detach())
+            detected.append(values.detach())
             advance("")
     values = torch.cat(detected)
     if not all(t.isfinite().all() for t in (values, *maps)):
         raise DataError("the network's output or its gradient is NaN or infinite, so it cannot be attributed")
     if not any(m.any() for m in maps):
-        raise DataError(f"nothing in the views acts on the patch of {patch}: is the image flat there?")
+        raise DataError(f"no pixel of the views influences the patch, {patch}: choose one where the image is not flat")
     blurred, sharp = values[0].item(), values[-1].item()
     return Attribution(maps=tuple(maps), patch=patch, detector_blurred=blurred, detector_sharp=sharp)
 
@@ -268,12 +274,9 @@ def diffusion_index(attributions: Tensor) -> float | None:
         0..100, or None if all values are 0.
     """
     values = attributions.abs().double().flatten().sort().values
-    total = values.sum()
-    if not total:
-        return None
-    n = len(values)
+    n, total = len(values), values.sum()
     ranks = 2 * torch.arange(1, n + 1, dtype=torch.float64, device=values.device) - n - 1
-    return 100 * (1 - ((ranks * values).sum() / (n * total)).item())
+    return 100 * (1 - ((ranks * values).sum() / (n * total)).item()) if total else None
 
 
 def blur(image: Tensor, sigma_px: float, kernel_px: int = PUBLISHED.kernel_px) -> Tensor:
@@ -291,12 +294,12 @@ def detect(image: Tensor, patch: Patch) -> Tensor:
     y, x, side = patch.y_px, patch.x_px, patch.side_px
     part = image[..., y : y + side + 1, x : x + side + 1].to("cpu", torch.float64)
     part = F.pad(part, (0, side + 1 - part.shape[-1], 0, side + 1 - part.shape[-2]), mode="replicate")
-    here = part[..., :-1, :-1]
-    squares = (part[..., :-1, 1:] - here) ** 2 + (part[..., 1:, :-1] - here) ** 2
+    inner = part[..., :-1, :-1]
+    squares = (part[..., :-1, 1:] - inner) ** 2 + (part[..., 1:, :-1] - inner) ** 2
     return (squares + EPSILON).sqrt().sum((1, 2, 3))
 
 
-def _walk(views: tuple[Tensor, ...], settings: LamSettings) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
+def _walk(views: Views, settings: LamSettings) -> Iterator[tuple[Views, Views]]:
     """Yield chunks of steps from blurred to sharp: their images, and the differences to the previous step, by view.
 
     Both are (steps,C,H,W) per view. Step 0 has no previous step; its difference is 0.
@@ -308,17 +311,6 @@ def _walk(views: tuple[Tensor, ...], settings: LamSettings) -> Iterator[tuple[tu
         images = tuple(torch.stack([blur(v, s, settings.kernel_px) for s in part]) for v in views)
         yield images, tuple(torch.cat((b[None], i)).diff(dim=0) for b, i in zip(before, images, strict=True))
         before = tuple(i[-1] for i in images)
-
-
-def _detected(module: nn.Module, inputs: tuple[Tensor, ...], facts: ImageFacts, patch: Patch) -> Tensor:
-    """Return D of the network's result for each step: (steps,), differentiable with respect to the inputs."""
-    found = detect(run_padded(module, inputs, facts)[view_names(len(inputs)).index(patch.view)], patch)
-    if not found.requires_grad:
-        raise DataError(
-            "the network's output carries no gradient, so it cannot be attributed: give the trainable module itself, "
-            "not an inference wrapper"
-        )
-    return found
 
 
 @contextmanager
@@ -339,36 +331,27 @@ def _differentiable(model: nn.Module) -> Iterator[None]:
                 parameter.requires_grad_(flag)
 
 
-def _check_views(views: tuple[Tensor, ...], facts: ImageFacts, settings: LamSettings) -> None:
-    if not views:
-        raise DataError("there is nothing to attribute to: give one image, or the views of a scene")
-    for view in views:
-        if view.dim() != 3 or not view.is_floating_point() or not view.numel():
-            raise DataError(f"an image is (C,H,W) of values 0..1, not {tuple(view.shape)} of {view.dtype}")
-        if len(view) != facts.channels:
-            raise DataError(f"the network takes images of {facts.channels} channels, not {len(view)}")
-        if not view.isfinite().all():
-            raise DataError("an image holds NaN or infinity")
-    if len({v.shape for v in views}) > 1:
-        raise DataError(f"the views differ in size: {' and '.join(map(size, views))}")
-    height, width = views[0].shape[-2:]
-    if min(height, width) <= settings.kernel_px // 2:
-        raise DataError(f"a view of {size(views[0])} is too small for a blur with a kernel of {settings.kernel_px} px")
-    fixed = facts.fixed_px
-    if fixed is not None and (height, width) != (fixed, fixed):
+def _check_views(views: Views, facts: ImageFacts, settings: LamSettings) -> None:
+    check_images(views, facts.channels, batches=False)
+    if not all(view.isfinite().all() for view in views):
+        raise DataError("an image contains NaN or infinity")
+    if min(views[0].shape[-2:]) <= settings.kernel_px // 2:
         raise DataError(
-            f"the network takes images of {fixed}x{fixed} px only, not {size(views[0])}: cut the views first"
+            f"a view of {size(views[0])} is too small for a blur with a kernel of {settings.kernel_px} px: its sides "
+            f"must be at least {settings.kernel_px // 2 + 1} px"
         )
+    fixed = facts.fixed_px
+    if fixed is not None and views[0].shape[-2:] != (fixed, fixed):
+        raise DataError(f"the network takes images of {fixed}x{fixed} px only, not {size(views[0])}: crop the views")
 
 
-def _check_patch(patch: Patch, known: tuple[str, ...], size_px: tuple[int, int]) -> None:
-    """Raise for a patch whose view is unknown, or that is not inside a result of that (height, width)."""
-    if patch.view not in known:
-        raise DataError(f"there is no view {patch.view!r}{did_you_mean(str(patch.view), known)}: {', '.join(known)}")
-    numbers = [getattr(patch, f.name) for f in fields(patch) if f.name != "view"]
-    if any(type(n) is not int for n in numbers):
-        raise DataError(f"a patch is given in whole HR pixels, not {numbers}")
-    height, width = size_px
-    y, x, side = numbers
-    if side < 1 or min(y, x) < 0 or y + side > height or x + side > width:
-        raise DataError(f"the patch, {patch}, does not lie in the result of {width}x{height} px")
+def _check_patch(patch: Patch, names: tuple[str, ...], height: int, width: int) -> None:
+    """Raise for a patch whose view is unknown, or that is not inside a result of that size."""
+    if patch.view not in names:
+        raise DataError(f"there is no view {patch.view!r}{did_you_mean(str(patch.view), names)}: {', '.join(names)}")
+    least = {"y_px": 0, "x_px": 0, "side_px": 1}
+    problems = [p for name, low in least.items() for p in checks.whole(name, getattr(patch, name), least=low)]
+    if problems:
+        raise DataError("the patch must be given in whole HR pixels:", problems=problems)
+    if patch.y_px + patch.side_px > height or patch.x_px + patch.side_px > width:
+        raise DataError(f"the patch, {patch}, is not inside the result of {width}x{height} px")

@@ -40,27 +40,43 @@ def draw_attributions(
     for network, attribution in columns.items():
         titles = [f"{network}, {name}{_remark(attribution, i)}" for i, name in enumerate(names)]
         rows.append(list(zip(titles, map(heat, views, attribution.maps), strict=True)))
-    enlarge = -(-VIEW_PX // views[0].shape[-1])
-    height, width = (side * enlarge for side in views[0].shape[-2:])
-    row_px, column_px = LINE_PX + height + MARGIN_PX, width + MARGIN_PX
-    sheet_px, top = len(views) * column_px + MARGIN_PX, len(rows) * row_px + MARGIN_PX
-    lines = [line for note in notes for line in textwrap.wrap(note, int((sheet_px - 2 * MARGIN_PX) / CHARACTER_PX))]
-    sheet = Image.new("RGB", (sheet_px, top + len(lines) * LINE_PX + MARGIN_PX), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT_PX)
     patch = next(iter(columns.values())).patch
     outlined = view_names(len(views)).index(patch.view)
+    enlarge = -(-VIEW_PX // views[0].shape[-1])
+    top, left, side = (px * enlarge / scale for px in (patch.y_px, patch.x_px, patch.side_px))
+    corners = [round(px) for px in (left, top, left + side, top + side)]
+    panels = [
+        [_panel(title, image, enlarge, corners if i == outlined else None) for i, (title, image) in enumerate(row)]
+        for row in rows
+    ]
+    return _sheet(panels, notes)
+
+
+def _panel(title: str, image: Tensor, enlarge: int, outline: list[int] | None) -> Image.Image:
+    """Draw an enlarged image (3,H,W) below its title, with an outline (left, top, right, bottom)."""
+    picture = as_picture(image)
+    picture = picture.resize((picture.width * enlarge, picture.height * enlarge), Image.Resampling.NEAREST)
+    if outline is not None:
+        left, top, right, bottom = outline
+        ImageDraw.Draw(picture).rectangle([left, top, max(left, right - 1), max(top, bottom - 1)], outline="cyan")
+    panel = Image.new("RGB", (picture.width, LINE_PX + picture.height), "white")
+    panel.paste(picture, (0, LINE_PX))
+    ImageDraw.Draw(panel).text((0, 0), title, fill="black", font=ImageFont.load_default(TEXT_PX))
+    return panel
+
+
+def _sheet(rows: Sequence[Sequence[Image.Image]], notes: Sequence[str]) -> Image.Image:
+    """Put panels of one size on a sheet, and the notes below them."""
+    column_px, row_px = (px + MARGIN_PX for px in rows[0][0].size)
+    width, top = MARGIN_PX + len(rows[0]) * column_px, MARGIN_PX + len(rows) * row_px
+    lines = [line for note in notes for line in textwrap.wrap(note, int((width - 2 * MARGIN_PX) / CHARACTER_PX))]
+    sheet = Image.new("RGB", (width, top + len(lines) * LINE_PX + MARGIN_PX), "white")
     for row, panels in enumerate(rows):
-        for column, (title, image) in enumerate(panels):
-            x, y = MARGIN_PX + column * column_px, MARGIN_PX + row * row_px
-            draw.text((x, y), title, fill="black", font=font)
-            sheet.paste(as_picture(image).resize((width, height), Image.Resampling.NEAREST), (x, y + LINE_PX))
-            if column == outlined:
-                left, upper = (p * enlarge / scale for p in (patch.x_px, patch.y_px))
-                side = patch.side_px * enlarge / scale
-                corners = [x + left, y + LINE_PX + upper, x + left + side, y + LINE_PX + upper + side]
-                draw.rectangle([round(c) for c in corners], outline="cyan", width=1)
+        for column, panel in enumerate(panels):
+            sheet.paste(panel, (MARGIN_PX + column * column_px, MARGIN_PX + row * row_px))
     for i, line in enumerate(lines):
-        draw.text((MARGIN_PX, top + i * LINE_PX), line, fill="dimgray", font=font)
+        position = (MARGIN_PX, top + i * LINE_PX)
+        ImageDraw.Draw(sheet).text(position, line, fill="dimgray", font=ImageFont.load_default(TEXT_PX))
     return sheet
 
 
