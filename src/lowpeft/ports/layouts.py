@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import PlanError
 
 Size = tuple[int, int]
-"""Type of the height and width of a feature map, in positions."""
+"""Height and width: of a feature map in positions, of an image in pixels."""
 
 
 class Layout(StrEnum):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ...errors import DataError
 from ...registry import Registry
-from .model import Views
+from .model import ViewCount
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class FolderLayout:
 
     name: str
     title: str
-    views: Views
+    views: ViewCount
     hr_folder: str = ""
     lr_folder: str | None = None
     forms: tuple[Form, ...]
