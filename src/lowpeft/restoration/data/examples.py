@@ -12,7 +12,7 @@ from ...errors import DataError
 from ...ports.layouts import Size
 from ..images import Border, image_size, matlab_downscale, matlab_halve, mod_crop, read_image
 from .layouts import MARKED
-from .model import AnyPath, Example, Rectangle, Scene, ViewCount, px
+from .model import AnyPath, Example, Rectangle, Scene, px
 
 
 def load_example(
@@ -108,7 +108,7 @@ def _size(view: Tensor) -> Size:
     return view.shape[-2], view.shape[-1]
 
 
-def read_clean_crops(folder: AnyPath, *, views: ViewCount = 2) -> dict[str, Rectangle]:
+def read_clean_crops(folder: AnyPath, *, views: int = 2) -> dict[str, Rectangle]:
     """Read the usable rectangles [x0, y0, x1, y1) in HR px, by scene name, from `manifest.json`.
 
     The manifest is a list of objects with `scene` (the name) and optionally `clean_crop`. Return an empty dict if

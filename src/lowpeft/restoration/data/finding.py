@@ -11,7 +11,7 @@ from pathlib import Path
 from ...errors import DataError, did_you_mean
 from ..images import IMAGE_SUFFIXES
 from .layouts import LAYOUTS, PLAIN, SUFFIXED, FolderLayout, pattern, written
-from .model import SIDES, AnyPath, Scene, ViewCount
+from .model import SIDES, AnyPath, Scene
 
 _Form = tuple[str, ...]
 _SUFFIXES = tuple(IMAGE_SUFFIXES)
@@ -25,7 +25,7 @@ def find_scenes(
     *,
     scale: int | None = None,
     lr_folder: AnyPath | None = None,
-    views: ViewCount = 2,
+    views: int = 2,
     layout: str | None = None,
 ) -> tuple[Scene, ...]:
     """Return the scenes of a folder in any of the layouts of `LAYOUTS`, sorted by name.
@@ -54,7 +54,7 @@ def scenes_with_lr(
     *,
     scale: int | None = None,
     lr_folder: AnyPath | None = None,
-    views: ViewCount = 2,
+    views: int = 2,
     layout: str | None = None,
 ) -> tuple[tuple[Scene, ...], tuple[str, ...]]:
     """Return the scenes that have LR files, and the names of those without; arguments are those of `find_scenes`.
@@ -100,6 +100,8 @@ def _find(
 
 def _recognise(root: Path, views: int, layout: str | None) -> FolderLayout:
     rows = {row.name: row for row in LAYOUTS.values() if row.views == views}
+    if not rows:
+        raise DataError(f"views must be 1 (images) or 2 (stereo pairs), not {views!r}")
     if layout is not None:
         if layout not in rows:
             hint = did_you_mean(layout, rows)

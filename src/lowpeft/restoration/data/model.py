@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 
@@ -13,7 +12,6 @@ from ...errors import DataError
 from ...ports.layouts import Size
 
 AnyPath = str | os.PathLike[str]
-ViewCount = Literal[1, 2]
 Rectangle = tuple[int, int, int, int]
 """Rectangle [x0, y0, x1, y1) in px: the top left pixel (x0, y0) is inside, the bottom right (x1, y1) is outside."""
 

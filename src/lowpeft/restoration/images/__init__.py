@@ -3,7 +3,7 @@
 An image is a tensor (3, H, W), RGB, uint8 0..255 or float 0..1. Only files need Pillow.
 """
 
-from .files import IMAGE_SUFFIXES, as_picture, image_size, make_folder, read_image, write_image
+from .files import IMAGE_SUFFIXES, as_picture, image_size, make_folder, read_image, write_image, write_picture
 from .resizing import Border, bicubic_upscale, matlab_downscale, matlab_halve, mod_crop
 from .values import eight_bit, to_float, to_uint8
 
@@ -22,4 +22,5 @@ __all__ = [
     "to_float",
     "to_uint8",
     "write_image",
+    "write_picture",
 ]

@@ -129,14 +129,23 @@ def write_image(image: torch.Tensor, path: str | os.PathLike[str]) -> None:
     Raises:
         DataError: The image is not (3, H, W) of such values, the suffix is unknown, or the path cannot be written.
     """
-    path = Path(path)
-    suffix = path.suffix.lower()
     if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
         raise DataError(f"cannot write {path}: expected an image (3, H, W), not shape {tuple(image.shape)}")
+    write_picture(as_picture(image), path)
+
+
+def write_picture(picture: Image, path: str | os.PathLike[str]) -> None:
+    """Write a Pillow image as `write_image` writes an image.
+
+    Raises:
+        DataError: The suffix is unknown, or the path cannot be written.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
     if suffix not in _WRITERS:
         known = f"{did_you_mean(suffix, _WRITERS)}; known: {', '.join(sorted(_WRITERS))}"
         raise DataError(f"cannot write {path}: {path.suffix!r} is not the suffix of a known image format{known}")
-    picture, (format_name, options) = as_picture(image), _WRITERS[suffix]
+    format_name, options = _WRITERS[suffix]
     try:
         with new_file(path, durable=False) as temporary:
             picture.save(temporary, format=format_name, **options)
