@@ -45,7 +45,7 @@ def test_an_unknown_name_is_refused_with_the_nearest() -> None:
 @pytest.mark.parametrize("names", [("c", "a"), ("c", "c")])
 def test_all_entries_are_registered_or_none(names: tuple[str, ...]) -> None:
     things = table("a", "b")
-    with pytest.raises(DataError, match="is registered already"):
+    with pytest.raises(DataError, match=f"thing '{names[-1]}'"):
         things.register(*map(Entry, names))
     assert list(things) == ["a", "b"]
 
