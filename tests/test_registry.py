@@ -45,7 +45,7 @@ def test_an_unknown_name_is_refused_with_the_nearest() -> None:
 @pytest.mark.parametrize("names", [("c", "a"), ("c", "c")])
 def test_all_entries_are_registered_or_none(names: tuple[str, ...]) -> None:
     things = table("a", "b")
-    with pytest.raises(DataError, match="is registered already"):
+    with pytest.raises(DataError, match=f"thing '{names[-1]}'"):
         things.register(*map(Entry, names))
     assert list(things) == ["a", "b"]
 
@@ -106,7 +106,7 @@ def test_a_recipe_is_found_by_its_name() -> None:
     recipe = lowpeft.register_recipe(lowpeft.Recipe(name="mine", adapters=(lowpeft.LoRAConfig(rank=2),)))
     assert lowpeft.load_recipe("mine") is recipe
     assert lowpeft.plan(Plain(), "mine").recipe == recipe
-    with pytest.raises(PlanError, match="comes with lowpeft"):
+    with pytest.raises(PlanError, match="'lora'"):
         lowpeft.register_recipe(replace(recipe, name="lora"))
     lowpeft.unregister_recipe("mine")
     with pytest.raises(PlanError, match="no recipe 'mine'"):

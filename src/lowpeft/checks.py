@@ -25,12 +25,11 @@ def whole(name: str, value: object, *, least: int) -> list[str]:
 
 def number(name: str, value: object, *, above: float | None = None, least: float | None = None) -> list[str]:
     """Check a finite number that is greater than `above`, or at least `least`."""
-    if above is not None:
-        return [] if is_number(value, above=above) else [f"{name} must be a number above {above:g}, not {value!r}"]
-    low = -math.inf if least is None else least
-    if is_number(value, above=-math.inf) and value >= low:  # type: ignore[operator]
+    bound = f" above {above:g}" if above is not None else "" if least is None else f" of at least {least:g}"
+    fits = is_number(value, above=-math.inf if above is None else above)
+    if fits and (least is None or value >= least):  # type: ignore[operator]
         return []
-    return [f"{name} must be a number{'' if least is None else f' of at least {least:g}'}, not {value!r}"]
+    return [f"{name} must be a number{bound}, not {value!r}"]
 
 
 def one_of(name: str, value: object, known: Collection[str]) -> list[str]:

@@ -12,6 +12,7 @@ Each is also a `ValueError`, because each means that an argument does not fit.
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Iterable, Sequence
 
 MOST_SHOWN = 100
@@ -34,15 +35,11 @@ class LowpeftError(ValueError):
         super().__init__("".join(map(_printable, "\n".join(lines))))
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.message, self.problems)
+        return functools.partial(type(self), problems=self.problems), (self.message,)
 
 
 def _printable(character: str) -> str:
     return character if character.isprintable() or character == "\n" else ascii(character)[1:-1]
-
-
-def _rebuild(cls: type[LowpeftError], message: str, problems: tuple[str, ...]) -> LowpeftError:
-    return cls(message, problems=problems)
 
 
 class PlanError(LowpeftError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from .errors import LowpeftError, did_you_mean
 
@@ -20,7 +20,7 @@ class Named(Protocol):
 T = TypeVar("T", bound=Named)
 
 
-class Registry(Mapping[str, T], Generic[T]):
+class Registry(Mapping[str, T]):
     """Thread-safe mapping of entries by name, in the order of registration.
 
     Each change builds a new dict and then replaces the old one. A reading thread therefore never sees half of a change,
@@ -51,7 +51,7 @@ class Registry(Mapping[str, T], Generic[T]):
             changed = dict(self._entries)
             for entry in entries:
                 if entry.name in changed:
-                    raise self._error(f"the {self._what} {entry.name!r} is registered already")
+                    raise self._error(f"the {self._what} {entry.name!r} is registered already; choose another name")
                 changed[entry.name] = entry
             self._entries = changed
 

@@ -44,8 +44,12 @@ def new_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary folder beside `folder` to fill; it is renamed to `folder` when the block ends without an error.
+
+    Args:
+        folder: Path of the folder.
+        durable: See `new_file`.
 
     Raises:
         OSError: It cannot be written, or `folder` is present and not empty. After this or an error in the block, the
@@ -56,12 +60,14 @@ def new_folder(folder: Path) -> Iterator[Path]:
     try:
         temporary.mkdir()
         yield temporary
-        for path in (*temporary.rglob("*"), temporary):
-            fsync(path)
+        if durable:
+            for path in (*temporary.rglob("*"), temporary):
+                fsync(path)
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    fsync(folder.parent)
+    if durable:
+        fsync(folder.parent)
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -1,4 +1,4 @@
-"""Tables as plain text, Markdown and HTML.
+"""Tables as plain text and Markdown.
 
 A table is a sequence of rows of strings, the header first. A column is right-aligned if all its cells are numbers:
 "1,044", "24.43/0.7690", "+0.012 ± 0.003", "–" for a missing number.
@@ -6,7 +6,6 @@ A table is a sequence of rows of strings, the header first. A column is right-al
 
 from __future__ import annotations
 
-import html as markup
 import re
 from collections.abc import Sequence
 
@@ -33,23 +32,7 @@ def markdown(cells: Cells) -> str:
     return "\n".join([header, rule, *rows])
 
 
-def html(cells: Cells) -> str:
-    """Return the table as an HTML element with escaped cells. Columns of numbers have the class `number`."""
-    classes = [' class="number"' if numbers else "" for numbers in _of_numbers(cells)]
-
-    def row(texts: Sequence[str], tag: str) -> str:
-        found = (f"<{tag}{c}>{markup.escape(t)}</{tag}>" for c, t in zip(classes, texts, strict=True))
-        return f"<tr>{''.join(found)}</tr>"
-
-    header, *rows = cells
-    body = "\n".join(row(each, "td") for each in rows)
-    return f"<table>\n<thead>{row(header, 'th')}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
-
-
 def _of_numbers(cells: Cells) -> list[bool]:
     """Return for each column whether all its filled cells below the header are numbers, with at least one filled."""
-    found = []
-    for column in zip(*cells[1:], strict=True) if len(cells) > 1 else [()] * len(cells[0]):
-        filled = [cell for cell in column if cell not in ("", NOTHING)]
-        found.append(bool(filled) and all(_NUMBER.fullmatch(cell) for cell in filled))
-    return found
+    columns = ([cell for cell in column[1:] if cell not in ("", NOTHING)] for column in zip(*cells, strict=True))
+    return [bool(filled) and all(map(_NUMBER.fullmatch, filled)) for filled in columns]

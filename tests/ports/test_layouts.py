@@ -81,7 +81,7 @@ def test_tokens_are_the_layouts_with_one_position_axis(layout: Layout, tokens: b
 @pytest.mark.parametrize("layout", [Layout.NLC, Layout.LNC])
 @pytest.mark.parametrize("size", [None, (H, W + 1), (1, 1), (0, 0)])
 def test_tokens_without_a_size_that_fits_are_refused(layout: Layout, size: tuple[int, int] | None) -> None:
-    with pytest.raises(PlanError, match="without a height and width that fit"):
+    with pytest.raises(PlanError, match="image rows"):
         _ = Features(features(layout), layout, size).rows
 
 
@@ -93,9 +93,9 @@ def test_maps_need_no_size(layout: Layout) -> None:
 def test_windows_have_no_rows_and_no_dimension_that_counts_images() -> None:
     windows = Features(torch.zeros(6, H * W, C), Layout.WLC, (H, W))
     assert windows.channels_last is windows.values
-    with pytest.raises(PlanError, match="without a height and width that fit"):
+    with pytest.raises(PlanError, match="image rows"):
         _ = windows.rows
-    with pytest.raises(PlanError, match="no dimension that counts images"):
+    with pytest.raises(PlanError, match="WLC"):
         _ = Layout.WLC.batch_dim
 
 

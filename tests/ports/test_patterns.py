@@ -112,13 +112,13 @@ def test_characters_in_a_set_stand_for_themselves(pattern: str, path: str) -> No
 # --- Bad patterns
 @pytest.mark.parametrize("pattern", ["", ".", "a..b", ".a", "a.", "!", "!a..b", "!.a"])
 def test_an_empty_component_is_refused(pattern: str) -> None:
-    with pytest.raises(PlanError, match="empty path component"):
+    with pytest.raises(PlanError, match=re.escape(repr(pattern.removeprefix("!")))):
         chosen(pattern)
 
 
 @pytest.mark.parametrize("pattern", ["re:(", "re:[a", "re:*", "!re:("])
 def test_a_broken_regular_expression_is_refused(pattern: str) -> None:
-    with pytest.raises(PlanError, match="not a regular expression"):
+    with pytest.raises(PlanError, match=re.escape(repr(pattern.removeprefix("!")))):
         chosen(pattern)
 
 
@@ -146,13 +146,12 @@ def test_a_set_that_runs_backwards_is_refused() -> None:
     ],
 )
 def test_a_place_that_cannot_be_read_is_refused(pattern: str) -> None:
-    with pytest.raises(PlanError, match="cannot read") as caught:
+    with pytest.raises(PlanError, match=re.escape(repr(pattern))):
         chosen(pattern)
-    assert repr(pattern) in str(caught.value)
 
 
 def test_no_pattern_at_all_is_refused() -> None:
-    with pytest.raises(PlanError, match="no pattern was given for the modules"):
+    with pytest.raises(PlanError, match="modules"):
         chosen()
 
 
@@ -195,7 +194,7 @@ def test_an_exclusion_may_be_a_place() -> None:
 
 
 def test_excluding_everything_is_refused() -> None:
-    with pytest.raises(PlanError, match="exclude every one of the 42 modules"):
+    with pytest.raises(PlanError, match="42 modules"):
         chosen("conv_first", "!**")
 
 
@@ -252,12 +251,12 @@ def test_stage_and_block_together_are_one_block(pattern: str) -> None:
 
 @pytest.mark.parametrize("pattern", ["stage=4", "stage=-5", "stage=2:2", "block=3", "stage=0 block=7"])
 def test_a_place_outside_the_network_is_refused(pattern: str) -> None:
-    with pytest.raises(PlanError, match=re.escape(f"'{pattern}' matches none of the 42 modules (stages here: 0..3)")):
+    with pytest.raises(PlanError, match=rf"'{pattern}' .*42 modules .*0\.\.3"):
         chosen(pattern)
 
 
 def test_a_place_in_a_network_without_stages_is_refused() -> None:
-    with pytest.raises(PlanError, match="this network has no named stages"):
+    with pytest.raises(PlanError, match=r"'stage=0' .*1 modules"):
         select("stage=0", [Candidate(path="conv")], what="modules")
 
 
@@ -271,19 +270,19 @@ def test_a_slice_is_pythons_slice(start: int | None, stop: int | None, step: int
 
 # --- Patterns that match nothing
 def test_one_typo_of_two_patterns_is_an_error() -> None:
-    with pytest.raises(PlanError, match="1 of 2 patterns match nothing") as caught:
+    with pytest.raises(PlanError, match="1 of 2") as caught:
         chosen("layers.*.conv", "layers.*.blocks.*.qkw")
     assert len(caught.value.problems) == 1
 
 
 def test_every_typo_is_listed() -> None:
-    with pytest.raises(PlanError, match="2 of 3 patterns match nothing") as caught:
+    with pytest.raises(PlanError, match="2 of 3") as caught:
         chosen("layers.*.convv", "conv_first", "layers.*.blocks.*.qkw")
     assert [p.split("'")[1] for p in caught.value.problems] == ["layers.*.convv", "layers.*.blocks.*.qkw"]
 
 
 def test_an_exclusion_that_matches_nothing_is_an_error() -> None:
-    with pytest.raises(PlanError, match=r"'!layers\.9\.conv' matches none of the 42 modules"):
+    with pytest.raises(PlanError, match=r"'!layers\.9\.conv' .*42 modules"):
         chosen("layers.*.conv", "!layers.9.conv")
 
 

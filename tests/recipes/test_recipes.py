@@ -145,7 +145,7 @@ def test_a_path_is_a_recipe(tmp_path: Path, as_text: bool) -> None:
 
 @pytest.mark.parametrize("recipe", ["steroe", "stereo.toml", "no/such.toml", "", "."])
 def test_an_unknown_recipe_is_refused_with_the_known_ones(recipe: str) -> None:
-    with pytest.raises(PlanError, match=r"no recipe .* one of full, lora, scratch, spatial, stereo, stereo-only"):
+    with pytest.raises(PlanError, match=r"one of full, lora, scratch, spatial, stereo, stereo-only"):
         load_recipe(recipe)
 
 
@@ -156,20 +156,20 @@ def test_an_unknown_recipe_gets_the_nearest_name() -> None:
 
 @pytest.mark.parametrize("recipe", [[], [3], [SpatialConfig(), "stereo"]])
 def test_something_else_is_no_recipe(recipe: Any) -> None:
-    with pytest.raises(PlanError, match="a recipe is a name, a path, a Recipe or adapter configs"):
+    with pytest.raises(PlanError, match=re.escape(repr(recipe))):
         load_recipe(recipe)
 
 
 @pytest.mark.parametrize("recipe", [3, None])
 def test_something_that_is_no_sequence_is_no_recipe(recipe: Any) -> None:
-    with pytest.raises(PlanError, match="a recipe is a name, a path, a Recipe or adapter configs"):
+    with pytest.raises(PlanError, match=re.escape(repr(recipe))):
         load_recipe(recipe)
 
 
 def test_a_file_that_is_not_toml_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "broken.toml"
     path.write_text("schema = = 1", encoding="utf-8")
-    with pytest.raises(PlanError, match=r"broken\.toml is not TOML"):
+    with pytest.raises(PlanError, match=r"broken\.toml"):
         load_recipe(path)
 
 
@@ -184,21 +184,21 @@ def test_a_file_that_is_not_text_is_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"schema": 2}, "schema is 2, this version of lowpeft reads 1"),
-        ({"schema": None}, "schema is None, this version of lowpeft reads 1"),
-        ({"sumary": "x"}, "the recipe has an unknown key 'sumary' (did you mean 'summary'?)"),
+        ({"schema": 2}, "schema is 2"),
+        ({"schema": None}, "schema is None"),
+        ({"sumary": "x"}, "'sumary' (did you mean 'summary'?)"),
         ({"name": 3}, "name must be a string, not 3"),
-        ({"adapter": []}, "there is no [[adapter]] table"),
-        ({"adapter": {"kind": "spatial"}}, "there is no [[adapter]] table"),
-        ({"adapter": [{"reduction": 4}]}, "an adapter table has no 'kind'"),
-        ({"adapter": [{"kind": "spacial"}]}, "no adapter kind 'spacial'"),
+        ({"adapter": []}, "[[adapter]]"),
+        ({"adapter": {"kind": "spatial"}}, "[[adapter]]"),
+        ({"adapter": [{"reduction": 4}]}, "'kind', not {'reduction': 4}"),
+        ({"adapter": [{"kind": "spacial"}]}, "'spacial'"),
         ({"adapter": [{"kind": "spacial"}]}, "(did you mean 'spatial'?)"),
-        ({"adapter": [{"kind": "spatial", "reductoin": 4}]}, "unknown key 'reductoin' (did you mean 'reduction'?)"),
-        ({"adapter": [{"kind": "spatial", "every": 2}]}, "the spatial adapter has an unknown key 'every'"),
+        ({"adapter": [{"kind": "spatial", "reductoin": 4}]}, "'reductoin' (did you mean 'reduction'?)"),
+        ({"adapter": [{"kind": "spatial", "every": 2}]}, "'every'"),
         ({"adapter": [{"kind": "spatial", "reduction": 0}]}, "reduction must be a whole number of at least 1, not 0"),
-        ({"training": {"step": 3}}, "[training] has an unknown key 'step' (did you mean 'steps'"),
+        ({"training": {"step": 3}}, "'step' (did you mean 'steps'"),
         ({"training": {"steps": 0}}, "steps must be a whole number of at least 1, not 0"),
-        ({"from_scratch": True}, "with from_scratch = true there can be no [[adapter]] table"),
+        ({"from_scratch": True}, "from_scratch"),
     ],
     ids=str,
 )
@@ -225,7 +225,7 @@ def test_a_bad_value_of_training_is_listed_beside_other_problems() -> None:
 
 def test_the_file_is_named_in_the_error(tmp_path: Path) -> None:
     path = write_toml(tmp_path / "mine.toml", table(extra=1))
-    with pytest.raises(PlanError, match=r"mine\.toml is not a recipe that lowpeft can use"):
+    with pytest.raises(PlanError, match=r"mine\.toml"):
         load_recipe(path)
 
 
@@ -350,7 +350,7 @@ def test_a_value_out_of_range_is_refused_by_name(config: type, field: str, value
 def test_milestones_go_with_multistep_and_only_with_it() -> None:
     settings = TrainSettings(schedule="multistep", milestones=[10, 20])  # type: ignore[arg-type]  # as TOML gives them
     assert settings.milestones == (10, 20)
-    with pytest.raises(PlanError, match="milestones go with schedule multistep"):
+    with pytest.raises(PlanError, match="milestones"):
         TrainSettings(schedule="multistep")
 
 
@@ -470,7 +470,7 @@ def test_several_overrides_apply_together() -> None:
 def test_the_recipes_freezing_of_statistics_can_be_changed() -> None:
     assert override(STEREO, {}).freeze_statistics is True
     assert override(STEREO, {"freeze_statistics": False}) == dataclasses.replace(STEREO, freeze_statistics=False)
-    with pytest.raises(PlanError, match="freeze_statistics must be true or false, not 'no'"):
+    with pytest.raises(PlanError, match=r"freeze_statistics .*'no'"):
         override(STEREO, {"freeze_statistics": "no"})
 
 
@@ -493,21 +493,22 @@ def test_no_override_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
-        ({"target": "stage=0"}, "'target' is a field of several adapters (spatial, stereo)"),
-        ({"target": "stage=0"}, "say which: spatial={'target'"),
-        ({"evry": 1}, "no adapter of the recipe has 'evry' (did you mean 'every'?)"),
-        ({"rank": 4}, "no adapter of the recipe has 'rank'"),
-        ({"spatial": {"every": 1}}, "the spatial adapter has no field 'every'"),
-        ({"lora": {"rank": 4}}, "no adapter of the recipe has 'lora'"),
-        ({"kind": "lora"}, "no adapter of the recipe has 'kind'"),
-        ({"training": {"steps": 1}}, "no adapter of the recipe has 'training'"),
+        ({"target": "stage=0"}, "(spatial, stereo)"),
+        ({"target": "stage=0"}, "spatial={'target'"),
+        ({"evry": 1}, "'evry' (did you mean 'every'?)"),
+        ({"rank": 4}, "'rank'"),
+        ({"spatial": {"every": 1}}, "'every'"),
+        ({"lora": {"rank": 4}}, "'lora'"),
+        ({"kind": "lora"}, "'kind'"),
+        ({"training": {"steps": 1}}, "'training'"),
     ],
     ids=str,
 )
 def test_an_override_that_does_not_fit_is_refused(overrides: dict[str, Any], problem: str) -> None:
     with pytest.raises(PlanError) as caught:
         override(STEREO, overrides)
-    assert problem in str(caught.value)
+    assert len(caught.value.problems) == 1
+    assert problem in caught.value.problems[0]
 
 
 def test_all_overrides_that_do_not_fit_are_listed() -> None:
@@ -518,7 +519,7 @@ def test_all_overrides_that_do_not_fit_are_listed() -> None:
 
 @pytest.mark.parametrize("overrides", [{"every": 0}, {"spatial": {"reduction": 0}}], ids=str)
 def test_an_overridden_value_is_checked_as_any_other(overrides: dict[str, Any]) -> None:
-    with pytest.raises(PlanError, match="must be a whole number of at least 1, not 0"):
+    with pytest.raises(PlanError, match=r"(every|reduction) .* 0"):
         override(STEREO, overrides)
 
 

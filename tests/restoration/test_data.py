@@ -96,24 +96,25 @@ def test_a_layout_that_is_named_is_not_guessed(layout: FolderLayout, tmp_path: P
 @pytest.mark.parametrize(
     ("files", "layouts"),
     [
-        (["a_L.png", "a_R.png", "b/hr0.png", "b/hr1.png"], "patches .*, pairs "),
-        (["hr/a/hr0.png", "hr/a/hr1.png", "hr/b_L.png", "hr/b_R.png"], "ipassr .*, flat "),
-        (["a_L.png", "a_R.png", "colored_0/0_10.png", "colored_1/0_10.png"], "pairs .*, kitti "),
+        (["a_L.png", "a_R.png", "b/hr0.png", "b/hr1.png"], ("patches", "pairs")),
+        (["hr/a/hr0.png", "hr/a/hr1.png", "hr/b_L.png", "hr/b_R.png"], ("ipassr", "flat")),
+        (["a_L.png", "a_R.png", "colored_0/0_10.png", "colored_1/0_10.png"], ("pairs", "kitti")),
     ],
 )
 def test_a_folder_of_several_layouts_is_refused_unless_one_is_named(
-    files: list[str], layouts: str, tmp_path: Path
+    files: list[str], layouts: tuple[str, str], tmp_path: Path
 ) -> None:
     touch(tmp_path, *files)
-    with pytest.raises(DataError, match=f"fits several layouts: {layouts}"):
+    with pytest.raises(DataError, match=r" \(.*\), ".join(layouts)):
         find_scenes(tmp_path)
-    assert len(find_scenes(tmp_path, layout=layouts.split()[0])) == 1
+    for layout in layouts:
+        assert len(find_scenes(tmp_path, layout=layout)) == 1
 
 
 def test_unknown_layouts_are_refused_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'sufixes' \(did you mean 'suffixes'\?\); known: folders, suffixes, plain"):
         find_scenes(tmp_path, views=1, layout="sufixes")
-    with pytest.raises(DataError, match=r"no layout of 2-view scenes is called 'plain'.*; known: patches, ipassr"):
+    with pytest.raises(DataError, match=r"'plain'.*; known: patches, ipassr"):
         find_scenes(tmp_path, layout="plain")
 
 
@@ -121,7 +122,7 @@ def test_unknown_layouts_are_refused_with_the_nearest(tmp_path: Path) -> None:
 def test_a_folder_one_too_high_says_which_to_give(layout: FolderLayout, tmp_path: Path) -> None:
     write_layout(tmp_path / "Train", layout, ("a",))
     write_layout(tmp_path / "Test", layout, ("b",))
-    with pytest.raises(DataError, match="itself holds no scenes") as caught:
+    with pytest.raises(DataError) as caught:
         find_scenes(tmp_path)
     found = [f"{tmp_path / split} (layout {layout.name}: {layout.title})" for split in ("Test", "Train")]
     # An `hr` or `HR_patch` folder lies in the splits, not here.
@@ -145,7 +146,7 @@ def test_the_scale_chooses_among_lr_folders(lr: str, hr_files: list[str], lr_fil
         assert scene.lr == tuple(tmp_path / lr.format(scale) / file for file in lr_files)
     (scene,) = find_scenes(tmp_path, scale=3, views=views)
     assert scene.lr == ()
-    with pytest.raises(DataError, match=rf"LR views in {lr.format(2)}, {lr.format(4)}; give the scale"):
+    with pytest.raises(DataError, match=f"{lr.format(2)}, {lr.format(4)}"):
         find_scenes(tmp_path, views=views)
 
 
@@ -158,7 +159,7 @@ def test_a_lone_lr_folder_is_taken_without_a_scale(tmp_path: Path) -> None:
 def test_lr_views_in_a_folder_of_another_name_are_not_passed_over(files: list[str], tmp_path: Path) -> None:
     """Or a network would be trained on other LR images than those that its user sees."""
     touch(tmp_path, *files, "LR_wild/a_L.png", "LR_wild/a_R.png")
-    with pytest.raises(DataError, match="LR_wild may hold LR views"):
+    with pytest.raises(DataError, match="LR_wild"):
         find_scenes(tmp_path)
     assert find_scenes(tmp_path, lr_folder=tmp_path / "LR_wild")[0].lr[0] == tmp_path / "LR_wild" / "a_L.png"
 
@@ -175,13 +176,13 @@ def test_lr_views_in_a_folder_of_another_name_are_not_passed_over(files: list[st
 )
 def test_lr_views_of_another_form_are_not_passed_over(views: int, files: list[str], place: str, tmp_path: Path) -> None:
     touch(tmp_path, *files)
-    with pytest.raises(DataError, match=f"{place} may hold LR views, but not as layout"):
+    with pytest.raises(DataError, match=place):
         find_scenes(tmp_path, scale=4, views=views)
 
 
 def test_lr_views_of_another_form_matter_only_at_the_scale_that_is_asked_for(tmp_path: Path) -> None:
     touch(tmp_path, "HR/a_L.png", "HR/a_R.png", "LR_x4/a/lr0.png", "lr1e-4/loss.png")
-    with pytest.raises(DataError, match="lr1e-4 may hold LR views"):
+    with pytest.raises(DataError, match="lr1e-4"):
         find_scenes(tmp_path, scale=2)
     touch(tmp_path, "LR_x2/a_L.png", "LR_x2/a_R.png")
     assert find_scenes(tmp_path, scale=2)[0].lr[0] == tmp_path / "LR_x2" / "a_L.png"
@@ -226,13 +227,13 @@ def test_scenes_without_lr_files_can_be_left_out(tmp_path: Path) -> None:
     touch(tmp_path / "lr", "b_L.png", "b_R.png")
     scenes, without = scenes_with_lr(tmp_path / "hr", lr_folder=tmp_path / "lr")
     assert ([s.name for s in scenes], without) == (["b"], ("a",))
-    with pytest.raises(DataError, match="holds no LR files for x4"):
+    with pytest.raises(DataError, match="x4"):
         scenes_with_lr(tmp_path / "hr", scale=4)
 
 
 def test_several_hr_folders_are_refused(tmp_path: Path) -> None:
     touch(tmp_path, "DIV2K_train_HR/1.png", "DIV2K_valid_HR/2.png")
-    with pytest.raises(DataError, match="several folders of HR images: DIV2K_train_HR, DIV2K_valid_HR"):
+    with pytest.raises(DataError, match="DIV2K_train_HR, DIV2K_valid_HR"):
         find_scenes(tmp_path, views=1)
 
 
@@ -330,14 +331,14 @@ def test_missing_and_superfluous_lr_views_are_all_listed(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("views", [1, 2])
 def test_an_empty_folder_says_what_is_understood(views: int, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="found no scenes in") as caught:
+    with pytest.raises(DataError, match=str(tmp_path)) as caught:
         find_scenes(tmp_path, views=views)
     assert [line.split()[0] for line in caught.value.problems] == [i for i, r in LAYOUTS.items() if r.views == views]
 
 
 def test_lr_folders_without_lr_views_are_refused(tmp_path: Path) -> None:
     touch(tmp_path, "a_L.png", "a_R.png", "b/c/d/lr0.png")
-    with pytest.raises(DataError, match="holds no LR views"):
+    with pytest.raises(DataError, match=f"{tmp_path / 'b'} .*NAME_lr0"):
         find_scenes(tmp_path, lr_folder=tmp_path / "b")
 
 
@@ -351,14 +352,14 @@ def test_links_to_nothing_are_scenes_that_cannot_be_read(tmp_path: Path) -> None
     for name in ("a_L.png", "a_R.png", "b_L.png", "b_R.png"):
         write_image(noise(4, 4), tmp_path / name) if name < "b" else (tmp_path / name).symlink_to(tmp_path / "gone")
     _, broken = find_scenes(tmp_path)
-    with pytest.raises(DataError, match=r"scene b: there is no image file .*b_L\.png"):
+    with pytest.raises(DataError, match=r"scene b: .*b_L\.png"):
         load_example(broken, 2)
 
 
 @pytest.mark.parametrize("place", ["nowhere", "a_L.png"])
 def test_what_is_no_folder_is_named(place: str, tmp_path: Path) -> None:
     write_image(noise(4, 4), tmp_path / "a_L.png")
-    with pytest.raises(DataError, match=f"no folder .*{place}"):
+    with pytest.raises(DataError, match=str(tmp_path / place)):
         find_scenes(tmp_path / place)
 
 

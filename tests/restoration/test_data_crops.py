@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+import re
 import threading
 from collections import Counter
 from pathlib import Path
@@ -279,12 +280,11 @@ def test_all_scenes_that_are_too_small_are_named(tmp_path: Path) -> None:
     scenes = [
         write_pair(tmp_path, name, *size) for name, size in [("low", (15, 40)), ("ok", (16, 32)), ("thin", (24, 31))]
     ]
-    with pytest.raises(DataError, match=r"cannot take crops of 32x16 px \(HR\)") as caught:
+    with pytest.raises(DataError, match="32x16 px") as caught:
         Crops(scenes, 4, crop_px=(16, 32))
-    assert caught.value.problems == (
-        "scene low: 40x12 px can be used, less than a crop of 32x16 px",
-        "scene thin: 28x24 px can be used, less than a crop of 32x16 px",
-    )
+    low, thin = caught.value.problems
+    assert ("scene low: " in low, "40x12 px" in low) == (True, True)
+    assert ("scene thin: " in thin, "28x24 px" in thin) == (True, True)
 
 
 def test_all_scenes_whose_files_do_not_fit_are_named(tmp_path: Path) -> None:
@@ -311,7 +311,7 @@ def test_a_scene_that_was_not_checked_is_named_when_it_is_hit(tmp_path: Path, mo
     scenes = [write_pair(tmp_path, "big", 16, 32), write_pair(tmp_path, "small", 16, 24)]
     monkeypatch.setattr(crops, "CHECKED_SCENES", 1)
     found = Crops(scenes, 4, crop_px=(16, 32))
-    with pytest.raises(DataError, match="scene small: 24x16 px can be used, less than a crop of 32x16 px"):
+    with pytest.raises(DataError, match=r"scene small: .*24x16 px .*32x16 px"):
         [found[n] for n in range(2)]
 
 
@@ -320,21 +320,21 @@ def test_damage_behind_a_header_names_the_scene_also_from_a_worker(tmp_path: Pat
     scene = write_pair(tmp_path, "a")
     scene.hr[1].write_bytes(scene.hr[1].read_bytes()[:-200])
     found = Crops([scene], 4, crop_px=(16, 32))
-    with pytest.raises(DataError, match=r"scene a: .*a_R\.png is damaged, truncated"):
+    with pytest.raises(DataError, match=r"scene a: .*a_R\.png"):
         loaded(found, range(2), workers)
 
 
 @pytest.mark.parametrize("crop_px", [(16, 30), (18, 32), (0, 32), (-16, 32)])
 def test_crops_of_no_whole_lr_pixels_are_refused(scenes: list[Scene], crop_px: tuple[int, int]) -> None:
-    with pytest.raises(DataError, match="whole number of x4 LR pixels"):
+    with pytest.raises(DataError, match=re.escape(str(crop_px))):
         Crops(scenes, 4, crop_px=crop_px)
 
 
 def test_no_scenes_are_refused() -> None:
-    with pytest.raises(DataError, match="no scenes"):
+    with pytest.raises(DataError, match="at least one scene"):
         Crops([], 4)
 
 
 def test_pairs_and_single_images_do_not_mix(scenes: list[Scene]) -> None:
-    with pytest.raises(DataError, match="some of the scenes are pairs"):
+    with pytest.raises(DataError, match=r"pairs .*single images"):
         Crops([*scenes, Scene("single", scenes[0].hr[:1])], 4, **SMALL)

@@ -10,7 +10,7 @@ import torch
 
 from lowpeft.errors import DataError
 from lowpeft.restoration.data import Example, Scene, find_scenes, load_example, read_clean_crops
-from lowpeft.restoration.data.examples import load_hr, usable_size
+from lowpeft.restoration.data.examples import usable_size
 from lowpeft.restoration.images import matlab_downscale, matlab_halve, write_image
 from scene_files import noise, write_pair
 
@@ -54,7 +54,7 @@ def test_halving_comes_first_and_on_the_whole_view(tmp_path: Path, size: tuple[i
 def test_lr_views_on_disk_belong_to_the_halved_view(tmp_path: Path) -> None:
     example = load_example(hr_and_lr(tmp_path, (31, 64), (4, 8)), 4, halve=True)
     assert torch.equal(example.lr[0], noise(4, 8, 7))
-    with pytest.raises(DataError, match="HR view of 64x31 px, halved, needs an LR view of 8x4 px"):
+    with pytest.raises(DataError, match=r"64x31 px.* 8x4 px.* 16x7 px"):
         load_example(hr_and_lr(tmp_path, (31, 64), (7, 16)), 4, halve=True)
 
 
@@ -111,7 +111,7 @@ def test_the_rectangle_of_a_pair_is_that_of_its_views_as_single_images(tmp_path:
 
 def test_a_manifest_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").mkdir()
-    with pytest.raises(DataError, match=r"cannot read .*manifest\.json: Is a directory"):
+    with pytest.raises(DataError, match=r"manifest\.json: Is a directory"):
         read_clean_crops(tmp_path)
 
 
@@ -122,12 +122,12 @@ def test_without_a_manifest_there_are_no_rectangles(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "not valid JSON"),
-        ('{"scene": "a"}', "must be a list"),
-        ('[{"name": "a"}]', "must be a list"),
-        ('[{"scene": "a", "clean_crop": [1, 2, 3]}]', r"'clean_crop' of a must be \[x0, y0, x1, y1\]"),
-        ('[{"scene": "a", "clean_crop": [1, 2, 3, 4.5]}]', r"'clean_crop' of a"),
-        ('[{"scene": "a", "clean_crop": "all"}]', r"'clean_crop' of a"),
+        ("{", r"manifest\.json"),
+        ('{"scene": "a"}', "'scene'"),
+        ('[{"name": "a"}]', "'scene'"),
+        ('[{"scene": "a", "clean_crop": [1, 2, 3]}]', r"'clean_crop' of a .*\[x0, y0, x1, y1\].* \[1, 2, 3\]"),
+        ('[{"scene": "a", "clean_crop": [1, 2, 3, 4.5]}]', r"'clean_crop' of a .*4\.5"),
+        ('[{"scene": "a", "clean_crop": "all"}]', "'clean_crop' of a .*'all'"),
     ],
 )
 def test_a_manifest_of_another_form_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -148,7 +148,6 @@ def test_the_size_from_headers_is_the_loaded_size(
     (only_hr,) = find_scenes(tmp_path / "hr")
     example = load_example(only_hr, 2, clean_crop=clean_crop, halve=True)
     assert usable_size(only_hr, 2, clean_crop=clean_crop, halve=True) == tuple(example.hr[0].shape[1:])
-    assert torch.equal(load_hr(scene, 2, clean_crop=clean_crop, halve=True)[1], example.hr[1])
 
 
 @pytest.mark.real_data

@@ -69,8 +69,8 @@ def test_the_clean_rectangles_of_the_manifest_are_cut(raw: Path, tmp_path: Path,
     (raw / "manifest.json").write_text('[{"scene": "b", "clean_crop": [4, 4, 36, 24]}]')
     assert main(["prepare", str(raw), "--out", str(tmp_path / "out"), "--scale", "4"]) == 0
     printed = capsys.readouterr().out
-    assert "3 scenes at x4, 3 of them written now" in printed
-    assert "was applied to 1 scenes" in printed
+    assert "3 scenes at x4, 3 of them" in printed
+    assert "1 scenes" in printed
     sizes = [tuple(read_image(s.hr[0]).shape[1:]) for s in find_scenes(tmp_path / "out")]
     assert sizes == [(24, 40), (20, 32), (24, 40)]
 
@@ -85,9 +85,7 @@ def test_a_second_run_writes_what_is_missing_and_nothing_else(raw: Path, tmp_pat
 
 
 @pytest.mark.parametrize("changed", ["pixels", "size", "rectangle"])
-def test_a_scene_of_the_same_name_is_not_taken_for_the_one_that_is_there(
-    changed: str, raw: Path, tmp_path: Path
-) -> None:
+def test_another_scene_of_the_same_name_is_refused(changed: str, raw: Path, tmp_path: Path) -> None:
     """Flickr1024's Train and Validation both begin at 0001."""
     out = tmp_path / "out"
     prepare(find_scenes(raw), out, 4)
@@ -96,25 +94,66 @@ def test_a_scene_of_the_same_name_is_not_taken_for_the_one_that_is_there(
         tmp_path / "other", "b", 26, 41 if changed == "pixels" else 45, 1 if changed == "rectangle" else 9
     )
     crops = {"b": (0, 0, 36, 24)} if changed == "rectangle" else {}
-    with pytest.raises(DataError, match="out holds another scene b already; give another folder"):
+    with pytest.raises(DataError, match="scene b ") as caught:
         prepare([other], out, 4, clean_crops=crops)
+    files = [f"{part}{view}.png" for part in ("lr_x4/b/lr", "hr/b/hr") for view in (0, 1)]
+    assert caught.value.problems == tuple(str(out / file) for file in files)
     assert tree(out) == before
+
+
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("complete", [True, False])
+def test_lr_views_that_differ_are_refused(views: int, complete: bool, raw: Path, tmp_path: Path) -> None:
+    """They may be of another program, whatever the HR views are, and whether or not those are present."""
+    out, scenes = tmp_path / "out", find_scenes(raw, views=views)
+    prepare(scenes, out, 4)
+    lr, hr = (out / "lr_x4/b/lr1.png", out / "hr/b") if views == 2 else (out / "LR_x4/b_R.png", out / "HR/b_R.png")
+    write_image(read_image(lr).flip(2), lr)
+    if not complete:
+        shutil.rmtree(hr) if views == 2 else hr.unlink()
+    before = tree(out)
+    with pytest.raises(DataError) as caught:
+        prepare(scenes, out, 4)
+    assert caught.value.problems == (str(lr),)
+    assert tree(out) == before
+
+
+def test_views_that_were_removed_are_written_again(raw: Path, tmp_path: Path) -> None:
+    out, scenes = tmp_path / "out", find_scenes(raw)
+    prepare(scenes, out, 4)
+    before = tree(out)
+    shutil.rmtree(out / "lr_x4" / "a")
+    (out / "hr" / "b" / "hr0.png").unlink()
+    assert prepare(scenes, out, 4) == 2
+    assert tree(out) == before
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_temporary_files_of_killed_runs_are_removed(views: int, raw: Path, tmp_path: Path) -> None:
+    out, scenes = tmp_path / "out", find_scenes(raw, views=views)
+    touch(out, ".prepared.json.0123456789ab.part")
+    prepare(scenes, out, 4)
+    before = tree(out)
+    touch(out / "hr" if views == 2 else out / "HR", ".a.0123456789ab.part/hr0.png", ".a.png.0123456789ab.part")
+    assert prepare(scenes, out, 4) == 0
+    assert tree(out) == before
+    assert not any(".part" in name for name in before)
 
 
 def test_a_damaged_image_in_the_folder_is_named(raw: Path, tmp_path: Path) -> None:
     prepare(find_scenes(raw), tmp_path / "out", 4)
     (tmp_path / "out" / "hr" / "b" / "hr1.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"b/hr1\.png is not an image"):
+    with pytest.raises(DataError, match=r"b/hr1\.png"):
         prepare(find_scenes(raw), tmp_path / "out", 4)
 
 
 def test_all_scenes_that_cannot_be_prepared_are_named_before_anything_is_written(raw: Path, tmp_path: Path) -> None:
     write_image(noise(26, 40), raw / "a_R.png")
     (raw / "c_L.png").write_text("<html>404</html>")
-    with pytest.raises(DataError, match="nothing was written") as caught:
+    with pytest.raises(DataError) as caught:
         prepare(find_scenes(raw), tmp_path / "out", 4)
     assert [line.split(":")[0] for line in caught.value.problems] == ["scene a", "scene c"]
-    with pytest.raises(DataError, match="the scale must be at least 1, got 0"):
+    with pytest.raises(DataError, match="scene b: the scale must be at least 1, not 0"):
         prepare(find_scenes(raw)[1:2], tmp_path / "out", 0)
     assert not (tmp_path / "out").exists()
 
@@ -132,7 +171,7 @@ def test_lr_views_that_a_kill_left_alone_are_written_again(raw: Path, tmp_path: 
     prepare(scenes, out, 4)
     before = tree(out)
     shutil.rmtree(out / "hr" / "b")
-    with pytest.raises(DataError, match="b: has LR views, but no HR views"):
+    with pytest.raises(DataError, match="b: has LR views"):
         find_scenes(out)
     assert prepare(scenes, out, 4) == 1
     assert tree(out) == before
@@ -181,15 +220,15 @@ def test_a_killed_run_is_finished_by_the_next(raw: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"scale": 2}, "scale: 4 there, 2 now"),
-        ({"border": "replicate"}, "border: 'symmetric' there, 'replicate' now"),
-        ({"halve": True}, "halve: False there, True now"),
+        ({"scale": 2}, "scale was 4, is now 2"),
+        ({"border": "replicate"}, "border was 'symmetric', is now 'replicate'"),
+        ({"halve": True}, "halve was False, is now True"),
     ],
 )
 def test_settings_are_not_mixed_in_one_folder(raw: Path, tmp_path: Path, changes: dict, problem: str) -> None:
     prepare(find_scenes(raw), tmp_path / "out", 4)
     before = tree(tmp_path / "out")
-    with pytest.raises(DataError, match="prepared with other settings") as caught:
+    with pytest.raises(DataError, match=str(tmp_path / "out")) as caught:
         prepare(find_scenes(raw), tmp_path / "out", **{"scale": 4, **changes})
     assert caught.value.problems == (problem,)
     assert tree(tmp_path / "out") == before
@@ -197,7 +236,7 @@ def test_settings_are_not_mixed_in_one_folder(raw: Path, tmp_path: Path, changes
 
 def test_folders_of_others_are_left_alone(raw: Path) -> None:
     before = tree(raw)
-    with pytest.raises(DataError, match=r"holds 'a_L\.png' and was not made by prepare"):
+    with pytest.raises(DataError, match=r"'a_L\.png'"):
         prepare(find_scenes(raw), raw, 4)
     assert tree(raw) == before
 
@@ -227,7 +266,7 @@ def test_small_images_may_match_with_both_borders(tmp_path: Path) -> None:
     write_image(torch.full((3, 4, 4), 9, dtype=torch.uint8), tmp_path / "a_LR.png")
     report = verify_lr(find_scenes(tmp_path, views=1), 4)
     assert report.borders == ("symmetric", "replicate")
-    assert "border symmetric or replicate makes every value" in str(report)
+    assert "border symmetric or replicate " in str(report)
 
 
 def test_halved_sets_are_compared_with_their_own_border(tmp_path: Path) -> None:
@@ -251,7 +290,7 @@ def test_the_command_says_which_border_and_exits_with_0(
     assert printed[0].split()[-2:] == ["symmetric", "replicate"]
     assert [line.split()[0] for line in printed[1:5]] == ["a", "b", "c", "all"]
     assert printed[4].endswith("100.0000 % (0)")
-    assert "border replicate makes every value" in printed[5]
+    assert "border replicate " in printed[5]
 
 
 def test_files_of_another_resizer_exit_with_1(raw: Path, capsys: pytest.CaptureFixture) -> None:
@@ -262,19 +301,20 @@ def test_files_of_another_resizer_exit_with_1(raw: Path, capsys: pytest.CaptureF
         small = Image.open(path).crop((0, 0, 40, 24)).resize((10, 6), Image.Resampling.BICUBIC)
         small.save(lr / path.name)
     assert main(["verify-lr", str(raw), "--lr", str(lr), "--scale", "4"]) == 1
-    assert "neither border: they were resized otherwise" in capsys.readouterr().out
+    assert "neither border" in capsys.readouterr().out
 
 
 def test_scenes_without_lr_files_are_named(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     prepare(find_scenes(raw)[:2], tmp_path / "out", 4)
     assert main(["verify-lr", str(raw), "--lr", str(tmp_path / "out" / "lr_x4"), "--scale", "4"]) == 0
-    assert "not compared, because they have no LR files: c" in capsys.readouterr().err
+    assert capsys.readouterr().err.strip().endswith(": c")
 
 
 def test_without_lr_files_there_is_nothing_to_verify(raw: Path) -> None:
-    with pytest.raises(DataError, match="only scenes with LR files"):
+    with pytest.raises(DataError) as caught:
         verify_lr(find_scenes(raw), 4)
-    with pytest.raises(DataError, match="holds no LR files for x4; name the folder"):
+    assert [line.split(":")[0] for line in caught.value.problems] == ["scene a", "scene b", "scene c"]
+    with pytest.raises(DataError, match=f"{raw} .* x4"):
         scenes_with_lr(raw, scale=4)
 
 
@@ -342,48 +382,46 @@ def empty(folder: Path) -> None:
 
 BAD = [
     (unpaired, ("a_L.png: has no right view", "b_R.png: has no left view")),
-    (sizes_differ, ("scene a: the left view is 32x16 px, but the right view is 36x16 px",)),
-    (sixteen_bits, ("scene a: ", "a_L.png holds more than 8 bits per sample")),
-    (corrupt, ("scene a: ", "a_R.png is damaged, truncated")),
-    (no_image, ("scene a: ", "a_L.png is not an image")),
-    (too_small, ("scene a: ", "there is no whole x4 LR pixel in 32x3 px")),
-    (empty, ("found no scenes in", "pairs (raw Flickr1024")),
+    (sizes_differ, ("scene a: ", "32x16 px", "36x16 px")),
+    (sixteen_bits, ("scene a: ", "a_L.png", "8 bits per sample")),
+    (corrupt, ("scene a: ", "a_R.png")),
+    (no_image, ("scene a: ", "a_L.png")),
+    (too_small, ("scene a: ",)),
+    (empty, ("pairs (raw Flickr1024",)),
 ]
 
 
-@pytest.mark.parametrize(("make", "sentences"), BAD, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(("make", "words"), BAD, ids=lambda value: getattr(value, "__name__", ""))
 @pytest.mark.parametrize("command", ["prepare", "train"])
 def test_bad_input_exits_with_2_and_says_why(
-    command: str, make: object, sentences: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture
+    command: str, make: object, words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "in").mkdir()
     make(tmp_path / "in")
     if command == "prepare":
         arguments = ["prepare", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--scale", "4"]
     else:
-        # The demo network is x2; at that scale a view of 3 rows has an LR pixel, but no crop.
-        sentences = tuple(s.replace("there is no whole x4 LR pixel in 32x3 px", "less than a crop") for s in sentences)
         arguments = ["train", "stereo", "--weights", "demo", "--data", str(tmp_path / "in")]
         arguments += ["--out", str(tmp_path / "out"), "--crop", "16", "32", "--steps", "1", "--device", "cpu"]
     assert main(arguments) == 2
     message = capsys.readouterr().err
     assert f"lowpeft {command}: " in message
-    assert [s for s in sentences if s not in message] == []
+    assert [word for word in words if word not in message] == []
     assert "Traceback" not in message
 
 
 def test_lr_views_of_the_wrong_ratio_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     wrong_ratio(tmp_path)
     assert main(["verify-lr", str(tmp_path), "--scale", "4"]) == 2
-    expected = "scene a: at x4 an HR view of 32x16 px needs an LR view of 8x4 px, but a_L.png is 16x8 px"
-    assert expected in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert [word for word in ("scene a: ", "32x16 px", "8x4 px", "a_L.png", "16x8 px") if word not in message] == []
 
 
 def test_a_place_that_cannot_be_written_is_named(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "inside"):
         assert main(["prepare", str(raw), "--out", str(out), "--scale", "4"]) == 2
-        assert f"cannot write {out}" in capsys.readouterr().err
+        assert str(out) in capsys.readouterr().err
 
 
 def test_grey_images_become_rgb(tmp_path: Path) -> None:

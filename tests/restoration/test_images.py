@@ -132,29 +132,28 @@ def saved(image: Image.Image, kind: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "word"),
     [
-        pytest.param(b"", "not an image", id="empty"),
-        pytest.param(b"no image at all", "not an image", id="text"),
-        pytest.param(saved(Image.new("RGB", (64, 64)), "PNG")[:-40], "damaged, truncated", id="cut PNG"),
-        pytest.param(saved(Image.effect_noise((64, 64), 9), "JPEG")[:-400], "damaged, truncated", id="cut JPEG"),
-        pytest.param(png(0, 16, 1), "more than 8 bits", id="16-bit grey"),
-        pytest.param(png(2, 16, 3), "more than 8 bits", id="16-bit RGB"),
-        pytest.param(png(4, 16, 2), "more than 8 bits", id="16-bit grey with alpha"),
-        pytest.param(png(6, 16, 4), "more than 8 bits", id="16-bit RGBA"),
-        pytest.param(b"P6 3 2 65535\n" + bytes(36), "more than 8 bits", id="16-bit PPM"),
-        pytest.param(b"P5 3 2 65535\n" + bytes(12), "more than 8 bits", id="16-bit PGM"),
-        pytest.param(saved(Image.new("LAB", (3, 2)), "TIFF"), "holds LAB colours.*convert it first", id="LAB"),
-        pytest.param(saved(Image.new("F", (3, 2)), "TIFF"), "more than 8 bits", id="float TIFF"),
-        pytest.param(saved(Image.new("I", (3, 2)), "TIFF"), "more than 8 bits", id="32-bit TIFF"),
+        pytest.param(b"", "", id="empty"),
+        pytest.param(b"no image at all", "", id="text"),
+        pytest.param(saved(Image.new("RGB", (64, 64)), "PNG")[:-40], "", id="cut PNG"),
+        pytest.param(saved(Image.effect_noise((64, 64), 9), "JPEG")[:-400], "", id="cut JPEG"),
+        pytest.param(png(0, 16, 1), "8 bits", id="16-bit grey"),
+        pytest.param(png(2, 16, 3), "8 bits", id="16-bit RGB"),
+        pytest.param(png(4, 16, 2), "8 bits", id="16-bit grey with alpha"),
+        pytest.param(png(6, 16, 4), "8 bits", id="16-bit RGBA"),
+        pytest.param(b"P6 3 2 65535\n" + bytes(36), "8 bits", id="16-bit PPM"),
+        pytest.param(b"P5 3 2 65535\n" + bytes(12), "8 bits", id="16-bit PGM"),
+        pytest.param(saved(Image.new("LAB", (3, 2)), "TIFF"), "LAB", id="LAB"),
+        pytest.param(saved(Image.new("F", (3, 2)), "TIFF"), "8 bits", id="float TIFF"),
+        pytest.param(saved(Image.new("I", (3, 2)), "TIFF"), "8 bits", id="32-bit TIFF"),
     ],
 )
-def test_unusable_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_unusable_files_are_refused(tmp_path: Path, content: bytes, word: str) -> None:
     path = tmp_path / "scene_L.png"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=message) as caught:
+    with pytest.raises(DataError, match=rf"scene_L\.png.*{word}") as caught:
         read_image(path)
-    assert "scene_L.png" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -182,31 +181,31 @@ def test_a_cut_file_is_refused_or_complete(tmp_path_factory: pytest.TempPathFact
 def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_image(noise(4, 4), tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 7)
-    with pytest.raises(DataError, match="too large to be read safely"):
+    with pytest.raises(DataError, match=r"a\.png .*16 pixels"):
         read_image(tmp_path / "a.png")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no image file .*nowhere\.png"):
+    with pytest.raises(DataError, match=r"nowhere\.png"):
         read_image(tmp_path / "nowhere.png")
 
 
 def test_a_folder_is_no_image(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is a folder"):
+    with pytest.raises(DataError, match=rf"{tmp_path} is a folder"):
         read_image(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("image", "name", "message"),
     [
-        (torch.zeros(3, 2, 2), "a.xyz", r"suffix '\.xyz'.*known: .*\.png"),
+        (torch.zeros(3, 2, 2), "a.xyz", r"'\.xyz'.*\.png"),
         (torch.zeros(3, 2, 2), "a.pgn", r"did you mean '\.png'"),
-        (torch.zeros(3, 2, 2), "a", "suffix ''"),
-        (torch.zeros(3, 2, 2), "missing/a.png", "cannot write"),
-        (torch.zeros(1, 3, 2, 2), "a.png", r"expected an image \(3, H, W\)"),
-        (torch.zeros(1, 2, 2), "a.png", r"expected an image \(3, H, W\)"),
-        (torch.zeros(3, 0, 2), "a.png", r"expected an image \(3, H, W\)"),
-        (torch.zeros(3, 2, 2, dtype=torch.int32), "a.png", "expected a float image"),
+        (torch.zeros(3, 2, 2), "a", "''"),
+        (torch.zeros(3, 2, 2), "missing/a.png", r"missing/a\.png"),
+        (torch.zeros(1, 3, 2, 2), "a.png", r"\(3, H, W\).*\(1, 3, 2, 2\)"),
+        (torch.zeros(1, 2, 2), "a.png", r"\(3, H, W\).*\(1, 2, 2\)"),
+        (torch.zeros(3, 0, 2), "a.png", r"\(3, H, W\).*\(3, 0, 2\)"),
+        (torch.zeros(3, 2, 2, dtype=torch.int32), "a.png", r"torch\.int32"),
         (torch.full((3, 2, 2), math.nan), "a.png", "NaN"),
     ],
 )
@@ -259,13 +258,13 @@ def test_half_precision_is_widened_before_scaling(dtype: torch.dtype) -> None:
 
 
 def test_to_float_takes_only_uint8() -> None:
-    with pytest.raises(DataError, match="uint8"):
+    with pytest.raises(DataError, match=r"torch\.float32"):
         to_float(torch.zeros(3))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_to_uint8_refuses_what_is_no_number(bad: float) -> None:
-    with pytest.raises(DataError, match="NaN or infinite"):
+    with pytest.raises(DataError, match="NaN"):
         to_uint8(torch.tensor([0.5, bad]))
 
 
@@ -302,7 +301,7 @@ def test_halving_equals_the_reference_also_for_odd_sides(size: tuple[int, int], 
 
 
 def test_halving_refuses_floats() -> None:
-    with pytest.raises(DataError, match="uint8"):
+    with pytest.raises(DataError, match=r"torch\.float32"):
         matlab_halve(torch.zeros(3, 4, 4))
 
 
@@ -348,11 +347,11 @@ def test_mod_crop_takes_from_bottom_and_right() -> None:
 @pytest.mark.parametrize(
     ("image", "scale", "message"),
     [
-        (noise(8, 9), 4, "9x8 px cannot be shrunk by 4 exactly: mod_crop"),
-        (noise(8, 8), 0, "at least 1"),
-        (noise(8, 8).float(), 4, "to_uint8"),
-        (noise(8, 8)[0], 4, r"expected an image \(\.\.\., C, H, W\)"),
-        (noise(0, 8), 4, r"expected an image \(\.\.\., C, H, W\)"),
+        (noise(8, 9), 4, "9x8 px .* 4 .*mod_crop"),
+        (noise(8, 8), 0, "at least 1, not 0"),
+        (noise(8, 8).float(), 4, r"torch\.float32"),
+        (noise(8, 8)[0], 4, r"\(8, 8\)"),
+        (noise(0, 8), 4, r"\(3, 0, 8\)"),
     ],
 )
 def test_downscale_refuses(image: torch.Tensor, scale: int, message: str) -> None:
@@ -366,7 +365,7 @@ def test_unknown_borders_are_refused() -> None:
 
 
 def test_upscale_refuses_integers() -> None:
-    with pytest.raises(DataError, match="uint8 or float"):
+    with pytest.raises(DataError, match=r"torch\.int32"):
         bicubic_upscale(noise(8, 8).int(), 2)
 
 

@@ -62,13 +62,13 @@ def test_the_border_is_shaved_on_all_four_sides() -> None:
 @pytest.mark.parametrize(
     ("sr", "hr", "border_px", "message"),
     [
-        (noise(0), noise(0)[:, :5], 0, r"one shape, got \(3, 6, 9\) and \(3, 5, 9\)"),
-        (noise(0)[None], noise(0)[None], 0, r"expected images \(3, H, W\)"),
-        (noise(0)[:1], noise(0)[:1], 0, r"expected images \(3, H, W\)"),
-        (noise(0), noise(0), 3, "leaves nothing"),
-        (noise(0), noise(0), -1, "leaves nothing"),
+        (noise(0), noise(0)[:, :5], 0, r"\(3, 6, 9\) and \(3, 5, 9\)"),
+        (noise(0)[None], noise(0)[None], 0, r"\(3, H, W\).*\(1, 3, 6, 9\)"),
+        (noise(0)[:1], noise(0)[:1], 0, r"\(3, H, W\).*\(1, 6, 9\)"),
+        (noise(0), noise(0), 3, "3 px .*9x6 px"),
+        (noise(0), noise(0), -1, "-1 px .*9x6 px"),
         (torch.full((3, 6, 9), math.nan), noise(0), 0, "NaN"),
-        (noise(0).int(), noise(0), 0, "expected a float image"),
+        (noise(0).int(), noise(0), 0, r"torch\.int32"),
     ],
 )
 def test_psnr_refuses(sr: torch.Tensor, hr: torch.Tensor, border_px: int, message: str) -> None:
@@ -160,11 +160,9 @@ def test_ssim_shaves_and_rounds_as_psnr_does() -> None:
 @pytest.mark.parametrize(("channels", "window"), [("rgb", 7), ("y", 11)])
 def test_an_image_smaller_than_the_window_is_refused(channels: str, window: int) -> None:
     small = noise(0, window - 1, 30)
-    with pytest.raises(
-        DataError, match=f"30x{window - 1} px are left to compare, less than SSIM's window of {window}x"
-    ):
+    with pytest.raises(DataError, match=rf"30x{window - 1} px .*{window}x{window} px"):
         ssim(small, small, channels=channels)
-    with pytest.raises(DataError, match="SSIM's window"):
+    with pytest.raises(DataError, match=rf"22x5 px .*{window}x{window} px"):
         ssim(noise(0, 13, 30), noise(0, 13, 30), border_px=4, channels=channels)
 
 
@@ -218,7 +216,7 @@ def test_single_images_are_compared_on_luma_without_a_border_as_wide_as_the_scal
 
 def test_views_no_wider_than_what_left_leaves_out_are_refused() -> None:
     sr, hr = pair(64)
-    with pytest.raises(DataError, match="64 px is no wider than the 64 columns"):
+    with pytest.raises(DataError, match=r"64 .*64"):
         PROTOCOLS["literature"].columns[0].measure(sr, hr, 4)
 
 

@@ -38,7 +38,7 @@ from .common import (
 
 if TYPE_CHECKING:
     from ..restoration.evaluation import Report
-    from ..restoration.evaluation.measure import Views
+    from ..restoration.inference.network import Views
 
 
 def add_to(commands: Any) -> None:

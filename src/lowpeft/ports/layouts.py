@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import PlanError
 
 Size = tuple[int, int]
-"""Type of the height and width of a feature map, in positions."""
+"""Height and width: of a feature map in positions, of an image in pixels."""
 
 
 class Layout(StrEnum):
@@ -49,7 +49,7 @@ class Layout(StrEnum):
             PlanError: The layout is WLC.
         """
         if not self.counts_images:
-            raise PlanError(f"features of layout {self} have no dimension that counts images")
+            raise PlanError(f"features of layout {self} have no batch dimension")
         return 1 if self is Layout.LNC else 0
 
     @property
@@ -97,8 +97,8 @@ class Features:
             x = x.transpose(0, 1)
         if self.size is None or not self.layout.is_tokens or self.size[0] * self.size[1] != x.shape[1]:
             raise PlanError(
-                f"features of shape {tuple(x.shape)} ({self.layout}) came without a height and width that fit (found "
-                f"{self.size}), but this kind of adapter needs image rows"
+                f"this kind of adapter needs image rows, but the height and width of features of shape "
+                f"{tuple(x.shape)} ({self.layout}) are not known (found {self.size})"
             )
         return x.reshape(x.shape[0], self.size[0], self.size[1], x.shape[2])
 
@@ -143,18 +143,11 @@ def find_size(arguments: Iterable[Any], tokens: int) -> Size | None:
 
     A pair is a tuple or list of two positive integers, or two consecutive arguments that are positive integers.
     """
-    previous: int | None = None
-    for argument in arguments:
-        if isinstance(argument, (tuple, list)) and len(argument) == 2 and all(map(_is_side, argument)):
-            if argument[0] * argument[1] == tokens:
-                return int(argument[0]), int(argument[1])
-            previous = None
-        elif _is_side(argument):
-            if previous is not None and previous * argument == tokens:
-                return previous, argument
-            previous = argument
-        else:
-            previous = None
+    listed = list(arguments)
+    for index, argument in enumerate(listed):
+        pair = argument if isinstance(argument, (tuple, list)) else listed[index : index + 2]
+        if len(pair) == 2 and all(map(_is_side, pair)) and pair[0] * pair[1] == tokens:
+            return int(pair[0]), int(pair[1])
     return None
 
 

@@ -47,25 +47,23 @@ def as_tuple(patterns: Patterns) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1024)
 def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """Return the regular expression for `pattern` (without `!`); for a glob, it matches "." + path.
+    r"""Return the regular expression for `pattern` (without `!`); for a glob, it matches "." + path.
+
+    E.g. `layers.*.conv` becomes `\.layers\.[^.]*\.conv`, and `**.conv` becomes `(?:\.[^.]+)*\.conv`.
 
     Raises:
         PlanError: The pattern has an empty component, or its regular expression is invalid.
     """
     if pattern.startswith("re:"):
-        try:
-            return re.compile(pattern[3:])
-        except re.error as error:
-            raise PlanError(f"pattern {pattern!r} is not a regular expression: {error}") from error
-    if not pattern or any(not part for part in pattern.split(".")):
-        raise PlanError(f"pattern {pattern!r} has an empty path component; write 'layers.*.conv', say")
-    expression = ""
-    for part in pattern.split("."):
-        expression += r"(?:\.[^.]+)*" if part == "**" else r"\." + _component(part)
+        expression = pattern[3:]
+    elif all(parts := pattern.split(".")):
+        expression = "".join(r"(?:\.[^.]+)*" if part == "**" else r"\." + _component(part) for part in parts)
+    else:
+        raise PlanError(f"pattern {pattern!r} has an empty path component; write e.g. 'layers.*.conv'")
     try:
         return re.compile(expression)
     except re.error as error:
-        raise PlanError(f"pattern {pattern!r} has a set in brackets that cannot be read: {error}") from error
+        raise PlanError(f"pattern {pattern!r} is not valid: {error}") from error
 
 
 SET = r"\[!?[^\]]+\]"
@@ -85,10 +83,8 @@ def _set(piece: str) -> str:
 
 def matcher(pattern: str) -> Callable[[str], bool]:
     """Return a function that tests whether `pattern` (without `!`) matches a path. Raises like `compile_pattern`."""
-    expression = compile_pattern(pattern)
-    if pattern.startswith("re:"):
-        return lambda path: expression.fullmatch(path) is not None
-    return lambda path: expression.fullmatch("." + path) is not None
+    expression, prefix = compile_pattern(pattern), "" if pattern.startswith("re:") else "."
+    return lambda path: expression.fullmatch(prefix + path) is not None
 
 
 def matches(pattern: str, path: str) -> bool:
@@ -111,7 +107,7 @@ def select(patterns: Patterns, candidates: Iterable[C], *, what: str) -> tuple[C
     pool = tuple(candidates)
     wanted = as_tuple(patterns)
     if not wanted:
-        raise PlanError(f"no pattern was given for the {what}")
+        raise PlanError(f"no pattern was given for the {what}; give at least one")
     counts = _counts(pool)
     chosen: set[int] = set() if any(not p.startswith("!") for p in wanted) else set(range(len(pool)))
     excluded: set[int] = set()
@@ -126,7 +122,7 @@ def select(patterns: Patterns, candidates: Iterable[C], *, what: str) -> tuple[C
         raise PlanError(f"{len(problems)} of {len(wanted)} patterns match nothing:", problems=problems)
     kept = chosen - excluded
     if not kept:
-        raise PlanError(f"the patterns {list(wanted)} exclude every one of the {len(pool)} {what}")
+        raise PlanError(f"the patterns {list(wanted)} exclude all {len(pool)} {what}; remove a '!' pattern")
     return tuple(c for i, c in enumerate(pool) if i in kept)
 
 
@@ -145,11 +141,11 @@ def _matcher(pattern: str, counts: Mapping[int | None, int]) -> Callable[[Candid
         return lambda c: any(map(test, (c.path, *c.within)))
     chosen: dict[str, str] = {}
     for term in pattern.split():
-        found = re.fullmatch(r"(stage|block)=([-0-9:,]+)", term)
-        if found is None or found[1] in chosen:
+        match = re.fullmatch(r"(stage|block)=([-0-9:,]+)", term)
+        if match is None or match[1] in chosen:
             raise PlanError(f"cannot read place {pattern!r}; write 'stage=0', 'stage=1:4 block=-1' or 'stage=0,2'")
-        chosen[found[1]] = found[2]
-        _numbers(found[2], counts[None], pattern)  # raises if the numbers cannot be parsed
+        chosen[match[1]] = match[2]
+        _numbers(match[2], counts[None], pattern)  # raises if the numbers cannot be parsed
     stages = _numbers(chosen["stage"], counts[None], pattern) if "stage" in chosen else None
     # Negative numbers count from the end of each candidate's stage: with depths 2, 2, 6, 2 `block=-1` is four blocks.
     blocks = {s: _numbers(chosen["block"], n, pattern) for s, n in counts.items()} if "block" in chosen else None

@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import PlanError, did_you_mean
 from ..kinds import AdapterConfig, get_kind
 from .recipe import Recipe
+from .toml_files import check_keys
 
 _OF_THE_RECIPE = ("train_also", "freeze_statistics")
 
@@ -25,23 +26,21 @@ def override(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     Raises:
         PlanError: A key is unknown, several adapters have that field, or a value is rejected; all problems are listed.
     """
-    adapters, problems = list(recipe.adapters), []
-    frozen = overrides.get("freeze_statistics", recipe.freeze_statistics)
+    changes = {"freeze_statistics": recipe.freeze_statistics, **overrides}
+    adapters, frozen, problems = list(recipe.adapters), changes.pop("freeze_statistics"), []
     if not isinstance(frozen, bool):
         problems.append(f"freeze_statistics must be true or false, not {frozen!r}")
-    for key, value in overrides.items():
+    for key, value in changes.items():
         try:
-            if key == "freeze_statistics":
-                continue
             if key == "train_also":
                 adapters.append(get_kind("full").config(target=value))
-                continue
-            index, fields = _addressed(adapters, key, value)
-            adapters[index] = dataclasses.replace(adapters[index], **fields)
+            else:
+                index, fields = _addressed(adapters, key, value)
+                adapters[index] = dataclasses.replace(adapters[index], **fields)
         except PlanError as error:
             problems.append(str(error))
     if problems:
-        raise PlanError(f"cannot change recipe {recipe.name!r} like this:", problems=problems)
+        raise PlanError(f"recipe {recipe.name!r} cannot be changed as asked:", problems=problems)
     return dataclasses.replace(recipe, adapters=tuple(adapters), freeze_statistics=frozen)
 
 
@@ -50,13 +49,13 @@ def _addressed(adapters: Sequence[AdapterConfig], key: str, value: object) -> tu
     of_kind = [i for i, a in enumerate(adapters) if a.kind == key]
     if of_kind:
         if not isinstance(value, Mapping):
-            raise PlanError(f"{key!r} is an adapter of the recipe; give a table of its fields, not {value!r}")
+            raise PlanError(f"{key!r} is a kind of adapter; give a mapping of its fields, not {value!r}")
         if len(of_kind) > 1:
             raise PlanError(f"the recipe has {len(of_kind)} {key} adapters; change the recipe itself")
-        known = get_kind(key).fields
-        unknown = [f"{f!r}{did_you_mean(f, known)}" for f in value if f not in known]
-        if unknown:
-            raise PlanError(f"the {key} adapter has no field {', '.join(unknown)}")
+        problems: list[str] = []
+        check_keys(value, get_kind(key).fields, f"the {key} adapter", problems)
+        if problems:
+            raise PlanError("; ".join(problems))
         return of_kind[0], dict(value)
     hits = [i for i, a in enumerate(adapters) if key in get_kind(a.kind).fields]
     if len(hits) == 1:
@@ -64,7 +63,7 @@ def _addressed(adapters: Sequence[AdapterConfig], key: str, value: object) -> tu
     if hits:
         kinds = [adapters[i].kind for i in hits]
         raise PlanError(
-            f"{key!r} is a field of several adapters ({', '.join(kinds)}); say which: {kinds[0]}={{{key!r}: …}}"
+            f"{key!r} is a field of several adapters ({', '.join(kinds)}); name one of them: {kinds[0]}={{{key!r}: …}}"
         )
     names = {f for a in adapters for f in get_kind(a.kind).fields} | {a.kind for a in adapters} | {*_OF_THE_RECIPE}
     raise PlanError(

@@ -30,7 +30,6 @@ from .toml_files import check_keys, check_schema, plain_values
 
 SCHEMA = 1
 
-
 _PLAIN = {
     "name": (str, None),
     "summary": (str, ""),
@@ -78,7 +77,8 @@ class Recipe:
         """
         counts = sorted({a.views for a in self.adapters} - {1})
         if len(counts) > 1:
-            raise PlanError(f"the adapters of recipe {self.name!r} mix {' and '.join(map(str, counts))} views")
+            found = " and ".join(map(str, counts))
+            raise PlanError(f"the adapters of recipe {self.name!r} must mix the same number of views, not {found}")
         return counts[0] if counts else 1
 
 
@@ -93,7 +93,7 @@ def recipe_from_dict(table: Mapping[str, Any], *, origin: str = "the recipe") ->
         PlanError: Keys are unknown or missing, the schema differs, or a config rejects values; all are listed.
     """
     if not isinstance(table, Mapping):
-        raise PlanError(f"{origin} is a {type(table).__name__}, not a table")
+        raise PlanError(f"{origin} must be a table, not {table!r}")
     problems: list[str] = []
     check_schema(table, SCHEMA, problems)
     check_keys(table, ("schema", *_PLAIN, "adapter", "training"), "the recipe", problems)
@@ -101,20 +101,20 @@ def recipe_from_dict(table: Mapping[str, Any], *, origin: str = "the recipe") ->
     if values["from_scratch"] is True:
         configs: tuple[AdapterConfig, ...] = ()
         if table.get("adapter"):
-            problems.append("with from_scratch = true there can be no [[adapter]] table")
+            problems.append("with from_scratch = true, remove the [[adapter]] tables")
     else:
         configs = _configs(table.get("adapter"), problems)
     settings = changed_settings(TrainSettings(), table.get("training", {}), problems)
     if problems:
-        raise PlanError(f"{origin} is not a recipe that lowpeft can use:", problems=problems)
+        raise PlanError(f"{origin} is not a valid recipe:", problems=problems)
     return Recipe(**values, adapters=configs, training=settings)
 
 
 def _configs(rows: object, problems: list[str]) -> tuple[AdapterConfig, ...]:
-    configs = []
     if not isinstance(rows, list) or not rows:
-        problems.append("there is no [[adapter]] table")
+        problems.append(f"[[adapter]] must be one or more tables, not {rows!r}")
         return ()
+    configs = []
     for row in rows:
         try:
             configs.append(config_from_dict(row))
@@ -143,12 +143,8 @@ def config_from_dict(row: Mapping[str, Any]) -> AdapterConfig:
     Raises:
         PlanError: The kind is missing or unknown, a field is unknown, or the config rejects a value.
     """
-    if not isinstance(row, Mapping):
-        raise PlanError(f"an adapter must be a table, not {row!r}")
-    if "kind" not in row:
-        raise PlanError(f"an adapter table has no 'kind': {dict(row)}")
-    if not isinstance(row["kind"], str):
-        raise PlanError(f"kind must be a string, not {row['kind']!r}")
+    if not isinstance(row, Mapping) or not isinstance(row.get("kind"), str):
+        raise PlanError(f"an adapter must be a table with the string 'kind', not {row!r}")
     kind = get_kind(row["kind"])
     problems: list[str] = []
     fields = {k: v for k, v in row.items() if k != "kind"}
@@ -169,7 +165,7 @@ def _plain(value: object) -> object:
 
 def settings_to_dict(settings: TrainSettings) -> dict[str, Any]:
     """Return the plain values of training settings, as in a `[training]` table."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(settings).items()}
+    return {k: _plain(v) for k, v in dataclasses.asdict(settings).items()}
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def register_recipe(recipe: Recipe) -> Recipe:
         PlanError: A bundled or registered recipe has this name.
     """
     if recipe.name in bundled():
-        raise PlanError(f"the recipe {recipe.name!r} comes with lowpeft; give yours another name")
+        raise PlanError(f"recipe {recipe.name!r} is bundled with lowpeft; give yours another name")
     RECIPES.register(recipe)
     return recipe
 
@@ -55,13 +55,9 @@ def load_recipe(recipe: str | Path | Recipe | AdapterConfig | Sequence[AdapterCo
     if isinstance(recipe, str) and recipe in RECIPES:
         return RECIPES[recipe]
     if isinstance(recipe, (str, Path)):
-        return _read(recipe)
+        table, origin = read_toml(recipe, resources.files(__package__), what="recipe", others=tuple(RECIPES))
+        return recipe_from_dict(table, origin=origin)
     configs = tuple(recipe) if isinstance(recipe, (list, tuple)) else ()
     if not configs or not all(isinstance(c, AdapterConfig) for c in configs):
-        raise PlanError(f"a recipe is a name, a path, a Recipe or adapter configs, not {recipe!r}")
+        raise PlanError(f"a recipe must be a name, a path, a Recipe or adapter configs, not {recipe!r}")
     return Recipe(name="+".join(dict.fromkeys(c.kind for c in configs)), adapters=configs)
-
-
-def _read(recipe: str | Path) -> Recipe:
-    table, origin = read_toml(recipe, resources.files(__package__), what="recipe", others=tuple(RECIPES))
-    return recipe_from_dict(table, origin=origin)

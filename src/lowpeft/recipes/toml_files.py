@@ -39,7 +39,7 @@ def read_toml(
         text, origin = path.read_bytes(), str(path)
     else:
         raise PlanError(
-            f"no {what} {str(name_or_path)!r}: neither a file ending in .toml nor one of {', '.join(known + others)}"
+            f"no {what} {str(name_or_path)!r}; give the path of a .toml file, or one of {', '.join(known + others)}"
             + did_you_mean(str(name_or_path), known + others)
         )
     try:

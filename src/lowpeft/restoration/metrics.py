@@ -13,14 +13,13 @@ from functools import partial
 from statistics import fmean
 from typing import Literal
 
-import torch
+from torch import Tensor
 
 from ..errors import DataError
 from ..registry import Registry
 from .images import eight_bit
 
 Channels = Literal["rgb", "y"]
-Views = Sequence[torch.Tensor]
 
 Y_WEIGHTS = (65.481, 128.553, 24.966)
 """Weights of R, G and B (0..1) in the luma of ITU-R BT.601 (16..235), as in MATLAB's `rgb2ycbcr` and BasicSR."""
@@ -34,7 +33,7 @@ STRIP_ROWS = 128
 """Number of rows that are compared at a time, to bound memory: SSIM takes over 150 bytes per pixel."""
 
 
-def psnr(sr: torch.Tensor, hr: torch.Tensor, *, border_px: int = 0, channels: Channels = "rgb") -> float:
+def psnr(sr: Tensor, hr: Tensor, *, border_px: int = 0, channels: Channels = "rgb") -> float:
     """Return the peak signal-to-noise ratio in dB, 10 log10(255² / mean squared error); inf for equal images.
 
     Args:
@@ -56,7 +55,7 @@ def psnr(sr: torch.Tensor, hr: torch.Tensor, *, border_px: int = 0, channels: Ch
     return math.inf if mean_squared == 0 else 10 * math.log10(255**2 / mean_squared)
 
 
-def ssim(sr: torch.Tensor, hr: torch.Tensor, *, border_px: int = 0, channels: Channels = "rgb") -> float:
+def ssim(sr: Tensor, hr: Tensor, *, border_px: int = 0, channels: Channels = "rgb") -> float:
     """Return the structural similarity, at most 1, by scikit-image. SSIM has variants that are not comparable.
 
     `rgb` is the variant of the stereo tables since NAFSSR: scikit-image's defaults (uniform 7x7 window, sample
@@ -87,13 +86,21 @@ def ssim(sr: torch.Tensor, hr: torch.Tensor, *, border_px: int = 0, channels: Ch
 
 
 def _compared(
-    sr: torch.Tensor, hr: torch.Tensor, border_px: int, channels: Channels, *, window_px: int = 1
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    sr: Tensor, hr: Tensor, border_px: int, channels: Channels, *, window_px: int = 1
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the parts of two images to compare, in strips of rows, without the border: float64 (3 or 1, h, w), 0..255.
 
     The strips are on the CPU. They overlap by `window_px` - 1 rows, so each window of that height is in exactly one.
     """
-    _check_views(sr, hr)
+    if sr.shape != hr.shape:
+        raise DataError(
+            f"the two images must have the same shape, not {tuple(sr.shape)} and {tuple(hr.shape)}: mod_crop the HR "
+            "image, or crop what was padded"
+        )
+    if hr.ndim != 3 or hr.shape[0] != 3:
+        raise DataError(
+            f"expected images (3, H, W), not shape {tuple(hr.shape)}: measure the images of a batch one by one"
+        )
     height, width = hr.shape[-2:]
     if border_px < 0 or 2 * border_px >= min(height, width):
         raise DataError(f"shaving {border_px} px at each edge of a {width}x{height} px image leaves nothing to compare")
@@ -101,30 +108,17 @@ def _compared(
     images = [eight_bit(image)[inside] for image in (sr, hr)]
     rows, columns = images[0].shape[-2:]
     if min(rows, columns) < window_px:
-        raise DataError(
-            f"{columns}x{rows} px are left to compare, less than SSIM's window of {window_px}x{window_px} px"
-        )
+        raise DataError(f"{columns}x{rows} px are left to compare, but SSIM's window has {window_px}x{window_px} px")
     for top in range(0, rows - window_px + 1, STRIP_ROWS):
         one, other = (v[:, top : top + STRIP_ROWS + window_px - 1].cpu().double() for v in images)
         yield (_luma(one), _luma(other)) if channels == "y" else (one, other)
 
 
-def _luma(image: torch.Tensor) -> torch.Tensor:
+def _luma(image: Tensor) -> Tensor:
     weights = image.new_tensor(Y_WEIGHTS)[:, None, None]
     return (image * weights / 255).sum(0, keepdim=True) + 16
 
 
-def _check_views(sr: torch.Tensor, hr: torch.Tensor) -> None:
-    if sr.shape != hr.shape:
-        raise DataError(
-            f"the two images must have one shape, got {tuple(sr.shape)} and {tuple(hr.shape)}: "
-            "mod_crop the HR image, or crop what was padded"
-        )
-    if hr.ndim != 3 or hr.shape[0] != 3:
-        raise DataError(f"expected images (3, H, W), got shape {tuple(hr.shape)}: compare the images of a batch singly")
-
-
-# -------------------------------------------------------------------------------------------------------- protocols
 Metric = Callable[..., float]
 
 
@@ -141,7 +135,7 @@ class Column:
 
     name: str
     digits: int
-    measure: Callable[[Views, Views, int], float]
+    measure: Callable[[Sequence[Tensor], Sequence[Tensor], int], float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,33 +151,33 @@ class Protocol:
     """
 
     name: str
-    views: Literal[1, 2] | None
+    views: int | None
     summary: str
     columns: tuple[Column, ...]
     source: str
 
 
-def _mean_of_views(sr: Views, hr: Views, scale: int, *, metric: Metric) -> float:
+def _mean_of_views(sr: Sequence[Tensor], hr: Sequence[Tensor], scale: int, *, metric: Metric) -> float:
     """Return (L+R)/2 on whole images: the mean of the views' values, not the value of their pooled error."""
     return fmean(metric(one, other) for one, other in zip(sr, hr, strict=True))
 
 
-def _left(sr: Views, hr: Views, scale: int, *, metric: Metric) -> float:
+def _left(sr: Sequence[Tensor], hr: Sequence[Tensor], scale: int, *, metric: Metric) -> float:
     return metric(_without_left(sr[0]), _without_left(hr[0]))
 
 
-def _both_without_left(sr: Views, hr: Views, scale: int, *, metric: Metric) -> float:
-    return fmean(metric(_without_left(one), _without_left(other)) for one, other in zip(sr, hr, strict=True))
+def _both_without_left(sr: Sequence[Tensor], hr: Sequence[Tensor], scale: int, *, metric: Metric) -> float:
+    return _mean_of_views(list(map(_without_left, sr)), list(map(_without_left, hr)), scale, metric=metric)
 
 
-def _luma_shaved(sr: Views, hr: Views, scale: int, *, metric: Metric) -> float:
+def _luma_shaved(sr: Sequence[Tensor], hr: Sequence[Tensor], scale: int, *, metric: Metric) -> float:
     return metric(sr[0], hr[0], border_px=scale, channels="y")
 
 
-def _without_left(view: torch.Tensor) -> torch.Tensor:
+def _without_left(view: Tensor) -> Tensor:
     if view.shape[-1] <= LEFT_CUT_PX:
         raise DataError(
-            f"a view of {view.shape[-1]} px is no wider than the {LEFT_CUT_PX} columns that Left leaves out"
+            f"a view must be wider than the {LEFT_CUT_PX} columns that Left excludes, but it has {view.shape[-1]}"
         )
     return view[..., LEFT_CUT_PX:]
 

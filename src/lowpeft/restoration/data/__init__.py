@@ -9,7 +9,7 @@ from .crops import Crops
 from .examples import load_example, read_clean_crops
 from .finding import find_scenes, scenes_with_lr
 from .layouts import LAYOUTS, FolderLayout
-from .model import Example, Rectangle, Scene, Views
+from .model import Example, Rectangle, Scene
 from .preparing import prepare
 from .verifying import LRReport, Match, verify_lr
 
@@ -22,7 +22,6 @@ __all__ = [
     "Match",
     "Rectangle",
     "Scene",
-    "Views",
     "find_scenes",
     "load_example",
     "prepare",

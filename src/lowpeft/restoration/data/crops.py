@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ...errors import DataError
+from ...ports.layouts import Size
 from ..images import Border, to_float
 from .examples import load_example, usable_size
 from .model import Example, Rectangle, Scene, px
@@ -60,7 +61,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
     scenes: Sequence[Scene]
     scale: int
     _: KW_ONLY
-    crop_px: tuple[int, int] = (128, 320)
+    crop_px: Size = (128, 320)
     augment: bool = True
     seed: int = 0
     clean_crops: Mapping[str, Rectangle] | None = None
@@ -74,18 +75,16 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         self._free_bytes = self.memory_mb * 2**20
         height, width = self.crop_px
         if self.scale < 1 or min(height, width) < 1 or height % self.scale or width % self.scale:
-            raise DataError(f"a crop of {px(self.crop_px)} (HR) is no whole number of x{self.scale} LR pixels")
+            raise DataError(f"crop_px must be two positive multiples of the scale {self.scale}, not {self.crop_px}")
         if not self.scenes:
-            raise DataError("there are no scenes to take crops from")
+            raise DataError("crops need at least one scene, but none was given")
         if len({len(scene.hr) for scene in self.scenes}) > 1:
-            raise DataError("some of the scenes are pairs and some single images; take crops from them separately")
+            raise DataError("some scenes are pairs and others single images; give them to separate Crops")
         count = len(self.scenes)
-        numbers = (
-            {n * count // CHECKED_SCENES for n in range(CHECKED_SCENES)} if count > CHECKED_SCENES else range(count)
-        )
-        problems = [problem for n in sorted(numbers) if (problem := self._problem(self.scenes[n])) is not None]
+        numbers = sorted({n * count // CHECKED_SCENES for n in range(CHECKED_SCENES)})  # all, or evenly spaced
+        problems = [problem for n in numbers if (problem := self._problem(self.scenes[n])) is not None]
         if problems:
-            raise DataError(f"cannot take crops of {px(self.crop_px)} (HR) from all the scenes:", problems=problems)
+            raise DataError(f"crops of {px(self.crop_px)} (HR) cannot be taken from these scenes:", problems=problems)
 
     @property
     def views(self) -> int:
@@ -98,8 +97,8 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         if not 0 <= index < _ENDLESS:
             raise IndexError(f"crops are numbered from 0 to 2**62 - 1, not {index}")
-        epoch, place = divmod(index, len(self.scenes))
-        example = self._example(_shuffled(self.seed, epoch, len(self.scenes))[place])
+        epoch, position = divmod(index, len(self.scenes))
+        example = self._example(_shuffled(self.seed, epoch, len(self.scenes))[position])
         draws = _Draws("crop", self.seed, index)
         height, width = (side // self.scale for side in self.crop_px)
         top = draws.below(example.lr[0].shape[-2] - height + 1)
@@ -138,10 +137,10 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
             return str(error)
         return self._smaller(scene, size)
 
-    def _smaller(self, scene: Scene, size: tuple[int, int]) -> str | None:
+    def _smaller(self, scene: Scene, size: Size) -> str | None:
         if size[0] >= self.crop_px[0] and size[1] >= self.crop_px[1]:
             return None
-        return f"scene {scene.name}: {px(size)} can be used, less than a crop of {px(self.crop_px)}"
+        return f"scene {scene.name}: its usable part of {px(size)} is smaller than a crop of {px(self.crop_px)}"
 
 
 class _Draws:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from ...errors import DataError
+from ...ports.layouts import Size
 from ..images import Border, image_size, matlab_downscale, matlab_halve, mod_crop, read_image
 from .layouts import MARKED
-from .model import AnyPath, Example, Rectangle, Scene, Views, px
+from .model import AnyPath, Example, Rectangle, Scene, px
 
 
 def load_example(
@@ -38,120 +38,77 @@ def load_example(
             is not inside the image; the scene is named.
     """
     try:
-        lr = [read_image(path) for path in scene.lr]
-        hr, (x0, y0, x1, y1) = _read_hr(scene, [_size(v) for v in lr], scale, clean_crop, border, halve)
+        hr, lr = ([read_image(path) for path in paths] for paths in (scene.hr, scene.lr))
+        x0, y0, x1, y1 = _kept(scene, list(map(_size, hr)), list(map(_size, lr)), scale, clean_crop, halve)
+        if clean_crop is not None:
+            step = 2 * scale if halve else scale
+            hr = [v[:, y0 * step : y1 * step, x0 * step : x1 * step] for v in hr]
+        if halve:
+            hr = [matlab_halve(v, border=border) for v in hr]
+        hr = [mod_crop(v, scale) for v in hr]
         lr = [v[:, y0:y1, x0:x1] for v in lr] or [matlab_downscale(v, scale, border=border) for v in hr]
     except DataError as error:
         raise _of_scene(scene, error) from None
     return Example(scene.name, tuple(v.contiguous() for v in lr), tuple(v.contiguous() for v in hr))
 
 
-def load_hr(
-    scene: Scene,
-    scale: int,
-    *,
-    clean_crop: Rectangle | None = None,
-    border: Border = "symmetric",
-    halve: bool = False,
-) -> tuple[Tensor, ...]:
-    """Return the HR views that `load_example` would give, without reading LR files.
-
-    Raises:
-        DataError: For the reasons that `load_example` lists, except those about LR files.
-    """
-    try:
-        hr, _ = _read_hr(scene, [], scale, clean_crop, border, halve)
-    except DataError as error:
-        raise _of_scene(scene, error) from None
-    return tuple(hr)
-
-
-def _read_hr(
-    scene: Scene,
-    lr: Sequence[tuple[int, int]],
-    scale: int,
-    clean_crop: Rectangle | None,
-    border: Border,
-    halve: bool,
-) -> tuple[list[Tensor], Rectangle]:
-    """Read the HR views, check them against the LR sizes (height, width), and find the rectangle to keep in LR px."""
-    hr = [read_image(path) for path in scene.hr]
-    cut = _cut(scene, [_size(v) for v in hr], lr, scale, clean_crop, halve)
-    x0, y0, x1, y1 = (corner * cut.step for corner in cut.lr_rectangle)
-    if clean_crop is not None:
-        hr = [v[:, y0:y1, x0:x1] for v in hr]
-    if halve:
-        hr = [matlab_halve(v, border=border) for v in hr]
-    return [mod_crop(v, scale) for v in hr], cut.lr_rectangle
-
-
-def usable_size(
-    scene: Scene, scale: int, *, clean_crop: Rectangle | None = None, halve: bool = False
-) -> tuple[int, int]:
+def usable_size(scene: Scene, scale: int, *, clean_crop: Rectangle | None = None, halve: bool = False) -> Size:
     """Return height and width of the HR views that `load_example` would give, reading only the file headers.
 
     Raises:
         DataError: For the reasons that `load_example` lists, except damage after a header.
     """
     try:
-        sizes = [[image_size(path) for path in paths] for paths in (scene.hr, scene.lr)]
-        x0, y0, x1, y1 = _cut(scene, sizes[0], sizes[1], scale, clean_crop, halve).lr_rectangle
+        hr, lr = ([image_size(path) for path in paths] for paths in (scene.hr, scene.lr))
+        x0, y0, x1, y1 = _kept(scene, hr, lr, scale, clean_crop, halve)
     except DataError as error:
         raise _of_scene(scene, error) from None
     return (y1 - y0) * scale, (x1 - x0) * scale
 
 
-@dataclass(frozen=True)
-class _Cut:
-    """Part of a scene to keep: a rectangle in LR px, and the side of one LR px in px of the HR files."""
-
-    lr_rectangle: Rectangle
-    step: int
-
-
-def _cut(
+def _kept(
     scene: Scene,
-    hr: Sequence[tuple[int, int]],
-    lr: Sequence[tuple[int, int]],
+    hr: Sequence[Size],
+    lr: Sequence[Size],
     scale: int,
     clean_crop: Rectangle | None,
     halve: bool,
-) -> _Cut:
-    """Check the sizes (height, width) of a scene's files against each other, and find the part to keep."""
+) -> Rectangle:
+    """Check the sizes of a scene's files against each other, and return the rectangle to keep, in LR px."""
     if scale < 1:
-        raise DataError(f"the scale must be at least 1, got {scale}")
+        raise DataError(f"the scale must be at least 1, not {scale}")
     if len(set(hr)) > 1:
         raise DataError(f"the left view is {px(hr[0])}, but the right view is {px(hr[1])}")
     height, width = (-(-side // 2) for side in hr[0]) if halve else hr[0]
     whole = (height // scale, width // scale)
-    for size, path in zip(lr, scene.lr if lr else (), strict=True):
+    for size, path in zip(lr, scene.lr, strict=True):
         if size != whole:
             made = f"{px(hr[0])}, halved," if halve else px(hr[0])
             raise DataError(
                 f"at x{scale} an HR view of {made} needs an LR view of {px(whole)}, but {path.name} is {px(size)}"
             )
-    step = 2 * scale if halve else scale
     if clean_crop is None:
-        inside = (0, 0, whole[1], whole[0])
+        kept = (0, 0, whole[1], whole[0])
     else:
         x0, y0, x1, y1 = clean_crop
         if not (0 <= x0 < x1 <= hr[0][1] and 0 <= y0 < y1 <= hr[0][0]):
-            raise DataError(f"the clean rectangle {clean_crop} does not lie in the {px(hr[0])} view")
-        inside = (-(-x0 // step), -(-y0 // step), x1 // step, y1 // step)
-    if inside[0] >= inside[2] or inside[1] >= inside[3]:
-        raise DataError(f"there is no whole x{scale} LR pixel in {clean_crop or px(hr[0])}")
-    return _Cut(inside, step)
+            raise DataError(f"the clean_crop {clean_crop} is not inside the view of {px(hr[0])}")
+        step = 2 * scale if halve else scale  # side of one LR pixel in px of the HR files
+        kept = (-(-x0 // step), -(-y0 // step), x1 // step, y1 // step)  # rounded inwards, at x4: 3..37 gives 1..9
+    if kept[0] >= kept[2] or kept[1] >= kept[3]:
+        raise DataError(f"{clean_crop or px(hr[0])} contains no whole LR pixel at x{scale}")
+    return kept
 
 
 def _of_scene(scene: Scene, error: DataError) -> DataError:
     return DataError(f"scene {scene.name}: {error.message}", problems=error.problems)
 
 
-def _size(view: Tensor) -> tuple[int, int]:
+def _size(view: Tensor) -> Size:
     return view.shape[-2], view.shape[-1]
 
 
-def read_clean_crops(folder: AnyPath, *, views: Views = 2) -> dict[str, Rectangle]:
+def read_clean_crops(folder: AnyPath, *, views: int = 2) -> dict[str, Rectangle]:
     """Read the usable rectangles [x0, y0, x1, y1) in HR px, by scene name, from `manifest.json`.
 
     The manifest is a list of objects with `scene` (the name) and optionally `clean_crop`. Return an empty dict if
@@ -182,8 +139,9 @@ def read_clean_crops(folder: AnyPath, *, views: Views = 2) -> dict[str, Rectangl
         if corners is None:
             continue
         if not isinstance(corners, list) or [type(corner) for corner in corners] != [int] * 4:
-            raise DataError(f"{path}: 'clean_crop' of {entry['scene']} must be [x0, y0, x1, y1] in px, got {corners!r}")
+            raise DataError(f"{path}: 'clean_crop' of {entry['scene']} must be [x0, y0, x1, y1] in px, not {corners!r}")
+        x0, y0, x1, y1 = corners
         name = str(entry["scene"])
-        for scene in (name, *(template.format(name=name) for template in MARKED.hr)) if views == 1 else (name,):
-            crops[scene] = (corners[0], corners[1], corners[2], corners[3])
+        names = [name, *(template.format(name=name) for template in MARKED.hr)] if views == 1 else [name]
+        crops |= dict.fromkeys(names, (x0, y0, x1, y1))
     return crops

@@ -5,27 +5,27 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ...errors import DataError, did_you_mean
 from ..images import IMAGE_SUFFIXES
 from .layouts import LAYOUTS, PLAIN, SUFFIXED, FolderLayout, pattern, written
-from .model import SIDES, AnyPath, Scene, Views
+from .model import SIDES, AnyPath, Scene
 
+_Form = tuple[str, ...]
+_SUFFIXES = tuple(IMAGE_SUFFIXES)
 _MOST_SUGGESTIONS = 20
 _LR_LIKE = re.compile(r"(?i)lr.*|.*[^a-z]lr(?![a-z0-9]).*")
 """Pattern of folder names that may contain LR views in any layout, e.g. LR_wild, DIV2K_train_LR_unknown."""
 
 
-# ------------------------------------------------------------------------------------------------------------- API
 def find_scenes(
     folder: AnyPath,
     *,
     scale: int | None = None,
     lr_folder: AnyPath | None = None,
-    views: Views = 2,
+    views: int = 2,
     layout: str | None = None,
 ) -> tuple[Scene, ...]:
     """Return the scenes of a folder in any of the layouts of `LAYOUTS`, sorted by name.
@@ -46,10 +46,7 @@ def find_scenes(
         DataError: A folder is missing or contains no scene, it fits several layouts, or files are left over,
             duplicated or without their partner (all are listed).
     """
-    hr, lr, problems = _read(Path(folder), scale, lr_folder, views, layout)
-    if lr is not None:
-        problems += [f"{name}: has HR views, but no LR views" for name in sorted(hr.scenes.keys() - lr.names)]
-    return _scenes(Path(folder), hr, lr, problems)
+    return _find(Path(folder), scale, lr_folder, views, layout, lr_may_lack=False)
 
 
 def scenes_with_lr(
@@ -57,7 +54,7 @@ def scenes_with_lr(
     *,
     scale: int | None = None,
     lr_folder: AnyPath | None = None,
-    views: Views = 2,
+    views: int = 2,
     layout: str | None = None,
 ) -> tuple[tuple[Scene, ...], tuple[str, ...]]:
     """Return the scenes that have LR files, and the names of those without; arguments are those of `find_scenes`.
@@ -65,238 +62,208 @@ def scenes_with_lr(
     Raises:
         DataError: No scene has LR files, or for the reasons that `find_scenes` lists.
     """
-    hr, lr, problems = _read(Path(folder), scale, lr_folder, views, layout)
-    if lr is None:
+    scenes = _find(Path(folder), scale, lr_folder, views, layout, lr_may_lack=True)
+    if not any(scene.lr for scene in scenes):
         at = "" if scale is None else f" for x{scale}"
-        raise DataError(f"{folder} holds no LR files{at}; name the folder that does")
-    missing = sorted(hr.scenes.keys() - lr.names)
-    hr.scenes = {name: paths for name, paths in hr.scenes.items() if name not in set(missing)}
-    return _scenes(Path(folder), hr, lr, problems), tuple(missing)
+        raise DataError(f"{folder} contains no LR files{at}; name the folder with the LR files")
+    return tuple(scene for scene in scenes if scene.lr), tuple(scene.name for scene in scenes if not scene.lr)
 
 
-def _scenes(root: Path, hr: _Found, lr: _Found | None, problems: list[str]) -> tuple[Scene, ...]:
+def _find(
+    root: Path, scale: int | None, lr_folder: AnyPath | None, views: int, layout: str | None, *, lr_may_lack: bool
+) -> tuple[Scene, ...]:
+    """Return all scenes. Unless `lr_may_lack`, either all have LR files or none has."""
+    try:
+        row = _recognise(_existing(root), views, layout)
+        place, lr_forms = _hr_folder(root, row), [form.lr for form in row.forms]
+        images, hr_forms = _images(place, row.depth, row.fixed_folders), [form.hr for form in row.forms]
+        hr = _Files(place, hr_forms, images, others=lr_forms if row.lr_folder == "" else ())
+        if lr_folder is not None:
+            lr = _lr_of_any_layout(_existing(Path(lr_folder)), views)
+        elif row.lr_folder != "" and (lr_place := _lr_folder(root, row, scale)) is not None:
+            lr = _Files(lr_place, lr_forms, _images(lr_place, row.depth))
+        else:
+            lr = _Files(place, lr_forms, hr.others)
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename or root}: {error.strerror or error}") from None
+    if views == 1:
+        lr.drop_scale(hr.scenes)
+    problems = hr.problems() + lr.problems()
+    problems += [f"{name}: has LR views, but no HR views" for name in sorted(lr.scenes.keys() - hr.scenes.keys())]
+    if lr.scenes and not lr_may_lack:
+        problems += [f"{name}: has HR views, but no LR views" for name in sorted(hr.scenes.keys() - lr.scenes.keys())]
     if problems:
         message = f"not every image in {root} belongs to a scene; remove these files or add their partners:"
         raise DataError(message, problems=problems)
-    return tuple(Scene(name, hr.scenes[name], lr.scenes[name] if lr else ()) for name in sorted(hr.scenes))
+    return tuple(Scene(name, hr.paths(name), lr.paths(name)) for name in sorted(hr.scenes))
 
 
-def _read(
-    root: Path, scale: int | None, lr_folder: AnyPath | None, views: Views, layout: str | None
-) -> tuple[_Found, _Found | None, list[str]]:
-    """Return the HR files, the LR files (None if there are none), and the problems found in both."""
-    try:
-        row = _recognise(_existing(root), views, layout)
-        place = _hr_place(root, row)
-        listing = tuple(_listing(place, row.depth, row.fixed_folders))
-        hr = _collect(place, listing, [f.hr for f in row.forms], known=[f.lr for f in row.forms if row.lr_folder == ""])
-        lr: _Found | None = None
-        if lr_folder is not None:
-            lr = _explicit_lr(_existing(Path(lr_folder)), views)
-        elif row.lr_folder == "":
-            lr = _collect(place, listing, [f.lr for f in row.forms], known=None)
-        elif (at := _lr_place(root, row, scale)) is not None:
-            lr = _collect(at, _listing(at, row.depth), [f.lr for f in row.forms])
-    except OSError as error:
-        raise DataError(f"cannot read {error.filename or root}: {error.strerror or error}") from None
-    if lr is None or (row.lr_folder == "" and lr_folder is None and not lr.names):
-        return hr, None, hr.problems
-    if views == 1:
-        lr.drop_scale(hr.names)
-    alone = sorted(lr.scenes.keys() - hr.names)
-    return hr, lr, [*hr.problems, *lr.problems, *(f"{name}: has LR views, but no HR views" for name in alone)]
-
-
-# ------------------------------------------------------------------------------------------------ which layout it is
-def _recognise(root: Path, views: Views, layout: str | None) -> FolderLayout:
-    rows = [row for row in LAYOUTS.values() if row.views == views]
+def _recognise(root: Path, views: int, layout: str | None) -> FolderLayout:
+    rows = {row.name: row for row in LAYOUTS.values() if row.views == views}
+    if not rows:
+        raise DataError(f"views must be 1 (images) or 2 (stereo pairs), not {views!r}")
     if layout is not None:
-        known = {row.name: row for row in rows}
-        if layout not in known:
-            hint = did_you_mean(layout, known)
-            raise DataError(f"no layout of {views}-view scenes is called {layout!r}{hint}; known: {', '.join(known)}")
-        rows = [known[layout]]
-    fitting = _fitting(root, rows)
-    if len(fitting) == 1:
-        return fitting[0]
+        if layout not in rows:
+            hint = did_you_mean(layout, rows)
+            raise DataError(f"no layout of {views}-view scenes is called {layout!r}{hint}; known: {', '.join(rows)}")
+        rows = {layout: rows[layout]}
+    fitting = _fitting(root, rows.values())
     if not fitting:
-        raise _nothing_found(root, rows)
-    found = ", ".join(f"{row.name} ({row.title})" for row in fitting)
-    raise DataError(f"{root} fits several layouts: {found}; say which it is, or give a folder that holds one of them")
-
-
-def _fitting(root: Path, rows: Sequence[FolderLayout]) -> list[FolderLayout]:
-    fitting = [row for row in rows if any(_fits(place, row) for place in _hr_places(root, row))]
-    ids = {row.name for row in fitting}
-    return [row for row in fitting if ids.isdisjoint(row.gives_way_to)]
-
-
-def _fits(place: Path, row: FolderLayout) -> bool:
-    """Return whether any image in the folder is named like an HR view of the layout."""
-    listing = _listing(place, row.depth, row.fixed_folders)
-    return any(_named(path, form.hr) for path in listing for form in row.forms)
-
-
-def _nothing_found(root: Path, rows: Sequence[FolderLayout]) -> DataError:
-    """Return the error for a folder without scenes; it suggests subfolders that contain scenes."""
-    inside = []
-    for name in itertools.islice(_folders(root), _MOST_SUGGESTIONS):
-        inside += [f"{root / name} (layout {row.name}: {row.title})" for row in _fitting(root / name, rows)]
-    if inside:
-        return DataError(f"{root} itself holds no scenes, but folders in it do; give one of them:", problems=inside)
-    understood = [f"{row.name} ({row.title}): {row.shown}" for row in rows]
-    return DataError(f"found no scenes in {root}; understood are (any image suffix):", problems=understood)
-
-
-def _hr_places(root: Path, row: FolderLayout) -> list[Path]:
-    if not row.hr_folder:
-        return [root]
-    return [root / name for name in _folders(root) if re.fullmatch(row.hr_folder, name)]
-
-
-def _hr_place(root: Path, row: FolderLayout) -> Path:
-    places = [place for place in _hr_places(root, row) if _fits(place, row)]
-    if len(places) > 1:
-        names = ", ".join(place.name for place in places)
-        raise DataError(f"{root} holds several folders of HR images: {names}; give one of them, and its LR folder")
-    return places[0]
-
-
-def _lr_place(root: Path, row: FolderLayout, scale: int | None) -> Path | None:
-    """Return the folder of the layout's LR views at a scale, or None if it is missing."""
-    names = [name for name in _folders(root) if _LR_LIKE.fullmatch(name) or _lr_scale(row, name) is not None]
-    # DIV2K has one subfolder per scale: LR_bicubic/X4.
-    deeper = [f"{name}/{inner}" for name in names for inner in _folders(root / name) if re.fullmatch(r"[xX]\d+", inner)]
-    names = [name for name in names if not any(place.startswith(f"{name}/") for place in deeper)]
-    fitting, strange = [], []
-    for name in [*names, *deeper]:
-        found = _lr_scale(row, name)
-        if found and scale is not None and found != str(scale):
-            continue
-        if found is not None and _has_images(root / name, row.depth):
-            fitting.append(name)
-        elif any(_has_images(root / name, depth) for depth in (0, 1)):
-            strange.append(name)
+        raise _nothing_found(root, rows.values())
     if len(fitting) > 1:
-        raise DataError(f"{root} holds LR views in {', '.join(fitting)}; give the scale, or name the LR folder")
-    if strange and not fitting:
+        names = ", ".join(f"{row.name} ({row.title})" for row in fitting)
+        raise DataError(f"{root} fits several layouts: {names}; name one of them, or give a folder with one layout")
+    return fitting[0]
+
+
+def _fitting(root: Path, rows: Iterable[FolderLayout]) -> list[FolderLayout]:
+    fitting = [row for row in rows if _hr_folders(root, row)]
+    names = {row.name for row in fitting}
+    return [row for row in fitting if names.isdisjoint(row.gives_way_to)]
+
+
+def _hr_folders(root: Path, row: FolderLayout) -> list[Path]:
+    """Return the folders with HR views of the layout: the root itself, or folders in it."""
+    names = [name for name in _folders(root) if re.fullmatch(row.hr_folder, name)] if row.hr_folder else [""]
+    forms = [form.hr for form in row.forms]
+    return [
+        root / name
+        for name in names
+        if any(_named(image, forms) for image in _images(root / name, row.depth, row.fixed_folders))
+    ]
+
+
+def _hr_folder(root: Path, row: FolderLayout) -> Path:
+    folders = _hr_folders(root, row)
+    if len(folders) > 1:
+        names = ", ".join(folder.name for folder in folders)
+        raise DataError(f"{root} contains several folders of HR images: {names}; give one of them, and its LR folder")
+    return folders[0]
+
+
+def _nothing_found(root: Path, rows: Collection[FolderLayout]) -> DataError:
+    """Return the error for a folder without scenes; it suggests subfolders that contain scenes."""
+    inside = [
+        f"{root / name} (layout {row.name}: {row.title})"
+        for name in itertools.islice(_folders(root), _MOST_SUGGESTIONS)
+        for row in _fitting(root / name, rows)
+    ]
+    if inside:
+        return DataError(f"{root} itself contains no scenes, but folders in it do; give one of them:", problems=inside)
+    known = [f"{row.name} ({row.title}): {row.shown}" for row in rows]
+    return DataError(f"found no scenes in {root}; known layouts (with any image suffix):", problems=known)
+
+
+def _lr_folder(root: Path, row: FolderLayout, scale: int | None) -> Path | None:
+    """Return the folder of the layout's LR views at a scale, or None if it is missing."""
+    expression = re.compile(row.lr_folder or "")  # a layout without LR folders matches no name
+    fitting, others = [], []
+    for name in _lr_like(root, expression):
+        match = expression.fullmatch(name)
+        found_scale = match.groupdict().get("scale") if match else None
+        if None not in (found_scale, scale) and found_scale != str(scale):
+            continue
+        if match and _has_images(root / name, row.depth):
+            fitting.append(name)
+        elif _has_images(root / name, 0) or _has_images(root / name, 1):
+            others.append(name)
+    if len(fitting) > 1:
+        raise DataError(f"{root} contains LR views in {', '.join(fitting)}; give the scale, or name the LR folder")
+    if others and not fitting:
         raise DataError(
-            f"{root / strange[0]} may hold LR views, but not as layout {row.name} has them; name it as LR folder"
+            f"{root / others[0]} may contain LR views, but not as in layout {row.name}; name it as LR folder"
         )
     return root / fitting[0] if fitting else None
 
 
-def _has_images(place: Path, depth: int) -> bool:
-    return next(_listing(place, depth), None) is not None
+def _lr_like(root: Path, expression: re.Pattern[str]) -> list[str]:
+    """Return the folders that may contain LR views, by name. DIV2K has one for each scale: LR_bicubic/X4."""
+    names = [name for name in _folders(root) if _LR_LIKE.fullmatch(name) or expression.fullmatch(name)]
+    scales = {name: [f for f in _folders(root / name) if re.fullmatch(r"[xX]\d+", f)] for name in names}
+    plain = [name for name in names if not scales[name]]
+    return plain + [f"{name}/{folder}" for name in names for folder in scales[name]]
 
 
-def _lr_scale(row: FolderLayout, name: str) -> str | None:
-    """Return the scale in the name of an LR folder ("" if the name has none), or None for any other folder."""
-    match = None if row.lr_folder is None else re.fullmatch(row.lr_folder, name)
-    return None if match is None else match.groupdict().get("scale") or ""
-
-
-def _explicit_lr(place: Path, views: Views) -> _Found:
+def _lr_of_any_layout(place: Path, views: int) -> _Files:
     """Find LR views of any layout in the folder that the user names."""
-    flat = tuple(_listing(place, 0))
+    images = list(_images(place, 0))
     if views == 1:
-        suffixed = any(pattern(SUFFIXED.lr[0]).fullmatch(_stem(path)) for path in flat)
-        found = _collect(place, flat, [(SUFFIXED if suffixed else PLAIN).lr], known=[SUFFIXED.hr])
+        lr = _Files(place, [SUFFIXED.lr], images, others=[SUFFIXED.hr])
+        if not lr.scenes:
+            lr = _Files(place, [PLAIN.lr], images)
     else:
-        forms = dict.fromkeys(form for row in LAYOUTS.values() if row.views == views for form in row.forms)
-        found = _collect(place, (*flat, *_listing(place, 1)), [form.lr for form in forms if form.lr])
-    if not found.names:
-        raise DataError(
-            f"{place} holds no LR views; pairs are named NAME_lr0 and NAME_lr1, NAME/lr0 and NAME/lr1, or NAME_L and "
-            "NAME_R"
+        forms = dict.fromkeys(
+            form.lr for row in LAYOUTS.values() if row.views == views for form in row.forms if form.lr
         )
-    return found
+        lr = _Files(place, list(forms), [*images, *_images(place, 1)])
+    if not lr.scenes:
+        raise DataError(
+            f"{place} contains no LR views; pairs are named NAME_lr0 and NAME_lr1, NAME/lr0 and NAME/lr1, or NAME_L "
+            "and NAME_R"
+        )
+    return lr
 
 
-# ----------------------------------------------------------------------------------------- which files go together
-@dataclass
-class _Found:
-    """The views in one folder.
+class _Files:
+    """Images of one folder, grouped into scenes by their names.
 
     Attributes:
-        scenes: Files of every complete scene, by its name.
-        names: Names of all scenes, complete or not.
-        problems: One line for each file that is left over and each view that is missing.
+        scenes: By scene name, the files of each view, e.g. `{"0001": [["0001_L.png"], ["0001_R.png"]]}`.
+        others: Images that are named like other files of the layout, e.g. LR views beside HR views.
+        rest: Images with names that the layout does not have.
     """
 
-    scenes: dict[str, tuple[Path, ...]] = field(default_factory=dict)
-    names: set[str] = field(default_factory=set)
-    problems: list[str] = field(default_factory=list)
+    def __init__(
+        self, place: Path, forms: Sequence[_Form], images: Iterable[str], *, others: Sequence[_Form] = ()
+    ) -> None:
+        self.scenes: dict[str, list[list[str]]] = {}
+        self.others: list[str] = []
+        self.rest: list[str] = []
+        self._place, self._templates = place, [template for form in (*forms, *others) for template in form]
+        for image in images:
+            if named := _named(image, forms):
+                name, view = named
+                self.scenes.setdefault(name, [[] for _ in forms[0]])[view].append(image)
+            else:
+                (self.others if _named(image, others) else self.rest).append(image)
 
-    def drop_scale(self, known: set[str]) -> None:
-        """Rename LR scenes to their HR names where only a scale suffix differs, e.g. 0001x4 to 0001."""
-        for name in sorted(self.names - known):
+    def paths(self, name: str) -> tuple[Path, ...]:
+        """Return the path of each view of a scene; empty if the scene has none."""
+        return tuple(self._place / files[0] for files in self.scenes.get(name, ()))
+
+    def drop_scale(self, known: Container[str]) -> None:
+        """Give scenes their known names where only a scale suffix differs, e.g. 0001x4 becomes 0001."""
+        for name in sorted(self.scenes):
             short = re.sub(r"[xX]\d+$", "", name)
-            if short in known - self.names:
+            if name not in known and short in known and short not in self.scenes:
                 self.scenes[short] = self.scenes.pop(name)
-                self.names = self.names - {name} | {short}
+
+    def problems(self) -> list[str]:
+        """Describe each view with several files or none, and each image with another name."""
+        problems = []
+        for views in self.scenes.values():
+            problems += [f"{file}: is the same view as {files[0]}" for files in views for file in files[1:]]
+            first = next(files[0] for files in views if files)
+            problems += [f"{first}: has no {side} view" for side, files in zip(SIDES, views, strict=False) if not files]
+        names = " or ".join(dict.fromkeys(map(written, self._templates)))
+        problems += [f"{image}: is not named {names}" for image in self.rest if "/" not in image]
+        if all(template.startswith("{name}/") for template in self._templates):
+            # A scene's folder may contain other images, e.g. disparities, but only beside views.
+            folders = {image.split("/")[0] for image in self.rest} - self.scenes.keys()
+            problems += [f"{folder}: none of its images is named {names}" for folder in sorted(folders)]
+        return problems
 
 
-def _collect(
-    place: Path,
-    listing: Iterable[str],
-    forms: Sequence[tuple[str, ...]],
-    *,
-    known: Sequence[tuple[str, ...]] | None = (),
-) -> _Found:
-    """Group the files of a folder into scenes.
-
-    Args:
-        place: The folder.
-        listing: Paths of its images, relative to it.
-        forms: Accepted file names: each form has one template per view.
-        known: Forms of other files that belong to the layout and are ignored here; None ignores any other file.
-    """
-    found = _Found()
-    views: dict[str, list[str | None]] = {}
-    others: set[str] = set()  # folders that contain images with other names
-    nested = all(template.startswith("{name}/") for form in forms for template in form)
-    for path in listing:
-        for form in forms:
-            if named := _named(path, form):
-                break
-        else:
-            if known is not None and not any(_named(path, form) for form in known):
-                if "/" not in path:
-                    templates = dict.fromkeys(t for form in (*forms, *known) for t in form)
-                    found.problems.append(f"{path}: is not named {' or '.join(map(written, templates))}")
-                elif nested:  # a scene's folder may contain other images, e.g. disparities, but only beside views
-                    others.add(path.split("/")[0])
-            continue
-        name, side = named
-        paths = views.setdefault(name, [None] * len(forms[0]))
-        if paths[side] is not None:
-            found.problems.append(f"{path}: is the same view as {paths[side]}")
-        paths[side] = paths[side] or path
-    for name, paths in views.items():
-        there = tuple(path for path in paths if path is not None)
-        if len(there) == len(paths):
-            found.scenes[name] = tuple(place / path for path in there)
-        else:
-            found.problems.append(f"{there[0]}: has no {SIDES[paths.index(None)]} view")
-    found.problems += [
-        f"{folder}: none of its images is named {' or '.join(written(t) for form in forms for t in form)}"
-        for folder in sorted(others - views.keys())
-    ]
-    found.names = set(views)
-    return found
-
-
-def _named(path: str, form: tuple[str, ...]) -> tuple[str, int] | None:
-    """Return a file's scene and view (0 left, 1 right) by a form, or None if its name does not match."""
-    stem = _stem(path)
-    for side, template in enumerate(form):
-        if match := pattern(template).fullmatch(stem):
-            return "_s".join(match.groups()), side
+def _named(image: str, forms: Iterable[_Form]) -> tuple[str, int] | None:
+    """Return an image's scene and view (0 left, 1 right), or None if its name fits no form."""
+    stem = image.rpartition(".")[0]
+    for form in forms:
+        for view, template in enumerate(form):
+            if match := pattern(template).fullmatch(stem):
+                return "_s".join(match.groups()), view  # a patch of a scene keeps its number: 7_s012
     return None
 
 
-# --------------------------------------------------------------------------------------------------------- listings
 def _existing(folder: Path) -> Path:
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
@@ -312,23 +279,17 @@ def _folders(folder: Path) -> list[str]:
     return [entry.name for entry in _visible(folder) if entry.is_dir()]
 
 
-def _listing(folder: Path | str, depth: int, only: Container[str] | None = None) -> Iterator[str]:
+def _images(folder: Path | str, depth: int, only: Container[str] | None = None) -> Iterator[str]:
     """Yield the images `depth` levels below a folder, sorted, relative to it. Lazy: there may be 49,020 subfolders.
 
     With `only`, other subfolders are skipped.
     """
     for entry in _visible(folder):
         if depth and (only is None or entry.name in only) and entry.is_dir():
-            yield from (f"{entry.name}/{path}" for path in _listing(entry.path, depth - 1))
-        elif not depth and _is_image(entry.name) and not entry.is_dir():  # a broken link fails when it is read
-            yield entry.name
+            yield from (f"{entry.name}/{image}" for image in _images(entry.path, depth - 1))
+        elif not depth and entry.name.lower().endswith(_SUFFIXES) and not entry.is_dir():
+            yield entry.name  # also a broken link, which fails when it is read
 
 
-def _is_image(name: str) -> bool:
-    stem, dot, suffix = name.rpartition(".")
-    return bool(stem) and f"{dot}{suffix}".lower() in IMAGE_SUFFIXES
-
-
-def _stem(path: str) -> str:
-    """Return an image's path without its suffix."""
-    return path.rpartition(".")[0]
+def _has_images(folder: Path, depth: int) -> bool:
+    return next(_images(folder, depth), None) is not None

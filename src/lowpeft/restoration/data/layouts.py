@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from ...errors import DataError
 from ...registry import Registry
-from .model import Views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +40,7 @@ class FolderLayout:
 
     name: str
     title: str
-    views: Views
+    views: int
     hr_folder: str = ""
     lr_folder: str | None = None
     forms: tuple[Form, ...]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 
 from ...errors import DataError
+from ...ports.layouts import Size
 
 AnyPath = str | os.PathLike[str]
-Views = Literal[1, 2]
 Rectangle = tuple[int, int, int, int]
 """Rectangle [x0, y0, x1, y1) in px: the top left pixel (x0, y0) is inside, the bottom right (x1, y1) is outside."""
 
@@ -35,9 +34,11 @@ class Scene:
 
     def __post_init__(self) -> None:
         if len(self.hr) not in (1, 2):
-            raise DataError(f"scene {self.name}: has 1 view or 2 (left, right), not {len(self.hr)}")
-        if self.lr and len(self.lr) != len(self.hr):
-            raise DataError(f"scene {self.name}: give the LR files of all its {len(self.hr)} views, or of none")
+            raise DataError(f"scene {self.name}: give 1 HR file, or 2 (left, right), not {len(self.hr)}")
+        if len(self.lr) not in (0, len(self.hr)):
+            raise DataError(
+                f"scene {self.name}: give {len(self.hr)} LR files, one per HR file, or none, not {len(self.lr)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,6 @@ class Example:
     hr: tuple[Tensor, ...]
 
 
-def px(size: tuple[int, int]) -> str:
+def px(size: Size) -> str:
     """Return the text `WIDTHxHEIGHT px` for a size (height, width)."""
     return f"{size[1]}x{size[0]} px"

@@ -44,8 +44,9 @@ class LRReport:
 
     def total(self, border: Border) -> Match:
         """Return the match over all scenes."""
-        found = [matches[border] for matches in self.scenes.values()]
-        return Match(sum(m.exact for m in found), sum(m.values for m in found), max(m.largest_error for m in found))
+        matches = [scene[border] for scene in self.scenes.values()]
+        exact, values = sum(m.exact for m in matches), sum(m.values for m in matches)
+        return Match(exact, values, max(m.largest_error for m in matches))
 
     @property
     def borders(self) -> tuple[Border, ...]:
@@ -58,9 +59,9 @@ class LRReport:
         rows.append(["all", *(str(self.total(b)) for b in BORDERS)])
         header = ["exact values (largest error)", *BORDERS]
         if self.borders:
-            verdict = f"MATLAB's bicubic with border {' or '.join(self.borders)} makes every value of these files."
+            verdict = f"MATLAB's bicubic with border {' or '.join(self.borders)} reproduces every value of these files."
         else:
-            verdict = "MATLAB's bicubic makes these files with neither border: they were resized otherwise."
+            verdict = "MATLAB's bicubic reproduces these files with neither border: another program resized them."
         return f"{tables.text([header, *rows])}\n{verdict}"
 
 
@@ -82,17 +83,18 @@ def verify_lr(
     Raises:
         DataError: There are no scenes, one has no LR files, or one cannot be loaded.
     """
-    if not scenes or not all(scene.lr for scene in scenes):
-        raise DataError("only scenes with LR files can be verified, and there must be at least one")
-    found = {}
+    without = [f"scene {scene.name}: has no LR files" for scene in scenes if not scene.lr]
+    if without or not scenes:
+        raise DataError("verify_lr needs at least one scene, and LR files of every scene", problems=without)
+    matches: dict[str, Mapping[Border, Match]] = {}
     for scene in scenes:
         if halve:  # halving uses the border too, so the HR views differ
             examples = {border: load_example(scene, scale, border=border, halve=True) for border in BORDERS}
         else:
             examples = dict.fromkeys(BORDERS, load_example(scene, scale))
-        found[scene.name] = {border: _match(example, scale, border) for border, example in examples.items()}
+        matches[scene.name] = {border: _match(example, scale, border) for border, example in examples.items()}
         advance(scene.name)
-    return LRReport(found)
+    return LRReport(matches)
 
 
 def _match(example: Example, scale: int, border: Border) -> Match:

@@ -2,12 +2,12 @@
 
 from .comparison import Comparison, compare, methods
 from .measure import by_bicubic, by_network, by_network_alone, evaluate, measure
-from .report import Report, Row, overview, write_reports
+from .report import Report, ReportRow, overview, write_reports
 
 __all__ = [
     "Comparison",
     "Report",
-    "Row",
+    "ReportRow",
     "by_bicubic",
     "by_network",
     "by_network_alone",

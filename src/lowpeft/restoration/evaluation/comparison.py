@@ -11,7 +11,6 @@ from ... import tables
 from ...core.attachment.record import is_adapted, module_of
 from ...core.observation.describe import image_facts
 from ...core.operations.switching import disabled
-from ...errors import DataError
 from ..data import Example
 from ..inference.network import multi_view
 from ..metrics import WHOLE_RGB
@@ -63,8 +62,6 @@ def compare(
     Raises:
         DataError: There are no scenes, or a scene cannot be run; no scene is ever left out of a mean.
     """
-    if not examples:
-        raise DataError("there are no scenes to measure on")
     scale = image_facts(model).scale
     network, alone, bicubic = by_network(model), by_network_alone(model), by_bicubic(scale)
     reports: dict[str, Report] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from torch import Tensor, nn
+from torch import nn
 
 from ...core.attachment.record import module_of
 from ...core.observation.describe import image_facts
@@ -13,16 +13,14 @@ from ...ports.facts import ImageFacts
 from ..data import Example
 from ..images import bicubic_upscale, eight_bit, to_float
 from ..inference import Tiling, is_out_of_memory
-from ..inference.whole import enhance_views
+from ..inference.network import Views
+from ..inference.whole import WHOLE, enhance_views
 from ..metrics import LITERATURE, PROTOCOLS, Protocol
-from .report import Report, Row
+from .report import Report, ReportRow
 
-Views = tuple[Tensor, ...]
 Enhance = Callable[[Example], Views]
 """Function from an example to its HR views, made from the LR views: uint8 or float 0..1, on the CPU."""
 Seen = Callable[[Example, Views], None]
-
-WHOLE = Tiling()
 
 
 def evaluate(
@@ -84,8 +82,8 @@ def by_network_alone(model: object, *, tiling: Tiling = WHOLE) -> Enhance:
 
     def enhance(example: Example) -> Views:
         views = tuple(map(to_float, example.lr))
-        copies = ((view,) * len(views) for view in views)
-        return tuple(enhance_views(module, each, facts, tiling=tiling)[i] for i, each in enumerate(copies))
+        count = len(views)
+        return tuple(enhance_views(module, (v,) * count, facts, tiling=tiling)[i] for i, v in enumerate(views))
 
     return enhance
 
@@ -119,13 +117,13 @@ def measure(
         LowpeftError: A scene cannot be run or measured, or does not fit into memory; it is named. Other errors get
             the scene's name as a note.
     """
-    rows: dict[str, Row] = {}
+    rows: dict[str, ReportRow] = {}
     for example in examples:
         if example.name in rows:
-            raise DataError(f"two scenes are called {example.name}: tables and files know them by their names")
+            raise DataError(f"two scenes are called {example.name}, but reports need unique names: rename one")
         if protocol.views not in (None, len(example.hr)):
             raise DataError(
-                f"scene {example.name}: has {len(example.hr)} views, but the protocol {protocol.name!r} is about "
+                f"scene {example.name}: has {len(example.hr)} views, but protocol {protocol.name!r} measures scenes of "
                 f"{protocol.views}"
             )
         try:
@@ -136,13 +134,12 @@ def measure(
             raise type(error)(f"scene {example.name}: {error.message}", problems=error.problems) from error
         except Exception as error:
             if is_out_of_memory(error):
-                advice = "does not fit into memory: set a bound (memory_mb)"
-                raise LowpeftError(f"scene {example.name}: {advice}") from error
+                raise LowpeftError(f"scene {example.name}: out of memory; set a bound (memory_mb)") from error
             error.add_note(f"while scene {example.name} was measured")
             raise
-        rows[example.name] = Row(scene=example.name, values=values)
+        rows[example.name] = ReportRow(scene=example.name, values=values)
         if seen is not None:
             seen(example, results)
     if not rows:
-        raise DataError("there are no scenes to measure on")
+        raise DataError("no scenes were given to measure")
     return Report(method=method, protocol=protocol, rows=tuple(rows.values()))

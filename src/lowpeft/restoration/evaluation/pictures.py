@@ -10,9 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...errors import DataError
 from ..data import Example
-from ..images import as_picture, bicubic_upscale, eight_bit, to_float, to_uint8
+from ..images import as_picture, bicubic_upscale, eight_bit, make_folder, to_float, to_uint8, write_picture
 from ..metrics import psnr
 
 PATCH_PX, ENLARGE, MARGIN_PX, TEXT_PX = 48, 5, 12, 16
@@ -48,12 +47,8 @@ def draw_scene(path: Path, example: Example, results: Mapping[str, Tensor], *, s
         labels.append(f"error x{ERROR_GAIN}")
     note = f"{example.name}, left view, x{scale}." if len(example.hr) == 2 else f"{example.name}, x{scale}."
     sheet = _sheet(hr, images, labels, f"{note} PSNR of the whole view, RGB; patch: where bicubic is farthest from HR.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path)
-    except (OSError, ValueError) as error:  # the latter for a suffix that Pillow does not know
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"cannot write the picture {path}: {reason}") from error
+    make_folder(path.parent)
+    write_picture(sheet, path)
     return path
 
 

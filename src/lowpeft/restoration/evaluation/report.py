@@ -15,7 +15,7 @@ from ..metrics import Column, Protocol
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ReportRow:
     """One scene: its name and one figure per column of the protocol."""
 
     scene: str
@@ -34,7 +34,7 @@ class Report:
 
     method: str
     protocol: Protocol
-    rows: tuple[Row, ...]
+    rows: tuple[ReportRow, ...]
 
     def means(self) -> dict[str, float]:
         """Return the mean over scenes, by column name."""
@@ -72,7 +72,7 @@ def overview(reports: Sequence[Report], *, markdown: bool = False) -> str:
         DataError: The reports differ in protocol or scenes, so their means cannot be compared.
     """
     if len({(r.protocol.name, tuple(row.scene for row in r.rows)) for r in reports}) != 1:
-        raise DataError("means can be compared only over the same scenes, by one protocol")
+        raise DataError("the reports have different scenes or protocols, so their means cannot be compared")
     columns = reports[0].protocol.columns
     heading = [f"mean of {len(reports[0].rows)} scenes", *(c.name for c in columns)]
     cells = [heading, *([r.method, *_texts(columns, tuple(r.means().values()))] for r in reports)]
@@ -98,14 +98,11 @@ def write_reports(reports: Sequence[Report], folder: Path, *, facts: Mapping[str
     about = {"protocol": f"{protocol.name}: {protocol.summary}", **facts}
     head = "\n".join(f"- {key}: {value}" for key, value in about.items())
     text = "\n\n".join([head, table, *(r.as_markdown() for r in reports)]) + "\n"
-    path = folder / "report.json"
     try:
-        write_json(path, {**about, "methods": [r.as_dict() for r in reports]})
-        path = folder / "report.md"
-        write_text(path, text)
+        as_json = write_json(folder / "report.json", {**about, "methods": [r.as_dict() for r in reports]})
+        return as_json, write_text(folder / "report.md", text)
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
-    return folder / "report.json", path
+        raise DataError(f"cannot write the reports to {folder}: {error.strerror or error}") from error
 
 
 def _plain(value: float) -> float | str:

@@ -1,0 +1,26 @@
+"""Images: files, 8-bit and float values, and MATLAB's bicubic resizing.
+
+An image is a tensor (3, H, W), RGB, uint8 0..255 or float 0..1. Only files need Pillow.
+"""
+
+from .files import IMAGE_SUFFIXES, as_picture, image_size, make_folder, read_image, write_image, write_picture
+from .resizing import Border, bicubic_upscale, matlab_downscale, matlab_halve, mod_crop
+from .values import eight_bit, to_float, to_uint8
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Border",
+    "as_picture",
+    "bicubic_upscale",
+    "eight_bit",
+    "image_size",
+    "make_folder",
+    "matlab_downscale",
+    "matlab_halve",
+    "mod_crop",
+    "read_image",
+    "to_float",
+    "to_uint8",
+    "write_image",
+    "write_picture",
+]
