@@ -24,7 +24,6 @@ from lowpeft.restoration.images import bicubic_upscale, matlab_downscale, to_flo
 from lowpeft.restoration.inference.network import run
 from lowpeft.restoration.metrics import psnr
 from lowpeft.restoration.training import image_loss, learning_rate, reinitialise, train, trained_parameters, validation
-from lowpeft.restoration.training.average import Average
 from states import backbone_of
 from training_runs import SETTINGS, Samples, edt, go, model_of, small
 
@@ -121,7 +120,7 @@ def test_the_model_is_in_eval_mode_afterwards_also_after_an_error() -> None:
     def stop(step: Any) -> None:
         raise DataError("enough")
 
-    with pytest.raises(TrainingError, match=r"step 1\. Nothing was saved, because no folder was given\. .* enough"):
+    with pytest.raises(TrainingError, match=r"step 1\b.* enough"):
         train(model, Samples(), PLAIN, report=stop)
     assert not any(m.training for m in model.modules())
 
@@ -195,27 +194,12 @@ def test_the_gradient_is_clipped_and_its_norm_logged(tmp_path: Path) -> None:
     assert moved[1] < 0.2 * moved[0]  # below AdamW's epsilon of 1e-8 a small gradient makes a small step
 
 
-def test_the_average_is_its_formula() -> None:
-    tensor = torch.zeros(2)
-    average = Average({"a": tensor}, 0.5)
-    expected = torch.zeros(2, dtype=torch.float64)
-    for step in range(1, 9):
-        tensor.copy_(torch.rand(2))
-        average.update(step)
-        decay = min(0.5, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * tensor.double()
-    assert torch.allclose(average.tensors["a"].double(), expected, atol=1e-6)
-    live = tensor.clone()
-    with average.applied():
-        assert torch.equal(tensor, average.tensors["a"])
-    assert torch.equal(tensor, live)
-
-
-def test_with_an_average_it_is_what_is_validated_saved_and_left_in_the_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("most", [0.9, 0.2])  # with 0.9 the ramp is lower in all four steps, with 0.2 in one
+def test_with_an_average_it_is_what_is_validated_saved_and_left_in_the_model(most: float, tmp_path: Path) -> None:
     live: list[dict[str, torch.Tensor]] = []
     seen: list[dict[str, torch.Tensor]] = []
     model = model_of("stereo")
-    settings = replace(PLAIN, ema_decay=0.9, validate_every_steps=1)
+    settings = replace(PLAIN, ema_decay=most, validate_every_steps=1)
 
     def look(current: nn.Module) -> float:
         seen.append(state_of(current))
@@ -228,7 +212,7 @@ def test_with_an_average_it_is_what_is_validated_saved_and_left_in_the_model(tmp
     )  # fmt: skip
     expected = {k: v.double() for k, v in state_of(model_of("stereo")).items()}
     for step, tensors in enumerate(live, start=1):
-        decay = min(0.9, (1 + step) / (10 + step))
+        decay = min(most, (1 + step) / (10 + step))
         expected = {k: decay * expected[k] + (1 - decay) * v.double() for k, v in tensors.items()}
         assert all(torch.allclose(seen[step - 1][k].double(), v, atol=1e-6) for k, v in expected.items())
     assert equal(state_of(model), seen[-1])
@@ -296,7 +280,7 @@ def test_validation_is_the_mean_psnr_over_views_and_scenes() -> None:
     each = [psnr(enhance(base, to_float(a)), b) for a, b in zip(lr, hr, strict=True)]
     found = validation([pair, single])(base)
     assert found == pytest.approx((sum(each[:2]) / 2 + each[2]) / 2, abs=1e-3)
-    with pytest.raises(DataError, match="no scenes"):
+    with pytest.raises(DataError, match="validate"):
         validation([])
 
 
@@ -324,7 +308,7 @@ def test_full_fine_tuning_lets_droppath_and_dropout_be_active() -> None:
 
 def test_statistics_that_no_adapter_file_could_hold_are_refused() -> None:
     base = small()
-    with pytest.raises(PlanError, match="freeze_statistics=True") as caught:
+    with pytest.raises(PlanError, match="freeze_statistics") as caught:
         lowpeft.adapt(base, "full")
     assert caught.value.problems == ("norm",)
     train(lowpeft.adapt(base, "full", freeze_statistics=True), Samples(), PLAIN)
@@ -353,11 +337,11 @@ def test_new_weights_depend_on_the_seed_alone_and_replace_all(name: str) -> None
 
 
 def test_networks_that_do_not_say_how_they_were_built_are_refused() -> None:
-    with pytest.raises(PlanError, match="Small does not say how it was built"):
+    with pytest.raises(PlanError, match="Small"):
         reinitialise(small().module, 0)
     adapted = edt()
     lowpeft.adapt(adapted, "spatial")
-    with pytest.raises(PlanError, match="is adapted"):
+    with pytest.raises(PlanError, match="EDT"):
         reinitialise(adapted.module, 0)
 
 
@@ -377,7 +361,7 @@ def test_a_network_trained_from_scratch_is_a_checkpoint(tmp_path: Path) -> None:
 
 def test_the_scratch_recipe_attaches_nothing() -> None:
     assert load_recipe("scratch").from_scratch
-    with pytest.raises(PlanError, match="'scratch' attaches no adapters"):
+    with pytest.raises(PlanError, match="'scratch'"):
         lowpeft.adapt(edt(), "scratch")
     with pytest.raises(PlanError, match="trains from scratch, so it can have no adapters"):
         lowpeft.adapt(edt(), "scratch", train_also="**")
@@ -385,17 +369,19 @@ def test_the_scratch_recipe_attaches_nothing() -> None:
 
 # --- What is refused
 @pytest.mark.parametrize(
-    ("samples", "sentence"),
+    ("samples", "values"),
     [
-        (Samples(scale=4), "the crops are made for x4, the network is a x2 one"),
-        (Samples(views=1), "the model takes 2 views of a scene together, the crops have 1"),
+        (Samples(scale=4), ("x2", "x4")),
+        (Samples(views=1), ("2 views", "1")),
     ],
     ids=["scale", "views"],
 )
-def test_crops_that_do_not_fit_are_refused(samples: Samples, sentence: str, tmp_path: Path) -> None:
+def test_crops_that_do_not_fit_are_refused(samples: Samples, values: tuple[str, str], tmp_path: Path) -> None:
     model = model_of("stereo")
-    with pytest.raises(TrainingError, match=sentence):
+    with pytest.raises(TrainingError) as caught:
         train(model, samples, PLAIN, out=tmp_path / "out")
+    (problem,) = caught.value.problems
+    assert all(value in problem for value in values)
     assert not (tmp_path / "out").exists()
 
 
@@ -413,14 +399,14 @@ def test_a_model_of_three_views_is_trained_on_three() -> None:
     train(model, Samples(views=3), PLAIN)
     assert not equal(before, state_of(model))
     for views in (1, 2, 4):
-        with pytest.raises(TrainingError, match=f"takes 3 views of a scene together, the crops have {views}"):
+        with pytest.raises(TrainingError, match=f"3 views.* {views}$"):
             train(model, Samples(views=views), PLAIN)
 
 
 def test_a_network_of_fixed_size_takes_its_own_crops() -> None:
     base = edt()
     model = lowpeft.adapt(lowpeft.describe(base, fixed_px=24), "spatial")
-    with pytest.raises(TrainingError, match="EDT is trained on crops of 48x48 HR px, not 24x48"):
+    with pytest.raises(TrainingError, match=r"EDT .*\(48, 48\).*\(24, 48\)"):
         train(model, Samples(), PLAIN)
 
 
@@ -428,7 +414,7 @@ def test_two_adapters_do_not_fit_into_one_folder(tmp_path: Path) -> None:
     base = edt()
     lowpeft.adapt(base, "spatial", name="a")
     model = lowpeft.adapt(base, lowpeft.LoRAConfig(target="**.qkv.*"), name="b")
-    with pytest.raises(PlanError, match="freeze the others"):
+    with pytest.raises(PlanError, match="a, b"):
         train(model, Samples(), PLAIN, out=tmp_path)
     train(model, Samples(), PLAIN)
 
@@ -451,7 +437,7 @@ def test_adapters_that_get_no_gradient_are_refused_in_the_first_step(tmp_path: P
     model = lowpeft.adapt(base, "spatial")
     base.module.body[2].body = CutOff(base.module.body[2].body)
     before = state_of(model)
-    with pytest.raises(TrainingError, match=r"step 1\..* 4 of 24 trained tensors get no .*check_trainable") as caught:
+    with pytest.raises(TrainingError, match=r"step 1\b.* 4 of 24 .*check_trainable") as caught:
         train(model, Samples(), PLAIN, out=tmp_path)
     assert len(caught.value.problems) == 4
     assert all(name.startswith("body.2.") for name in caught.value.problems)
@@ -469,7 +455,7 @@ def test_layers_of_a_network_that_take_no_part_are_refused_as_sites_of_adapters_
 
     assert train(Spare(), Samples(), PLAIN).steps == PLAIN.steps
     model = lowpeft.adapt(Spare(), lowpeft.FullConfig(target="**"))
-    with pytest.raises(TrainingError, match=r"2 of 4 trained tensors get no gradient") as caught:
+    with pytest.raises(TrainingError, match=r"2 of 4 ") as caught:
         train(model, Samples(), PLAIN)
     assert [problem.split(".")[0] for problem in caught.value.problems] == ["spare", "spare"]
     model = lowpeft.adapt(lowpeft.restore(model), lowpeft.FullConfig(target=["**", "!spare"]))
@@ -477,7 +463,7 @@ def test_layers_of_a_network_that_take_no_part_are_refused_as_sites_of_adapters_
 
 
 def test_validating_needs_something_to_validate_with() -> None:
-    with pytest.raises(TrainingError, match="nothing to validate with"):
+    with pytest.raises(TrainingError, match="validate="):
         go("stereo", replace(PLAIN, validate_every_steps=1))
 
 
@@ -485,7 +471,7 @@ def test_a_validation_figure_that_is_no_number_stops_the_run(tmp_path: Path) -> 
     """Else nothing after it would count as better, and an arbitrary adapter would stay the best."""
     figures = iter([20.0, float("nan"), 30.0, 30.0])
     settings = replace(PLAIN, validate_every_steps=1, save_every_steps=1)
-    with pytest.raises(TrainingError, match=r"step 2\. .*step-00000001\. The reason: the validation figure is not a"):
+    with pytest.raises(TrainingError, match=r"step 2\b.*step-00000001\b.* NaN"):
         go("stereo", settings, out=tmp_path, validate=lambda model: next(figures))
     assert lowpeft.read_adapter(tmp_path / "best").facts["validation"] == 20.0
 
@@ -506,7 +492,7 @@ def test_what_goes_wrong_in_a_data_set_of_ones_own_is_not_blamed_on_a_reader() -
 def test_a_network_without_trainable_parameters_is_refused() -> None:
     base = edt()
     base.module.requires_grad_(False)
-    with pytest.raises(TrainingError, match="EDT has no parameter that requires a gradient"):
+    with pytest.raises(TrainingError, match="EDT"):
         train(base, Samples(), PLAIN)
 
 

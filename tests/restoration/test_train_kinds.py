@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import lowpeft
 from lowpeft import AdapterConfig, Calibrator, Layer, PlanError, TrainingPart, WeightAdapter
+from lowpeft.errors import DataError, TrainingError
 from lowpeft.restoration.training import train
 from states import assert_same_tensors, randomise_adapters
 from training_runs import SETTINGS, Samples, edt
@@ -224,6 +225,17 @@ def test_a_run_with_a_start_from_data_goes_on_bit_equal(tmp_path: Path) -> None:
     assert_same_tensors(halves.state_dict(), whole.state_dict())
 
 
+def test_a_crop_for_calibration_that_cannot_be_read_is_an_error_of_the_run(tmp_path: Path) -> None:
+    class Holed(Samples):
+        def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+            if index == 2:
+                raise DataError("scene b: b_L.png is damaged")
+            return super().__getitem__(index)
+
+    with pytest.raises(TrainingError, match=r"step 0\b.*b_L.png"):
+        train(learnt_model(), Holed(views=1), dataclasses.replace(SETTINGS, calibration=4), out=tmp_path)
+
+
 def test_what_was_calibrated_by_hand_is_not_calibrated_again() -> None:
     model = learnt_model()
     lowpeft.calibrate(model, [(torch.rand(2, 3, 12, 24), torch.rand(2, 3, 24, 48))], loss=nn.functional.l1_loss)
@@ -255,7 +267,7 @@ def test_a_frozen_adapter_stays_and_the_trained_one_is_saved_alone(tmp_path: Pat
 
 
 def test_two_trained_adapters_do_not_go_into_one_folder(tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="freeze the others"):
+    with pytest.raises(PlanError, match="new, old"):
         train(two_adapters(), Samples(views=1), SETTINGS, out=tmp_path)
 
 

@@ -18,17 +18,26 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from ...core.attachment.record import is_adapted, record_of, unwrap
+from ...core.observation.fingerprint import digest, fingerprint
 from ...errors import TrainingError
+from ...recipes import TrainSettings, recipe_to_dict, settings_to_dict
 from ...storage import leftovers, new_folder
 from ...version import version
+from .samples import CropSource
 
 SCHEMA = 1
 FOLDER, TENSORS, STATE = "checkpoints", "tensors.safetensors", "state.json"
 PREFIX = "step-"
+
+FREE = ("accumulate", "keep_checkpoints", "save_every_steps", "workers")
+"""Settings that may differ in a resumed run. Of these only `accumulate` changes results: the order of additions and the
+dropout masks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +83,7 @@ def checkpoints(out: Path) -> list[Path]:
         TrainingError: The folder cannot be read.
     """
     try:
-        found = (out / FOLDER).glob(f"{PREFIX}*[0-9]")
-        return sorted(path for path in found if (path / STATE).is_file())
+        return sorted(path for path in (out / FOLDER).glob(f"{PREFIX}*[0-9]") if (path / STATE).is_file())
     except OSError as error:
         raise TrainingError(f"cannot read {out / FOLDER}: {error.strerror or error}") from None
 
@@ -85,15 +93,17 @@ def last_step(out: Path) -> int:
     return max((int(path.name.removeprefix(PREFIX)) for path in checkpoints(out)), default=0)
 
 
-def write_checkpoint(out: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
-    """Write a checkpoint, then remove all but the newest `keep`.
+def write_checkpoint(out: Path, checkpoint: Checkpoint, *, keep: int) -> None:
+    """Write a checkpoint, then remove all but the newest `keep`, and incomplete ones that killed runs left.
 
     Raises:
+        TrainingError: A tensor contains NaN or infinity, so that training could not continue from it.
         OSError: The checkpoint cannot be written; existing ones are unchanged.
         SafetensorError: As for `OSError`.
     """
-    folder = out / FOLDER / f"{PREFIX}{checkpoint.progress.step:08d}"
-    with new_folder(folder) as new:
+    if bad := [name for name, tensor in checkpoint.tensors.items() if not torch.isfinite(tensor).all()]:
+        raise TrainingError("no checkpoint was written, because these tensors contain NaN or infinity:", problems=bad)
+    with new_folder(out / FOLDER / f"{PREFIX}{checkpoint.progress.step:08d}") as new:
         # Cloned, because safetensors refuses tensors that share memory, and some networks have one under two names.
         save_file({k: t.detach().cpu().contiguous().clone() for k, t in checkpoint.tensors.items()}, new / TENSORS)
         state = {
@@ -101,15 +111,9 @@ def write_checkpoint(out: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
             "lowpeft": version(),
             "progress": asdict(checkpoint.progress),
             "identity": checkpoint.identity,
-            "sha256": _digest(new / TENSORS),
+            "sha256": _sha256(new / TENSORS),
         }
         (new / STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-    _remove_all_but(out, keep)
-    return folder
-
-
-def _remove_all_but(out: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, and incomplete ones that killed runs left."""
     stay = set(checkpoints(out)[-keep:])
     for path in [*(out / FOLDER).glob(f"{PREFIX}*"), *leftovers(out / FOLDER)]:
         if path not in stay:
@@ -117,7 +121,7 @@ def _remove_all_but(out: Path, keep: int) -> None:
             shutil.rmtree(path)
 
 
-def _digest(path: Path) -> str:
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.sha256(usedforsecurity=False)).hexdigest()
 
@@ -131,9 +135,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         if state["schema"] != SCHEMA:
-            raise TrainingError(f"{folder} has schema {state['schema']!r}, this lowpeft ({version()}) reads {SCHEMA}")
-        if state["sha256"] != _digest(folder / TENSORS):
-            raise TrainingError(f"{folder / TENSORS} is not the file that was written: its checksum differs")
+            raise TrainingError(f"{folder} has schema {state['schema']!r}, but lowpeft {version()} reads {SCHEMA}")
+        if state["sha256"] != _sha256(folder / TENSORS):
+            raise TrainingError(f"{folder / TENSORS} was changed after it was written: its checksum differs")
         with safe_open(folder / TENSORS, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
         return Checkpoint(progress=Progress(**state["progress"]), identity=state["identity"], tensors=tensors)
@@ -141,34 +145,77 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         raise TrainingError(f"{folder} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
-    """List the differences between the identities of two runs, one line of text each."""
-    here, there = _flat(now), _flat(then)
-    missing = object()
+def read_newest(out: Path) -> Checkpoint | None:
+    """Read the newest checkpoint of a run; None if none exists.
+
+    Raises:
+        TrainingError: It is damaged; the message says how to continue.
+    """
+    folders = checkpoints(out)
+    try:
+        return read_checkpoint(folders[-1]) if folders else None
+    except TrainingError as error:
+        then = f"continue from {folders[-2].name}" if len(folders) > 1 else "start again"
+        raise TrainingError(f"{error.message}; remove {folders[-1]} to {then}") from error
+
+
+def identity(model: nn.Module, crops: CropSource, settings: TrainSettings) -> dict[str, Any]:
+    """Return JSON values that identify a run; a checkpoint with other values is refused.
+
+    Raises:
+        DataError: The first crop cannot be read.
+    """
+    names = "\n".join(scene.name for scene in crops.scenes).encode()
+    values: dict[str, Any] = {
+        "setting": {key: value for key, value in settings_to_dict(settings).items() if key not in FREE},
+        "data": {
+            "scenes": len(crops.scenes),
+            "names of the scenes": hashlib.sha256(names, usedforsecurity=False).hexdigest(),
+            "crop px": crops.crop_px,
+            "scale": crops.scale,
+            "views": crops.views,
+            "first crop": [digest(image) for image in crops[0]],
+        },
+    }
+    if is_adapted(model):
+        record = record_of(unwrap(model))
+        recipes = {name: recipe_to_dict(plan.recipe) for name, plan in record.plans.items()}
+        values["adapter"] = {n: {k: r[k] for k in ("adapter", "freeze_statistics")} for n, r in recipes.items()}
+        values["base"] = record.base.as_dict()
+    else:
+        values["network"] = fingerprint(model).as_dict()
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
+
+
+def differences(run: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> list[str]:
+    """List the differences between a run and a checkpoint, e.g. "setting.steps is 7, in the checkpoint 6".
+
+    Tensors differ if their shapes do.
+    """
+    here, saved = _flat(run), _flat(checkpoint)
+    keys = [key for key in {**here, **saved} if here.get(key, _MISSING) != saved.get(key, _MISSING)]
     return [
-        f"{key.replace('_', ' ')} is {_shown(here.get(key, missing), missing)}, "
-        f"in the checkpoint {_shown(there.get(key, missing), missing)}"
-        for key in dict.fromkeys([*here, *there])
-        if here.get(key, missing) != there.get(key, missing)
+        f"{key} is {_short(here.get(key, _MISSING))}, in the checkpoint {_short(saved.get(key, _MISSING))}"
+        for key in keys
     ]
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
     """Flatten nested mappings and lists into one dict with dotted names, e.g. "setting.betas.0"."""
-    if isinstance(value, Mapping):
-        pairs = [(str(k), v) for k, v in value.items()]
-    elif isinstance(value, (list, tuple)):
-        pairs = [(str(i), v) for i, v in enumerate(value)]
-    else:
+    if isinstance(value, Tensor):
+        return {name: tuple(value.shape)}
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    if not isinstance(value, Mapping):
         return {name: value}
-    flat: dict[str, Any] = {}
-    for key, inner in pairs:
-        flat |= _flat(inner, f"{name}.{key}" if name else key)
-    return flat
+    inner = [_flat(v, f"{name}.{key}" if name else str(key)) for key, v in value.items()]
+    return {key: leaf for leaves in inner for key, leaf in leaves.items()}
 
 
-def _shown(value: Any, missing: object) -> str:
-    if value is missing:
-        return "not there"
-    text = repr(value)
+_MISSING = object()
+
+
+def _short(value: Any) -> str:
+    text = "missing" if value is _MISSING else repr(value)
     return text if len(text) <= 40 else f"{text[:12]}…{text[-5:]}"

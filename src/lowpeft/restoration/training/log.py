@@ -1,39 +1,41 @@
 """Log of a training run: one row per step in JSON Lines, from which the curves are drawn.
 
-If TensorBoard is installed, its event files get the same rows. The log grows by whole rows. A checkpoint stores its
-length, and a run that resumes from it truncates it to that. So every step is logged once, whenever the run was killed.
+If TensorBoard is installed, its event files get the same rows. A checkpoint stores the length of the log, and a run
+that resumes from it truncates the log to that. So every step is logged once, whenever the run was killed.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import math
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from ...errors import TrainingError
 from ...storage import fsync, new_file
+from .checkpoint import Progress
 
 JSONL, CURVES, TENSORBOARD = "training.jsonl", "training.png", "tensorboard"
 
 
 class Log:
-    """Log of a run, open for writing."""
+    """Log of a run in its folder `out`, open for writing."""
 
-    def __init__(self, out: Path, *, step: int, lengths: Mapping[str, int]) -> None:
-        """Open the log.
-
-        Args:
-            out: Folder of the run.
-            step: Number of steps taken before; 0 starts a new log.
-            lengths: Length in bytes of the log after that step, under its name.
-        """
+    def __init__(self, out: Path, progress: Progress) -> None:
+        """Open the log in the run's folder, truncated to its length after the steps taken so far."""
+        self.out, path = out, out / JSONL
         out.mkdir(parents=True, exist_ok=True)
-        self._file = _cut(out / JSONL, lengths.get(JSONL, 0) if step else 0)
+        path.touch()
+        self._file = path.open("r+b")
         try:
-            self._events = _event_writer(out / TENSORBOARD, step)
+            self._file.truncate(min(progress.logs.get(JSONL, 0), path.stat().st_size))
+            self._file.seek(0, os.SEEK_END)
+            self._events = _event_writer(out / TENSORBOARD, progress.step)
         except BaseException:
             self._file.close()
             raise
@@ -61,15 +63,18 @@ class Log:
             self._events.close()
 
 
-def _cut(path: Path, length: int) -> IO[bytes]:
-    """Open a file for writing, truncated to `length` bytes or, if it is shorter than that, to its last whole row."""
-    path.touch()
-    file = path.open("r+b")
-    if path.stat().st_size < length:
-        length = file.read().rfind(b"\n") + 1
-    file.truncate(length)
-    file.seek(length)
-    return file
+def check_log(out: Path, progress: Progress) -> None:
+    """Check that the log contains all the steps that a checkpoint counts. A missing log is accepted, and starts anew.
+
+    Raises:
+        TrainingError: The log is shorter. A killed run cannot cause this, because the log is flushed first.
+    """
+    path, length = out / JSONL, progress.logs.get(JSONL, 0)
+    if path.exists() and (size := path.stat().st_size) < length:
+        raise TrainingError(
+            f"{path} has {size} bytes, but had {length} at the checkpoint of step {progress.step}: restore it, or "
+            f"remove it for a log that starts at step {progress.step + 1}"
+        )
 
 
 def _event_writer(folder: Path, step: int) -> Any:
@@ -118,8 +123,5 @@ def draw_curves(out: Path, title: str) -> Path | None:
 def _smooth(values: list[float]) -> list[float]:
     """Return running means: of each value and those before it, over a window of 2 % of the run."""
     width = max(1, math.ceil(len(values) / 50))
-    total, means = 0.0, []
-    for i, value in enumerate(values):
-        total += value - (values[i - width] if i >= width else 0.0)
-        means.append(total / min(i + 1, width))
-    return means
+    sums = [0.0, *itertools.accumulate(values)]
+    return [(sums[i] - sums[max(0, i - width)]) / min(i, width) for i in range(1, len(sums))]

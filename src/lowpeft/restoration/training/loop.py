@@ -1,12 +1,16 @@
-"""The training loop, for every recipe, every kind of adapter, and any number of processes."""
+"""The training loop, for every recipe, every kind of adapter, and any number of processes.
+
+`train` checks its arguments, sets a run up and runs the loop. The methods of `_TrainingRun` are in the order of a run:
+set-up, resuming, the loop, an optimiser step, validation, saving.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,21 +19,23 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ...core.attachment.record import is_adapted, module_of
 from ...core.observation.describe import image_facts
-from ...errors import LowpeftError, TrainingError
+from ...core.operations.state import adapter_state_dict
+from ...errors import DataError, LowpeftError, TrainingError
 from ...ports.facts import ImageFacts
 from ...recipes import TrainSettings
-from ..inference.network import multi_view, run_padded
-from .checkpoint import checkpoints
-from .checks import check_batch, refuse_not_finite, refuse_untrained
-from .kinds import start_from_data
-from .log import Log, draw_curves
-from .parallel import Processes, connect, shared, without_exchange
-from .samples import CropSource, Part, batches, check_crops
-from .schedule import image_loss, learning_rate
-from .session import PRODUCTS, Session, identity, save_product, trained_name
+from ..inference.network import in_eval_mode, run_padded
+from .checkpoint import Checkpoint, Progress, checkpoints, differences, identity, read_newest, write_checkpoint
+from .kinds import parameter_groups, start_from_data, training_hooks
+from .log import Log, check_log, draw_curves
+from .models import check_folder, check_gradients, save_product, trained_name, trained_parameters
+from .parallel import Processes, connect, in_parallel, without_exchange
+from .samples import CropSource, MicroBatch, batches, check_batch, check_crops
+from .schedule import learning_rate, mean_loss
 
 BEST = "best"
 """Subfolder of the run's folder for the result with the best validation figure."""
@@ -115,63 +121,38 @@ def train(
         Figures of the finished run.
 
     Raises:
-        TrainingError: The crops or settings do not fit; the folder contains a checkpoint of another run; a trained
-            tensor gets no gradient in the first step; the loss or the gradient is not finite; a crop cannot be read;
-            or the folder cannot be written. The message names the last good checkpoint, which is intact.
-        DataError: A crop that is read before the first step (for the run's identity or calibration) is unreadable.
+        TrainingError: The crops or settings do not fit; the folder contains a checkpoint of another run, or a log that
+            was cut; a trained tensor gets no gradient in the first step; the loss or the gradient is not finite; a crop
+            cannot be read; or the folder cannot be written. The message names the last good checkpoint, which is
+            intact.
         PlanError: `out` is given and several adapters would be trained, but a folder stores one; the network does not
             take and return images; or calibration fails (see `lowpeft.calibrate`).
     """
-    folder = None if out is None else Path(out)
-    processes = connect()
-    facts, module = image_facts(model), module_of(model)
-    several = multi_view(module)
-    check_crops(crops, facts, views=None if several is None else several.views)
+    processes, folder = connect(), None if out is None else Path(out)
+    check_crops(crops, model)
     check_batch(settings, processes)
     if settings.validate_every_steps and validate is None and processes.main:
-        raise TrainingError("validate_every_steps is set, but there is nothing to validate with")
+        raise TrainingError("settings.validate_every_steps is set, but no function was given: pass validate=")
     if resume and folder is None:
-        raise TrainingError("resume=True goes on from a folder, but there is no out=")
-    if processes.device is not None:
-        module.to(processes.device)
-    start_from_data(module, crops, settings, facts)
-    session, plain = Session(module, settings), identity(module, crops, settings)
+        raise TrainingError("resume=True was given without a folder to resume from: pass out=")
     if folder is not None:
-        _open_folder(session, folder, plain, resume)
-    start = session.progress.step
-    if processes.total(torch.tensor(start, device=_device(session))).item() != start * processes.number:
-        raise TrainingError(f"the processes do not see the same checkpoints: {folder} must be a folder that they share")
-    one = _Run(
-        session=session,
-        given=model,
-        settings=settings,
-        processes=processes,
-        identity=plain,
-        network=shared(_Pass(module, settings, facts), processes, sync_buffers=not is_adapted(module)),
-        folder=folder,
-        out=folder if processes.main else None,
-        validate=validate if processes.main else None,
-        report=report if processes.main else None,
-        started=time.monotonic() - session.progress.seconds,
-        first=start + 1,
-    )
-    device = _device(session)
-    module.train()
+        check_folder(folder, model, resume=resume)
+    run = _TrainingRun(model, crops, settings, processes, folder)
+    if folder is not None:
+        run.resume(folder)
+    start = run.progress.step
+    run.module.train()
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            one.go(batches(crops, settings, processes, start=start, device=device))
+        with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
+            run.loop(validate if processes.main else None, report if processes.main else None)
     finally:
-        module.eval()
+        run.module.eval()
     processes.wait()
-    return _finished(session, start)
-
-
-def _finished(session: Session, start: int) -> Trained:
-    done = session.progress
+    done = run.progress
     return Trained(
         steps=done.step,
         resumed_at=start,
-        parameters=sum(p.numel() for p in session.parameters.values()),
+        parameters=sum(p.numel() for p in run.parameters.values()),
         loss=done.loss,
         seconds=done.seconds,
         best=done.best,
@@ -179,26 +160,225 @@ def _finished(session: Session, start: int) -> Trained:
     )
 
 
-def _open_folder(session: Session, folder: Path, plain: dict[str, Any], resume: bool) -> None:
-    """Load the folder's newest checkpoint, or refuse a folder that must not be overwritten."""
-    if is_adapted(session.model):
-        trained_name(session.model)
-    found = checkpoints(folder)
-    if found and not resume:
-        raise TrainingError(f"{folder} holds a run at {found[-1].name}: resume it, or choose another folder")
-    if not found and (results := [path.name for name in PRODUCTS for path in folder.glob(name)]):
-        raise TrainingError(
-            f"{folder} holds {results[0]}, and no checkpoint to go on from; choose another folder, or it is overwritten"
+class _TrainingRun:
+    """One call of `train`: its arguments, and the state that its steps change.
+
+    Attributes:
+        module: Module that is trained; `given` is the model as the user passed it, for `validate`.
+        network: Module from crops to their loss, the same in every process.
+        out: Folder to write to; None outside the main process.
+        parameters: Trained parameters by name.
+        hooks: Training hooks of the kinds of adapters in the model.
+        average: Moving averages of `parameters`, by name; empty without `ema_decay`.
+        progress: Steps taken and figures so far.
+        at: Number of the step that is being taken, for error messages.
+    """
+
+    def __init__(
+        self, model: object, crops: CropSource, settings: TrainSettings, processes: Processes, folder: Path | None
+    ) -> None:
+        self.given, self.crops, self.settings = model, crops, settings
+        self.processes, self.folder, self.out = processes, folder, folder if processes.main else None
+        self.progress, self.at = Progress(), 0
+        self.module, facts = module_of(model), image_facts(model)
+        self.adapted = is_adapted(self.module)
+        if processes.device is not None:
+            self.module.to(processes.device)
+        with self._errors_explained(DataError, OSError):
+            start_from_data(self.module, crops, settings, facts)
+            self.identity = {} if folder is None else identity(self.module, crops, settings)
+        self.parameters = trained_parameters(self.module)
+        self.device = next(iter(self.parameters.values())).device
+        self.hooks = training_hooks(self.module, settings.steps)
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(self.parameters, self.hooks),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
         )
-    session.resume(folder, plain)
+        # Not `swa_utils.AveragedModel`, which copies the whole network: only the trained tensors are averaged.
+        self.average = {n: p.detach().clone() for n, p in self.parameters.items()} if settings.ema_decay else {}
+        network = _NetworkWithLoss(self.module, settings, facts)
+        self.network = in_parallel(network, processes, sync_buffers=not self.adapted)
+
+    def resume(self, folder: Path) -> None:
+        """Load the newest checkpoint of the folder, if one exists.
+
+        Raises:
+            TrainingError: The checkpoint or the log is damaged, the checkpoint is of another run, or the processes do
+                not share the folder. Nothing is loaded.
+        """
+        checkpoint = read_newest(folder)
+        step = 0 if checkpoint is None else checkpoint.progress.step
+        if self.processes.total(torch.tensor(step, device=self.device)).item() != step * self.processes.number:
+            raise TrainingError(f"the processes see different checkpoints: {folder} must be a folder that all share")
+        if checkpoint is None:
+            return
+        saved = checkpoint.tensors
+        for name, parameter in self.parameters.items():
+            if f"optimizer.step.{name}" in saved:  # AdamW itself creates its state in a parameter's first step
+                moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+                self.optimizer.state[parameter] = {"step": torch.zeros_like(saved[f"optimizer.step.{name}"]), **moments}
+        tensors = self._tensors()
+        problems = differences(self.identity, checkpoint.identity) or differences(tensors, saved)
+        if problems:
+            raise TrainingError(
+                f"the checkpoint of step {step} in {folder} is of another run; train in another folder, or undo these "
+                "changes:",
+                problems=problems,
+            )
+        check_log(folder, checkpoint.progress)
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                tensor.copy_(saved[name])
+        self.progress, self.at = checkpoint.progress, step
+
+    def loop(self, validate: Callable[[Any], float] | None, report: Callable[[Step], None] | None) -> None:
+        """Take all remaining steps, then write the result."""
+        settings, first = self.settings, self.progress.step + 1
+        started = time.monotonic() - self.progress.seconds
+        parts = batches(self.crops, settings, self.processes, start=self.progress.step, device=self.device)
+        # The rate of a group is its factor (`initial_lr`) times the rate of the step. After n steps `last_epoch` is n,
+        # so a resumed run has the schedule of an uninterrupted one.
+        self.schedule = LambdaLR(self.optimizer, lambda n: learning_rate(settings, n), last_epoch=first - 2)
+        with self._errors_explained(OSError, SafetensorError, LowpeftError):
+            with closing(Log(self.out, self.progress)) if self.out is not None else nullcontext() as log:
+                for number in range(first, settings.steps + 1):
+                    self.at = number
+                    loss, gradient_norm = self._optimize(next(parts), first=number == first)
+                    step = Step(
+                        step=number,
+                        loss=loss,
+                        learning_rate=learning_rate(settings, number - 1),
+                        gradient_norm=gradient_norm,
+                        seconds=time.monotonic() - started,
+                    )
+                    self.progress = replace(self.progress, step=number, loss=loss, seconds=step.seconds)
+                    if validate is not None and self._due(settings.validate_every_steps):
+                        step = replace(step, validation=self._measure(validate))
+                    if log is not None:
+                        log.write(asdict(step))
+                        if self._due(settings.save_every_steps) or number == settings.steps:
+                            self._save(log)
+                    if report is not None:
+                        report(step)
+            self._overwrite(self.average)
+            if self.out is not None:
+                save_product(self.module, self.out, facts=self._facts())
+                draw_curves(self.out, f"{settings.steps} steps, {settings.loss} loss")
+
+    def _optimize(self, parts: list[MicroBatch], *, first: bool) -> tuple[float, float]:
+        """Take an optimiser step; return the batch's loss and the norm of its gradient."""
+        settings, hooks, total = self.settings, self.hooks.values(), torch.zeros((), device=self.device)
+        for i, part in enumerate(parts):
+            # Dropout depends on nothing but the seed and the number of the first sample.
+            torch.manual_seed(_seed(settings.seed, part.first))
+            share = len(part.lr) / settings.batch
+            with without_exchange(self.network, active=i < len(parts) - 1 and not first):
+                loss = self.network(part.lr, part.hr) * share
+                penalties = [p for hook in hooks if (p := hook.penalty()) is not None]
+                objective = loss + torch.stack(penalties).sum() * share if penalties else loss
+                if self.adapted and not objective.requires_grad:
+                    check_gradients(self.parameters)
+                (objective * self.processes.number).backward()  # DDP averages over processes; this makes it a sum
+            total += loss.detach()
+        if self.adapted and first:
+            check_gradients(self.parameters)
+        for hook in hooks:
+            hook.before_step(self.at)
+        loss_of_batch = self.processes.total(total).item()
+        gradient_norm = get_total_norm([p.grad for p in self.parameters.values() if p.grad is not None])
+        for what, value in (("loss", loss_of_batch), ("norm of the gradient", gradient_norm.item())):
+            if not math.isfinite(value):
+                rate = learning_rate(settings, self.at - 1)
+                raise TrainingError(f"the {what} is {value}: lower the learning rate (now {rate:.3g})")
+        if settings.clip_norm:
+            clip_grads_with_norm_(self.parameters.values(), settings.clip_norm, gradient_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        for hook in hooks:
+            hook.after_step(self.at)
+        self.optimizer.zero_grad()
+        if self.average:
+            # The ramp, from TensorFlow's ExponentialMovingAverage, keeps a short run's average from staying near its
+            # start: with decay 0.99, step 1 has 0.18, step 100 has 0.92.
+            decay = min(settings.ema_decay, (1 + self.at) / (10 + self.at))
+            update_average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+            update_average([*self.average.values()], [*self.parameters.values()], self.at)
+        return loss_of_batch, gradient_norm.item()
+
+    def _measure(self, validate: Callable[[Any], float]) -> float:
+        """Return the validation figure of the model as it would be saved now; save it if it is the best so far."""
+        with in_eval_mode(self.module), self._averaged():
+            value = validate(self.given)
+            if math.isnan(value):
+                raise TrainingError("the validation figure is NaN: check the function given as validate=")
+            if self.progress.best is None or value > self.progress.best:
+                self.progress = replace(self.progress, best=value, best_step=self.at)
+                if self.out is not None:
+                    save_product(self.module, self.out / BEST, facts={**self._facts(), "validation": value})
+        return value
+
+    def _save(self, log: Log) -> None:
+        """Write a checkpoint, then the result as it is now; errors are those of `write_checkpoint`, `save_product`."""
+        self.progress = replace(self.progress, logs=log.lengths())
+        checkpoint = Checkpoint(progress=self.progress, identity=self.identity, tensors=self._tensors())
+        write_checkpoint(log.out, checkpoint, keep=self.settings.keep_checkpoints)
+        with self._averaged():
+            save_product(self.module, log.out, facts=self._facts())
+
+    def _due(self, every: int) -> bool:
+        """Return whether something done every `every` steps (0: never) and after the last is due after this step."""
+        return bool(every) and (self.at % every == 0 or self.at == self.settings.steps)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of a checkpoint by name, e.g. "optimizer.exp_avg.body.0.weight"; not copied."""
+        module, state = self.module, self.optimizer.state
+        groups: dict[str, Mapping[str, Tensor]] = {
+            "model": adapter_state_dict(module, name=trained_name(module)) if self.adapted else module.state_dict(),
+            "kinds": {f"{label}.{n}": t for label, hook in self.hooks.items() for n, t in hook.state().items()},
+            "average": self.average,
+            "optimizer": {f"{k}.{n}": t for n, p in self.parameters.items() for k, t in state.get(p, {}).items()},
+        }
+        return {f"{group}.{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
+
+    @torch.no_grad()
+    def _overwrite(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.parameters[name].copy_(value)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Put the averages, if there are any, in place of the trained tensors within the block."""
+        before = {name: self.parameters[name].detach().clone() for name in self.average}
+        self._overwrite(self.average)
+        try:
+            yield
+        finally:
+            self._overwrite(before)
+
+    def _facts(self) -> dict[str, str | float]:
+        """Return the facts of the run that are saved with its result."""
+        facts: dict[str, str | float] = {"training": f"{self.progress.step} of {self.settings.steps} steps"}
+        if self.settings.ema_decay:
+            facts["trained tensors"] = f"moving average (EMA), decay {self.settings.ema_decay}"
+        return facts
+
+    @contextmanager
+    def _errors_explained(self, *errors: type[Exception]) -> Iterator[None]:
+        """Raise these errors as a TrainingError that says where the run stopped and which checkpoint is intact."""
+        try:
+            yield
+        except errors as error:
+            reason, problems = (error.message, error.problems) if isinstance(error, LowpeftError) else (str(error), ())
+            saved = [] if self.folder is None else checkpoints(self.folder)
+            last = f"The last good checkpoint is {saved[-1]}" if saved else "No checkpoint has been written"
+            text = f"training stopped at step {self.at}. {last}. The reason: {reason}"
+            raise TrainingError(text, problems=problems) from error
 
 
-def _device(session: Session) -> torch.device:
-    return next(iter(session.parameters.values())).device
-
-
-class _Pass(nn.Module):
-    """Module from a part of a batch to its loss. DDP wraps it, so that the model itself stays unwrapped."""
+class _NetworkWithLoss(nn.Module):
+    """Module from crops to their loss. DDP wraps it, so that the model itself stays unwrapped."""
 
     def __init__(self, model: nn.Module, settings: TrainSettings, facts: ImageFacts) -> None:
         super().__init__()
@@ -209,159 +389,9 @@ class _Pass(nn.Module):
     def forward(self, lr: Tensor, hr: Tensor) -> Tensor:
         with torch.autocast(lr.device.type, torch.bfloat16, enabled=self._settings.precision == "bf16"):
             outputs = run_padded(self.model, lr.unbind(1), self._facts)
-        losses = [
-            image_loss(self._settings.loss, output.float(), target)
-            for output, target in zip(outputs, hr.unbind(1), strict=True)
-        ]
-        return torch.stack(losses).mean()
-
-
-@dataclass(kw_only=True)
-class _Run:
-    """One call of `train`.
-
-    `out` (the folder, to write to), `validate` and `report` are None outside the main process. `given` is the model as
-    the user passed it, for `validate`.
-    """
-
-    session: Session
-    given: object
-    settings: TrainSettings
-    processes: Processes
-    identity: dict[str, Any]
-    network: nn.Module
-    folder: Path | None
-    out: Path | None
-    validate: Callable[[Any], float] | None
-    report: Callable[[Step], None] | None
-    started: float
-    first: int
-
-    def go(self, parts: Iterator[list[Part]]) -> None:
-        """Take all remaining steps, then write the result."""
-        at = self.session.progress.step
-        try:
-            log = self._log()
-            try:
-                while at < self.settings.steps:
-                    at += 1
-                    self._take(at, next(parts), log)
-            finally:
-                if log is not None:
-                    log.close()
-            if self.session.average is not None:
-                self.session.average.settle()
-            if self.out is not None:
-                self._save_product(self.out)
-                draw_curves(self.out, f"{self.settings.steps} steps, {self.settings.loss} loss")
-        except (OSError, SafetensorError, LowpeftError) as error:
-            reason, problems = (error.message, error.problems) if isinstance(error, LowpeftError) else (str(error), ())
-            text = f"training stopped at step {at}. {self._last_good()}. The reason: {reason}"
-            raise TrainingError(text, problems=problems) from error
-
-    def _take(self, number: int, parts: list[Part], log: Log | None) -> None:
-        """Take an optimiser step; validate, log, save and report as due."""
-        rate = learning_rate(self.settings, number - 1)
-        loss, norm = self._update(number, parts, rate)
-        step = Step(
-            step=number,
-            loss=loss,
-            learning_rate=rate,
-            gradient_norm=norm,
-            seconds=time.monotonic() - self.started,
-        )
-        last = number == self.settings.steps
-        if self.validate is not None and _due(number, self.settings.validate_every_steps, last):
-            step = replace(step, validation=self._measure(number, self.validate))
-        self.session.progress = replace(self.session.progress, step=number, loss=loss, seconds=step.seconds)
-        if log is not None and self.out is not None:
-            log.write(asdict(step))
-            if last or _due(number, self.settings.save_every_steps, last):
-                self.session.save(self.out, self.identity, logs=log.lengths(), keep=self.settings.keep_checkpoints)
-                with self.session.average.applied() if self.session.average is not None else nullcontext():
-                    self._save_product(self.out)
-        if self.report is not None:
-            self.report(step)
-
-    def _update(self, number: int, parts: list[Part], rate: float) -> tuple[float, float]:
-        """Run forward, backward and AdamW; return the batch's loss and its gradient norm."""
-        session, settings = self.session, self.settings
-        total = torch.zeros((), device=parts[0].lr.device)
-        for i, part in enumerate(parts):
-            torch.manual_seed(_seed(settings.seed, part.first))
-            with without_exchange(self.network, active=i < len(parts) - 1 and number > self.first):
-                share = part.size / settings.batch
-                loss = self.network(part.lr, part.hr) * share
-                penalty = session.kinds.penalty()
-                whole = loss if penalty is None else loss + penalty * share
-                if not whole.requires_grad and is_adapted(session.model):
-                    refuse_untrained(session.parameters)
-                (whole * self.processes.number).backward()  # DDP averages over processes; this makes it a sum
-            total += loss.detach()
-        if number == self.first and is_adapted(session.model):
-            refuse_untrained(session.parameters)
-        session.kinds.before_step(number)
-        loss_value = self.processes.total(total).item()
-        refuse_not_finite("loss", loss_value, rate)
-        gradients = [p.grad for p in session.parameters.values() if p.grad is not None]
-        norm = get_total_norm(gradients)
-        refuse_not_finite("gradient's norm", norm.item(), rate)
-        if settings.clip_norm:
-            clip_grads_with_norm_(session.parameters.values(), settings.clip_norm, norm)
-        for group in session.optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
-        session.optimizer.step()
-        session.kinds.after_step(number)
-        session.optimizer.zero_grad()
-        if session.average is not None:
-            session.average.update(number)
-        return loss_value, norm.item()
-
-    def _measure(self, number: int, validate: Callable[[Any], float]) -> float:
-        """Return the validation figure of the model as it would be saved now; save it if it is the best so far."""
-        session = self.session
-        session.model.eval()
-        try:
-            with session.average.applied() if session.average is not None else nullcontext():
-                with torch.no_grad():
-                    value = validate(self.given)
-                if math.isnan(value):
-                    raise TrainingError("the validation figure is not a number")
-                best = session.progress.best
-                if best is None or value > best:
-                    session.progress = replace(session.progress, best=value, best_step=number)
-                    if self.out is not None:
-                        save_product(session.model, self.out / BEST, facts={**self._facts(number), "validation": value})
-        finally:
-            session.model.train()
-        return value
-
-    def _facts(self, number: int) -> dict[str, str | float]:
-        facts: dict[str, str | float] = {"training": f"{number} of {self.settings.steps} steps"}
-        if self.settings.ema_decay:
-            facts["trained tensors"] = f"moving average (EMA), decay {self.settings.ema_decay}"
-        return facts
-
-    def _save_product(self, out: Path) -> None:
-        save_product(self.session.model, out, facts=self._facts(self.session.progress.step))
-
-    def _log(self) -> Log | None:
-        if self.out is None:
-            return None
-        progress = self.session.progress
-        return Log(self.out, step=progress.step, lengths=progress.logs)
-
-    def _last_good(self) -> str:
-        if self.folder is None:
-            return "Nothing was saved, because no folder was given"
-        found = checkpoints(self.folder)
-        return f"The last good checkpoint is {found[-1]}" if found else "There is no checkpoint yet"
-
-
-def _due(number: int, every: int, last: bool) -> bool:
-    return bool(every) and (last or number % every == 0)
+        return mean_loss(self._settings.loss, [output.float() for output in outputs], hr.unbind(1))
 
 
 def _seed(seed: int, sample: int) -> int:
-    """Return the seed set before the part that begins with this sample is run; dropout depends on nothing else."""
+    """Return the seed of the micro-batch that begins with this sample."""
     return int.from_bytes(hashlib.sha256(f"{seed} {sample}".encode()).digest()[:8]) >> 1

@@ -1,16 +1,14 @@
-"""Distributed training: the process group, the samples of each process, and the averaging of gradients.
+"""Distributed training: the process group, and the averaging of gradients.
 
-Accelerate sets up processes, devices and back ends. `accelerate launch` or `torchrun` starts several processes;
-otherwise there is one.
+`accelerate launch` or `torchrun` starts several processes, and Accelerate sets up their group, devices and back end.
+Otherwise there is one process, which does not import it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import itertools
 import os
-from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -24,6 +22,9 @@ from ...errors import TrainingError
 LONGEST_WAIT = timedelta(hours=6)
 """Timeout of the other processes while the main process validates and saves. A process that dies ends the others at
 once, without this wait."""
+
+_NUMBER_OF_PROCESSES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Environment variables by which launchers (the last three: of MPI) state the number of processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +50,7 @@ class Processes:
     def wait(self) -> None:
         """Wait for all processes (barrier)."""
         if self.number > 1:
-            from accelerate import PartialState
-
-            PartialState().wait_for_everyone()
+            _group().wait_for_everyone()
 
     def total(self, value: Tensor) -> Tensor:
         """Return the sum of a tensor over all processes."""
@@ -65,9 +64,14 @@ class Processes:
     def leave(self) -> None:
         """Destroy this process's process group."""
         if self.number > 1:
-            from accelerate import PartialState
+            _group().destroy_process_group()
 
-            PartialState().destroy_process_group()
+
+def _group(**options: Any) -> Any:
+    """Return Accelerate's state of the process group; the options count in the first call."""
+    from accelerate import PartialState
+
+    return PartialState(**options)
 
 
 def connect() -> Processes:
@@ -76,31 +80,22 @@ def connect() -> Processes:
     Raises:
         TrainingError: The number of processes found differs from the number that the launcher started.
     """
-    from accelerate import PartialState
+    launched = max(int(os.environ.get(name, "1")) for name in _NUMBER_OF_PROCESSES)
+    if launched == 1:
+        return Processes(number=1, index=0, device=None)
     from accelerate.utils import parse_flag_from_env
 
     cpu = bool(parse_flag_from_env("ACCELERATE_USE_CPU")) or not torch.accelerator.is_available()
-    state = PartialState(cpu=cpu, timeout=LONGEST_WAIT)
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if state.num_processes != launched:
-        raise TrainingError(f"{launched} processes were started, but this one knows of {state.num_processes}")
-    several = state.num_processes > 1
-    return Processes(number=state.num_processes, index=state.process_index, device=state.device if several else None)
+    group = _group(cpu=cpu, timeout=LONGEST_WAIT)
+    if group.num_processes != launched:
+        raise TrainingError(
+            f"the launcher started {launched} processes, but this one is in a group of {group.num_processes}: start "
+            "them by accelerate launch or torchrun"
+        )
+    return Processes(number=group.num_processes, index=group.process_index, device=group.device)
 
 
-def shares(batch: int, processes: int, parts: int) -> list[list[range]]:
-    """Split a step's samples 0 … batch - 1 into ranges: a list of `parts` ranges for each process.
-
-    Ranges are consecutive and differ in size by at most one; together they cover every sample once. E.g. batch 5, 2
-    processes, 1 part each: 0 … 1 and 2 … 4.
-    """
-    pieces = processes * parts
-    edges = [batch * i // pieces for i in range(pieces + 1)]
-    ranges = [range(a, b) for a, b in itertools.pairwise(edges)]
-    return [ranges[p * parts : (p + 1) * parts] for p in range(processes)]
-
-
-def shared(module: nn.Module, processes: Processes, *, sync_buffers: bool) -> nn.Module:
+def in_parallel(module: nn.Module, processes: Processes, *, sync_buffers: bool) -> nn.Module:
     """Wrap a module in DDP, which averages gradients over all processes; a single process gets it unchanged.
 
     Frozen parameters are sent to the other processes once, at the start, and not exchanged again. The graph is declared
@@ -114,19 +109,13 @@ def shared(module: nn.Module, processes: Processes, *, sync_buffers: bool) -> nn
     """
     if processes.number == 1:
         return module
-    device = processes.device
-    ids = [device] if device is not None and device.type != "cpu" else None
+    ids = [processes.device] if processes.device is not None and processes.device.type != "cpu" else None
     known = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # in older torch
     option: dict[str, Any] = {name: sync_buffers}
     return DistributedDataParallel(module, device_ids=ids, static_graph=True, **option)
 
 
-@contextlib.contextmanager
-def without_exchange(module: nn.Module, active: bool) -> Iterator[None]:
-    """Keep gradients in this process within the block if `active`, for all parts of a batch but the last."""
-    if active and isinstance(module, DistributedDataParallel):
-        with module.no_sync():
-            yield
-    else:
-        yield
+def without_exchange(module: nn.Module, *, active: bool) -> AbstractContextManager[None]:
+    """Keep gradients in this process within the block if `active`, for all micro-batches but the last."""
+    return module.no_sync() if active and isinstance(module, DistributedDataParallel) else nullcontext()

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ...core.attachment.record import module_of
 from ...core.observation.describe import image_facts
-from ...core.observation.fingerprint import digest
 from ...errors import DataError, LowpeftError, TrainingError
-from ...ports.facts import ImageFacts
 from ...recipes import TrainSettings
-from .parallel import Processes, shares
+from ..inference.network import multi_view
+from .parallel import Processes
 
 
 class Named(Protocol):
@@ -52,8 +51,7 @@ class CropSource(Protocol):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Part:
+class MicroBatch(NamedTuple):
     """Samples that one process runs at once: one of `accumulate` parts of its share of a step's batch.
 
     Attributes:
@@ -66,11 +64,6 @@ class Part:
     lr: Tensor
     hr: Tensor
 
-    @property
-    def size(self) -> int:
-        """Number of samples, n."""
-        return self.lr.shape[0]
-
 
 def crop_for(model: object) -> tuple[int, int] | None:
     """Return height and width of the only HR crop that a network can be trained on; None if it takes any size.
@@ -78,97 +71,87 @@ def crop_for(model: object) -> tuple[int, int] | None:
     Raises:
         PlanError: The network does not take and return images.
     """
-    return _only_crop(image_facts(model))
+    facts = image_facts(model)
+    return None if facts.fixed_px is None else (facts.fixed_px * facts.scale, facts.fixed_px * facts.scale)
 
 
-def _only_crop(facts: ImageFacts) -> tuple[int, int] | None:
-    if facts.fixed_px is None:
-        return None
-    side = facts.fixed_px * facts.scale
-    return side, side
-
-
-def check_crops(crops: CropSource, facts: ImageFacts, *, views: int | None) -> None:
+def check_crops(crops: CropSource, model: object) -> None:
     """Check that a network can be trained on these crops.
 
-    Args:
-        crops: Data set.
-        facts: Facts of the network.
-        views: Number of views of a scene that the model takes together; None for a single-image network, which is
-            trained on each view separately.
+    A `MultiViewModel` takes crops with its number of views. Any other network is trained on each view separately.
 
     Raises:
         TrainingError: The scale, size or number of views of the crops differs from what the model takes.
+        PlanError: The network does not take and return images.
     """
-    problems = []
-    wanted = _only_crop(facts)
-    if wanted is not None and wanted != crops.crop_px:
-        problems.append(
-            f"{facts.architecture} is trained on crops of {wanted[0]}x{wanted[1]} HR px, "
-            f"not {crops.crop_px[0]}x{crops.crop_px[1]}"
-        )
+    facts, views_model = image_facts(model), multi_view(module_of(model))
+    only, problems = crop_for(model), []
+    if only not in (None, crops.crop_px):
+        problems.append(f"{facts.architecture} takes crops of {only} HR px (height, width), these have {crops.crop_px}")
     if crops.scale != facts.scale:
-        problems.append(f"the crops are made for x{crops.scale}, the network is a x{facts.scale} one")
-    if views not in (None, crops.views):
-        problems.append(f"the model takes {views} views of a scene together, the crops have {crops.views}")
+        problems.append(f"the network is for scale x{facts.scale}, the crops are for x{crops.scale}")
+    if views_model is not None and views_model.views != crops.views:
+        problems.append(f"the model takes {views_model.views} views of a scene, the crops have {crops.views}")
     if problems:
         raise TrainingError("the network cannot be trained on these crops:", problems=problems)
 
 
-def identity_of(crops: CropSource) -> dict[str, Any]:
-    """Return values that must be unchanged for a run to resume: scenes, crop size, scale, views and first crop.
+def check_batch(settings: TrainSettings, processes: Processes) -> None:
+    """Check that a batch has a sample for every micro-batch of every process.
 
     Raises:
-        DataError: The first crop cannot be read.
+        TrainingError: The batch is too small; the message states the minimum.
     """
-    names = hashlib.sha256("\n".join(s.name for s in crops.scenes).encode(), usedforsecurity=False).hexdigest()
-    return {
-        "scenes": len(crops.scenes),
-        "names of the scenes": names,
-        "crop px": list(crops.crop_px),
-        "scale": crops.scale,
-        "views": crops.views,
-        "first crop": [digest(image) for image in crops[0]],
-    }
+    least = processes.number * settings.accumulate
+    if settings.batch < least:
+        raise TrainingError(
+            f"a batch of {settings.batch} cannot be split over {processes.number} processes with accumulate = "
+            f"{settings.accumulate}: it must have at least {least} samples"
+        )
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """Error of a sample that cannot be read.
+def shares(batch: int, processes: int, parts: int) -> list[list[range]]:
+    """Split a step's samples 0 … batch - 1 into ranges: a list of `parts` ranges for each process.
 
-    It is returned as a value, because a DataLoader worker would bury a raised error in its traceback.
+    Ranges are consecutive and differ in size by at most one; together they cover every sample once. E.g. batch 5, 2
+    processes, 1 part each: 0 … 1 and 2 … 4.
     """
+    edges = [batch * i // (processes * parts) for i in range(processes * parts + 1)]
+    ranges = [range(a, b) for a, b in itertools.pairwise(edges)]
+    return [ranges[p * parts : (p + 1) * parts] for p in range(processes)]
 
-    error: LowpeftError
 
+class _ErrorsAsValues(Dataset[Any]):
+    """Data set of (index, lr, hr) that returns the error of a sample that cannot be read.
 
-class _Guarded(Dataset[Any]):
-    """Data set of (index, lr, hr) that returns a `_Failure` instead of raising."""
+    A DataLoader worker would bury a raised error in its traceback.
+    """
 
     def __init__(self, crops: CropSource) -> None:
         self._crops = crops
 
     def __getitem__(self, index: int) -> Any:
         try:
-            lr, hr = self._crops[index]
+            return index, *self._crops[index]
         except LowpeftError as error:
-            return _Failure(error)
+            return error
         except OSError as error:
-            return _Failure(DataError(str(error)))
-        return index, lr, hr
+            return DataError(str(error))
 
 
-def _stacked(rows: list[Any]) -> Any:
-    for row in rows:
-        if isinstance(row, _Failure):
-            return row
-    return rows[0][0], torch.stack([lr for _, lr, _ in rows]), torch.stack([hr for _, _, hr in rows])
+def _stacked(samples: list[Any]) -> Any:
+    """Return (index of the first, lr, hr) of these samples, or the first error among them."""
+    for sample in samples:
+        if isinstance(sample, LowpeftError):
+            return sample
+    indices, lr, hr = zip(*samples, strict=True)
+    return indices[0], torch.stack(lr), torch.stack(hr)
 
 
 def batches(
     crops: CropSource, settings: TrainSettings, processes: Processes, *, start: int, device: torch.device
-) -> Iterator[list[Part]]:
-    """Yield this process's share of each step's batch, from step `start` (from 0) on, as parts on the device.
+) -> Iterator[list[MicroBatch]]:
+    """Yield this process's share of each step's batch, from step `start` (from 0) on, as micro-batches on the device.
 
     Step s runs samples s·batch … s·batch + batch - 1, for any number of processes. E.g. batch 4: step 2 runs samples
     8 … 11.
@@ -181,7 +164,7 @@ def batches(
     steps = range(start, settings.steps)
     loader: Iterator[Any] = iter(
         DataLoader(
-            _Guarded(crops),
+            _ErrorsAsValues(crops),
             batch_sampler=([s * settings.batch + i for i in part] for s in steps for part in share),
             num_workers=settings.workers,
             collate_fn=_stacked,
@@ -190,17 +173,15 @@ def batches(
         )
     )
     for _ in steps:
-        yield [_next(loader, device, workers=settings.workers) for _ in share]
-
-
-def _next(loader: Iterator[Any], device: torch.device, *, workers: int) -> Part:
-    try:
-        row = next(loader)
-    except RuntimeError as error:
-        if not workers:
-            raise
-        raise TrainingError(f"a process that reads crops died: {error}") from error
-    if isinstance(row, _Failure):
-        raise row.error
-    first, lr, hr = row
-    return Part(first=first, lr=lr.to(device, non_blocking=True), hr=hr.to(device, non_blocking=True))
+        try:
+            samples = [next(loader) for _ in share]
+        except RuntimeError as error:
+            if not settings.workers:
+                raise
+            raise TrainingError(f"a worker process that reads crops died: {error}") from error
+        for failed in samples:
+            if isinstance(failed, LowpeftError):
+                raise failed
+        yield [
+            MicroBatch(n, lr.to(device, non_blocking=True), hr.to(device, non_blocking=True)) for n, lr, hr in samples
+        ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import assert_never
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -43,3 +45,8 @@ def image_loss(kind: Loss, output: Tensor, target: Tensor) -> Tensor:
     if kind == "mse":
         return F.mse_loss(output, target)
     return ((output - target).square() + CHARBONNIER_EPSILON**2).sqrt().mean()
+
+
+def mean_loss(kind: Loss, outputs: Iterable[Tensor], targets: Iterable[Tensor]) -> Tensor:
+    """Return the mean of `image_loss` over the views of scenes."""
+    return torch.stack([image_loss(kind, out, target) for out, target in zip(outputs, targets, strict=True)]).mean()
