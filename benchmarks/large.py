@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lowpeft.paper.reproduce.speed import HAT_L
+from lowpeft.paper.reproduce.networks import HAT_L
 
 
 def hat_l() -> nn.Module:

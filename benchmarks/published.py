@@ -18,7 +18,7 @@ from torch import nn
 from transformers import Swin2SRConfig, Swin2SRForImageSuperResolution
 
 from lowpeft.backbones.networks import EDT, EDTConfig
-from lowpeft.paper.reproduce.speed import HAT_L
+from lowpeft.paper.reproduce.networks import HAT_L
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -163,7 +163,7 @@ INSTALLED_AS = {"PIL": "pillow", "skimage": "scikit-image"}
 NOT_NAMED = {"matplotlib", "tensorboard"}
 """Packages that a command does without where they are not installed."""
 
-NEED_DEMO = ("lowpeft.demo", "lowpeft.paper.reproduce.smoke", "lowpeft.paper.reproduce.speed")
+NEED_DEMO = ("lowpeft.demo", "lowpeft.paper.reproduce.networks")
 """Modules that may import what only the extra `demo` brings together."""
 
 

@@ -87,7 +87,7 @@ def write_json(path: Path, value: object) -> Path:
     Raises:
         OSError: It cannot be written; an existing file is unchanged.
     """
-    return write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def leftovers(folder: Path) -> list[Path]:

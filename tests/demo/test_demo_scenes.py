@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowpeft.demo import DemoScene, held_out_scenes, layers, make_scene, scenes, train_scenes, write_scenes
+from lowpeft.demo import DemoScene, held_out_scenes, make_scene, train_scenes, write_scenes
+from lowpeft.demo.scenes import layers, making
 from lowpeft.errors import DataError
 from lowpeft.restoration.data import find_scenes, load_example
 from lowpeft.restoration.images import read_image
@@ -20,8 +21,8 @@ SMALL = (64, 160)
 MEDIUM = (96, 256)
 
 
-def composed(seed: int, split: scenes.Split, size_px: tuple[int, int]) -> list[layers.Layer]:
-    return scenes._compose(random.Random(seed), split, size_px)
+def composed(seed: int, split: making.Split, size_px: tuple[int, int]) -> list[layers.PhotoLayer]:
+    return making._compose(random.Random(seed), split, size_px)
 
 
 def shown_by_the_right_view(scene: DemoScene, error_px: float = 0.0) -> torch.Tensor:
@@ -55,7 +56,7 @@ SCENES = [(seed, split) for split in ("train", "test") for seed in range(3)]
 
 
 @pytest.mark.parametrize(("seed", "split"), SCENES)
-def test_the_right_view_taken_back_by_the_disparity_is_the_left_view(seed: int, split: scenes.Split) -> None:
+def test_the_right_view_taken_back_by_the_disparity_is_the_left_view(seed: int, split: making.Split) -> None:
     assert mean_error(make_scene(seed, split=split, size_px=MEDIUM)) < 4
 
 
@@ -72,7 +73,7 @@ def test_most_of_the_left_view_is_seen_by_both() -> None:
 
 @settings(max_examples=20)
 @given(seed=st.integers(), split=st.sampled_from(["train", "test"]))
-def test_disparities_keep_to_their_range(seed: int, split: scenes.Split) -> None:
+def test_disparities_keep_to_their_range(seed: int, split: making.Split) -> None:
     disparity = make_scene(seed, split=split, size_px=SMALL).disparity
     assert disparity.min() > 0
     assert disparity.max() <= layers.MAX_DISPARITY_PX
@@ -80,7 +81,7 @@ def test_disparities_keep_to_their_range(seed: int, split: scenes.Split) -> None
 
 @settings(max_examples=20)
 @given(seed=st.integers(), split=st.sampled_from(["train", "test"]))
-def test_layers_are_ordered_by_disparity_wherever_they_overlap(seed: int, split: scenes.Split) -> None:
+def test_layers_are_ordered_by_disparity_wherever_they_overlap(seed: int, split: making.Split) -> None:
     """Painted far to near: the nearest point of a layer lies behind the farthest point of the next."""
     bands = []
     for layer in composed(seed, split, SMALL):
@@ -101,7 +102,7 @@ def test_layers_are_ordered_by_disparity_wherever_they_overlap(seed: int, split:
     split=st.sampled_from(["train", "test"]),
     size=st.tuples(st.integers(64, 384), st.integers(128, 480)),
 )
-def test_no_layer_shows_more_than_its_photograph_holds(seed: int, split: scenes.Split, size: tuple[int, int]) -> None:
+def test_no_layer_shows_more_than_its_photograph_holds(seed: int, split: making.Split, size: tuple[int, int]) -> None:
     """Else the edge of a photograph would be smeared over the view, or the photograph enlarged."""
     for layer in composed(seed, split, size):
         if layer.outline is None:
@@ -127,8 +128,8 @@ def test_the_nearer_layer_hides_the_farther_one() -> None:
     """A disc of 20 px at disparity 12, before a wall at 4."""
     flat = {"tint": (0.0, 0.0, 0.0), "minification": 1.0, "left": 40.0, "top": 40.0}
     outline = layers.Outline(u=50.0, y=16.0, half_width=10.0, half_height=10.0, exponent=2.0, waves=())
-    far = layers.Layer("astronaut.png", plane=layers.Plane(4.0, 0.0, 0.0), outline=None, **flat)
-    near = layers.Layer("astronaut.png", plane=layers.Plane(12.0, 0.0, 0.0), outline=outline, **flat)
+    far = layers.PhotoLayer("astronaut.png", plane=layers.Plane(4.0, 0.0, 0.0), outline=None, **flat)
+    near = layers.PhotoLayer("astronaut.png", plane=layers.Plane(12.0, 0.0, 0.0), outline=outline, **flat)
     _, disparity = layers.render([far, near], (32, 100), layers.LEFT)
     assert disparity[16].tolist() == [4.0] * 46 + [12.0] * 21 + [4.0] * 33  # the disc is seen around 50 + 12/2
 
@@ -172,12 +173,12 @@ def test_views_have_the_asked_size_and_type() -> None:
 
 
 def test_no_photograph_is_in_both_splits() -> None:
-    assert set(scenes.PHOTOGRAPHS["train"]).isdisjoint(scenes.PHOTOGRAPHS["test"])
+    assert set(making.PHOTOGRAPHS["train"]).isdisjoint(making.PHOTOGRAPHS["test"])
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_scenes_are_cut_from_the_photographs_of_their_split_only(
-    split: scenes.Split, monkeypatch: pytest.MonkeyPatch
+    split: making.Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used = set()
     original = layers.photograph
@@ -187,12 +188,12 @@ def test_scenes_are_cut_from_the_photographs_of_their_split_only(
         return original(name)
 
     monkeypatch.setattr(layers, "photograph", recorded)
-    monkeypatch.setattr(scenes, "photograph", recorded)
+    monkeypatch.setattr(making, "photograph", recorded)
     (train_scenes if split == "train" else held_out_scenes)(6, size_px=SMALL)
-    assert used <= set(scenes.PHOTOGRAPHS[split])
+    assert used <= set(making.PHOTOGRAPHS[split])
 
 
-@pytest.mark.parametrize("name", [name for names in scenes.PHOTOGRAPHS.values() for name in names])
+@pytest.mark.parametrize("name", [name for names in making.PHOTOGRAPHS.values() for name in names])
 def test_every_photograph_is_in_the_installed_scikit_image(name: str) -> None:
     assert layers.photograph(name).shape[0] == 3
 
@@ -225,7 +226,7 @@ def test_sizes_out_of_range_are_refused(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_the_largest_size_can_be_made(split: scenes.Split) -> None:
+def test_the_largest_size_can_be_made(split: making.Split) -> None:
     assert make_scene(0, split=split, size_px=(384, 480)).left.shape == (3, 384, 480)
 
 

@@ -237,7 +237,7 @@ def test_an_experiment_is_a_value() -> None:
 # --- Files that cannot be used
 @pytest.mark.parametrize("name", ["backbone", "backbones.toml", "no/such.toml", "", "."])
 def test_an_unknown_experiment_is_refused_with_the_known_ones(name: str) -> None:
-    with pytest.raises(PlanError, match=r"no experiment .* one of backbones, count, finetuning"):
+    with pytest.raises(PlanError, match="backbones, count, finetuning"):
         load_experiment(name)
 
 
@@ -250,131 +250,139 @@ def test_an_unknown_experiment_gets_the_nearest_name() -> None:
 def test_a_file_that_is_not_toml_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.toml"
     path.write_bytes(content)
-    with pytest.raises(PlanError, match=r"broken\.toml is not TOML"):
+    with pytest.raises(PlanError, match=r"broken\.toml"):
         load_experiment(path)
 
 
 def test_the_file_is_named_in_the_error(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("schema = 1\n", encoding="utf-8")
-    with pytest.raises(PlanError, match=r"mine\.toml is not an experiment that lowpeft can use"):
+    with pytest.raises(PlanError, match=r"mine\.toml"):
         load_experiment(path)
 
 
 @pytest.mark.parametrize("values", [[], "stereo", None], ids=repr)
 def test_something_that_is_no_table_is_refused(values: Any) -> None:
-    with pytest.raises(PlanError, match=r"the experiment is a \w+, not a table"):
+    with pytest.raises(PlanError, match=type(values).__name__):
         experiment_from_dict(values)
 
 
 @pytest.mark.parametrize(
-    ("changes", "problem"),
+    ("changes", "words"),
     [
-        ({"schema": 2}, "schema is 2, this version of lowpeft reads 1"),
-        ({"schema": True}, "schema is True, this version of lowpeft reads 1"),
-        ({"schema": ...}, "schema is None, this version of lowpeft reads 1"),
-        ({"sumary": "x"}, "the experiment has an unknown key 'sumary' (did you mean 'summary'?)"),
-        ({"rows": []}, "the experiment has an unknown key 'rows' (did you mean 'row'?)"),
-        ({"name": 3}, "name must be a string, not 3"),
-        ({"metric": ...}, "metric must be a string, not None"),
-        ({"source": ...}, "source must be a string, not None"),
-        ({"row": ...}, "there is no [[row]] table"),
-        ({"row": []}, "there is no [[row]] table"),
-        ({"row": row_table()}, "there is no [[row]] table"),
-        ({"row": [3]}, "row 1: a row must be a table, not 3"),
-        ({"row": [row_table(), row_table(family="edt")]}, "row 2 ('one'): another row has this name"),
-        (
-            {"protocol": "Asteisr"},
-            "protocol must be one of two views, literature or asteisr, not 'Asteisr' (did you mean 'asteisr'?)",
-        ),
-        ({"protocol": "single-image"}, "protocol must be one of two views, literature or asteisr, not 'single-image'"),
-        ({"notes": "one"}, "notes must be a list of texts, not 'one'"),
-        ({"notes": [""]}, "notes must be a list of texts, not ['']"),
-        ({"printed": {"name": "one"}}, "[[printed]] must be tables, not {'name': 'one'}"),
-        ({"printed": [3]}, "printed line 1: a printed line must be a table, not 3"),
-        ({"printed": [{"name": "a"}, {"name": "a"}]}, "printed line 2 ('a'): another line has this name"),
+        ({"schema": 2}, "schema 2 1"),
+        ({"schema": True}, "schema True 1"),
+        ({"schema": ...}, "schema None 1"),
+        ({"sumary": "x"}, "'sumary' 'summary'"),
+        ({"rows": []}, "'rows' 'row'"),
+        ({"name": 3}, "name string 3"),
+        ({"metric": ...}, "metric string None"),
+        ({"source": ...}, "source string None"),
+        ({"row": ...}, "[[row]]"),
+        ({"row": []}, "[[row]]"),
+        ({"row": row_table()}, "[[row]]"),
+        ({"row": [3]}, "1: table 3"),
+        ({"row": [row_table(), row_table(family="edt")]}, "2 ('one'): name"),
+        ({"protocol": "Asteisr"}, "protocol literature, 'Asteisr' 'asteisr'"),
+        ({"protocol": "single-image"}, "protocol literature, asteisr, 'single-image'"),
+        ({"notes": "one"}, "notes list 'one'"),
+        ({"notes": [""]}, "notes list ['']"),
+        ({"printed": {"name": "one"}}, "[[printed]] {'name': 'one'}"),
+        ({"printed": [3]}, "1: table 3"),
+        ({"printed": [{"name": "a"}, {"name": "a"}]}, "2 ('a'): name"),
     ],
     ids=str,
 )
-def test_a_table_is_read_strictly(changes: dict[str, Any], problem: str) -> None:
-    assert problems_of(table(**changes)) == (problem,)
+def test_a_table_is_read_strictly(changes: dict[str, Any], words: str) -> None:
+    """Each problem names the key and the value (and the nearest known name)."""
+    (problem,) = problems_of(table(**changes))
+    assert [word for word in words.split() if word not in problem] == []
 
 
 @pytest.mark.parametrize(
-    ("changes", "problem"),
+    ("changes", "words"),
     [
-        ({"wieghts": "x"}, "the row has an unknown key 'wieghts' (did you mean 'weights'?)"),
-        ({"summary": 3}, "summary must be a string, not 3"),
-        ({"family": "hta"}, "no family 'hta'; known: "),
-        ({"family": "hta"}, "(did you mean 'hat'?)"),
-        ({"family": ...}, "there must be one of the two, a text, not {}"),
-        ({"architecture": "DCTLSA"}, "there must be one of the two, a text, not {'family': 'hat', "),
-        ({"family": ..., "architecture": 3}, "there must be one of the two, a text, not {'architecture': 3}"),
-        ({"scale": 0}, "scale must be a whole number of at least 1, not 0"),
-        ({"scale": True}, "scale must be a whole number of at least 1, not True"),
-        ({"scale": "4"}, "scale must be a whole number of at least 1, not '4'"),
-        ({"scale": ...}, "scale must be a whole number of at least 1, not None"),
-        ({"scale": 3}, "a crop of 128x320 HR px cannot be scaled down by 3"),
-        ({"weights": ...}, "weights must be a string, not None"),
-        ({"weights": "folder/HAT.pth"}, "weights must be the name of a file, without folders, not 'folder/HAT.pth'"),
-        ({"name": ""}, "name must be the name of a file, without folders, not ''"),
-        ({"name": ".."}, "name must be the name of a file, without folders, not '..'"),
-        ({"recipe": "steroe"}, "no recipe 'steroe'"),
-        ({"recipe": "steroe"}, "(did you mean 'stereo'"),
-        ({"recipe": 3}, "recipe must be a string, not 3"),
-        ({"recipe": ...}, "recipe must be a string, not None"),
-        ({"overrides": 3}, "[overrides] must be a table, not 3"),
-        ({"overrides": {"evry": 1}}, "no adapter of the recipe has 'evry' (did you mean 'every'?)"),
-        ({"overrides": {"every": 0}}, "every must be a whole number of at least 1, not 0"),
-        ({"training": 3}, "[training] must be a table, not 3"),
-        ({"training": {"stps": 1}}, "[training] has an unknown key 'stps' (did you mean 'steps'"),
-        ({"training": {"steps": 0}}, "steps must be a whole number of at least 1, not 0"),
-        ({"trained": 0}, "trained must be a whole number of at least 1, not 0"),
-        ({"trained": 1.97}, "trained must be a whole number of at least 1, not 1.97"),
-        ({"paper": 24.4}, "[paper] must be a table of frozen, adapted, ensemble, not 24.4"),
-        ({"paper": {"frozn": "HAT-L"}}, "[paper] has an unknown key 'frozn' (did you mean 'frozen'?)"),
-        ({"paper": {"frozen": "HAT"}}, "frozen: no [[printed]] line has the name 'HAT' (did you mean 'HAT-L'?)"),
-        ({"paper": {"adapted": 24.4}}, "adapted: no [[printed]] line has the name 24.4"),
-        ({"paper": {"adapted": ["HAT-L"]}}, "adapted: no [[printed]] line has the name ['HAT-L']"),
+        ({"wieghts": "x"}, "'wieghts' 'weights'"),
+        ({"summary": 3}, "summary string 3"),
+        ({"family": "hta"}, "family 'hta' 'hat' edt, swinir"),
+        ({"family": ...}, "family architecture neither"),
+        ({"architecture": "DCTLSA"}, "family architecture 'hat' 'DCTLSA'"),
+        ({"family": ..., "architecture": 3}, "family architecture 3"),
+        ({"scale": 0}, "scale 1, 0"),
+        ({"scale": True}, "scale 1, True"),
+        ({"scale": "4"}, "scale 1, '4'"),
+        ({"scale": ...}, "scale 1, None"),
+        ({"scale": 3}, "128x320 scale, 3"),
+        ({"weights": ...}, "weights string None"),
+        ({"weights": "folder/HAT.pth"}, "weights 'folder/HAT.pth'"),
+        ({"name": ""}, "name ''"),
+        ({"name": ".."}, "name '..'"),
+        ({"recipe": "steroe"}, "'steroe' 'stereo'"),
+        ({"recipe": 3}, "recipe string 3"),
+        ({"recipe": ...}, "recipe string None"),
+        ({"overrides": 3}, "[overrides] table 3"),
+        ({"overrides": {"evry": 1}}, "'evry' 'every'"),
+        ({"overrides": {"every": 0}}, "every 1, 0"),
+        ({"training": 3}, "[training] table 3"),
+        ({"training": {"stps": 1}}, "[training] 'stps' 'steps'"),
+        ({"training": {"steps": 0}}, "steps 1, 0"),
+        ({"trained": 0}, "trained 1, 0"),
+        ({"trained": 1.97}, "trained 1, 1.97"),
+        ({"paper": 24.4}, "[paper] table frozen, adapted, ensemble, 24.4"),
+        ({"paper": {"frozn": "HAT-L"}}, "[paper] 'frozn' 'frozen'"),
+        ({"paper": {"frozen": "HAT"}}, "frozen [[printed]] 'HAT' 'HAT-L'"),
+        ({"paper": {"adapted": 24.4}}, "adapted [[printed]] 24.4"),
+        ({"paper": {"adapted": ["HAT-L"]}}, "adapted [[printed]] ['HAT-L']"),
+        ({"paper": {"frozen": "HAT-L x2"}}, "'HAT-L x2' 2, 4"),
     ],
     ids=str,
 )
-def test_a_row_is_read_strictly(changes: dict[str, Any], problem: str) -> None:
+def test_a_row_is_read_strictly(changes: dict[str, Any], words: str) -> None:
     rows = [row_table(), row_table(**{"name": "two", **changes})]
-    (found,) = problems_of(table(row=rows, printed=[{"name": "HAT-L"}]))
-    assert found.startswith("row 2 (")
-    assert problem in found
+    (problem,) = problems_of(table(row=rows, printed=[{"name": "HAT-L"}, {"name": "HAT-L x2", "scale": 2}]))
+    assert problem.startswith("row 2 (")
+    assert [word for word in words.split() if word not in problem] == []
 
 
 @pytest.mark.parametrize(
-    ("changes", "problem"),
+    ("changes", "words"),
     [
-        ({"name": ...}, "name must be a string, not None"),
-        ({"name": ""}, "name must not be empty"),
-        ({"note": 3}, "note must be a string, not 3"),
-        ({"hour": 55}, "the line has an unknown key 'hour' (did you mean 'hours'?)"),
-        ({"hours": -1}, "hours must be a number of at least 0, not -1"),
-        ({"hours": "55"}, "hours must be a number of at least 0, not '55'"),
-        ({"trained_m": True}, "trained_m must be a number of at least 0, not True"),
-        ({"memory_gb": float("inf")}, "memory_gb must be a number of at least 0, not inf"),
-        ({"memory_gb": float("nan")}, "memory_gb must be a number of at least 0, not nan"),
-        ({"figures": 24.4}, "figures must hold a table of left or mean for each test set, not 24.4"),
-        ({"figures": {"kitti": [24.4, 0.7]}}, "figures must hold a table of left or mean for each test set"),
-        ({"figures": {"kitti": {}}}, "figures must hold a table of left or mean for each test set"),
-        ({"figures": {"kitti": {"maen": [24.4, 0.7]}}}, "figures.kitti has an unknown key 'maen' (did you mean 'mean'"),
+        ({"name": ...}, "name string None"),
+        ({"name": ""}, "name empty"),
+        ({"note": 3}, "note string 3"),
+        ({"hour": 55}, "'hour' 'hours'"),
+        ({"hours": -1}, "hours 0, -1"),
+        ({"hours": "55"}, "hours 0, '55'"),
+        ({"scale": 1.5}, "scale 1, 1.5"),
+        ({"trained_m": True}, "trained_m 0, True"),
+        ({"memory_gb": float("inf")}, "memory_gb 0, inf"),
+        ({"memory_gb": float("nan")}, "memory_gb 0, nan"),
+        ({"figures": 24.4}, "figures 24.4"),
+        ({"figures": {"kitti": [24.4, 0.7]}}, "figures 'kitti'"),
+        ({"figures": {"kitti": {}}}, "figures 'kitti'"),
+        ({"figures": {"kitti": {"maen": [24.4, 0.7]}}}, "figures.kitti 'maen' 'mean'"),
         *(
-            ({"figures": {"kitti": {"left": score}}}, f"figures.kitti.left must be [PSNR in dB, SSIM], above 0 {most}")
-            for most in ("and SSIM at most 1, not ",)
+            ({"figures": {"kitti": {"left": score}}}, f"figures.kitti.left {score}")
             for score in (24.4, [24.4], [24.4, 0.7, 1], [0.7, 24.4], [24.4, 7590], [0, 0.7], [24.4, "0.7"], [True, 0.7])
         ),
     ],
     ids=str,
 )
-def test_a_printed_line_is_read_strictly(changes: dict[str, Any], problem: str) -> None:
+def test_a_printed_line_is_read_strictly(changes: dict[str, Any], words: str) -> None:
     line = {k: v for k, v in {"name": "ours", **changes}.items() if v is not ...}
-    (found,) = problems_of(table(printed=[line]))
-    assert found.startswith("printed line 1")
-    assert problem in found
+    (problem,) = problems_of(table(printed=[line]))
+    assert problem.startswith("printed line 1")
+    assert [word for word in words.split() if word not in problem] == []
+
+
+def test_lines_of_another_scale_are_not_shown_beside_the_chosen_rows() -> None:
+    experiment = load_experiment("table1")
+    (x2,) = (row for row in experiment.rows if row.scale == 2)
+    assert {line.scale for line in experiment.printed} == {2, 4}
+    assert {line.scale for line in experiment.with_rows([x2]).printed} == {2}
+    assert "ASteISR x4" not in {line.name for line in experiment.with_rows([x2]).only_printed}
+    finetuning = load_experiment("finetuning")
+    assert finetuning.with_rows(finetuning.rows[:1]).printed == finetuning.printed
 
 
 def test_all_problems_are_listed_at_once() -> None:

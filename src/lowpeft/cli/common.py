@@ -137,14 +137,16 @@ def add_recipe(sub: argparse.ArgumentParser) -> None:
     """Add the options for a recipe, the network to adapt, and changes of the recipe's fields."""
     sub.add_argument("recipe", help=f"a bundled recipe ({', '.join(bundled())}) or a path to a .toml recipe")
     add_weights(sub)
-    sub.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="change a field of the recipe's adapters: every=1, spatial.reduction=8, "
+    add_set(
+        sub,
+        "change a field of the recipe's adapters: every=1, spatial.reduction=8, "
         "stereo.target='[\"stage=0\"]', train_also='[\"conv_last\"]'; may be repeated",
     )
+
+
+def add_set(sub: argparse.ArgumentParser, text: str) -> None:
+    """Add the option that changes fields, which `overrides` parses."""
+    sub.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=text)
 
 
 def backbone(options: argparse.Namespace, *, quiet: bool = False) -> Backbone:

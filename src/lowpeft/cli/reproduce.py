@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import LowpeftError, did_you_mean
 from ..paper.experiments import Experiment, bundled_experiments, load_experiment
 from ..paper.experiments.show import shown
 from ..restoration.images import make_folder
-from .common import add_device, device, new_command, overrides
+from .common import add_device, add_set, device, new_command, overrides
+
+if TYPE_CHECKING:
+    from ..paper.reproduce import Sources
 
 
 def add_to(commands: Any) -> None:
@@ -41,6 +43,24 @@ def add_to(commands: Any) -> None:
     sub.add_argument(
         "--smoke", action="store_true", help="tiny networks and made-up scenes instead of weights and data"
     )
+    _add_sources(sub)
+    sub.add_argument("--out", metavar="DIR", help="folder for runs, results and the table")
+    sub.add_argument("--seeds", type=int, default=1, metavar="N", help="how many seeds each row gets (default: 1)")
+    sub.add_argument("--jobs", type=int, default=1, metavar="N", help="how many cells are run at a time (default: 1)")
+    sub.add_argument("--ensemble", action="store_true", help="also measure the self-ensemble")
+    sub.add_argument("--memory-mb", type=float, metavar="N", help="bound of the memory that inference takes")
+    add_set(sub, "change a training setting of all rows: steps=1000, batch=2, learning_rate=1e-3; may be repeated")
+    sub.add_argument(
+        "--size", type=_size, metavar="HxW", help="with --speed: LR px of each view (default: the crop of the recipe)"
+    )
+    text = "with --speed: rounds in which the rows take turns (default: 5)"
+    sub.add_argument("--repeats", type=int, default=5, metavar="N", help=text)
+    add_device(sub)
+    sub.set_defaults(defaults={action.dest: action.default for action in sub._actions})
+
+
+def _add_sources(sub: argparse.ArgumentParser) -> None:
+    """Add the options for the files of a run."""
     sub.add_argument(
         "--weights",
         metavar="DIR",
@@ -53,41 +73,20 @@ def add_to(commands: Any) -> None:
     sub.add_argument(
         "--test", action="append", default=[], metavar="NAME=DIR", help="a test set: kitti2015=DIR; may be repeated"
     )
-    sub.add_argument("--out", metavar="DIR", help="folder for runs, results and the table")
-    sub.add_argument("--seeds", type=int, default=1, metavar="N", help="how many seeds each row gets (default: 1)")
-    sub.add_argument("--jobs", type=int, default=1, metavar="N", help="how many cells are run at a time (default: 1)")
-    sub.add_argument("--ensemble", action="store_true", help="also measure the self-ensemble")
-    sub.add_argument("--memory-mb", type=float, metavar="N", help="bound of the memory that inference takes")
-    sub.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="change a training setting of all rows: steps=1000, batch=2, learning_rate=1e-3; may be repeated",
-    )
-    sub.add_argument(
-        "--size", type=_size, metavar="HxW", help="with --speed: LR px of each view (default: the crop of the recipe)"
-    )
-    sub.add_argument(
-        "--repeats",
-        type=int,
-        default=5,
-        metavar="N",
-        help="with --speed: rounds in which the rows take turns (default: 5)",
-    )
-    add_device(sub)
-    sub.set_defaults(defaults={action.dest: action.default for action in sub._actions})
 
 
 def run(options: argparse.Namespace) -> None:
     """Show the paper's table, measure speed, or run the unfinished parts and print and write our table."""
     experiment = load_experiment(options.experiment)
-    _refuse_others(options)
     if options.show:
+        unused = [*_OF_RUNS, *_OF_SPEED, "speed", "smoke", "out", "row"]
+        _refuse(options, unused, "--show prints the paper's table")
         print(shown(experiment))
     elif options.speed:
+        _refuse(options, _OF_RUNS, "--speed measures one network with random weights")
         _speed(_chosen(experiment, options.row), options)
     else:
+        _refuse(options, _OF_SPEED, "--size and --repeats are options of --speed")
         _reproduce(_chosen(experiment, options.row), options)
 
 
@@ -101,28 +100,22 @@ def _chosen(experiment: Experiment, names: Sequence[str]) -> Experiment:
     if unknown := [name for name in names if name not in known]:
         near = did_you_mean(unknown[0], known)
         raise LowpeftError(f"{experiment.name!r} has no row {unknown[0]!r}{near}; its rows are {', '.join(known)}")
-    rows = tuple(row for row in experiment.rows if row.name in names)
-    return dataclasses.replace(experiment, rows=rows or experiment.rows)
+    return experiment.with_rows([row for row in experiment.rows if row.name in names]) if names else experiment
 
 
-_OF_RUNS = {"weights", "data", "adapter", "test", "seeds", "jobs", "ensemble", "memory_mb", "set"}
-_OF_SPEED = {"size", "repeats"}
+_OF_RUNS = ("weights", "data", "adapter", "test", "seeds", "jobs", "ensemble", "memory_mb", "set")
+_OF_SPEED = ("size", "repeats")
 
 
-def _refuse_others(options: argparse.Namespace) -> None:
-    """Raise for options that the chosen mode of the command would ignore.
+def _refuse(options: argparse.Namespace, unused: Iterable[str], why: str) -> None:
+    """Raise for options that would be ignored.
 
     Raises:
         LowpeftError: Such an option differs from its default; all are named.
     """
-    if options.show:
-        what, unused = "--show prints the paper's table", _OF_RUNS | _OF_SPEED | {"speed", "smoke", "out", "row"}
-    elif options.speed:
-        what, unused = "--speed measures one network with random weights", _OF_RUNS
-    else:
-        what, unused = "--size and --repeats are about --speed", _OF_SPEED
-    if asked := sorted(name for name in unused if getattr(options, name) != options.defaults[name]):
-        raise LowpeftError(f"{what}: leave out {', '.join('--' + name.replace('_', '-') for name in asked)}")
+    given = [name for name in unused if getattr(options, name) != options.defaults[name]]
+    if given:
+        raise LowpeftError(f"{why}: leave out {', '.join('--' + name.replace('_', '-') for name in given)}")
 
 
 def _speed(experiment: Experiment, options: argparse.Namespace) -> None:
@@ -153,9 +146,7 @@ def _reproduce(experiment: Experiment, options: argparse.Namespace) -> None:
     from ..paper.reproduce import Settings, reproduce, smoke
 
     if not options.out:
-        raise LowpeftError("runs need a folder: --out DIR; --show and --speed need none")
-    if options.seeds < 1:
-        raise LowpeftError(f"--seeds must be at least 1, not {options.seeds}")
+        raise LowpeftError("runs need a folder: give --out DIR")
     settings = Settings(
         seeds=range(options.seeds),
         training=overrides(options.set),
@@ -164,50 +155,39 @@ def _reproduce(experiment: Experiment, options: argparse.Namespace) -> None:
         memory_mb=options.memory_mb,
         jobs=options.jobs,
     )
-    if options.memory_mb is not None and options.memory_mb < 0:
-        raise LowpeftError(f"--memory-mb must be at least 0, not {options.memory_mb}")
     if options.adapter:
-        _refuse_training(options)
+        _refuse(options, ("smoke", "data", "set", "seeds"), "--adapter measures a ready adapter, and trains nothing")
     if options.smoke:
-        _refuse_files(options)
+        _refuse(options, ("weights", "data", "test"), "--smoke makes its own tiny networks and scenes")
         table = smoke(experiment, options.out, settings=settings, report=print)
     else:
         table = reproduce(experiment, _sources(options), options.out, settings=settings, report=print)
     print(f"\n{table}\n\ntable written to {Path(options.out) / 'table.md'}")
 
 
-def _refuse_training(options: argparse.Namespace) -> None:
-    """Raise for training options given together with `--adapter`."""
-    given = {"smoke": options.smoke, "data": options.data, "set": options.set, "seeds": options.seeds != 1}
-    if asked := [f"--{name}" for name, value in given.items() if value]:
-        raise LowpeftError(f"--adapter measures a ready adapter, and nothing is trained: leave out {', '.join(asked)}")
+def _sources(options: argparse.Namespace) -> Sources:
+    """Return the files of a run.
 
-
-def _refuse_files(options: argparse.Namespace) -> None:
-    """Raise for weights and data given together with `--smoke`, which makes its own."""
-    if asked := [f"--{name}" for name in ("weights", "data", "test") if getattr(options, name)]:
-        raise LowpeftError(f"--smoke runs on tiny networks and scenes that it makes: leave out {', '.join(asked)}")
-
-
-def _sources(options: argparse.Namespace) -> Any:
+    Raises:
+        LowpeftError: An option is missing, or a `--test` is not NAME=DIR or has the name of another one.
+    """
     from ..paper.reproduce import Sources
 
     needed = ("weights", "test") if options.adapter else ("weights", "data", "test")
-    missing = [f"--{name}" for name in needed if not getattr(options, name)]
-    if missing:
-        what = "measuring an adapter needs" if options.adapter else "an experiment needs"
-        raise LowpeftError(f"{what} {', '.join(missing)}" + ("" if options.adapter else ", or --smoke"))
-    names = [text.partition("=")[0] for text in options.test]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise LowpeftError(
-            f"--test {twice[0]}=… was given {names.count(twice[0])} times: each test set needs its own name"
-        )
-    tests = dict(text.partition("=")[::2] for text in options.test)
-    if bad := [text for text in options.test if not all(text.partition("="))]:
-        raise LowpeftError(f"--test {bad[0]!r} is not NAME=DIR, as in --test kitti2015=KITTI2015")
+    if missing := [f"--{name}" for name in needed if not getattr(options, name)]:
+        instead = "" if options.adapter else ", or --smoke"
+        raise LowpeftError(f"the run needs {', '.join(missing)}{instead}")
+    tests: dict[str, Path] = {}
+    for text in options.test:
+        name, _, folder = text.partition("=")
+        if not name or not folder:
+            raise LowpeftError(f"--test {text!r} is not NAME=DIR, as in --test kitti2015=KITTI2015")
+        if name in tests:
+            raise LowpeftError(f"--test {name}=… was given more than once; give each test set another name")
+        tests[name] = Path(folder)
     return Sources(
         weights=Path(options.weights),
         data=Path(options.data) if options.data else None,
-        tests={name: Path(path) for name, path in tests.items()},
+        tests=tests,
         adapter=Path(options.adapter) if options.adapter else None,
     )

@@ -20,17 +20,19 @@ from ..core.files.adapter_files import save_adapter
 from ..core.observation.describe import image_facts
 from ..core.operations.adapt import adapt
 from ..core.operations.state import summary
+from ..core.operations.switching import disabled
 from ..errors import DataError, LowpeftError
 from ..recipes import TrainSettings
-from ..restoration.data import Crops, Scene, find_scenes, load_example
+from ..restoration.data import Crops, Example, Scene, find_scenes, load_example
 from ..restoration.evaluation import Comparison, compare, methods
-from ..restoration.images import make_folder, to_uint8, write_image
+from ..restoration.evaluation.pictures import draw_scene
+from ..restoration.images import make_folder, to_float, to_uint8, write_image
+from ..restoration.inference import enhance
 from ..restoration.progress import progress
 from ..restoration.training import train
 from ..storage import write_json
 from ..version import version
 from .network import demo_backbone
-from .picture import draw_comparison
 from .scenes import write_scenes
 from .verify import outputs_digest
 
@@ -86,15 +88,30 @@ def run_demo(*, out: str | Path, data: str | Path | None = None, steps: int | No
     with progress(f"training on {len(training)} scenes", settings.steps) as advance:
         done = train(model, crops, settings, report=lambda s: advance(f"L1 {s.loss:.4f}"))
     with progress(f"measuring on {len(tests)} unseen scenes", len(tests) * len(list(methods(model)))) as advance:
-        found = compare(model, tests, advance=advance)
-    print(found)
+        comparison = compare(model, tests, advance=advance)
+    print(comparison)
 
-    adapter = save_adapter(model, folder / "adapter", facts=_facts(found, done.seconds))
+    psnr: dict[str, str | float] = {
+        f"PSNR in dB, (L+R)/2, {name}": round(value, 4) for name, value in comparison.means_db().items()
+    }
+    made = {"base weights": "built into lowpeft ('demo')", "training": f"lowpeft demo, {done.seconds:.0f} s"}
+    adapter = save_adapter(model, folder / "adapter", facts=made | psnr)
     _reload_elsewhere(model, adapter, held_out[0])
-    picture = draw_comparison(model, tests[0], folder / "comparison.png")
-    _write_results(folder / "results.json", found, settings, done.seconds, data)
-    print(f"adapter {adapter}\npicture {picture}\nfigures {folder / 'results.json'}")
-    return found
+    picture = _draw(model, tests[0], folder / "comparison.png")
+    results = {
+        "data": "the built-in scenes" if data is None else str(data),
+        "lowpeft": version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "noise": NOISE,
+        "training": {**vars(settings), "seconds": round(done.seconds, 1)},
+        "mean_db": comparison.means_db(),
+        "scenes": comparison.scenes,
+        **{f"{name.replace(' ', '_')}_db": comparison.values_db(name) for name in ("frozen", "adapted", "same view")},
+    }
+    figures = write_json(folder / "results.json", results)
+    print(f"adapter {adapter}\npicture {picture}\nfigures {figures}")
+    return comparison
 
 
 def _built_in(folder: Path) -> tuple[Sequence[Scene], Sequence[Scene]]:
@@ -107,7 +124,7 @@ def _built_in(folder: Path) -> tuple[Sequence[Scene], Sequence[Scene]]:
 def _split(data: str | Path, scale: int) -> tuple[Sequence[Scene], Sequence[Scene]]:
     scenes = find_scenes(data, scale=scale)
     if len(scenes) < 2:
-        raise DataError(f"{data} holds one pair; the demo trains on some pairs and measures on others")
+        raise DataError(f"{data} has only one pair; give two or more: some for training, the others for measuring")
     held_out = scenes[::5]
     return tuple(s for s in scenes if s not in held_out), held_out
 
@@ -130,11 +147,6 @@ def _noisy(scenes: Sequence[Scene], folder: Path, scale: int) -> tuple[Scene, ..
     return tuple(noisy)
 
 
-def _facts(found: Comparison, seconds: float) -> dict[str, str | float]:
-    psnr = {f"PSNR in dB, (L+R)/2, {name}": round(value, 4) for name, value in found.means_db().items()}
-    return {"base weights": "built into lowpeft ('demo')", "training": f"lowpeft demo, {seconds:.0f} s", **psnr}
-
-
 def _reload_elsewhere(model: torch.nn.Module, adapter: Path, scene: Scene) -> None:
     """Load the adapter in a fresh process, and check that its outputs are bit-equal."""
     views = (str(scene.lr[0]), str(scene.lr[1]))
@@ -149,18 +161,10 @@ def _reload_elsewhere(model: torch.nn.Module, adapter: Path, scene: Scene) -> No
     print("saved, reloaded in a fresh process: outputs are bit-equal")
 
 
-def _write_results(
-    path: Path, found: Comparison, settings: TrainSettings, seconds: float, data: str | Path | None
-) -> None:
-    results = {
-        "data": "the built-in scenes" if data is None else str(data),
-        "lowpeft": version(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "noise": NOISE,
-        "training": {**vars(settings), "seconds": round(seconds, 1)},
-        "mean_db": found.means_db(),
-        "scenes": found.scenes,
-        **{f"{name.replace(' ', '_')}_db": found.values_db(name) for name in ("frozen", "adapted", "same view")},
-    }
-    write_json(path, results)
+def _draw(model: object, pair: Example, path: Path) -> Path:
+    """Draw the left view of a scene as bicubic, frozen, adapted and HR, and return the path."""
+    left, right = map(to_float, pair.lr)
+    with disabled(model):
+        frozen, _ = enhance(model, left, right)
+    adapted, _ = enhance(model, left, right)
+    return draw_scene(path, pair, {"frozen": frozen, "adapted": adapted}, scale=image_facts(model).scale, errors=False)

@@ -12,6 +12,7 @@ An experiment is a TOML file (the bundled ones are beside this module):
 
     [[printed]]                         # a line of the paper's table, in its order; only the name is required
     name = "IPT"
+    scale = 4                           # shown only beside rows of this scale; default: beside all rows
     trained_m = 0                       # trained parameters in millions
     hours = 0                           # training time
     memory_gb = 0                       # training memory
@@ -43,13 +44,14 @@ A printed line that no row names is shown in the table beside the rows, and is n
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ...errors import PlanError, did_you_mean
+from ... import checks
+from ...errors import PlanError
 from ...families import families
 from ...recipes import (
     Recipe,
@@ -64,7 +66,7 @@ from ...recipes import (
     toml_names,
 )
 from ...restoration.metrics import LITERATURE, PROTOCOLS
-from .printed import Paper, Printed, paper_of_row, printed_lines
+from .printed import Paper, Printed, paper_of_row, printed_lines, read_tables
 
 SCHEMA = 1
 
@@ -100,6 +102,18 @@ class Row:
         """Name of the family, or of the architecture for a network without a family."""
         return self.family or self.architecture or ""
 
+    def trained_with(self, training: Mapping[str, Any]) -> Row:
+        """Return the row with some training settings of its recipe changed.
+
+        Raises:
+            PlanError: A setting does not exist or is out of range; all are listed.
+        """
+        problems: list[str] = []
+        settings = changed_settings(self.recipe.training, training, problems)
+        if problems:
+            raise PlanError(f"row {self.name!r} cannot be trained with these settings:", problems=problems)
+        return dataclasses.replace(self, recipe=dataclasses.replace(self.recipe, training=settings))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
@@ -130,6 +144,12 @@ class Experiment:
         """Names of the test sets that the lines have scores on, in their order."""
         return tuple(dict.fromkeys(figures.test_set for line in self.printed for figures in line.figures))
 
+    def with_rows(self, rows: Sequence[Row]) -> Experiment:
+        """Return the experiment with only these rows, without the printed lines of scales that none of them has."""
+        scales = {None, *(row.scale for row in rows)}
+        printed = tuple(line for line in self.printed if line.scale in scales)
+        return dataclasses.replace(self, rows=tuple(rows), printed=printed)
+
     @property
     def only_printed(self) -> tuple[Printed, ...]:
         """Lines of the paper that no row is compared with."""
@@ -138,11 +158,8 @@ class Experiment:
 
 
 _PLAIN = {**dict.fromkeys(("name", "summary", "metric", "source"), (str, None)), "protocol": (str, LITERATURE.name)}
-_PLAIN_OF_ROW = {
-    **dict.fromkeys(("name", "weights", "recipe"), (str, None)),
-    "summary": (str, ""),
-}
-_NETWORK = ("family", "architecture")
+_PLAIN_OF_ROW = {**dict.fromkeys(("name", "weights", "recipe"), (str, None)), "summary": (str, "")}
+_OTHERS_OF_ROW = ("family", "architecture", "scale", "trained")
 
 
 def bundled_experiments() -> tuple[str, ...]:
@@ -165,7 +182,8 @@ def experiment_from_dict(table: Mapping[str, Any], *, origin: str = "the experim
 
     Raises:
         PlanError: Keys are unknown or missing, the schema is another one, there are no rows, two rows have the same
-            name, a family or recipe does not exist, or settings do not fit the recipe; all are listed.
+            name, a family or recipe does not exist, settings do not fit the recipe, or a row names a printed line of
+            another scale; all are listed.
     """
     if not isinstance(table, Mapping):
         raise PlanError(f"{origin} is a {type(table).__name__}, not a table")
@@ -175,11 +193,9 @@ def experiment_from_dict(table: Mapping[str, Any], *, origin: str = "the experim
     values = plain_values(table, _PLAIN, problems)
     notes = table.get("notes", [])
     if not isinstance(notes, list) or not all(isinstance(note, str) and note for note in notes):
-        problems.append(f"notes must be a list of texts, not {notes!r}")
+        problems.append(f"notes must be a list of non-empty strings, not {notes!r}")
     known = [name for name, protocol in PROTOCOLS.items() if protocol.views == 2]
-    if (protocol := values["protocol"]) not in known:
-        near = did_you_mean(str(protocol), known)
-        problems.append(f"protocol must be one of two views, {' or '.join(known)}, not {protocol!r}{near}")
+    problems += checks.one_of("protocol", values["protocol"], known)
     lines = printed_lines(table.get("printed", []), problems)
     rows = _rows(table.get("row"), lines, problems)
     if problems:
@@ -189,71 +205,43 @@ def experiment_from_dict(table: Mapping[str, Any], *, origin: str = "the experim
 
 def _rows(tables: object, lines: Mapping[str, Printed], problems: list[str]) -> tuple[Row, ...]:
     if not isinstance(tables, list) or not tables:
-        problems.append("there is no [[row]] table")
+        problems.append("[[row]] is missing; give one table for each row")
         return ()
-    rows: list[Row] = []
-    names: list[object] = []
-    for number, table in enumerate(tables, start=1):
-        found: list[str] = []
-        row = _row(table, lines, found)
-        if row is not None:
-            rows.append(row)
-        name = table.get("name") if isinstance(table, Mapping) else None
-        if name is not None and name in names:
-            found.append("another row has this name")
-        names.append(name)
-        problems += [f"row {number}{'' if name is None else f' ({name!r})'}: {problem}" for problem in found]
-    return tuple(rows)
+    return tuple(read_tables(tables, lambda table, found: _row(table, lines, found), "row", problems))
 
 
-def _row(table: object, lines: Mapping[str, Printed], problems: list[str]) -> Row | None:
+def _row(table: Mapping[str, Any], lines: Mapping[str, Printed], problems: list[str]) -> Row | None:
     """Return the row; or append to `problems` and return None."""
-    if not isinstance(table, Mapping):
-        problems.append(f"a row must be a table, not {table!r}")
-        return None
-    known = (*_PLAIN_OF_ROW, *_NETWORK, "scale", "trained", "overrides", "training", "paper")
-    check_keys(table, known, "the row", problems)
+    check_keys(table, (*_PLAIN_OF_ROW, *_OTHERS_OF_ROW, "overrides", "training", "paper"), "the row", problems)
     values = plain_values(table, _PLAIN_OF_ROW, problems)
     problems += [
-        f"{key} must be the name of a file, without folders, not {values[key]!r}"
+        f"{key} must be a file name without folders, not {values[key]!r}"
         for key in ("name", "weights")
         if isinstance(values[key], str) and not _is_file_name(values[key])
     ]
-    kind_of_network = _kind_of_network(table, problems)
-    scale = _whole("scale", table.get("scale"), problems)
-    trained = _whole("trained", table["trained"], problems) if "trained" in table else None
+    values |= {key: table.get(key) for key in _OTHERS_OF_ROW}
+    networks = [values[key] for key in ("family", "architecture") if key in table]
+    if len(networks) != 1 or not isinstance(networks[0], str) or not networks[0]:
+        problems.append(f"a row needs either family or architecture, a non-empty string, not {networks or 'neither'}")
+    if isinstance(values["family"], str):
+        problems += checks.one_of("family", values["family"], [family.name for family in families()])
+    problems += checks.whole("scale", values["scale"], least=1)
+    if "trained" in table:
+        problems += checks.whole("trained", values["trained"], least=1)
     recipe = _recipe(values["recipe"], table, problems)
     paper = paper_of_row(table.get("paper", {}), lines, problems)
-    if recipe is not None and not problems:
-        crop = (recipe.training.crop_height_px, recipe.training.crop_width_px)
-        if any(side % scale for side in crop):
-            problems.append(f"a crop of {crop[0]}x{crop[1]} HR px cannot be scaled down by {scale}")
     if recipe is None or problems:
         return None
-    return Row(**{**values, "recipe": recipe}, **kind_of_network, scale=scale, trained=trained, paper=paper)
-
-
-def _kind_of_network(table: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    """Return a row's family and architecture; one of them is None."""
-    given = {key: table[key] for key in _NETWORK if key in table}
-    if len(given) != 1 or not all(isinstance(value, str) and value for value in given.values()):
-        problems.append(
-            "a row names the network's family, or its architecture if it is of none: "
-            f"there must be one of the two, a text, not {given}"
-        )
-    known = [family.name for family in families()]
-    family = given.get("family")
-    if isinstance(family, str) and family not in known:
-        near = did_you_mean(family, known)
-        problems.append(f"no family {family!r}; known: {', '.join(known)}{near}")
-    return dict.fromkeys(_NETWORK) | given
-
-
-def _whole(key: str, value: object, problems: list[str]) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-        return value
-    problems.append(f"{key} must be a whole number of at least 1, not {value!r}")
-    return 1
+    row = Row(**{**values, "recipe": recipe, "paper": paper})
+    crop = (recipe.training.crop_height_px, recipe.training.crop_width_px)
+    if any(side % row.scale for side in crop):
+        problems.append(f"a crop of {crop[0]}x{crop[1]} HR px cannot be divided by the scale, {row.scale}")
+    problems += [
+        f"the printed line {line.name!r} has scale {line.scale}, but the row has scale {row.scale}"
+        for line in paper.lines
+        if line.scale not in (None, row.scale)
+    ]
+    return None if problems else row
 
 
 def _is_file_name(text: str) -> bool:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from ...checks import is_number
+from ... import checks
 from ...errors import did_you_mean
 from ...recipes import check_keys, plain_values
 
@@ -44,6 +43,7 @@ class Printed:
 
     Attributes:
         name: Name of the line, unique in the experiment.
+        scale: Output sides divided by input sides; None for a line that is shown beside rows of every scale.
         trained_m: Trained parameters in millions.
         hours: Training time in hours.
         memory_gb: Training memory in G. Papers seldom say whether G means 10^9 or 2^30 bytes.
@@ -52,6 +52,7 @@ class Printed:
     """
 
     name: str
+    scale: int | None = None
     trained_m: float | None = None
     hours: float | None = None
     memory_gb: float | None = None
@@ -88,61 +89,78 @@ VIEWS = ("left", "mean")
 _ROLES = ("frozen", "adapted", "ensemble")
 _TEXTS = {"name": (str, None), "note": (str, "")}
 
+T = TypeVar("T")
+
+
+def read_tables(
+    tables: list[object], read: Callable[[Mapping[str, Any], list[str]], T | None], what: str, problems: list[str]
+) -> list[T]:
+    """Read tables with unique names, e.g. the `[[row]]` tables.
+
+    Args:
+        tables: Values of the file.
+        read: Function that returns a table's value; or appends to the list and returns None.
+        what: Noun for such a table in error messages.
+        problems: List of error messages; those of a table get its number and name, e.g. "row 2 ('x4'): …".
+
+    Returns:
+        The values of the tables without problems.
+    """
+    values: list[T] = []
+    names: list[object] = []
+    for number, table in enumerate(tables, start=1):
+        found: list[str] = []
+        name = table.get("name") if isinstance(table, Mapping) else None
+        value = read(table, found) if isinstance(table, Mapping) else None
+        if not isinstance(table, Mapping):
+            found.append(f"must be a table, not {table!r}")
+        elif name is not None and name in names:
+            found.append(f"another {what} has this name")
+        elif value is not None:
+            values.append(value)
+        names.append(name)
+        problems += [f"{what} {number}{'' if name is None else f' ({name!r})'}: {problem}" for problem in found]
+    return values
+
 
 def printed_lines(tables: object, problems: list[str]) -> dict[str, Printed]:
     """Read the `[[printed]]` tables and return the lines by name; append what is wrong to `problems`."""
     if not isinstance(tables, list):
         problems.append(f"[[printed]] must be tables, not {tables!r}")
         return {}
-    lines: dict[str, Printed] = {}
-    for number, table in enumerate(tables, start=1):
-        found: list[str] = []
-        line = _line(table, found)
-        if line is not None and line.name in lines:
-            found.append("another line has this name")
-        elif line is not None:
-            lines[line.name] = line
-        name = f" ({table['name']!r})" if isinstance(table, Mapping) and "name" in table else ""
-        problems += [f"printed line {number}{name}: {problem}" for problem in found]
-    return lines
+    return {line.name: line for line in read_tables(tables, _line, "printed line", problems)}
 
 
-def _line(table: object, problems: list[str]) -> Printed | None:
+def _line(table: Mapping[str, Any], problems: list[str]) -> Printed | None:
     """Return the line; or append to `problems` and return None."""
-    if not isinstance(table, Mapping):
-        problems.append(f"a printed line must be a table, not {table!r}")
-        return None
-    check_keys(table, (*_TEXTS, *COSTS, "figures"), "the line", problems)
+    check_keys(table, (*_TEXTS, "scale", *COSTS, "figures"), "the line", problems)
     values = plain_values(table, _TEXTS, problems)
     if values["name"] == "":
         problems.append("name must not be empty")
-    costs = {key: table[key] for key in COSTS if key in table}
-    problems += [
-        f"{key} must be a number of at least 0, not {value!r}"
-        for key, value in costs.items()
-        if not is_number(value, above=-math.inf) or value < 0
-    ]
+    optional = {key: table[key] for key in ("scale", *COSTS) if key in table}
+    for key, value in optional.items():
+        problems += checks.whole(key, value, least=1) if key == "scale" else checks.number(key, value, least=0)
     figures = _figures(table.get("figures", {}), problems)
-    return None if problems else Printed(**values, **costs, figures=figures)
+    return None if problems else Printed(**values, **optional, figures=figures)
 
 
 def _figures(tables: object, problems: list[str]) -> tuple[Figures, ...]:
     if not isinstance(tables, Mapping) or not all(isinstance(t, Mapping) and t for t in tables.values()):
-        problems.append(f"figures must hold a table of left or mean for each test set, not {tables!r}")
+        problems.append(f"figures must have a table with left, mean or both for each test set, not {tables!r}")
         return ()
-    found = []
+    figures = []
     for name, table in tables.items():
         check_keys(table, VIEWS, f"figures.{name}", problems)
         scores = {view: _score(table[view], f"figures.{name}.{view}", problems) for view in VIEWS if view in table}
-        found.append(Figures(test_set=name, **scores))
-    return tuple(found)
+        figures.append(Figures(test_set=name, **scores))
+    return tuple(figures)
 
 
 def _score(value: object, where: str, problems: list[str]) -> Score | None:
     pair: list[Any] = value if isinstance(value, list) and len(value) == 2 else []
-    if pair and all(is_number(number, above=0) for number in pair) and pair[1] <= 1:
+    if pair and all(checks.is_number(value, above=0) for value in pair) and pair[1] <= 1:
         return Score(db=pair[0], ssim=pair[1])
-    problems.append(f"{where} must be [PSNR in dB, SSIM], above 0 and SSIM at most 1, not {value!r}")
+    problems.append(f"{where} must be [PSNR in dB, SSIM], two numbers above 0, the SSIM at most 1, not {value!r}")
     return None
 
 
@@ -155,6 +173,6 @@ def paper_of_row(table: object, lines: Mapping[str, Printed], problems: list[str
     named: dict[str, Any] = {role: table[role] for role in _ROLES if role in table}
     for role, name in named.items():
         if not isinstance(name, str) or name not in lines:
-            near = did_you_mean(str(name), tuple(lines))
-            problems.append(f"{role}: no [[printed]] line has the name {name!r}{near}")
+            near = did_you_mean(str(name), lines)
+            problems.append(f"{role} of [paper]: no [[printed]] line has the name {name!r}{near}")
     return Paper(**{role: lines.get(name) for role, name in named.items() if isinstance(name, str)})

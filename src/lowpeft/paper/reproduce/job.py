@@ -76,21 +76,24 @@ class Job:
     ensemble: bool = False
     memory_mb: float | None = None
 
+    @property
+    def place(self) -> Path:
+        """Folder of the cell inside the output folder, e.g. `both/seed-0`, or `frozen` if nothing is trained."""
+        return Path(self.row) if self.recipe is None else Path(self.row, f"seed-{self.seed}")
+
     def identity(self) -> dict[str, Any]:
         """Return the values that must be equal for a finished result to be reused: settings and digests of files."""
         others = ("recipe", "weights", "data", "tests", "device", "adapter")
-        plain = {k: v for k, v in vars(self).items() if k not in others}
-        recipe = None if self.recipe is None else recipe_to_dict(self.recipe)
-        found = {
-            **plain,
-            "recipe": recipe,
+        identity = {
+            **{name: value for name, value in vars(self).items() if name not in others},
+            "recipe": None if self.recipe is None else recipe_to_dict(self.recipe),
             "weights": [self.weights.name, _digest_of(self.weights)],
             "data": None if self.data is None else _digest_of(self.data),
             "tests": {name: _digest_of(path) for name, path in self.tests},
         }
         if self.adapter is not None:
-            found["adapter"] = read_adapter(self.adapter).config
-        as_read_again: dict[str, Any] = json.loads(json.dumps(found))
+            identity["adapter"] = read_adapter(self.adapter).config
+        as_read_again: dict[str, Any] = json.loads(json.dumps(identity))
         return as_read_again
 
 
@@ -137,13 +140,12 @@ def finished(job: Job, folder: Path) -> Outcome | None:
         outcome = Outcome(**content["outcome"])
         then = content["identity"]
     except (ValueError, KeyError, TypeError) as error:
-        raise LowpeftError(f"{path} is damaged: {error}; remove it") from error
+        raise LowpeftError(f"{path} is not a result of lowpeft ({error}); remove it") from error
     now = job.identity()
     if then != now:
         changed = sorted(k for k in now.keys() | then.keys() if now.get(k) != then.get(k))
         raise LowpeftError(
-            f"{path} is the result of another run (it differs in {', '.join(changed)}); remove it "
-            "or choose another folder"
+            f"{path} is the result of a run with other {', '.join(changed)}; remove it or choose another folder"
         )
     return outcome
 
@@ -160,51 +162,55 @@ def run_job(job: Job, folder: Path) -> Outcome:
     folder.mkdir(parents=True, exist_ok=True)
     backbone = load_backbone(job.weights)
     if job.network not in (backbone.family, backbone.architecture) or job.scale != backbone.scale:
-        found = backbone.family or backbone.architecture
+        network = backbone.family or backbone.architecture
         raise LowpeftError(
-            f"{job.weights} is a {found} x{backbone.scale}, but row {job.row!r} is for {job.network} x{job.scale}"
+            f"{job.weights} is a {network} x{backbone.scale}, but row {job.row!r} is for {job.network} x{job.scale}"
         )
-    model = _model(backbone, job)
+    model: object = backbone
+    if job.adapter is not None:
+        model = load_adapter(backbone, job.adapter)
+    elif job.recipe is not None:
+        model = build_model(backbone, job.recipe)
     module = module_of(model).to(torch.device(job.device))
     if job.recipe is not None:
-        cost = _train(model, job.recipe.training, job, folder)
+        trained, seconds, peak_mb = _train(model, job.recipe.training, job, folder)
     else:
         trained = sum(p.numel() for _, p in adapter_parameters(model)) if job.adapter is not None else 0
-        cost = {"trained": trained, "seconds": 0.0, "peak_mb": _peak_mb(job)}
+        seconds, peak_mb = 0.0, _peak_mb(job)
     module.eval()
-    total = sum(p.numel() for p in module.parameters())
     tests = {name: find_scenes(path, scale=job.scale) for name, path in job.tests}
     outcome = Outcome(
         row=job.row,
         seed=job.seed,
-        frozen=total - int(cost["trained"]),
-        peak_mb=round(cost["peak_mb"], 1),
+        frozen=sum(p.numel() for p in module.parameters()) - trained,
+        trained=trained,
+        seconds=round(seconds, 2),
+        peak_mb=round(peak_mb, 1),
         figures={name: _measure(model, job, name, scenes) for name, scenes in tests.items()},
-        trained=int(cost["trained"]),
-        seconds=round(cost["seconds"], 2),
         scenes={name: len(scenes) for name, scenes in tests.items()},
         notes=_notes(model, backbone, job),
     )
-    write_json(
-        folder / RESULT, {"identity": job.identity(), "outcome": dataclasses.asdict(outcome), "made": _provenance(job)}
-    )
+    made = {
+        "lowpeft": version(),
+        "torch": torch.__version__,
+        "device": device_name(torch.device(job.device)),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    write_json(folder / RESULT, {"identity": job.identity(), "outcome": dataclasses.asdict(outcome), "made": made})
     return outcome
 
 
-def _model(backbone: Backbone, job: Job) -> object:
-    """Return the model to run: the network alone, with the recipe's adapters, or with the ready adapter."""
-    if job.adapter is not None:
-        return load_adapter(backbone, job.adapter)
-    return backbone if job.recipe is None else build_model(backbone, job.recipe)
-
-
-def _train(model: object, settings: TrainSettings, job: Job, folder: Path) -> dict[str, float]:
+def _train(model: object, settings: TrainSettings, job: Job, folder: Path) -> tuple[int, float, float]:
+    """Train the model, and return the number of trained parameters, the seconds and the peak memory in MB."""
     if job.data is None:
-        raise LowpeftError(f"row {job.row!r} is trained, and no folder of training pairs was given")
-    scenes = find_scenes(job.data, scale=job.scale)
-    crop_px = (settings.crop_height_px, settings.crop_width_px)
-    clean = read_clean_crops(job.data)
-    crops = Crops(scenes, job.scale, crop_px=crop_px, seed=settings.seed, clean_crops=clean)
+        raise LowpeftError(f"row {job.row!r} is trained, but no folder of training pairs was given")
+    crops = Crops(
+        find_scenes(job.data, scale=job.scale),
+        job.scale,
+        crop_px=(settings.crop_height_px, settings.crop_width_px),
+        seed=settings.seed,
+        clean_crops=read_clean_crops(job.data),
+    )
     with progress(f"{job.row}, seed {job.seed}", settings.steps) as advance:
         done = train(
             model,
@@ -217,8 +223,7 @@ def _train(model: object, settings: TrainSettings, job: Job, folder: Path) -> di
     peak = folder / PEAK
     if done.resumed_at < done.steps or not peak.exists():  # a process that only measures has another peak
         write_json(peak, {"peak_mb": _peak_mb(job)})
-    peak_mb = json.loads(peak.read_text(encoding="utf-8"))["peak_mb"]
-    return {"trained": done.parameters, "seconds": done.seconds, "peak_mb": peak_mb}
+    return done.parameters, done.seconds, json.loads(peak.read_text(encoding="utf-8"))["peak_mb"]
 
 
 def _notes(model: object, backbone: Backbone, job: Job) -> list[str]:
@@ -231,25 +236,26 @@ def _notes(model: object, backbone: Backbone, job: Job) -> list[str]:
 
 
 def _measure(model: object, job: Job, name: str, scenes: Sequence[Scene]) -> dict[str, float]:
+    """Measure a test set, and return the means of the protocol's columns."""
     examples = [load_example(scene, job.scale) for scene in scenes]
     tiling = Tiling(memory_mb=job.memory_mb)
-    ways = {"": by_network(model, tiling=tiling)}
+    runs = {"": by_network(model, tiling=tiling)}
     if job.ensemble:
-        ways[ENSEMBLE] = by_network(model, ensemble=True, tiling=tiling)
+        runs[ENSEMBLE] = by_network(model, ensemble=True, tiling=tiling)
     if multi_view(module_of(model)) is not None:
-        ways[SAME_VIEW] = by_network_alone(model, tiling=tiling)
+        runs[SAME_VIEW] = by_network_alone(model, tiling=tiling)
     figures: dict[str, float] = {}
-    with progress(f"{job.row}, {name}", len(ways) * len(examples)) as advance:
-        for way, enhance in ways.items():
-            found = measure(
+    with progress(f"{job.row}, {name}", len(runs) * len(examples)) as advance:
+        for prefix, enhance in runs.items():
+            means = measure(
                 enhance,
                 examples,
                 scale=job.scale,
                 protocol=PROTOCOLS.find(job.protocol),
                 seen=lambda example, _: advance(example.name),
-            )
-            means = {MEAN: found.means()[MEAN]} if way == SAME_VIEW else found.means()
-            figures |= {way + column: round(value, 5) for column, value in means.items()}
+            ).means()
+            columns = (MEAN,) if prefix == SAME_VIEW else tuple(means)
+            figures |= {prefix + column: round(means[column], 5) for column in columns}
     return figures
 
 
@@ -257,8 +263,8 @@ def _digest_of(path: Path) -> str:
     """Compute a digest of a file's content, or of the names and contents of all files below a folder."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     states = [(p, p.stat()) for p in files]
-    found = [(str(p.relative_to(path)), _digest(p, state.st_size, state.st_mtime_ns)) for p, state in states]
-    return hashlib.sha256(json.dumps(found).encode(), usedforsecurity=False).hexdigest()[:16]
+    digests = [(str(p.relative_to(path)), _digest(p, state.st_size, state.st_mtime_ns)) for p, state in states]
+    return hashlib.sha256(json.dumps(digests).encode(), usedforsecurity=False).hexdigest()[:16]
 
 
 @functools.cache
@@ -274,11 +280,6 @@ def _peak_mb(job: Job) -> float:
         return torch.cuda.max_memory_allocated(job.device) / MB
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MB
-
-
-def _provenance(job: Job) -> dict[str, Any]:
-    name = device_name(torch.device(job.device))
-    return {"lowpeft": version(), "torch": torch.__version__, "device": name, "date": time.strftime("%Y-%m-%d")}
 
 
 def device_name(device: torch.device) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 from ...core.files.adapter_files import AdapterFile, read_adapter
@@ -20,12 +19,13 @@ def with_ready_row(experiment: Experiment, folder: Path) -> Experiment:
     adapter = read_adapter(folder)
     fitting = [row for row in experiment.rows if _fits(row, adapter)]
     if len(fitting) == 1:
-        return dataclasses.replace(experiment, rows=(fitting[0],))
-    network = adapter.network
-    found = adapter.base.model if network is None else f"{network.family or network.architecture} x{network.scale}"
+        return experiment.with_rows(fitting)
+    base = adapter.network
+    network = adapter.base.model if base is None else f"{base.family or base.architecture} x{base.scale}"
+    names = ", ".join(row.name for row in fitting) or "none"
     raise LowpeftError(
-        f"the adapter {folder} ({_kinds(adapter.recipe)} on {found}) must fit one row of {experiment.name!r}, and it "
-        f"fits {', '.join(row.name for row in fitting) or 'none'}:",
+        f"the adapter {folder} has {_kinds(adapter.recipe)} on {network}; it must fit exactly one row of "
+        f"{experiment.name!r}, but it fits {names}:",
         problems=[f"{row.name}: {_kinds(row.recipe)} on {row.network} x{row.scale}" for row in experiment.rows],
     )
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ... import checks
 from ...errors import LowpeftError
-from ...recipes import changed_settings
 from ...restoration.images import make_folder
 from ...restoration.metrics import PROTOCOLS
 from ...storage import write_json, write_text
@@ -28,7 +27,7 @@ SMOKE_NOTE = (
     "its figures mean nothing."
 )
 
-READY_NOTE = "The adapter of row {} was there already: it was measured, not trained."
+READY_NOTE = "The adapter of row {} was trained before: it was measured, not trained here."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +73,18 @@ class Settings:
     memory_mb: float | None = None
     jobs: int = 1
 
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            LowpeftError: There are no seeds, or `memory_mb` or `jobs` is out of range; all are listed.
+        """
+        problems = checks.whole("the number of seeds", len(self.seeds), least=1)
+        problems += checks.whole("jobs", self.jobs, least=1)
+        problems += [] if self.memory_mb is None else checks.number("memory_mb", self.memory_mb, least=0)
+        if problems:
+            raise LowpeftError("the settings of the run do not work:", problems=problems)
+
 
 def reproduce(
     experiment: Experiment,
@@ -109,21 +120,20 @@ def reproduce(
     if sources.adapter is not None:
         experiment = with_ready_row(experiment, sources.adapter)
         note = note or READY_NOTE.format(experiment.rows[0].name)
-    cells = list(_cells(experiment, sources, settings))
+    jobs = list(_jobs(experiment, sources, settings))
     folder = make_folder(out)
-    done = {place: finished(job, folder / place) for job, place in cells}
-    outcomes: dict[str, list[Outcome]] = {}
+    done = {job.place: finished(job, folder / job.place) for job in jobs}
+    outcomes: list[Outcome] = []
     with _pool(settings.jobs) as pool:
-        pending = {place: pool.submit(run_job, job, folder / place) for job, place in cells if done[place] is None}
+        running = {job.place: pool.submit(run_job, job, folder / job.place) for job in jobs if not done[job.place]}
         try:
-            for number, (job, place) in enumerate(cells, start=1):
-                report(f"{number}/{len(cells)}: {place}")
-                outcome = done[place] or pending[place].result()
-                outcomes.setdefault(place.parent.name if job.recipe else place.name, []).append(outcome)
+            for number, job in enumerate(jobs, start=1):
+                report(f"{number}/{len(jobs)}: {job.place}")
+                outcomes.append(done[job.place] or running[job.place].result())
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    lines = tuple(_lines(experiment, outcomes))
+    lines = _lines(experiment, outcomes)
     table = Table(experiment=experiment, lines=lines, note=note, made=tuple(_made(experiment, settings, lines)))
     write_json(folder / "table.json", table.as_dict())
     write_text(folder / "table.md", table.markdown())
@@ -143,51 +153,62 @@ def smoke(experiment: Experiment, out: str | Path, **keywords: Any) -> Table:
     """
     folder = make_folder(out)
     small = smoke_experiment(experiment)
-    sets = small.test_sets or ("flickr1024",)
     write_smoke_weights(small, folder / "weights")
-    data, tests = write_smoke_scenes(folder / "scenes", sets)
+    data, tests = write_smoke_scenes(folder / "scenes", small.test_sets or ("flickr1024",))
     sources = Sources(weights=folder / "weights", data=data, tests=tests)
     return reproduce(small, sources, folder, note=SMOKE_NOTE, **keywords)
 
 
 def _pool(jobs: int) -> ProcessPoolExecutor:
     """Create a pool that runs each job in a new process."""
-    if jobs < 1:
-        raise LowpeftError(f"there must be at least 1 job at a time, not {jobs}")
-    threads = max(1, torch.get_num_threads() // jobs)
     return ProcessPoolExecutor(
         max_workers=jobs,
         mp_context=get_context("spawn"),
         max_tasks_per_child=1,
         initializer=torch.set_num_threads,
-        initargs=(threads,),
+        initargs=(max(1, torch.get_num_threads() // jobs),),
     )
 
 
-def _cells(experiment: Experiment, sources: Sources, settings: Settings) -> Iterator[tuple[Job, Path]]:
-    """Yield every job and its folder: each frozen network once, then each row with each seed or the ready adapter."""
-    rows = [_with_settings(row, settings.training) for row in experiment.rows]
-    networks = {row.weights: row for row in rows}
-    missing = _missing(sources, networks)
-    if missing:
+def _jobs(experiment: Experiment, sources: Sources, settings: Settings) -> Iterator[Job]:
+    """Yield the job of each cell: the frozen networks, then each row with each seed or with the ready adapter."""
+    rows = [row.trained_with(settings.training) for row in experiment.rows]
+    frozen = _frozen(rows)
+    if missing := _missing(sources, frozen.values()):
         raise LowpeftError(f"experiment {experiment.name!r} cannot be run:", problems=missing)
-    common: dict[str, Any] = {name: getattr(settings, name) for name in ("device", "ensemble", "memory_mb")}
-    common |= {"tests": tuple(sources.tests.items()), "protocol": experiment.protocol}
-    for row in networks.values():
-        place = Path(FROZEN if len(networks) == 1 else f"{FROZEN}, {row.name}")
-        yield Job(row=str(place), **_network(row, sources), **common), place
+
+    def job(name: str, row: Row, **changes: Any) -> Job:
+        return Job(
+            row=name,
+            weights=sources.checkpoint(row),
+            network=row.network,
+            scale=row.scale,
+            tests=tuple(sources.tests.items()),
+            protocol=experiment.protocol,
+            device=settings.device,
+            ensemble=settings.ensemble,
+            memory_mb=settings.memory_mb,
+            **changes,
+        )
+
+    yield from (job(name, row) for name, row in frozen.items())
     if sources.adapter is not None:
-        for row in rows:
-            yield Job(row=row.name, adapter=sources.adapter, **_network(row, sources), **common), Path(row.name)
+        yield from (job(row.name, row, adapter=sources.adapter) for row in rows)
         return
     for seed in settings.seeds:
         for row in rows:
-            recipe = dataclasses.replace(row.recipe, training=dataclasses.replace(row.recipe.training, seed=seed))
-            job = Job(row=row.name, recipe=recipe, seed=seed, data=sources.data, **_network(row, sources), **common)
-            yield job, Path(row.name) / f"seed-{seed}"
+            yield job(row.name, row, recipe=row.trained_with({"seed": seed}).recipe, seed=seed, data=sources.data)
 
 
-def _missing(sources: Sources, networks: Mapping[str, Row]) -> list[str]:
+def _frozen(rows: Sequence[Row]) -> dict[str, Row]:
+    """Return the first row with each checkpoint, by the name of the frozen network's line, e.g. `frozen, x4`."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row.weights, row)
+    return {FROZEN if len(first) == 1 else f"{FROZEN}, {row.name}": row for row in first.values()}
+
+
+def _missing(sources: Sources, networks: Iterable[Row]) -> list[str]:
     """List missing folders, checkpoints and test sets, one line each."""
     ready = sources.adapter is not None
     folders: dict[str, Path | None] = {} if ready and sources.weights.is_file() else {"weights": sources.weights}
@@ -195,23 +216,24 @@ def _missing(sources: Sources, networks: Mapping[str, Row]) -> list[str]:
     folders |= {f"test set {name}": path for name, path in sources.tests.items()}
     missing = [f"no folder of {what} at {path}" for what, path in folders.items() if path is None or not path.is_dir()]
     missing += [
-        f"no checkpoint {name} in {sources.weights} (row {row.name})"
-        for name, row in networks.items()
+        f"no checkpoint {row.weights} in {sources.weights} (row {row.name})"
+        for row in networks
         if sources.weights.is_dir() and not sources.checkpoint(row).is_file()
     ]
     return missing if sources.tests else [*missing, "no test set"]
 
 
-def _network(row: Row, sources: Sources) -> dict[str, Any]:
-    return {"weights": sources.checkpoint(row), "network": row.network, "scale": row.scale}
-
-
-def _with_settings(row: Row, training: Mapping[str, Any]) -> Row:
-    problems: list[str] = []
-    settings = changed_settings(row.recipe.training, training, problems)
-    if problems:
-        raise LowpeftError(f"these training settings do not work for row {row.name!r}:", problems=problems)
-    return dataclasses.replace(row, recipe=dataclasses.replace(row.recipe, training=settings))
+def _lines(experiment: Experiment, outcomes: Sequence[Outcome]) -> tuple[Line, ...]:
+    """Return the table's lines: the frozen networks, then the rows, with their outcomes and the paper's figures."""
+    lines = [
+        Line(row=name, summary="the network alone", printed=row.paper.frozen)
+        for name, row in _frozen(experiment.rows).items()
+    ]
+    lines += [
+        Line(row=row.name, summary=row.summary, printed=row.paper.adapted, ensemble=row.paper.ensemble)
+        for row in experiment.rows
+    ]
+    return tuple(replace(line, outcomes=tuple(o for o in outcomes if o.row == line.row)) for line in lines)
 
 
 def _made(experiment: Experiment, settings: Settings, lines: Sequence[Line]) -> Iterator[str]:
@@ -225,15 +247,3 @@ def _made(experiment: Experiment, settings: Settings, lines: Sequence[Line]) -> 
             yield f"{line.row}: {text}."
         if line.row.startswith(FROZEN):
             yield f"{line.row}: {line.outcomes[0].frozen:,} parameters."
-
-
-def _lines(experiment: Experiment, outcomes: Mapping[str, list[Outcome]]) -> Iterator[Line]:
-    rows = {row.name: row for row in experiment.rows}
-    for name, found in outcomes.items():
-        if name in rows:
-            paper = rows[name].paper
-            lines = {"printed": paper.adapted, "ensemble": paper.ensemble}
-            yield Line(row=name, summary=rows[name].summary, outcomes=tuple(found), **lines)
-        else:
-            row = rows.get(name.removeprefix(f"{FROZEN}, "), experiment.rows[0])
-            yield Line(row=name, summary="the network alone", outcomes=tuple(found), printed=row.paper.frozen)

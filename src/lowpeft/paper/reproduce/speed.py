@@ -7,7 +7,6 @@ import datetime
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import median, stdev
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ... import tables
+from ... import checks, tables
 from ...core.attachment.record import module_of
 from ...core.attachment.views import MultiViewModel
 from ...core.observation.describe import describe
@@ -27,21 +26,8 @@ from ...storage import write_json
 from ...version import version
 from ..experiments import Experiment, Row
 from .job import device_name
-from .smoke import smoke_experiment, tiny_network
-
-HAT_L: dict[str, Any] = {
-    "window_size": 16,
-    "conv_scale": 0.01,
-    "overlap_ratio": 0.5,
-    "mlp_ratio": 2,
-    "img_range": 1.0,
-    "depths": (6,) * 12,
-    "num_heads": (6,) * 12,
-    "embed_dim": 180,
-    "compress_ratio": 3,
-    "squeeze_factor": 30,
-}
-"""Options of HAT-L; source: XPixelGroup/HAT, options/test/HAT-L_SRx4_ImageNet-pretrain.yml."""
+from .networks import published_network, tiny_network
+from .smoke import smoke_experiment
 
 VIEWS = 2
 
@@ -113,18 +99,15 @@ class Speed:
 
     def __str__(self) -> str:
         plain = self.as_dict()
-        table = [
-            ["row", "trained", "seconds", f"of row {plain['ratios_to']}", "peak MB", f"of row {plain['ratios_to']}"]
-        ]
+        first = f"of row {plain['ratios_to']}"
+        table = [["row", "trained", "seconds", first, "peak MB", first]]
         for row in plain["rows"]:
-            seconds, ratio = row["seconds"], row["time_ratio"]
-            times = [
-                f"{seconds['median']:.4f} ± {seconds['spread']:.4f}",
-                f"{ratio['median']:.3f} ± {ratio['spread']:.3f}",
-            ]
-            table.append(
-                [row["row"], f"{row['trained']:,}", *times, f"{row['peak_mb']:.1f}", f"{row['peak_ratio']:.3f}"]
+            seconds, ratio = (
+                f"{row[key]['median']:.{digits}f} ± {row[key]['spread']:.{digits}f}"
+                for key, digits in (("seconds", 4), ("time_ratio", 3))
             )
+            peak = [f"{row['peak_mb']:.1f}", f"{row['peak_ratio']:.3f}"]
+            table.append([row["row"], f"{row['trained']:,}", seconds, ratio, *peak])
         height, width = self.size_px
         about = (
             f"{self.experiment}: a forward of {VIEWS} views of {height}x{width} LR px; {self.network}, random weights; "
@@ -163,20 +146,20 @@ def measure_speed(
     experiment = smoke_experiment(experiment) if smoke else experiment
     where, row = torch.device(device), experiment.rows[0]
     network = _network(experiment, smoke=smoke)
-    training = row.recipe.training
-    size = size_px or (training.crop_height_px // row.scale, training.crop_width_px // row.scale)
-    facts = describe(network)
-    problems = [] if repeats >= 2 else [f"there must be at least 2 rounds, not {repeats}"]
-    if min(size) < 1 or any(side % (facts.size_multiple or 1) for side in size):
-        problems.append(f"{size[0]}x{size[1]} px: the network takes sides in multiples of {facts.size_multiple}")
+    training, facts = row.recipe.training, describe(network)
+    height, width = size_px or (training.crop_height_px // row.scale, training.crop_width_px // row.scale)
+    multiple = facts.size_multiple or 1
+    problems = checks.whole("repeats", repeats, least=2)
+    if min(height, width) < 1 or height % multiple or width % multiple:
+        problems.append(f"{height}x{width} px: the network takes sides in multiples of {multiple} px")
     if where.type not in ("cpu", "cuda"):
-        problems.append(f"time is measured on the CPU and on CUDA, not on {where}")
+        problems.append(f"time is measured on cpu and cuda devices, not on {where}")
     if problems:
-        raise LowpeftError(f"the speed of {experiment.name!r} cannot be measured like this:", problems=problems)
+        raise LowpeftError(f"the speed of {experiment.name!r} cannot be measured:", problems=problems)
     network.to(where)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        pair = torch.rand(VIEWS, facts.channels or 3, *size).to(where)
+        pair = torch.rand(VIEWS, facts.channels or 3, height, width).to(where)
     calls: dict[str, Callable[[], object]] = {}
     trained: dict[str, int] = {}
     for each in experiment.rows:
@@ -185,13 +168,15 @@ def measure_speed(
     with torch.no_grad():
         peaks = {name: _peak(call, where) for name, call in calls.items()}
         seconds = _in_turns(calls, where, repeats, report)
-    found = [Measured(row=n, trained=trained[n], seconds=tuple(seconds[n]), peak_bytes=peaks[n]) for n in calls]
     return Speed(
         experiment=experiment.name,
         network=f"{'tiny ' * smoke}{row.weights.partition('_')[0]} x{row.scale}, {facts.parameters:,} parameters",
-        size_px=size,
+        size_px=(height, width),
         device=device_name(where),
-        rows=tuple(found),
+        rows=tuple(
+            Measured(row=name, trained=trained[name], seconds=tuple(seconds[name]), peak_bytes=peaks[name])
+            for name in calls
+        ),
     )
 
 
@@ -204,31 +189,12 @@ def write_speed(speed: Speed, out: str | Path, *, command: str) -> Path:
 
 def _network(experiment: Experiment, *, smoke: bool) -> nn.Module:
     """Build the rows' common network, with random weights."""
-    row, name = experiment.rows[0], repr(experiment.name)
-    if len({each.weights for each in experiment.rows}) > 1:
-        raise LowpeftError(f"the rows of {name} are of several networks; speed compares adapters on one")
-    scratch = [each.name for each in experiment.rows if each.recipe.from_scratch]
-    if scratch:
-        raise LowpeftError(f"row {scratch[0]!r} of {name} has no adapters; speed compares adapters on one network")
-    if smoke:
-        return tiny_network(row).eval()
-    if row.weights not in _FULL:
-        raise LowpeftError(f"the sizes of {row.weights} are not known here; known: {', '.join(_FULL)}; or --smoke")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return _FULL[row.weights]().eval()
-
-
-def _hat_l(scale: int) -> nn.Module:
-    from spandrel.architectures.HAT import HAT
-
-    network: nn.Module = HAT(**HAT_L, upscale=scale)
-    return network
-
-
-_FULL: dict[str, Callable[[], nn.Module]] = {
-    f"HAT-L_SRx{scale}_ImageNet-pretrain.pth": partial(_hat_l, scale) for scale in (2, 3, 4)
-}
+    if len({row.weights for row in experiment.rows}) > 1:
+        raise LowpeftError(f"rows of {experiment.name!r} have different networks; choose rows of one network (--row)")
+    for row in experiment.rows:
+        if row.recipe.from_scratch:
+            raise LowpeftError(f"row {row.name!r} of {experiment.name!r} has no adapters; choose other rows (--row)")
+    return (tiny_network if smoke else published_network)(experiment.rows[0])
 
 
 def _call(network: nn.Module, row: Row, pair: Tensor) -> tuple[Callable[[], object], int]:

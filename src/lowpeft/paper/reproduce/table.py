@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -56,12 +57,11 @@ class Line:
 
     def costs(self) -> dict[str, float]:
         """Return the parameters, time and memory that the paper prints, by name."""
-        found = {key: getattr(self.printed, key, None) for key in COSTS}
-        return {key: value for key, value in found.items() if value is not None}
+        return {key: value for key in COSTS if (value := getattr(self.printed, key, None)) is not None}
 
     def _values(self, test_set: str, figure: str) -> list[float]:
-        found = (outcome.figures.get(test_set, {}).get(figure) for outcome in self.outcomes)
-        return [value for value in found if value is not None]
+        values = (outcome.figures.get(test_set, {}).get(figure) for outcome in self.outcomes)
+        return [value for value in values if value is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class Table:
         """Return plain values: every outcome, and mean, spread and the paper's figures for each test set."""
 
         def plain(line: Line, name: str) -> dict[str, Any]:
-            figures = {key: None for o in line.outcomes for key in o.figures.get(name, {})}
+            figures = _figures([line], name)
             ours = {key: {"mean": line.mean(name, key), "spread": line.spread(name, key)} for key in figures}
             return {"ours": ours, "paper": line.paper(name)}
 
@@ -114,9 +114,9 @@ class Table:
     def markdown(self) -> str:
         """Return the remarks and one table for each test set, in Markdown."""
         about = f"# {self.experiment.name}\n\n{self.experiment.summary}. Figures: {self.experiment.metric}."
-        note = f"\n\n**{self.note}**" if self.note else ""
+        note = [f"**{self.note}**"] if self.note else []
         sections = [f"## {self._heading(name)}\n\n{tables.markdown(self._cells(name))}" for name in self.test_sets]
-        return "\n\n".join([about + note, *remarks(self.experiment), *self.made, *sections]) + "\n"
+        return "\n\n".join([about, *note, *remarks(self.experiment), *self.made, *sections]) + "\n"
 
     def __str__(self) -> str:
         about = f"{self.experiment.name}: {self.experiment.summary}" + f"\n{self.note}" * bool(self.note)
@@ -128,15 +128,11 @@ class Table:
         counts = {outcome.scenes[name] for line in self.lines for outcome in line.outcomes if name in outcome.scenes}
         return name + "".join(f", {count} scene{'s' * (count != 1)}" for count in sorted(counts))
 
-    def _figures(self, name: str) -> tuple[str, ...]:
-        found = (key for line in self.lines for outcome in line.outcomes for key in outcome.figures.get(name, {}))
-        return tuple(dict.fromkeys(found))
-
     def _cells(self, name: str) -> list[list[str]]:
         """Return a test set's cells, the header first: the rows with the paper's figures, then only printed lines."""
         others = [Line(row=line.name, summary=line.note, printed=line) for line in self.experiment.only_printed]
         lines = [*self.lines, *(line for line in others if line.paper(name))]
-        figures = self._figures(name)
+        figures = _figures(self.lines, name)
         printed = {key for line in lines for key in line.paper(name)}
         costs = [key for key in COSTS if any(key in line.costs() for line in lines)]
         header = ["row", "trained", "s", "MB", *(PAPER_COSTS[key] for key in costs)]
@@ -149,6 +145,12 @@ class Table:
                 row += _figure(line, name, key)[: 3 if key in printed else 1]
             rows.append(row)
         return [header, *rows]
+
+
+def _figures(lines: Sequence[Line], test_set: str) -> list[str]:
+    """Return the names of the figures that were measured on a test set, in their order."""
+    figures = (key for line in lines for outcome in line.outcomes for key in outcome.figures.get(test_set, {}))
+    return list(dict.fromkeys(figures))
 
 
 def _our_costs(line: Line) -> list[str]:

@@ -1,20 +1,4 @@
-"""Stereo scenes without a download: layers cut from scikit-image's photographs, seen by two cameras.
-
-Construction. A scene is a stack of layers, far to near. The background is a photograph that fills the view; its
-disparity grows from top to bottom. Three to five pieces of photographs lie in front of it, each with a smooth random
-outline, a slanted plane and a slight random tint. Each layer has its own band of disparities, and nearer layers have
-larger ones, so painting far to near gives the correct occlusion at every pixel. Disparities d = x_left - x_right are
-positive and at most 40 HR px (`MAX_DISPARITY_PX`). The geometry is in `lowpeft.demo.layers`.
-
-Detail. A photograph is shown at 1.2 to 1.6 of its pixels per HR pixel (a background at fewer if it would not fill the
-view otherwise) and is never enlarged. From 1.2 on, the views are as sharp, pixel for pixel, as the photographs. Each
-camera averages 2x2 samples per HR pixel from the full-resolution photograph (Keys' cubic, a = -0.5), like the area of a
-sensor pixel. The cameras sample at different sub-pixel positions, so one LR view contains detail that the other lost;
-stereo super-resolution depends on this. Outlines are anti-aliased over one HR pixel.
-
-Held-out scenes. Training and test scenes are cut from different photographs (`PHOTOGRAPHS`); none is used in both.
-The photographs are read from the installed scikit-image package, never downloaded.
-"""
+"""Demo scenes of a seed: their random layers, the rendered pair, and files."""
 
 from __future__ import annotations
 
@@ -27,9 +11,9 @@ from typing import Literal
 
 import torch
 
-from ..errors import DataError
-from ..restoration.images import make_folder, write_image
-from .layers import LEFT, MAX_DISPARITY_PX, RIGHT, Layer, Outline, Plane, photograph, render
+from ...errors import DataError
+from ...restoration.images import make_folder, write_image
+from .layers import LEFT, MAX_DISPARITY_PX, RIGHT, Outline, PhotoLayer, Plane, photograph, render
 
 Split = Literal["train", "test"]
 
@@ -62,7 +46,6 @@ class DemoScene:
     disparity: torch.Tensor
 
 
-# ------------------------------------------------------------------------------------------------------------- API
 def make_scene(seed: int, *, split: Split = "train", size_px: tuple[int, int] = (192, 384)) -> DemoScene:
     """Make the scene of a seed; every call with the same arguments gives the same scene.
 
@@ -116,8 +99,7 @@ def write_scenes(
         write_image(scene.right, folder / f"{split}_{seed:04d}_R.png")
 
 
-# ----------------------------------------------------------------------------------------------------- composition
-def _compose(rng: random.Random, split: Split, size_px: tuple[int, int]) -> list[Layer]:
+def _compose(rng: random.Random, split: Split, size_px: tuple[int, int]) -> list[PhotoLayer]:
     """Return the random layers of a scene, far to near."""
     pieces = rng.randint(3, 5)
     nearest = rng.uniform(0.5, 1.0) * MAX_DISPARITY_PX
@@ -133,7 +115,7 @@ def _compose(rng: random.Random, split: Split, size_px: tuple[int, int]) -> list
     return layers
 
 
-def _background(rng: random.Random, split: Split, size_px: tuple[int, int], farthest: float) -> Layer:
+def _background(rng: random.Random, split: Split, size_px: tuple[int, int], farthest: float) -> PhotoLayer:
     """Return a layer that fills both views; its disparity grows from top to bottom up to `farthest`."""
     height, width = size_px
     needed = (height + 2 * _MARGIN_PX, width + math.ceil(farthest) + 2 * _MARGIN_PX)
@@ -145,7 +127,7 @@ def _background(rng: random.Random, split: Split, size_px: tuple[int, int], fart
     minification = rng.uniform(*(min(room[name], bound) for bound in _MINIFICATION))
     top, left = _place(rng, name, (needed[0] * minification, needed[1] * minification))
     ramp = rng.uniform(0, 0.8) * farthest
-    return Layer(
+    return PhotoLayer(
         photograph=name,
         tint=_tint(rng),
         minification=minification,
@@ -159,7 +141,7 @@ def _background(rng: random.Random, split: Split, size_px: tuple[int, int], fart
 
 def _piece(
     rng: random.Random, name: str, size_px: tuple[int, int], band: tuple[float, float], nearness: float
-) -> Layer:
+) -> PhotoLayer:
     """Return a foreground layer with disparities inside `band`; larger `nearness` (0..1) makes it larger and lower."""
     height, width = size_px
     waves = tuple((count, rng.uniform(0, 0.25) / count, rng.uniform(0, 2 * math.pi)) for count in (2, 3, 5))
@@ -179,7 +161,7 @@ def _piece(
     # Take the more detailed of two random places: a piece of blank sky is useless for training.
     places = [_place(rng, name, (shown_height, shown_width)) for _ in range(2)]
     top, left = max(places, key=lambda place: _detail(name, place, (shown_height, shown_width)))
-    return Layer(
+    return PhotoLayer(
         photograph=name,
         tint=_tint(rng),
         minification=minification,

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-from ..errors import DataError
-from ..restoration.images import read_image
+from ...errors import DataError
+from ...restoration.images import read_image
 
 MAX_DISPARITY_PX = 40.0
 
@@ -83,7 +83,7 @@ class Outline:
 
 
 @dataclass(frozen=True)
-class Layer:
+class PhotoLayer:
     """A piece of a photograph: HR px (u, y) shows photograph px (left + minification u, top + minification y).
 
     `tint` multiplies R, G and B. A layer without outline fills the view.
@@ -98,7 +98,7 @@ class Layer:
     outline: Outline | None
 
 
-def render(layers: list[Layer], size_px: tuple[int, int], camera: float) -> tuple[torch.Tensor, torch.Tensor]:
+def render(layers: list[PhotoLayer], size_px: tuple[int, int], camera: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Render the view of one camera from layers ordered far to near.
 
     The first layer must have no outline; the outlines of the others must be centred inside the view.
@@ -108,16 +108,15 @@ def render(layers: list[Layer], size_px: tuple[int, int], camera: float) -> tupl
     """
     view, disparity = torch.zeros(3, *size_px), torch.zeros(size_px)
     for layer in layers:
-        _paint(layer, view, disparity, camera, *_box(layer, size_px))
+        _paint(layer, view, disparity, camera)
     return (view + 0.5).floor().clamp(0, 255).to(torch.uint8), disparity
 
 
-def _paint(
-    layer: Layer, view: torch.Tensor, disparity: torch.Tensor, camera: float, rows: range, columns: range
-) -> None:
-    """Paint the layer over these rows and columns of a view (float 0..255) and of its disparity, both in place."""
-    y = torch.tensor(rows, dtype=torch.float32)[:, None]
-    x = torch.tensor(columns, dtype=torch.float32)[None]
+def _paint(layer: PhotoLayer, view: torch.Tensor, disparity: torch.Tensor, camera: float) -> None:
+    """Paint the layer over a view (float 0..255) and its disparity, both in place."""
+    rows, columns = box = _touched(layer, view.shape[1:])
+    y = torch.arange(rows.start, rows.stop, dtype=torch.float32)[:, None]
+    x = torch.arange(columns.start, columns.stop, dtype=torch.float32)[None]
     texture = _resample_rows(layer, y)
     u = layer.plane.column(x, y, camera)
     cover = torch.ones_like(u) if layer.outline is None else layer.outline.coverage(u, y)
@@ -128,17 +127,29 @@ def _paint(
         for tap in range(4):
             column = (first + tap).long().clamp(0, texture.shape[-1] - 1).expand(3, -1, -1)
             colour += texture.gather(-1, column) * _cubic(place - first - tap) / len(_SAMPLES)
-    inside = (slice(rows.start, rows.stop), slice(columns.start, columns.stop))
-    view[:, *inside] += (colour - view[:, *inside]) * cover
-    disparity[inside] = torch.where(cover >= 0.5, layer.plane.disparity(u, y), disparity[inside])
+    view[:, *box] += (colour - view[:, *box]) * cover
+    disparity[box] = torch.where(cover >= 0.5, layer.plane.disparity(u, y), disparity[box])
 
 
-def _resample_rows(layer: Layer, y: torch.Tensor) -> torch.Tensor:
+def _touched(layer: PhotoLayer, size_px: tuple[int, ...]) -> tuple[slice, slice]:
+    """Return the rows and columns of a view that the layer can touch, for either camera."""
+    height, width = size_px
+    if (outline := layer.outline) is None:
+        return slice(0, height), slice(0, width)
+    down = outline.half_height * outline.reach + 2
+    across = outline.half_width * outline.reach + 2 + MAX_DISPARITY_PX / 2
+    return (
+        slice(max(0, math.floor(outline.y - down)), min(height, math.ceil(outline.y + down))),
+        slice(max(0, math.floor(outline.u - across)), min(width, math.ceil(outline.u + across))),
+    )
+
+
+def _resample_rows(layer: PhotoLayer, y: torch.Tensor) -> torch.Tensor:
     """Return the tinted photograph resampled to the HR rows y (rows, 1): (3, rows, photograph width)."""
     pixels = photograph(layer.photograph) * torch.tensor(layer.tint)[:, None, None]
     have = torch.arange(pixels.shape[1])[None]
-    weights = [_cubic(layer.top + layer.minification * (y + shift) - have) for shift in _SAMPLES]
-    return torch.einsum("rh,chw->crw", sum(weights, torch.zeros(())) / len(_SAMPLES), pixels)
+    above, below = (_cubic(layer.top + layer.minification * (y + shift) - have) for shift in _SAMPLES)
+    return torch.einsum("rh,chw->crw", (above + below) / len(_SAMPLES), pixels)
 
 
 def _cubic(distance: torch.Tensor) -> torch.Tensor:
@@ -146,19 +157,6 @@ def _cubic(distance: torch.Tensor) -> torch.Tensor:
     x = distance.abs()
     near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
     return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
-
-
-def _box(layer: Layer, size_px: tuple[int, int]) -> tuple[range, range]:
-    """Return the rows and columns of a view that the layer can touch, for either camera."""
-    height, width = size_px
-    outline = layer.outline
-    if outline is None:
-        return range(height), range(width)
-    down = outline.half_height * outline.reach + 2
-    across = outline.half_width * outline.reach + 2 + MAX_DISPARITY_PX / 2
-    top, bottom = max(0, math.floor(outline.y - down)), min(height, math.ceil(outline.y + down))
-    left, right = max(0, math.floor(outline.u - across)), min(width, math.ceil(outline.u + across))
-    return range(top, bottom), range(left, right)
 
 
 @functools.cache
