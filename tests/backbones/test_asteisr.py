@@ -230,8 +230,7 @@ def test_adapters_for_different_masks_are_refused_beside_each_other(
 ) -> None:
     model = opened(converted["hat"])
     expected = run(model, pair)
-    words = r"layers\.0\..*: the adapter 'b' runs .* as hat\.hab_published_mask, and the adapter 'default' as hat\.hab,"
-    with pytest.raises(PlanError, match=words):
+    with pytest.raises(PlanError, match=r"layers\.0\..*'b'.*hat\.hab_published_mask.*'default'.*hat\.hab\b"):
         lowpeft.load_adapter(model, converted["published"].adapter, name="b")
     assert lowpeft.list_adapters(model) == ["default"]
     assert torch.equal(run(model, pair), expected)
@@ -242,7 +241,7 @@ def test_beside_the_published_mask_new_adapters_in_blocks_are_refused_and_those_
 ) -> None:
     model = opened(converted["published"])
     expected = run(model, pair)
-    with pytest.raises(PlanError, match=r"as hat\.hab, and the adapter 'default' as hat\.hab_published_mask"):
+    with pytest.raises(PlanError, match=r"hat\.hab\b.*'default'.*hat\.hab_published_mask"):
         lowpeft.adapt(model, SpatialConfig(), name="b")
     assert torch.equal(run(model, pair), expected)
     lowpeft.adapt(model, LoRAConfig(target="**.qkv", rank=2), name="c")
@@ -256,16 +255,16 @@ def test_beside_the_published_mask_new_adapters_in_blocks_are_refused_and_those_
 def test_a_forward_that_is_installed_for_another_mask_is_refused(converted: dict[str, Converted]) -> None:
     path = "layers.0.residual_group.blocks.0"
     model = opened(converted["published"])
-    with pytest.raises(PlanError, match=r"has adapters for hat\.hab_published_mask, not for hat\.hab"):
+    with pytest.raises(PlanError, match=r"hat\.hab_published_mask.*hat\.hab\b"):
         install_forwards(model, {path: MASKS["hat"]})
     root = lowpeft.load_backbone(converted["hat"].weights).module
     install_forwards(root, {path: MASKS["hat"]})
-    with pytest.raises(PlanError, match=r"the forward that was installed as hat\.hab"):
+    with pytest.raises(PlanError, match=r"installed.*hat\.hab\b"):
         lowpeft.load_adapter(root, converted["published"].adapter)
 
 
 def test_a_variant_needs_the_ports_of_its_block(registries: None) -> None:
-    with pytest.raises(PlanError, match=r"has other ports than 'hat\.hab'"):
+    with pytest.raises(PlanError, match=r"'hat\.hab'"):
         register_block_forward(replace(PUBLISHED_MASK, name="hat.other", ports=frozenset({"attention"})))
     with pytest.raises(PlanError, match=r"did you mean 'hat\.hab'"):
         register_block_forward(replace(PUBLISHED_MASK, name="hat.other", variant_of="hat.hba"))

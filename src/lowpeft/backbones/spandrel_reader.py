@@ -145,18 +145,18 @@ MOST_COMPARED = 20_000
 """Largest number of names that a missing one is compared with; more would take minutes."""
 
 
-class _Asked(dict[str, Tensor]):
-    """A state dict that claims to have every key and records those it was asked for.
+class _KeyRecorder(dict[str, Tensor]):
+    """A state dict that claims to have every key and records those that were tested.
 
     spandrel's conditions stop at the first missing key, so an honest answer would hide the keys after it.
     """
 
     def __init__(self, state: State) -> None:
         super().__init__(state)
-        self.keys_asked: dict[str, None] = {}
+        self.tested: dict[str, None] = {}
 
     def __contains__(self, key: object) -> bool:
-        self.keys_asked[str(key)] = None
+        self.tested[str(key)] = None
         return True
 
 
@@ -168,14 +168,14 @@ def nearest(states: Sequence[State]) -> LowpeftError:
     best: tuple[float, int, str, State, list[str]] = (0.0, 0, "", states[0], [])
     for state in states:
         for support in MAIN_REGISTRY.architectures("detection"):
-            asked = _Asked(state)
+            recorder = _KeyRecorder(state)
             try:
-                support.detect(asked)
+                support.detect(recorder)
             except (KeyError, AttributeError, IndexError, ValueError):
                 continue  # this architecture reads tensors that are missing, so it is not near
-            missing = [key for key in asked.keys_asked if key not in state]
-            present = len(asked.keys_asked) - len(missing)
-            row = (present / max(1, len(asked.keys_asked)), present, support.architecture.name, state, missing)
+            missing = [key for key in recorder.tested if key not in state]
+            present = len(recorder.tested) - len(missing)
+            row = (present / max(1, len(recorder.tested)), present, support.architecture.name, state, missing)
             best = max(best, row, key=lambda r: r[:2])
     _, present, name, state, missing = best
     some = f"{len(state)} tensors" + f" ({', '.join(list(state)[:3])}, …)" * bool(state)

@@ -49,7 +49,7 @@ FAMILIES = (SWIN2SR, SWIN2SR_TRANSFORMERS)
 PREFIXES = ("", "swin2sr")
 """Path of the module that the family's signature recognises, in a whole network of each layout."""
 
-Row = tuple[str, str]
+NamePair = tuple[str, str]
 """Names of the same tensors in both layouts: `#` is any number (in the same order on both sides), `*` weight or bias.
 
 E.g. `layers.#.conv.*` of the one is `swin2sr.encoder.stages.#.conv.*` of the other.
@@ -61,7 +61,7 @@ Pairs = dict[str, tuple[str, ...]]
 
 _O, _T = "layers.#.residual_group.blocks.#", "swin2sr.encoder.stages.#.layers.#"
 
-BODY: tuple[Row, ...] = (
+BODY: tuple[NamePair, ...] = (
     ("conv_first.*", "swin2sr.first_convolution.*"),
     ("patch_embed.proj.*", "swin2sr.embeddings.patch_embeddings.projection.*"),
     ("patch_embed.norm.*", "swin2sr.embeddings.patch_embeddings.layernorm.*"),
@@ -84,20 +84,22 @@ BODY: tuple[Row, ...] = (
     ("conv_after_body.*", "swin2sr.conv_after_body.*"),
 )
 # `upsample.0` and `conv_last` of the official layout have several meanings; transformers has a name for each.
-PLAIN: tuple[Row, ...] = (("conv_last.*", "final_convolution.*"),)
-DIRECT: tuple[Row, ...] = (("upsample.0.*", "upsample.conv.*"),)
-WIDE: tuple[Row, ...] = (
+PLAIN: tuple[NamePair, ...] = (("conv_last.*", "final_convolution.*"),)
+DIRECT: tuple[NamePair, ...] = (("upsample.0.*", "upsample.conv.*"),)
+WIDE: tuple[NamePair, ...] = (
     ("conv_before_upsample.0.*", "upsample.conv_before_upsample.*"),
     ("conv_after_aux.0.*", "upsample.conv_after_aux.0.*"),
     ("conv_last.*", "upsample.final_convolution.*"),
     *((f"{name}.*", f"upsample.{name}.*") for name in ("conv_bicubic", "conv_aux", "conv_up1", "conv_up2", "conv_hr")),
 )
-TIMES_2: tuple[Row, ...] = tuple((f"upsample.{2 * i}.*", f"upsample.upsample.convolution_{i}.*") for i in range(3))
-TIMES_3: tuple[Row, ...] = (("upsample.0.*", "upsample.upsample.convolution.*"),)
+TIMES_2: tuple[NamePair, ...] = tuple((f"upsample.{2 * i}.*", f"upsample.upsample.convolution_{i}.*") for i in range(3))
+TIMES_3: tuple[NamePair, ...] = (("upsample.0.*", "upsample.upsample.convolution.*"),)
 ROWS = (*BODY, *PLAIN, *DIRECT, *WIDE, *TIMES_2, *TIMES_3)
 
 # Buffers that each network computes for itself, so they are not converted.
-COORDINATES: tuple[Row, ...] = ((f"{_O}.attn.relative_coords_table", f"{_T}.attention.self.relative_coords_table"),)
+COORDINATES: tuple[NamePair, ...] = (
+    (f"{_O}.attn.relative_coords_table", f"{_T}.attention.self.relative_coords_table"),
+)
 RECOMPUTED = (
     (COORDINATES[0][OFFICIAL], f"{_O}.attn.relative_position_index", f"{_O}.attn_mask"),
     (COORDINATES[0][TRANSFORMERS], f"{_T}.attention.self.relative_position_index", "swin2sr.mean"),
@@ -109,13 +111,13 @@ def _expression(template: str) -> re.Pattern[str]:
     return re.compile(re.escape(template).replace(r"\#", "([0-9]+)").replace(r"\*", "(weight|bias)"))
 
 
-def _renamed(key: str, rows: tuple[Row, ...], side: int) -> list[str]:
+def _renamed(key: str, rows: tuple[NamePair, ...], side: int) -> list[str]:
     """Return a key's names on the other side: one, three for a fused weight, or none if no row matches."""
     matches = ((row[1 - side], _expression(row[side]).fullmatch(key)) for row in rows)
     return [re.sub("[#*]", "{}", other).format(*match.groups()) for other, match in matches if match]
 
 
-def _rows(state: Mapping[str, Tensor], side: int) -> tuple[Row, ...]:
+def _rows(state: Mapping[str, Tensor], side: int) -> tuple[NamePair, ...]:
     """Return the rows that apply to a network, which its upsampler decides."""
     tails = {rows: state.get(rows[0][side].replace("*", "weight")) for rows in (WIDE, DIRECT, TIMES_3)}
     if tails[WIDE] is None:

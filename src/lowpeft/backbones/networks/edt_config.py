@@ -118,7 +118,7 @@ class EDTConfig:
         if dim not in heads:
             raise LowpeftError(
                 f"this EDT has {dim} channels, unlike the published ones ({', '.join(map(str, heads))}), so its number "
-                "of heads is unknown: build lowpeft.backbones.networks.EDT(EDTConfig(…)), and load the state dict yourself"
+                "of heads is unknown: build lowpeft.backbones.networks.EDT(EDTConfig(…)) and load the state dict there"
             )
         counts: dict[int, int] = {}
         for key in state:
