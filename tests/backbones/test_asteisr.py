@@ -230,8 +230,7 @@ def test_adapters_for_different_masks_are_refused_beside_each_other(
 ) -> None:
     model = opened(converted["hat"])
     expected = run(model, pair)
-    words = r"layers\.0\..*: the adapter 'b' runs .* as hat\.hab_published_mask, and the adapter 'default' as hat\.hab,"
-    with pytest.raises(PlanError, match=words):
+    with pytest.raises(PlanError, match=r"layers\.0\..*'b'.*hat\.hab_published_mask.*'default'.*hat\.hab\b"):
         lowpeft.load_adapter(model, converted["published"].adapter, name="b")
     assert lowpeft.list_adapters(model) == ["default"]
     assert torch.equal(run(model, pair), expected)
@@ -242,7 +241,7 @@ def test_beside_the_published_mask_new_adapters_in_blocks_are_refused_and_those_
 ) -> None:
     model = opened(converted["published"])
     expected = run(model, pair)
-    with pytest.raises(PlanError, match=r"as hat\.hab, and the adapter 'default' as hat\.hab_published_mask"):
+    with pytest.raises(PlanError, match=r"hat\.hab\b.*'default'.*hat\.hab_published_mask"):
         lowpeft.adapt(model, SpatialConfig(), name="b")
     assert torch.equal(run(model, pair), expected)
     lowpeft.adapt(model, LoRAConfig(target="**.qkv", rank=2), name="c")
@@ -256,16 +255,16 @@ def test_beside_the_published_mask_new_adapters_in_blocks_are_refused_and_those_
 def test_a_forward_that_is_installed_for_another_mask_is_refused(converted: dict[str, Converted]) -> None:
     path = "layers.0.residual_group.blocks.0"
     model = opened(converted["published"])
-    with pytest.raises(PlanError, match=r"has adapters for hat\.hab_published_mask, not for hat\.hab"):
+    with pytest.raises(PlanError, match=r"hat\.hab_published_mask.*hat\.hab\b"):
         install_forwards(model, {path: MASKS["hat"]})
     root = lowpeft.load_backbone(converted["hat"].weights).module
     install_forwards(root, {path: MASKS["hat"]})
-    with pytest.raises(PlanError, match=r"the forward that was installed as hat\.hab"):
+    with pytest.raises(PlanError, match=r"installed.*hat\.hab\b"):
         lowpeft.load_adapter(root, converted["published"].adapter)
 
 
 def test_a_variant_needs_the_ports_of_its_block(registries: None) -> None:
-    with pytest.raises(PlanError, match=r"has other ports than 'hat\.hab'"):
+    with pytest.raises(PlanError, match=r"'hat\.hab'"):
         register_block_forward(replace(PUBLISHED_MASK, name="hat.other", ports=frozenset({"attention"})))
     with pytest.raises(PlanError, match=r"did you mean 'hat\.hab'"):
         register_block_forward(replace(PUBLISHED_MASK, name="hat.other", variant_of="hat.hba"))
@@ -288,11 +287,11 @@ def changed(**changes: Tensor | None) -> Callable[[dict[str, Tensor]], dict[str,
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda state: {k: t for k, t in state.items() if "dapter" not in k}, ["has no adapters", "A plain HAT"]),
-        (lambda state: {"a.weight": torch.zeros(2)}, ["has no adapters of ASteISR: none of its 1 tensors"]),
+        (lambda state: {k: t for k, t in state.items() if "dapter" not in k}, ["has no adapters", "load_backbone"]),
+        (lambda state: {"a.weight": torch.zeros(2)}, ["has no adapters", "none of its 1 tensors"]),
         (
             changed(**{"layers.0.extra.weight": torch.zeros(2), "extra": torch.zeros(2)}),
-            ["no HAT that can be opened", "not of this network: layers.0.extra.weight", "not of this network: extra"],
+            ["unknown: layers.0.extra.weight", "unknown: extra"],
         ),
         (
             changed(
@@ -305,16 +304,16 @@ def changed(**changes: Tensor | None) -> Callable[[dict[str, Tensor]], dict[str,
             ),
             [
                 f"missing: {FC1}",
-                "not of this network: layers.0.stereo_adapter.beta",
-                "not of this network: layers.1.stereo_adapter.l_proj3.bias",
-                "layers.1.stereo_adapter.gamma has the shape (1, 11, 1, 1), and (12,) is needed",
+                "unknown: layers.0.stereo_adapter.beta",
+                "unknown: layers.1.stereo_adapter.l_proj3.bias",
+                "layers.1.stereo_adapter.gamma has shape (1, 11, 1, 1), which does not fit (12,)",
             ],
         ),
-        (changed(**{FC1: torch.full((3, 12), torch.nan)}), ["holds NaN or infinity"]),
-        (changed(**{"conv_first.weight": None}), ["no HAT that can be opened", "missing: conv_first.weight"]),
+        (changed(**{FC1: torch.full((3, 12), torch.nan)}), ["NaN or infinity"]),
+        (changed(**{"conv_first.weight": None}), ["missing: conv_first.weight"]),
         (
             lambda state: build("swinir").state_dict() | {FC1: state[FC1]},
-            ["without its adapters is a SwinIR, and the networks of ASteISR's authors are HAT"],
+            ["is a SwinIR, not a HAT"],
         ),
     ],
     ids=["plain", "nothing", "extra", "adapters", "nan", "missing", "swinir"],
@@ -335,7 +334,7 @@ def test_other_networks_are_refused(
 def test_a_folder_that_holds_something_is_refused_and_kept(network: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     for out in (tmp_path, tmp_path / "notes.txt"):
-        with pytest.raises(AdapterError, match="is there already and not an empty folder"):
+        with pytest.raises(AdapterError, match="exists and is not an empty folder"):
             convert_asteisr(network, out)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("notes.txt", "mine")]
 
@@ -390,7 +389,7 @@ def test_a_conversion_that_cannot_be_written_leaves_nothing(
 
 
 def test_an_unknown_mask_is_refused_with_the_nearest(network: Path, tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match=r"is not one of hat, published \(did you mean 'published'"):
+    with pytest.raises(AdapterError, match=r"hat, published, .*\(did you mean 'published'"):
         convert_asteisr(network, tmp_path / "out", mask="publishd")
 
 
@@ -412,4 +411,4 @@ def test_the_command_converts_and_shows_commands_that_parse(
         assert (options.weights, options.adapter) == (str(out / WEIGHTS), str(out / ADAPTER))
     assert (out / ADAPTER / CONFIG).read_text() == (converted["published"].adapter / CONFIG).read_text()
     assert main(["convert", "asteisr", str(network), "--out", str(out)]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "not an empty folder" in capsys.readouterr().err

@@ -170,7 +170,7 @@ def test_an_ipt_for_several_tasks_runs_the_one_that_is_asked_for(
 
 
 def test_a_task_of_a_network_with_a_single_one_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LowpeftError, match="a HAT has a single one"):
+    with pytest.raises(LowpeftError, match=r"'sr_x2' .*HAT"):
         load_backbone(saved("hat", tmp_path)[1], task="sr_x2")
 
 
@@ -206,7 +206,7 @@ WRONG: dict[str, tuple[str, Callable[[State], State], tuple[str, ...]]] = {
     "one key renamed": (
         "swinir",
         renamed("layers.1.conv.weight", "layers.1.convolution.weight"),
-        ("looks like SwinIR", "missing: layers.1.conv.weight", "not of this network: layers.1.convolution.weight"),
+        ("SwinIR", "missing: layers.1.conv.weight", "unknown: layers.1.convolution.weight"),
     ),
     "a key renamed by which it is recognised": (
         "swinir",
@@ -225,15 +225,15 @@ WRONG: dict[str, tuple[str, Callable[[State], State], tuple[str, ...]]] = {
     "a wrong shape": (
         "swinir",
         lambda state: state | {"layers.1.conv.weight": torch.zeros(3, 3, 3, 3)},
-        ("looks like SwinIR", "size mismatch for layers.1.conv.weight"),
+        ("SwinIR", "size mismatch for layers.1.conv.weight"),
     ),
     "EDT, one key renamed": (
         "edt",
         renamed("body.conv_after_body.weight", "body.conv_after.weight"),
         (
-            "almost those of an EDT",
+            "EDT",
             "missing: body.conv_after_body.weight",
-            "not of this network: body.conv_after.weight",
+            "unknown: body.conv_after.weight",
         ),
     ),
     "transformers' Swin2SR": (
@@ -244,7 +244,7 @@ WRONG: dict[str, tuple[str, Callable[[State], State], tuple[str, ...]]] = {
     "no super-resolution network": (
         "swinir",
         lambda state: {"encoder.layer.0.attention.self.query.weight": torch.zeros(4, 4)},
-        ("no architecture of spandrel or lowpeft is near", "encoder.layer.0.attention.self.query.weight"),
+        ("no architecture", "1 tensors (encoder.layer.0.attention.self.query.weight"),
     ),
 }
 
@@ -266,7 +266,7 @@ def test_half_precision_is_refused_unless_it_is_asked_for(
     state = ROWS["swinir"].build().state_dict()
     half = {k: t.to(dtype) if t.is_floating_point() else t for k, t in state.items()}
     path = write(half, tmp_path)
-    with pytest.raises(LowpeftError, match=f"half precision .*{dtype}.*allow_half=True"):
+    with pytest.raises(LowpeftError, match=f"{dtype}.*allow_half=True"):
         load_backbone(path)
     loaded = load_backbone(path, allow_half=True).module.state_dict()
     assert [k for k in half if "mask" not in k and not torch.equal(loaded[k], half[k].to(state[k].dtype))] == []

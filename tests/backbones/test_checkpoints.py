@@ -29,6 +29,7 @@ from torch.optim.swa_utils import AveragedModel
 import lowpeft
 from lowpeft import LowpeftError, load_backbone
 from lowpeft.cli import main
+from lowpeft.core.observation.fingerprint import OTHER_WEIGHTS
 from zoo import ROWS
 
 State = dict[str, Tensor]
@@ -244,7 +245,7 @@ def test_raw_weights_that_are_not_there_are_refused(form: str, tmp_path: Path) -
     path, (content, place) = tmp_path / "network.pth", AVERAGED_ALONE[form]
     torch.save(content(), path)
     assert opened(path) == ("ema", (f"weights: the averaged ones (EMA), under {place}",))
-    with pytest.raises(LowpeftError, match=r"holds averaged weights \(EMA\) alone") as caught:
+    with pytest.raises(LowpeftError, match=r"weights='ema'") as caught:
         load_backbone(path, weights="raw")
     assert caught.value.problems == (f"under {place}: {len(state(EMA))} tensors",)
 
@@ -323,7 +324,7 @@ def test_a_single_bit_that_is_wrong_in_a_tensor_is_found(tmp_path: Path) -> None
     weight = next(t for t in state(RAW).values() if t.numel() > 100).numpy().tobytes()
     content[content.index(weight) + 40] ^= 1
     path.write_bytes(content)
-    with pytest.raises(LowpeftError, match=r"in which network/data/\d+ is damaged \(its checksum\): fetch it again"):
+    with pytest.raises(LowpeftError, match=r"network/data/\d+ has a wrong checksum"):
         load_backbone(path)
 
 
@@ -402,11 +403,11 @@ NO_NAMES = "they are a list of tensors without names (EMAModel)"
 UNTOLD: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     "two networks": (
         lambda: {"params": state(RAW), "model": state(EMA)},
-        ("several networks", f"under params: {len(state(RAW))} tensors", "under model"),
+        (f"under params: {len(state(RAW))} tensors", "under model"),
     ),
     "two averages": (
         lambda: {"model": state(RAW), "ema_0.999": state(EMA), "ema_0.9999": state(3)},
-        ("several networks", "under ema_0.999:", "under ema_0.9999:"),
+        ("under ema_0.999:", "under ema_0.9999:"),
     ),
     "EMAModel alone": (shadow_params, ("under shadow_params", NO_NAMES, "weights='raw'")),
     "EMAModel beside another network": (
@@ -435,7 +436,7 @@ def test_weights_that_cannot_be_told_are_refused(form: str, tmp_path: Path) -> N
 
 def test_another_choice_of_weights_is_refused(tmp_path: Path) -> None:
     torch.save(state(RAW), tmp_path / "network.pth")
-    with pytest.raises(LowpeftError, match=r"weights must be 'ema' or 'raw', not 'eam' \(did you mean 'ema'\?\)"):
+    with pytest.raises(LowpeftError, match=r"weights .*'eam' \(did you mean 'ema'\?\)"):
         load_backbone(tmp_path / "network.pth", weights="eam")
 
 
@@ -446,13 +447,13 @@ def test_another_choice_of_weights_is_refused(tmp_path: Path) -> None:
 )
 def test_content_without_tensors_by_name_is_refused(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "network.pth")
-    with pytest.raises(LowpeftError, match="is not a checkpoint of a network: it holds no tensors by name"):
+    with pytest.raises(LowpeftError, match="is not a checkpoint of a network"):
         load_backbone(tmp_path / "network.pth")
 
 
 def test_state_dicts_that_nothing_tells_apart_are_listed(tmp_path: Path) -> None:
     torch.save({"student": state(RAW), "teacher": state(EMA)}, tmp_path / "network.pth")
-    with pytest.raises(LowpeftError, match=r"it has state dicts under student, teacher, and nothing says that one"):
+    with pytest.raises(LowpeftError, match="student, teacher"):
         load_backbone(tmp_path / "network.pth")
 
 
@@ -464,15 +465,15 @@ def first_weight(change: Callable[[Tensor], Tensor]) -> State:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda t: t.to(torch.complex64), "holds complex numbers"),
-        (lambda t: (t * 127).to(torch.int8), "holds integers"),
-        (lambda t: t > 0, "holds integers"),
-        (lambda t: t * torch.nan, "holds NaN or infinity"),
-        (lambda t: t + torch.inf, "holds NaN or infinity"),
-        (lambda t: t.to_sparse(), "is a sparse tensor"),
-        (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "is a quantised tensor"),
-        (lambda t: t.to("meta"), "is a meta tensor"),
-        (lambda t: torch.nested.nested_tensor([t[0], t[1]]), "is a nested tensor"),
+        (lambda t: t.to(torch.complex64), "complex64"),
+        (lambda t: (t * 127).to(torch.int8), "int8"),
+        (lambda t: t > 0, "bool"),
+        (lambda t: t * torch.nan, "NaN or infinity"),
+        (lambda t: t + torch.inf, "NaN or infinity"),
+        (lambda t: t.to_sparse(), "sparse"),
+        (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "quantised"),
+        (lambda t: t.to("meta"), "meta"),
+        (lambda t: torch.nested.nested_tensor([t[0], t[1]]), "nested"),
     ],
     ids=["complex", "int8", "bool", "nan", "inf", "sparse", "quantised", "meta", "nested"],
 )
@@ -563,10 +564,10 @@ def picture(kind: str) -> bytes:
 
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4cac19\nsize 67108864\n"
-PAGE = "an HTML page: the download gave a page"
-OTHER = "lowpeft opens weights of PyTorch alone"
-CUT = "damaged or cut off: fetch it again"
-BROKEN = "damaged, cut off, or pickled in a newer form"
+PAGE = "an HTML page"
+OTHER = "only PyTorch weights"
+CUT = "damaged or truncated"
+BROKEN = "damaged, truncated"
 NO_CHECKPOINT: dict[str, tuple[Callable[[], bytes], tuple[str, ...]]] = {
     "empty": (lambda: b"", ("it is empty",)),
     "zeros": (lambda: bytes(4096), ("it is zeros", "download")),
@@ -579,14 +580,14 @@ NO_CHECKPOINT: dict[str, tuple[Callable[[], bytes], tuple[str, ...]]] = {
     "WebP": (lambda: picture("WEBP"), ("an image (WebP)",)),
     "text": (lambda: b"hello\nworld\n", ("it is text, which begins 'hello",)),
     "text that is cut in a letter": (("x" * 4095 + "ü" * 9).encode, ("it is text",)),
-    "JSON": (lambda: json.dumps({"embed_dim": 60}).encode(), ("it is JSON, and weights are in a file beside it",)),
+    "JSON": (lambda: json.dumps({"embed_dim": 60}).encode(), ("it is JSON",)),
     "an index": (lambda: b'{"weight_map": {"a": "model-1.bin"}}', ("a checkpoint in several files",)),
-    "zip": (lambda: zipped("a/x.png", "a/y.png"), ("a zip archive with a/x.png, a/y.png: unpack it first",)),
-    "zip of nothing": (zipped, ("it is of no known format",)),
+    "zip": (lambda: zipped("a/x.png", "a/y.png"), ("a zip archive with a/x.png, a/y.png",)),
+    "zip of nothing": (zipped, ("an unknown format",)),
     "zip, cut off": (lambda: b"PK\x03\x04", (CUT,)),
-    "zip bomb": (bomb, ("unpack to more than 16 times its size",)),
-    "tar": (tarred, ("tar, an archive that has to be unpacked first",)),
-    "gzip": (lambda: gzip.compress(torch_file()), ("gzip, an archive that has to be unpacked first",)),
+    "zip bomb": (bomb, ("more than 16 times its size",)),
+    "tar": (tarred, ("tar, an archive",)),
+    "gzip": (lambda: gzip.compress(torch_file()), ("gzip, an archive",)),
     "7z": (lambda: b"7z\xbc\xaf\x27\x1c\x00\x04", ("7z, an archive",)),
     "TorchScript": (torchscript, ("a TorchScript archive", "torch.jit.load(path).state_dict()")),
     "torch.export": (lambda: zipped("m/archive_format", "m/models/model.json"), ("a program of torch.export",)),
@@ -601,7 +602,7 @@ NO_CHECKPOINT: dict[str, tuple[Callable[[], bytes], tuple[str, ...]]] = {
     "npz": (lambda: zipped("conv.npy", "bias.npy"), ("a file of NumPy arrays (npz)", OTHER)),
     "npy": (lambda: b"\x93NUMPY\x01\x00v\x00{'descr'", ("a NumPy array", OTHER)),
     "MATLAB": (lambda: b"MATLAB 5.0 MAT-file, Platform: GLNXA64" + bytes(90), ("a MATLAB file", OTHER)),
-    "noise": (lambda: bytes(range(1, 250)), ("of no known format (its first bytes are 01 02 03",)),
+    "noise": (lambda: bytes(range(1, 250)), ("01 02 03 04 05 06 07 08",)),
     "a cut torch file": (lambda: torch_file()[: len(torch_file()) // 2], (CUT,)),
     "a torch file without its end": (lambda: torch_file()[:-30], (CUT,)),
     "a cut legacy file": (lambda: legacy_file()[: len(legacy_file()) // 2], (BROKEN,)),
@@ -610,15 +611,15 @@ NO_CHECKPOINT: dict[str, tuple[Callable[[], bytes], tuple[str, ...]]] = {
     "the start of a safetensors file": (lambda: safetensors_file()[:300], (BROKEN,)),
     "a pickle": (
         lambda: pickle.dumps({"conv.weight": [1.0]}),
-        ("a pickle that torch.save did not write", "may run code"),
+        ("a pickle that torch.save did not write",),
     ),
     "a whole network": (
         lambda: written(lambda file: torch.save(nn.Conv2d(3, 3, 1), file)),
-        ("a pickle with code, which asks for torch.nn.modules.conv.Conv2d", ".state_dict()", "weights_only=False"),
+        ("a pickle", "torch.nn.modules.conv.Conv2d", ".state_dict()", "weights_only=False"),
     ),
     "a class beside the weights": (
         lambda: written(lambda file: torch.save({"params": state(RAW), "args": Options()}, file)),
-        (f"a pickle with code, which asks for {__name__}.Options", "Where you trust it", "weights_only=False"),
+        ("a pickle", f"{__name__}.Options", "weights_only=False"),
     ),
 }
 ON_CODE = {"a whole network", "a class beside the weights"}
@@ -712,16 +713,19 @@ def many_keys() -> bytes:
 
 HOSTILE: dict[str, tuple[Callable[[], bytes], str | None]] = {
     "a dict in itself": (lambda: written(lambda file: torch.save(inside_itself(), file)), None),
-    "nothing but itself": (lambda: written(lambda file: torch.save(only_itself(), file)), "holds no tensors by name"),
+    "nothing but itself": (
+        lambda: written(lambda file: torch.save(only_itself(), file)),
+        "is not a checkpoint of a network",
+    ),
     "the same dict again and again": (
         lambda: written(lambda file: torch.save(thousandfold(), file)),
-        "200,000 entries",
+        "200,000",
     ),
-    "dicts 100,000 deep": (lambda: deep(100_000), "holds no tensors by name"),
-    "very many keys": (many_keys, "more than 200,000 entries"),
+    "dicts 100,000 deep": (lambda: deep(100_000), "is not a checkpoint of a network"),
+    "very many keys": (many_keys, "200,000"),
     "very many places": (
         lambda: written(lambda file: torch.save({f"net_{n}": OTHER_NETWORK for n in range(70)}, file)),
-        "more than 64 places",
+        "more than 64",
     ),
     "a prefix a thousand times": (
         lambda: written(lambda file: torch.save(state(RAW, "module." * 1000), file)),
@@ -796,5 +800,6 @@ def test_an_adapter_made_on_the_average_does_not_load_on_raw_weights(tmp_path: P
     torch.save({"params": state(RAW), "params_ema": state(EMA)}, path)
     folder = lowpeft.save_adapter(lowpeft.adapt(load_backbone(path), "spatial"), tmp_path / "adapter")
     lowpeft.load_adapter(load_backbone(path), folder)
-    with pytest.raises(LowpeftError, match="another checkpoint"):
+    with pytest.raises(lowpeft.AdapterError) as caught:
         lowpeft.load_adapter(load_backbone(path, weights="raw"), folder)
+    assert caught.value.problems == (OTHER_WEIGHTS,)

@@ -16,7 +16,7 @@ from transformers import Swin2SRConfig, Swin2SRForImageSuperResolution
 import lowpeft
 from lowpeft import AdapterError, FullConfig, LoRAConfig, PlanError, SpatialConfig, StereoConfig
 from lowpeft.backbones.swin2sr import ROWS, convert_adapter, swin2sr_from_transformers, swin2sr_to_transformers
-from lowpeft.core.observation.fingerprint import fingerprint
+from lowpeft.core.observation.fingerprint import OTHER_WEIGHTS, fingerprint
 from states import assert_same_tensors, tensors
 from zoo import image_of
 
@@ -125,8 +125,7 @@ def test_there_and_back_gives_every_parameter_bit_for_bit(upsampler: str, upscal
 
 def test_every_row_of_the_table_is_in_some_network() -> None:
     """No row is left over from another version of either library."""
-    names = {"group": "0", "block": "0", "layer": "0", "tensor": "weight", "part": "key"}
-    rows = {tuple(template.format(**names) for template in row) for row in ROWS}
+    rows = {tuple(template.replace("#", "0").replace("*", "weight") for template in row) for row in ROWS}
     networks = [(official(u, s).state_dict(), of_transformers(u, s).state_dict()) for u, s in UPSAMPLERS]
     for side in (0, 1):
         used = set().union(*(states[side] for states in networks))
@@ -171,7 +170,7 @@ def test_all_unknown_keys_are_listed_in_one_error() -> None:
     ids=["to, is", "from, is", "to, 3conv", "from, 3conv", "to, hf"],
 )
 def test_networks_of_one_layout_only_are_refused(convert: object, network: object) -> None:
-    with pytest.raises(AdapterError, match="has both layouts") as caught:
+    with pytest.raises(AdapterError) as caught:
         convert(network().state_dict())
     assert caught.value.problems
     assert all(problem.startswith("unknown: ") for problem in caught.value.problems)
@@ -196,10 +195,10 @@ def test_a_weight_that_lacks_a_part_is_refused() -> None:
 
 def test_a_weight_that_is_not_three_parts_is_refused() -> None:
     key = "layers.0.residual_group.blocks.0.attn.qkv.weight"
-    with pytest.raises(AdapterError, match="not 3 equal parts"):
+    with pytest.raises(AdapterError, match=rf"{key} of shape \(35, 12\)"):
         swin2sr_to_transformers({**official().state_dict(), key: torch.zeros(35, 12)})
     lead = "swin2sr.encoder.stages.1.layers.0.attention.self"
-    with pytest.raises(AdapterError, match="differ in shape"):
+    with pytest.raises(AdapterError, match=f"{lead}.key.weight, .* of layers.1.*qkv.weight"):
         swin2sr_from_transformers({**of_transformers().state_dict(), f"{lead}.key.weight": torch.zeros(11, 12)})
 
 
@@ -294,8 +293,9 @@ def test_a_converted_adapter_is_that_of_its_new_base(made_on: str, tmp_path: Pat
     assert found.recipe == first.recipe
     assert found.facts == {"data": "none", "converted from": first.base.model}
     assert set(found.sites) == set(lowpeft.plan(target, "stereo").sites)
-    with pytest.raises(AdapterError, match="another base"):
+    with pytest.raises(AdapterError, match=str(tmp_path / "b")) as caught:
         lowpeft.load_adapter(adapted.backbone, tmp_path / "b", name="second")
+    assert caught.value.problems
 
 
 @both_ways
@@ -315,8 +315,9 @@ def test_converting_leaves_the_network_as_it_was(made_on: str, tmp_path: Path) -
 def test_adapters_of_bases_of_other_precision_convert(made_on: str, dtype: torch.dtype, tmp_path: Path) -> None:
     source, target = pair(made_on)
     lowpeft.save_adapter(trained(source.to(dtype), "spatial"), tmp_path / "a")
-    with pytest.raises(AdapterError, match="another checkpoint"):
+    with pytest.raises(AdapterError) as caught:
         convert_adapter(tmp_path / "a", tmp_path / "b", target)
+    assert caught.value.problems == (OTHER_WEIGHTS,)
     convert_adapter(tmp_path / "a", tmp_path / "b", target.to(dtype))
     lowpeft.load_adapter(target, tmp_path / "b")
 
@@ -341,7 +342,7 @@ UNMATCHED = {
 def test_sites_without_a_counterpart_are_refused_and_all_are_listed(case: str, tmp_path: Path) -> None:
     made_on, recipe, unmatched = UNMATCHED[case]
     _, target = saved(made_on, recipe, tmp_path / "a")
-    with pytest.raises(AdapterError, match="cannot take over") as caught:
+    with pytest.raises(AdapterError) as caught:
         convert_adapter(tmp_path / "a", tmp_path / "b", target)
     last = unmatched.removeprefix("**")
     names = [".".join((site.path, *site.attachment.tensors)) for site in lowpeft.read_adapter(tmp_path / "a").sites]
@@ -351,13 +352,22 @@ def test_sites_without_a_counterpart_are_refused_and_all_are_listed(case: str, t
     assert not (tmp_path / "b").exists()
 
 
+def test_the_attention_of_a_network_without_biases_has_no_counterpart_either(tmp_path: Path) -> None:
+    """Both modules have the same direct parameters, but only the official one includes the output projection."""
+    source, target = pair(OFFICIAL, qkv_bias=False)
+    lowpeft.save_adapter(trained(source, SpatialConfig(target="**.attn")), tmp_path)
+    with pytest.raises(AdapterError, match=r"layers\.0.*\.attn has no counterpart"):
+        convert_adapter(tmp_path, tmp_path, target)
+
+
 @both_ways
 def test_a_base_with_other_weights_is_refused(made_on: str, tmp_path: Path) -> None:
     _, target = saved(made_on, "stereo", tmp_path / "a")
     with torch.no_grad():
         next(target.parameters()).view(-1)[0] += 1e-3
-    with pytest.raises(AdapterError, match="another checkpoint"):
+    with pytest.raises(AdapterError) as caught:
         convert_adapter(tmp_path / "a", tmp_path / "b", target)
+    assert caught.value.problems == (OTHER_WEIGHTS,)
     assert not (tmp_path / "b").exists()
 
 
@@ -367,9 +377,9 @@ def test_a_base_of_another_size_is_refused_with_every_reason(made_on: str, tmp_p
     other = BUILD[TRANSFORMERS if made_on == OFFICIAL else OFFICIAL](depths=[2], num_heads=[2])
     with pytest.raises(AdapterError) as caught:
         convert_adapter(tmp_path / "a", tmp_path / "b", other)
-    text = str(caught.value)
-    assert "names or shapes of the parameters differ" in text
-    assert text.count("has no counterpart") == 3  # two blocks and one group are not there
+    without = [problem for problem in caught.value.problems if problem.endswith("has no counterpart")]
+    assert len(without) == 3  # two blocks and one group are missing
+    assert len(caught.value.problems) == 5  # number of parameters, structure
 
 
 @both_ways
@@ -377,7 +387,7 @@ def test_a_base_that_is_no_whole_network_of_the_other_layout_is_refused(made_on:
     adapted, target = saved(made_on, "stereo", tmp_path / "a")
     part = nn.ModuleDict({"net": target}) if made_on == TRANSFORMERS else target.swin2sr
     for base in (lowpeft.restore(adapted), part, nn.Sequential(target), nn.Conv2d(3, 3, 1)):
-        with pytest.raises(AdapterError, match="base must be a whole"):
+        with pytest.raises(AdapterError, match=r"made on a .*Swin2SR"):
             convert_adapter(tmp_path / "a", tmp_path / "b", base)
     with pytest.raises(PlanError):
         convert_adapter(tmp_path / "a", tmp_path / "b", "weights.pth")
@@ -386,5 +396,5 @@ def test_a_base_that_is_no_whole_network_of_the_other_layout_is_refused(made_on:
 def test_adapters_of_other_families_are_refused(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(8, 3, 3, 1, 1))
     lowpeft.save_adapter(trained(network, SpatialConfig(target="0")), tmp_path)
-    with pytest.raises(AdapterError, match=r"only adapters of Swin2SR and Swin2SR \(transformers\)"):
+    with pytest.raises(AdapterError, match=r"Swin2SR and Swin2SR \(transformers\)"):
         convert_adapter(tmp_path, tmp_path / "b", official())

@@ -212,8 +212,8 @@ def test_all_that_is_wrong_with_a_state_dict_is_in_one_error() -> None:
     assert refusal.value.problems == (
         "missing: body.norm.bias",
         "missing: tail_sr_x4.3.bias",
-        "not of this network: body.layers.0.conv.weight",
-        "body.conv_after_body.bias is (3,), not (60,)",
+        "unknown: body.layers.0.conv.weight",
+        "body.conv_after_body.bias has shape (3,), the network needs (60,)",
     )
 
 
@@ -234,12 +234,12 @@ FC1 = "body.layers.0.residual_group.blocks.0.mlp.fc1.weight"
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"body.norm.weight": None, FC1: None}, f"lack body.norm.weight, {FC1}"),
-        ({"head_sr_x4.0.weight": None}, "lack head_sr_x4.0.weight"),
-        ({"body.norm.weight": (16,)}, "16 channels, and the published ones 60, 120, 180, 240"),
+        ({"body.norm.weight": None, FC1: None}, f"missing: body.norm.weight, {FC1}"),
+        ({"head_sr_x4.0.weight": None}, "missing: head_sr_x4.0.weight"),
+        ({"body.norm.weight": (16,)}, r"16 channels, .*\(60, 120, 180, 240\)"),
         ({"body.norm.weight": ()}, "0 channels"),
-        ({"head_sr_x4.0.weight": (0, 3, 3, 3)}, "no number may be below 1"),
-        ({FC1: (30, 60)}, r"fc1.weight is \(30, 60\), not \(60, 60\)"),
+        ({"head_sr_x4.0.weight": (0, 3, 3, 3)}, "features .* not 0"),
+        ({FC1: (30, 60)}, r"fc1.weight .*\(30, 60\).*\(60, 60\)"),
     ],
 )
 def test_a_state_dict_that_tells_no_configuration_is_refused(
@@ -257,7 +257,7 @@ def test_a_state_dict_that_tells_no_configuration_is_refused(
 
 def test_a_state_dict_without_a_head_is_refused_with_the_known_tasks() -> None:
     state = on_meta(readable_config()).state_dict()
-    with pytest.raises(LowpeftError, match=f"lack a head of one of the tasks {', '.join(TASKS)}"):
+    with pytest.raises(LowpeftError, match=f"missing: .*{', '.join(TASKS)}"):
         EDT.from_state_dict({key: tensor for key, tensor in state.items() if not key.startswith("head_")})
 
 
@@ -267,36 +267,39 @@ def test_a_state_dict_without_a_head_is_refused_with_the_known_tasks() -> None:
 @pytest.mark.parametrize(
     ("changes", "problems"),
     [
-        ({"tasks": ("sr_x5",)}, [r"unknown task 'sr_x5' \(did you mean"]),
-        ({"tasks": ()}, ["tasks must be different ones of"]),
-        ({"tasks": ("sr_x2", "sr_x2")}, ["tasks must be different ones of"]),
+        ({"tasks": ("sr_x5",)}, [r"'sr_x5' \(did you mean"]),
+        ({"tasks": ()}, ["tasks must be"]),
+        ({"tasks": ("sr_x2", "sr_x2")}, ["tasks must be"]),
         ({"tasks": ("sr_x4", "sr_x2")}, [r"in this order, not \('sr_x4', 'sr_x2'\)"]),
-        ({"dim": 18}, ["18 channels cannot be split into two halves of 2 heads"]),
-        ({"image_px": 30}, ["image_px 30 must be a multiple"]),
-        ({"window": (5, 24)}, ["multiple of the windows"]),
+        ({"dim": 18}, ["dim 18 .* 2 heads"]),
+        ({"image_px": 30}, ["image_px 30"]),
+        ({"window": (5, 24)}, [r"\(5, 24\)"]),
         (
             {"tasks": ("sr_x5", "dn_15"), "dim": 18, "image_px": 30},
-            ["'sr_x5'", r"'dn_15' \(did you mean 'dn_g15'", "18 channels", "image_px 30"],
+            ["'sr_x5'", r"'dn_15' \(did you mean 'dn_g15'", "dim 18", "image_px 30"],
         ),
     ],
 )
 def test_what_cannot_be_built_is_refused(changes: dict[str, Any], problems: list[str]) -> None:
-    with pytest.raises(LowpeftError, match="cannot be built") as refusal:
+    with pytest.raises(LowpeftError) as refusal:
         tiny_config(**changes)
     pairs = zip(problems, refusal.value.problems, strict=True)
     assert all(re.search(wanted, problem) for wanted, problem in pairs)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"depths": ()}, {"depths": (2, 0)}, {"heads": 0}, {"features": 0}, {"window": (0, 24)}]
+    "changes",
+    [{"depths": ()}, {"depths": (2, 0)}, {"heads": 0}, {"features": 2.5}, {"dim": True}, {"window": (0, 24)}],
+    ids=str,
 )
-def test_numbers_below_1_are_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(LowpeftError, match="no number may be below 1"):
+def test_numbers_that_are_not_whole_or_below_1_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(LowpeftError) as refusal:
         tiny_config(**changes)
+    assert [problem.split()[0] for problem in refusal.value.problems] == list(changes)
 
 
 def test_an_unknown_size_is_answered_with_the_published_ones() -> None:
-    with pytest.raises(LowpeftError, match="no EDT-XL; the published sizes are T, S, B, L"):
+    with pytest.raises(LowpeftError, match="T, S, B, L, not 'XL'"):
         EDTConfig.published("XL")
 
 
@@ -329,7 +332,7 @@ def test_one_image_can_be_for_all_tasks() -> None:
 
 @pytest.mark.parametrize("images", [0, 1, 3])
 def test_another_number_of_images_than_tasks_is_refused(images: int) -> None:
-    with pytest.raises(LowpeftError, match=f"the tasks sr_x2, sr_x3, and got {images} images"):
+    with pytest.raises(LowpeftError, match=rf"sr_x2, sr_x3\), and got {images}$"):
         on_meta(tiny_config(SEVERAL))([torch.rand(1, 3, 24, 24, device="meta")] * images)
 
 

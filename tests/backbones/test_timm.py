@@ -91,7 +91,7 @@ def test_its_adapters_are_trained_and_saved(tmp_path: Path) -> None:
 
 
 def test_it_gives_no_image_and_says_so() -> None:
-    with pytest.raises(PlanError, match="cannot be run on images, because its scale cannot be told") as caught:
+    with pytest.raises(PlanError, match="scale") as caught:
         lowpeft.enhance(load_backbone("timm:test_resnet"), torch.rand(3, 64, 64))
     assert "scale: a network of timm gives features, and no image" in caught.value.problems
 
@@ -104,13 +104,13 @@ def test_it_gives_no_image_and_says_so() -> None:
         (
             "timm:test_resnet",
             {"image_size": 64},
-            "cannot make 'test_resnet' with .*image_size=64: TypeError: .*image_size",
+            "'test_resnet' with .*image_size=64: TypeError: .*image_size",
         ),
-        ("timm:test_resnet", {"task": "sr_x4"}, "takes none of task=, weights= and allow_half="),
-        ("timm:test_resnet", {"weights": "raw"}, "takes none of task=, weights= and allow_half="),
-        ("timm:test_resnet", {"allow_half": True}, "takes none of task=, weights= and allow_half="),
-        ("network.pth", {"img_size": 64}, r"img_size: only networks of timm \(timm:NAME\) take that, and network.pth"),
-        ("network.pth", {"pretrained": True}, "pretrained: only networks of timm"),
+        ("timm:test_resnet", {"task": "sr_x4"}, "task=, weights= and allow_half="),
+        ("timm:test_resnet", {"weights": "raw"}, "task=, weights= and allow_half="),
+        ("timm:test_resnet", {"allow_half": True}, "task=, weights= and allow_half="),
+        ("network.pth", {"img_size": 64}, r"network.pth .*; img_size is"),
+        ("network.pth", {"pretrained": True}, "; pretrained is .*timm:NAME"),
     ],
 )
 def test_what_is_refused(path: str, options: dict[str, Any], message: str) -> None:

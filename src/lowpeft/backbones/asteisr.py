@@ -25,12 +25,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..checks import one_of
 from ..core.files.adapter_files import save_adapter
 from ..core.operations.injection import inject
 from ..core.operations.state import adapter_state_dict, load_adapter_state_dict
 from ..core.planning.plan import Plan, plan
 from ..core.planning.sites import Site
-from ..errors import AdapterError, LowpeftError, did_you_mean
+from ..errors import AdapterError, LowpeftError
 from ..families.hat import HAB, HAT, MASKS
 from ..ports.facts import Backbone
 from ..storage import new_file, new_folder
@@ -92,17 +93,17 @@ def convert_asteisr(path: str | Path, out: str | Path, *, mask: str = "hat", wei
         LowpeftError: The file cannot be read as plain tensors, or has no raw weights and they were requested.
     """
     target, source = Path(out), Path(path)
-    if mask not in MASKS:
-        raise AdapterError(f"mask {mask!r} is not one of {', '.join(MASKS)}{did_you_mean(str(mask), MASKS)}")
+    if problems := one_of("mask", mask, MASKS):
+        raise AdapterError(problems[0])
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
-        raise AdapterError(f"{target} is there already and not an empty folder: choose another one, or remove it")
+        raise AdapterError(f"{target} exists and is not an empty folder; choose another folder, or remove it")
     state, notes = _state(source, weights)
     theirs = {key: tensor for key, tensor in state.items() if _KEY.fullmatch(key)}
     frozen = {key: tensor for key, tensor in state.items() if key not in theirs}
     backbone = _hat(frozen, source)
-    wanted = _with_mask(plan(backbone, "stereo"), mask)
-    adapted = inject(backbone, wanted)
-    load_adapter_state_dict(adapted, _renamed(theirs, wanted.sites, adapter_state_dict(adapted), source))
+    stereo = _with_mask(plan(backbone, "stereo"), mask)
+    adapted = inject(backbone, stereo)
+    load_adapter_state_dict(adapted, _renamed(theirs, stereo.sites, adapter_state_dict(adapted), source))
     facts = {"converted from": f"{source.name}, in the layout of ASteISR's authors", "attention mask": mask}
     if (which := which_weights(notes)) is not None:
         facts["weights"] = which
@@ -115,18 +116,17 @@ def convert_asteisr(path: str | Path, out: str | Path, *, mask: str = "hat", wei
 
 def _state(source: Path, choice: Choice) -> tuple[State, tuple[str, ...]]:
     """Return the state dict with adapters, and a note that says which weights it has if the file has averages."""
-    held = read_checkpoint(source)
-    sought = wanted(held, choice, source)
-    adapted = [found for found in sought if any(map(_KEY.fullmatch, found.state))]
-    if not adapted:
+    in_file = read_checkpoint(source)
+    candidates = wanted(in_file, choice, source)
+    with_adapters = [weights for weights in candidates if any(map(_KEY.fullmatch, weights.state))]
+    if not with_adapters:
         raise AdapterError(
-            f"{source} has no adapters of ASteISR: none of its {len(sought[0].state)} tensors has a name like "
-            "layers.0.residual_group.blocks.0.S_Adapter.D_fc1.weight. A plain HAT needs no conversion: load_backbone "
-            "opens it"
+            f"{source} has no adapters of ASteISR: none of its {len(candidates[0].state)} tensors has a name like "
+            "layers.0.residual_group.blocks.0.S_Adapter.D_fc1.weight. For a plain HAT, use load_backbone instead"
         )
     try:
-        taken = the_one(adapted)
-        return in_full_precision(taken.state, allow_half=False), said(taken, held)
+        taken = the_one(with_adapters)
+        return in_full_precision(taken.state, allow_half=False), said(taken, in_file)
     except LowpeftError as error:
         raise AdapterError(f"{source} cannot be converted: {error.message}", problems=error.problems) from error
 
@@ -136,11 +136,11 @@ def _hat(weights: State, source: Path) -> Backbone:
     try:
         backbone = backbone_of(recognised([Weights(path=(), state=weights, averaged=False)]).state)
     except LowpeftError as error:
-        what = f"{source} without its adapters is no HAT that can be opened: {error.message}"
-        raise AdapterError(what, problems=error.problems) from error
+        raise AdapterError(
+            f"{source} without its adapters cannot be opened as a HAT: {error.message}", problems=error.problems
+        ) from error
     if backbone.family != HAT.name:
-        found = f"a {backbone.architecture}"
-        raise AdapterError(f"{source} without its adapters is {found}, and the networks of ASteISR's authors are HAT")
+        raise AdapterError(f"{source} without its adapters is a {backbone.architecture}, not a HAT")
     return backbone
 
 
@@ -160,19 +160,19 @@ def _renamed(
     """Return the authors' tensors with lowpeft's names and shapes."""
     pairs = dict(_names(sites, ours))
     problems = [f"missing: {key}" for key in pairs if key not in theirs]
-    problems += [f"not of this network: {key}" for key in theirs if key not in pairs]
-    found = {}
+    problems += [f"unknown: {key}" for key in theirs if key not in pairs]
+    renamed = {}
     for key, name in pairs.items():
         tensor, shape = theirs.get(key), ours[name].shape
         if tensor is None:
             continue
         if [n for n in tensor.shape if n > 1] == [n for n in shape if n > 1]:  # the authors use 1x1 convolutions
-            found[name] = tensor.reshape(shape)
+            renamed[name] = tensor.reshape(shape)
         else:
-            problems.append(f"{key} has the shape {tuple(tensor.shape)}, and {tuple(shape)} is needed")
+            problems.append(f"{key} has shape {tuple(tensor.shape)}, which does not fit {tuple(shape)}")
     if problems:
-        raise AdapterError(f"the adapters in {source} are not those of ASteISR on this HAT:", problems=problems)
-    return found
+        raise AdapterError(f"the adapters in {source} do not fit ASteISR's on this HAT:", problems=problems)
+    return renamed
 
 
 def _names(sites: Iterable[Site], tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
@@ -187,15 +187,10 @@ def _names(sites: Iterable[Site], tensors: Mapping[str, Tensor]) -> Iterator[tup
 
 def _write(adapted: object, weights: State, target: Path, facts: Mapping[str, str]) -> None:
     """Write a new folder in one step; in an existing folder, write the file and the adapter folder in one step each."""
-    if target.is_dir():
-        with new_file(target / WEIGHTS) as file, new_folder(target / ADAPTER) as folder:
-            _fill(adapted, weights, file, folder, facts)
-    else:
+    if not target.is_dir():
         with new_folder(target) as new:
-            _fill(adapted, weights, new / WEIGHTS, new / ADAPTER, facts)
-
-
-def _fill(adapted: object, weights: State, file: Path, folder: Path, facts: Mapping[str, str]) -> None:
-    save_adapter(adapted, folder, facts=facts)
-    with new_file(file) as temporary:
-        save_file({k: t.clone(memory_format=torch.contiguous_format) for k, t in weights.items()}, temporary)
+            _write(adapted, weights, new, facts)
+        return
+    with new_file(target / WEIGHTS) as file, new_folder(target / ADAPTER) as folder:
+        save_adapter(adapted, folder, facts=facts)
+        save_file({k: t.clone(memory_format=torch.contiguous_format) for k, t in weights.items()}, file)

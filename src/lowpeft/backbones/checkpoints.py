@@ -12,7 +12,8 @@ from typing import Any, Literal, get_args
 import torch
 from safetensors.torch import load_file
 
-from ..errors import LowpeftError, did_you_mean
+from ..checks import one_of
+from ..errors import LowpeftError
 from .file_kinds import checkpoint_format
 from .weights import State, Weights, find_weights, outermost, same, unread_average
 
@@ -64,7 +65,7 @@ def read_checkpoint(file: Path) -> tuple[Weights, ...]:
     except LowpeftError as error:
         raise LowpeftError(f"{file} is not a checkpoint that can be read: {error}") from error
     if not found:
-        raise LowpeftError(f"{file} is not a checkpoint of a network: {_held(content)}")
+        raise LowpeftError(f"{file} is not a checkpoint of a network: {_contents(content)}")
     if not any(weights.averaged for weights in found) and (place := unread_average(content)) is not None:
         return (*found, Weights(path=(place,), state={}, averaged=True))
     return found
@@ -76,16 +77,19 @@ def wanted(found: Sequence[Weights], choice: Choice, file: Path) -> list[Weights
     Raises:
         LowpeftError: The choice is unknown, or raw weights were requested and the file contains only averages.
     """
-    if choice not in get_args(Choice):
-        known = get_args(Choice)
-        raise LowpeftError(f"weights must be 'ema' or 'raw', not {choice!r}{did_you_mean(str(choice), known)}")
+    if problems := one_of("weights", choice, get_args(Choice)):
+        raise LowpeftError(problems[0])
     averaged, raw = ([w for w in found if w.state and w.averaged is wish] for wish in (True, False))
     if choice == "raw" and not raw:
         raise LowpeftError(
-            f"weights='raw' was asked for, and {file} holds averaged weights (EMA) alone; open it without that:",
-            problems=[f"{w.place}: {len(w.state)} tensors" for w in outermost(averaged)],
+            f"weights='raw' was requested, but {file} contains only averaged weights (EMA); use weights='ema':",
+            problems=[_line(w) for w in outermost(averaged)],
         )
     return averaged if averaged and choice == "ema" else raw
+
+
+def _line(weights: Weights) -> str:
+    return f"{weights.place}: {len(weights.state)} tensors"
 
 
 def the_one(recognised: Sequence[Weights]) -> Weights:
@@ -97,8 +101,8 @@ def the_one(recognised: Sequence[Weights]) -> Weights:
     first, *others = outermost(recognised)
     if any(not same(first.state, other.state) for other in others):
         raise LowpeftError(
-            "it holds several networks, and does not say which is meant; save that one in a file of its own:",
-            problems=[f"{w.place}: {len(w.state)} tensors" for w in (first, *others)],
+            "it contains several networks; save the one to open in a separate file:",
+            problems=[_line(w) for w in (first, *others)],
         )
     return first
 
@@ -126,29 +130,28 @@ def in_full_precision(state: State, *, allow_half: bool) -> State:
         LowpeftError: There are such tensors and `allow_half` is False; or tensors are complex, NaN, +inf or integer
             weights.
     """
-    if problems := list(islice(_no_weights(state), MOST_NAMED)):
-        raise LowpeftError("its tensors are not the weights of a network that computes:", problems=problems)
+    if problems := list(islice(_not_weights(state), MOST_NAMED)):
+        raise LowpeftError("some of its tensors cannot be the weights of a network:", problems=problems)
     half = [key for key, t in state.items() if t.is_floating_point() and t.element_size() < LEAST_BYTES]
     if half and not allow_half:
         raise LowpeftError(
-            f"it holds weights of half precision ({len(half)} of {len(state)} tensors, as {half[0]}: "
-            f"{state[half[0]].dtype}): they were rounded, so an adapter made on them does not fit the "
-            "original. Take the float32 file, or open this one as float32: load_backbone(path, allow_half=True), or "
-            "--allow-half"
+            f"{len(half)} of its {len(state)} tensors are in half precision (e.g. {half[0]}: {state[half[0]].dtype}). "
+            "They were rounded, so an adapter made on them does not fit the original. Use the float32 file, or open "
+            "this one as float32 with load_backbone(path, allow_half=True) or --allow-half"
         )
     return state | {key: state[key].float() for key in half}
 
 
-def _no_weights(state: State) -> Iterator[str]:
+def _not_weights(state: State) -> Iterator[str]:
     """Yield a line for each complex tensor, integer weight, and tensor with NaN or +inf; masks may contain -inf."""
     for key, tensor in state.items():
         if tensor.is_complex():
-            yield f"{key} holds complex numbers ({tensor.dtype})"
+            yield f"{key} contains complex numbers ({tensor.dtype})"
         elif not tensor.is_floating_point():
             if key.endswith(("weight", "bias")):
-                yield f"{key} holds integers ({tensor.dtype}): quantised weights have to be saved as real numbers"
+                yield f"{key} contains integers ({tensor.dtype}); save quantised weights as floating-point numbers"
         elif (wrong := tensor.isnan() | tensor.isposinf() if tensor.element_size() > 1 else tensor.isnan()).any():
-            yield f"{key} holds NaN or infinity ({int(wrong.sum())} of {tensor.numel()} values)"
+            yield f"{key} contains NaN or infinity ({int(wrong.sum())} of {tensor.numel()} values)"
 
 
 def _torch(file: Path) -> Any:
@@ -161,30 +164,30 @@ def _torch(file: Path) -> Any:
 def _unreadable(file: Path, error: Exception) -> LowpeftError:
     """Build the error for a file that torch or safetensors cannot read, with their reason but not their advice."""
     reason = str(error).rpartition("WeightsUnpickler error:")[2].strip()
-    asked_for = next((found[1] for pattern in CODE if (found := re.search(pattern, reason))), None)
-    if asked_for is not None:
+    code = next((match[1] for pattern in CODE if (match := re.search(pattern, reason))), None)
+    if code is not None:
         return LowpeftError(
-            f"{file} is not a checkpoint of plain tensors: it is a pickle with code, which asks for "
-            f"{asked_for[:100].strip('.')}. Where you trust it and have that code, convert it: "
-            "content = torch.load(path, weights_only=False), find the state dict in it (of a network: "
-            ".state_dict()), and torch.save(state_dict, 'network.pth')"
+            f"{file} is not a checkpoint of plain tensors: it is a pickle that needs the code of "
+            f"{code[:100].strip('.')}. If you trust it and have that code, convert it: content = torch.load(path, "
+            "weights_only=False), find the state dict in it (of a network: .state_dict()), and "
+            "torch.save(state_dict, 'network.pth')"
         )
     first = next((line for line in reason.splitlines() if line and "weights_only" not in line), "")
     return LowpeftError(
-        f"{file} is not a checkpoint that can be read: it is damaged, cut off, or pickled in a newer form "
-        f"({type(error).__name__}: {first[:200]}); fetch or save it again"
+        f"{file} is not a checkpoint that can be read: it is damaged, truncated, or pickled in a newer format "
+        f"({type(error).__name__}: {first[:200]}); download or save it again"
     )
 
 
-def _held(content: object) -> str:
+def _contents(content: object) -> str:
     """Describe the content of a file in which no network was found."""
     if not isinstance(content, Mapping):
-        return f"it holds no tensors by name, but a {type(content).__name__}"
+        return f"it contains a {type(content).__name__}, not named tensors"
     names = ", ".join(str(key)[:40] for key in islice(content, 8)) + ", …" * (len(content) > 8)
-    inside = [key for key, value in content.items() if isinstance(value, Mapping)]
-    if any(isinstance(value, torch.Tensor) for key in inside for value in content[key].values()):
-        return f"it has state dicts under {names}, and nothing says that one is the network's: save that one by itself"
-    return f"it holds no tensors by name, but: {names}" if names else "it holds no tensors by name: it is empty"
+    inside = [value for value in content.values() if isinstance(value, Mapping)]
+    if any(isinstance(value, torch.Tensor) for each in inside for value in each.values()):
+        return f"it has state dicts under {names}, and none is marked as the network's; save that one alone"
+    return f"it contains no named tensors, but: {names}" if names else "it is empty"
 
 
 def _listed(folder: Path) -> str:

@@ -58,24 +58,26 @@ def load_backbone(
     """
     if str(path).startswith(PREFIX):
         if task is not None or allow_half or weights != "ema":
-            raise LowpeftError(f"{path} is a network of timm, which takes none of task=, weights= and allow_half=")
-        backbone = timm_reader.load(str(path).removeprefix(PREFIX), pretrained=pretrained, options=options)
-        found = recognise(backbone.module)
-        return replace(backbone, family=found.family.name if found else None)
-    if pretrained or options:
-        given = ", ".join([*(["pretrained"] if pretrained else []), *options])
-        raise LowpeftError(f"{given}: only networks of timm ({PREFIX}NAME) take that, and {path} is the path of a file")
-    file = Path(path)
-    held = read_checkpoint(file)
-    sought = wanted(held, weights, file)
+            raise LowpeftError(
+                f"{path} is a timm network; task=, weights= and allow_half= are for checkpoint files only"
+            )
+        return timm_reader.load(str(path).removeprefix(PREFIX), pretrained=pretrained, options=options)
+    if given := [*["pretrained"] * pretrained, *options]:
+        raise LowpeftError(f"{path} is the path of a file; {', '.join(given)} is for timm networks only ({PREFIX}NAME)")
+    return _from_file(Path(path), task, weights, allow_half=allow_half)
+
+
+def _from_file(file: Path, task: str | None, choice: Choice, *, allow_half: bool) -> Backbone:
+    in_file = read_checkpoint(file)
+    candidates = wanted(in_file, choice, file)
     try:
-        taken = recognised(sought)
+        taken = recognised(candidates)
         backbone = backbone_of(in_full_precision(taken.state, allow_half=allow_half), task)
-        return replace(backbone, notes=(*backbone.notes, *said(taken, held)))
+        return replace(backbone, notes=(*backbone.notes, *said(taken, in_file)))
     except LowpeftError as error:
         averaged = ""
-        if sought[0].averaged:
-            averaged = f"of its averaged weights (EMA), {sought[0].place} ({RAW_ASKED} takes raw ones): "
+        if candidates[0].averaged:
+            averaged = f"of its averaged weights (EMA), {candidates[0].place} ({RAW_ASKED} takes raw ones): "
         raise LowpeftError(
             f"{file} is not a checkpoint that can be opened: {averaged}{error.message}", problems=error.problems
         ) from error
@@ -90,33 +92,34 @@ def backbone_of(state: State, task: str | None = None) -> Backbone:
     return _edt(state, task) if _is_edt(state) else _spandrel(state, task)
 
 
-def recognised(sought: Sequence[Weights]) -> Weights:
+def recognised(candidates: Sequence[Weights]) -> Weights:
     """Return the one state dict that belongs to a known architecture.
 
     Raises:
         LowpeftError: No state dict is recognised, or several different ones are.
     """
-    if edts := [weights for weights in sought if _is_edt(weights.state)]:
+    states = [weights.state for weights in candidates]
+    if edts := [weights for weights in candidates if _is_edt(weights.state)]:
         return the_one(edts)
-    if any(".S_Adapter." in key for weights in sought for key in weights.state):
+    if any(".S_Adapter." in key for state in states for key in state):
         raise LowpeftError(
-            "it holds a network in the layout of ASteISR's authors, with its adapters: take it apart with "
+            "it is a HAT with adapters in the layout of ASteISR's authors; convert it with "
             "lowpeft convert asteisr FILE --out FOLDER, or lowpeft.convert_asteisr(path, folder)"
         )
-    if any(key.startswith("swin2sr.encoder.") for weights in sought for key in weights.state):
+    if any(key.startswith("swin2sr.encoder.") for state in states for key in state):
         raise LowpeftError(
-            "it holds transformers' Swin2SR, whose shape is in the config.json beside it: open it with "
+            "it is transformers' Swin2SR, whose shape is in the config.json beside it; open it with "
             "Swin2SRForImageSuperResolution.from_pretrained(folder), and pass that to adapt"
         )
     try:
         from .spandrel_reader import is_known, nearest
     except ImportError as error:
         raise LowpeftError("opening public checkpoints needs spandrel: pip install 'lowpeft[spandrel]'") from error
-    if known := [weights for weights in sought if is_known(weights.state)]:
+    if known := [weights for weights in candidates if is_known(weights.state)]:
         return the_one(known)
-    if nameless := [weights for weights in sought if weights.nameless]:
-        raise LowpeftError(f"{nameless[0].nameless}, and no raw weights beside them give the names back")
-    raise nearest([weights.state for weights in sought])
+    if nameless := next((weights.nameless for weights in candidates if weights.nameless), None):
+        raise LowpeftError(f"{nameless}, and the file has no raw weights from which to take the names")
+    raise nearest(states)
 
 
 def _is_edt(state: State) -> bool:
@@ -148,20 +151,22 @@ def _spandrel(state: State, task: str | None) -> Backbone:
 
     descriptor = load(state)
     module = descriptor.model.eval()
-    found = recognise(module)
-    own = family_facts(module, found)
+    family = recognise(module)
+    own = family_facts(module, family)
     facts = facts_of(descriptor)
     facts |= {name: own[name] for name in ("value_range", "fixed_px", "strips") if name in own}
-    if found and found.family.name == "ipt":
+    if family and family.family.name == "ipt":
         facts |= _choose_ipt_task(module, task)
     elif task is not None:
-        raise LowpeftError(f"task {task!r} was asked for, and a {descriptor.architecture.name} has a single one")
+        raise LowpeftError(
+            f"task={task!r} cannot be chosen, because a {descriptor.architecture.name} has only one task"
+        )
     if facts.get("fixed_px") is not None:
         facts |= {"min_px": 1}
     return Backbone(
         module=module,
         architecture=descriptor.architecture.name,
-        family=found.family.name if found else None,
+        family=family.family.name if family else None,
         **facts,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from spandrel import MAIN_REGISTRY, ImageModelDescriptor, ModelTiling
@@ -41,19 +41,17 @@ def load(state: State) -> ImageModelDescriptor[Any]:
     except Exception as error:  # spandrel does not catch what building a network from wrong tensors raises
         problems = _tensor_problems(str(error), state) or [f"{type(error).__name__}: {_first_line(error)}"]
         raise LowpeftError(
-            f"it looks like {architecture.name}, but its tensors are not those of one:", problems=problems
+            f"its names are those of {architecture.name}, but its tensors do not fit:", problems=problems
         ) from error
     if not isinstance(descriptor, ImageModelDescriptor):
-        raise LowpeftError(f"it holds a {architecture.name}, which does not map one image to one image")
+        raise LowpeftError(f"it is a {architecture.name}, which does not map one image to one image")
     return descriptor
 
 
 def _architecture(state: State) -> Any:
     """Return the first of spandrel's architectures that recognises the state dict; None if none does."""
-    for support in MAIN_REGISTRY.architectures("detection"):
-        if support.detect(state):
-            return support.architecture
-    return None
+    supports = MAIN_REGISTRY.architectures("detection")
+    return next((support.architecture for support in supports if support.detect(state)), None)
 
 
 MINUS_ONE_TO_ONE = (-1.0, 1.0)
@@ -94,8 +92,8 @@ def facts_of(descriptor: ImageModelDescriptor[Any]) -> dict[str, Any]:
     name, sizes = descriptor.architecture.id, descriptor.size_requirements
     if name not in CALLS and descriptor._call_fn.__module__ != ImageModelDescriptor.__module__:
         raise LowpeftError(
-            f"spandrel runs a {descriptor.architecture.name} by a function of its own (call_fn), and lowpeft cannot "
-            "tell what that does: give a module that maps images to images and its facts to lowpeft.describe(module, …)"
+            f"spandrel runs a {descriptor.architecture.name} through its own function (call_fn), which lowpeft does "
+            "not know; pass a module that maps images to images, and its facts, to lowpeft.describe(module, …)"
         )
     return {
         "scale": descriptor.scale,
@@ -130,12 +128,11 @@ def with_masks(state: State) -> State:
 
 def _tensor_problems(message: str, state: State) -> list[str]:
     """Return one line for each tensor that PyTorch's message about a state dict names."""
-    problems = []
-    for words, label in (("Missing key", "missing"), ("Unexpected key", "not of this network")):
+    problems = re.findall(r"size mismatch for .*", message)
+    for words, label in (("Missing key", "missing"), ("Unexpected key", "unknown")):
         for part in re.findall(rf"{words}\(s\) in state_dict: (.*?)\.\s*(?:\n|$)", message):
             problems += [f"{label}: {key}" for key in re.findall(r'"([^"]+)"', part)]
-    problems += re.findall(r"size mismatch for .*", message)
-    if not problems and (key := re.fullmatch(r"'([^']+)'", message)):
+    if not problems and (key := re.fullmatch(r"'([^']+)'", message)):  # of a KeyError
         problems = [f"missing: {key[1]}{did_you_mean(key[1], state, most=1)}"]
     return problems
 
@@ -148,25 +145,19 @@ MOST_COMPARED = 20_000
 """Largest number of names that a missing one is compared with; more would take minutes."""
 
 
-class _Asked(Mapping[str, Any]):
-    """A state dict whose `in` test is always true and which records the keys that were tested."""
+class _KeyRecorder(dict[str, Tensor]):
+    """A state dict that claims to have every key and records those that were tested.
+
+    spandrel's conditions stop at the first missing key, so an honest answer would hide the keys after it.
+    """
 
     def __init__(self, state: State) -> None:
-        self.state = state
-        self.keys_asked: dict[str, None] = {}
+        super().__init__(state)
+        self.tested: dict[str, None] = {}
 
     def __contains__(self, key: object) -> bool:
-        self.keys_asked.setdefault(str(key))
+        self.tested[str(key)] = None
         return True
-
-    def __getitem__(self, key: str) -> Tensor:
-        return self.state[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.state)
-
-    def __len__(self) -> int:
-        return len(self.state)
 
 
 def nearest(states: Sequence[State]) -> LowpeftError:
@@ -175,27 +166,24 @@ def nearest(states: Sequence[State]) -> LowpeftError:
     It names the architecture of which the largest fraction of the tested keys is present, and the missing keys.
     """
     best: tuple[float, int, str, State, list[str]] = (0.0, 0, "", states[0], [])
-    for candidate in states:
+    for state in states:
         for support in MAIN_REGISTRY.architectures("detection"):
-            asked = _Asked(candidate)
+            recorder = _KeyRecorder(state)
             try:
-                support.detect(asked)
+                support.detect(recorder)
             except (KeyError, AttributeError, IndexError, ValueError):
                 continue  # this architecture reads tensors that are missing, so it is not near
-            missing = [key for key in asked.keys_asked if key not in candidate]
-            found = len(asked.keys_asked) - len(missing)
-            row = (found / max(1, len(asked.keys_asked)), found, support.architecture.name, candidate, missing)
+            missing = [key for key in recorder.tested if key not in state]
+            present = len(recorder.tested) - len(missing)
+            row = (present / max(1, len(recorder.tested)), present, support.architecture.name, state, missing)
             best = max(best, row, key=lambda r: r[:2])
-    _, found, name, candidate, missing = best
-    some = ", ".join(list(candidate)[:3])
-    known = candidate if len(candidate) <= MOST_COMPARED else ()
-    if not found:
-        return LowpeftError(
-            f"no architecture of spandrel or lowpeft is near; it holds {len(candidate)} tensors"
-            + f", as {some}" * bool(some)
-        )
+    _, present, name, state, missing = best
+    some = f"{len(state)} tensors" + f" ({', '.join(list(state)[:3])}, …)" * bool(state)
+    if not present:
+        return LowpeftError(f"no architecture that spandrel or lowpeft knows has names like those of its {some}")
+    known = state if len(state) <= MOST_COMPARED else ()
     return LowpeftError(
-        f"no architecture of spandrel or lowpeft has these {len(candidate)} tensors (as {some}); the nearest is "
-        f"{name}, of which {found} keys are there, but:",
+        f"no architecture that spandrel or lowpeft knows has its {some}; the nearest is {name}, of which it has "
+        f"{present} of the keys that identify it, but not these:",
         problems=[f"missing: {key}{did_you_mean(key, known, most=1)}" for key in missing],
     )

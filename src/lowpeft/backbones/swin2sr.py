@@ -20,16 +20,16 @@ Sources of the names: Swin2SR in spandrel 0.4.2 and Swin2SRForImageSuperResoluti
 
 from __future__ import annotations
 
-import copy
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ..core.attachment.copies import copy_of
 from ..core.attachment.record import root_of
 from ..core.attachment.specialise import original_class
 from ..core.files.adapter_files import AdapterFile, read_adapter, save_adapter
@@ -49,108 +49,81 @@ FAMILIES = (SWIN2SR, SWIN2SR_TRANSFORMERS)
 PREFIXES = ("", "swin2sr")
 """Path of the module that the family's signature recognises, in a whole network of each layout."""
 
-Row = tuple[str, str]
+NamePair = tuple[str, str]
+"""Names of the same tensors in both layouts: `#` is any number (in the same order on both sides), `*` weight or bias.
+
+E.g. `layers.#.conv.*` of the one is `swin2sr.encoder.stages.#.conv.*` of the other.
+"""
 Pairs = dict[str, tuple[str, ...]]
 """Mapping from an official key to its transformers keys: one, or three for a fused weight."""
 
 # --- the table -------------------------------------------------------------------------------------------------------
 
-PARTS = ("query", "key", "value")
-"""Values of `{part}`, in the order in which the official network fuses them along the first dimension."""
+_O, _T = "layers.#.residual_group.blocks.#", "swin2sr.encoder.stages.#.layers.#"
 
-PLACEHOLDERS = {
-    "group": "[0-9]+",
-    "block": "[0-9]+",
-    "layer": "[0-9]+",
-    "tensor": "weight|bias",
-    "part": "|".join(PARTS),
-}
-
-_O, _T = "layers.{group}.residual_group.blocks.{block}", "swin2sr.encoder.stages.{group}.layers.{block}"
-
-BODY: tuple[Row, ...] = (
-    ("conv_first.{tensor}", "swin2sr.first_convolution.{tensor}"),
-    ("patch_embed.proj.{tensor}", "swin2sr.embeddings.patch_embeddings.projection.{tensor}"),
-    ("patch_embed.norm.{tensor}", "swin2sr.embeddings.patch_embeddings.layernorm.{tensor}"),
+BODY: tuple[NamePair, ...] = (
+    ("conv_first.*", "swin2sr.first_convolution.*"),
+    ("patch_embed.proj.*", "swin2sr.embeddings.patch_embeddings.projection.*"),
+    ("patch_embed.norm.*", "swin2sr.embeddings.patch_embeddings.layernorm.*"),
     (f"{_O}.attn.logit_scale", f"{_T}.attention.self.logit_scale"),
-    (
-        f"{_O}.attn.cpb_mlp.{{layer}}.{{tensor}}",
-        f"{_T}.attention.self.continuous_position_bias_mlp.{{layer}}.{{tensor}}",
-    ),
-    (f"{_O}.attn.qkv.weight", f"{_T}.attention.self.{{part}}.weight"),
+    (f"{_O}.attn.cpb_mlp.#.*", f"{_T}.attention.self.continuous_position_bias_mlp.#.*"),
+    # The official network fuses these three in this order along the first dimension.
+    (f"{_O}.attn.qkv.weight", f"{_T}.attention.self.query.weight"),
+    (f"{_O}.attn.qkv.weight", f"{_T}.attention.self.key.weight"),
+    (f"{_O}.attn.qkv.weight", f"{_T}.attention.self.value.weight"),
     (f"{_O}.attn.q_bias", f"{_T}.attention.self.query.bias"),
     (f"{_O}.attn.v_bias", f"{_T}.attention.self.value.bias"),
-    (f"{_O}.attn.proj.{{tensor}}", f"{_T}.attention.output.dense.{{tensor}}"),
-    (f"{_O}.norm1.{{tensor}}", f"{_T}.layernorm_before.{{tensor}}"),
-    (f"{_O}.mlp.fc1.{{tensor}}", f"{_T}.intermediate.dense.{{tensor}}"),
-    (f"{_O}.mlp.fc2.{{tensor}}", f"{_T}.output.dense.{{tensor}}"),
-    (f"{_O}.norm2.{{tensor}}", f"{_T}.layernorm_after.{{tensor}}"),
-    ("layers.{group}.conv.{tensor}", "swin2sr.encoder.stages.{group}.conv.{tensor}"),
-    ("layers.{group}.patch_embed.proj.{tensor}", "swin2sr.encoder.stages.{group}.patch_embed.projection.{tensor}"),
-    ("norm.{tensor}", "swin2sr.layernorm.{tensor}"),
-    ("conv_after_body.{tensor}", "swin2sr.conv_after_body.{tensor}"),
+    (f"{_O}.attn.proj.*", f"{_T}.attention.output.dense.*"),
+    (f"{_O}.norm1.*", f"{_T}.layernorm_before.*"),
+    (f"{_O}.mlp.fc1.*", f"{_T}.intermediate.dense.*"),
+    (f"{_O}.mlp.fc2.*", f"{_T}.output.dense.*"),
+    (f"{_O}.norm2.*", f"{_T}.layernorm_after.*"),
+    ("layers.#.conv.*", "swin2sr.encoder.stages.#.conv.*"),
+    ("layers.#.patch_embed.proj.*", "swin2sr.encoder.stages.#.patch_embed.projection.*"),
+    ("norm.*", "swin2sr.layernorm.*"),
+    ("conv_after_body.*", "swin2sr.conv_after_body.*"),
 )
 # `upsample.0` and `conv_last` of the official layout have several meanings; transformers has a name for each.
-PLAIN: tuple[Row, ...] = (("conv_last.{tensor}", "final_convolution.{tensor}"),)
-DIRECT: tuple[Row, ...] = (("upsample.0.{tensor}", "upsample.conv.{tensor}"),)
-WIDE: tuple[Row, ...] = (
-    ("conv_before_upsample.0.{tensor}", "upsample.conv_before_upsample.{tensor}"),
-    ("conv_bicubic.{tensor}", "upsample.conv_bicubic.{tensor}"),
-    ("conv_aux.{tensor}", "upsample.conv_aux.{tensor}"),
-    ("conv_after_aux.0.{tensor}", "upsample.conv_after_aux.0.{tensor}"),
-    ("conv_up1.{tensor}", "upsample.conv_up1.{tensor}"),
-    ("conv_up2.{tensor}", "upsample.conv_up2.{tensor}"),
-    ("conv_hr.{tensor}", "upsample.conv_hr.{tensor}"),
-    ("conv_last.{tensor}", "upsample.final_convolution.{tensor}"),
+PLAIN: tuple[NamePair, ...] = (("conv_last.*", "final_convolution.*"),)
+DIRECT: tuple[NamePair, ...] = (("upsample.0.*", "upsample.conv.*"),)
+WIDE: tuple[NamePair, ...] = (
+    ("conv_before_upsample.0.*", "upsample.conv_before_upsample.*"),
+    ("conv_after_aux.0.*", "upsample.conv_after_aux.0.*"),
+    ("conv_last.*", "upsample.final_convolution.*"),
+    *((f"{name}.*", f"upsample.{name}.*") for name in ("conv_bicubic", "conv_aux", "conv_up1", "conv_up2", "conv_hr")),
 )
-TIMES_2: tuple[Row, ...] = tuple(
-    (f"upsample.{2 * i}.{{tensor}}", f"upsample.upsample.convolution_{i}.{{tensor}}") for i in range(3)
-)
-TIMES_3: tuple[Row, ...] = (("upsample.0.{tensor}", "upsample.upsample.convolution.{tensor}"),)
+TIMES_2: tuple[NamePair, ...] = tuple((f"upsample.{2 * i}.*", f"upsample.upsample.convolution_{i}.*") for i in range(3))
+TIMES_3: tuple[NamePair, ...] = (("upsample.0.*", "upsample.upsample.convolution.*"),)
 ROWS = (*BODY, *PLAIN, *DIRECT, *WIDE, *TIMES_2, *TIMES_3)
 
 # Buffers that each network computes for itself, so they are not converted.
-COORDINATES: tuple[Row, ...] = ((f"{_O}.attn.relative_coords_table", f"{_T}.attention.self.relative_coords_table"),)
-MEAN = "swin2sr.mean"
+COORDINATES: tuple[NamePair, ...] = (
+    (f"{_O}.attn.relative_coords_table", f"{_T}.attention.self.relative_coords_table"),
+)
 RECOMPUTED = (
     (COORDINATES[0][OFFICIAL], f"{_O}.attn.relative_position_index", f"{_O}.attn_mask"),
-    (COORDINATES[0][TRANSFORMERS], f"{_T}.attention.self.relative_position_index", MEAN),
+    (COORDINATES[0][TRANSFORMERS], f"{_T}.attention.self.relative_position_index", "swin2sr.mean"),
 )
 
 
 @functools.cache
 def _expression(template: str) -> re.Pattern[str]:
-    text = re.escape(template)
-    for name, values in PLACEHOLDERS.items():
-        text = text.replace(re.escape("{" + name + "}"), f"(?P<{name}>{values})")
-    return re.compile(text)
+    return re.compile(re.escape(template).replace(r"\#", "([0-9]+)").replace(r"\*", "(weight|bias)"))
 
 
-def _pair(keys: Iterable[str], rows: tuple[Row, ...], side: int) -> tuple[Pairs, list[str]]:
-    """Pair the keys of one side with the other's; also return keys that match no row or that duplicate another key."""
-    pairs: Pairs = {}
-    unknown = []
-    for key in keys:
-        matches = ((row, _expression(row[side]).fullmatch(key)) for row in rows)
-        row, match = next(((r, m) for r, m in matches if m), (None, None))
-        if row is None or match is None:
-            unknown.append(key)
-            continue
-        values = match.groupdict()
-        names = tuple(dict.fromkeys(row[TRANSFORMERS].format(**{**values, "part": part}) for part in PARTS))
-        if pairs.setdefault(row[OFFICIAL].format(**values), names) != names:
-            unknown.append(key)
-    return pairs, unknown
+def _renamed(key: str, rows: tuple[NamePair, ...], side: int) -> list[str]:
+    """Return a key's names on the other side: one, three for a fused weight, or none if no row matches."""
+    matches = ((row[1 - side], _expression(row[side]).fullmatch(key)) for row in rows)
+    return [re.sub("[#*]", "{}", other).format(*match.groups()) for other, match in matches if match]
 
 
-def _rows(state: Mapping[str, Tensor], side: int) -> tuple[Row, ...]:
-    """Return the rows that apply to a network: in the official layout the upsampler decides what some names mean."""
-    if side == TRANSFORMERS:
-        return ROWS
-    first = state.get("upsample.0.weight")
-    if "conv_before_upsample.0.weight" not in state:
-        return (*BODY, *(PLAIN if first is None else DIRECT))
-    threefold = first is not None and first.shape[0] == 9 * first.shape[1]
+def _rows(state: Mapping[str, Tensor], side: int) -> tuple[NamePair, ...]:
+    """Return the rows that apply to a network, which its upsampler decides."""
+    tails = {rows: state.get(rows[0][side].replace("*", "weight")) for rows in (WIDE, DIRECT, TIMES_3)}
+    if tails[WIDE] is None:
+        return (*BODY, *(PLAIN if tails[DIRECT] is None else DIRECT))
+    first = tails[TIMES_3]
+    threefold = first is not None and first.dim() == 4 and first.shape[0] == 9 * first.shape[1]
     return (*BODY, *WIDE, *(TIMES_3 if threefold else TIMES_2))
 
 
@@ -160,22 +133,32 @@ def _pairs(state: Mapping[str, Tensor], side: int) -> Pairs:
     Raises:
         AdapterError: Keys match no row, or fused weights cannot be split or joined; all are listed.
     """
-    buffers = [_expression(template) for template in RECOMPUTED[side]]
-    keys = [key for key in state if not any(b.fullmatch(key) for b in buffers)]
-    pairs, unknown = _pair(keys, _rows(state, side), side)
-    problems = [f"unknown: {key}" for key in unknown]
+    rows = _rows(state, side)
+    pairs: Pairs = {}
+    problems = []
+    for key in state:
+        if any(_expression(template).fullmatch(key) for template in RECOMPUTED[side]):
+            continue
+        others = _renamed(key, rows, side)
+        if others:
+            official = key if side == OFFICIAL else others[0]
+            pairs[official] = tuple(_renamed(official, rows, OFFICIAL))
+        else:
+            problems.append(f"unknown: {key}")
     for official, names in pairs.items():
         if len(names) == 1:
             continue
         if side == OFFICIAL and state[official].shape[0] % len(names):
-            problems.append(f"{official} of shape {tuple(state[official].shape)} is not {len(names)} equal parts")
+            problems.append(
+                f"{official} of shape {tuple(state[official].shape)} cannot be split into {len(names)} equal parts"
+            )
         elif side == TRANSFORMERS:
             problems += [f"missing: {name}, a part of {official}" for name in names if name not in state]
             if len({state[name].shape for name in names if name in state}) > 1:
-                problems.append(f"{', '.join(names)} are parts of {official}, but differ in shape")
+                problems.append(f"{', '.join(names)} are the parts of {official}, so they must have the same shape")
     if problems:
         title = FAMILIES[side].title
-        raise AdapterError(f"these tensors are not those of a {title} that has both layouts:", problems=problems)
+        raise AdapterError(f"these are not the tensors of a {title} that exists in both layouts:", problems=problems)
     return pairs
 
 
@@ -263,16 +246,30 @@ def convert_adapter(source: str | Path, destination: str | Path, base: object) -
     side = _check_layouts(adapter, root)
     pairs = _pairs(dict(base_parameters(root)), 1 - side)
     problems = compare(adapter.base, _renamed_fingerprint(root, side, adapter.base.model))
-    moved, stuck = _move(adapter.sites, _counterparts(pairs, side), root)
-    problems += stuck
+    # Counterparts of keys, without fused weights and their parts.
+    single = {(o, names[0])[side]: (o, names[0])[1 - side] for o, names in pairs.items() if len(names) == 1}
+    moved = {}
+    for site in adapter.sites:
+        if (new := _moved(site, single, root)) is not None:
+            moved[site] = new
+        else:
+            names = [f"{site.path}.{t}" for t in site.attachment.tensors] or [site.path]
+            problems.append(f"the {site.config.kind} adapter on {', '.join(names)} has no counterpart")
     if problems:
-        what = f"{original_class(root).__name__} cannot take over the adapter {str(source)!r}:"
+        what = f"the adapter {str(source)!r} cannot be converted for this {original_class(root).__name__}:"
         raise AdapterError(what, problems=problems)
-    twin = copy.deepcopy(root)
+    twin = copy_of(root)
     if RECORD in twin.__dict__:
         restore(twin)
-    adapted = inject(twin, plan_sites(twin, adapter.recipe, tuple(new for _, new in moved), name="default"))
-    load_adapter_state_dict(adapted, _renamed_tensors(adapter.tensors, moved))
+    adapted = inject(twin, plan_sites(twin, adapter.recipe, tuple(moved.values()), name="default"))
+    prefixes = {f"{old.path}.{old.key}.": f"{new.path}.{new.key}." for old, new in moved.items()}
+    tensors = {
+        prefixes[old] + key.removeprefix(old): tensor
+        for key, tensor in adapter.tensors.items()
+        for old in prefixes
+        if key.startswith(old)
+    }
+    load_adapter_state_dict(adapted, tensors)
     return save_adapter(adapted, destination, facts={**adapter.facts, "converted from": adapter.base.model})
 
 
@@ -282,79 +279,37 @@ def _check_layouts(adapter: AdapterFile, root: nn.Module) -> int:
     family = adapter.config.get("family")
     if family not in names:
         known = " and ".join(f.title for f in FAMILIES)
-        raise AdapterError(f"only adapters of {known} can be converted, not one of {family or 'no known family'}")
+        raise AdapterError(
+            f"only adapters of {known} can be converted; the family of this one is {family or 'unknown'}"
+        )
     side = names.index(family)
     found = recognise(root)
     if found is None or (found.family.name, found.prefix) != (names[1 - side], PREFIXES[1 - side]):
         raise AdapterError(
-            f"the adapter was made on a {FAMILIES[side].title}, so base must be a whole {FAMILIES[1 - side].title}, "
-            f"not wrapped, and not a part of one; this {original_class(root).__name__} is none"
+            f"the adapter was made on a {FAMILIES[side].title}, so `base` must be a whole {FAMILIES[1 - side].title} "
+            f"without a wrapper; this {original_class(root).__name__} is not"
         )
     return side
 
 
 def _renamed_fingerprint(root: nn.Module, side: int, model: str) -> Fingerprint:
     """Compute the fingerprint that the network would have in the layout `side`, with the class name `model`."""
-    parameters = _TO_THE_OTHER[1 - side](dict(base_parameters(root)))
-    renamed = nn.Module()
-    for key, tensor in parameters.items():
-        _holder(renamed, key).register_parameter(key.rpartition(".")[2], nn.Parameter(tensor, requires_grad=False))
+    renamed = nn.Module()  # one module with dotted names of parameters, which only its dicts accept
+    for key, tensor in _TO_THE_OTHER[1 - side](dict(base_parameters(root))).items():
+        renamed._parameters[key] = nn.Parameter(tensor, requires_grad=False)
     if side == OFFICIAL:  # only this layout saves its tables of coordinates
-        buffers = dict(root.named_buffers())
-        tables, _ = _pair(buffers, COORDINATES, TRANSFORMERS)
-        for key, (name,) in tables.items():
-            _holder(renamed, key).register_buffer(key.rpartition(".")[2], buffers[name])
+        for key, buffer in root.named_buffers():
+            renamed._buffers |= dict.fromkeys(_renamed(key, COORDINATES, TRANSFORMERS), buffer)
     return replace(fingerprint(renamed), model=model, indices=None)  # transformers saves no indices
 
 
-def _holder(root: nn.Module, key: str) -> nn.Module:
-    """Return the module that a tensor of that name belongs to; create missing modules on the path."""
-    for name in key.split(".")[:-1]:
-        if name not in root._modules:
-            root.add_module(name, nn.Module())
-        root = root.get_submodule(name)
-    return root
-
-
-def _counterparts(pairs: Pairs, side: int) -> dict[str, str]:
-    """Map keys and module paths of the layout `side` to those of the other, where there is exactly one.
-
-    Modules correspond if their direct parameters (not those of submodules) correspond one to one.
-    """
-    single = {(o, names[0])[side]: (o, names[0])[1 - side] for o, names in pairs.items() if len(names) == 1}
-    here = _by_module(name for o, names in pairs.items() for name in ((o,), names)[side])
-    there = _by_module(name for o, names in pairs.items() for name in ((o,), names)[1 - side])
-    modules = {}
-    for path, keys in here.items():
-        others = {single.get(key, "") for key in keys}
-        home = min(others).rpartition(".")[0]
-        if others == there.get(home):
-            modules[path] = home
-    return single | modules
-
-
-def _by_module(keys: Iterable[str]) -> dict[str, set[str]]:
-    modules: dict[str, set[str]] = {}
-    for key in keys:
-        modules.setdefault(key.rpartition(".")[0], set()).add(key)
-    return modules
-
-
-def _move(
-    sites: tuple[Site, ...], counterparts: dict[str, str], root: nn.Module
-) -> tuple[list[tuple[Site, Site]], list[str]]:
-    """Return pairs of an old site and the new one on the network, and a line for each site without a counterpart."""
-    moved, problems = [], []
-    for site in sites:
-        found = _move_weight(site, counterparts) if site.layer else _move_feature(site, counterparts, root)
-        if found is None:
-            names = [f"{site.path}.{t}" for t in site.attachment.tensors] or [site.path]
-            problems.append(f"the {site.config.kind} adapter on {', '.join(names)} has no counterpart")
-            continue
-        key = site_key(found.config, found.shape, found.layer, found.attachment)
-        module = original_class(root.get_submodule(found.path)).__name__
-        moved.append((site, replace(found, module=module, key=key)))
-    return moved, problems
+def _moved(site: Site, single: dict[str, str], root: nn.Module) -> Site | None:
+    """Return a site as one of the network `root`, by the counterparts of single keys; None if it has no counterpart."""
+    new = _move_weight(site, single) if site.layer else _move_feature(site, single, root)
+    if new is None:
+        return None
+    key = site_key(new.config, new.shape, new.layer, new.attachment)
+    return replace(new, module=original_class(root.get_submodule(new.path)).__name__, key=key)
 
 
 def _move_weight(site: Site, counterparts: dict[str, str]) -> Site | None:
@@ -371,8 +326,8 @@ def _move_weight(site: Site, counterparts: dict[str, str]) -> Site | None:
 def _move_feature(site: Site, counterparts: dict[str, str], root: nn.Module) -> Site | None:
     """Return a feature site on the other layout: the same port of the same block, or the corresponding module."""
     if site.attachment.port is None:
-        path = counterparts.get(site.path)
-        return None if path is None else replace(site, path=path)
+        weight = counterparts.get(f"{site.path}.weight", "")  # where one has a counterpart, so has the whole module
+        return replace(site, path=weight.removesuffix(".weight")) if weight.endswith(".weight") else None
     family = recognise(root)
     places = find_places(root, family, site.attachment.port) if family is not None else ()
     for place in places:
@@ -380,13 +335,3 @@ def _move_feature(site: Site, counterparts: dict[str, str], root: nn.Module) -> 
             attachment = replace(site.attachment, block=place.attachment.block, port=place.attachment.port)
             return replace(site, path=place.path, attachment=attachment)
     return None
-
-
-def _renamed_tensors(tensors: Mapping[str, Tensor], moved: list[tuple[Site, Site]]) -> dict[str, Tensor]:
-    leads = {f"{old.path}.{old.key}.": f"{new.path}.{new.key}." for old, new in moved}
-    return {
-        new + key.removeprefix(old): tensor
-        for old, new in leads.items()
-        for key, tensor in tensors.items()
-        if key.startswith(old)
-    }

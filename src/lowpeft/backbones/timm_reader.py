@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from ..errors import LowpeftError, did_you_mean
+from ..families import recognise
 from ..ports.facts import Backbone
 
 PREFIX = "timm:"
@@ -30,15 +31,13 @@ def load(name: str, *, pretrained: bool, options: dict[str, Any]) -> Backbone:
 
     if not name.startswith(ON_THE_HUB) and not timm.is_model(name):
         near = did_you_mean(name.partition(".")[0], timm.list_models())
-        raise LowpeftError(f"timm {timm.__version__} has no network {name!r}{near}; timm.list_models() gives all names")
+        raise LowpeftError(f"timm {timm.__version__} has no network {name!r}{near}; timm.list_models() lists all names")
     try:
         module = timm.create_model(name, features_only=True, pretrained=pretrained, **options)
     except Exception as error:  # timm does not catch what its networks and the Hub raise
         reason = (str(error).splitlines() or [""])[0][:300]
-        asked = ", ".join(
-            ["features_only=True", f"pretrained={pretrained}", *(f"{k}={v!r}" for k, v in options.items())]
-        )
-        raise LowpeftError(f"timm cannot make {name!r} with {asked}: {type(error).__name__}: {reason}") from error
+        asked = ", ".join(f"{k}={v!r}" for k, v in {"features_only": True, "pretrained": pretrained, **options}.items())
+        raise LowpeftError(f"timm cannot create {name!r} with {asked}: {type(error).__name__}: {reason}") from error
     published = cast(dict[str, Any], module.pretrained_cfg)
     size = published.get("input_size") or (None,)
     side = options.get("img_size", size[-1])
@@ -48,9 +47,11 @@ def load(name: str, *, pretrained: bool, options: dict[str, Any]) -> Backbone:
             f"value_range: images of 0..1 less the mean {published['mean']}, over {published.get('std')}, is what its "
             "published weights take"
         )
+    family = recognise(module)
     return Backbone(
         module=module.eval(),
         architecture=name,
+        family=family.family.name if family else None,
         scale=None,
         channels=options.get("in_chans", size[0]),
         fixed_px=side if published.get("fixed_input_size") and isinstance(side, int) else None,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -79,22 +80,22 @@ def find_weights(content: object) -> tuple[Weights, ...]:
             meta tensor.
     """
     tree = _tree(content, iter(range(MOST_ENTRIES)), ()) if isinstance(content, Mapping) else {}
-    found: list[Weights] = []
-    layer: list[tuple[tuple[str, ...], dict[str, Any], bool | None]] = [((), tree, False)]
-    for _ in range(MOST_LEVELS + 1):
-        below = []
-        for path, node, averaged in layer:
-            children = dict(_inner(node, averaged))
-            others = {name for name, (_, is_average) in children.items() if is_average != averaged}
-            state = {k: t for k, t in node.items() if isinstance(t, Tensor) and k.partition(".")[0] not in others}
-            if averaged is not None and any(tensor.ndim for tensor in state.values()):
-                found.append(Weights(path=path, state=state, averaged=averaged))
-            below += [((*path, name), child, is_average) for name, (child, is_average) in children.items()]
-        layer = below
-        if len(found) + len(layer) > MOST_PLACES:
-            raise LowpeftError(f"a network might be in more than {MOST_PLACES} places of it")
+    found = sorted(islice(_search((), tree, False), MOST_PLACES + 1), key=lambda weights: len(weights.path))
+    if len(found) > MOST_PLACES:
+        raise LowpeftError(f"more than {MOST_PLACES} places in it may contain a network")
     raw = [weights for weights in found if not weights.averaged]
     return tuple(named for weights in found for named in _named(weights, raw))
+
+
+def _search(path: tuple[str, ...], node: dict[str, Any], averaged: bool | None) -> Iterator[Weights]:
+    """Yield the state dicts of a node and below it; `averaged` None means that only averages below it count."""
+    children = dict(_children(node, averaged))
+    others = {name for name, (_, is_average) in children.items() if is_average != averaged}
+    state = {k: t for k, t in node.items() if isinstance(t, Tensor) and k.partition(".")[0] not in others}
+    if averaged is not None and any(tensor.ndim for tensor in state.values()):
+        yield Weights(path=path, state=state, averaged=averaged)
+    for name, (child, is_average) in children.items() if len(path) < MOST_LEVELS else ():
+        yield from _search((*path, name), child, is_average)
 
 
 def unread_average(content: Mapping[Any, Any]) -> str | None:
@@ -138,24 +139,29 @@ def _tree(content: Mapping[Any, Any], budget: Iterator[int], above: tuple[int, .
     above = (*above, id(content))
     for key, value in content.items():
         if next(budget, None) is None:
-            raise LowpeftError(f"it holds more than {MOST_ENTRIES:,} entries, and no network has so many")
+            raise LowpeftError(f"it has more than {MOST_ENTRIES:,} entries, far more than a network")
         if not isinstance(key, str):
             continue
         if isinstance(value, Tensor):
-            if (kind := _odd_kind(value)) is not None:
-                raise LowpeftError(f"{key[:100]!r} is a {kind} tensor, and weights are dense ones: save it as such")
+            if not_dense := _not_dense(value):
+                raise LowpeftError(f"{key[:100]!r} is a {not_dense} tensor; save weights as dense tensors")
             tree[key] = value
             continue
         if isinstance(value, list | tuple) and _is_average(key):
             value = {str(number): item for number, item in enumerate(value)}
-        if isinstance(value, Mapping) and id(value) not in above and len(above) <= MOST_LEVELS and not _is_other(key):
+        if (
+            isinstance(value, Mapping)
+            and id(value) not in above
+            and len(above) <= MOST_LEVELS
+            and OTHER_WORDS.isdisjoint(_words(key))
+        ):
             inner = _tree(value, budget, above)
             tree |= {key: inner} if inner else {}
     return tree
 
 
-def _odd_kind(tensor: Tensor) -> str | None:
-    """Return the kind of a tensor that is not dense (nested, quantised, meta, sparse); None for a dense one."""
+def _not_dense(tensor: Tensor) -> str | None:
+    """Return the kind of a tensor that is not dense; None for a dense one."""
     kinds = {"nested": tensor.is_nested, "quantised": tensor.is_quantized, "meta": tensor.is_meta}
     kinds |= {"sparse": tensor.layout is not torch.strided}
     return next((kind for kind, is_so in kinds.items() if is_so), None)
@@ -170,12 +176,8 @@ def _is_average(name: str) -> bool:
     return name == NAMELESS or not AVERAGED_WORDS.isdisjoint(_words(name))
 
 
-def _is_other(name: str) -> bool:
-    return not OTHER_WORDS.isdisjoint(_words(name))
-
-
-def _inner(node: dict[str, Any], averaged: bool | None) -> Iterator[tuple[str, tuple[dict[str, Any], bool | None]]]:
-    """Yield each key or prefix, the dict below it, and whether that is an average (None: only averages in it count)."""
+def _children(node: dict[str, Any], averaged: bool | None) -> Iterator[tuple[str, tuple[dict[str, Any], bool | None]]]:
+    """Yield each key or prefix of a node, the dict below it, and whether that is an average (as for `_search`)."""
     below: dict[str, dict[str, Any]] = {}
     for key, value in node.items():
         name, dot, rest = key.partition(".")
@@ -183,7 +185,7 @@ def _inner(node: dict[str, Any], averaged: bool | None) -> Iterator[tuple[str, t
             below.setdefault(key, {}).update(value)
         elif dot:
             below.setdefault(name, {})[rest] = value
-    below = {name: inner for name, inner in below.items() if not _is_other(name)}
+    below = {name: inner for name, inner in below.items() if OTHER_WORDS.isdisjoint(_words(name))}
     told = _told_by_what_is_beside(node, below)
     for name, inner in below.items():
         words = _words(name)
@@ -217,9 +219,9 @@ def _named(weights: Weights, raw: Sequence[Weights]) -> Iterator[Weights]:
     shapes. Tensors that are not averaged (buffers) are taken from the raw weights.
     """
     if weights.averaged and all(key.isdecimal() for key in weights.state):
-        why, names_in = "they are a list of tensors without names (EMAModel)", _names_in_order
+        nameless, names_in = "they are a list of tensors without names (EMAModel)", _names_in_order
     elif weights.averaged and weights.state.keys() >= LIT_EMA:
-        why, names_in = "their names have lost their dots (LitEma)", _names_without_dots
+        nameless, names_in = "their names have lost their dots (LitEma)", _names_without_dots
     else:
         yield weights
         return
@@ -231,7 +233,7 @@ def _named(weights: Weights, raw: Sequence[Weights]) -> Iterator[Weights]:
             yield replace(weights, state=each.state | {name: shadow[key] for key, name in names.items()})
             known = True
     if not known:
-        yield replace(weights, nameless=why)
+        yield replace(weights, nameless=nameless)
 
 
 def _names_in_order(shadow: State, raw: State) -> dict[str, str]:

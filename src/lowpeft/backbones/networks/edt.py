@@ -75,12 +75,11 @@ class EDT(nn.Module):
         wanted = {k: v.shape for k, v in listed.items() if "attn_mask" not in k}
         given = {k: v.shape for k, v in state.items() if "attn_mask" not in k}
         problems = [f"missing: {k}" for k in wanted if k not in given]
-        problems += [f"not of this network: {k}" for k in given if k not in wanted]
-        problems += [
-            f"{k} is {tuple(given[k])}, not {tuple(wanted[k])}" for k in wanted if given.get(k, wanted[k]) != wanted[k]
-        ]
+        problems += [f"unknown: {k}" for k in given if k not in wanted]
+        wrong = [k for k in wanted if given.get(k, wanted[k]) != wanted[k]]
+        problems += [f"{k} has shape {tuple(given[k])}, the network needs {tuple(wanted[k])}" for k in wrong]
         if problems:
-            raise LowpeftError("the tensors are almost those of an EDT:", problems=problems)
+            raise LowpeftError("the tensors are like those of an EDT, but do not fit:", problems=problems)
         network = cls(config)
         network.load_state_dict({k: state[k] for k in wanted}, strict=False)
         return network
@@ -96,7 +95,7 @@ class EDT(nn.Module):
             results = [self._restore(task, images) for task in tasks]
             return results[0] if len(tasks) == 1 else results
         if len(images) != len(tasks):
-            raise LowpeftError(f"this EDT has the tasks {', '.join(tasks)}, and got {len(images)} images")
+            raise LowpeftError(f"this EDT needs one batch for each task ({', '.join(tasks)}), and got {len(images)}")
         return [self._restore(task, image) for task, image in zip(tasks, images, strict=True)]
 
     def _restore(self, task: str, image: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ...errors import LowpeftError, did_you_mean
+from ...checks import one_of, whole
+from ...errors import LowpeftError
 
 SIZES: dict[str, tuple[int, int, int, int]] = {
     "T": (8, 60, 4, 6),
@@ -55,18 +56,25 @@ class EDTConfig:
         Raises:
             LowpeftError: The values do not fit together; problems are listed.
         """
-        sizes = (self.features, self.dim, *self.depths, self.heads, self.mlp_ratio, *self.window, self.image_px)
-        if not self.depths or min(sizes) < 1:
-            raise LowpeftError(f"this EDT cannot be built: it needs a group, and no number may be below 1, not {self}")
-        unknown = [t for t in self.tasks if t not in TASKS]
-        problems = [f"unknown task {t!r}{did_you_mean(t, TASKS)}" for t in unknown]
+        numbers = [(name, getattr(self, name)) for name in ("features", "dim", "heads", "mlp_ratio", "image_px")]
+        numbers += [(name, value) for name in ("depths", "window") for value in getattr(self, name)]
+        problems = [problem for name, value in numbers for problem in whole(name, value, least=1)]
+        if not self.depths:
+            problems.append("depths must have at least one group")
+        if problems:
+            raise LowpeftError("this EDT cannot be built:", problems=problems)
+        problems = [problem for task in self.tasks for problem in one_of("a task", task, TASKS)]
         # A state dict does not contain the order of its tasks, so only one order is allowed.
-        if not unknown and (not self.tasks or self.tasks != tuple(t for t in TASKS if t in self.tasks)):
-            problems.append(f"tasks must be different ones of {', '.join(TASKS)}, in this order, not {self.tasks!r}")
+        if not problems and (not self.tasks or self.tasks != tuple(t for t in TASKS if t in self.tasks)):
+            problems.append(
+                f"tasks must be some of {', '.join(TASKS)}, each once and in this order, not {self.tasks!r}"
+            )
         if self.dim % (2 * self.heads):
-            problems.append(f"{self.dim} channels cannot be split into two halves of {self.heads} heads")
+            problems.append(
+                f"dim {self.dim} must be a multiple of 2 x {self.heads} (two halves, each of {self.heads} heads)"
+            )
         if self.image_px % max(self.window) or max(self.window) % min(self.window):
-            problems.append(f"image_px {self.image_px} must be a multiple of the windows {self.window}")
+            problems.append(f"image_px {self.image_px} must be a multiple of the windows' sides {self.window}")
         if problems:
             raise LowpeftError("this EDT cannot be built:", problems=problems)
 
@@ -77,8 +85,8 @@ class EDTConfig:
         Raises:
             LowpeftError: The size or a task is unknown.
         """
-        if size.upper() not in SIZES:
-            raise LowpeftError(f"there is no EDT-{size}; the published sizes are {', '.join(SIZES)}")
+        if problems := one_of("size", size.upper(), SIZES):
+            raise LowpeftError(problems[0])
         features, dim, groups, heads = SIZES[size.upper()]
         return cls(
             tasks=tuple(tasks),
@@ -103,20 +111,19 @@ class EDTConfig:
         needed += [f"head_{t}.0.weight" for t in tasks[:1]]
         missing = [k for k in needed if k not in state]
         if missing or not tasks:
-            what = ", ".join(missing) or f"a head of one of the tasks {', '.join(TASKS)}"
-            raise LowpeftError(f"the tensors look like EDT's, but lack {what}")
+            what = ", ".join(missing) or f"a head for one of the tasks {', '.join(TASKS)}"
+            raise LowpeftError(f"the tensors are like those of an EDT, but these are missing: {what}")
         dim, hidden, features = ((*state[k].shape, 0)[0] for k in needed)  # 0 for a scalar, which has no shape
         heads = {d: h for _, d, _, h in SIZES.values()}
         if dim not in heads:
             raise LowpeftError(
-                f"this EDT has {dim} channels, and the published ones {', '.join(map(str, heads))}; the number of "
-                "heads is not in the file: build lowpeft.backbones.networks.EDT(EDTConfig(…)) and load the state dict "
-                "yourself"
+                f"this EDT has {dim} channels, unlike the published ones ({', '.join(map(str, heads))}), so its number "
+                "of heads is unknown: build lowpeft.backbones.networks.EDT(EDTConfig(…)) and load the state dict there"
             )
         counts: dict[int, int] = {}
         for key in state:
-            if found := re.match(r"body\.layers\.(\d{1,3})\.residual_group\.blocks\.(\d{1,3})\.", key):
-                group, block = map(int, found.groups())
+            if match := re.match(r"body\.layers\.(\d{1,3})\.residual_group\.blocks\.(\d{1,3})\.", key):
+                group, block = map(int, match.groups())
                 counts[group] = max(counts.get(group, 0), block + 1)
         sr = [t for t in tasks if t.startswith("sr_")]
         return cls(

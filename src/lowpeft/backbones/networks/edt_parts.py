@@ -9,12 +9,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...ports.layouts import Size
 from .edt_config import EDTConfig
 
 MASKED = -100.0
 """Value that the authors add to the attention logits of masked pairs of pixels."""
 
-Size = tuple[int, int]
 Masks = tuple[Tensor, Tensor]
 
 

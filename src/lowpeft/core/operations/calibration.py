@@ -24,7 +24,7 @@ from .injection import replace_adapters
 from .new_adapters import build_adapters, start_problem
 
 Batch = Tensor | tuple[Any, ...] | list[Any]
-Loss = Callable[[Any, Any], Tensor]
+LossFunction = Callable[[Any, Any], Tensor]
 
 
 def needs_calibration(model: object) -> bool:
@@ -44,7 +44,7 @@ def _not_started(root: nn.Module) -> list[str]:
 
 
 def calibrate(
-    model: object, batches: Iterable[Batch], *, loss: Loss | None = None, name: str | None = None
+    model: object, batches: Iterable[Batch], *, loss: LossFunction | None = None, name: str | None = None
 ) -> dict[str, int]:
     """Let new adapters learn their start values from data, for the kinds that do so.
 
@@ -85,7 +85,7 @@ def calibrate(
 
 
 @one_at_a_time
-def _begin(model: object, name: str | None) -> tuple[nn.Module, list[_Run]]:
+def _begin(model: object, name: str | None) -> tuple[nn.Module, list[_Calibration]]:
     """Return a copy of the model to run on the data, and the runs; without runs, the root itself and an empty list."""
     root = unwrap(model)
     record = record_of(root)
@@ -97,7 +97,7 @@ def _begin(model: object, name: str | None) -> tuple[nn.Module, list[_Run]]:
 
 
 @one_at_a_time
-def _finish(model: object, runs: list[_Run]) -> dict[str, int]:
+def _finish(model: object, runs: list[_Calibration]) -> dict[str, int]:
     """Replace the old adapters by new ones with the learned start values."""
     root = unwrap(model)
     record = record_of(root)
@@ -114,7 +114,7 @@ def _finish(model: object, runs: list[_Run]) -> dict[str, int]:
     return started
 
 
-class _Run:
+class _Calibration:
     """Calibration of one kind in one adapter, with its sites by path and key."""
 
     def __init__(self, plan: Plan, kind: str, sites: Mapping[str, Site], adapters: Mapping[str, Adapter]) -> None:
@@ -123,16 +123,16 @@ class _Run:
         self.calibrator = make(adapters, {at: site.config for at, site in sites.items()})
 
 
-def _runs(root: nn.Module, plan: Plan) -> list[_Run]:
+def _runs(root: nn.Module, plan: Plan) -> list[_Calibration]:
     adapters = {at: piece for _, at, piece in pieces(root, plan.name)}
     by_kind: dict[str, dict[str, Site]] = {}
     for site in plan.sites:
         if site.attachment.form != "root" and get_kind(site.config.kind).module.calibrator_class is not None:
             by_kind.setdefault(site.config.kind, {})[below(site.path, site.key)] = site
-    return [_Run(plan, kind, sites, {at: adapters[at] for at in sites}) for kind, sites in by_kind.items()]
+    return [_Calibration(plan, kind, sites, {at: adapters[at] for at in sites}) for kind, sites in by_kind.items()]
 
 
-def _refuse_trained(root: nn.Module, runs: list[_Run]) -> None:
+def _refuse_trained(root: nn.Module, runs: list[_Calibration]) -> None:
     """Raise if an adapter adds anything but zero: calibration would discard what it was trained to."""
     for run in runs:
         for at, adapter in run.calibrator.adapters.items():
@@ -145,7 +145,7 @@ def _refuse_trained(root: nn.Module, runs: list[_Run]) -> None:
 
 
 def _observe(
-    twin: nn.Module, runs: list[_Run], batches: Iterable[Batch], loss: Loss | None, *, gradients: bool
+    twin: nn.Module, runs: list[_Calibration], batches: Iterable[Batch], loss: LossFunction | None, *, gradients: bool
 ) -> None:
     root = unwrap(twin)
     for run in runs:
@@ -161,13 +161,15 @@ def _observe(
                     twin(*(a.clone() for a in arguments))
                 continue
             for i in range(len(arguments[0])):
-                _backward(twin, tuple(a[i : i + 1].clone() for a in arguments), _image(target, i), cast(Loss, loss))
+                _backward(
+                    twin, tuple(a[i : i + 1].clone() for a in arguments), _image(target, i), cast(LossFunction, loss)
+                )
                 _show_gradients(root, runs)
     if not count:
         raise PlanError("there are no batches to learn from")
 
 
-def _checked(batch: object, loss: Loss | None) -> tuple[tuple[Tensor, ...], Any]:
+def _checked(batch: object, loss: LossFunction | None) -> tuple[tuple[Tensor, ...], Any]:
     """Split a batch into the arguments of one call and the target (None without `loss`).
 
     Raises:
@@ -187,7 +189,7 @@ def _checked(batch: object, loss: Loss | None) -> tuple[tuple[Tensor, ...], Any]
     return cast(tuple[Tensor, ...], arguments), target
 
 
-def _listen(root: nn.Module, run: _Run, at: str, site: Site) -> None:
+def _listen(root: nn.Module, run: _Calibration, at: str, site: Site) -> None:
     """Make a site of the copy pass its features, or its module's input and output, to the run's calibrator."""
     adapter = root.get_submodule(_slot_path(site, run.name))
     if isinstance(adapter, FeatureAdapter):
@@ -223,7 +225,7 @@ def _slot_path(site: Site, name: str) -> str:
     return ".".join(filter(None, (site.path, SLOT, name, site.key)))
 
 
-def _backward(twin: nn.Module, inputs: tuple[Tensor, ...], target: Any, loss: Loss) -> None:
+def _backward(twin: nn.Module, inputs: tuple[Tensor, ...], target: Any, loss: LossFunction) -> None:
     for parameter in twin.parameters():
         parameter.grad = None
     with torch.enable_grad():
@@ -235,7 +237,7 @@ def _backward(twin: nn.Module, inputs: tuple[Tensor, ...], target: Any, loss: Lo
         torch.autograd.backward(value)
 
 
-def _show_gradients(root: nn.Module, runs: list[_Run]) -> None:
+def _show_gradients(root: nn.Module, runs: list[_Calibration]) -> None:
     for run in runs:
         if "gradients" not in run.calibrator.wants:
             continue
@@ -249,7 +251,7 @@ def _show_gradients(root: nn.Module, runs: list[_Run]) -> None:
 
 
 def _start(
-    root: nn.Module, plans: Mapping[str, Plan], runs: list[_Run]
+    root: nn.Module, plans: Mapping[str, Plan], runs: list[_Calibration]
 ) -> tuple[list[tuple[Plan, list[tuple[Site, Adapter]]]], dict[str, int]]:
     """Build and fill new adapters from the settled configs.
 
@@ -283,7 +285,7 @@ def _settled(site: Site, config: Any) -> Site:
     return replace(site, config=config, parameters=count)
 
 
-def _refuse_change(root: nn.Module, run: _Run, built: list[tuple[Site, Adapter]]) -> None:
+def _refuse_change(root: nn.Module, run: _Calibration, built: list[tuple[Site, Adapter]]) -> None:
     for site, adapter in built:
         if start_problem(root.get_submodule(site.path), site, adapter):
             raise PlanError(f"the start of {run.kind} on {site.path} changes the network, and a start must not")
