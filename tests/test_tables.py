@@ -1,4 +1,4 @@
-"""Tables as text and Markdown."""
+"""Tables as text, Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -23,6 +23,10 @@ def test_markdown_escapes_bars() -> None:
         "| --- | ---: | ---: |",
         r"| a\|b | 1,044 | +0.012 ± 0.003 |",
     ]
+
+
+def test_html_escapes_markup() -> None:
+    assert '<tr><td>&lt;c&gt;</td><td class="number">7</td><td class="number">–</td></tr>' in tables.html(CELLS)
 
 
 @pytest.mark.parametrize("text", ["3", "-1.5", "24.43/0.7690", "1.2 ± 0.1", "inf", "12 %", "32x80"])

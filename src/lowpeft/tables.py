@@ -1,4 +1,4 @@
-"""Tables as plain text and Markdown.
+"""Tables as plain text, Markdown and HTML.
 
 A table is a sequence of rows of strings, the header first. A column is right-aligned if all its cells are numbers:
 "1,044", "24.43/0.7690", "+0.012 ± 0.003", "–" for a missing number.
@@ -6,6 +6,7 @@ A table is a sequence of rows of strings, the header first. A column is right-al
 
 from __future__ import annotations
 
+import html as markup
 import re
 from collections.abc import Sequence
 
@@ -30,6 +31,19 @@ def markdown(cells: Cells) -> str:
     header, *rows = (f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in cells)
     rule = f"| {' | '.join('---:' if numbers else '---' for numbers in _of_numbers(cells))} |"
     return "\n".join([header, rule, *rows])
+
+
+def html(cells: Cells) -> str:
+    """Return the table as an HTML element with escaped cells. Columns of numbers have the class `number`."""
+    classes = [' class="number"' if numbers else "" for numbers in _of_numbers(cells)]
+
+    def row(texts: Sequence[str], tag: str) -> str:
+        cells = (f"<{tag}{c}>{markup.escape(t)}</{tag}>" for c, t in zip(classes, texts, strict=True))
+        return f"<tr>{''.join(cells)}</tr>"
+
+    header, *rows = cells
+    body = "\n".join(row(each, "td") for each in rows)
+    return f"<table>\n<thead>{row(header, 'th')}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
 
 
 def _of_numbers(cells: Cells) -> list[bool]:
