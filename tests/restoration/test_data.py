@@ -336,6 +336,11 @@ def test_an_empty_folder_says_what_is_understood(views: int, tmp_path: Path) -> 
     assert [line.split()[0] for line in caught.value.problems] == [i for i, r in LAYOUTS.items() if r.views == views]
 
 
+def test_other_numbers_of_views_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"views .* 3"):
+        find_scenes(tmp_path, views=3)
+
+
 def test_lr_folders_without_lr_views_are_refused(tmp_path: Path) -> None:
     touch(tmp_path, "a_L.png", "a_R.png", "b/c/d/lr0.png")
     with pytest.raises(DataError, match=f"{tmp_path / 'b'} .*NAME_lr0"):

@@ -334,8 +334,8 @@ def test_single_images_are_measured_by_the_frozen_network_and_by_an_ensemble(
 def bad_inputs() -> list[tuple[list[str], str]]:
     demo = ["--weights", "demo", "--data", "{folder}/pairs", "--device", "cpu"]
     return [
-        (["--data", "{folder}/pairs"], "--weights"),
-        (["--data", "{folder}/pairs", "--bicubic"], "--weights"),
+        (["--data", "{folder}/pairs"], "give --weights, or --bicubic with --scale"),
+        (["--data", "{folder}/pairs", "--bicubic"], "give --weights, or --bicubic with --scale"),
         (["--data", "{folder}/pairs", "--bicubic", "--scale", "4", "--ensemble"], "--ensemble"),
         (["--data", "{folder}/pairs", "--bicubic", "--scale", "4", "--local-pooling"], "--local-pooling"),
         ([*demo, "--revision", "main"], "--revision"),
@@ -343,12 +343,12 @@ def bad_inputs() -> list[tuple[list[str], str]]:
         ([*demo, "--allow-half"], "--allow-half"),
         (["--data", "{folder}/pairs", "--bicubic", "--raw-weights"], "--raw-weights"),
         (["--data", "{folder}/nothing", "--bicubic", "--scale", "4"], "nothing"),
-        ([*demo, "--scale", "4"], "x2"),
+        ([*demo, "--scale", "4"], "x2 network"),
         ([*demo, "--protocol", "Literature"], "did you mean 'literature'"),
         ([*demo, "--memory-mb", "1"], "scene one: memory_mb=1"),
         ([*demo, "--memory-mb", "-1"], "memory_mb"),
         ([*demo, "--local-pooling", "1", "2", "3"], "3"),
-        ([*demo, "--local-pooling", "0"], "no pixels"),
+        ([*demo, "--local-pooling", "0"], "0x0 px"),
         ([*demo, "--out", "{folder}/adapter/README.md/x"], "README.md/x"),
         ([*demo, "--adapter", "{folder}/pairs"], "pairs"),
         (["--weights", "demo", "--data", "{folder}/single"], "single"),

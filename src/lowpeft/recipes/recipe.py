@@ -77,8 +77,7 @@ class Recipe:
         """
         counts = sorted({a.views for a in self.adapters} - {1})
         if len(counts) > 1:
-            found = " and ".join(map(str, counts))
-            raise PlanError(f"the adapters of recipe {self.name!r} must mix the same number of views, not {found}")
+            raise PlanError(f"the adapters of recipe {self.name!r} must mix the same number of views, not {counts}")
         return counts[0] if counts else 1
 
 

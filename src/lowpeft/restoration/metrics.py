@@ -48,9 +48,9 @@ def psnr(sr: Tensor, hr: Tensor, *, border_px: int = 0, channels: Channels = "rg
         DataError: The shapes differ, are not (3, H, W), or nothing is left after shaving.
     """
     squares, count = 0.0, 0
-    for one, other in _compared(sr, hr, border_px, channels):
-        squares += (one - other).square_().sum().item()
-        count += one.numel()
+    for sr_part, hr_part in _compared(sr, hr, border_px, channels):
+        squares += (sr_part - hr_part).square_().sum().item()
+        count += hr_part.numel()
     mean_squared = squares / count
     return math.inf if mean_squared == 0 else 10 * math.log10(255**2 / mean_squared)
 
@@ -78,9 +78,10 @@ def ssim(sr: Tensor, hr: Tensor, *, border_px: int = 0, channels: Channels = "rg
         options |= {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     window = SSIM_WINDOW_PX[channels]
     total, count = 0.0, 0
-    for one, other in _compared(sr, hr, border_px, channels, window_px=window):
-        rows = one.shape[-2] - window + 1  # scikit-image counts only windows that lie inside the image
-        total += rows * float(structural_similarity(one.numpy(), other.numpy(), **options))  # type: ignore[no-untyped-call]
+    for sr_part, hr_part in _compared(sr, hr, border_px, channels, window_px=window):
+        rows = hr_part.shape[-2] - window + 1  # scikit-image counts only windows that lie inside the image
+        value = structural_similarity(sr_part.numpy(), hr_part.numpy(), **options)  # type: ignore[no-untyped-call]
+        total += rows * float(value)
         count += rows
     return total / count
 
@@ -110,8 +111,8 @@ def _compared(
     if min(rows, columns) < window_px:
         raise DataError(f"{columns}x{rows} px are left to compare, but SSIM's window has {window_px}x{window_px} px")
     for top in range(0, rows - window_px + 1, STRIP_ROWS):
-        one, other = (v[:, top : top + STRIP_ROWS + window_px - 1].cpu().double() for v in images)
-        yield (_luma(one), _luma(other)) if channels == "y" else (one, other)
+        sr_part, hr_part = (v[:, top : top + STRIP_ROWS + window_px - 1].cpu().double() for v in images)
+        yield (_luma(sr_part), _luma(hr_part)) if channels == "y" else (sr_part, hr_part)
 
 
 def _luma(image: Tensor) -> Tensor:
@@ -159,7 +160,7 @@ class Protocol:
 
 def _mean_of_views(sr: Sequence[Tensor], hr: Sequence[Tensor], scale: int, *, metric: Metric) -> float:
     """Return (L+R)/2 on whole images: the mean of the views' values, not the value of their pooled error."""
-    return fmean(metric(one, other) for one, other in zip(sr, hr, strict=True))
+    return fmean(metric(sr_view, hr_view) for sr_view, hr_view in zip(sr, hr, strict=True))
 
 
 def _left(sr: Sequence[Tensor], hr: Sequence[Tensor], scale: int, *, metric: Metric) -> float:

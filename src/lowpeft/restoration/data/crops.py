@@ -140,7 +140,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
     def _smaller(self, scene: Scene, size: Size) -> str | None:
         if size[0] >= self.crop_px[0] and size[1] >= self.crop_px[1]:
             return None
-        return f"scene {scene.name}: its usable part of {px(size)} is smaller than a crop of {px(self.crop_px)}"
+        return f"scene {scene.name}: {px(size)} can be used, but a crop has {px(self.crop_px)}"
 
 
 class _Draws:

@@ -161,7 +161,7 @@ def _lr_folder(root: Path, row: FolderLayout, scale: int | None) -> Path | None:
     for name in _lr_like(root, expression):
         match = expression.fullmatch(name)
         found_scale = match.groupdict().get("scale") if match else None
-        if None not in (found_scale, scale) and found_scale != str(scale):
+        if found_scale and scale is not None and found_scale != str(scale):
             continue
         if match and _has_images(root / name, row.depth):
             fitting.append(name)

@@ -38,25 +38,25 @@ def draw_scene(path: Path, example: Example, results: Mapping[str, Tensor], *, s
         DataError: The file cannot be written, or its suffix is not a known image format.
     """
     hr = example.hr[0]
-    panels = {"bicubic": bicubic_upscale(example.lr[0], scale), **{n: eight_bit(r) for n, r in results.items()}}
-    labels = [f"{name}  {psnr(image, hr):.2f} dB" for name, image in panels.items()] + ["HR"]
-    images = [*panels.values(), hr]
+    bicubic = bicubic_upscale(example.lr[0], scale)
+    images = {"bicubic": bicubic, **{name: eight_bit(result) for name, result in results.items()}}
+    panels = {f"{name}  {psnr(image, hr):.2f} dB": image for name, image in images.items()} | {"HR": hr}
     if errors:
-        difference = (to_float(images[-2]) - to_float(hr)).abs().mean(0, keepdim=True).expand(3, -1, -1)
-        images.append(to_uint8(difference * ERROR_GAIN))
-        labels.append(f"error x{ERROR_GAIN}")
-    note = f"{example.name}, left view, x{scale}." if len(example.hr) == 2 else f"{example.name}, x{scale}."
-    sheet = _sheet(hr, images, labels, f"{note} PSNR of the whole view, RGB; patch: where bicubic is farthest from HR.")
+        last = list(images.values())[-1]
+        difference = (to_float(last) - to_float(hr)).abs().mean(0, keepdim=True).expand(3, -1, -1)
+        panels[f"error x{ERROR_GAIN}"] = to_uint8(difference * ERROR_GAIN)
+    view = ", left view" if len(example.hr) == 2 else ""
+    note = f"{example.name}{view}, x{scale}. PSNR of the whole view, RGB; patch: where bicubic is farthest from HR."
     make_folder(path.parent)
-    write_picture(sheet, path)
+    write_picture(_sheet(hr, panels, _most_wrong(bicubic, hr), note), path)
     return path
 
 
-def _sheet(hr: Tensor, images: list[Tensor], labels: list[str], note: str) -> Image.Image:
-    """Draw the whole HR view above the patches of all images; the first image must be bicubic."""
-    (y, x), px = _most_wrong(images[0], hr), min(PATCH_PX, *hr.shape[1:])
+def _sheet(hr: Tensor, panels: Mapping[str, Tensor], corner: tuple[int, int], note: str) -> Image.Image:
+    """Draw the whole HR view above the labelled panels, cut to the patch with this corner (top, left)."""
+    (y, x), px = corner, min(PATCH_PX, *hr.shape[1:])
     side = PATCH_PX * ENLARGE
-    across = len(images) * side + (len(images) - 1) * MARGIN_PX
+    across = len(panels) * (side + MARGIN_PX) - MARGIN_PX
     whole = as_picture(hr).resize((across, round(across * hr.shape[1] / hr.shape[2])))
     width, top = whole.width + 2 * MARGIN_PX, whole.height + 2 * MARGIN_PX
     sheet = Image.new("RGB", (width, top + side + 4 * TEXT_PX + MARGIN_PX), "white")
@@ -66,7 +66,7 @@ def _sheet(hr: Tensor, images: list[Tensor], labels: list[str], note: str) -> Im
     corners = [MARGIN_PX + round(v * ratio) for v in (x, y, x + px, y + px)]
     draw.rectangle(corners, outline="red", width=2)
     font = ImageFont.load_default(TEXT_PX)
-    for i, (label, image) in enumerate(zip(labels, images, strict=True)):
+    for i, (label, image) in enumerate(panels.items()):
         column = MARGIN_PX + i * (side + MARGIN_PX)
         patch = image[:, y : y + px, x : x + px]
         sheet.paste(as_picture(patch).resize((side, side), Image.Resampling.NEAREST), (column, top))
