@@ -97,21 +97,17 @@ def _strips(
     may_cut = facts.strips and not facts.square
     step = tiling.aligned_to(facts.size_multiple) if may_cut else height
     context = round_up(tiling.context_px, step) if may_cut else 0
+
+    def peak_of_rows(count: int) -> int:
+        rows = slice(0, facts.sides_for(count, 1)[0])
+        return peak([Box(rows=rows, kept=rows)])
+
     rows = tiling.strip_px or height
     if limit is not None:
-
-        def first_rows(count: int) -> list[Box]:
-            rows = slice(0, facts.sides_for(count, 1)[0])
-            return [Box(rows=rows, kept=rows)]
-
         smallest = f"a strip of {step} rows with {context} context rows above and below"
-        rows = limit.most_units(
-            lambda n: peak(first_rows(n)),
-            whole=height,
-            step=step,
-            around=2 * context,
-            smallest=smallest if may_cut else f"the whole image ({_why_whole(facts)})",
-        )
+        if not may_cut:
+            smallest = f"the whole image ({_why_whole(facts)})"
+        rows = limit.most_units(peak_of_rows, whole=height, step=step, around=2 * context, smallest=smallest)
     elif rows < height and not may_cut:
         raise DataError(f"strip_px={rows} would cut an image of {height} rows, but {_why_whole(facts)}")
     return strips(height, rows, context, step, facts.min_px)
@@ -164,8 +160,8 @@ def crops(shape: torch.Size, *, side_px: int, scale: int) -> list[Box]:
     rows, columns = (_crop_weights(length, side_px, scale) for length in (height, width))
     return [
         Box(
-            rows=(down := slice(top, top + side_px)),
-            kept=down,
+            rows=slice(top, top + side_px),
+            kept=slice(top, top + side_px),
             columns=slice(left, left + side_px),
             images=slice(image, image + 1),
             weights=(rows[top], columns[left]),
