@@ -26,11 +26,13 @@ from .common import (
     adapted,
     add_adapter,
     add_device,
+    add_views,
     add_weights,
     backbone,
     device,
     new_command,
     refuse_without_adapter,
+    view_paths,
     weights_facts,
 )
 
@@ -44,8 +46,7 @@ def add_to(commands: Any) -> None:
         "local attribution maps: show which pixels of both views, or of one image, a patch of the result was made from",
         "lowpeft lam left.png right.png --weights CRAFT_x4.pth --adapter my-adapter --patch 96 200 16 --out lam",
     )
-    sub.add_argument("left", help="left view, or the only image")
-    sub.add_argument("right", nargs="?", help="right view, of the same size")
+    add_views(sub)
     add_weights(sub)
     add_adapter(sub, more="; the frozen network is shown beside it")
     sub.add_argument(
@@ -77,8 +78,7 @@ def run(options: argparse.Namespace) -> None:
     settings = LamSettings(steps=options.steps, sigma_px=options.sigma, chunk=options.chunk)
     y, x, side = options.patch
     patch = Patch(y_px=y, x_px=x, side_px=side, view=options.view)
-    paths = [options.left] if options.right is None else [options.left, options.right]
-    views = [to_float(read_image(path)) for path in paths]
+    views = [to_float(read_image(path)) for path in view_paths(options)]
     base = backbone(options)
     folder = make_folder(options.out)
     columns = _attributions(options, base, views, patch, settings)
@@ -140,7 +140,7 @@ def _record(
         "device": str(device(options.device)),
         "network": {"architecture": base.architecture, "scale": base.scale, **weights_facts(options, base)},
         "adapter": options.adapter,
-        "views": [options.left] if options.right is None else [options.left, options.right],
+        "views": view_paths(options),
         "patch": dataclasses.asdict(patch),
         "settings": dataclasses.asdict(settings),
         **{name: value for name in ("task", "revision") if (value := getattr(options, name)) is not None},
