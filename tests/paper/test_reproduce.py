@@ -15,7 +15,7 @@ import lowpeft
 from lowpeft import AdapterError, LowpeftError, load_backbone
 from lowpeft.cli import main
 from lowpeft.paper import reproduce
-from lowpeft.paper.experiments import Experiment, Figures, Printed, Score, bundled_experiments, load_experiment
+from lowpeft.paper.experiments import Experiment, Printed, PrintedFigures, Score, bundled_experiments, load_experiment
 from lowpeft.paper.reproduce import Job, Line, Outcome, Settings, Sources, Table, smoke
 from lowpeft.paper.reproduce.job import MEAN, finished, run_job
 from lowpeft.paper.reproduce.ready import with_ready_row
@@ -249,7 +249,7 @@ def line(*outcomes: Outcome, paper_db: float | None = None) -> Line:
 
 
 def printed_line(name: str, db: float, *, left: Score | None = None) -> Printed:
-    figures = (Figures(test_set="kitti2015", left=left, mean=Score(db=db, ssim=0.75)),)
+    figures = (PrintedFigures(test_set="kitti2015", left=left, mean=Score(db=db, ssim=0.75)),)
     return Printed(name=name, trained_m=1.97, hours=55, memory_gb=21.37, figures=figures)
 
 
