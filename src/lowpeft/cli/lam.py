@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,22 +86,18 @@ def run(options: argparse.Namespace) -> None:
     picture = draw_attributions(
         columns, views, scale=image_facts(base).scale, notes=_notes(options, base, settings, columns)
     )
-    with _writing(folder):
+    # Signed maps by `NETWORK.VIEW`, e.g. `adapted.left`.
+    maps = {f"{name}.{v}": m for name, each in columns.items() for v, m in zip(each.views, each.maps, strict=True)}
+    try:
         write_json(folder / "lam.json", record)
         with new_file(folder / "lam.safetensors") as temporary:
-            save_file(_maps(columns), temporary)
+            save_file(maps, temporary)
         with new_file(folder / "lam.png") as temporary:
             picture.save(temporary, format="png", optimize=True)
-    for name, what in {"figures": "lam.json", "maps": "lam.safetensors", "picture": "lam.png"}.items():
-        print(f"{name:<8}{folder / what}")
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
     except OSError as error:
         raise DataError(f"cannot write to the folder {folder}: {error.strerror or error}") from error
+    for name, what in {"figures": "lam.json", "maps": "lam.safetensors", "picture": "lam.png"}.items():
+        print(f"{name:<8}{folder / what}")
 
 
 def _attributions(
@@ -111,20 +106,16 @@ def _attributions(
     """Return the attributions of the adapted and the frozen network, or of the network alone without an adapter."""
     from ..restoration.progress import progress
 
-    compared = options.adapter is not None
-    model = adapted(options, base) if compared else base
+    model = base if options.adapter is None else adapted(options, base)
     module_of(model).to(device(options.device))
-    total = chunks(settings) * (2 if compared else 1)
+    total = chunks(settings) * (1 if options.adapter is None else 2)
     with progress("attributing", total) as advance:
-
-        def attributed() -> Attribution:
-            return attribute(model, *views, patch=patch, settings=settings, advance=advance)
-
-        if not compared:
+        attributed = partial(attribute, model, *views, patch=patch, settings=settings, advance=advance)
+        if options.adapter is None:
             return {"network": attributed()}
-        columns = {"adapted": attributed()}
+        with_adapter = attributed()
         with disabled(model):
-            return {**columns, "frozen": attributed()}
+            return {"adapted": with_adapter, "frozen": attributed()}
 
 
 def _record(
@@ -146,15 +137,6 @@ def _record(
         **{name: value for name in ("task", "revision") if (value := getattr(options, name)) is not None},
         **{name: True for name in ("allow_half", "force") if getattr(options, name)},
         "figures": {name: each.figures() for name, each in columns.items()},
-    }
-
-
-def _maps(columns: dict[str, Attribution]) -> dict[str, Tensor]:
-    """Return the signed maps by `NETWORK.VIEW`, e.g. `adapted.left`."""
-    return {
-        f"{name}.{view}": values
-        for name, each in columns.items()
-        for view, values in zip(each.views, each.maps, strict=True)
     }
 
 
