@@ -32,7 +32,7 @@ from PIL import Image
 
 import lowpeft
 from claims import CLAIMS, directions, with_spread
-from common import provenance, write
+from common import options_of, provenance, write
 from lowpeft import tables
 from lowpeft.paper.experiments import Experiment, load_experiment
 from lowpeft.paper.experiments.show import shown
@@ -225,7 +225,7 @@ def show(name: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("name", choices=CLAIMS)
     parser.add_argument("--show", action="store_true", help="print what was measured; run nothing")
     parser.add_argument("--data", type=Path)
@@ -234,7 +234,6 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of all rows but scratch")
     parser.add_argument("--cost", action="store_true", help="time every row's step, too; the rows must have a `full`")
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.show:
         print(show(options.name))

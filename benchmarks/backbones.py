@@ -8,7 +8,6 @@ The round trip: adapt, one step of AdamW, save, load on a fresh base, and compar
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections import Counter
@@ -19,7 +18,7 @@ from spandrel.architectures.IPT import IPT
 from torch import Tensor, nn
 
 import lowpeft
-from common import provenance, write
+from common import options_of, provenance, write
 from published import NETWORKS, Network, network
 
 RECIPE = "stereo"
@@ -131,9 +130,7 @@ def round_trip(row: Network) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    options = options_of(__doc__).parse_args()
     results = {
         **provenance("python benchmarks/backbones.py", "spandrel", "timm", "transformers"),
         "recipe": RECIPE,

@@ -7,7 +7,6 @@ Needs the extra `demo` and a folder with `stereo/test` and `stereo/test_lr_x4_ma
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -15,7 +14,7 @@ from statistics import fmean
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from common import provenance, write
+from common import options_of, provenance, write
 from lowpeft.restoration.data import Example, find_scenes, load_example, scenes_with_lr
 from lowpeft.restoration.evaluation import by_bicubic, measure
 from lowpeft.restoration.images import bicubic_upscale
@@ -92,10 +91,7 @@ def _rounded(values: Sequence[float]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    options = options_of(__doc__, data=True).parse_args()
     command = "python benchmarks/bicubic_anchors.py --data DATA"
     rows = [row(options.data, *key) for key in PRINTED]
     write({**provenance(command, "scikit-image"), "printed_in": SOURCE, "rows": rows}, options.out)

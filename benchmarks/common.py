@@ -1,16 +1,21 @@
-"""What every results file records of its run."""
+"""What benchmarks share: options, times, and what every results file records of its run."""
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
 import lowpeft
+from lowpeft.storage import write_json
 
 
 def provenance(command: str, *packages: str) -> dict[str, object]:
@@ -24,10 +29,29 @@ def provenance(command: str, *packages: str) -> dict[str, object]:
     }
 
 
-def write(results: dict[str, object], out: Path | None) -> None:
+def write(results: Mapping[str, object], out: Path | None) -> None:
     """Print results as JSON, and write them to `out` where one is named."""
-    text = json.dumps(results, indent=2) + "\n"
-    print(text)
+    print(json.dumps(results, indent=2, ensure_ascii=False))
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text)
+        write_json(out, results)
+
+
+def options_of(doc: str | None, *, data: bool = False) -> argparse.ArgumentParser:
+    """Parser with `--out`, and with a required `--data` on demand; its help is the module's docstring."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="a JSON file for the results")
+    if data:
+        parser.add_argument("--data", type=Path, required=True, help="folder of images and weights")
+    return parser
+
+
+def median_seconds(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median wall time of each call, the calls taking turns."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}

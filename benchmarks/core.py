@@ -23,22 +23,12 @@ from torch import Tensor, nn
 
 import large
 import lowpeft
-from common import provenance, write
+from common import median_seconds, options_of, provenance, write
 from lowpeft.core.observation.fingerprint import digests
 from lowpeft.kinds import Attachment, StereoAdapter, StereoConfig
 from lowpeft.ports.layouts import Features, Layout
 
 CHANNELS, HEIGHT, WIDTH = 60, 1080, 1920
-
-
-def median_seconds(call: Callable[[], object], runs: int = 5) -> float:
-    """Median wall time of a call."""
-    times = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def hat_l() -> dict[str, object]:
@@ -84,19 +74,17 @@ def files() -> dict[str, dict[str, float]]:
                 "load": partial(lowpeft.load_adapter, network, folder, name="loaded"),
                 "forward": partial(network, torch.rand(1, 3, 64, 64)),
             }
-            found[name] = {what: round(median_seconds(call, runs=1), 2) for what, call in calls.items()}
+            found[name] = {what: round(seconds, 2) for what, seconds in median_seconds(calls, 1).items()}
     return found
 
 
 def import_seconds() -> dict[str, float]:
     """Median import time of torch and of lowpeft, each in fresh processes, in turn."""
-    times: dict[str, list[float]] = {"torch": [], "lowpeft": []}
-    for _ in range(7):
-        for name, found in times.items():
-            start = time.perf_counter()
-            subprocess.run([sys.executable, "-c", f"import {name}"], check=True)
-            found.append(time.perf_counter() - start)
-    medians = {name: round(statistics.median(found), 3) for name, found in times.items()}
+    imports = {
+        name: partial(subprocess.run, [sys.executable, "-c", f"import {name}"], check=True)
+        for name in ("torch", "lowpeft")
+    }
+    medians = {name: round(seconds, 3) for name, seconds in median_seconds(imports, 7).items()}
     return {**medians, "lowpeft_minus_torch": round(medians["lowpeft"] - medians["torch"], 3)}
 
 
@@ -155,8 +143,7 @@ def memory() -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path)
+    parser = options_of(__doc__)
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     parser.add_argument("--height", type=int, default=HEIGHT, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 import lowpeft
-from common import provenance, write
+from common import options_of, provenance, write
 from lowpeft import Backbone
 from lowpeft.demo import demo_backbone
 from lowpeft.restoration.data import Example, find_scenes, load_example, scenes_with_lr
@@ -178,9 +178,8 @@ def pools(data: Path) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--memory-mb", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -5,14 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lowpeft.paper.reproduce.networks import HAT_L
+from lowpeft.paper.reproduce.networks import HAT_L, hat
 
 
 def hat_l() -> nn.Module:
     """HAT-L x4."""
-    from spandrel.architectures.HAT import HAT
-
-    return HAT(**HAT_L, upscale=4).eval()
+    return hat(**HAT_L, upscale=4).eval()
 
 
 class Wide(nn.Module):

@@ -34,6 +34,7 @@ from safetensors.torch import load_file, save_file
 from spandrel.architectures.HAT import HAT
 from torch import nn
 
+from common import write
 from lowpeft.backbones.networks import EDT, EDTConfig
 from lowpeft.restoration.metrics import psnr
 
@@ -193,8 +194,7 @@ def main() -> None:
     }
     parameters = {k: v.contiguous() for k, v in ema.named_parameters()}
     save_file(parameters, args.out / f"{args.out.name}.safetensors", net.facts)
-    (args.out / "record.json").write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps(record, indent=2))
+    write(record, args.out / "record.json")
 
 
 if __name__ == "__main__":

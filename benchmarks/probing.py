@@ -27,7 +27,7 @@ import torch._dynamo
 from torch import nn
 
 import lowpeft
-from common import provenance, write
+from common import options_of, provenance, write
 from large import Wide, hat_l
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
@@ -107,8 +107,7 @@ def beside_a_running_network() -> dict[str, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="a JSON file for the results")
+    parser = options_of(__doc__)
     parser.add_argument("--only", nargs=2, metavar=("NETWORK", "FAMILY"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.simplefilter("ignore")

@@ -13,7 +13,6 @@ Only training scenes are used: 8 of the 42 are held out and measured on. Needs t
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,10 +23,10 @@ import torch
 from torch import Tensor, nn
 
 import lowpeft
-from common import provenance, write
-from lowpeft.core.operations.injection import pieces, unwrap
+from common import options_of, provenance, write
+from lowpeft.core.attachment.record import pieces, unwrap
 from lowpeft.kinds import StereoAdapter
-from lowpeft.ports.layouts import Layout, Size, to_rows
+from lowpeft.ports.layouts import Features
 from lowpeft.recipes import load_recipe, override, recipe_to_dict
 from lowpeft.restoration.data import Crops, Example, Scene, find_scenes, load_example, read_clean_crops
 from lowpeft.restoration.evaluation import by_network, by_network_alone, measure
@@ -84,12 +83,12 @@ def rows_seen(model: nn.Module, left: Tensor, right: Tensor) -> dict[StereoAdapt
     seen: dict[StereoAdapter, Tensor] = {}
     adapters = [piece for _, _, piece in pieces(unwrap(model)) if isinstance(piece, StereoAdapter)]
 
-    def watch(adapter: StereoAdapter) -> Callable[[Tensor, Layout, Size | None], Tensor]:
+    def watch(adapter: StereoAdapter) -> Callable[[Features], Tensor]:
         original = adapter.delta
 
-        def delta(features: Tensor, layout: Layout, size: Size | None) -> Tensor:
-            seen[adapter] = to_rows(features, layout, size)
-            return original(features, layout, size)
+        def delta(features: Features) -> Tensor:
+            seen[adapter] = features.rows
+            return original(features)
 
         return delta
 
@@ -171,10 +170,7 @@ def one_run(data: Path, seed: int, *, sharp: bool) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    options = options_of(__doc__, data=True).parse_args()
     runs = []
     for seed in SEEDS:
         for sharp in (False, True):

@@ -8,14 +8,10 @@ on one thread; ratios are of these.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import statistics
 import sys
 import tempfile
-import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -23,25 +19,17 @@ import torch
 from torch import nn
 
 import lowpeft
-from common import provenance, write
-from lowpeft.core.attachment import attach, slots
+from common import median_seconds, options_of, provenance, write
+from lowpeft.core.attachment import slots
+from lowpeft.core.attachment.running import strengths_in
+from lowpeft.core.attachment.specialise import set_facets
+from lowpeft.ports.facts import RECORD
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from interrupts import CALLS, interrupt_everywhere
 from stress import stress, switched
 from zoo import image
-
-
-def in_turns(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each call, the calls taking turns."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(found) for name, found in times.items()}
 
 
 def at_once(minutes: float) -> dict[str, object]:
@@ -83,7 +71,7 @@ def switch_microseconds() -> dict[str, float]:
         "using, strengths of 4 images": by_image,
         "set_strength": lambda: lowpeft.set_strength(model, 1.0, name="a"),
     }
-    return {name: round(seconds * 1e6, 1) for name, seconds in in_turns(calls, 2000).items()}
+    return {name: round(seconds * 1e6, 1) for name, seconds in median_seconds(calls, 2000).items()}
 
 
 def hat(width: int, blocks: int) -> nn.Module:
@@ -101,7 +89,7 @@ def forward_ratios() -> dict[str, object]:
     model, x = hat(180, 6), torch.rand(1, 3, 64, 64)
     strengths = {"a": 1.0}
     ungated = copy.deepcopy(model)
-    attach.set_facets(ungated, switched=False)
+    set_facets(ungated, switched=False)
 
     @torch.no_grad()
     def plain() -> None:
@@ -126,12 +114,10 @@ def forward_ratios() -> dict[str, object]:
 
     for call in (plain, gated, used, trained, trained_in_a_block):
         call()
-    forward = in_turns({"none": plain, "default": gated, "using": used}, 15)
-    step = in_turns({"default": trained, "using": trained_in_a_block}, 9)
+    forward = median_seconds({"none": plain, "default": gated, "using": used}, 15)
+    step = median_seconds({"default": trained, "using": trained_in_a_block}, 9)
     tiny, small = switched("hat"), image("hat", 1)
-    lookups = in_turns(
-        {"strengths of one site": lambda: slots.strengths_in(tiny.__dict__[attach.RECORD].switches)}, 2000
-    )
+    lookups = median_seconds({"strengths of one site": lambda: strengths_in(tiny.__dict__[RECORD].switches)}, 2000)
     with torch.no_grad():
         tiny(small)
     return {
@@ -176,9 +162,8 @@ def recompilations() -> dict[str, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("--minutes", type=float, default=1.0, help="of all threads and tasks together")
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     warnings.filterwarnings("ignore", "torch.meshgrid")
     torch.set_num_threads(1)

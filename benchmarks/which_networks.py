@@ -13,7 +13,6 @@ side (`--only`) are put together by one more (`--add A.json B.json --only NOTHIN
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import inspect
 import io
@@ -36,8 +35,9 @@ from torch import nn
 
 import lowpeft
 import networks_checks as checks
-from common import provenance
+from common import options_of, provenance
 from lowpeft.recipes import bundled, load_recipe
+from lowpeft.storage import write_json
 from networks_case import Case, Limit, State, Wrong, pieces, use
 from networks_rows import Row, sizes, takes
 
@@ -304,13 +304,12 @@ def all_rows(official: Path | None) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("--official", type=Path, help="folder of checkouts of the authors' code")
     parser.add_argument("--only", default="", help="regular expression that a network's name or source must hold")
     parser.add_argument("--recipes", nargs="+", default=RECIPES, choices=RECIPES)
     parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds for each recipe of a network")
     parser.add_argument("--add", type=Path, nargs="+", default=[], help="results of other networks, to put together")
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     recipes = tuple(options.recipes)
@@ -333,7 +332,7 @@ def main() -> None:
         "networks": found,
     }
     if options.out:
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
+        write_json(options.out, results)
     print(results["totals"])
 
 

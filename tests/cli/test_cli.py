@@ -120,9 +120,9 @@ def test_a_command_that_runs_out_of_memory_says_so(
 
     monkeypatch.setattr("lowpeft.paper.reproduce.speed.measure_speed", no_memory)
     assert main(["reproduce", "count", "--speed", "--smoke"]) == 2
-    assert capsys.readouterr().err == (
-        "lowpeft reproduce: does not fit into memory; smaller images or --memory-mb take less\n"
-    )
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("lowpeft reproduce: ")
+    assert "--memory-mb" in line
 
 
 def test_enhance_writes_what_the_model_gives(work: Path, tmp_path: Path) -> None:
@@ -193,7 +193,9 @@ def test_ipt_refuses_another_crop(tmp_path: Path, capsys: pytest.CaptureFixture[
     arguments = ["train", "stereo", "--weights", str(other_network("ipt", tmp_path)), "--task", "0_x2"]
     arguments += ["--data", str(tmp_path / "pairs"), "--out", str(tmp_path / "x"), "--crop", "32", "80"]
     assert main(arguments) == 2
-    assert "IPT is trained on crops of 96x96 HR px, not 32x80" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "96x96" in error
+    assert "32x80" in error
     assert not (tmp_path / "x").exists()
 
 
@@ -203,31 +205,31 @@ def bad_inputs() -> list[tuple[list[str], str]]:
     train = ["train", "stereo", "--weights", "demo", "--data", "{work}/pairs", "--out", "{work}/x", "--steps", "1"]
     return [
         (["plan", "stereoo", "--weights", "demo"], "did you mean 'stereo'"),
-        (["plan", "stereo", "--weights", "{work}/none.pth"], "no checkpoint file"),
-        (["plan", "stereo", "--weights", "{work}/L.png"], "not a checkpoint"),
-        (["plan", "stereo", "--weights", "demo", "--task", "sr_x4"], "single task"),
+        (["plan", "stereo", "--weights", "{work}/none.pth"], "none.pth"),
+        (["plan", "stereo", "--weights", "{work}/L.png"], "L.png"),
+        (["plan", "stereo", "--weights", "demo", "--task", "sr_x4"], "--task sr_x4"),
         (["plan", "stereo", "--weights", "demo", "--set", "evry=1"], "did you mean 'every'"),
         (["plan", "stereo", "--weights", "demo", "--set", "every"], "FIELD=VALUE"),
         (["plan", "stereo", "--weights", "demo", "--set", "every=1", "--set", "every=2"], "another --set"),
         (["plan", "stereo", "--weights", "demo", "--set", "stereo=1", "--set", "stereo.every=2"], "another --set"),
         (["info", "{work}"], "not an adapter folder"),
-        (["info", "{work}/nothing"], "not an adapter folder"),
+        (["info", "{work}/nothing"], "nothing"),
         (["enhance", "{work}/none.png", *up[2:]], "none.png"),
-        ([*up[:2], *up[3:]], "makes a stereo model: give it two views"),
-        (["enhance", "{work}/pairs/train_0000_L.png", *up[2:]], "differ in size"),
+        ([*up[:2], *up[3:]], "two views"),
+        (["enhance", "{work}/pairs/train_0000_L.png", *up[2:]], "train_0000_L.png"),
         (["enhance", "{work}/adapter/README.md", *up[2:]], "README.md"),
         ([*up, "--scale", "4"], "x2 network"),
         ([*up[:-1], "{work}/nothing"], "nothing"),
-        (["enhance", up[1], up[1], *up[3:]], "different file names"),
-        ([*up, "--device", "cuda:77"], "cannot be used here"),
+        (["enhance", up[1], up[1], *up[3:]], "L_x2.png"),
+        ([*up, "--device", "cuda:77"], "cuda:77"),
         ([*up, "--out", "{work}/L.png"], "L.png"),
         ([*train[:5], "{work}/nothing", *train[6:]], "nothing"),
         ([*train, "--crop", "999", "999"], "999"),
         ([*train, "--batch", "0"], "batch"),
         ([*train, "--test-lr", "{work}"], "--test-lr"),
         (["demo", "--data", "{work}/nothing", "--out", "{work}/demo"], "nothing"),
-        (["demo", "--data", "{work}/pairs", "--out", "{work}/L.png"], "cannot make the folder"),
-        (["demo", "--data", "{work}/pairs", "--out", "{work}/demo", "--steps", "0"], "steps must be"),
+        (["demo", "--data", "{work}/pairs", "--out", "{work}/L.png"], "L.png"),
+        (["demo", "--data", "{work}/pairs", "--out", "{work}/demo", "--steps", "0"], "steps"),
     ]
 
 

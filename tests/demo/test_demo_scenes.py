@@ -214,14 +214,14 @@ def test_written_scenes_are_found_and_loaded(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"cannot make the folder .*file"):
+    with pytest.raises(DataError, match="file"):
         write_scenes(tmp_path / "file", [0])
 
 
 # --- Bad input
 @pytest.mark.parametrize("size", [(63, 384), (192, 127), (385, 384), (192, 481)])
 def test_sizes_out_of_range_are_refused(size: tuple[int, int]) -> None:
-    with pytest.raises(DataError, match=f"{size[1]}x{size[0]} px: .* 128x64 to 480x384 px"):
+    with pytest.raises(DataError, match=f"{size[1]}x{size[0]} .*128x64 .*480x384"):
         make_scene(0, size_px=size)
 
 
@@ -231,7 +231,7 @@ def test_the_largest_size_can_be_made(split: making.Split) -> None:
 
 
 def test_unknown_splits_are_refused() -> None:
-    with pytest.raises(DataError, match=r"no split 'validation'.*train, test"):
+    with pytest.raises(DataError, match=r"'validation'.*train, test"):
         make_scene(0, split="validation")  # type: ignore[arg-type]
 
 

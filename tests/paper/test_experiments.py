@@ -18,9 +18,9 @@ import lowpeft
 from lowpeft import PlanError, SpatialConfig, StereoConfig, load_recipe
 from lowpeft.paper.experiments import (
     Experiment,
-    Figures,
     Paper,
     Printed,
+    PrintedFigures,
     Row,
     Score,
     bundled_experiments,
@@ -170,7 +170,7 @@ def test_a_table_gives_its_values() -> None:
     lines = (
         Printed(
             name="HAT",
-            figures=(Figures(test_set="kitti", left=Score(db=23.5, ssim=0.7), mean=Score(db=24, ssim=0.75)),),
+            figures=(PrintedFigures(test_set="kitti", left=Score(db=23.5, ssim=0.7), mean=Score(db=24, ssim=0.75)),),
         ),
         Printed(name="ours", trained_m=1.97, hours=0, memory_gb=21.37, note="a guess"),
     )
@@ -209,7 +209,7 @@ def test_what_is_not_printed_is_none() -> None:
         table(printed=[{"name": "one", "figures": {"kitti": {"mean": [24.5, 0.7]}}}])
     ).printed
     assert (line.trained_m, line.hours, line.memory_gb, line.on("kitti").left) == (None, None, None, None)
-    assert line.on("middlebury") == Figures(test_set="middlebury")
+    assert line.on("middlebury") == PrintedFigures(test_set="middlebury")
 
 
 @pytest.mark.parametrize("as_text", [True, False])

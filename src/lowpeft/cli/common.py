@@ -15,6 +15,7 @@ from torch import nn
 from ..backbones.checkpoints import Choice, which_weights
 from ..backbones.opening import load_backbone
 from ..core.files.adapter_files import load_adapter
+from ..core.observation.describe import image_facts
 from ..errors import LowpeftError
 from ..ports.facts import Backbone
 from ..recipes import bundled
@@ -82,7 +83,7 @@ def refuse_without_adapter(options: argparse.Namespace) -> None:
     """
     for name in ("revision", "force") if options.adapter is None else ():
         if getattr(options, name):
-            raise LowpeftError(f"--{name} is about an adapter: give --adapter")
+            raise LowpeftError(f"--{name} needs an adapter: give --adapter")
 
 
 def adapted(options: argparse.Namespace, base: Backbone) -> nn.Module:
@@ -128,6 +129,29 @@ def add_inference(sub: argparse.ArgumentParser) -> None:
     )
 
 
+def add_views(sub: argparse.ArgumentParser, right: str = "") -> None:
+    """Add the arguments for a pair of views, or one image."""
+    sub.add_argument("left", help="left view, or the only image")
+    sub.add_argument("right", nargs="?", help=f"right view, of the same size{right}")
+
+
+def view_paths(options: argparse.Namespace) -> list[str]:
+    """Return the files of the views, or of the only image."""
+    return [options.left] if options.right is None else [options.left, options.right]
+
+
+def network_scale(options: argparse.Namespace, base: Backbone) -> int:
+    """Return the network's scale.
+
+    Raises:
+        LowpeftError: `--scale` asks for another one.
+    """
+    scale = image_facts(base).scale
+    if options.scale not in (None, scale):
+        raise LowpeftError(f"--scale {options.scale} was asked for, but {options.weights} is a x{scale} network")
+    return scale
+
+
 def tiling(options: argparse.Namespace) -> Tiling:
     """Return the tiling that `--memory-mb` selects."""
     return Tiling(memory_mb=options.memory_mb)
@@ -158,15 +182,15 @@ def backbone(options: argparse.Namespace, *, quiet: bool = False) -> Backbone:
     """
     if options.weights != "demo":
         choice: Choice = "raw" if options.raw_weights else "ema"
-        found = load_backbone(options.weights, task=options.task, weights=choice, allow_half=options.allow_half)
-        if (which := which_weights(found.notes)) is not None and not quiet:
+        base = load_backbone(options.weights, task=options.task, weights=choice, allow_half=options.allow_half)
+        if (which := which_weights(base.notes)) is not None and not quiet:
             print(f"weights: {which}", file=sys.stderr)
-        return found
+        return base
     if options.raw_weights or options.allow_half:
-        asked = "--raw-weights" if options.raw_weights else "--allow-half"
-        raise LowpeftError(f"{asked} was asked for, and the demo network has one set of weights, in float32")
+        option = "--raw-weights" if options.raw_weights else "--allow-half"
+        raise LowpeftError(f"leave out {option}: the demo network has one set of weights, in float32")
     if options.task is not None:
-        raise LowpeftError(f"--task {options.task} was asked for, and the demo network has a single task")
+        raise LowpeftError(f"leave out --task {options.task}: the demo network has a single task")
     from ..demo import demo_backbone
 
     return demo_backbone()
@@ -177,7 +201,7 @@ def overrides(settings: list[str]) -> dict[str, Any]:
 
     E.g. `every=1` and `spatial.reduction=8` give `{"every": 1, "spatial": {"reduction": 8}}`.
     """
-    found: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or not name:
@@ -187,11 +211,11 @@ def overrides(settings: list[str]) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             value = text
         kind, dot, field = name.partition(".")
-        table, key = (found.setdefault(kind, {}), field) if dot else (found, name)
+        table, key = (changes.setdefault(kind, {}), field) if dot else (changes, name)
         if not isinstance(table, dict) or key in table:
-            raise LowpeftError(f"--set {setting!r} changes what another --set has set; give one of them")
+            raise LowpeftError(f"--set {setting!r} changes the same field as another --set; give one of them")
         table[key] = value
-    return found
+    return changes
 
 
 def device(name: str) -> torch.device:

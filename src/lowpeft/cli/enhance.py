@@ -9,9 +9,21 @@ from typing import Any
 from torch import Tensor
 
 from ..core.attachment.views import StereoModel
-from ..core.observation.describe import image_facts
 from ..errors import DataError, LowpeftError
-from .common import adapted, add_adapter, add_device, add_inference, add_weights, backbone, device, new_command, tiling
+from .common import (
+    adapted,
+    add_adapter,
+    add_device,
+    add_inference,
+    add_views,
+    add_weights,
+    backbone,
+    device,
+    network_scale,
+    new_command,
+    tiling,
+    view_paths,
+)
 
 
 def add_to(commands: Any) -> None:
@@ -23,10 +35,7 @@ def add_to(commands: Any) -> None:
         "restore or super-resolve a pair of views, or one image, with a frozen network and an adapter",
         "lowpeft enhance left.png right.png --weights CRAFT_x4.pth --adapter my-adapter --out results",
     )
-    sub.add_argument("left", help="left view, or the only image")
-    sub.add_argument(
-        "right", nargs="?", help="right view, of the same size; adapters of single-image recipes need none"
-    )
+    add_views(sub, "; adapters of single-image recipes need none")
     add_weights(sub)
     add_adapter(sub, required=True)
     sub.add_argument(
@@ -46,15 +55,13 @@ def run(options: argparse.Namespace) -> None:
     from ..restoration.inference import enhance, is_out_of_memory
     from ..restoration.progress import progress
 
-    paths = [options.left] if options.right is None else [options.left, options.right]
+    paths = view_paths(options)
     images = [read_image(path) for path in paths]
     if images[0].shape != images[-1].shape:
         sizes = [f"{v.shape[-1]}x{v.shape[-2]} px" for v in images]
         raise DataError(f"the views differ in size: {paths[0]} is {sizes[0]}, {paths[1]} is {sizes[1]}")
     base = backbone(options)
-    scale = image_facts(base).scale
-    if options.scale not in (None, scale):
-        raise DataError(f"--scale {options.scale} was asked for, but {options.weights} is a x{scale} network")
+    scale = network_scale(options, base)
     names = [f"{Path(p).stem}_x{scale}.png" for p in paths]
     if len(set(names)) < len(paths):
         raise DataError(f"both views would be written to {names[0]}: give them different file names")

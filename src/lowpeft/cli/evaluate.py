@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,12 @@ import torch
 from torch import Tensor
 
 from ..core.attachment.record import module_of
-from ..core.observation.describe import image_facts
 from ..errors import LowpeftError
 from ..ports.facts import Backbone
 from ..restoration.data import Example, Scene, find_scenes, load_example
 from ..restoration.images import make_folder
 from ..restoration.inference import DEFAULT_WINDOW_PX, local_pooling
-from ..restoration.metrics import PROTOCOLS, Protocol
+from ..restoration.metrics import PROTOCOLS
 from ..version import version
 from .common import (
     adapted,
@@ -30,6 +30,7 @@ from .common import (
     add_weights,
     backbone,
     device,
+    network_scale,
     new_command,
     refuse_without_adapter,
     tiling,
@@ -38,7 +39,6 @@ from .common import (
 
 if TYPE_CHECKING:
     from ..restoration.evaluation import Report
-    from ..restoration.inference.network import Views
 
 
 def add_to(commands: Any) -> None:
@@ -79,7 +79,7 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Measure, print and write the reports."""
-    from ..restoration.evaluation import overview, write_reports
+    from ..restoration.evaluation import by_bicubic, evaluate, measure, overview, write_reports
 
     protocol = PROTOCOLS.find(options.protocol)
     base = backbone(options) if options.weights else None
@@ -88,9 +88,15 @@ def run(options: argparse.Namespace) -> None:
     out = make_folder(options.out) if options.out else None
     reports = []
     if options.bicubic:
-        reports.append(_bicubic(options, scenes, scale, protocol, None if base else out))
+        bicubic = partial(measure, by_bicubic(scale), scale=scale, protocol=protocol)
+        reports.append(_measured(bicubic, "bicubic", options, scenes, scale, None if base else out))
     if base is not None:
-        reports.append(_network(options, scenes, base, scale, protocol, out))
+        model = adapted(options, base) if options.adapter else base
+        module_of(model).to(device(options.device))
+        network = partial(evaluate, model, protocol=protocol.name, ensemble=options.ensemble, tiling=tiling(options))
+        with nullcontext() if options.local_pooling is None else local_pooling(model, _window_px(options)):
+            name = "adapted" if options.adapter else "frozen"
+            reports.append(_measured(network, name, options, scenes, scale, out))
     print(reports[-1])
     if len(reports) > 1:
         print(f"\n{overview(reports)}")
@@ -104,107 +110,63 @@ def _scale(options: argparse.Namespace, base: Backbone | None) -> int:
     if base is None:
         for option in ("adapter", "ensemble", "memory_mb", "local_pooling", "task", "raw_weights", "allow_half"):
             if getattr(options, option) not in (None, False):
-                raise LowpeftError(f"--{option.replace('_', '-')} is about a network: give --weights")
+                raise LowpeftError(f"--{option.replace('_', '-')} needs a network: give --weights")
         if not options.bicubic or options.scale is None:
             raise LowpeftError("give --weights, or --bicubic with --scale to measure bicubic alone")
         return int(options.scale)
-    scale = image_facts(base).scale
-    if options.scale not in (None, scale):
-        raise LowpeftError(f"--scale {options.scale} was asked for, but {options.weights} is a x{scale} network")
-    return scale
+    return network_scale(options, base)
 
 
-def _examples(options: argparse.Namespace, scenes: tuple[Scene, ...], scale: int) -> Iterator[Example]:
-    return (load_example(s, scale, border=options.border, halve=options.halve) for s in scenes)
-
-
-def _bicubic(
-    options: argparse.Namespace, scenes: tuple[Scene, ...], scale: int, protocol: Protocol, out: Path | None
-) -> Report:
-    from ..restoration.evaluation import by_bicubic, measure
-    from ..restoration.progress import progress
-
-    with progress("bicubic", len(scenes)) as advance:
-
-        def seen(example: Example, results: Views) -> None:
-            _draw(out, example, {}, scale)
-            advance(example.name)
-
-        return measure(
-            by_bicubic(scale),
-            _examples(options, scenes, scale),
-            scale=scale,
-            protocol=protocol,
-            method="bicubic",
-            seen=seen,
-        )
-
-
-def _network(
+def _measured(
+    call: Callable[..., Report],
+    method: str,
     options: argparse.Namespace,
     scenes: tuple[Scene, ...],
-    base: Backbone,
     scale: int,
-    protocol: Protocol,
     out: Path | None,
 ) -> Report:
-    from ..restoration.evaluation import evaluate
+    """Measure the scenes with a progress bar; with `out`, also draw a picture of each."""
+    from ..restoration.evaluation.pictures import draw_scene
     from ..restoration.progress import progress
 
-    model = adapted(options, base) if options.adapter else base
-    module_of(model).to(device(options.device))
-    name = "adapted" if options.adapter else "frozen"
-    with progress(name, len(scenes)) as advance, _pools(model, options.local_pooling):
+    examples = (load_example(s, scale, border=options.border, halve=options.halve) for s in scenes)
+    with progress(method, len(scenes)) as advance:
 
-        def seen(example: Example, results: Views) -> None:
-            _draw(out, example, {name: results[0]}, scale)
+        def seen(example: Example, results: tuple[Tensor, ...]) -> None:
+            if out is not None:
+                shown = {} if method == "bicubic" else {method: results[0]}
+                draw_scene(out / "pictures" / f"{example.name}.png", example, shown, scale=scale)
             advance(example.name)
 
-        found = evaluate(
-            model,
-            _examples(options, scenes, scale),
-            protocol=protocol.name,
-            ensemble=options.ensemble,
-            tiling=tiling(options),
-            seen=seen,
-        )
-    return replace(found, method=name)
+        return replace(call(examples, seen=seen), method=method)
 
 
-def _draw(out: Path | None, example: Example, results: dict[str, Tensor], scale: int) -> None:
-    from ..restoration.evaluation.pictures import draw_scene
-
-    if out is not None:
-        draw_scene(out / "pictures" / f"{example.name}.png", example, results, scale=scale)
-
-
-def _window_px(numbers: list[int]) -> tuple[int, int]:
+def _window_px(options: argparse.Namespace) -> tuple[int, int]:
+    """Return height and width of the window that `--local-pooling` selects."""
+    numbers: list[int] = options.local_pooling
     if len(numbers) > 2:
         raise LowpeftError(f"--local-pooling takes a side, or height and width, not {len(numbers)} numbers")
     return (numbers[0], numbers[-1]) if numbers else DEFAULT_WINDOW_PX
-
-
-def _pools(model: object, numbers: list[int] | None) -> AbstractContextManager[object]:
-    return nullcontext() if numbers is None else local_pooling(model, _window_px(numbers))
 
 
 def _facts(
     options: argparse.Namespace, scenes: tuple[Scene, ...], scale: int, base: Backbone | None
 ) -> dict[str, object]:
     """Return the facts of the run that its report files begin with."""
-    found = all(scene.lr for scene in scenes)
     facts: dict[str, object] = {
         "lowpeft": version(),
         "torch": torch.__version__,
         "data": Path(options.data).resolve().name,
         "HR images": "halved" if options.halve else "as they are",
-        "LR images": "files" if found else f"made by MATLAB's bicubic, {options.border} border",
+        "LR images": (
+            "files" if all(scene.lr for scene in scenes) else f"made by MATLAB's bicubic, {options.border} border"
+        ),
         "scale": scale,
     }
     if base is not None:
         facts |= weights_facts(options, base)
         facts["device"] = str(device(options.device))
         if options.local_pooling is not None:
-            facts["local_pooling"] = list(_window_px(options.local_pooling))
+            facts["local_pooling"] = list(_window_px(options))
     names = ("task", "allow_half", "adapter", "revision", "force", "ensemble", "memory_mb")
     return facts | {name: getattr(options, name) for name in names if getattr(options, name) not in (None, False)}

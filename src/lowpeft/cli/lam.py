@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,13 @@ from .common import (
     adapted,
     add_adapter,
     add_device,
+    add_views,
     add_weights,
     backbone,
     device,
     new_command,
     refuse_without_adapter,
+    view_paths,
     weights_facts,
 )
 
@@ -44,8 +45,7 @@ def add_to(commands: Any) -> None:
         "local attribution maps: show which pixels of both views, or of one image, a patch of the result was made from",
         "lowpeft lam left.png right.png --weights CRAFT_x4.pth --adapter my-adapter --patch 96 200 16 --out lam",
     )
-    sub.add_argument("left", help="left view, or the only image")
-    sub.add_argument("right", nargs="?", help="right view, of the same size")
+    add_views(sub)
     add_weights(sub)
     add_adapter(sub, more="; the frozen network is shown beside it")
     sub.add_argument(
@@ -77,8 +77,7 @@ def run(options: argparse.Namespace) -> None:
     settings = LamSettings(steps=options.steps, sigma_px=options.sigma, chunk=options.chunk)
     y, x, side = options.patch
     patch = Patch(y_px=y, x_px=x, side_px=side, view=options.view)
-    paths = [options.left] if options.right is None else [options.left, options.right]
-    views = [to_float(read_image(path)) for path in paths]
+    views = [to_float(read_image(path)) for path in view_paths(options)]
     base = backbone(options)
     folder = make_folder(options.out)
     columns = _attributions(options, base, views, patch, settings)
@@ -87,22 +86,18 @@ def run(options: argparse.Namespace) -> None:
     picture = draw_attributions(
         columns, views, scale=image_facts(base).scale, notes=_notes(options, base, settings, columns)
     )
-    with _writing(folder):
+    # Signed maps by `NETWORK.VIEW`, e.g. `adapted.left`.
+    maps = {f"{name}.{v}": m for name, each in columns.items() for v, m in zip(each.views, each.maps, strict=True)}
+    try:
         write_json(folder / "lam.json", record)
         with new_file(folder / "lam.safetensors") as temporary:
-            save_file(_maps(columns), temporary)
+            save_file(maps, temporary)
         with new_file(folder / "lam.png") as temporary:
             picture.save(temporary, format="png", optimize=True)
-    for name, what in {"figures": "lam.json", "maps": "lam.safetensors", "picture": "lam.png"}.items():
-        print(f"{name:<8}{folder / what}")
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
     except OSError as error:
         raise DataError(f"cannot write to the folder {folder}: {error.strerror or error}") from error
+    for name, what in {"figures": "lam.json", "maps": "lam.safetensors", "picture": "lam.png"}.items():
+        print(f"{name:<8}{folder / what}")
 
 
 def _attributions(
@@ -111,20 +106,16 @@ def _attributions(
     """Return the attributions of the adapted and the frozen network, or of the network alone without an adapter."""
     from ..restoration.progress import progress
 
-    compared = options.adapter is not None
-    model = adapted(options, base) if compared else base
+    model = base if options.adapter is None else adapted(options, base)
     module_of(model).to(device(options.device))
-    total = chunks(settings) * (2 if compared else 1)
+    total = chunks(settings) * (1 if options.adapter is None else 2)
     with progress("attributing", total) as advance:
-
-        def attributed() -> Attribution:
-            return attribute(model, *views, patch=patch, settings=settings, advance=advance)
-
-        if not compared:
+        attributed = partial(attribute, model, *views, patch=patch, settings=settings, advance=advance)
+        if options.adapter is None:
             return {"network": attributed()}
-        columns = {"adapted": attributed()}
+        with_adapter = attributed()
         with disabled(model):
-            return {**columns, "frozen": attributed()}
+            return {"adapted": with_adapter, "frozen": attributed()}
 
 
 def _record(
@@ -140,21 +131,12 @@ def _record(
         "device": str(device(options.device)),
         "network": {"architecture": base.architecture, "scale": base.scale, **weights_facts(options, base)},
         "adapter": options.adapter,
-        "views": [options.left] if options.right is None else [options.left, options.right],
+        "views": view_paths(options),
         "patch": dataclasses.asdict(patch),
         "settings": dataclasses.asdict(settings),
         **{name: value for name in ("task", "revision") if (value := getattr(options, name)) is not None},
         **{name: True for name in ("allow_half", "force") if getattr(options, name)},
         "figures": {name: each.figures() for name, each in columns.items()},
-    }
-
-
-def _maps(columns: dict[str, Attribution]) -> dict[str, Tensor]:
-    """Return the signed maps by `NETWORK.VIEW`, e.g. `adapted.left`."""
-    return {
-        f"{name}.{view}": values
-        for name, each in columns.items()
-        for view, values in zip(each.views, each.maps, strict=True)
     }
 
 

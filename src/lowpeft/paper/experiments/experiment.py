@@ -207,7 +207,7 @@ def _rows(tables: object, lines: Mapping[str, Printed], problems: list[str]) -> 
     if not isinstance(tables, list) or not tables:
         problems.append("[[row]] is missing; give one table for each row")
         return ()
-    return tuple(read_tables(tables, lambda table, found: _row(table, lines, found), "row", problems))
+    return tuple(read_tables(tables, lambda table, wrong: _row(table, lines, wrong), "row", problems))
 
 
 def _row(table: Mapping[str, Any], lines: Mapping[str, Printed], problems: list[str]) -> Row | None:

@@ -23,7 +23,7 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figures:
+class PrintedFigures:
     """Scores of a line on one test set; None if not printed.
 
     Attributes:
@@ -56,12 +56,12 @@ class Printed:
     trained_m: float | None = None
     hours: float | None = None
     memory_gb: float | None = None
-    figures: tuple[Figures, ...] = ()
+    figures: tuple[PrintedFigures, ...] = ()
     note: str = ""
 
-    def on(self, test_set: str) -> Figures:
+    def on(self, test_set: str) -> PrintedFigures:
         """Return the scores on a test set; both are None if none are printed."""
-        return next((f for f in self.figures if f.test_set == test_set), Figures(test_set=test_set))
+        return next((f for f in self.figures if f.test_set == test_set), PrintedFigures(test_set=test_set))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,17 +109,17 @@ def read_tables(
     values: list[T] = []
     names: list[object] = []
     for number, table in enumerate(tables, start=1):
-        found: list[str] = []
+        wrong: list[str] = []
         name = table.get("name") if isinstance(table, Mapping) else None
-        value = read(table, found) if isinstance(table, Mapping) else None
+        value = read(table, wrong) if isinstance(table, Mapping) else None
         if not isinstance(table, Mapping):
-            found.append(f"must be a table, not {table!r}")
+            wrong.append(f"a {what} must be a table, not {table!r}")
         elif name is not None and name in names:
-            found.append(f"another {what} has this name")
+            wrong.append(f"another {what} has this name")
         elif value is not None:
             values.append(value)
         names.append(name)
-        problems += [f"{what} {number}{'' if name is None else f' ({name!r})'}: {problem}" for problem in found]
+        problems += [f"{what} {number}{'' if name is None else f' ({name!r})'}: {problem}" for problem in wrong]
     return values
 
 
@@ -144,7 +144,7 @@ def _line(table: Mapping[str, Any], problems: list[str]) -> Printed | None:
     return None if problems else Printed(**values, **optional, figures=figures)
 
 
-def _figures(tables: object, problems: list[str]) -> tuple[Figures, ...]:
+def _figures(tables: object, problems: list[str]) -> tuple[PrintedFigures, ...]:
     if not isinstance(tables, Mapping) or not all(isinstance(t, Mapping) and t for t in tables.values()):
         problems.append(f"figures must have a table with left, mean or both for each test set, not {tables!r}")
         return ()
@@ -152,7 +152,7 @@ def _figures(tables: object, problems: list[str]) -> tuple[Figures, ...]:
     for name, table in tables.items():
         check_keys(table, VIEWS, f"figures.{name}", problems)
         scores = {view: _score(table[view], f"figures.{name}.{view}", problems) for view in VIEWS if view in table}
-        figures.append(Figures(test_set=name, **scores))
+        figures.append(PrintedFigures(test_set=name, **scores))
     return tuple(figures)
 
 

@@ -27,8 +27,8 @@ def paper_table(experiment: Experiment) -> list[list[str]]:
     table = [[*header, *(f"{name}, {view}" for name, view in scores), "row"]]
     for line in lines:
         cells = [line.name, *(amount(getattr(line, key)) for key in costs), _trained(experiment, line)]
-        found = [getattr(line.on(name), view) for name, view in scores]
-        table.append([*cells, *(NOTHING if score is None else str(score) for score in found), _role(experiment, line)])
+        printed = [getattr(line.on(name), view) or NOTHING for name, view in scores]
+        table.append([*cells, *map(str, printed), _role(experiment, line)])
     return table
 
 
@@ -38,11 +38,12 @@ def remarks(experiment: Experiment) -> list[str]:
     for line in experiment.printed:
         if line.note:
             of_lines.setdefault(line.note, []).append(line.name)
-    found = [*experiment.notes, *(f"{'; '.join(names)}: {note}." for note, names in of_lines.items())]
     alone = [row.name for row in experiment.rows if row.paper.adapted is None]
-    if alone:
-        found.append(f"Rows that the paper prints no figures for: {', '.join(alone)}.")
-    return found
+    return [
+        *experiment.notes,
+        *(f"{'; '.join(names)}: {note}." for note, names in of_lines.items()),
+        *([f"Rows that the paper prints no figures for: {', '.join(alone)}."] if alone else []),
+    ]
 
 
 def shown(experiment: Experiment) -> str:

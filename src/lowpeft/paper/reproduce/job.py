@@ -22,7 +22,6 @@ from ...core.attachment.record import module_of
 from ...core.files.adapter_files import load_adapter, read_adapter
 from ...core.operations.state import adapter_parameters, summary
 from ...errors import LowpeftError
-from ...ports.facts import Backbone
 from ...recipes import Recipe, TrainSettings, recipe_to_dict
 from ...restoration.data import Crops, Scene, find_scenes, load_example, read_clean_crops
 from ...restoration.evaluation import by_network, by_network_alone, measure
@@ -178,6 +177,10 @@ def run_job(job: Job, folder: Path) -> Outcome:
         trained = sum(p.numel() for _, p in adapter_parameters(model)) if job.adapter is not None else 0
         seconds, peak_mb = 0.0, _peak_mb(job)
     module.eval()
+    which = which_weights(backbone.notes)
+    notes = [] if which is None else [f"{job.weights.name}: {which}"]
+    if job.adapter is not None:
+        notes += [note.removeprefix("default: ") for note in summary(model).notes]
     tests = {name: find_scenes(path, scale=job.scale) for name, path in job.tests}
     outcome = Outcome(
         row=job.row,
@@ -188,7 +191,7 @@ def run_job(job: Job, folder: Path) -> Outcome:
         peak_mb=round(peak_mb, 1),
         figures={name: _measure(model, job, name, scenes) for name, scenes in tests.items()},
         scenes={name: len(scenes) for name, scenes in tests.items()},
-        notes=_notes(model, backbone, job),
+        notes=notes,
     )
     made = {
         "lowpeft": version(),
@@ -224,15 +227,6 @@ def _train(model: object, settings: TrainSettings, job: Job, folder: Path) -> tu
     if done.resumed_at < done.steps or not peak.exists():  # a process that only measures has another peak
         write_json(peak, {"peak_mb": _peak_mb(job)})
     return done.parameters, done.seconds, json.loads(peak.read_text(encoding="utf-8"))["peak_mb"]
-
-
-def _notes(model: object, backbone: Backbone, job: Job) -> list[str]:
-    """Return a note on which weights were loaded, if the file has averages, and the notes of a ready adapter's plan."""
-    which = which_weights(backbone.notes)
-    return [
-        *([] if which is None else [f"{job.weights.name}: {which}"]),
-        *(note.removeprefix("default: ") for note in (summary(model).notes if job.adapter is not None else ())),
-    ]
 
 
 def _measure(model: object, job: Job, name: str, scenes: Sequence[Scene]) -> dict[str, float]:
