@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import lowpeft
-from lowpeft import LoRAConfig, MultiViewModel, PlanError, SpatialConfig
+from lowpeft import LoRAConfig, MultiViewModel, PlanError, SpatialConfig, VeRAConfig
 from lowpeft.kinds import kinds
 from states import assert_same_tensors, randomise_adapters, run_acceptance_script, tensors
 from stress import stress, switched
@@ -267,6 +267,19 @@ def test_merging_with_strengths_by_image_is_refused(model: nn.Module) -> None:
     with lowpeft.using(model, {"low": [0.5, 1.0]}), pytest.raises(PlanError, match="strengths by image"):
         lowpeft.merge(model)
     assert_same_tensors(tensors(model), before)
+
+
+def test_the_report_of_a_merge_lists_every_part_that_stays(tmp_path: Path) -> None:
+    """A shared part stays with the adapter that is off, though an adapter of the same kind is merged."""
+    root = build("edsr")
+    for name, path in (("on", "body.0.body.0"), ("off", "body.1.body.0")):
+        lowpeft.adapt(root, VeRAConfig(target=path, rank=2), name=name)
+    randomise_adapters(root)
+    with lowpeft.using(root, {"on": 1.0}):
+        report = lowpeft.merge(root)
+    assert report.merged == ("body.0.body.0.vera_weight",)
+    assert report.kept == ("vera_root", "body.1.body.0.vera_weight")
+    assert {n.rpartition(".")[0] for n in lowpeft.adapter_state_dict(root, name="off")} == set(report.kept)
 
 
 # --- several adapters on one tensor ----------------------------------------------------------------------------------
