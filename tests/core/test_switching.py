@@ -196,18 +196,18 @@ def test_a_replica_has_the_setting_of_the_thread_that_made_it(shared: nn.Module)
 @pytest.mark.parametrize(
     ("strengths", "message"),
     [
-        ({"c": 1.0}, "no adapter named 'c'"),
-        ({1: 1.0}, "no adapter named 1"),
+        ({"c": 1.0}, "'c'"),
+        ({1: 1.0}, " 1;"),
         ({"a": 1.5}, r"0\.\.1"),
         ({"a": True}, r"0\.\.1"),
         ({"a": "1"}, r"0\.\.1"),
         ({"a": [0.5, 2.0]}, r"0\.\.1"),
         ({"a": [[0.5]]}, r"0\.\.1"),
-        ({"a": torch.ones(2, 1)}, "a list of one for each image"),
-        ({"a": []}, "there are none"),
-        ({"a": [0.1, 0.2], "b": [0.1, 0.2, 0.3]}, "2 and 3 images"),
-        ("a", "a table of strengths"),
-        ({"a": torch.ones(2, requires_grad=True)}, "would get none"),
+        ({"a": torch.ones(2, 1)}, r"0\.\.1"),
+        ({"a": []}, "empty"),
+        ({"a": [0.1, 0.2], "b": [0.1, 0.2, 0.3]}, "2 and 3"),
+        ("a", "not 'a'"),
+        ({"a": torch.ones(2, requires_grad=True)}, "detach"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(shared: nn.Module, strengths: Any, message: str) -> None:
@@ -219,7 +219,7 @@ def test_a_block_whose_adapter_is_gone_says_so(model: nn.Module) -> None:
     a = under(model, {"a": 1.0})
     with lowpeft.using(model, {"a": 1.0, "b": 0.0}):
         lowpeft.delete(model, "b")
-        with pytest.raises(PlanError, match="b is in use here, but has been taken out or renamed; attached are a, low"):
+        with pytest.raises(PlanError, match=r"^b .* a, low"):
             out(model)
         with lowpeft.using(model, {"a": 1.0}):
             assert torch.equal(out(model), a)
@@ -239,7 +239,7 @@ def test_what_another_thread_merges_is_refused_in_a_block_that_names_it(model: n
         thread = threading.Thread(target=contextvars.Context().run, args=(lambda: lowpeft.merge(model, name="low"),))
         thread.start()
         thread.join()
-        with pytest.raises(PlanError, match="low is in use here"):
+        with pytest.raises(PlanError, match=r"^low "):
             out(model)
 
 
@@ -257,7 +257,7 @@ def test_a_model_of_views_without_its_mixing_adapter_says_so() -> None:
     stereo = lowpeft.adapt(build("edsr"), "stereo", name="st")
     lowpeft.adapt(stereo, "spatial", name="rain")
     lowpeft.delete(stereo, "st")
-    with pytest.raises(PlanError, match="that mix 2 views were taken out"):
+    with pytest.raises(PlanError, match="2 views"):
         stereo(image("edsr"), image("edsr"))
     assert lowpeft.list_adapters(stereo) == ["rain"]
 

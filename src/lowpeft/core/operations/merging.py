@@ -114,7 +114,7 @@ def _merge(root: nn.Module, name: str | None, example: Example | None, undo: Und
                 new = adapted_tensor(module, tensor, adapters)
                 exact = adapted_tensor(module, tensor, adapters, exact=True)
             if not torch.isfinite(new).all():
-                raise PlanError(f"merging into {path}.{tensor} would give NaN or infinity; nothing was merged")
+                raise PlanError(f"merging into {path}.{tensor} would give NaN or infinity, so nothing was merged")
             difference = max(difference, (new.double() - exact).abs().max().item())
             writes.append((weight, new))
         _refuse_dependent(path, module, slot, linear, dict(writes))
