@@ -388,6 +388,15 @@ def test_a_conversion_that_cannot_be_written_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["a\0b", "a" * 5000], ids=["NUL", "long"])
+def test_a_path_that_no_file_can_have_is_refused(name: str, network: Path, tmp_path: Path) -> None:
+    with pytest.raises(AdapterError):
+        convert_asteisr(network, tmp_path / name)
+    with pytest.raises(LowpeftError):
+        convert_asteisr(tmp_path / name, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_unknown_mask_is_refused_with_the_nearest(network: Path, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match=r"hat, published, .*\(did you mean 'published'"):
         convert_asteisr(network, tmp_path / "out", mask="publishd")

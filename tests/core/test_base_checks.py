@@ -195,7 +195,7 @@ def test_index_buffers_are_the_bases_and_counters_are_not(tmp_path: Path) -> Non
 def test_index_buffers_that_change_while_an_adapter_is_trained_are_not_lost_in_silence(tmp_path: Path) -> None:
     network = lowpeft.adapt(Plain(Shifts), "lora")
     network.stages[0].order.copy_(network.stages[0].order.flip(0))
-    with pytest.raises(AdapterError, match=r"stages\.0\.order of the base has been changed"):
+    with pytest.raises(AdapterError, match=r"stages\.0\.order of the base"):
         lowpeft.save_adapter(network, tmp_path)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import numpy
 import pytest
 import torch
 import yaml
@@ -323,7 +324,7 @@ def test_a_wrong_base_is_refused_with_the_reason(case: str, tmp_path: Path) -> N
     build, reason = WRONG[case]
     lowpeft.save_adapter(trained(network()), tmp_path)
     error = refused(build(), tmp_path)
-    assert "force=True attaches it all the same" in str(error)
+    assert "force=True" in str(error)
     assert [p for p in error.problems if reason in p]
 
 
@@ -389,10 +390,10 @@ A = "entry.lora_weight.a"
         ({A: None}, f"missing: {A}"),
         ({"entry.lora_weight.c": torch.zeros(1)}, "unknown: entry.lora_weight.c (did you mean 'entry.lora_weight."),
         ({A: torch.zeros(3, 27)}, f"{A} has shape (3, 27), the model needs (2, 27)"),
-        ({A: torch.full((2, 27), float("nan"))}, f"{A} holds NaN or infinity"),
-        ({A: torch.full((2, 27), float("-inf"))}, f"{A} holds NaN or infinity"),
+        ({A: torch.full((2, 27), float("nan"))}, f"{A} contains NaN or infinity"),
+        ({A: torch.full((2, 27), float("-inf"))}, f"{A} contains NaN or infinity"),
         ({A: torch.zeros(2, 27, dtype=torch.int32)}, f"{A} is torch.int32, the model needs torch.float32"),
-        ({A: torch.zeros(2, 27)}, "the tensors are not those that were saved (their checksum differs)"),
+        ({A: torch.zeros(2, 27)}, "the tensors differ from those that were saved (their checksum differs)"),
         ({A: None, "x": torch.zeros(1)}, "unknown: x"),
     ],
     ids=lambda v: str(v)[:30],
@@ -410,9 +411,9 @@ def test_all_problems_of_the_tensors_are_listed_at_once(folder: Path) -> None:
     starts = (
         f"missing: {A}",
         "unknown: x.y",
-        f"{b} holds NaN",
+        f"{b} contains NaN",
         "exit.lora_weight.a has shape (1,)",
-        "the tensors are not",
+        "the tensors differ",
     )
     assert [s for s in starts if not any(p.startswith(s) for p in error.problems)] == []
 
@@ -433,7 +434,7 @@ def test_truncated_tensors_are_refused(length: int, folder: Path) -> None:
 def test_a_truncated_config_is_refused(length: int, folder: Path) -> None:
     text = (folder / CONFIG).read_text(encoding="utf-8")
     (folder / CONFIG).write_text(text[:length], encoding="utf-8")
-    assert f"{CONFIG} is not the config that {TENSORS} was saved with" in str(refused(plain(), folder))
+    assert f"{CONFIG} differs from the config in {TENSORS}" in str(refused(plain(), folder))
 
 
 @pytest.mark.parametrize("name", [TENSORS, CONFIG])
@@ -450,7 +451,7 @@ def test_a_folder_that_is_none_is_refused(place: str, tmp_path: Path) -> None:
 def test_a_changed_config_is_refused(folder: Path) -> None:
     text = (folder / CONFIG).read_text(encoding="utf-8")
     (folder / CONFIG).write_text(text.replace('"rank": 2', '"rank": 3'), encoding="utf-8")
-    assert "one was changed" in str(refused(plain(), folder))
+    assert f"{CONFIG} differs from the config in {TENSORS}" in str(refused(plain(), folder))
 
 
 def test_a_config_that_is_not_text_is_refused(folder: Path) -> None:
@@ -460,7 +461,7 @@ def test_a_config_that_is_not_text_is_refused(folder: Path) -> None:
 
 def test_tensors_of_something_else_are_refused(folder: Path) -> None:
     save_file({"a": torch.zeros(1)}, folder / TENSORS)
-    assert "holds no lowpeft config; was it made by something else?" in str(refused(plain(), folder))
+    assert f"{TENSORS} has no config of lowpeft" in str(refused(plain(), folder))
 
 
 def test_one_flipped_bit_anywhere_in_the_tensors_is_found(folder: Path) -> None:
@@ -516,9 +517,9 @@ def set_in(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (set_in("schema", to=3), r"schema is 3, this version of lowpeft \(.+\) reads 1 and 2"),
-        (set_in("schema", to=True), "schema is True"),
-        (set_in("schema", to=None), "schema is None"),
+        (set_in("schema", to=3), r"schema 3; .* reads 1 and 2"),
+        (set_in("schema", to=True), "schema True"),
+        (set_in("schema", to=None), "schema None"),
         (set_in("recipe", "schema", to=7), "schema is 7, this version of lowpeft reads 1"),
         (set_in("recipe", "colour", to="red"), "the recipe has an unknown key 'colour'"),
         (set_in("recipe", "training", "stps", to=3), r"\[training\] has an unknown key 'stps' \(did you mean 'steps'"),
@@ -539,7 +540,7 @@ def test_a_config_that_lowpeft_does_not_write_is_refused(change: Any, problem: s
 
 def test_a_record_of_the_base_with_other_fields_is_refused(folder: Path) -> None:
     error = refused(plain(), rewrite(folder, config=set_in("base", "extra", to=1)))
-    assert "record of its base is not a fingerprint" in str(error)
+    assert any("'extra'" in problem for problem in error.problems)
 
 
 def test_problems_of_config_and_tensors_are_listed_together(folder: Path) -> None:
@@ -609,10 +610,10 @@ def test_an_unknown_block_forward_is_refused(tmp_path: Path) -> None:
 
 
 # --- What is not saved
-def untouched(folder: Path, act: Callable[[], object], message: str) -> AdapterError:
+def untouched(folder: Path, act: Callable[[], object]) -> AdapterError:
     """The error of a save that is refused; the folder must be as before."""
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    with pytest.raises(AdapterError, match=message) as caught:
+    with pytest.raises(AdapterError) as caught:
         act()
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     return caught.value
@@ -638,9 +639,9 @@ def spoil_adapter(model: nn.Module) -> None:
 
 SPOILS = [
     (spoil_trainable, "exit.bias of the base requires a gradient", "train_also=['exit.bias']"),
-    (spoil_weight, "entry.weight of the base has been changed since it was adapted", "would not be saved"),
-    (spoil_buffer, "norm.running_var of the base has been changed since it was adapted", "would not be saved"),
-    (spoil_adapter, "entry.lora_weight.a holds NaN or infinity", ""),
+    (spoil_weight, "entry.weight of the base was changed", ""),
+    (spoil_buffer, "norm.running_var of the base was changed", ""),
+    (spoil_adapter, "entry.lora_weight.a contains NaN or infinity", ""),
 ]
 
 
@@ -648,7 +649,7 @@ SPOILS = [
 def test_save_refuses_what_would_be_lost(spoil: Any, problem: str, advice: str, folder: Path) -> None:
     adapted = trained(plain(), LORA)
     spoil(adapted)
-    error = untouched(folder, lambda: lowpeft.save_adapter(adapted, folder), "was not saved")
+    error = untouched(folder, lambda: lowpeft.save_adapter(adapted, folder))
     assert [p for p in error.problems if problem in p and advice in p]
 
 
@@ -656,7 +657,7 @@ def test_save_lists_all_that_would_be_lost(folder: Path) -> None:
     adapted = trained(plain(), LORA)
     for spoil, *_ in SPOILS:
         spoil(adapted)
-    error = untouched(folder, lambda: lowpeft.save_adapter(adapted, folder), "was not saved")
+    error = untouched(folder, lambda: lowpeft.save_adapter(adapted, folder))
     assert len(error.problems) == len(SPOILS)
 
 
@@ -672,7 +673,7 @@ def test_moving_the_model_to_another_dtype_is_no_change_of_the_base(tmp_path: Pa
 
 
 def test_a_model_without_adapters_is_not_saved(tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="Plain holds no adapters"):
+    with pytest.raises(PlanError, match="Plain"):
         lowpeft.save_adapter(plain(), tmp_path)
 
 
@@ -697,22 +698,40 @@ def test_other_files_of_the_folder_are_left_alone(tmp_path: Path) -> None:
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(AdapterError, match=r"cannot write the adapter to .*file"):
+    with pytest.raises(AdapterError, match=r"cannot write .*file"):
         lowpeft.save_adapter(trained(plain(), LORA), tmp_path / "file")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is read-only for this user")
 def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(AdapterError, match="cannot write the adapter to"):
+    with pytest.raises(AdapterError, match=str(tmp_path)):
         lowpeft.save_adapter(trained(plain(), LORA), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a" * 5000], ids=["NUL", "long"])
+def test_a_path_that_no_file_can_have_is_refused(name: str, tmp_path: Path) -> None:
+    model = trained(plain(), LORA)
+    with pytest.raises(AdapterError):
+        lowpeft.save_adapter(model, tmp_path / name)
+    for place in (tmp_path / name, name, f"owner/{name}"):
+        with pytest.raises(AdapterError):
+            lowpeft.load_adapter(plain(), place)
+    with pytest.raises(AdapterError):
+        lowpeft.read_adapter(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [numpy.float32(1), {1}, "\ud800"], ids=["NumPy", "set", "half a character"])
+def test_facts_that_cannot_be_written_leave_the_old_adapter(value: Any, folder: Path) -> None:
+    untouched(folder, lambda: lowpeft.save_adapter(trained(plain(), LORA), folder, facts={"a": value}))
 
 
 @pytest.mark.parametrize("blocked", [TENSORS, CONFIG, CARD])
 def test_a_file_that_cannot_be_written_is_an_adapter_error(blocked: str, folder: Path) -> None:
     old = lowpeft.read_adapter(folder).tensors
     (folder / f"{blocked}.new").mkdir()
-    with pytest.raises(AdapterError, match="cannot write the adapter to"):
+    with pytest.raises(AdapterError, match=str(folder)):
         lowpeft.save_adapter(trained(plain(), LORA, seed=2), folder)
     assert same(lowpeft.read_adapter(folder).tensors, old)
 
@@ -889,12 +908,12 @@ def test_one_of_several_adapters_is_saved_by_name(tmp_path: Path) -> None:
 
 
 def test_several_adapters_need_a_name(tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match=r"several adapters are attached \(a, b\); say which with name="):
+    with pytest.raises(PlanError, match=r"\(a, b\).*name="):
         lowpeft.save_adapter(two_adapters(), tmp_path)
 
 
 def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="no adapter named 'c'; attached: a, b"):
+    with pytest.raises(PlanError, match=r"'c'.*: a, b"):
         lowpeft.save_adapter(two_adapters(), tmp_path, name="c")
 
 
@@ -981,15 +1000,15 @@ def test_an_error_of_the_hub_is_an_adapter_error(error: Exception, monkeypatch: 
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    with pytest.raises(AdapterError, match=f"'owner/name' is neither a folder nor a Hub .*: {error}"):
+    with pytest.raises(AdapterError, match=f"'owner/name' .*: {error}"):
         lowpeft.load_adapter(plain(), "owner/name")
 
 
 def test_without_a_network_a_repository_is_an_adapter_error() -> None:
-    with pytest.raises(AdapterError, match="neither a folder nor a Hub repository"):
+    with pytest.raises(AdapterError, match="'owner/name'"):
         lowpeft.load_adapter(plain(), "owner/name")
 
 
 def test_a_revision_of_a_folder_is_refused(folder: Path) -> None:
     error = refused(plain(), folder, revision="abc")
-    assert "revision='abc' is for Hub repositories" in str(error)
+    assert "revision='abc'" in str(error)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import lowpeft
-from lowpeft import LoRAConfig, MultiViewModel, PlanError, SpatialConfig
+from lowpeft import LoRAConfig, MultiViewModel, PlanError, SpatialConfig, VeRAConfig
 from lowpeft.kinds import kinds
 from states import assert_same_tensors, randomise_adapters, run_acceptance_script, tensors
 from stress import stress, switched
@@ -196,18 +196,18 @@ def test_a_replica_has_the_setting_of_the_thread_that_made_it(shared: nn.Module)
 @pytest.mark.parametrize(
     ("strengths", "message"),
     [
-        ({"c": 1.0}, "no adapter named 'c'"),
-        ({1: 1.0}, "no adapter named 1"),
+        ({"c": 1.0}, "'c'"),
+        ({1: 1.0}, " 1;"),
         ({"a": 1.5}, r"0\.\.1"),
         ({"a": True}, r"0\.\.1"),
         ({"a": "1"}, r"0\.\.1"),
         ({"a": [0.5, 2.0]}, r"0\.\.1"),
         ({"a": [[0.5]]}, r"0\.\.1"),
-        ({"a": torch.ones(2, 1)}, "a list of one for each image"),
-        ({"a": []}, "there are none"),
-        ({"a": [0.1, 0.2], "b": [0.1, 0.2, 0.3]}, "2 and 3 images"),
-        ("a", "a table of strengths"),
-        ({"a": torch.ones(2, requires_grad=True)}, "would get none"),
+        ({"a": torch.ones(2, 1)}, r"0\.\.1"),
+        ({"a": []}, "empty"),
+        ({"a": [0.1, 0.2], "b": [0.1, 0.2, 0.3]}, "2 and 3"),
+        ("a", "not 'a'"),
+        ({"a": torch.ones(2, requires_grad=True)}, "detach"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(shared: nn.Module, strengths: Any, message: str) -> None:
@@ -267,6 +267,19 @@ def test_merging_with_strengths_by_image_is_refused(model: nn.Module) -> None:
     with lowpeft.using(model, {"low": [0.5, 1.0]}), pytest.raises(PlanError, match="strengths by image"):
         lowpeft.merge(model)
     assert_same_tensors(tensors(model), before)
+
+
+def test_the_report_of_a_merge_lists_every_part_that_stays(tmp_path: Path) -> None:
+    """A shared part stays with the adapter that is off, though an adapter of the same kind is merged."""
+    root = build("edsr")
+    for name, path in (("on", "body.0.body.0"), ("off", "body.1.body.0")):
+        lowpeft.adapt(root, VeRAConfig(target=path, rank=2), name=name)
+    randomise_adapters(root)
+    with lowpeft.using(root, {"on": 1.0}):
+        report = lowpeft.merge(root)
+    assert report.merged == ("body.0.body.0.vera_weight",)
+    assert report.kept == ("vera_root", "body.1.body.0.vera_weight")
+    assert {n.rpartition(".")[0] for n in lowpeft.adapter_state_dict(root, name="off")} == set(report.kept)
 
 
 # --- several adapters on one tensor ----------------------------------------------------------------------------------

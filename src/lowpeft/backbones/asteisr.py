@@ -109,7 +109,9 @@ def convert_asteisr(path: str | Path, out: str | Path, *, mask: str = "hat", wei
         facts["weights"] = which
     try:
         _write(adapted, frozen, target, facts)
-    except (OSError, SafetensorError) as error:
+    except AdapterError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
         raise AdapterError(f"cannot write to {target}: {error}") from error
     return Converted(target / WEIGHTS, target / ADAPTER)
 

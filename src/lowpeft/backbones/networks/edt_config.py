@@ -61,8 +61,12 @@ class EDTConfig:
         problems = [problem for name, value in numbers for problem in whole(name, value, least=1)]
         if not self.depths:
             problems.append("depths must have at least one group")
+        if not problems:  # so they can be compared
+            problems = self._contradictions()
         if problems:
             raise LowpeftError("this EDT cannot be built:", problems=problems)
+
+    def _contradictions(self) -> list[str]:
         problems = [problem for task in self.tasks for problem in one_of("a task", task, TASKS)]
         # A state dict does not contain the order of its tasks, so only one order is allowed.
         if not problems and (not self.tasks or self.tasks != tuple(t for t in TASKS if t in self.tasks)):
@@ -70,13 +74,10 @@ class EDTConfig:
                 f"tasks must be some of {', '.join(TASKS)}, each once and in this order, not {self.tasks!r}"
             )
         if self.dim % (2 * self.heads):
-            problems.append(
-                f"dim {self.dim} must be a multiple of 2 x {self.heads} (two halves, each of {self.heads} heads)"
-            )
+            problems.append(f"dim {self.dim} cannot be split into two halves of {self.heads} heads each")
         if self.image_px % max(self.window) or max(self.window) % min(self.window):
             problems.append(f"image_px {self.image_px} must be a multiple of the windows' sides {self.window}")
-        if problems:
-            raise LowpeftError("this EDT cannot be built:", problems=problems)
+        return problems
 
     @classmethod
     def published(cls, size: str, tasks: Sequence[str] = ("sr_x4",)) -> EDTConfig:

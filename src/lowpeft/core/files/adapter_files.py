@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,7 +49,7 @@ from ..observation.fingerprint import (
 )
 from ..observation.trial import Trial
 from ..operations.injection import attach_plan
-from ..operations.new_adapters import tensor_problems
+from ..operations.new_adapters import tensor_problems, tensors_of
 from ..operations.state import adapter_state_dict, only_name
 from ..planning.plan import plan_sites
 from ..planning.site_values import (
@@ -127,7 +128,7 @@ def save_adapter(
     chosen = only_name(model, name)
     tensors = {k: v.cpu().contiguous() for k, v in adapter_state_dict(model, name=chosen).items()}
     problems = _losses(root)
-    problems += [f"{k} holds NaN or infinity" for k, v in tensors.items() if not torch.isfinite(v).all()]
+    problems += [f"{k} contains NaN or infinity" for k, v in tensors.items() if not torch.isfinite(v).all()]
     if problems:
         raise AdapterError(f"the adapter {chosen!r} was not saved:", problems=problems)
     config = _config(root, chosen, tensors, dict(facts or {}))
@@ -135,7 +136,7 @@ def save_adapter(
     try:
         target.mkdir(parents=True, exist_ok=True)
         _write(target, tensors, config)
-    except (OSError, SafetensorError) as error:
+    except (OSError, TypeError, ValueError, SafetensorError) as error:  # of the path, or of facts that JSON lacks
         raise AdapterError(f"cannot write the adapter to {target}: {error}") from error
     return target
 
@@ -144,14 +145,15 @@ def _losses(root: nn.Module) -> list[str]:
     """Return the base tensors that require a gradient or were changed; the file would not contain them."""
     record = record_of(root)
     problems = [
-        f"{path} of the base requires a gradient, but only adapters are saved; adapt with train_also=[{path!r}]"
+        f"{path} of the base requires a gradient, but only adapters are saved; to save it, adapt with "
+        f"train_also=[{path!r}]"
         for path, parameter in base_parameters(root)
         if parameter.requires_grad
     ]
     for path, now in digests(root).items():
         before = record.digests.get(path)
         if before != now and (before is None or before.split()[0] == now.split()[0]):
-            problems.append(f"{path} of the base has been changed since it was adapted, and would not be saved")
+            problems.append(f"{path} of the base was changed after the network was adapted, and would not be saved")
     return problems
 
 
@@ -184,11 +186,13 @@ def _tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 def _write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
     _finish_pending(folder)
     text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
-    new = {name: folder / f"{name}.new" for name in (TENSORS, CONFIG, CARD)}
+    card = model_card(config, _bytes(tensors))
+    (text + card).encode()  # raises before anything is written, e.g. for half of a surrogate pair in the facts
+    new = {name: folder / f"{name}.new" for name in FILES}
     save_file(tensors, new[TENSORS], {METADATA_KEY: json.dumps(config)})
     new[CONFIG].write_text(text, encoding="utf-8")
     new[TENSORS].chmod(new[CONFIG].stat().st_mode)  # safetensors writes it readable by the owner only
-    new[CARD].write_text(model_card(config, _bytes(tensors)), encoding="utf-8")
+    new[CARD].write_text(card, encoding="utf-8")
     for path in new.values():
         fsync(path)
     for name, path in new.items():  # tensors first: this replaces the old adapter
@@ -201,12 +205,17 @@ def _finish_pending(folder: Path) -> None:
     if not (folder / TENSORS).is_file() or not pending.is_file():
         return
     try:
-        with safe_open(folder / TENSORS, framework="pt") as file:
-            inside = _json((file.metadata() or {}).get(METADATA_KEY, ""))
+        config = _config_in(folder / TENSORS)
     except SafetensorError:
         return
-    if inside is not None and read_json(pending) == inside:
+    if config is not None and read_json(pending) == config:
         pending.replace(folder / CONFIG)
+
+
+def _config_in(tensors: Path) -> dict[str, Any] | None:
+    """Return the config in the metadata of a file of tensors; None if it has none."""
+    with safe_open(tensors, framework="pt") as file:
+        return _json((file.metadata() or {}).get(METADATA_KEY, ""))
 
 
 def _bytes(tensors: Mapping[str, Tensor]) -> int:
@@ -224,64 +233,55 @@ def read_adapter(folder: str | Path) -> AdapterFile:
             found in one pass are listed together.
     """
     directory = Path(folder)
-    missing = [name for name in (TENSORS, CONFIG) if not (directory / name).is_file()]
+    missing = [n for n in (TENSORS, CONFIG) if not os.path.isfile(directory / n)]  # noqa: PTH113  (it never raises)
     if missing:
         raise AdapterError(f"{directory} is not an adapter folder: {' and '.join(missing)} missing")
     try:
         with safe_open(directory / TENSORS, framework="pt") as file:
-            metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+        config = _config_in(directory / TENSORS)
     except (SafetensorError, OSError, ValueError) as error:
         raise AdapterError(f"{directory / TENSORS} cannot be read: {error}") from error
-    config = _read_config(directory, metadata)
-    problems = []
-    if config.get("schema") not in SCHEMAS or type(config["schema"]) is not int:
+    if config is None:
+        raise AdapterError(f"{directory / TENSORS} has no config of lowpeft in its metadata: lowpeft did not write it")
+    # If a save was killed between replacing the two files, the second one contains the matching config.
+    copies = [path for path in (directory / CONFIG, directory / f"{CONFIG}.new") if path.is_file()]
+    if not any(read_json(path) == config for path in copies):
+        raise AdapterError(f"{directory / CONFIG} differs from the config in {TENSORS}: one of them was changed")
+    return _checked(directory, config, tensors)
+
+
+def _checked(directory: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> AdapterFile:
+    """Return the parsed contents; raise if the schema is unknown, or config or tensors were edited."""
+    schema = config.get("schema")
+    if schema not in SCHEMAS or type(schema) is not int:
         known = " and ".join(map(str, SCHEMAS))
-        found = f"schema is {config.get('schema')!r}, this version of lowpeft ({version()}) reads {known}"
-        raise AdapterError(f"{directory} cannot be used:", problems=[found])
+        raise AdapterError(f"{directory} has schema {schema!r}; this version of lowpeft ({version()}) reads {known}")
+    problems = []
     try:
         if config["tensors"]["sha256"] != _tensors_digest(tensors):
-            problems.append("the tensors are not those that were saved (their checksum differs)")
-        recipe = recipe_from_dict(config["recipe"], origin="its recipe")
-        sites = sites_from_dicts(config["sites"], schema=config["schema"])
-        calibrated = config.get("calibrated", False) is True
-        network = facts_from_dict(config["network"]) if "network" in config else None
-        facts, base = dict(config["facts"]), fingerprint_from_dict(config["base"])
-        output = figures_from_dict(config["output"]) if config.get("output") is not None else None
-        tensors = with_new_keys(tensors, sites, schema=config["schema"])
-        problems += tensor_problems(_expected(sites), tensors)
+            problems.append("the tensors differ from those that were saved (their checksum differs)")
+        sites = sites_from_dicts(config["sites"], schema=schema)
+        adapter = AdapterFile(
+            config=config,
+            recipe=recipe_from_dict(config["recipe"], origin="its recipe"),
+            sites=sites,
+            base=fingerprint_from_dict(config["base"]),
+            output=figures_from_dict(config["output"]) if config.get("output") is not None else None,
+            facts=dict(config["facts"]),
+            calibrated=config.get("calibrated", False) is True,
+            network=facts_from_dict(config["network"]) if "network" in config else None,
+            tensors=with_new_keys(tensors, sites, schema=schema),
+        )
+        problems += tensor_problems(_expected(sites), adapter.tensors)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         text = str(error) if isinstance(error, LowpeftError) else f"{type(error).__name__}: {error}"
         problems.append(f"{CONFIG} is not what lowpeft writes: {text}")
         # Where the config cannot be read, `tensor_problems` has not run.
-        problems += [f"{key} holds NaN or infinity" for key, t in tensors.items() if not t.float().isfinite().all()]
+        problems += [f"{key} contains NaN or infinity" for key, t in tensors.items() if not t.float().isfinite().all()]
     if problems:
         raise AdapterError(f"{directory} cannot be used:", problems=problems)
-    return AdapterFile(
-        config=config,
-        recipe=recipe,
-        sites=sites,
-        base=base,
-        output=output,
-        facts=facts,
-        calibrated=calibrated,
-        network=network,
-        tensors=tensors,
-    )
-
-
-def _read_config(directory: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return the config in the metadata of the tensors, after checking that `adapter_config.json` is the same.
-
-    If a save was killed between replacing the two files, `adapter_config.json.new` contains the matching config.
-    """
-    inside = _json(metadata.get(METADATA_KEY, ""))
-    if inside is None:
-        raise AdapterError(f"{directory / TENSORS} holds no lowpeft config; was it made by something else?")
-    copies = [directory / CONFIG, directory / f"{CONFIG}.new"]
-    if not any(p.is_file() and read_json(p) == inside for p in copies):
-        raise AdapterError(f"{directory / CONFIG} is not the config that {TENSORS} was saved with: one was changed")
-    return inside
+    return adapter
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -290,12 +290,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
     Raises:
         AdapterError: The file cannot be read.
     """
-    return _json(_text(path))
-
-
-def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return _json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise AdapterError(f"{path} cannot be read: {error}") from error
 
@@ -310,15 +306,8 @@ def _json(text: str) -> dict[str, Any] | None:
 
 def _expected(sites: tuple[Site, ...]) -> dict[str, Tensor]:
     """Return the tensors of adapters at these sites, by key, on the meta device."""
-
-    def make() -> dict[str, Tensor]:
-        return {
-            below(site.path, f"{site.key}.{key}"): tensor
-            for site in sites
-            for key, tensor in build(site.config, site.shape, site.layer, site.attachment.form).state_dict().items()
-        }
-
-    return on_meta(make)
+    at = {below(s.path, s.key): s for s in sites}
+    return on_meta(lambda: tensors_of((k, build(s.config, s.shape, s.layer, s.attachment.form)) for k, s in at.items()))
 
 
 def load_adapter(
@@ -354,8 +343,8 @@ def load_adapter(
 @one_at_a_time
 def _attach(model: object, adapter: AdapterFile, place: str, *, name: str, force: bool, example: Any) -> nn.Module:
     root = root_of(model)
-    found = digests(root)
-    problems = compare(adapter.base, fingerprint(root, found))
+    known = digests(root)
+    problems = compare(adapter.base, fingerprint(root, known))
     rounding = rounding_between(adapter.base, root) if problems == [OTHER_WEIGHTS] else None
     if rounding is not None:
         problems = []
@@ -366,7 +355,7 @@ def _attach(model: object, adapter: AdapterFile, place: str, *, name: str, force
     given = None if example is None else Example.of(example)
     trial = Trial(root, given) if problems else None  # possibly another base: run it once
     if trial is not None and not force:
-        advice = "force=True attaches it all the same; on the command line, --force"
+        advice = "force=True, on the command line --force, attaches it anyway"
         family = recognise(root)
         if (family is None or family.family.writes_itself) and trial.runs and trial.written():
             advice = "but this one writes its own weights when it runs, and has not run yet: run it in eval mode first"
@@ -375,20 +364,20 @@ def _attach(model: object, adapter: AdapterFile, place: str, *, name: str, force
     notes = [] if rounding is None else [rounding.text]
     notes += [f"attached by force=True, though its base was another one: {'; '.join(problems)}"] if problems else []
     plan = replace(plan, notes=(*plan.notes, *notes))
-    return attach_plan(model, plan, found=found, tensors=adapter.tensors, calibrated=adapter.calibrated)
+    return attach_plan(model, plan, found=known, tensors=adapter.tensors, calibrated=adapter.calibrated)
 
 
 def _folder(place: str | Path, revision: str | None) -> Path:
-    path = Path(place)
-    if path.exists() or not isinstance(place, str) or place.count("/") != 1 or place.startswith((".", "/")):
+    is_repo_id = isinstance(place, str) and place.count("/") == 1 and not place.startswith((".", "/"))
+    if os.path.lexists(place) or not is_repo_id:
         if revision is not None:
             raise AdapterError(f"revision={revision!r} is for Hub repositories; {place} is a folder")
-        return path
+        return Path(place)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(place, revision=revision, allow_patterns=list(FILES)))
+        return Path(snapshot_download(str(place), revision=revision, allow_patterns=list(FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise AdapterError(f"{place!r} is neither a folder nor a Hub repository that can be read: {reason}") from error
+        raise AdapterError(f"{place!r} is neither a folder nor a readable Hub repository: {reason}") from error

@@ -2,7 +2,47 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
+
+TEXT = """\
+---
+library_name: lowpeft
+pipeline_tag: image-to-image
+tags:
+- lowpeft
+- image-restoration
+{stereo_tag}---
+
+# {recipe[name]} adapter for {base[model]}
+
+{summary}.
+Only the adapter is here: {mb:.2f} MB, for a frozen base of {base[parameters]:,} parameters.
+
+```python
+import lowpeft
+
+backbone = lowpeft.load_backbone("path/to/the/base/weights")
+model = lowpeft.load_adapter(backbone, "{place}")
+{call}
+```
+
+| adapter | sites | parameters |
+|---|---|---|
+{kinds}
+## Base
+
+The adapter is refused on any other base than this one.
+
+| | |
+|---|---|
+| class | {base[model]} |
+| parameters | {base[parameters]:,} |
+| structure (SHA-256) | `{base[structure]}` |
+| weights (SHA-256) | `{base[weights]}` |
+
+{facts}Written by lowpeft {version}.
+"""
 
 
 def model_card(config: dict[str, Any], size_bytes: int, place: str = "path/to/this/folder") -> str:
@@ -13,57 +53,27 @@ def model_card(config: dict[str, Any], size_bytes: int, place: str = "path/to/th
         size_bytes: Total size of the adapter's tensors, in bytes.
         place: Folder or Hub repository to load, as shown in the usage example.
     """
-    base, recipe = config["base"], config["recipe"]
-    kinds: dict[str, list[int]] = {}
+    recipe, facts = config["recipe"], config["facts"]
+    sites: Counter[str] = Counter()
+    parameters: Counter[str] = Counter()
     for group in config["sites"]:
-        row = kinds.setdefault(group["adapter"]["kind"], [0, 0])
-        row[0] += len(group["places"])
-        row[1] += len(group["places"]) * group["parameters"]
-    stereo = "stereo" in kinds
-    call = "left_sr, right_sr = model(left, right)" if stereo else "restored = model(image)"
-    tags = ["lowpeft", "image-restoration", *(["stereo-super-resolution"] if stereo else [])]
-    lines = [
-        "---",
-        "library_name: lowpeft",
-        "pipeline_tag: image-to-image",
-        "tags:",
-        *[f"- {t}" for t in tags],
-        "---",
-        "",
-        f"# {recipe['name']} adapter for {base['model']}",
-        "",
-        f"{recipe['summary'] or recipe['name']}.",
-        f"Only the adapter is here: {size_bytes / 1e6:.2f} MB, for a frozen base of {base['parameters']:,} parameters.",
-        "",
-        "```python",
-        "import lowpeft",
-        "",
-        'backbone = lowpeft.load_backbone("path/to/the/base/weights")',
-        f'model = lowpeft.load_adapter(backbone, "{place}")',
-        call,
-        "```",
-        "",
-        "| adapter | sites | parameters |",
-        "|---|---|---|",
-        *[f"| {kind} | {sites} | {count:,} |" for kind, (sites, count) in kinds.items()],
-        "",
-        "## Base",
-        "",
-        "The adapter is refused on any other base than this one.",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| class | {base['model']} |",
-        f"| parameters | {base['parameters']:,} |",
-        f"| structure (SHA-256) | `{base['structure']}` |",
-        f"| weights (SHA-256) | `{base['weights']}` |",
-        "",
-    ]
-    if config["facts"]:
-        lines += ["## Facts", "", "| | |", "|---|---|"]
-        lines += [f"| {_cell(key)} | {_cell(value)} |" for key, value in config["facts"].items()] + [""]
-    lines += [f"Written by lowpeft {config['lowpeft']}.", ""]
-    return "\n".join(lines)
+        kind, count = group["adapter"]["kind"], len(group["places"])
+        sites[kind] += count
+        parameters[kind] += count * group["parameters"]
+    stereo = "stereo" in sites
+    rows = [f"| {_cell(key)} | {_cell(value)} |\n" for key, value in facts.items()]
+    return TEXT.format(
+        recipe=recipe,
+        base=config["base"],
+        summary=recipe["summary"] or recipe["name"],
+        mb=size_bytes / 1e6,
+        place=place,
+        stereo_tag="- stereo-super-resolution\n" if stereo else "",
+        call="left_sr, right_sr = model(left, right)" if stereo else "restored = model(image)",
+        kinds="".join(f"| {kind} | {count} | {parameters[kind]:,} |\n" for kind, count in sites.items()),
+        facts="".join(["## Facts\n\n| | |\n|---|---|\n", *rows, "\n"]) if facts else "",
+        version=config["lowpeft"],
+    )
 
 
 def _cell(value: object) -> str:

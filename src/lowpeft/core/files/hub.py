@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ...errors import AdapterError
 from .adapter_files import CARD, CONFIG, FILES, read_adapter, read_json, save_adapter
@@ -65,15 +65,15 @@ def push_to_hub(  # noqa: PLR0913  (options of a repository)
             is_new = _create(api, repo_id, private)
             if revision is not None:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
-            if not is_new and edited_card != "replace" and _card_was_edited(api, repo_id, revision):
-                if edited_card is None:
-                    raise AdapterError(
-                        f"nothing was pushed to {repo_id!r}, because somebody has edited its model card: "
-                        "edited_card='keep' leaves it as it is, edited_card='replace' writes a new one"
-                    )
+            if is_new or edited_card == "replace" or not _card_was_edited(api, repo_id, revision):
+                (folder / CARD).write_text(model_card(adapter.config, adapter.size_bytes, repo_id), encoding="utf-8")
+            elif edited_card == "keep":
                 (folder / CARD).unlink()
             else:
-                (folder / CARD).write_text(model_card(adapter.config, adapter.size_bytes, repo_id), encoding="utf-8")
+                raise AdapterError(
+                    f"nothing was pushed to {repo_id!r}, because its model card was edited by hand: "
+                    "edited_card='keep' keeps that card, edited_card='replace' writes a new one"
+                )
             commit = api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
@@ -109,12 +109,8 @@ def _card_was_edited(api: HfApi, repo_id: str, revision: str | None) -> bool:
     if not api.file_exists(repo_id, CONFIG, revision=revision):
         return True
     config = read_json(Path(api.hf_hub_download(repo_id, CONFIG, revision=revision)))
-    return config is None or not _is_ours(card, config, repo_id)
-
-
-def _is_ours(card: str, config: dict[str, Any], repo_id: str) -> bool:
     try:
-        written = model_card(config, 0, repo_id)
-    except (KeyError, TypeError, AttributeError):
-        return False
-    return re.fullmatch(re.escape(written).replace(re.escape("0.00 MB"), r"\d+\.\d\d MB"), card) is not None
+        written = model_card(config or {}, 0, repo_id)
+    except (KeyError, TypeError, ValueError, AttributeError):  # the config is not lowpeft's
+        return True
+    return re.fullmatch(re.escape(written).replace(re.escape("0.00 MB"), r"\d+\.\d\d MB"), card) is None

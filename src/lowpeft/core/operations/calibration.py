@@ -76,10 +76,10 @@ def calibrate(
     if "gradients" in wanted and loss is None:
         kinds = sorted({run.kind for run in runs if "gradients" in run.calibrator.wants})
         raise PlanError(
-            f"the kinds {', '.join(kinds)} start from gradients: give loss= and batches of (inputs, target)"
+            f"the kinds {', '.join(kinds)} start from gradients, so give loss= and batches of (inputs, target)"
         )
     if isinstance(batches, Tensor):
-        raise PlanError("batches are inputs one after the other: give a list of tensors, not one tensor")
+        raise PlanError("batches must be a sequence of batches, e.g. a list of tensors, not one tensor")
     _observe(twin, runs, batches, loss, gradients="gradients" in wanted)
     return _finish(model, runs)
 
@@ -102,7 +102,7 @@ def _finish(model: object, runs: list[_Calibration]) -> dict[str, int]:
     root = unwrap(model)
     record = record_of(root)
     if any(record.plans.get(run.name) is not run.plan for run in runs):
-        raise PlanError("adapters were taken out, renamed or started anew while they were learning their start")
+        raise PlanError("adapters were removed, renamed or calibrated by another call during the calibration")
     built, started = _start(root, record.plans, runs)
 
     def replace_all(undo: Undo) -> None:
@@ -138,7 +138,7 @@ def _refuse_trained(root: nn.Module, runs: list[_Calibration]) -> None:
         for at, adapter in run.calibrator.adapters.items():
             site = run.sites[at]
             if start_problem(root.get_submodule(site.path), site, adapter):
-                raise PlanError(f"{at} has been trained already; calibrate before training")
+                raise PlanError(f"{at} is already trained; calibrate before training")
 
 
 # --- the pass over the data ------------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ def _observe(
                 )
                 _show_gradients(root, runs)
     if not count:
-        raise PlanError("there are no batches to learn from")
+        raise PlanError("there are no batches to calibrate on; give one or more")
 
 
 def _checked(batch: object, loss: LossFunction | None) -> tuple[tuple[Tensor, ...], Any]:
@@ -178,14 +178,14 @@ def _checked(batch: object, loss: LossFunction | None) -> tuple[tuple[Tensor, ..
     inputs, target = batch, None
     if loss is not None:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise PlanError(f"with loss= a batch is a pair (inputs, target), not a {type(batch).__name__}")
+            raise PlanError(f"with loss=, a batch must be a pair (inputs, target), not a {type(batch).__name__}")
         inputs, target = batch
     arguments = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
     if not arguments or not all(isinstance(a, Tensor) and a.dim() and len(a) for a in arguments):
-        raise PlanError("a batch's inputs are a tensor or a tuple of tensors, with at least one image")
+        raise PlanError("the inputs of a batch must be a tensor or a tuple of tensors, with at least one image")
     targets = target if isinstance(target, (tuple, list)) else (target,)
     if loss is not None and not all(isinstance(t, Tensor) and t.dim() and len(t) == len(arguments[0]) for t in targets):
-        raise PlanError(f"a batch's target must be for its {len(arguments[0])} images: a tensor, or one for each view")
+        raise PlanError(f"the target of a batch must have its {len(arguments[0])} images: one tensor, or one per view")
     return cast(tuple[Tensor, ...], arguments), target
 
 
@@ -231,9 +231,9 @@ def _backward(twin: nn.Module, inputs: tuple[Tensor, ...], target: Any, loss: Lo
     with torch.enable_grad():
         value = loss(twin(*inputs), target)
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-            raise PlanError("loss= must give one number, as a tensor that depends on the model's output")
+            raise PlanError("loss= must return one number, as a tensor that depends on the model's output")
         if not torch.isfinite(value).all():
-            raise PlanError(f"the loss of an image is {value.item()}")
+            raise PlanError(f"the loss of an image is {value.item()}, not a finite number")
         torch.autograd.backward(value)
 
 
@@ -243,8 +243,8 @@ def _show_gradients(root: nn.Module, runs: list[_Calibration]) -> None:
             continue
         for at, site in run.sites.items():
             parameters = root.get_submodule(site.path)._parameters
-            found = {name: cast(nn.Parameter, parameters[name]).grad for name in site.attachment.tensors}
-            run.calibrator.see_gradients(at, {n: g for n, g in found.items() if g is not None})
+            gradients = {name: cast(nn.Parameter, parameters[name]).grad for name in site.attachment.tensors}
+            run.calibrator.see_gradients(at, {n: g for n, g in gradients.items() if g is not None})
 
 
 # --- the new start ---------------------------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ def _start(
     for run in runs:
         settled = run.calibrator.settle()
         if settled.keys() != run.sites.keys():
-            raise PlanError(f"the calibrator of {run.kind} settled other sites than it was given")
+            raise PlanError(f"the calibrator of {run.kind} returned other sites than it was given")
         sites = {at: _settled(site, settled[at]) for at, site in run.sites.items()}
         plan = updated[run.name]
         new = build_adapters(root, replace(plan, sites=tuple(sites.values())), shared=True)
@@ -280,7 +280,7 @@ def _start(
 
 def _settled(site: Site, config: Any) -> Site:
     if type(config) is not type(site.config):
-        raise PlanError(f"the calibrator of {site.config.kind} settled a {type(config).__name__} as config")
+        raise PlanError(f"the calibrator of {site.config.kind} returned a {type(config).__name__} as config")
     count = count_parameters(config, site.shape, site.layer, site.attachment.form)
     return replace(site, config=config, parameters=count)
 
@@ -288,4 +288,4 @@ def _settled(site: Site, config: Any) -> Site:
 def _refuse_change(root: nn.Module, run: _Calibration, built: list[tuple[Site, Adapter]]) -> None:
     for site, adapter in built:
         if start_problem(root.get_submodule(site.path), site, adapter):
-            raise PlanError(f"the start of {run.kind} on {site.path} changes the network, and a start must not")
+            raise PlanError(f"the start values of {run.kind} on {site.path} change the network; they must add zero")

@@ -55,7 +55,7 @@ def check_trainable(model: object, *inputs: Any, example: Any = None) -> None:
             return
     count = sum(p.requires_grad for p in module.parameters())
     problems = [f"{name}: {problem}" for name, problem in (missing or {}).items()]
-    raise PlanError(f"{len(problems)} of {count} trainable tensors cannot be trained:", problems=problems)
+    raise PlanError(f"{len(problems)} of {count} trainable tensors get no usable gradient:", problems=problems)
 
 
 @one_at_a_time
@@ -82,8 +82,8 @@ def _problems(copy: nn.Module, example: Example, seed: int, spread: float) -> di
         if isinstance(piece, Adapter)
         for n in piece.zero_gradients
     }
-    found = {n: _gradient_problem(p, id(p) in expected) for n, p in trainable.items()}
-    return {n: problem for n, problem in found.items() if problem is not None}
+    problems = {n: _gradient_problem(p, id(p) in expected) for n, p in trainable.items()}
+    return {n: problem for n, problem in problems.items() if problem is not None}
 
 
 def _to_call(module: nn.Module) -> nn.Module:
@@ -105,7 +105,7 @@ def _gradient_problem(parameter: nn.Parameter, may_be_zero: bool) -> str | None:
     if not torch.isfinite(parameter.grad).all():
         return "its gradient is not finite"
     if not parameter.grad.any() and not may_be_zero:
-        return "its gradient is zero everywhere"
+        return "all values of its gradient are zero"
     return None
 
 

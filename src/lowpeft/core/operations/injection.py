@@ -204,18 +204,18 @@ def install_forwards(model: object, forwards: Mapping[str, str]) -> None:
     modules, problems = dict(base_modules(root)), []
     for path, name in forwards.items():
         if path not in modules:
-            problems.append(f"there is no module {path}")
+            problems.append(f"the network has no module {path}")
         elif problem := block_problem(modules[path], get_block(name)):
             problems.append(f"{path} {problem}")
         else:
             slot = slot_of(modules[path])
             acts = [p.attachment for p in pieces_in(slot) if p.attachment.port] if slot is not None else []
             used = {act.port for act in acts if act.port} - get_block(name).ports
-            problems += [f"{path} has adapters at the port {port}, which {name} has not" for port in used]
+            problems += [f"{path} has adapters at the port {port}, which {name} does not have" for port in used]
             others = {act.block for act in acts if variant_in(act.block) != variant_in(name)}
             problems += [f"{path} has adapters for {other}, not for {name}" for other in others]
     if problems:
-        raise PlanError("these blocks cannot get another forward:", problems=problems)
+        raise PlanError("the forwards of these blocks cannot be replaced:", problems=problems)
     new = None if RECORD in root.__dict__ else _record(root, facts_of(model))
 
     def install(undo: Undo) -> None:

@@ -83,24 +83,22 @@ def merge(model: object, *, name: str | None = None, example: Any = None) -> Mer
 
 
 def _merge(root: nn.Module, name: str | None, example: Example | None, undo: Undo) -> MergeReport:
-    switches = record_of(root).switches
-    strengths = in_force(switches).values
-    found = pieces(root, name)
+    strengths = in_force(record_of(root).switches).values
+    chosen = pieces(root, name)
     on = {p for owner, _, p in pieces(root) if not is_off(strengths.get(owner))}
-    linear: set[Adapter] = {p for _, _, p in found if isinstance(p, WeightAdapter) and p in on}
-    kept = tuple(path for _, path, p in found if p not in linear and not _goes_with(p, linear))
-    by_image = sorted({n for n, _, p in found if p in linear and isinstance(strengths[n], Tensor)})
+    linear: set[Adapter] = {p for _, _, p in chosen if isinstance(p, WeightAdapter) and p in on}
+    by_image = sorted({n for n, _, p in chosen if p in linear and isinstance(strengths[n], Tensor)})
     if by_image:
-        raise PlanError(f"{', '.join(by_image)} has strengths by image here, which are no fixed part of the weights")
+        raise PlanError(f"{', '.join(by_image)} has strengths by image here, so its change of the weights is not fixed")
     routers = sorted({p.kind for p in on if isinstance(p, RootPart) and p.routes})
     if routers:
         raise PlanError(
-            f"a {routers[0]} part sets the strengths of other adapters anew for every input, so their changes are no "
-            "fixed part of the weights: disable or restore it first"
+            f"a {routers[0]} part sets the strengths of other adapters anew for every input, so their changes of the "
+            "weights are not fixed: disable or restore it first"
         )
     if not linear:
         raise PlanError(
-            f"nothing can be merged: {len(kept)} adapters do not change a weight, or are disabled ({kept[0]}, …)"
+            f"nothing can be merged: none of {len(chosen)} adapters ({chosen[0][1]}, …) both changes a weight and is on"
         )
     shared = _shared_weights(root)
     writes: list[tuple[nn.Parameter, Tensor]] = []
@@ -111,12 +109,12 @@ def _merge(root: nn.Module, name: str | None, example: Example | None, undo: Und
             weight = cast(nn.Parameter, module._parameters[tensor])
             adapters = [a for a in here if tensor in a.adapter.attachment.tensors]
             if weight in shared:
-                raise PlanError(f"{path}.{tensor} is shared by several modules, so a change at one cannot be merged")
+                raise PlanError(f"{path}.{tensor} is shared by several modules, so a change for one cannot be merged")
             with torch.no_grad():
                 new = adapted_tensor(module, tensor, adapters)
                 exact = adapted_tensor(module, tensor, adapters, exact=True)
             if not torch.isfinite(new).all():
-                raise PlanError(f"merging into {path}.{tensor} would give NaN or infinity; nothing was merged")
+                raise PlanError(f"merging into {path}.{tensor} would give NaN or infinity, so nothing was merged")
             difference = max(difference, (new.double() - exact).abs().max().item())
             writes.append((weight, new))
         _refuse_dependent(path, module, slot, linear, dict(writes))
@@ -125,9 +123,14 @@ def _merge(root: nn.Module, name: str | None, example: Example | None, undo: Und
     with torch.no_grad():
         for weight, new in writes:
             weight.copy_(new)
-    merged = tuple(path for _, path, p in found if p in linear)
     drop_merged(root, linear)
-    return MergeReport(merged=merged, kept=kept, difference=difference, output_difference=compare.difference(root))
+    attached = {p for _, _, p in pieces(root)}
+    return MergeReport(
+        merged=tuple(path for _, path, p in chosen if p in linear),
+        kept=tuple(path for _, path, p in chosen if p in attached),
+        difference=difference,
+        output_difference=compare.difference(root),
+    )
 
 
 def _refuse_dependent(
@@ -146,11 +149,6 @@ def _refuse_dependent(
                 f"the {other.kind} adapter {other_name!r} on {path} depends on the weight into which another "
                 "adapter would be merged: merge both together, or restore one first"
             )
-
-
-def _goes_with(part: Adapter, merged: set[Adapter]) -> bool:
-    """Return whether a piece is a non-acting shared part of a kind that is being merged."""
-    return isinstance(part, RootPart) and not part.acts and any(p.kind == part.kind for p in merged)
 
 
 def _shared_weights(root: nn.Module) -> set[nn.Parameter]:

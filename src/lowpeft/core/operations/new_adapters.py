@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ def _refuse_changing_starts(modules: dict[str, nn.Module], built: list[tuple[Sit
         key = (site.config, site.shape, site.layer, site.attachment.form)
         if key not in asked and (problem := start_problem(modules[site.path], site, adapter)):
             where = f"{site.path}: " if site.path else ""
-            raise PlanError(f"{where}a new {site.config.kind} adapter must add nothing, and this one {problem}")
+            raise PlanError(f"{where}a new {site.config.kind} adapter must add nothing, but this one {problem}")
         asked.add(key)
 
 
@@ -88,22 +88,43 @@ def _new_adapter(root: nn.Module, module: nn.Module, plan: Plan, site: Site) -> 
     return adapter if tensor is None else adapter.to(tensor.device)
 
 
+def tensors_of(adapters: Iterable[tuple[str, Adapter]]) -> dict[str, Tensor]:
+    """Return every tensor of some adapters, buffers included, keyed by path + kind + the adapter's own tensor name.
+
+    E.g. `layers.1.conv.stereo.beta`.
+
+    Args:
+        adapters: Path of the module with the adapter's key (`layers.1.conv.stereo`), and adapter.
+    """
+    return {f"{at}.{key}": t for at, adapter in adapters for key, t in adapter.state_dict(keep_vars=True).items()}
+
+
 def fill(built: list[tuple[Site, Adapter]], tensors: Mapping[str, Tensor]) -> None:
     """Load the tensors of a saved adapter into new adapters.
 
     Raises:
         AdapterError: Tensors are missing, unknown or do not fit; all problems are listed.
     """
-    wanted = {
-        below(site.path, f"{site.key}.{name}"): tensor
-        for site, adapter in built
-        for name, tensor in adapter.state_dict(keep_vars=True).items()
-    }
-    if problems := tensor_problems(wanted, tensors):
-        raise AdapterError("these tensors do not fit the adapter:", problems=problems)
-    with torch.no_grad():
-        for key, tensor in wanted.items():
-            tensor.copy_(tensors[key])
+    wanted = tensors_of((below(site.path, site.key), adapter) for site, adapter in built)
+    check_tensors(wanted, tensors, "the adapter")
+    copy_tensors(wanted, tensors)
+
+
+def check_tensors(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], adapter: str) -> None:
+    """Raise if tensors cannot be loaded into the tensors of an adapter.
+
+    Raises:
+        AdapterError: Tensors are missing, unknown or do not fit; all problems are listed.
+    """
+    if problems := tensor_problems(wanted, given):
+        raise AdapterError(f"these tensors do not fit {adapter}:", problems=problems)
+
+
+@torch.no_grad()
+def copy_tensors(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Copy checked tensors into those of the same keys."""
+    for key, tensor in wanted.items():
+        tensor.copy_(given[key])
 
 
 def tensor_problems(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
@@ -120,5 +141,5 @@ def tensor_problems(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -
         elif tensor.is_floating_point() != wanted[key].is_floating_point():
             problems.append(f"{key} is {tensor.dtype}, the model needs {wanted[key].dtype}")
         elif not torch.isfinite(tensor).all():
-            problems.append(f"{key} holds NaN or infinity")
+            problems.append(f"{key} contains NaN or infinity")
     return problems

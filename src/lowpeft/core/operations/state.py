@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from ... import tables
-from ...errors import AdapterError, PlanError
+from ...errors import PlanError
 from ...ports.facts import Facts
 from ...tables import NOTHING
 from ..attachment.changes import Undo, change, one_at_a_time
 from ..attachment.record import attached_names, check_name, module_of, pieces, record_of, unwrap
 from ..attachment.specialise import original_class
-from .new_adapters import tensor_problems
+from .new_adapters import check_tensors, copy_tensors, tensors_of
 
 
 def list_adapters(model: object) -> list[str]:
@@ -55,21 +55,13 @@ def only_name(model: object, name: str | None) -> str:
     if name is None and len(known) == 1:
         return next(iter(known))
     if name is None:
-        raise PlanError(f"several adapters are attached ({', '.join(known)}); say which with name=")
+        raise PlanError(f"several adapters are attached ({', '.join(known)}); choose one with name=")
     check_name(root, name)
     return name
 
 
 def _tensors(model: object, name: str) -> dict[str, Tensor]:
-    """Return every tensor of one adapter, buffers included, keyed by base path + kind + the adapter's own tensor name.
-
-    E.g. `layers.1.conv.stereo.beta`.
-    """
-    return {
-        f"{path}.{key}": tensor
-        for _, path, piece in pieces(unwrap(model), name)
-        for key, tensor in piece.state_dict(keep_vars=True).items()
-    }
+    return tensors_of((path, piece) for _, path, piece in pieces(unwrap(model), name))
 
 
 @one_at_a_time
@@ -106,14 +98,11 @@ def load_adapter_state_dict(model: object, state: Mapping[str, Tensor], *, name:
     root = unwrap(model)
     chosen = only_name(model, name)
     wanted = _tensors(model, chosen)
-    if problems := tensor_problems(wanted, state):
-        raise AdapterError(f"these tensors do not fit the adapter {chosen!r}:", problems=problems)
+    check_tensors(wanted, state, f"the adapter {chosen!r}")
 
     def fill(undo: Undo) -> None:
         undo.keep(wanted.values())
-        with torch.no_grad():
-            for key, tensor in wanted.items():
-                tensor.copy_(state[key])
+        copy_tensors(wanted, state)
 
     change(root, fill)
 
@@ -157,11 +146,7 @@ class Summary:
             f"{self.model}: {self.trainable:,} trainable, {self.frozen:,} frozen "
             f"({100 * self.trainable / max(1, base):.2f} % of the base), adapters {self.adapter_bytes / 1e6:.2f} MB"
         )
-        lines = [
-            heading,
-            str(self.facts),
-            *(f"  {note}" for note in (*self.facts.notes, *self.notes)),
-        ]
+        lines = [heading, str(self.facts), *(f"  {note}" for note in (*self.facts.notes, *self.notes))]
         cells = [["adapter", "stage", "kind", "sites", "parameters"]]
         for adapter, stage, kind, sites, parameters in self.stages:
             cells.append([adapter, NOTHING if stage is None else str(stage), kind, str(sites), f"{parameters:,}"])
@@ -176,23 +161,23 @@ def summary(model: object) -> Summary:
         PlanError: The model has no adapters.
     """
     root = unwrap(model)
-    rows: dict[tuple[str, int | None, str], list[int]] = {}
+    sites: Counter[tuple[str, int | None, str]] = Counter()
+    parameters: Counter[tuple[str, int | None, str]] = Counter()
+    by_kind: Counter[str] = Counter()
     for name, plan in record_of(root).plans.items():
         for site in plan.sites:
-            row = rows.setdefault((name, site.stage, site.config.kind), [0, 0])
-            row[0] += 1
-            row[1] += site.parameters
-    by_kind: dict[str, int] = {}
-    for (_, _, kind), (_, count) in rows.items():
-        by_kind[kind] = by_kind.get(kind, 0) + count
+            row = (name, site.stage, site.config.kind)
+            sites[row] += 1
+            parameters[row] += site.parameters
+            by_kind[site.config.kind] += site.parameters
     tensors = [t for _, _, piece in pieces(root) for t in piece.state_dict().values()]
     return Summary(
         model=original_class(root).__name__,
         total=sum(p.numel() for p in root.parameters()),
         trainable=sum(p.numel() for p in root.parameters() if p.requires_grad),
-        by_kind=by_kind,
+        by_kind=dict(by_kind),
         adapter_bytes=sum(t.numel() * t.element_size() for t in tensors),
         facts=record_of(root).facts,
-        stages=tuple((*key, sites, count) for key, (sites, count) in rows.items()),
+        stages=tuple((*row, count, parameters[row]) for row, count in sites.items()),
         notes=tuple(f"{name}: {note}" for name, plan in record_of(root).plans.items() for note in plan.notes),
     )

@@ -118,30 +118,32 @@ class _Using:
 
 def _setting(root: Any, strengths: Mapping[str, object]) -> Setting:
     if not isinstance(strengths, Mapping):
-        raise PlanError(f'using takes a table of strengths by adapter name, such as {{"name": 1.0}}, not {strengths!r}')
+        raise PlanError(f'using takes a dict of strengths by adapter name, such as {{"name": 1.0}}, not {strengths!r}')
     for name in strengths:
         check_name(root, name)
     # Order of attachment, not of `strengths`: sums are then rounded the same for every order of the argument.
     values = {name: _strength(strengths[name]) for name in record_of(root).plans if name in strengths}
     counts = sorted({len(v) for v in values.values() if isinstance(v, tuple)})
     if len(counts) > 1:
-        raise PlanError(f"strengths by image must be for one batch, not for {' and '.join(map(str, counts))} images")
+        raise PlanError(f"all strengths by image must have the same length, not {' and '.join(map(str, counts))}")
     return Setting(values)
 
 
 def _strength(value: object) -> float | tuple[float, ...]:
     """Check a strength; return it as a float in 0..1, or as a tuple of these with one for each image."""
     if isinstance(value, Tensor) and value.requires_grad:
-        raise PlanError("a strength that requires a gradient would get none here: detach it")
+        raise PlanError("a strength that requires a gradient would not get one in `using`: detach it")
     plain = value.tolist() if hasattr(value, "tolist") else value  # tensors, and arrays and numbers of NumPy
     if not isinstance(plain, (list, tuple)):
         return _number(plain)
     if not plain:
-        raise PlanError("strengths by image must be one number for each image, and there are none")
+        raise PlanError("strengths by image must have one number per image, and this sequence is empty")
     return tuple(_number(n.item() if hasattr(n, "item") else n) for n in plain)
 
 
 def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
-        raise PlanError(f"strength must be a number in 0..1, or in a list of one for each image, not {value!r}")
+        raise PlanError(
+            f"a strength must be a number in 0..1, or a sequence of one such number per image, not {value!r}"
+        )
     return float(value)
