@@ -7,11 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..ports.layouts import Layout
+from ..ports.layouts import Layout, Size
 from .base import BlockForward, Family, Ports, block_places, register_family
 from .swin import BLOCK, BLOCK_PORTS, GROUP_CONV, attention_added, mlp_added, noise
 
-Size = tuple[int, int]
 Mlp = Callable[[Any, Tensor, Size], Tensor]
 
 

@@ -15,7 +15,7 @@ from .switches import Switches
 
 SWITCHES = "_lowpeft_switches"
 
-Kind = TypeVar("Kind", bound=Adapter)
+AdapterT = TypeVar("AdapterT", bound=Adapter)
 
 
 class Slot(nn.Module):
@@ -30,10 +30,10 @@ class Slot(nn.Module):
         self.__dict__[SWITCHES] = switches or Switches()
 
 
-class Acting(NamedTuple, Generic[Kind]):
+class Acting(NamedTuple, Generic[AdapterT]):
     """An adapter that is on, with its strength."""
 
-    adapter: Kind
+    adapter: AdapterT
     strength: Strength
 
 

@@ -36,7 +36,7 @@ def _outputs(copied: nn.Module, example: Example) -> list[Tensor]:
         return _tensors(example.call(copied))
 
 
-class Comparison:
+class OutputComparison:
     """Outputs of a copy of an adapted network on one example, without and with adapters, computed before merging."""
 
     def __init__(self, root: nn.Module, example: Example | None) -> None:

@@ -126,8 +126,8 @@ def _set_root(root: nn.Module, record: Record) -> None:
 
 def _acts_on_whole_batches(piece: Adapter) -> bool:
     """Return whether an adapter cannot have one strength per image: it changes weights, or sees windows."""
-    act = piece.attachment
-    return isinstance(piece, WeightAdapter) or act.layout is Layout.WLC or variant_in(act.block) is not None
+    at = piece.attachment
+    return isinstance(piece, WeightAdapter) or at.layout is Layout.WLC or variant_in(at.block) is not None
 
 
 def replace_adapters(root: nn.Module, plan: Plan, built: list[tuple[Site, Adapter]]) -> None:
@@ -179,12 +179,12 @@ def _set_module_facets(module: nn.Module, slot: Slot | None, *, forward: str | N
         slot: Slot of the module; None if it has no adapters.
         forward: Name of a block forward that the module has even without adapters.
     """
-    acts = [p.attachment for p in pieces_in(slot)] if slot is not None else []
+    attachments = [p.attachment for p in pieces_in(slot)] if slot is not None else []
     set_facets(
         module,
-        output=any(a.form == "output" for a in acts),
-        block=forward or next((a.block for a in acts if a.block is not None), None),
-        tensors=frozenset(t for a in acts for t in a.tensors),
+        output=any(a.form == "output" for a in attachments),
+        block=forward or next((a.block for a in attachments if a.block is not None), None),
+        tensors=frozenset(t for a in attachments for t in a.tensors),
     )
 
 
@@ -209,10 +209,10 @@ def install_forwards(model: object, forwards: Mapping[str, str]) -> None:
             problems.append(f"{path} {problem}")
         else:
             slot = slot_of(modules[path])
-            acts = [p.attachment for p in pieces_in(slot) if p.attachment.port] if slot is not None else []
-            used = {act.port for act in acts if act.port} - get_block(name).ports
+            attachments = [p.attachment for p in pieces_in(slot) if p.attachment.port] if slot is not None else []
+            used = {a.port for a in attachments if a.port} - get_block(name).ports
             problems += [f"{path} has adapters at the port {port}, which {name} does not have" for port in used]
-            others = {act.block for act in acts if variant_in(act.block) != variant_in(name)}
+            others = {a.block for a in attachments if variant_in(a.block) != variant_in(name)}
             problems += [f"{path} has adapters for {other}, not for {name}" for other in others]
     if problems:
         raise PlanError("the forwards of these blocks cannot be replaced:", problems=problems)

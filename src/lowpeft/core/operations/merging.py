@@ -18,7 +18,7 @@ from ..attachment.running import forget, in_force
 from ..attachment.settings import is_off
 from ..attachment.slots import Acting, Slot, acting_in, slots
 from ..observation.examples import Example
-from ..observation.merged_output import Comparison
+from ..observation.merged_output import OutputComparison
 from .injection import drop_merged
 
 
@@ -118,7 +118,7 @@ def _merge(root: nn.Module, name: str | None, example: Example | None, undo: Und
             difference = max(difference, (new.double() - exact).abs().max().item())
             writes.append((weight, new))
         _refuse_dependent(path, module, slot, linear, dict(writes))
-    compare = Comparison(root, example)
+    compare = OutputComparison(root, example)
     undo.keep(weight for weight, _ in writes)
     with torch.no_grad():
         for weight, new in writes:
