@@ -42,13 +42,17 @@ def add_to(commands: Any) -> None:
     )
     sub.add_argument("--data-lr", metavar="DIR", help="LR images of --data or --images, instead of making them")
     add_border(sub)
-    sub.add_argument("--validate", metavar="DIR", help="scenes to measure on the way: the best is kept in OUT/best")
+    sub.add_argument(
+        "--validate", metavar="DIR", help="scenes to measure during training; the best result is kept in OUT/best"
+    )
     sub.add_argument(
         "--test", action="append", default=[], metavar="DIR", help="scenes to measure afterwards; may be repeated"
     )
     sub.add_argument("--test-lr", metavar="DIR", help="LR images of the one --test folder, instead of making them")
     sub.add_argument("--out", required=True, metavar="DIR", help="folder for the adapter, log and checkpoints")
-    sub.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out, if there is one")
+    sub.add_argument(
+        "--resume", action="store_true", help="continue from the newest checkpoint in --out, if one exists"
+    )
     sub.add_argument(
         "--merge", action="store_true", help="also write network.safetensors with the adapters folded in (lora, full)"
     )
@@ -83,7 +87,7 @@ def run(options: argparse.Namespace) -> None:
     base = backbone(options)
     recipe = override(load_recipe(options.recipe), overrides(options.set))
     recipe = dataclasses.replace(recipe, training=_settings(recipe.training, options, crop_for(base)))
-    settings, out = recipe.training, Path(options.out)
+    settings = recipe.training
     _check(recipe, options)
     scale = image_facts(base).scale
     crops = _crops(options, scale, settings)
@@ -97,13 +101,13 @@ def run(options: argparse.Namespace) -> None:
     module_of(model).to(device(options.device) if processes.device is None else processes.device)
     if processes.main:
         _print_plan(model, recipe, crops, processes)
-    left = max(0, settings.steps - last_step(out)) if options.resume else settings.steps
+    left = max(0, settings.steps - last_step(Path(options.out))) if options.resume else settings.steps
     with progress("training", left) if processes.main else nullcontext(lambda note: None) as advance:
         done = train(
             model,
             crops,
             settings,
-            out=out,
+            out=options.out,
             validate=validate,
             resume=options.resume,
             report=lambda step: advance(_note(step)),
@@ -131,38 +135,43 @@ def _check(recipe: Recipe, options: argparse.Namespace) -> None:
     """Raise for options that cannot be combined, before any data is read."""
     problems = []
     if options.test_lr and len(options.test) != 1:
-        problems.append("--test-lr goes with exactly one --test folder")
+        problems.append(f"--test-lr needs exactly one --test folder, not {len(options.test)}")
     if bool(options.validate) != bool(recipe.training.validate_every_steps):
-        problems.append("--validate DIR and --validate-every-steps N go together")
+        problems.append("--validate DIR and --validate-every-steps N need each other: give both or neither")
     if options.images and recipe.views > 1:
-        problems.append(f"recipe {recipe.name!r} makes a stereo model, which is trained on pairs: use --data")
+        problems.append(
+            f"recipe {recipe.name!r} makes a stereo model, which is trained on pairs: use --data, not --images"
+        )
     kinds = {adapter.kind for adapter in recipe.adapters}
     fixed = sorted(kind for kind in kinds if not issubclass(get_kind(kind).module, WeightAdapter))
     if options.merge and (fixed or not kinds):
         why = f"{', '.join(fixed)} adapters are not linear in a weight" if fixed else "there are no adapters"
-        problems.append(f"--merge cannot be done for recipe {recipe.name!r}: {why}")
+        problems.append(f"--merge does not work with recipe {recipe.name!r}: {why}")
     if problems:
-        raise LowpeftError("these options do not work:", problems=problems)
+        raise LowpeftError("these options cannot be used together:", problems=problems)
 
 
 def _crops(options: argparse.Namespace, scale: int, settings: TrainSettings) -> Crops:
     """Return the training crops."""
-    folder = options.images or options.data
-    scenes = find_scenes(folder, scale=scale, lr_folder=options.data_lr, views=1 if options.images else 2)
+    folder, views = options.images or options.data, _views(options)
     return Crops(
-        scenes,
+        find_scenes(folder, scale=scale, lr_folder=options.data_lr, views=views),
         scale,
         crop_px=(settings.crop_height_px, settings.crop_width_px),
         seed=settings.seed,
-        clean_crops=read_clean_crops(folder, views=1 if options.images else 2),
+        clean_crops=read_clean_crops(folder, views=views),
         border=options.border,
     )
 
 
 def _examples(options: argparse.Namespace, folder: str, scale: int, lr: str | None = None) -> list[Example]:
     """Load the scenes of a folder, with the same number of views as the training scenes."""
-    scenes = find_scenes(folder, scale=scale, lr_folder=lr, views=1 if options.images else 2)
+    scenes = find_scenes(folder, scale=scale, lr_folder=lr, views=_views(options))
     return [load_example(scene, scale, border=options.border) for scene in scenes]
+
+
+def _views(options: argparse.Namespace) -> Literal[1, 2]:
+    return 1 if options.images else 2
 
 
 def _print_plan(model: object, recipe: Recipe, crops: Crops, processes: Processes) -> None:
@@ -202,18 +211,23 @@ def _finish(
     facts: dict[str, str | float],
     tests: dict[str, list[Example]],
 ) -> None:
-    """Measure on the test scenes, and save the result with the figures."""
+    """Measure on the test scenes, print the figures in dB, and save the result with them."""
+    from ..restoration.evaluation import compare, methods
+    from ..restoration.progress import progress
     from ..restoration.training import save_merged, save_product
 
     for (folder, examples), title in zip(tests.items(), _titles(list(tests)), strict=True):
-        for name, value in _measured(model, folder, examples).items():
-            facts[f"PSNR in dB, {_MEAN[len(examples[0].lr)]}, {title}, {name}"] = round(value, 4)
-    print()
+        with progress("measuring", len(examples) * len(list(methods(model)))) as advance:
+            comparison = compare(model, examples, advance=advance)
+        print(f"\n{folder}\n{comparison}")
+        mean = "RGB" if len(examples[0].lr) == 1 else "(L+R)/2"
+        for name, value in comparison.means_db().items():
+            facts[f"PSNR in dB, {mean}, {title}, {name}"] = round(value, 4)
     written = [save_product(model, Path(options.out), facts=facts)]
     if options.merge:
         written.append(save_merged(model, Path(options.out), facts=facts))
     what = "network" if recipe.from_scratch else "adapter"
-    print(f"{what} written to {' and '.join(map(str, written))}")
+    print(f"\n{what} written to {' and '.join(map(str, written))}")
 
 
 def _titles(folders: list[str]) -> list[str]:
@@ -227,18 +241,3 @@ def _titles(folders: list[str]) -> list[str]:
         if len(set(titles)) == len(titles):
             break
     return titles
-
-
-_MEAN = {1: "RGB", 2: "(L+R)/2"}
-"""Name of a scene's figure, by number of views."""
-
-
-def _measured(model: object, folder: str, examples: list[Example]) -> dict[str, float]:
-    """Measure the scenes, print the figures, and return the mean of each method in dB."""
-    from ..restoration.evaluation import compare, methods
-    from ..restoration.progress import progress
-
-    with progress("measuring", len(examples) * len(list(methods(model)))) as advance:
-        found = compare(model, examples, advance=advance)
-    print(f"\n{folder}\n{found}")
-    return found.means_db()

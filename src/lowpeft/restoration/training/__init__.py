@@ -5,15 +5,7 @@ from __future__ import annotations
 from ...core.attachment.record import is_adapted
 from .checkpoint import checkpoints, last_step
 from .loop import Step, Trained, train
-from .models import (
-    NETWORK,
-    build_model,
-    reinitialise,
-    save_merged,
-    save_network,
-    save_product,
-    trained_parameters,
-)
+from .models import NETWORK, build_model, reinitialise, save_merged, save_network, save_product, trained_parameters
 from .parallel import Processes, connect
 from .samples import CropSource, crop_for
 from .schedule import image_loss, learning_rate

@@ -35,6 +35,8 @@ SCHEMA = 1
 FOLDER, TENSORS, STATE = "checkpoints", "tensors.safetensors", "state.json"
 PREFIX = "step-"
 
+_MISSING = object()
+
 FREE = ("accumulate", "keep_checkpoints", "save_every_steps", "workers")
 """Settings that may differ in a resumed run. Of these only `accumulate` changes results: the order of additions and the
 dropout masks."""
@@ -211,9 +213,6 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
         return {name: value}
     inner = [_flat(v, f"{name}.{key}" if name else str(key)) for key, v in value.items()]
     return {key: leaf for leaves in inner for key, leaf in leaves.items()}
-
-
-_MISSING = object()
 
 
 def _short(value: Any) -> str:

@@ -190,12 +190,8 @@ class _TrainingRun:
         self.parameters = trained_parameters(self.module)
         self.device = next(iter(self.parameters.values())).device
         self.hooks = training_hooks(self.module, settings.steps)
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.parameters, self.hooks),
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-        )
+        groups = parameter_groups(self.parameters, self.hooks)
+        self.optimizer = torch.optim.AdamW(groups, betas=settings.betas, weight_decay=settings.weight_decay)
         # Not `swa_utils.AveragedModel`, which copies the whole network: only the trained tensors are averaged.
         self.average = {n: p.detach().clone() for n, p in self.parameters.items()} if settings.ema_decay else {}
         network = _NetworkWithLoss(self.module, settings, facts)
@@ -373,8 +369,9 @@ class _TrainingRun:
             reason, problems = (error.message, error.problems) if isinstance(error, LowpeftError) else (str(error), ())
             saved = [] if self.folder is None else checkpoints(self.folder)
             last = f"The last good checkpoint is {saved[-1]}" if saved else "No checkpoint has been written"
-            text = f"training stopped at step {self.at}. {last}. The reason: {reason}"
-            raise TrainingError(text, problems=problems) from error
+            raise TrainingError(
+                f"training stopped at step {self.at}. {last}. The reason: {reason}", problems=problems
+            ) from error
 
 
 class _NetworkWithLoss(nn.Module):
