@@ -91,7 +91,7 @@ def test_its_adapters_are_trained_and_saved(tmp_path: Path) -> None:
 
 
 def test_it_gives_no_image_and_says_so() -> None:
-    with pytest.raises(PlanError, match="cannot be run on images, because its scale cannot be told") as caught:
+    with pytest.raises(PlanError, match="cannot be run on images: unknown scale") as caught:
         lowpeft.enhance(load_backbone("timm:test_resnet"), torch.rand(3, 64, 64))
     assert "scale: a network of timm gives features, and no image" in caught.value.problems
 

@@ -84,7 +84,7 @@ def test_a_base_that_gives_nan_is_another_one(tmp_path: Path) -> None:
     network = build("rcan")
     saved(network, tmp_path)
     network.register_forward_hook(lambda module, inputs, output: output * torch.nan)
-    assert "holds NaN or infinity, and that of its base none" in refusal(network, tmp_path)
+    assert "NaN or infinity" in refusal(network, tmp_path)
 
 
 def test_autocast_around_loading_changes_nothing(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_figures_that_would_check_nothing_are_refused(changes: dict[str, object]
     found = figures(build("rcan"))
     assert found is not None
     assert figures_from_dict(found.as_dict()) == found
-    with pytest.raises(AdapterError, match="is not what lowpeft writes"):
+    with pytest.raises(AdapterError, match="record of the output of its base"):
         figures_from_dict(found.as_dict() | changes)
 
 
@@ -189,7 +189,7 @@ def test_index_buffers_are_the_bases_and_counters_are_not(tmp_path: Path) -> Non
     network.stages[1].seen += 3
     lowpeft.restore(lowpeft.load_adapter(network, tmp_path))
     network.stages[1].order.copy_(network.stages[1].order.flip(0))
-    assert "index buffers that the state dict holds differ" in refusal(network, tmp_path)
+    assert "integer buffers" in refusal(network, tmp_path)
 
 
 def test_index_buffers_that_change_while_an_adapter_is_trained_are_not_lost_in_silence(tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_a_file_with_the_old_fingerprint_is_checked_by_the_old_rule(tmp_path: Pa
 )
 def test_figures_that_lowpeft_does_not_write_are_refused(output: object, tmp_path: Path) -> None:
     rewritten(saved(Plain(), tmp_path), lambda config: config.update(output=output))
-    with pytest.raises(AdapterError, match="record of its base's output"):
+    with pytest.raises(AdapterError, match="record of the output of its base"):
         lowpeft.read_adapter(tmp_path)
 
 

@@ -122,7 +122,7 @@ def test_networks_that_give_features_cannot_be_run_on_images(name: str) -> None:
     module = build(name)
     found = describe(module)
     assert (found.scale, found.channels) == (None, 3)
-    with pytest.raises(PlanError, match="its scale cannot be told") as refused:
+    with pytest.raises(PlanError, match="unknown scale") as refused:
         lowpeft.enhance(module, torch.rand(3, 64, 96))
     assert "scale: none, because the network gives features" in refused.value.problems
 
@@ -162,7 +162,7 @@ def test_what_is_given_counts_and_needs_no_note() -> None:
 
 def test_a_network_that_cannot_be_run_has_the_facts_that_are_given() -> None:
     bicubic = nn.Upsample(scale_factor=2, mode="bicubic")
-    with pytest.raises(PlanError, match="its scale and channels cannot be told"):
+    with pytest.raises(PlanError, match="unknown scale and channels"):
         lowpeft.enhance(bicubic, torch.rand(3, 8, 8))
     found = describe(bicubic, scale=2, channels=3)
     assert found.notes == ("size_multiple: assumed to be 1 px", "value_range: assumed to be 0..1")
@@ -181,18 +181,18 @@ def test_one_fact_of_a_backbone_can_be_changed() -> None:
 @pytest.mark.parametrize(
     ("facts", "sentence"),
     [
-        ({"scale": 0}, "scale must be a whole number of at least 1, not 0"),
-        ({"scale": 2.0}, "scale must be a whole number of at least 1, not 2.0"),
-        ({"scale": True}, "scale must be a whole number of at least 1, not True"),
+        ({"scale": 0}, "scale must be .*, not 0"),
+        ({"scale": 2.0}, r"scale must be .*, not 2\.0"),
+        ({"scale": True}, "scale must be .*, not True"),
         ({"channels": -1}, "channels must be"),
         ({"size_multiple": 0}, "size_multiple must be"),
         ({"fixed_px": "48"}, "fixed_px must be"),
-        ({"value_range": (1, 0)}, r"value_range must be the lowest and the highest value, not \(1, 0\)"),
+        ({"value_range": (1, 0)}, r"value_range must be .*, not \(1, 0\)"),
         ({"value_range": (0, 0)}, "value_range must be"),
         ({"value_range": (0, 1, 2)}, "value_range must be"),
         ({"value_range": 255}, "value_range must be"),
-        ({"output": 3.0}, "output must be a string or an index"),
-        ({"architecture": 3}, "architecture must be a string"),
+        ({"output": 3.0}, "output must be .*, not 3"),
+        ({"architecture": 3}, "architecture must be .*, not 3"),
     ],
     ids=str,
 )

@@ -685,7 +685,7 @@ def offloaded() -> nn.Module:
         (lazy, "lazy, without a shape"),
         (sparse, "sparse"),
         (offloaded, "forward of its own on the instance"),
-        (lambda: torch.ao.quantization.quantize_dynamic(TokenNet(), {nn.Linear}), "hold weights that are no tensors"),
+        (lambda: torch.ao.quantization.quantize_dynamic(TokenNet(), {nn.Linear}), "layers are quantised"),
     ],
     ids=["meta", "lazy", "sparse", "offloaded", "quantised"],
 )
@@ -813,7 +813,7 @@ def test_merging_refuses_a_change_that_the_forward_would_lose_and_undoes_it() ->
     network.derives = True
     x, before = torch.rand(1, 3, 8, 8), tensors(network)
     expected = model(x)
-    with pytest.raises(PlanError, match="what was trained would be lost"):
+    with pytest.raises(PlanError, match="would be lost"):
         lowpeft.merge(model)
     assert torch.equal(model(x), expected)
     assert_same_tensors(tensors(network), before)

@@ -1,4 +1,4 @@
-"""Comparison of an adapted network's output before and after its adapters are merged."""
+"""Does an adapted network give the same output after its adapters are merged?"""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ class Comparison:
             effect, change = float((before - base).abs().max()), float((after - before).abs().max())
             if not change <= max(ROUNDING * torch.finfo(adapted.dtype).eps * scale, SHARE * effect):
                 raise PlanError(
-                    f"merged, the network gives another output: it differs by {change:.3g}, where the adapters change "
-                    f"it by {effect:.3g}, so that what was trained would be lost. It computes some of these weights "
-                    "itself when it runs; nothing was merged"
+                    f"merging would change the output by {change:.3g}, compared to {effect:.3g} by the adapters, so "
+                    "the training would be lost: the network overwrites some of these weights when it runs. Nothing "
+                    "was merged"
                 )
             worst = max(worst, change / scale)
         return worst
