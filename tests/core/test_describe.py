@@ -181,9 +181,9 @@ def test_one_fact_of_a_backbone_can_be_changed() -> None:
 @pytest.mark.parametrize(
     ("facts", "sentence"),
     [
-        ({"scale": 0}, "scale must be a whole number of at least 1, not 0"),
-        ({"scale": 2.0}, "scale must be a whole number of at least 1, not 2.0"),
-        ({"scale": True}, "scale must be a whole number of at least 1, not True"),
+        ({"scale": 0}, "scale must be .*, not 0"),
+        ({"scale": 2.0}, r"scale must be .*, not 2\.0"),
+        ({"scale": True}, "scale must be .*, not True"),
         ({"channels": -1}, "channels must be"),
         ({"size_multiple": 0}, "size_multiple must be"),
         ({"fixed_px": "48"}, "fixed_px must be"),
@@ -191,8 +191,8 @@ def test_one_fact_of_a_backbone_can_be_changed() -> None:
         ({"value_range": (0, 0)}, "value_range must be"),
         ({"value_range": (0, 1, 2)}, "value_range must be"),
         ({"value_range": 255}, "value_range must be"),
-        ({"output": 3.0}, "output must be a string or an index"),
-        ({"architecture": 3}, "architecture must be a string"),
+        ({"output": 3.0}, "output must be .*, not 3"),
+        ({"architecture": 3}, "architecture must be .*, not 3"),
     ],
     ids=str,
 )

@@ -1,4 +1,4 @@
-"""Comparison of a block in a user's network with the block forward that replaces its forward."""
+"""Does a block of a user's network compute the same as the block forward that replaces its forward?"""
 
 from __future__ import annotations
 
@@ -26,9 +26,6 @@ class OtherBlockError(ChangedBlockError):
     """Error for a block that the block forward cannot run: a different block in a network with the family's names."""
 
 
-CANNOT_RUN = "cannot be run as"
-
-
 def check_block(checked: set[tuple[object, ...]], path: str, module: nn.Module, name: str) -> None:
     """Refuse a block whose own forward gives another result than the block forward.
 
@@ -52,11 +49,14 @@ def check_block(checked: set[tuple[object, ...]], path: str, module: nn.Module, 
     shapes = [(path, tuple(parameter.shape)) for path, parameter in base_parameters(module)]
     missing = [path for path, part in module._modules.items() if part is None]
     key = (original_class(module), name, repr((sorted(plain.items()), parts, shapes, missing)))
-    if key not in checked:
-        if problem := block_problem(module, get_block(name)):
-            own, kind = original_class(module), OtherBlockError if problem.startswith(CANNOT_RUN) else ChangedBlockError
-            raise kind(f"{path} ({own.__module__}.{own.__name__}) {problem}")
-        checked.add(key)
+    if key in checked:
+        return
+    try:
+        _compare(module, get_block(name))
+    except ChangedBlockError as error:
+        own = original_class(module)
+        raise type(error)(f"{path} ({own.__module__}.{own.__name__}) {error}") from error
+    checked.add(key)
 
 
 class _Asked(BlockPorts):
@@ -84,6 +84,15 @@ def block_problem(module: nn.Module, block: BlockForward) -> str | None:
 
     For a variant, the block forward that it is a variant of is compared instead.
     """
+    try:
+        _compare(module, block)
+    except ChangedBlockError as error:
+        return str(error)
+    return None
+
+
+def _compare(module: nn.Module, block: BlockForward) -> None:
+    """Raise what `check_block` raises, with the end of a sentence as message."""
     block = block if block.variant_of is None else get_block(block.variant_of)
     twin, own_class = twin_of(module), original_class(module)
     advice = f"the block forward {block.name}: this copy of the code was changed"
@@ -93,16 +102,17 @@ def block_problem(module: nn.Module, block: BlockForward) -> str | None:
             own = own_class.forward(twin, *(a.clone() if isinstance(a, Tensor) else a for a in arguments))
             ports = _Asked()
             ours = block.forward(twin, ports, *arguments)
-    except Exception as error:  # noqa: BLE001  (any error means another block)
-        return f"{CANNOT_RUN} {advice} ({type(error).__name__}: {error})"
+    except Exception as error:  # any error means another block
+        raise OtherBlockError(f"cannot be run as {advice} ({type(error).__name__}: {error})") from error
     (a, b) = (x[0] if isinstance(x, tuple) else x for x in (own, ours))
     same = torch.equal(a, b) if block.exact else torch.allclose(a, b, rtol=CLOSE, atol=CLOSE * float(a.abs().max()))
     if not same:
-        return f"computes another result (largest difference {(a - b).abs().max():.3g}) than {advice}"
+        raise ChangedBlockError(f"computes another result (largest difference {(a - b).abs().max():.3g}) than {advice}")
     silent = sorted(block.ports - ports.asked)
     if silent:
-        return f"cannot use the block forward {block.name}, which never calls its ports {', '.join(silent)}"
-    return None
+        raise ChangedBlockError(
+            f"cannot use the block forward {block.name}, which never calls its ports {', '.join(silent)}"
+        )
 
 
 def variant_in(name: str | None) -> str | None:

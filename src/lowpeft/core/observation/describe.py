@@ -1,4 +1,4 @@
-"""Facts of any network: given by the user, known from its family, or measured by running a copy of it."""
+"""What are the facts of a network? Given by the user, known from its family, or measured by running a copy of it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ... import checks
 from ...errors import PlanError
 from ...families import Recognised, recognise
 from ...ports.facts import Backbone, Facts, ImageFacts
@@ -75,17 +76,14 @@ def describe(  # noqa: PLR0913  (one argument for each fact)
     Raises:
         PlanError: `module` is not a network, or a fact is invalid.
     """
-    sizes = {"size_multiple": size_multiple, "min_px": min_px, "square": square, "fixed_px": fixed_px, "strips": strips}
-    values = {"value_range": value_range, "output_range": output_range, "channels": channels, "maps": maps}
-    given: dict[str, Any] = {"scale": scale, "output": output, "architecture": architecture, **sizes, **values}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {n: value for n, value in locals().items() if n not in ("module", "example") and value is not None}
     _check(given)
     given |= {n: tuple(map(float, given[n])) for n in ("value_range", "output_range", "maps") if n in given}
     root, known = root_of(module), _known(module)
     trial = Trial(root, None if example is None else Example.of(example))
     if trial.example is not None and trial.example.image is None and {"scale", "channels"} & given.keys():
         raise PlanError(
-            "scale and channels describe networks that take one N,C,H,W tensor, but the example is something else"
+            "scale and channels are facts of networks that take one N,C,H,W tensor, and example= is something else"
         )
     if known is None:
         facts = _measured(trial, given)
@@ -94,34 +92,30 @@ def describe(  # noqa: PLR0913  (one argument for each fact)
     return Backbone(module=module_of(module), **facts.values)
 
 
-WORDS = {str: "a string", int: "an index", bool: "True or False"}
-
-
 def _check(given: Mapping[str, Any]) -> None:
-    problems = [
-        f"{name} must be a whole number of at least 1, not {given[name]!r}"
-        for name in ("scale", "channels", "size_multiple", "min_px", "fixed_px")
-        if name in given and (type(given[name]) is not int or given[name] < 1)
-    ]
+    whole = ("scale", "channels", "size_multiple", "min_px", "fixed_px")
+    problems = [problem for name in whole if name in given for problem in checks.whole(name, given[name], least=1)]
     for name in ("value_range", "output_range"):
         limits = given.get(name, (0, 1))
         if not _are_numbers(limits) or len(limits) != 2 or not limits[0] < limits[1]:
-            problems.append(f"{name} must be (lowest, highest) with lowest < highest, not {limits!r}")
+            problems.append(f"{name} must be two numbers, the lowest and the highest value, not {limits!r}")
     if not _are_numbers(given.get("maps", ())):
         problems.append(f"maps must be a tuple of numbers, one for each map, not {given['maps']!r}")
-    kinds = {"output": (str, int), "architecture": (str,), "square": (bool,), "strips": (bool,)}
-    problems += [
-        f"{name} must be {' or '.join(WORDS[kind] for kind in allowed)}, not {given[name]!r}"
-        for name, allowed in kinds.items()
-        if name in given and type(given[name]) not in allowed
-    ]
+    types = {
+        "output": ("a string or an index", (str, int)),
+        "architecture": ("a string", (str,)),
+        "square": ("True or False", (bool,)),
+        "strips": ("True or False", (bool,)),
+    }
+    for name, (words, allowed) in types.items():
+        if name in given and type(given[name]) not in allowed:
+            problems.append(f"{name} must be {words}, not {given[name]!r}")
     if problems:
-        raise PlanError("invalid facts of a network:", problems=problems)
+        raise PlanError("these facts of the network are invalid:", problems=problems)
 
 
 def _are_numbers(values: object) -> bool:
-    finite = isinstance(values, (tuple, list)) and all(type(v) in (int, float) and math.isfinite(v) for v in values)
-    return bool(finite)
+    return isinstance(values, (tuple, list)) and all(checks.is_number(v, above=-math.inf) for v in values)
 
 
 def _known(model: object) -> Facts | None:
@@ -160,9 +154,9 @@ def image_facts(model: object) -> ImageFacts:
     if facts.scale is None or facts.channels is None:
         missing = [name for name in ("scale", "channels") if getattr(facts, name) is None]
         raise PlanError(
-            f"{facts.architecture} cannot be run on images, because its {' and '.join(missing)} "
-            f"{'is' if len(missing) == 1 else 'are'} unknown. If it takes and returns one N,C,H,W tensor, use "
-            "lowpeft.describe(module, scale=…, channels=…); otherwise call the network yourself",
+            f"{facts.architecture} cannot be run on images: unknown {' and '.join(missing)}. If it maps one N,C,H,W "
+            "tensor to another, give the facts with lowpeft.describe(module, scale=…, channels=…); otherwise call it "
+            "yourself",
             problems=facts.notes,
         )
     return ImageFacts(**facts.values)
@@ -182,10 +176,10 @@ def _measured(trial: Trial, given: Mapping[str, Any]) -> Facts:
         **given,
     }
     notes: list[str] = list(known.pop("notes", ()))
-    told = {"scale", "channels"} <= known.keys() and known.keys() & {"size_multiple", "fixed_px"}
-    if not told or (family is not None and family.family.output is not None and "output" not in known):
-        found, how = _run(trial, known, family)
-        known, notes = {**found, **known}, [*notes, *how]
+    complete = {"scale", "channels"} <= known.keys() and known.keys() & {"size_multiple", "fixed_px"}
+    if not complete or (family is not None and family.family.output is not None and "output" not in known):
+        measured, how = _run(trial, known, family)
+        known, notes = {**measured, **known}, [*notes, *how]
     if "value_range" not in known:
         notes.append("value_range: assumed to be 0..1")
     low, high = known.get("value_range", (0.0, 1.0))
@@ -217,7 +211,7 @@ def _run(trial: Trial, known: Mapping[str, Any], family: Recognised | None) -> t
     """Measure scale, channels and sizes by running a copy of the network; return them and a note on each."""
     output = known.get("output", family.family.output if family else None)
     try:
-        network = _Runs(trial, output, known.get("maps", ()))
+        network = _Measuring(trial, output, known.get("maps", ()))
         x = network.first(known.get("channels"))
     except PlanError as error:
         missing = [name for name in ("scale", "channels") if name not in known]
@@ -233,7 +227,7 @@ def _run(trial: Trial, known: Mapping[str, Any], family: Recognised | None) -> t
     return facts, list(_without(tuple(notes), known))
 
 
-class _Runs:
+class _Measuring:
     """A trial of a network, its constant maps, and the location of the image in its output."""
 
     def __init__(self, trial: Trial, output: str | int | None, maps: tuple[float, ...]) -> None:
@@ -269,7 +263,7 @@ class _Runs:
         refused = 0
         given = self.trial.example
         if given is not None and given.image is None:
-            raise PlanError("the example is not one N,C,H,W tensor")
+            raise PlanError("the example is not a single N,C,H,W tensor")
         for example in [given] if given is not None else examples(self.trial.root, batch=1):
             x = example.image
             if x is None or channels not in (None, x.shape[1]):
@@ -279,11 +273,11 @@ class _Runs:
             try:
                 if self.scale_of(x) is not None:
                     return x
-                tried[f"{tuple(x.shape)} returns no image whose sides are a whole multiple of the input's"] = None
+                tried[f"{tuple(x.shape)}: the output is not an image of a whole multiple of its size"] = None
                 refused += 1
             except Exception as error:  # noqa: BLE001  (any error means that it does not take this input)
                 tried[f"{tuple(x.shape)}: {type(error).__name__}"] = None
-        raise PlanError("the network returned an image for no tried input (" + "; ".join([*tried][:3]) + ")")
+        raise PlanError("none of the inputs that were tried gives an image (" + "; ".join([*tried][:3]) + ")")
 
     def sizes(self, x: Tensor, scale: int | None) -> tuple[dict[str, Any], str]:
         """Find the sides that the network takes, on images not smaller than `x`; return facts and a note."""
@@ -294,8 +288,8 @@ class _Runs:
                 return {"size_multiple": multiple}, f"size_multiple: {multiple} px, measured"
         height, width = x.shape[-2:]
         if height == width and not self._takes(x, (2 * height, 2 * width), scale):
-            return {"fixed_px": height}, f"fixed_px: {height} px, measured: of all tried sizes, only this one runs"
-        return {"size_multiple": least}, f"size_multiple: {least} px, the smallest side that ran"
+            return {"fixed_px": height}, f"fixed_px: {height} px, measured: no other size that was tried runs"
+        return {"size_multiple": least}, f"size_multiple: {least} px, the smallest side that was seen to run"
 
     def _takes(self, x: Tensor, size: Size, scale: int | None) -> bool:
         image = torch.rand(1, x.shape[1], *size, generator=torch.Generator().manual_seed(0)).to(x.device, x.dtype)

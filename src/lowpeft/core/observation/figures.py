@@ -1,7 +1,7 @@
-"""Figures: a few statistics of a base's output, which reveal differences outside the weights.
+"""Does a network compute the same as the base of an adapter file? Compared by figures, a few statistics of its output.
 
-Such differences are e.g. the value range, a padding mode or an activation. The figures are computed on the CPU, with a
-copy of the network, from one image that is the same on every machine.
+They reveal differences outside the weights, e.g. in the value range, a padding mode or an activation. They are computed
+on the CPU, with a copy of the network, from one image that is the same on every machine.
 """
 
 from __future__ import annotations
@@ -64,16 +64,17 @@ def figures_from_dict(values: object) -> Figures:
     """
     try:
         shape, step, rows = (values[key] for key in ("shape", "step", "values"))  # type: ignore[index]
-        found = Figures(shape=tuple(shape), step=float(step), values=tuple(tuple(map(float, row)) for row in rows))
-        numbers = [found.step, *(value for row in found.values for value in row)]
-        if not all(map(math.isfinite, numbers)) or not 0 < found.step <= COARSEST:
-            raise ValueError(f"step {found.step}, or a figure that is not finite")
-        right = len(found.shape) == 4 and all(type(n) is int and 0 < n <= max(map(max, SIZES_PX)) for n in found.shape)
+        figures = Figures(shape=tuple(shape), step=float(step), values=tuple(tuple(map(float, row)) for row in rows))
+        if not all(math.isfinite(value) for row in figures.values for value in row) or not 0 < figures.step <= COARSEST:
+            raise ValueError(f"step {figures.step}, or a value that is not finite")
+        sides = range(1, max(map(max, SIZES_PX)) + 1)
+        if len(figures.shape) != 4 or not all(type(n) is int and n in sides for n in figures.shape):
+            raise ValueError(f"{shape} is not the shape of a test image")
     except (KeyError, TypeError, ValueError) as error:
-        raise AdapterError(f"invalid record of its base's output: {error}") from error
-    if not right:
-        raise AdapterError(f"the record of its base's output has no image shape: {shape}")
-    return found
+        raise AdapterError(
+            f"the file's record of the output of its base is damaged or not by lowpeft: {error}"
+        ) from error
+    return figures
 
 
 def figures_of(root: nn.Module, facts: Facts) -> Figures | None:
@@ -110,21 +111,17 @@ def other_figures(expected: Figures, root: nn.Module, rounded: torch.dtype | Non
         root: The network.
         rounded: Dtype that the weights of one of the two are rounded to, in whatever dtype they are stored.
     """
-    if (twin := _on_cpu(root)) is None or (found := _values(twin, expected.shape)) is None:
+    if (twin := _on_cpu(root)) is None or (values := _values(twin, expected.shape)) is None:
         return []
-    if not found:
-        return [
-            "the weights are the same, but the output for one image contains NaN or infinity, that of its base does not"
-        ]
-    difference = _difference(expected.values, found)
+    same = "the weights are the same, but the output for a test image"
+    if not values:
+        return [f"{same} contains NaN or infinity; that of the base does not"]
+    difference = _difference(expected.values, values)
     steps = (expected.step, _step(twin), 0.0 if rounded is None else torch.finfo(rounded).eps)
     if difference <= max(TOLERANCE, STEPS * max(steps)):
         return []
-    text = (
-        f"the weights are the same, but the output for one image differs by {difference:.2g} of its largest value: "
-        "something other than the weights differs (value range, padding, activation, a constant)"
-    )
-    return [text]
+    cause = "something other than the weights is different (value range, padding, activation, a constant)"
+    return [f"{same} differs by {difference:.2g} of its largest value: {cause}"]
 
 
 def _on_cpu(root: nn.Module) -> nn.Module | None:
@@ -149,9 +146,9 @@ def _values(twin: nn.Module, shape: tuple[int, ...], *, seed: int = 0, scale: fl
             tensors = float_tensors(twin(image))
         except Exception:  # noqa: BLE001  (any error means that it does not take the image)
             return None
-        found = tuple(tuple(_row(t.double().flatten())) for t in tensors[:MOST_TENSORS] if t.numel())
-    finite = all(math.isfinite(value) for row in found for value in row)
-    return (found or None) if finite else ()
+        values = tuple(tuple(_row(t.double().flatten())) for t in tensors[:MOST_TENSORS] if t.numel())
+    finite = all(math.isfinite(value) for row in values for value in row)
+    return (values or None) if finite else ()
 
 
 def _pattern(shape: tuple[int, ...]) -> Tensor:

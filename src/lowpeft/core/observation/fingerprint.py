@@ -1,4 +1,4 @@
-"""Fingerprints of bases: class, structure and weights of the frozen network that an adapter belongs to."""
+"""Does a network have the structure and weights of an adapter's base? Compared by fingerprints."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ..attachment.specialise import original_class
 
 HALF = (torch.bfloat16, torch.float16)
 OTHER_WEIGHTS = (
-    "the structure is the same, the weights (or their dtype) differ: another checkpoint, or the other ones of a file "
-    "with averaged (EMA) and raw weights"
+    "the structure is the same, but the weights (or their dtype) differ: another checkpoint, or the other weights of a "
+    "file with averaged (EMA) and raw ones"
 )
 
 
@@ -78,11 +78,11 @@ def digests(root: nn.Module) -> dict[str, str]:
 
 
 def _digests(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, str]:
-    def one(tensor: Tensor) -> str:
+    def rounded(tensor: Tensor) -> str:
         return digest(tensor.detach().cpu().to(dtype) if dtype is not None and tensor.is_floating_point() else tensor)
 
     with ThreadPoolExecutor() as pool:  # hashing releases the GIL
-        return dict(zip(tensors, pool.map(one, tensors.values()), strict=True))
+        return dict(zip(tensors, pool.map(rounded, tensors.values()), strict=True))
 
 
 def _index_buffers(root: nn.Module) -> dict[str, Tensor]:
@@ -137,7 +137,7 @@ def fingerprint_from_dict(values: object) -> Fingerprint:
     try:
         return Fingerprint(**values)  # type: ignore[arg-type]
     except TypeError as error:
-        raise AdapterError(f"invalid fingerprint of its base: {error}") from error
+        raise AdapterError(f"the file's record of its base is not a fingerprint: {error}") from error
 
 
 def compare(expected: Fingerprint, found: Fingerprint) -> list[str]:
@@ -146,13 +146,13 @@ def compare(expected: Fingerprint, found: Fingerprint) -> list[str]:
     if expected.model != found.model:
         problems.append(f"the adapter was made for a {expected.model}, this network is a {found.model}")
     if expected.parameters != found.parameters:
-        problems.append(f"its base has {expected.parameters:,} parameters, this network has {found.parameters:,}")
+        problems.append(f"its base has {expected.parameters:,} parameters, this network {found.parameters:,}")
     if expected.structure != found.structure:
         problems.append("names or shapes of the parameters differ")
     elif expected.weights != found.weights:
         problems.append(OTHER_WEIGHTS)
     elif None not in (expected.indices, found.indices) and expected.indices != found.indices:
-        problems.append("the weights are the same, but index buffers in the state dict differ")
+        problems.append("the weights are the same, but integer buffers in the state dict differ")
     return problems
 
 
@@ -183,15 +183,15 @@ def rounding_between(expected: Fingerprint, root: nn.Module) -> Rounding | None:
         sums = known.get(_name(dtype))
         if sums is None or sums != _sum_of(_digests(state, dtype)):
             continue
-        held = {path: t.to(dtype).to(t.dtype) if t.is_floating_point() else t for path, t in state.items()}
-        here = all(torch.equal(t, state[path]) for path, t in held.items())
-        there = expected.weights in (sums, _sum_of(_digests(held, torch.float32)))
-        if here and there:
+        rounded = {path: t.to(dtype).to(t.dtype) if t.is_floating_point() else t for path, t in state.items()}
+        is_rounded = all(torch.equal(t, state[path]) for path, t in rounded.items())
+        was_rounded = expected.weights in (sums, _sum_of(_digests(rounded, torch.float32)))
+        if is_rounded and was_rounded:
             return Rounding("the adapter was made on the same weights in another dtype", dtype)
-        if here:
-            text = f"the adapter was made on weights of higher precision, which are rounded here to {_name(dtype)}"
+        if is_rounded:
+            text = f"the adapter was made on weights of higher precision; here they are rounded to {_name(dtype)}"
             return Rounding(text, dtype)
-        if there:
-            text = f"the adapter was made on weights rounded to {_name(dtype)}, which are not rounded here"
+        if was_rounded:
+            text = f"the adapter was made on weights that were rounded to {_name(dtype)}; here they are not"
             return Rounding(text, dtype)
     return None

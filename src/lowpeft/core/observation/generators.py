@@ -1,4 +1,4 @@
-"""Context manager that restores the global random generators."""
+"""How are the global random generators left unchanged by a run?"""
 
 from __future__ import annotations
 

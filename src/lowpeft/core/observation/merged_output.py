@@ -1,4 +1,4 @@
-"""Comparison of an adapted network's output before and after its adapters are merged."""
+"""Does an adapted network give the same output after its adapters are merged?"""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ class OutputComparison:
             effect, change = float((before - base).abs().max()), float((after - before).abs().max())
             if not change <= max(ROUNDING * torch.finfo(adapted.dtype).eps * scale, SHARE * effect):
                 raise PlanError(
-                    f"nothing was merged: merging would change the output by {change:.3g}, and the adapters change it "
-                    f"by only {effect:.3g}, so the training would be lost. The network computes some of these weights "
-                    "itself when it runs"
+                    f"merging would change the output by {change:.3g}, compared to {effect:.3g} by the adapters, so "
+                    "the training would be lost: the network overwrites some of these weights when it runs. Nothing "
+                    "was merged"
                 )
             worst = max(worst, change / scale)
         return worst

@@ -1,4 +1,4 @@
-"""Search for the tensors in a network's output."""
+"""Which tensors are in a network's output?"""
 
 from __future__ import annotations
 

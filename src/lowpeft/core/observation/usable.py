@@ -1,11 +1,12 @@
-"""Checks before a network is run: it must have dense tensors with values, and the forward method of its class."""
+"""Can a network be run and adapted at all? It needs dense tensors with values, and the forward method of its class."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ...errors import PlanError
@@ -31,30 +32,32 @@ def refuse_unusable(root: nn.Module) -> None:
             "is replaced"
         )
     if problems := list(_problems(root)):
-        raise PlanError(f"{name} cannot be adapted:", problems=problems)
+        raise PlanError(f"{name} cannot be adapted in its present state:", problems=problems)
 
 
 def _problems(root: nn.Module) -> Iterator[str]:
-    tensors = [*root.named_parameters(), *root.named_buffers()]
-    kinds = {
-        "lazy, without a shape: run the network once": [n for n, t in tensors if is_lazy(t)],
-        "on the meta device, without values: load the weights first": [
-            n for n, t in tensors if not is_lazy(t) and t.is_meta
-        ],
-        "sparse: make them dense": [n for n, t in tensors if not is_lazy(t) and t.layout != torch.strided],
-        "quantised: adapt the network before it is quantised": [
-            n for n, t in tensors if not is_lazy(t) and t.is_quantized
-        ],
-    }
-    for what, names in kinds.items():
-        if names:
-            yield f"{len(names)} of its tensors are {what} ({names[0]}, …)"
+    unusable: dict[str, list[str]] = {}
+    for path, tensor in itertools.chain(root.named_parameters(), root.named_buffers()):
+        if problem := _problem(tensor):
+            unusable.setdefault(problem, []).append(path)
+    for problem, paths in unusable.items():
+        yield f"{len(paths)} of its tensors are {problem} ({paths[0]}, …)"
     packed = [n for n, m in root.named_modules() if "quantized" in type(m).__module__ and "torch" in type(m).__module__]
     if packed:
         yield (
-            f"{len(packed)} layers are quantised, with weights that are not tensors ({packed[0] or 'the network'}, …): "
-            "adapt the network before it is quantised"
+            f"{len(packed)} layers are quantised, with packed weights instead of tensors ({packed[0] or 'the network'}"
+            ", …): adapt the network before it is quantised"
         )
+
+
+def _problem(tensor: Tensor) -> str | None:
+    if is_lazy(tensor):
+        return "lazy, without a shape: run the network once"
+    if tensor.is_meta:
+        return "on the meta device, without values: load the weights first"
+    if tensor.layout != torch.strided:
+        return "sparse: make them dense"
+    return "quantised: adapt the network before it is quantised" if tensor.is_quantized else None
 
 
 def refuse_moving_statistics(root: nn.Module, advice: str, moved: Sequence[str] = ()) -> None:
@@ -77,6 +80,6 @@ def refuse_moving_statistics(root: nn.Module, advice: str, moved: Sequence[str] 
     if moving:
         raise PlanError(
             "with freeze_statistics = false, training would change the running statistics of these layers, which "
-            f"belong to the frozen base and are not saved; {advice}",
+            f"belong to the frozen base and are not saved with the adapter; {advice}",
             problems=moving,
         )
