@@ -189,7 +189,7 @@ def test_index_buffers_are_the_bases_and_counters_are_not(tmp_path: Path) -> Non
     network.stages[1].seen += 3
     lowpeft.restore(lowpeft.load_adapter(network, tmp_path))
     network.stages[1].order.copy_(network.stages[1].order.flip(0))
-    assert "index buffers" in refusal(network, tmp_path)
+    assert "integer buffers" in refusal(network, tmp_path)
 
 
 def test_index_buffers_that_change_while_an_adapter_is_trained_are_not_lost_in_silence(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_an_adapter_loads_on_its_base_in_half_precision_and_says_so(dtype: torch
         rounded, exact = image_of(half(x.to(dtype))).float(), image_of(whole(x))
     assert (rounded - exact).abs().max() < 2 * torch.finfo(dtype).eps * exact.abs().max()
     (note,) = [n for n in lowpeft.core.attachment.record.record_of(half).plans["default"].notes if "rounded" in n]
-    assert note.endswith(f"rounded here to {str(dtype).removeprefix('torch.')}")
+    assert note.endswith(f"here they are rounded to {str(dtype).removeprefix('torch.')}")
     assert note in str(lowpeft.summary(half))
 
 
@@ -232,7 +232,7 @@ def test_an_adapter_of_a_half_base_loads_on_the_whole_one(tmp_path: Path) -> Non
     saved(copy.deepcopy(network).bfloat16(), tmp_path)
     model = lowpeft.load_adapter(network, tmp_path)
     assert any(
-        "not rounded here" in note for note in lowpeft.core.attachment.record.record_of(model).plans["default"].notes
+        "here they are not" in note for note in lowpeft.core.attachment.record.record_of(model).plans["default"].notes
     )
 
 
@@ -249,10 +249,10 @@ WAYS = {
 @pytest.mark.parametrize(
     ("made_on", "here", "words"),
     [
-        ("as they were", "float16 held in float32", "rounded here to float16"),
-        ("as they were", "bfloat16 held in float32", "rounded here to bfloat16"),
+        ("as they were", "float16 held in float32", "here they are rounded to float16"),
+        ("as they were", "bfloat16 held in float32", "here they are rounded to bfloat16"),
         ("as they were", "float64", "on the same weights in another dtype"),
-        ("float16 held in float32", "as they were", "rounded to float16, which are not rounded here"),
+        ("float16 held in float32", "as they were", "rounded to float16; here they are not"),
         ("float16 held in float32", "float16", "on the same weights in another dtype"),
         ("bfloat16", "bfloat16 held in float32", "on the same weights in another dtype"),
     ],

@@ -427,7 +427,7 @@ def test_a_fork_of_a_block_is_refused_by_name(name: str) -> None:
                 return (out[0] + 1e-3, *out[1:]) if isinstance(out, tuple) else out + 1e-3
 
         block.__class__ = Fork
-    with pytest.raises(PlanError, match=r"Fork\) does not compute \(largest difference .* the block forward"):
+    with pytest.raises(PlanError, match=r"Fork\) .*largest difference .* the block forward"):
         lowpeft.plan(root, RecorderConfig())
 
 
@@ -444,7 +444,7 @@ def test_a_fork_of_shifted_blocks_alone_is_refused(name: str) -> None:
 
         block.__class__ = type(base.__name__, (base,), {"forward": forward})
     if forks:
-        with pytest.raises(PlanError, match="does not compute"):
+        with pytest.raises(PlanError, match="largest difference"):
             lowpeft.plan(root, RecorderConfig(place="mlp"))
 
 

@@ -350,7 +350,7 @@ def test_a_value_out_of_range_is_refused_by_name(config: type, field: str, value
 def test_milestones_go_with_multistep_and_only_with_it() -> None:
     settings = TrainSettings(schedule="multistep", milestones=[10, 20])  # type: ignore[arg-type]  # as TOML gives them
     assert settings.milestones == (10, 20)
-    with pytest.raises(PlanError, match="milestones go with schedule multistep"):
+    with pytest.raises(PlanError, match="milestones"):
         TrainSettings(schedule="multistep")
 
 

@@ -103,14 +103,16 @@ def add_border(sub: argparse.ArgumentParser) -> None:
         "--border",
         default="symmetric",
         choices=("symmetric", "replicate"),
-        help="what MATLAB's bicubic finds beyond the edge where LR images are made (default: %(default)s; "
-        "NTIRE's files have replicate)",
+        help="padding beyond the edge for MATLAB's bicubic, which makes LR images (default: %(default)s; NTIRE's files "
+        "use replicate)",
     )
 
 
 def add_device(sub: argparse.ArgumentParser) -> None:
     """Add the option that selects the device."""
-    sub.add_argument("--device", default="auto", help="auto (default: cuda where there is one), cpu, cuda, cuda:1, …")
+    sub.add_argument(
+        "--device", default="auto", help="auto (default: cuda if available, else cpu), cpu, cuda, cuda:1, …"
+    )
 
 
 def add_inference(sub: argparse.ArgumentParser) -> None:
@@ -124,7 +126,7 @@ def add_inference(sub: argparse.ArgumentParser) -> None:
         "--memory-mb",
         type=float,
         metavar="N",
-        help="run in full-width strips that take at most N MB above what the process or the GPU holds already; on the "
+        help="run in full-width strips that need at most N MB beyond what the process or the GPU already uses; on the "
         "CPU that includes the results",
     )
 

@@ -47,7 +47,7 @@ def add_to(commands: Any) -> None:
     )
     add_views(sub)
     add_weights(sub)
-    add_adapter(sub, more="; the frozen network is shown beside it")
+    add_adapter(sub, more="; the frozen network is shown for comparison")
     sub.add_argument(
         "--patch", required=True, type=int, nargs=3, metavar=("Y", "X", "SIDE"), help="square of the result, in HR px"
     )

@@ -24,7 +24,7 @@ def add_to(commands: Any) -> None:
         commands,
         "reproduce",
         run,
-        "train and measure every row of an experiment, beside the paper's figures; or show these, or measure speed",
+        "train and measure every row of an experiment, next to the paper's figures; or print these; or measure speed",
         "lowpeft reproduce finetuning --weights weights --data Flickr1024/Train --test flickr1024=Flickr1024/Test "
         "--out runs/finetuning",
     )

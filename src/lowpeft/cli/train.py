@@ -145,7 +145,7 @@ def _check(recipe: Recipe, options: argparse.Namespace) -> None:
     kinds = {adapter.kind for adapter in recipe.adapters}
     fixed = sorted(kind for kind in kinds if not issubclass(get_kind(kind).module, WeightAdapter))
     if options.merge and (fixed or not kinds):
-        why = f"{', '.join(fixed)} adapters are not linear in a weight" if fixed else "there are no adapters"
+        why = f"{', '.join(fixed)} adapters are not linear in a weight" if fixed else "it has no adapters"
         problems.append(f"--merge does not work with recipe {recipe.name!r}: {why}")
     if problems:
         raise LowpeftError("these options cannot be used together:", problems=problems)

@@ -77,7 +77,8 @@ class Recipe:
         """
         counts = sorted({a.views for a in self.adapters} - {1})
         if len(counts) > 1:
-            raise PlanError(f"the adapters of recipe {self.name!r} must mix the same number of views, not {counts}")
+            listed = " and ".join(map(str, counts))
+            raise PlanError(f"the adapters of recipe {self.name!r} must mix the same number of views, not {listed}")
         return counts[0] if counts else 1
 
 
