@@ -155,7 +155,7 @@ def test_a_run_goes_on_only_when_it_is_asked_to(
     ("recipe", "more", "sentence"),
     [
         ("stereo", ["--merge"], "spatial, stereo adapters are not linear in a weight"),
-        ("scratch", ["--merge"], "there are no adapters"),
+        ("scratch", ["--merge"], "no adapters"),
         ("scratch", ["--set", "every=1"], "every"),
         ("scratch", ["--set", "train_also='**'"], "from scratch"),
         ("stereo", ["--validate", "{scenes}/test"], "--validate-every-steps N"),
