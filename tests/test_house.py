@@ -218,7 +218,7 @@ json.dump({"seconds": seconds, "loaded": sorted(set(sys.modules) - before)}, sys
 
 
 def test_import_is_light() -> None:
-    """`import lowpeft` takes at most 0.3 s of CPU time more than torch (whatever else runs), and loads none of the optional or slow libraries."""
+    """`import lowpeft` takes at most 0.3 s of CPU time more than torch, and loads nothing optional or slow."""
     seconds = []
     for _ in range(5):  # the best of five, because another process may have the machine
         done = subprocess.run([sys.executable, "-c", IMPORT_REPORT], capture_output=True, check=True, text=True)
