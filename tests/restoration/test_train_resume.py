@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -263,6 +264,11 @@ def change_a_byte(folder: Path) -> None:
     path.write_bytes(content)
 
 
+def change_the_state(folder: Path) -> None:
+    path = folder / "state.json"
+    path.write_text(path.read_text().replace('"step": 2', '"step": 5'))
+
+
 @pytest.mark.parametrize(
     ("damage", "word"),
     [
@@ -271,9 +277,10 @@ def change_a_byte(folder: Path) -> None:
         (lambda folder: (folder / "tensors.safetensors").unlink(), "tensors.safetensors"),
         (lambda folder: (folder / "state.json").write_text("{"), "JSONDecodeError"),
         (lambda folder: (folder / "state.json").write_text('{"schema": 9}'), "schema 9"),
-        (lambda folder: (folder / "state.json").write_text('{"schema": 1}'), "sha256"),
+        (lambda folder: (folder / "state.json").write_text('{"schema": 2}'), "sha256"),
+        (change_the_state, "checksum"),
     ],
-    ids=["truncated", "changed", "no tensors", "no JSON", "schema", "empty"],
+    ids=["truncated", "changed", "no tensors", "no JSON", "schema", "empty", "changed state"],
 )
 def test_a_damaged_checkpoint_is_refused(
     damage: Callable[[Path], None], word: str, begun: Path, tmp_path: Path
@@ -318,19 +325,39 @@ def test_a_checkpoint_holds_tensors_and_json_alone(begun: Path) -> None:
     assert sorted(p.name for p in last(begun).iterdir()) == ["state.json", "tensors.safetensors"]
 
 
-@pytest.mark.parametrize("kept", [0, 40])
-def test_a_log_that_was_cut_is_refused_and_a_new_one_can_be_started(kept: int, begun: Path, tmp_path: Path) -> None:
+DAMAGED_LOGS: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
+    "cut": (lambda rows: rows[:1], "ends at step 1"),
+    "cut within a row": (lambda rows: [rows[0], rows[1][:40]], "ends at step 1"),
+    "edited": (lambda rows: [rows[0].replace("loss", "los"), *rows[1:]], "line 1 "),
+    "no JSON": (lambda rows: [*rows[:1], "}\n"], "line 2 "),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_LOGS)
+def test_a_damaged_log_is_refused_and_a_new_one_can_be_started(damage: str, begun: Path, tmp_path: Path) -> None:
     out = shutil.copytree(begun, tmp_path / "out")
-    log = out / "training.jsonl"
-    log.write_bytes(log.read_bytes()[:kept])
+    log, (change, says) = out / "training.jsonl", DAMAGED_LOGS[damage]
+    log.write_text("".join(change(log.read_text().splitlines(keepends=True))))
     before, model = files(out), model_of("stereo")
     state = {k: v.clone() for k, v in lowpeft.adapter_state_dict(model).items()}
-    with pytest.raises(TrainingError, match=f"{log} has {kept} bytes"):
+    with pytest.raises(TrainingError, match=re.escape(str(log))) as caught:
         train(model, Samples(), SETTINGS, out=out, resume=True)
+    assert says in str(caught.value)
     assert files(out) == before
     assert all(torch.equal(v, state[k]) for k, v in lowpeft.adapter_state_dict(model).items())
     log.unlink()
     go("stereo", SETTINGS, out=out, resume=True)
+    assert [row["step"] for row in log_of(out)] == [3, 4, 5, 6]
+
+
+def test_a_run_that_is_killed_after_its_log_was_removed_goes_on(begun: Path, tmp_path: Path) -> None:
+    """The new log has no rows of the steps that the last checkpoint counts."""
+    out = shutil.copytree(begun, tmp_path / "out")
+    (out / "training.jsonl").unlink()
+    with pytest.raises(Stop):
+        go("stereo", SETTINGS, out=out, resume=True, report=stop_after(3))
+    assert [row["step"] for row in log_of(out)] == [3]
+    assert go("stereo", SETTINGS, out=out, resume=True)[1].resumed_at == 2
     assert [row["step"] for row in log_of(out)] == [3, 4, 5, 6]
 
 

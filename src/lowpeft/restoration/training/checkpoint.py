@@ -2,7 +2,7 @@
 
     checkpoints/step-00000500/
         tensors.safetensors   trained tensors, AdamW's state, moving averages
-        state.json            step, identity of the run, figures so far, lengths of the logs
+        state.json            step, identity of the run, figures so far
 
 A checkpoint is written under a temporary name, fsynced and renamed; only then are older ones removed. A killed run or a
 full disk therefore leaves the last good one intact.
@@ -14,7 +14,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from ...storage import leftovers, new_folder
 from ...version import version
 from .samples import CropSource
 
-SCHEMA = 1
+SCHEMA = 2
 FOLDER, TENSORS, STATE = "checkpoints", "tensors.safetensors", "state.json"
 PREFIX = "step-"
 
@@ -52,7 +52,6 @@ class Progress:
         loss: Mean loss of the last step's batch.
         best: Best validation figure so far; None before the first.
         best_step: Step after which `best` was measured; None before the first.
-        logs: Length in bytes of each log file, by name.
     """
 
     step: int = 0
@@ -60,7 +59,6 @@ class Progress:
     loss: float = float("nan")
     best: float | None = None
     best_step: int | None = None
-    logs: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +111,8 @@ def write_checkpoint(out: Path, checkpoint: Checkpoint, *, keep: int) -> None:
             "lowpeft": version(),
             "progress": asdict(checkpoint.progress),
             "identity": checkpoint.identity,
-            "sha256": _sha256(new / TENSORS),
         }
+        state["sha256"] = _sha256(new / TENSORS, state)
         (new / STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
     stay = set(checkpoints(out)[-keep:])
     for path in [*(out / FOLDER).glob(f"{PREFIX}*"), *leftovers(out / FOLDER)]:
@@ -123,9 +121,11 @@ def write_checkpoint(out: Path, checkpoint: Checkpoint, *, keep: int) -> None:
             shutil.rmtree(path)
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, state: Mapping[str, Any]) -> str:
+    """Return the digest of a file and of JSON values."""
+    values = json.dumps(state, sort_keys=True).encode()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.sha256(usedforsecurity=False)).hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.sha256(values, usedforsecurity=False)).hexdigest()
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -138,8 +138,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         if state["schema"] != SCHEMA:
             raise TrainingError(f"{folder} has schema {state['schema']!r}, but lowpeft {version()} reads {SCHEMA}")
-        if state["sha256"] != _sha256(folder / TENSORS):
-            raise TrainingError(f"{folder / TENSORS} was changed after it was written: its checksum differs")
+        if state.pop("sha256") != _sha256(folder / TENSORS, state):
+            raise TrainingError(f"{folder} was changed after it was written: its checksum differs")
         with safe_open(folder / TENSORS, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
         return Checkpoint(progress=Progress(**state["progress"]), identity=state["identity"], tensors=tensors)

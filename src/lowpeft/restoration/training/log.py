@@ -1,7 +1,7 @@
 """Log of a training run: one row per step in JSON Lines, from which the curves are drawn.
 
-If TensorBoard is installed, its event files get the same rows. A checkpoint stores the length of the log, and a run
-that resumes from it truncates the log to that. So every step is logged once, whenever the run was killed.
+If TensorBoard is installed, its event files get the same rows. A run that resumes from the checkpoint of a step removes
+the rows after that step. So every step is logged once, whenever the run was killed.
 """
 
 from __future__ import annotations
@@ -18,24 +18,30 @@ from typing import Any
 
 from ...errors import TrainingError
 from ...storage import fsync, new_file
-from .checkpoint import Progress
 
 JSONL, CURVES, TENSORBOARD = "training.jsonl", "training.png", "tensorboard"
+COLUMNS = frozenset(("step", "loss", "learning_rate", "validation"))
+"""Values of a row that the curves need."""
 
 
 class Log:
     """Log of a run in its folder `out`, open for writing."""
 
-    def __init__(self, out: Path, progress: Progress) -> None:
-        """Open the log in the run's folder, truncated to its length after the steps taken so far."""
+    def __init__(self, out: Path, step: int) -> None:
+        """Open the log in the run's folder, truncated to the rows of the steps up to `step`.
+
+        Raises:
+            TrainingError: The log is damaged; see `logged`.
+        """
         self.out, path = out, out / JSONL
+        _, length = logged(out, step)
         out.mkdir(parents=True, exist_ok=True)
         path.touch()
         self._file = path.open("r+b")
         try:
-            self._file.truncate(min(progress.logs.get(JSONL, 0), path.stat().st_size))
+            self._file.truncate(length)
             self._file.seek(0, os.SEEK_END)
-            self._events = _event_writer(out / TENSORBOARD, progress.step)
+            self._events = _event_writer(out / TENSORBOARD, step)
         except BaseException:
             self._file.close()
             raise
@@ -49,12 +55,11 @@ class Log:
                 if name != "step" and value is not None:
                     self._events.add_scalar(name, value, row["step"])
 
-    def lengths(self) -> dict[str, int]:
-        """Flush the log to the disk (fsync) and return its length in bytes under its name, for a checkpoint."""
+    def flush(self) -> None:
+        """Flush the log to the disk (fsync), before a checkpoint counts its steps."""
         if self._events is not None:
             self._events.flush()
         fsync(Path(self._file.name))
-        return {JSONL: self._file.tell()}
 
     def close(self) -> None:
         """Close the log."""
@@ -63,18 +68,33 @@ class Log:
             self._events.close()
 
 
-def check_log(out: Path, progress: Progress) -> None:
-    """Check that the log contains all the steps that a checkpoint counts. A missing log is accepted, and starts anew.
+def logged(out: Path, step: int) -> tuple[list[dict[str, Any]], int]:
+    """Return the rows of the steps up to `step` in a run's log, and the length of their lines in bytes.
+
+    Later rows, and a last line without an end, are left out: a killed run wrote them after its last checkpoint. A log
+    that is missing, or that starts after `step`, has no such rows; this is a log that was removed, and started anew.
 
     Raises:
-        TrainingError: The log is shorter. A killed run cannot cause this, because the log is flushed first.
+        TrainingError: A line is damaged, or the log ends before `step`.
     """
-    path, length = out / JSONL, progress.logs.get(JSONL, 0)
-    if path.exists() and (size := path.stat().st_size) < length:
-        raise TrainingError(
-            f"{path} has {size} bytes, but had {length} at the checkpoint of step {progress.step}: restore it, or "
-            f"remove it for a log that starts at step {progress.step + 1}"
-        )
+    path, rows, length = out / JSONL, [], 0
+    advice = f"restore it, or remove it to start a new log at step {step + 1}"
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.exists() else [], start=1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            row = json.loads(line)
+            if not row.keys() >= COLUMNS or type(row["step"]) is not int:
+                raise ValueError(f"not a row with {', '.join(sorted(COLUMNS))}")
+        except (AttributeError, ValueError) as error:
+            raise TrainingError(f"line {number} of {path} is damaged ({error}): {advice}") from error
+        if row["step"] > step:
+            break
+        rows.append(row)
+        length += len(line)
+    if rows and rows[-1]["step"] != step:
+        raise TrainingError(f"{path} ends at step {rows[-1]['step']}, but the run is at step {step}: {advice}")
+    return rows, length
 
 
 def _event_writer(folder: Path, step: int) -> Any:
@@ -87,17 +107,20 @@ def _event_writer(folder: Path, step: int) -> Any:
     return SummaryWriter(str(folder), purge_step=step + 1)
 
 
-def draw_curves(out: Path, title: str) -> Path | None:
-    """Plot the logged loss, learning rate and validation figures to `training.png`.
+def draw_curves(out: Path, step: int, title: str) -> Path | None:
+    """Plot the logged loss, learning rate and validation figures of the steps up to `step` to `training.png`.
 
     Returns:
         Path of the plot; None if the log has no rows or matplotlib is not installed.
+
+    Raises:
+        TrainingError: The log is damaged; see `logged`.
     """
     if importlib.util.find_spec("matplotlib") is None:
         return None
     from matplotlib.figure import Figure
 
-    rows = [json.loads(line) for line in (out / JSONL).read_text(encoding="utf-8").splitlines()]
+    rows, _ = logged(out, step)
     if not rows:
         return None
     steps, losses = [r["step"] for r in rows], [r["loss"] for r in rows]

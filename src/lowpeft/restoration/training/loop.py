@@ -31,7 +31,7 @@ from ...recipes import TrainSettings
 from ..inference.network import in_eval_mode, run_padded
 from .checkpoint import Checkpoint, Progress, checkpoints, differences, identity, read_newest, write_checkpoint
 from .kinds import parameter_groups, start_from_data, training_hooks
-from .log import Log, check_log, draw_curves
+from .log import Log, draw_curves, logged
 from .models import check_folder, check_gradients, save_product, trained_name, trained_parameters
 from .parallel import Processes, connect, in_parallel, without_exchange
 from .samples import CropSource, MicroBatch, batches, check_batch, check_crops
@@ -223,7 +223,8 @@ class _TrainingRun:
                 "changes:",
                 problems=problems,
             )
-        check_log(folder, checkpoint.progress)
+        logged(folder, step)  # every process checks the log before the main one opens it
+        self.processes.wait()
         with torch.no_grad():
             for name, tensor in tensors.items():
                 tensor.copy_(saved[name])
@@ -238,7 +239,7 @@ class _TrainingRun:
         # so a resumed run has the schedule of an uninterrupted one.
         self.schedule = LambdaLR(self.optimizer, lambda n: learning_rate(settings, n), last_epoch=first - 2)
         with self._errors_explained(OSError, SafetensorError, LowpeftError):
-            with closing(Log(self.out, self.progress)) if self.out is not None else nullcontext() as log:
+            with closing(Log(self.out, self.progress.step)) if self.out is not None else nullcontext() as log:
                 for number in range(first, settings.steps + 1):
                     self.at = number
                     loss, gradient_norm = self._optimize(next(parts), first=number == first)
@@ -261,7 +262,7 @@ class _TrainingRun:
             self._overwrite(self.average)
             if self.out is not None:
                 save_product(self.module, self.out, facts=self._facts())
-                draw_curves(self.out, f"{settings.steps} steps, {settings.loss} loss")
+                draw_curves(self.out, settings.steps, f"{settings.steps} steps, {settings.loss} loss")
 
     def _optimize(self, parts: list[MicroBatch], *, first: bool) -> tuple[float, float]:
         """Take an optimiser step; return the batch's loss and the norm of its gradient."""
@@ -317,7 +318,7 @@ class _TrainingRun:
 
     def _save(self, log: Log) -> None:
         """Write a checkpoint, then the result as it is now; errors are those of `write_checkpoint`, `save_product`."""
-        self.progress = replace(self.progress, logs=log.lengths())
+        log.flush()
         checkpoint = Checkpoint(progress=self.progress, identity=self.identity, tensors=self._tensors())
         write_checkpoint(log.out, checkpoint, keep=self.settings.keep_checkpoints)
         with self._averaged():
