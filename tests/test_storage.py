@@ -69,3 +69,10 @@ def test_what_killed_runs_left_is_found(tmp_path: Path) -> None:
     storage.write_text(tmp_path / "a.txt", "x")
     (tmp_path / ".b.txt.0123456789ab.part").touch()
     assert [path.name for path in storage.leftovers(tmp_path)] == [".b.txt.0123456789ab.part"]
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "ä" * 127])
+def test_names_may_be_as_long_as_the_file_system_allows(name: str, tmp_path: Path) -> None:
+    with storage.new_folder(tmp_path / name) as temporary:
+        (temporary / "a").touch()
+    assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -1,4 +1,4 @@
-"""Adapters on the families of `zoo.LATER` and on networks of two views: sites, identity at the start, gradients."""
+"""Adapters on families with attention and MLP in each block, and on networks of two views: sites, identity at the start, gradients."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BLOCKS = {
 """Blocks of attention and an MLP that see the whole image, groups times blocks in each; DITN's ITLs see patches."""
 STAGES = {**dict.fromkeys(BLOCKS, 4), "dctlsa": 6, "ditn": 8, "restormer": 8, "uformer": 9}
 
-NAMES = sorted(zoo.LATER)
+NAMES = sorted(BLOCKS)
 FIRST = {"craft", "dat", "dctlsa", "restormer"}
 """Windows, tokens, a block that holds its shortcut, a U-shape: the others are of these sorts."""
 PLACEMENTS = ("attention", "mlp", "both", "parallel", "parallel_both")
