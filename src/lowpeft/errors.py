@@ -58,7 +58,7 @@ class TrainingError(LowpeftError):
     """A training run cannot start or continue; files that were saved before are intact."""
 
 
-def did_you_mean(word: str, known: Iterable[str], *, most: int = 3) -> str:
+def did_you_mean(word: object, known: Iterable[str], *, most: int = 3) -> str:
     """Return ` (did you mean 'a', 'b'?)`, or the empty string if no known word is similar."""
-    near = difflib.get_close_matches(word, list(known), n=most, cutoff=0.6)
+    near = difflib.get_close_matches(str(word), list(known), n=most, cutoff=0.6)
     return f" (did you mean {', '.join(map(repr, near))}?)" if near else ""

@@ -575,3 +575,10 @@ def test_the_stereo_adapters_of_hat_l_are_on_every_second_group() -> None:
     plan = lowpeft.plan(HAT(**{**SWIN, "embed_dim": 12}, **{**HAT_EXTRAS, "squeeze_factor": 1}, **groups(12)), "stereo")
     sites = [s.path for s in plan.sites if s.config.kind == "stereo"]
     assert sites == [f"layers.{i}.conv" for i in (1, 3, 5, 7, 9, 11)]
+
+
+@pytest.mark.parametrize("overrides", [{5: 1}, {"lora": {1: 2}}])
+def test_overrides_whose_keys_are_not_strings_are_refused(overrides: dict[Any, Any]) -> None:
+    with pytest.raises(PlanError) as caught:
+        override(lowpeft.load_recipe("lora"), overrides)
+    assert len(caught.value.problems) == 1

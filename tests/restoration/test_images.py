@@ -190,6 +190,11 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_image(tmp_path / "nowhere.png")
 
 
+def test_a_name_that_no_file_can_have_is_refused() -> None:
+    with pytest.raises(DataError, match="aaa"):
+        read_image("a" * 300 + ".png")
+
+
 def test_a_folder_is_no_image(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=rf"{tmp_path} is a folder"):
         read_image(tmp_path)

@@ -70,11 +70,11 @@ def _opened(path: Path) -> Iterator[Image]:
     """Open an image file of at most 8 bits per sample, without reading pixels; raise DataError for Pillow's errors."""
     from PIL import Image, UnidentifiedImageError
 
-    if path.is_dir():
-        raise DataError(f"expected an image file, but {path} is a folder")
-    if not path.exists():
-        raise DataError(f"there is no image file {path}")
     try:
+        if path.is_dir():
+            raise DataError(f"expected an image file, but {path} is a folder")
+        if not path.exists():
+            raise DataError(f"there is no image file {path}")
         with Image.open(path) as opened:
             _refuse_other_samples(opened, path)
             yield opened
