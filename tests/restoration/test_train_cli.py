@@ -101,7 +101,8 @@ def test_single_images_are_cut_to_the_clean_rectangle_of_their_pair(
     (tmp_path / "train" / "manifest.json").write_text(json.dumps(entries))
     assert main(command("spatial", tmp_path, tmp_path / "out", "--steps", "1", source="--images")) == 2
     message = capsys.readouterr().err
-    assert [f"scene {name}_{side}: 60x60 px can be used" in message for side in "LR"] == [True, True]
+    assert [f"scene {name}_{side}: height 60, width 60 px" in message for side in "LR"] == [True, True]
+    assert "--crop H W" in message
 
 
 def full_disk(*arguments: object) -> None:
