@@ -445,9 +445,13 @@ def test_a_missing_file_is_named(name: str, folder: Path) -> None:
     assert str(refused(plain(), folder)).endswith(f"is not an adapter folder: {name} missing")
 
 
-@pytest.mark.parametrize("place", [".", "nothing", "a/b/c"])
-def test_a_folder_that_is_none_is_refused(place: str, tmp_path: Path) -> None:
-    assert f"{TENSORS} and {CONFIG} missing" in str(refused(plain(), tmp_path / place))
+@pytest.mark.parametrize("place", ["nothing", "a/b/c"])
+def test_a_folder_that_does_not_exist_is_refused(place: str, tmp_path: Path) -> None:
+    assert "no such folder" in str(refused(plain(), tmp_path / place))
+
+
+def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
+    assert f"{TENSORS} and {CONFIG} missing" in str(refused(plain(), tmp_path))
 
 
 def test_a_changed_config_is_refused(folder: Path) -> None:

@@ -232,5 +232,7 @@ def device(name: str) -> torch.device:
         chosen = torch.device(name)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise LowpeftError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise LowpeftError(
+            f"device {name!r} cannot be used here (known: auto, cpu, cuda, cuda:1, …): {str(error).splitlines()[0]}"
+        ) from error
     return chosen
