@@ -220,7 +220,7 @@ WRONG: dict[str, tuple[str, Callable[[State], State], tuple[str, ...]]] = {
     "a key renamed from which its shape is read": (
         "hat",
         renamed("conv_last.weight", "conv_final.weight"),
-        ("the nearest is HAT", "missing: conv_last.weight", "did you mean"),
+        ("the nearest is HAT", "missing: conv_last.weight", "did you mean", "lowpeft.adapt("),
     ),
     "a wrong shape": (
         "swinir",
@@ -244,7 +244,7 @@ WRONG: dict[str, tuple[str, Callable[[State], State], tuple[str, ...]]] = {
     "no super-resolution network": (
         "swinir",
         lambda state: {"encoder.layer.0.attention.self.query.weight": torch.zeros(4, 4)},
-        ("no architecture", "1 tensors (encoder.layer.0.attention.self.query.weight"),
+        ("no architecture", "1 tensors (encoder.layer.0.attention.self.query.weight", "lowpeft.adapt("),
     ),
 }
 

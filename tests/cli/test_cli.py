@@ -221,6 +221,7 @@ def bad_inputs() -> list[tuple[list[str], str]]:
         ([*up[:-1], "{work}/nothing"], "nothing"),
         (["enhance", up[1], up[1], *up[3:]], "L_x2.png"),
         ([*up, "--device", "cuda:77"], "cuda:77"),
+        ([*up, "--device", "gpu"], "auto, cpu, cuda, cuda:1"),
         ([*up, "--out", "{work}/L.png"], "L.png"),
         ([*train[:5], "{work}/nothing", *train[6:]], "nothing"),
         ([*train, "--crop", "999", "999"], "999"),

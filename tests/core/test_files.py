@@ -308,7 +308,7 @@ def one_weight_changed() -> nn.Module:
 
 # Sites and shapes fit, so that force=True can attach the adapter.
 WRONG: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "class": (lambda: rebuilt(Renamed), "the adapter was made for a SwinIR, this network is a Renamed"),
+    "class": (lambda: rebuilt(Renamed), "the adapter was made for SwinIR, this network is Renamed"),
     "structure": (lambda: rebuilt(SwinIR, upsampler="pixelshuffledirect"), "names or shapes of the parameters differ"),
     "one weight": (one_weight_changed, "the structure is the same"),
     "all weights": (lambda: network(seed=5), "the structure is the same"),
@@ -353,7 +353,9 @@ def test_masks_that_depend_on_the_image_size_are_no_part_of_the_base(tmp_path: P
 
 def test_a_hat_adapter_is_refused_on_swinir(tmp_path: Path) -> None:
     lowpeft.save_adapter(trained(network("hat")), tmp_path)
-    assert "made for a HAT, this network is a SwinIR" in str(refused(network("swinir"), tmp_path))
+    error = refused(network("swinir"), tmp_path)
+    assert "the adapter was made for HAT, this network is SwinIR" in error.problems
+    assert "if its sites fit" in error.message
 
 
 def test_a_hat_adapter_is_refused_on_swinir_with_force_too(tmp_path: Path) -> None:
@@ -443,9 +445,13 @@ def test_a_missing_file_is_named(name: str, folder: Path) -> None:
     assert str(refused(plain(), folder)).endswith(f"is not an adapter folder: {name} missing")
 
 
-@pytest.mark.parametrize("place", [".", "nothing", "a/b/c"])
-def test_a_folder_that_is_none_is_refused(place: str, tmp_path: Path) -> None:
-    assert f"{TENSORS} and {CONFIG} missing" in str(refused(plain(), tmp_path / place))
+@pytest.mark.parametrize("place", ["nothing", "a/b/c"])
+def test_a_folder_that_does_not_exist_is_refused(place: str, tmp_path: Path) -> None:
+    assert "no such folder" in str(refused(plain(), tmp_path / place))
+
+
+def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
+    assert f"{TENSORS} and {CONFIG} missing" in str(refused(plain(), tmp_path))
 
 
 def test_a_changed_config_is_refused(folder: Path) -> None:
@@ -1000,7 +1006,7 @@ def test_an_error_of_the_hub_is_an_adapter_error(error: Exception, monkeypatch: 
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    with pytest.raises(AdapterError, match=f"'owner/name' .*: {error}"):
+    with pytest.raises(AdapterError, match=f"^there is no folder 'owner/name'.*: {error}"):
         lowpeft.load_adapter(plain(), "owner/name")
 
 

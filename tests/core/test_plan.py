@@ -87,7 +87,7 @@ def test_a_plan_prints_its_totals_first() -> None:
     plan = lowpeft.plan(network("swinir"))
     share = 100 * plan.parameters / plan.base_parameters
     assert str(plan).splitlines()[0] == (
-        f"'stereo' on SwinIR (swinir): {len(plan.sites)} sites, {plan.parameters:,} trained of "
+        f"'stereo' on SwinIR (swinir): {len(plan.sites)} sites, {plan.parameters:,} trained beside "
         f"{plan.base_parameters:,} frozen parameters ({share:.2f} %)"
     )
 

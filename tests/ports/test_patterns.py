@@ -275,6 +275,12 @@ def test_one_typo_of_two_patterns_is_an_error() -> None:
     assert len(caught.value.problems) == 1
 
 
+def test_a_single_pattern_that_matches_nothing_is_not_counted() -> None:
+    with pytest.raises(PlanError, match="this pattern matches nothing") as caught:
+        chosen("layers.*.convv")
+    assert len(caught.value.problems) == 1
+
+
 def test_every_typo_is_listed() -> None:
     with pytest.raises(PlanError, match="2 of 3") as caught:
         chosen("layers.*.convv", "conv_first", "layers.*.blocks.*.qkw")

@@ -350,8 +350,11 @@ def test_a_value_out_of_range_is_refused_by_name(config: type, field: str, value
 def test_milestones_go_with_multistep_and_only_with_it() -> None:
     settings = TrainSettings(schedule="multistep", milestones=[10, 20])  # type: ignore[arg-type]  # as TOML gives them
     assert settings.milestones == (10, 20)
-    with pytest.raises(PlanError, match="milestones"):
+    with pytest.raises(PlanError) as caught:
         TrainSettings(schedule="multistep")
+    assert caught.value.problems == ("schedule 'multistep' needs milestones",)
+    with pytest.raises(PlanError, match="'multistep', not 'cosine'"):
+        TrainSettings(milestones=(10,))
 
 
 def test_every_training_setting_is_described() -> None:

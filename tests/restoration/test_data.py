@@ -118,6 +118,15 @@ def test_unknown_layouts_are_refused_with_the_nearest(tmp_path: Path) -> None:
         find_scenes(tmp_path, layout="plain")
 
 
+@pytest.mark.parametrize("names", [("a.png", "b.png", "c.jpg"), ("HR/a.png", "HR/b.png", "HR/c.png", "gray/a.png")])
+def test_single_images_where_pairs_are_searched_are_counted(names: tuple[str, ...], tmp_path: Path) -> None:
+    touch(tmp_path, *names)
+    with pytest.raises(DataError, match=r"\b3\b.*views=1.*--images") as caught:
+        find_scenes(tmp_path)
+    assert len(caught.value.problems) == len(PAIRS)
+    assert len(find_scenes(tmp_path, views=1)) == 3
+
+
 @pytest.mark.parametrize("layout", PAIRS, ids=lambda layout: layout.name)
 def test_a_folder_one_too_high_says_which_to_give(layout: FolderLayout, tmp_path: Path) -> None:
     write_layout(tmp_path / "Train", layout, ("a",))

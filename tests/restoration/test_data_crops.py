@@ -280,11 +280,11 @@ def test_all_scenes_that_are_too_small_are_named(tmp_path: Path) -> None:
     scenes = [
         write_pair(tmp_path, name, *size) for name, size in [("low", (15, 40)), ("ok", (16, 32)), ("thin", (24, 31))]
     ]
-    with pytest.raises(DataError, match="32x16 px") as caught:
+    with pytest.raises(DataError, match=r"height 16, width 32 px.*--crop H W") as caught:
         Crops(scenes, 4, crop_px=(16, 32))
     low, thin = caught.value.problems
-    assert ("scene low: " in low, "40x12 px" in low) == (True, True)
-    assert ("scene thin: " in thin, "28x24 px" in thin) == (True, True)
+    assert ("scene low: " in low, "height 12, width 40 px" in low) == (True, True)
+    assert ("scene thin: " in thin, "height 24, width 28 px" in thin) == (True, True)
 
 
 def test_all_scenes_whose_files_do_not_fit_are_named(tmp_path: Path) -> None:
@@ -311,7 +311,7 @@ def test_a_scene_that_was_not_checked_is_named_when_it_is_hit(tmp_path: Path, mo
     scenes = [write_pair(tmp_path, "big", 16, 32), write_pair(tmp_path, "small", 16, 24)]
     monkeypatch.setattr(crops, "CHECKED_SCENES", 1)
     found = Crops(scenes, 4, crop_px=(16, 32))
-    with pytest.raises(DataError, match=r"scene small: .*24x16 px .*32x16 px"):
+    with pytest.raises(DataError, match=r"scene small: height 16, width 24 px .*height 16, width 32 px"):
         [found[n] for n in range(2)]
 
 

@@ -146,7 +146,7 @@ def test_errors_of_lowpeft_keep_their_kind_and_get_the_scene() -> None:
     ("scenes", "protocol", "message"),
     [
         ([], "literature", "no scenes"),
-        ([example("a", views=1)], "literature", "scene a: .* 1 .*'literature' .* 2"),
+        ([example("a", views=1)], "literature", "scene a: .* 1 view, .*'literature' .* 2; .*protocol='single-image'$"),
         ([example("a")], "single-image", "scene a: .* 2 .*'single-image' .* 1"),
         ([example()], "litterature", "did you mean 'literature'"),
         ([example("a"), example("a", seed=2)], "literature", "two scenes are called a"),

@@ -101,7 +101,8 @@ def test_single_images_are_cut_to_the_clean_rectangle_of_their_pair(
     (tmp_path / "train" / "manifest.json").write_text(json.dumps(entries))
     assert main(command("spatial", tmp_path, tmp_path / "out", "--steps", "1", source="--images")) == 2
     message = capsys.readouterr().err
-    assert [f"scene {name}_{side}: 60x60 px can be used" in message for side in "LR"] == [True, True]
+    assert [f"scene {name}_{side}: height 60, width 60 px" in message for side in "LR"] == [True, True]
+    assert "--crop H W" in message
 
 
 def full_disk(*arguments: object) -> None:
@@ -147,6 +148,7 @@ def test_a_run_goes_on_only_when_it_is_asked_to(
     assert main([*arguments, "--resume", "--learning-rate", "1"]) == 2
     assert "setting.learning_rate is 1.0, in the checkpoint 0.0005" in capsys.readouterr().err
     assert main([*arguments, "--resume"]) == 0
+    assert "nothing left to train: 2 of 2 steps" in capsys.readouterr().out
     after = tensors(tmp_path)
     assert all(torch.equal(before[k], after[k]) for k in before)
 
@@ -163,7 +165,7 @@ def test_a_run_goes_on_only_when_it_is_asked_to(
         ("stereo", ["--accumulate", "3"], "a batch of 2"),
         ("stereo", ["--seed", str(2**63)], "seed must be below 2**63"),
         ("stereo", ["--precision", "fp16"], "precision must be one of no, bf16"),
-        ("stereo", ["--milestones", "3"], "multistep needs milestones"),
+        ("stereo", ["--milestones", "3"], "milestones are used only by schedule 'multistep'"),
         ("stereo", ["--test-lr", "{scenes}"], "--test-lr needs exactly one --test folder"),
         ("stereo", ["--data-lr", "{scenes}/nothing"], "nothing"),
     ],

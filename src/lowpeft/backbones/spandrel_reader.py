@@ -160,6 +160,12 @@ class _KeyRecorder(dict[str, Tensor]):
         return True
 
 
+_OWN = (
+    "files are opened only for known architectures; a network of your own is adapted in Python: "
+    "lowpeft.adapt(module, …), see docs/your-network.md"
+)
+
+
 def nearest(states: Sequence[State]) -> LowpeftError:
     """Build the error for state dicts that no architecture recognises.
 
@@ -180,10 +186,12 @@ def nearest(states: Sequence[State]) -> LowpeftError:
     _, present, name, state, missing = best
     some = f"{len(state)} tensors" + f" ({', '.join(list(state)[:3])}, …)" * bool(state)
     if not present:
-        return LowpeftError(f"no architecture that spandrel or lowpeft knows has names like those of its {some}")
+        return LowpeftError(
+            f"no architecture that spandrel or lowpeft knows has names like those of its {some}; {_OWN}"
+        )
     known = state if len(state) <= MOST_COMPARED else ()
     return LowpeftError(
-        f"no architecture that spandrel or lowpeft knows has its {some}; the nearest is {name}, of which it has "
-        f"{present} of the keys that identify it, but not these:",
+        f"no architecture that spandrel or lowpeft knows has its {some}; {_OWN}; the nearest is {name}, of which "
+        f"it has {present} of the keys that identify it, but not these:",
         problems=[f"missing: {key}{did_you_mean(key, known, most=1)}" for key in missing],
     )

@@ -230,6 +230,9 @@ def device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(name)
+    except RuntimeError as error:
+        raise LowpeftError(f"there is no device {name!r}: give auto, cpu, cuda, cuda:1, …") from error
+    try:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise LowpeftError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error

@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> None:
     if processes.main:
         _print_plan(model, recipe, crops, processes)
     left = max(0, settings.steps - last_step(Path(options.out))) if options.resume else settings.steps
-    with progress("training", left) if processes.main else nullcontext(lambda note: None) as advance:
+    with progress("training", left) if processes.main and left else nullcontext(lambda note: None) as advance:
         done = train(
             model,
             crops,
@@ -113,6 +113,8 @@ def run(options: argparse.Namespace) -> None:
             report=lambda step: advance(_note(step)),
         )
     if processes.main:
+        if not left:
+            print(f"nothing left to train: {settings.steps} of {settings.steps} steps are done")
         _finish(options, model, recipe, _facts(options, base, crops, settings, done), tests)
     processes.leave()
 

@@ -119,7 +119,8 @@ def select(patterns: Patterns, candidates: Iterable[C], *, what: str) -> tuple[C
             problems.append(f"{pattern!r} matches none of the {len(pool)} {what}{_nearest(pattern, pool)}")
         (excluded if pattern.startswith("!") else chosen).update(hits)
     if problems:
-        raise PlanError(f"{len(problems)} of {len(wanted)} patterns match nothing:", problems=problems)
+        some = f"{len(problems)} of {len(wanted)} patterns match" if len(wanted) > 1 else "this pattern matches"
+        raise PlanError(f"{some} nothing:", problems=problems)
     kept = chosen - excluded
     if not kept:
         raise PlanError(f"the patterns {list(wanted)} exclude all {len(pool)} {what}; remove a '!' pattern")

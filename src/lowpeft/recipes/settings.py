@@ -93,9 +93,8 @@ class TrainSettings:
         whole = isinstance(steps, tuple) and all(checks.is_whole(s, least=1) for s in steps)
         if not whole or list(steps) != sorted(set(steps)):
             problems.append(f"milestones must be rising whole numbers of at least 1, not {steps!r}")
-        elif bool(steps) != (self.schedule == "multistep"):
-            problems.append(
-                f"schedule multistep needs milestones, and other schedules have none: schedule is {self.schedule!r}, "
-                f"milestones are {steps!r}"
-            )
+        elif self.schedule == "multistep" and not steps:
+            problems.append("schedule 'multistep' needs milestones")
+        elif self.schedule != "multistep" and steps:
+            problems.append(f"milestones are used only by schedule 'multistep', not {self.schedule!r}: {steps!r}")
         return problems

@@ -25,8 +25,8 @@ from .switches import POLL_S, Switches, hold
 Function = TypeVar("Function", bound=Callable[..., Any])
 Result = TypeVar("Result")
 
-_known: Any = WeakIdKeyDictionary()  # by identity: networks may compare equal or be unhashable
-_known_lock = threading.RLock()
+_switches_by_network: Any = WeakIdKeyDictionary()  # by identity: networks may compare equal or be unhashable
+_switches_lock = threading.RLock()
 
 
 def switches_for(root: nn.Module) -> Switches:
@@ -34,11 +34,11 @@ def switches_for(root: nn.Module) -> Switches:
 
     def find() -> Switches:
         if RECORD in root.__dict__:
-            _known[root] = record_of(root).switches
-        known: Switches = _known.setdefault(root, Switches())
+            _switches_by_network[root] = record_of(root).switches
+        known: Switches = _switches_by_network.setdefault(root, Switches())
         return known
 
-    return hold(_known_lock, find)
+    return hold(_switches_lock, find)
 
 
 def one_at_a_time(function: Function) -> Function:
@@ -100,13 +100,13 @@ _CALLS = {nn.Module._call_impl.__code__, nn.Module._wrapped_call_impl.__code__}
 
 def _is_in_ungated(root: nn.Module, thread: int) -> bool:
     """Return whether a thread is in a forward of the network that started before the network had a gate."""
-    at: FrameType | None = sys._current_frames().get(thread)
-    while at is not None:
-        if at.f_code == SWITCHED_CODE and at.f_locals.get("self") is root:
+    frame: FrameType | None = sys._current_frames().get(thread)
+    while frame is not None:
+        if frame.f_code == SWITCHED_CODE and frame.f_locals.get("self") is root:
             return False
-        if at.f_code in _CALLS and at.f_locals.get("self") is root:
+        if frame.f_code in _CALLS and frame.f_locals.get("self") is root:
             return True
-        at = at.f_back
+        frame = frame.f_back
     return False
 
 

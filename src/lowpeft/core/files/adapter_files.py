@@ -37,6 +37,7 @@ from ..observation.describe import facts_of, is_described
 from ..observation.examples import Example
 from ..observation.figures import Figures, figures_from_dict, figures_of, other_figures
 from ..observation.fingerprint import (
+    OTHER_STRUCTURE,
     OTHER_WEIGHTS,
     Fingerprint,
     compare,
@@ -233,6 +234,8 @@ def read_adapter(folder: str | Path) -> AdapterFile:
             found in one pass are listed together.
     """
     directory = Path(folder)
+    if not os.path.isdir(directory):  # noqa: PTH112  (it never raises)
+        raise AdapterError(f"{directory} is not an adapter folder: there is no such folder")
     missing = [n for n in (TENSORS, CONFIG) if not os.path.isfile(directory / n)]  # noqa: PTH113  (it never raises)
     if missing:
         raise AdapterError(f"{directory} is not an adapter folder: {' and '.join(missing)} missing")
@@ -341,7 +344,7 @@ def load_adapter(
 
 
 @one_at_a_time
-def _attach(model: object, adapter: AdapterFile, place: str, *, name: str, force: bool, example: Any) -> nn.Module:
+def _attach(model: object, adapter: AdapterFile, source: str, *, name: str, force: bool, example: Any) -> nn.Module:
     root = root_of(model)
     known = digests(root)
     problems = compare(adapter.base, fingerprint(root, known))
@@ -356,10 +359,11 @@ def _attach(model: object, adapter: AdapterFile, place: str, *, name: str, force
     trial = Trial(root, given) if problems else None  # possibly another base: run it once
     if trial is not None and not force:
         advice = "force=True, on the command line --force, attaches it anyway"
+        advice += ", if its sites fit" if OTHER_STRUCTURE in problems else ""
         family = recognise(root)
         if (family is None or family.family.writes_itself) and trial.runs and trial.written():
             advice = "but this one writes its own weights when it runs, and has not run yet: run it in eval mode first"
-        raise AdapterError(f"the adapter {place!r} belongs to another base ({advice}):", problems=problems)
+        raise AdapterError(f"the adapter {source!r} belongs to another base ({advice}):", problems=problems)
     plan = plan_sites(model, adapter.recipe, adapter.sites, name=name, trial=trial, facts=adapter.network)
     notes = [] if rounding is None else [rounding.text]
     notes += [f"attached by force=True, though its base was another one: {'; '.join(problems)}"] if problems else []
@@ -367,17 +371,19 @@ def _attach(model: object, adapter: AdapterFile, place: str, *, name: str, force
     return attach_plan(model, plan, found=known, tensors=adapter.tensors, calibrated=adapter.calibrated)
 
 
-def _folder(place: str | Path, revision: str | None) -> Path:
-    is_repo_id = isinstance(place, str) and place.count("/") == 1 and not place.startswith((".", "/"))
-    if os.path.lexists(place) or not is_repo_id:
+def _folder(source: str | Path, revision: str | None) -> Path:
+    is_repo_id = isinstance(source, str) and source.count("/") == 1 and not source.startswith((".", "/"))
+    if os.path.lexists(source) or not is_repo_id:
         if revision is not None:
-            raise AdapterError(f"revision={revision!r} is for Hub repositories; {place} is a folder")
-        return Path(place)
+            raise AdapterError(f"revision={revision!r} is for Hub repositories; {source} is a folder")
+        return Path(source)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(place), revision=revision, allow_patterns=list(FILES)))
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=list(FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise AdapterError(f"{place!r} is neither a folder nor a readable Hub repository: {reason}") from error
+        raise AdapterError(
+            f"there is no folder {source!r}, and as a Hub repository it cannot be read: {reason}"
+        ) from error

@@ -57,8 +57,8 @@ def push_to_hub(  # noqa: PLR0913  (options of a repository)
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    with tempfile.TemporaryDirectory() as place:
-        folder = save_adapter(model, Path(place) / "adapter", name=name, facts=facts)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = save_adapter(model, Path(temporary) / "adapter", name=name, facts=facts)
         adapter = read_adapter(folder)
         try:
             api = HfApi(token=token)

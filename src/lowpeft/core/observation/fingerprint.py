@@ -17,6 +17,7 @@ from ..attachment.copies import base_state, saved_buffers
 from ..attachment.specialise import original_class
 
 HALF = (torch.bfloat16, torch.float16)
+OTHER_STRUCTURE = "names or shapes of the parameters differ"
 OTHER_WEIGHTS = (
     "the structure is the same, but the weights (or their dtype) differ: another checkpoint, or the other weights of a "
     "file with averaged (EMA) and raw ones"
@@ -144,11 +145,11 @@ def compare(expected: Fingerprint, found: Fingerprint) -> list[str]:
     """Return the differences between the fingerprint in a file and that of a network, as lines for people."""
     problems = []
     if expected.model != found.model:
-        problems.append(f"the adapter was made for a {expected.model}, this network is a {found.model}")
+        problems.append(f"the adapter was made for {expected.model}, this network is {found.model}")
     if expected.parameters != found.parameters:
         problems.append(f"its base has {expected.parameters:,} parameters, this network {found.parameters:,}")
     if expected.structure != found.structure:
-        problems.append("names or shapes of the parameters differ")
+        problems.append(OTHER_STRUCTURE)
     elif expected.weights != found.weights:
         problems.append(OTHER_WEIGHTS)
     elif None not in (expected.indices, found.indices) and expected.indices != found.indices:

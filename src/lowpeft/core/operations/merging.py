@@ -97,8 +97,12 @@ def _merge(root: nn.Module, name: str | None, example: Example | None, undo: Und
             "weights are not fixed: disable or restore it first"
         )
     if not linear:
+        others = sorted({p.kind for _, _, p in chosen if not isinstance(p, WeightAdapter)})
+        off = sorted({n for n, _, p in chosen if isinstance(p, WeightAdapter)})
+        reasons = [f"{', '.join(others)} adapters add to features"] if others else []
+        reasons += [f"switched off: {', '.join(off)}"] if off else []
         raise PlanError(
-            f"nothing can be merged: none of {len(chosen)} adapters ({chosen[0][1]}, …) both changes a weight and is on"
+            f"nothing can be merged ({' and '.join(reasons)}): only adapters of weights that are on can be merged"
         )
     shared = _shared_weights(root)
     writes: list[tuple[nn.Parameter, Tensor]] = []

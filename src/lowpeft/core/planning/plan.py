@@ -68,7 +68,7 @@ class Plan:
         share = 100 * self.parameters / max(1, self.base_parameters)
         heading = (
             f"{self.recipe.name!r} on {self.model} ({self.family or 'no known family'}): {len(self.sites)} sites, "
-            f"{self.parameters:,} trained of {self.base_parameters:,} frozen parameters ({share:.2f} %)"
+            f"{self.parameters:,} trained beside {self.base_parameters:,} frozen parameters ({share:.2f} %)"
         )
         notes = [f"  {note}" for note in (*self.facts.notes, *self.notes)]
         rows = [("kind", "stage", "site", "class", "shape", "parameters")]

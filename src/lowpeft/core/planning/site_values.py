@@ -62,10 +62,10 @@ def sites_from_dicts(groups: list[Mapping[str, Any]], *, schema: int) -> tuple[S
     sites = []
     for group in groups:
         config, shape = config_from_dict(group["adapter"]), tuple(group["shape"])
-        attachment, layer = (_first_schema if schema == 1 else _second_schema)(group, config, shape)
+        attachment, layer = (_from_schema_1 if schema == 1 else _from_schema_2)(group, config, shape)
         key = site_key(config, shape, layer, attachment)
         parameters = count_parameters(config, shape, layer, attachment.form)
-        known = _first_key(key, config, attachment) if schema == 1 else key
+        known = _key_in_schema_1(key, config, attachment) if schema == 1 else key
         if (group["key"], group["parameters"]) != (known, parameters):
             raise AdapterError(
                 f"a {config.kind} site of shape {shape} must have the key {known!r} and {parameters} parameters, not "
@@ -89,7 +89,7 @@ def sites_from_dicts(groups: list[Mapping[str, Any]], *, schema: int) -> tuple[S
     return tuple(sites)
 
 
-def _first_key(key: str, config: AdapterConfig, attachment: Attachment) -> str:
+def _key_in_schema_1(key: str, config: AdapterConfig, attachment: Attachment) -> str:
     """Return the key of a site in schema 1, which omits the port because a block has only one."""
     return config.kind if attachment.form == "block" else key
 
@@ -98,7 +98,7 @@ def with_new_keys(tensors: Mapping[str, Tensor], sites: tuple[Site, ...], *, sch
     """Return the tensors of a file, by their keys in the current schema."""
     if schema != 1:
         return dict(tensors)
-    leads = {f"{s.path}.{_first_key(s.key, s.config, s.attachment)}.": f"{s.path}.{s.key}." for s in sites}
+    leads = {f"{s.path}.{_key_in_schema_1(s.key, s.config, s.attachment)}.": f"{s.path}.{s.key}." for s in sites}
     moved = {old: new for old, new in leads.items() if old != new}
 
     def renamed(key: str) -> str:
@@ -107,7 +107,7 @@ def with_new_keys(tensors: Mapping[str, Tensor], sites: tuple[Site, ...], *, sch
     return {renamed(key): tensor for key, tensor in tensors.items()}
 
 
-def _second_schema(
+def _from_schema_2(
     group: Mapping[str, Any], config: AdapterConfig, shape: tuple[int, ...]
 ) -> tuple[Attachment, Layer | None]:
     values = dict(group["attachment"])
@@ -121,7 +121,7 @@ def _second_schema(
     return Attachment(**values), layer
 
 
-def _first_schema(
+def _from_schema_1(
     group: Mapping[str, Any], config: AdapterConfig, shape: tuple[int, ...]
 ) -> tuple[Attachment, Layer | None]:
     values = dict(group["attachment"])

@@ -76,7 +76,7 @@ class Job:
     memory_mb: float | None = None
 
     @property
-    def place(self) -> Path:
+    def folder(self) -> Path:
         """Folder of the cell inside the output folder, e.g. `both/seed-0`, or `frozen` if nothing is trained."""
         return Path(self.row) if self.recipe is None else Path(self.row, f"seed-{self.seed}")
 

@@ -122,14 +122,14 @@ def reproduce(
         note = note or READY_NOTE.format(experiment.rows[0].name)
     jobs = list(_jobs(experiment, sources, settings))
     folder = make_folder(out)
-    done = {job.place: finished(job, folder / job.place) for job in jobs}
+    done = {job.folder: finished(job, folder / job.folder) for job in jobs}
     outcomes: list[Outcome] = []
     with _pool(settings.jobs) as pool:
-        running = {job.place: pool.submit(run_job, job, folder / job.place) for job in jobs if not done[job.place]}
+        running = {job.folder: pool.submit(run_job, job, folder / job.folder) for job in jobs if not done[job.folder]}
         try:
             for number, job in enumerate(jobs, start=1):
-                report(f"{number}/{len(jobs)}: {job.place}")
-                outcomes.append(done[job.place] or running[job.place].result())
+                report(f"{number}/{len(jobs)}: {job.folder}")
+                outcomes.append(done[job.folder] or running[job.folder].result())
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -16,7 +16,7 @@ from ...errors import DataError
 from ...ports.layouts import Size
 from ..images import Border, to_float
 from .examples import load_example, usable_size
-from .model import Example, Rectangle, Scene, px
+from .model import Example, Rectangle, Scene
 
 CHECKED_SCENES = 1000
 """Maximum number of scenes whose file headers are checked when crops are set up; most data sets have fewer."""
@@ -84,7 +84,11 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         numbers = sorted({n * count // CHECKED_SCENES for n in range(CHECKED_SCENES)})  # all, or evenly spaced
         problems = [problem for n in numbers if (problem := self._problem(self.scenes[n])) is not None]
         if problems:
-            raise DataError(f"crops of {px(self.crop_px)} (HR) cannot be taken from these scenes:", problems=problems)
+            raise DataError(
+                f"HR crops of {_sides(self.crop_px)} (crop_px=, on the command line --crop H W) cannot be taken from "
+                "these scenes:",
+                problems=problems,
+            )
 
     @property
     def views(self) -> int:
@@ -140,7 +144,12 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
     def _smaller(self, scene: Scene, size: Size) -> str | None:
         if size[0] >= self.crop_px[0] and size[1] >= self.crop_px[1]:
             return None
-        return f"scene {scene.name}: {px(size)} can be used, but a crop has {px(self.crop_px)}"
+        return f"scene {scene.name}: {_sides(size)} can be used, but a crop has {_sides(self.crop_px)}"
+
+
+def _sides(size: Size) -> str:
+    """Return height and width in the order in which crops are given."""
+    return f"height {size[0]}, width {size[1]} px"
 
 
 class _Draws:

@@ -65,7 +65,9 @@ def scenes_with_lr(
     scenes = _find(Path(folder), scale, lr_folder, views, layout, lr_may_lack=True)
     if not any(scene.lr for scene in scenes):
         at = "" if scale is None else f" for x{scale}"
-        raise DataError(f"{folder} contains no LR files{at}; name the folder with the LR files")
+        raise DataError(
+            f"{folder} contains no LR files{at}; name their folder with lr_folder=, on the command line --lr"
+        )
     return tuple(scene for scene in scenes if scene.lr), tuple(scene.name for scene in scenes if not scene.lr)
 
 
@@ -75,15 +77,15 @@ def _find(
     """Return all scenes. Unless `lr_may_lack`, either all have LR files or none has."""
     try:
         row = _recognise(_existing(root), views, layout)
-        place, lr_forms = _hr_folder(root, row), [form.lr for form in row.forms]
-        images, hr_forms = _images(place, row.depth, row.fixed_folders), [form.hr for form in row.forms]
-        hr = _Files(place, hr_forms, images, others=lr_forms if row.lr_folder == "" else ())
+        folder, lr_forms = _hr_folder(root, row), [form.lr for form in row.forms]
+        images, hr_forms = _images(folder, row.depth, row.fixed_folders), [form.hr for form in row.forms]
+        hr = _Files(folder, hr_forms, images, others=lr_forms if row.lr_folder == "" else ())
         if lr_folder is not None:
             lr = _lr_of_any_layout(_existing(Path(lr_folder)), views)
-        elif row.lr_folder != "" and (lr_place := _lr_folder(root, row, scale)) is not None:
-            lr = _Files(lr_place, lr_forms, _images(lr_place, row.depth))
+        elif row.lr_folder != "" and (source := _lr_folder(root, row, scale)) is not None:
+            lr = _Files(source, lr_forms, _images(source, row.depth))
         else:
-            lr = _Files(place, lr_forms, hr.others)
+            lr = _Files(folder, lr_forms, hr.others)
     except OSError as error:
         raise DataError(f"cannot read {error.filename or root}: {error.strerror or error}") from None
     if views == 1:
@@ -112,7 +114,10 @@ def _recognise(root: Path, views: int, layout: str | None) -> FolderLayout:
         raise _nothing_found(root, rows.values())
     if len(fitting) > 1:
         names = ", ".join(f"{row.name} ({row.title})" for row in fitting)
-        raise DataError(f"{root} fits several layouts: {names}; name one of them, or give a folder with one layout")
+        raise DataError(
+            f"{root} fits several layouts: {names}; name one of them with layout= (on the command line, `prepare` and "
+            "`verify-lr` have --layout), or give a folder with one layout"
+        )
     return fitting[0]
 
 
@@ -142,7 +147,7 @@ def _hr_folder(root: Path, row: FolderLayout) -> Path:
 
 
 def _nothing_found(root: Path, rows: Collection[FolderLayout]) -> DataError:
-    """Return the error for a folder without scenes; it suggests subfolders that contain scenes."""
+    """Return the error for a folder without scenes; it suggests subfolders with scenes, or a search for images."""
     inside = [
         f"{root / name} (layout {row.name}: {row.title})"
         for name in itertools.islice(_folders(root), _MOST_SUGGESTIONS)
@@ -151,7 +156,26 @@ def _nothing_found(root: Path, rows: Collection[FolderLayout]) -> DataError:
     if inside:
         return DataError(f"{root} itself contains no scenes, but folders in it do; give one of them:", problems=inside)
     known = [f"{row.name} ({row.title}): {row.shown}" for row in rows]
+    count = _single_images(root)
+    if count and all(row.views == 2 for row in rows):
+        images = f"{count} single image{'s' * (count > 1)}"
+        return DataError(
+            f"found no pairs in {root}, but {images}. For single images, call find_scenes(folder, views=1); on the "
+            "command line, give `train` --images, `evaluate` --protocol single-image, `prepare` and `verify-lr` "
+            "--views 1. Pairs are found in these layouts (with any image suffix):",
+            problems=known,
+        )
     return DataError(f"found no scenes in {root}; known layouts (with any image suffix):", problems=known)
+
+
+def _single_images(root: Path) -> int:
+    """Return the number of HR images in a folder that fits a layout of single images; 0 if it fits none."""
+    for row in _fitting(root, [row for row in LAYOUTS.values() if row.views == 1]):
+        forms = [form.hr for form in row.forms]
+        return sum(
+            _named(i, forms) is not None for folder in _hr_folders(root, row) for i in _images(folder, row.depth)
+        )
+    return 0
 
 
 def _lr_folder(root: Path, row: FolderLayout, scale: int | None) -> Path | None:
@@ -184,21 +208,21 @@ def _lr_like(root: Path, expression: re.Pattern[str]) -> list[str]:
     return plain + [f"{name}/{folder}" for name in names for folder in scales[name]]
 
 
-def _lr_of_any_layout(place: Path, views: int) -> _Files:
+def _lr_of_any_layout(folder: Path, views: int) -> _Files:
     """Find LR views of any layout in the folder that the user names."""
-    images = list(_images(place, 0))
+    images = list(_images(folder, 0))
     if views == 1:
-        lr = _Files(place, [SUFFIXED.lr], images, others=[SUFFIXED.hr])
+        lr = _Files(folder, [SUFFIXED.lr], images, others=[SUFFIXED.hr])
         if not lr.scenes:
-            lr = _Files(place, [PLAIN.lr], images)
+            lr = _Files(folder, [PLAIN.lr], images)
     else:
         forms = dict.fromkeys(
             form.lr for row in LAYOUTS.values() if row.views == views for form in row.forms if form.lr
         )
-        lr = _Files(place, list(forms), [*images, *_images(place, 1)])
+        lr = _Files(folder, list(forms), [*images, *_images(folder, 1)])
     if not lr.scenes:
         raise DataError(
-            f"{place} contains no LR views; pairs are named NAME_lr0 and NAME_lr1, NAME/lr0 and NAME/lr1, or NAME_L "
+            f"{folder} contains no LR views; pairs are named NAME_lr0 and NAME_lr1, NAME/lr0 and NAME/lr1, or NAME_L "
             "and NAME_R"
         )
     return lr
@@ -214,12 +238,12 @@ class _Files:
     """
 
     def __init__(
-        self, place: Path, forms: Sequence[_Form], images: Iterable[str], *, others: Sequence[_Form] = ()
+        self, folder: Path, forms: Sequence[_Form], images: Iterable[str], *, others: Sequence[_Form] = ()
     ) -> None:
         self.scenes: dict[str, list[list[str]]] = {}
         self.others: list[str] = []
         self.rest: list[str] = []
-        self._place, self._templates = place, [template for form in (*forms, *others) for template in form]
+        self._folder, self._templates = folder, [template for form in (*forms, *others) for template in form]
         for image in images:
             if named := _named(image, forms):
                 name, view = named
@@ -229,7 +253,7 @@ class _Files:
 
     def paths(self, name: str) -> tuple[Path, ...]:
         """Return the path of each view of a scene; empty if the scene has none."""
-        return tuple(self._place / files[0] for files in self.scenes.get(name, ()))
+        return tuple(self._folder / files[0] for files in self.scenes.get(name, ()))
 
     def drop_scale(self, known: Container[str]) -> None:
         """Give scenes their known names where only a scale suffix differs, e.g. 0001x4 becomes 0001."""

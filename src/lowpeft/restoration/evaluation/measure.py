@@ -122,10 +122,7 @@ def measure(
         if example.name in rows:
             raise DataError(f"two scenes are called {example.name}, but reports need unique names: rename one")
         if protocol.views not in (None, len(example.hr)):
-            raise DataError(
-                f"scene {example.name}: has {len(example.hr)} views, but protocol {protocol.name!r} measures scenes of "
-                f"{protocol.views}"
-            )
+            raise DataError(_other_views(example, protocol))
         try:
             results = enhance(example)
             rounded = tuple(map(eight_bit, results))
@@ -143,3 +140,13 @@ def measure(
     if not rows:
         raise DataError("no scenes were given to measure")
     return Report(method=method, protocol=protocol, rows=tuple(rows.values()))
+
+
+def _other_views(example: Example, protocol: Protocol) -> str:
+    """Return the message for a scene that has another number of views than the protocol; it names those that fit."""
+    count = len(example.hr)
+    fitting = " or ".join(f"protocol={name!r}" for name, row in PROTOCOLS.items() if row.views in (None, count))
+    return (
+        f"scene {example.name}: has {count} view{'s' * (count > 1)}, but protocol {protocol.name!r} measures scenes of "
+        f"{protocol.views}" + (f"; measure it with {fitting}" if fitting else "")
+    )

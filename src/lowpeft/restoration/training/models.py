@@ -134,7 +134,10 @@ def check_folder(folder: Path, model: object, *, resume: bool) -> None:
     trained_name(model)
     runs = checkpoints(folder)
     if runs and not resume:
-        raise TrainingError(f"{folder} contains a run at {runs[-1].name}: resume it, or choose another folder")
+        raise TrainingError(
+            f"{folder} contains a run at {runs[-1].name}: continue it with resume=True (--resume), or choose another "
+            "folder"
+        )
     if not runs and (results := [path.name for name in (TENSORS, NETWORK) for path in folder.glob(name)]):
         raise TrainingError(
             f"{folder} contains {results[0]}, which training would overwrite, and no checkpoint to resume from: choose "
