@@ -153,7 +153,7 @@ def test_networks_that_look_everywhere_have_no_reach(name: str) -> None:
     assert reach_px(backbone) is None
 
 
-@pytest.mark.parametrize("name", ["hat", "rcan"])
+@pytest.mark.parametrize("name", [pytest.param("hat", marks=pytest.mark.slow), "rcan"])
 def test_local_pools_give_a_reach_and_exact_strips(name: str) -> None:
     backbone = network(name)
     (image,) = noise(400)
