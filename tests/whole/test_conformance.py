@@ -139,7 +139,7 @@ LATER = zoo.LATER | zoo.VARIANTS | {"swin2sr", "timm_swin"}
 
 # What a kind does with a weight depends on the layer, not on the network around it, and convpass has the ports of the
 # combination's spatial adapters: these networks have layers and blocks of every sort.
-ON_FEW = ("full", "dora", "ssf", "vera", "convpass")
+ON_FEW = ("full", "dora", "ssf", "vera", "convpass", "parallax")
 FEW = ("ipt", "nafnet", "rcan", "swinir")
 
 

@@ -17,6 +17,7 @@ from .dora import DoRA, DoRAConfig
 from .full import Full, FullConfig
 from .learning import Calibrator, TrainingPart
 from .lora import LoRA, LoRAConfig
+from .parallax import ParallaxAdapter, ParallaxConfig
 from .spatial import SpatialAdapter, SpatialConfig
 from .ssf import SSF, SSFConfig
 from .stereo import StereoAdapter, StereoConfig
@@ -44,6 +45,8 @@ __all__ = [
     "Layer",
     "LoRA",
     "LoRAConfig",
+    "ParallaxAdapter",
+    "ParallaxConfig",
     "RootPart",
     "SSFConfig",
     "SpatialAdapter",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from ..ports.layouts import Features
     from .base import Adapter
 
 Wanted = Literal["inputs", "outputs", "gradients"]
@@ -36,6 +37,10 @@ class Calibrator(ABC):
 
     def see(self, site: str, inputs: Tensor, outputs: Tensor) -> None:  # noqa: B027  (optional)
         """Take the data of one call of a site's module."""
+
+    def see_features(self, site: str, features: Features) -> None:
+        """Take the features of one call of a feature adapter's site; by default `see` takes their values."""
+        self.see(site, features.values, features.values)
 
     def see_gradients(self, site: str, gradients: Mapping[str, Tensor]) -> None:  # noqa: B027  (optional)
         """Take the gradients of one image's loss with respect to the site's frozen parameters."""

@@ -17,6 +17,7 @@ from .convpass import Convpass, ConvpassConfig
 from .dora import DoRA, DoRAConfig
 from .full import Full, FullConfig
 from .lora import LoRA, LoRAConfig
+from .parallax import ParallaxAdapter, ParallaxConfig
 from .spatial import SpatialAdapter, SpatialConfig
 from .ssf import SSF, SSFConfig
 from .stereo import StereoAdapter, StereoConfig
@@ -115,6 +116,7 @@ def kinds() -> tuple[Kind, ...]:
 
 register_adapter(SpatialConfig, SpatialAdapter)
 register_adapter(StereoConfig, StereoAdapter)
+register_adapter(ParallaxConfig, ParallaxAdapter)
 register_adapter(LoRAConfig, LoRA)
 register_adapter(FullConfig, Full)
 register_adapter(DoRAConfig, DoRA)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from ...recipes.recipe import config_from_dict
+
 TEXT = """\
 ---
 library_name: lowpeft
@@ -60,7 +62,7 @@ def model_card(config: dict[str, Any], size_bytes: int, place: str = "path/to/th
         kind, count = group["adapter"]["kind"], len(group["places"])
         sites[kind] += count
         parameters[kind] += count * group["parameters"]
-    stereo = "stereo" in sites
+    stereo = any(config_from_dict(group["adapter"]).views == 2 for group in config["sites"])
     rows = [f"| {_cell(key)} | {_cell(value)} |\n" for key, value in facts.items()]
     return TEXT.format(
         recipe=recipe,

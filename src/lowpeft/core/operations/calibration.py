@@ -197,7 +197,7 @@ def _listen(root: nn.Module, run: _Calibration, at: str, site: Site) -> None:
         plain = getattr(adapter, method)
 
         def show(features: Features) -> Any:
-            run.calibrator.see(at, features.values, features.values)
+            run.calibrator.see_features(at, features)
             return plain(features)
 
         adapter.__dict__[method] = show

@@ -1,0 +1,239 @@
+"""The parallax adapter: each view learns from the positions of the other view, and of its own rows, that look alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..checks import is_number, is_whole
+from ..errors import PlanError
+from ..ports.layouts import Features
+from . import band
+from .base import Adapter, FeatureAdapter, FeatureConfig, at_least
+from .learning import Calibrator
+
+_Columns = tuple[int, int]
+"""First and last column of a band, relative to a position."""
+
+_DAMPING = 1e-3
+"""Least variance of a direction in the whitening, as a share of the largest."""
+_MATCHED = 0.9
+"""Share of the positions whose best logit exceeds that of "no match" at the start."""
+_SAMPLED_POSITIONS = 2**14
+"""Positions of each site, at least, that set the spread."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallaxConfig(FeatureConfig):
+    """Settings of parallax adapters after the stages of a network.
+
+    Attributes:
+        every: Step n through the chosen sites, as in `StereoConfig`; 1 adapts all, the first included, where features
+            are close to the image and match best.
+        disparities: Smallest and largest disparity x_left - x_right that is searched, in feature columns (LR pixels for
+            most networks). In a rectified pair all are positive; the smallest must be at most 0. Toed-in cameras need
+            negative ones.
+        own_columns: Columns to the left and to the right of a position that are searched in its own row.
+        spread: Standard deviation of the logits within a row that calibration sets. Larger values concentrate attention
+            on fewer positions.
+    """
+
+    kind: ClassVar[str] = "parallax"
+
+    every: int = 1
+    disparities: tuple[int, int] = (-1, 24)
+    own_columns: int = 24
+    spread: float = 8.0
+
+    def check(self) -> None:
+        """Raise if a value is out of range."""
+        at_least(self, every=1, own_columns=1)
+        ends = self.disparities if isinstance(self.disparities, tuple) and len(self.disparities) == 2 else (0, 0)
+        least, most = ends
+        if not is_whole(least, least=-(2**31)) or least > 0 or not is_whole(most, least=1):
+            raise PlanError(
+                "parallax adapter: disparities must be two whole numbers, the smallest (at most 0) and the largest (at "
+                f"least 1), not {self.disparities!r}"
+            )
+        if not is_number(self.spread, above=0):
+            raise PlanError(f"parallax adapter: spread must be a positive number, not {self.spread!r}")
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Place `stage`: the outputs of the network's stages."""
+        return ("stage",)
+
+    @property
+    def views(self) -> int:
+        """Number of views: 2, left and right."""
+        return 2
+
+    def thin(self, count: int) -> range:
+        """Return the indices of every n-th of the chosen sites."""
+        return range(self.every - 1, count, self.every)
+
+
+def normalised(rows: Tensor) -> Tensor:
+    """Return features (…,C) with mean 0 and variance 1 over the channels, in float32 at least."""
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    return F.layer_norm(rows, rows.shape[-1:], eps=1e-6)
+
+
+class _Moments:
+    """Running mean and covariance of vectors."""
+
+    def __init__(self, channels: int) -> None:
+        self.count = 0
+        self.sum = torch.zeros(channels, dtype=torch.float64)
+        self.products = torch.zeros(channels, channels, dtype=torch.float64)
+
+    def add(self, vectors: Tensor) -> None:
+        flat = vectors.detach().flatten(0, -2).cpu().double()
+        self.count += len(flat)
+        self.sum += flat.sum(0)
+        self.products += flat.T @ flat
+
+    def whitening(self) -> Tensor:
+        """Return Σ^(-1/2) of the covariance Σ; directions with next to no variance are damped."""
+        mean = self.sum / self.count
+        values, vectors = torch.linalg.eigh(self.products / self.count - mean[:, None] * mean)
+        damped = values.clamp(min=0) + _DAMPING * values.max()
+        whitening: Tensor = vectors @ torch.diag(damped.rsqrt()) @ vectors.T
+        return whitening
+
+
+class ParallaxCalibrator(Calibrator):
+    """Matching start: logits are Mahalanobis distances of features, as sharp as `spread` says.
+
+    With the covariance Σ of the normalised features of real pairs, D starts as g·Σ^(-1/2), with g such that the logits
+    of a band have the standard deviation `spread`. Attention is then on matches before the first step of training. The
+    logits of "no match" start at the value that the best logits of 90 % of the positions exceed.
+    """
+
+    def __init__(self, adapters: Mapping[str, Adapter], configs: Mapping[str, Any]) -> None:
+        super().__init__(adapters, configs)
+        self._moments: dict[str, _Moments] = {}
+        self._samples: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    def see_features(self, site: str, features: Features) -> None:
+        """Add the features of one or more pairs to a site's statistics."""
+        left, right = map(normalised, features.rows_by_view)
+        moments = self._moments.setdefault(site, _Moments(left.shape[-1]))
+        moments.add(left)
+        moments.add(right)
+        samples = self._samples.setdefault(site, [])
+        if sum(seen.shape[:-1].numel() for seen, _ in samples) < _SAMPLED_POSITIONS:
+            samples.append((left, right))
+
+    def fill(self, site: str, adapter: Any) -> None:
+        """Set D and the logits of "no match".
+
+        Raises:
+            PlanError: The batches show no features of the site, or features without variation.
+        """
+        spread = torch.zeros(())
+        if site in self._moments:
+            adapter.descriptor.weight.copy_(self._moments[site].whitening())
+            bands = torch.cat([_whole_bands(adapter, *pair) for pair in self._samples[site]])
+            spread = bands.std(-1).mean()
+        if not spread.isfinite() or not spread > 0:
+            raise PlanError(f"{site}: calibration saw no features that vary; give batches of real stereo pairs")
+        gain = self.configs[site].spread / spread
+        adapter.descriptor.weight.mul_(gain.sqrt())
+        adapter.no_match.fill_((bands.amax(-1) * gain).quantile(1 - _MATCHED).item())
+
+
+def _whole_bands(adapter: ParallaxAdapter, left: Tensor, right: Tensor) -> Tensor:
+    """Return the logits of the positions of the left view with the most columns inside the image, (positions, m')."""
+    logits = adapter.logits_to_left(adapter.descriptor(left), adapter.descriptor(right)).detach().flatten(0, 2)
+    counts = logits.isfinite().sum(-1)
+    whole = logits[counts == counts.max()]
+    return whole[whole.isfinite()].view(len(whole), -1).cpu().double()
+
+
+class ParallaxAdapter(FeatureAdapter):
+    """Adds what look-alike positions show differently: those of the other view, and those of the view's own row.
+
+    For the features x_v(p) of view v at position p, of C channels, with z = D·LN(x), where LN normalises over the
+    channels without trained factors, and with q, a position in the same row within a band of columns around p:
+
+        s(p, q) = -½ · mean over the 3x3 offsets o of |z_v(p + o) - z_w(q + o)|²       w: the other view, or v itself
+        a(p, q) = exp s(p, q) / (exp n + Σ exp s(p, q'))
+        x_v(p) + W_other · Σ a(p, q) (x_w(q) - x_v(p)) + W_own · Σ a(p, q) (x_v(q) - x_v(p))
+
+    `delta` is the last two terms. D, W_other and W_own (each C,C) and the two logits n of "no match" are trained. Both
+    views share them: 3·C² + 2 parameters, 97,202 at C = 180. W_other and W_own are zero when new. D is a multiple of
+    the identity until it is calibrated.
+
+    * Differences, not values: two noisy measurements of a point can be averaged, and equal views add nothing.
+    * "No match": where nothing looks alike (occlusion, another scene) the weights vanish, and with them the delta.
+    * A band: memory and time are linear in the width. That of the right view is that of the left, mirrored.
+
+    Source: ours. Attention along the rows of a stereo pair is from PASSRnet (arXiv 1903.05784); the mean of look-alikes
+    of the own row is a non-local mean (Buades et al., CVPR 2005).
+    """
+
+    kind = "parallax"
+    needs_rows = True
+    row_local = False
+    calibrator_class = ParallaxCalibrator
+    zero_gradients = frozenset({"descriptor.weight", "no_match"})
+
+    def __init__(self, channels: int, config: ParallaxConfig) -> None:
+        super().__init__()
+        self.disparities, self.own_columns = config.disparities, config.own_columns
+        self.descriptor = nn.Linear(channels, channels, bias=False)
+        self.other = nn.Linear(channels, channels, bias=False)
+        self.own = nn.Linear(channels, channels, bias=False)
+        self.no_match = nn.Parameter(torch.full((2,), -2 * config.spread))
+        with torch.no_grad():
+            # Half the squared distance of two vectors of C standard normal numbers has the standard deviation √(2·C).
+            self.descriptor.weight.copy_(torch.eye(channels) * math.sqrt(config.spread / math.sqrt(2 * channels)))
+            self.other.weight.zero_()
+            self.own.weight.zero_()
+
+    def delta(self, features: Features) -> Tensor:
+        """Return what each view gets from the other view and from its own rows; pairs are neighbours in the batch."""
+        left, right = features.rows_by_view
+        z_left, z_right = (self.descriptor(normalised(view)) for view in (left, right))
+        least, most = self.disparities
+        to_left = self._delta_of_view(left, z_left, right, z_right, (-most, -least))
+        to_right = self._delta_of_view(right, z_right, left, z_left, (least, most))
+        return features.from_rows_by_view((to_left, to_right))
+
+    def logits_to_left(self, z_left: Tensor, z_right: Tensor) -> Tensor:
+        """Return s(p, q) of each position of the left view, (B,H,W,m), from z (B,H,W,C); -inf outside the image."""
+        least, most = self.disparities
+        return _logits(z_left, z_right, (-most, -least))
+
+    def _delta_of_view(self, x: Tensor, z: Tensor, x_other: Tensor, z_other: Tensor, columns: _Columns) -> Tensor:
+        own = (-self.own_columns, self.own_columns)
+        from_other = _mean_difference(_logits(z, z_other, columns), self.no_match[0], x, x_other, columns)
+        from_own = _mean_difference(_logits(z, z, own), self.no_match[1], x, x, own)
+        delta: Tensor = self.other(from_other) + self.own(from_own)
+        return delta
+
+
+def _logits(z: Tensor, z_other: Tensor, columns: _Columns) -> Tensor:
+    """Return s(p, q) for the columns q - p of a band, (B,H,W,m), from z (B,H,W,C); -inf outside the image."""
+    squares, squares_other = (-values.square().sum(-1) / 2 for values in (z, z_other))
+    logits = band.products(z, z_other, squares_other, *columns) + squares[..., None]
+    inside = band.inside(z.shape[2], *columns, z.device)
+    # The mean over 3x3 positions with equal q - p: first three rows, then those of three columns that are inside.
+    of_rows = F.avg_pool2d(logits.masked_fill(~inside, 0).movedim(-1, 1), (3, 1), 1, (1, 0), count_include_pad=False)
+    count = F.avg_pool2d(inside.to(z.dtype).T[None, :, None], (1, 3), 1, (0, 1)).clamp(min=1 / 3)
+    mean = (F.avg_pool2d(of_rows, (1, 3), 1, (0, 1)) / count).movedim(1, -1)
+    return mean.masked_fill(~inside, -math.inf)
+
+
+def _mean_difference(logits: Tensor, no_match: Tensor, x: Tensor, x_other: Tensor, columns: _Columns) -> Tensor:
+    """Return Σ a(p, q) (x_other(q) - x(p)), (B,H,W,C)."""
+    weights = torch.cat((logits, no_match.to(logits).expand(*logits.shape[:-1], 1)), -1).softmax(-1)[..., :-1]
+    weights = weights.to(x.dtype)
+    return band.weighted_sum(weights, x_other, *columns) - weights.sum(-1, keepdim=True) * x
