@@ -75,6 +75,7 @@ function startSlider(slider) {
 
   for (const handle of [stage, line]) {
     handle.addEventListener("pointerdown", (event) => {
+      if (event.button !== 0) return;
       // A finger on an image that is larger than its window moves the image; on the line, it moves the line.
       if (handle === stage && event.pointerType === "touch" && view.classList.contains("large")) return;
       handle.setPointerCapture(event.pointerId);
