@@ -42,13 +42,15 @@ class OtherView:
 
     def claim(self) -> str:
         """Return a line for each control, the strictest first: the mean gain, and the scenes with least and most."""
-        return "\n".join(self._line(control) for control in reversed(list(self.controls)))
+        strictest, *others = reversed(list(self.controls))
+        lines = [f"the other view: {self._gain(strictest)}", *(f"less strictly: {self._gain(name)}" for name in others)]
+        return "\n".join(lines)
 
-    def _line(self, control: str) -> str:
+    def _gain(self, control: str) -> str:
         gains = self.gains_db(control)
         least, most = min(gains, key=gains.__getitem__), max(gains, key=gains.__getitem__)
         span = f", from {gains[least]:+.3f} ({least}) to {gains[most]:+.3f} ({most})" if len(gains) > 1 else ""
-        return f"the other view: {fmean(gains.values()):+.3f} dB (left and right mean){span}; {_MEASURED[control]}"
+        return f"{fmean(gains.values()):+.3f} dB (left and right mean){span}; {_MEASURED[control]}"
 
     def as_dict(self) -> dict[str, object]:
         """Return the figures for JSON, in dB: for each control its PSNR and the gain over it, mean and by scene."""
