@@ -259,8 +259,8 @@ def test_a_comparison_has_the_figures_of_each_method() -> None:
     means = found.means_db()
     lines = str(found).splitlines()
     assert lines[0].split() == ["PSNR", "in", "dB", "bicubic", "frozen", "adapted", "same", "view"]
-    assert lines[-1].split() == ["mean", *(f"{value:.3f}" for value in means.values())]
-    assert len({len(line) for line in lines}) == 1
+    assert lines[3].split() == ["mean", *(f"{value:.3f}" for value in means.values())]
+    assert len({len(line) for line in lines[:4]}) == 1
     same = means.pop("same view")
     assert means == pytest.approx({"bicubic": bicubic, "frozen": frozen, "adapted": adapted}, abs=1e-9)
     assert same != means["adapted"]
@@ -304,14 +304,16 @@ def test_the_command_measures_prints_and_writes(
 ) -> None:
     command = ["evaluate", "--weights", "demo", "--adapter", str(folder / "adapter"), "--data", str(folder / "pairs")]
     command += ["--bicubic", "--protocol", "asteisr", "--device", "cpu", "--memory-mb", "2000", "--out", str(tmp_path)]
-    assert main([*command, "--local-pooling", "16", "24"]) == 0
+    assert main([*command, "--local-pooling", "16", "24", "--no-other-view"]) == 0
     printed = capsys.readouterr().out
     assert "mean of 2 scenes" in printed
     content = json.loads((tmp_path / "report.json").read_text())
     assert [m["method"] for m in content["methods"]] == ["bicubic", "adapted"]
     assert content["local_pooling"] == [16, 24]
+    assert ("the other view" in content, "the other view" in printed) == (False, False)
     assert content["LR images"] == "made by MATLAB's bicubic, symmetric border"
-    assert {p.name for p in (tmp_path / "pictures").iterdir()} == {"one.png", "two.png"}
+    names = {"one.png", "one-disparity.png", "two.png", "two-disparity.png"}
+    assert {p.name for p in (tmp_path / "pictures").iterdir()} == names
     model = lowpeft.load_adapter(demo_backbone(), folder / "adapter")
     hr = tuple(read_image(folder / "pairs" / f"one_{side}.png") for side in "LR")
     scene = Example("one", tuple(matlab_downscale(v, 2) for v in hr), hr)

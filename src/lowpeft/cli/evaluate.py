@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from ..core.attachment.record import module_of
+from ..core.attachment.record import is_adapted, module_of
+from ..core.files.adapter_files import load_adapter, read_adapter
+from ..core.observation.describe import image_facts
 from ..errors import LowpeftError
 from ..ports.facts import Backbone
-from ..restoration.data import Example, Scene, find_scenes, load_example
-from ..restoration.images import make_folder
-from ..restoration.inference import DEFAULT_WINDOW_PX, local_pooling
-from ..restoration.metrics import PROTOCOLS
+from ..restoration.data import EachViewTwice, Example, Scene, find_scenes, load_example
+from ..restoration.images import make_folder, to_float, write_picture
+from ..restoration.inference import DEFAULT_WINDOW_PX, Tiling, local_pooling
+from ..restoration.inference.network import Views, multi_view
+from ..restoration.inference.whole import WHOLE
+from ..restoration.metrics import PROTOCOLS, WHOLE_RGB
 from ..version import version
 from .common import (
     adapted,
@@ -38,7 +41,11 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from ..restoration.evaluation import Report
+    from ..restoration.evaluation import OtherView, Report, ReportRow
+    from ..restoration.evaluation.measure import Seen
+
+NEED_WEIGHTS = ("adapter", "ensemble", "memory_mb", "local_pooling", "task", "raw_weights", "allow_half")
+NEED_ADAPTER = ("control", "no_other_view")
 
 
 def add_to(commands: Any) -> None:
@@ -54,6 +61,7 @@ def add_to(commands: Any) -> None:
     add_adapter(sub)
     sub.add_argument("--data", required=True, metavar="DIR", help="scenes, in any of the known layouts")
     sub.add_argument("--lr", metavar="DIR", help="their LR views, instead of those that the layout has")
+    _add_controls(sub)
     add_border(sub)
     sub.add_argument("--halve", action="store_true", help="shrink the HR files by 2 first, the rule for Middlebury")
     sub.add_argument(
@@ -77,38 +85,149 @@ def add_to(commands: Any) -> None:
     add_device(sub)
 
 
+def _add_controls(sub: argparse.ArgumentParser) -> None:
+    """Add the options that say how an adapter of two views is compared with itself without the other view."""
+    sub.add_argument(
+        "--control",
+        metavar="DIR",
+        help="folder of a control of a two-view adapter (train --each-view-twice): what the other view gives is the "
+        "difference to it",
+    )
+    sub.add_argument(
+        "--no-other-view",
+        action="store_true",
+        help="do not measure what a two-view adapter gains from the other view, which takes two more runs per scene",
+    )
+
+
 def run(options: argparse.Namespace) -> None:
     """Measure, print and write the reports."""
-    from ..restoration.evaluation import by_bicubic, evaluate, measure, overview, write_reports
+    from ..restoration.evaluation import by_bicubic, measure, overview, write_reports
 
     protocol = PROTOCOLS.find(options.protocol)
     base = backbone(options) if options.weights else None
     scale = _scale(options, base)
     scenes = find_scenes(options.data, scale=scale, lr_folder=options.lr, views=protocol.views or 1)
+    models = None if base is None else _models(options, base)
     out = make_folder(options.out) if options.out else None
-    reports = []
+    reports, other_view = [], None
     if options.bicubic:
+        seen = partial(_draw, out, scale, None) if out is not None and models is None else None
         bicubic = partial(measure, by_bicubic(scale), scale=scale, protocol=protocol)
-        reports.append(_measured(bicubic, "bicubic", options, scenes, scale, None if base else out))
-    if base is not None:
-        model = adapted(options, base) if options.adapter else base
-        module_of(model).to(device(options.device))
-        network = partial(evaluate, model, protocol=protocol.name, ensemble=options.ensemble, tiling=tiling(options))
-        with nullcontext() if options.local_pooling is None else local_pooling(model, _window_px(options)):
-            name = "adapted" if options.adapter else "frozen"
-            reports.append(_measured(network, name, options, scenes, scale, out))
+        reports.append(_measured(bicubic, "bicubic", options, scenes, scale, seen))
+    if models is not None:
+        report, other_view = _measured_network(*models, options, scenes, scale, out)
+        reports.append(report)
     print(reports[-1])
     if len(reports) > 1:
         print(f"\n{overview(reports)}")
+    if other_view is not None:
+        hint = "" if options.control else "; for the second control train with --each-view-twice"
+        print(f"\n{other_view}{hint}")
     if out is not None:
-        for path in write_reports(reports, out, facts=_facts(options, scenes, scale, base)):
+        facts = _facts(options, scenes, scale, base)
+        for path in write_reports(reports, out, facts=facts, other_view=other_view):
             print(path)
+
+
+def _models(options: argparse.Namespace, base: Backbone) -> tuple[object, object | None]:
+    """Return the network to measure, adapted or not, and the control, if one was given.
+
+    Raises:
+        LowpeftError: The control was not trained as one, or does not fit the adapter.
+    """
+    from ..restoration.evaluation import check_control
+
+    model = adapted(options, base) if options.adapter else base
+    module_of(model).to(device(options.device))
+    if options.control is None:
+        return model, None
+    if EachViewTwice.facts.items() - read_adapter(options.control).facts.items():
+        raise LowpeftError(f"{options.control} is not a control: train it with lowpeft train --each-view-twice")
+    control = load_adapter(backbone(options, quiet=True), Path(options.control), force=options.force)
+    control.to(device(options.device))
+    check_control(model, control)
+    return model, control
+
+
+def _measured_network(
+    model: object,
+    control: object | None,
+    options: argparse.Namespace,
+    scenes: tuple[Scene, ...],
+    scale: int,
+    out: Path | None,
+) -> tuple[Report, OtherView | None]:
+    """Measure a network, and what it takes from the other view if it takes several.
+
+    The latter is measured on whole views, whatever the protocol compares.
+    """
+    from ..restoration.evaluation import (
+        CONTROL,
+        SAME_VIEW,
+        OtherView,
+        Report,
+        by_network_alone,
+        evaluate,
+        measure,
+        measured_row,
+    )
+
+    settings: dict[str, Any] = {"ensemble": options.ensemble, "tiling": tiling(options)}
+    whole: list[ReportRow] = []
+
+    def seen(example: Example, results: Views) -> None:
+        whole.append(measured_row(example, results, scale, WHOLE_RGB))
+        if out is not None:
+            _draw(out, scale, model, example, results, tiling=tiling(options))
+
+    with ExitStack() as pools:
+        for each in (model, control) if options.local_pooling is not None else ():
+            if each is not None:
+                pools.enter_context(local_pooling(each, _window_px(options)))
+        network = partial(evaluate, model, protocol=options.protocol, **settings)
+        report = _measured(network, _name(model), options, scenes, scale, seen)
+        controls = {}
+        for method, alone in ((SAME_VIEW, model), (CONTROL, control)):
+            if alone is not None and multi_view(module_of(alone)) is not None and not options.no_other_view:
+                enhance = by_network_alone(alone, **settings)
+                call = partial(measure, enhance, scale=scale, protocol=WHOLE_RGB)
+                controls[method] = _measured(call, method, options, scenes, scale)
+    on_whole_views = Report(method=report.method, protocol=WHOLE_RGB, rows=tuple(whole))
+    return report, OtherView(adapted=on_whole_views, controls=controls) if controls else None
+
+
+def _name(model: object) -> str:
+    return "adapted" if is_adapted(model) else "frozen"
+
+
+def _draw(
+    out: Path, scale: int, model: object | None, example: Example, results: Views, tiling: Tiling = WHOLE
+) -> None:
+    """Draw a scene, and where a model of two views looks; without a model, bicubic alone."""
+    from ..restoration.evaluation import attended_disparity, most_confident
+    from ..restoration.evaluation.pictures import draw_attended, draw_scene
+
+    shown = {} if model is None else {_name(model): results[0]}
+    draw_scene(out / "pictures" / f"{example.name}.png", example, shown, scale=scale)
+    together = None if model is None else multi_view(module_of(model))
+    # A network that takes crops of one size looks along crops, not along rows of the scene.
+    if together is None or together.views != 2 or image_facts(model).fixed_px is not None:
+        return
+    left, right = map(to_float, example.lr)
+    if found := attended_disparity(model, left, right, tiling=tiling):
+        write_picture(draw_attended(example, most_confident(found)), out / "pictures" / f"{example.name}-disparity.png")
 
 
 def _scale(options: argparse.Namespace, base: Backbone | None) -> int:
     refuse_without_adapter(options)
+    given = [f"--{name.replace('_', '-')}" for name in NEED_ADAPTER if getattr(options, name)]
+    if given and not options.adapter:
+        raise LowpeftError(f"{given[0]} needs an adapter of two views: give --adapter")
+    if len(given) > 1:
+        raise LowpeftError(f"{' and '.join(given)} exclude each other: give one of them")
     if base is None:
-        for option in ("adapter", "ensemble", "memory_mb", "local_pooling", "task", "raw_weights", "allow_half"):
+        for option in NEED_WEIGHTS:
             if getattr(options, option) not in (None, False):
                 raise LowpeftError(f"--{option.replace('_', '-')} needs a network: give --weights")
         if not options.bicubic or options.scale is None:
@@ -123,22 +242,20 @@ def _measured(
     options: argparse.Namespace,
     scenes: tuple[Scene, ...],
     scale: int,
-    out: Path | None,
+    seen: Seen | None = None,
 ) -> Report:
-    """Measure the scenes with a progress bar; with `out`, also draw a picture of each."""
-    from ..restoration.evaluation.pictures import draw_scene
+    """Measure the scenes with a progress bar; `seen` is called with each and its results."""
     from ..restoration.progress import progress
 
     examples = (load_example(s, scale, border=options.border, halve=options.halve) for s in scenes)
     with progress(method, len(scenes)) as advance:
 
-        def seen(example: Example, results: tuple[Tensor, ...]) -> None:
-            if out is not None:
-                shown = {} if method == "bicubic" else {method: results[0]}
-                draw_scene(out / "pictures" / f"{example.name}.png", example, shown, scale=scale)
+        def after(example: Example, results: Views) -> None:
+            if seen is not None:
+                seen(example, results)
             advance(example.name)
 
-        return replace(call(examples, seen=seen), method=method)
+        return replace(call(examples, seen=after), method=method)
 
 
 def _window_px(options: argparse.Namespace) -> tuple[int, int]:
@@ -168,5 +285,5 @@ def _facts(
         facts["device"] = str(device(options.device))
         if options.local_pooling is not None:
             facts["local_pooling"] = list(_window_px(options))
-    names = ("task", "allow_half", "adapter", "revision", "force", "ensemble", "memory_mb")
+    names = ("task", "allow_half", "adapter", "control", "revision", "force", "ensemble", "memory_mb")
     return facts | {name: getattr(options, name) for name in names if getattr(options, name) not in (None, False)}

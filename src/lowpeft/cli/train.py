@@ -15,11 +15,11 @@ from ..errors import LowpeftError
 from ..kinds import WeightAdapter, get_kind
 from ..ports.facts import Backbone
 from ..recipes import Recipe, TrainSettings, load_recipe, override
-from ..restoration.data import Crops, Example, find_scenes, load_example, read_clean_crops
+from ..restoration.data import Crops, EachViewTwice, Example, find_scenes, load_example, read_clean_crops
 from .common import add_border, add_device, add_recipe, backbone, device, new_command, overrides, weights_facts
 
 if TYPE_CHECKING:
-    from ..restoration.training import Processes, Step, Trained
+    from ..restoration.training import CropSource, Processes, Step, Trained
 
 CROP = ("crop_height_px", "crop_width_px")
 """Training settings that the single option `--crop` sets together."""
@@ -39,6 +39,12 @@ def add_to(commands: Any) -> None:
     source.add_argument("--data", metavar="DIR", help="stereo pairs to train on, in any of the known layouts")
     source.add_argument(
         "--images", metavar="DIR", help="single images instead, for recipes that exchange nothing between views"
+    )
+    sub.add_argument(
+        "--each-view-twice",
+        action="store_true",
+        help="train the control: each view of a pair given twice instead of the pair, so with twice as many samples in "
+        "a batch; what a stereo adapter gains over it comes from the other view (evaluate --control)",
     )
     sub.add_argument("--data-lr", metavar="DIR", help="LR images of --data or --images, instead of making them")
     add_border(sub)
@@ -96,7 +102,7 @@ def run(options: argparse.Namespace) -> None:
     if processes.main:
         tests = {folder: _examples(options, folder, scale, options.test_lr) for folder in options.test}
         if options.validate:
-            validate = validation(_examples(options, options.validate, scale))
+            validate = validation(_examples(options, options.validate, scale), each_view_twice=options.each_view_twice)
     model = build_model(base, recipe)
     module_of(model).to(device(options.device) if processes.device is None else processes.device)
     if processes.main:
@@ -130,7 +136,10 @@ def _settings(settings: TrainSettings, options: argparse.Namespace, only_crop: t
     changes = {name: value for name in names if (value := getattr(options, name)) is not None}
     if crop := options.crop or only_crop:
         changes |= dict(zip(CROP, crop, strict=True))
-    return dataclasses.replace(settings, **changes)
+    settings = dataclasses.replace(settings, **changes)
+    if options.each_view_twice:  # the same images in each step
+        return dataclasses.replace(settings, batch=2 * settings.batch, calibration=2 * settings.calibration)
+    return settings
 
 
 def _check(recipe: Recipe, options: argparse.Namespace) -> None:
@@ -144,6 +153,8 @@ def _check(recipe: Recipe, options: argparse.Namespace) -> None:
         problems.append(
             f"recipe {recipe.name!r} makes a stereo model, which is trained on pairs: use --data, not --images"
         )
+    if options.each_view_twice and (options.images or recipe.views != 2):
+        problems.append("--each-view-twice needs pairs (--data) and a recipe that mixes two views, such as stereo")
     kinds = {adapter.kind for adapter in recipe.adapters}
     fixed = sorted(kind for kind in kinds if not issubclass(get_kind(kind).module, WeightAdapter))
     if options.merge and (fixed or not kinds):
@@ -153,10 +164,10 @@ def _check(recipe: Recipe, options: argparse.Namespace) -> None:
         raise LowpeftError("these options cannot be used together:", problems=problems)
 
 
-def _crops(options: argparse.Namespace, scale: int, settings: TrainSettings) -> Crops:
+def _crops(options: argparse.Namespace, scale: int, settings: TrainSettings) -> CropSource:
     """Return the training crops."""
     folder, views = options.images or options.data, _views(options)
-    return Crops(
+    crops = Crops(
         find_scenes(folder, scale=scale, lr_folder=options.data_lr, views=views),
         scale,
         crop_px=(settings.crop_height_px, settings.crop_width_px),
@@ -164,6 +175,7 @@ def _crops(options: argparse.Namespace, scale: int, settings: TrainSettings) -> 
         clean_crops=read_clean_crops(folder, views=views),
         border=options.border,
     )
+    return EachViewTwice(crops) if options.each_view_twice else crops
 
 
 def _examples(options: argparse.Namespace, folder: str, scale: int, lr: str | None = None) -> list[Example]:
@@ -176,7 +188,7 @@ def _views(options: argparse.Namespace) -> Literal[1, 2]:
     return 1 if options.images else 2
 
 
-def _print_plan(model: object, recipe: Recipe, crops: Crops, processes: Processes) -> None:
+def _print_plan(model: object, recipe: Recipe, crops: CropSource, processes: Processes) -> None:
     if recipe.from_scratch:
         module = module_of(model)
         count = sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -187,17 +199,22 @@ def _print_plan(model: object, recipe: Recipe, crops: Crops, processes: Processe
     several = f" on {processes.number} processes" if processes.number > 1 else ""
     samples = "pairs" if crops.views == 2 else "images"
     print(f"{len(crops.scenes)} training scenes, {settings.steps} steps of {settings.batch} {samples}{several}")
+    if isinstance(crops, EachViewTwice):
+        print(f"control: {crops.facts['control']}; a step has the views of {settings.batch // 2} pairs")
 
 
 def _facts(
-    options: argparse.Namespace, base: Backbone, crops: Crops, settings: TrainSettings, done: Trained
+    options: argparse.Namespace, base: Backbone, crops: CropSource, settings: TrainSettings, done: Trained
 ) -> dict[str, str | float]:
     """Return the facts of the run that are saved with the result."""
+    from ..restoration.training import control_facts
+
     batch = f"{settings.batch} {'pairs' if crops.views == 2 else 'images'}"
     facts: dict[str, str | float] = {
         **weights_facts(options, base),
         "training": f"{len(crops.scenes)} scenes, {done.steps} steps of {batch}, {done.seconds:.0f} s",
         "trained parameters": done.parameters,
+        **control_facts(crops),
     }
     if settings.ema_decay:
         facts["trained tensors"] = f"moving average (EMA), decay {settings.ema_decay}"

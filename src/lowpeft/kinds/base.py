@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .. import checks
 from ..errors import PlanError
 from ..ports.attachment import Attachment, Layer
-from ..ports.layouts import ExtraTokens, Features, Layout
+from ..ports.layouts import ExtraTokens, Features, Layout, Matches
 from .learning import Calibrator, TrainingPart
 
 LAYERS = "layers"
@@ -162,6 +162,13 @@ class FeatureAdapter(Adapter):
     @abstractmethod
     def delta(self, features: Features) -> Tensor:
         """Return the delta: a tensor with the shape and layout of `features.values` that is added to the features."""
+
+    def matches(self, features: Features) -> Matches | None:
+        """Return where each position looks in the other view, for kinds of two views that can tell; else None.
+
+        `restoration.evaluation.attended_disparity` calls it with the features that `delta` gets.
+        """
+        return None
 
 
 class TokenAdapter(FeatureAdapter):

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from ..checks import is_number
 from ..errors import PlanError
-from ..ports.layouts import Features
+from ..ports.layouts import Features, Matches
 from .base import FeatureAdapter, FeatureConfig, at_least
+from .matching import best_matches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +90,24 @@ class StereoAdapter(FeatureAdapter):
     def delta(self, features: Features) -> Tensor:
         """Return what each view gets from the other view; left and right of a pair are neighbours in the batch."""
         left, right = features.rows_by_view
-        query_left = self.query_left(self.norm_left(left))
-        query_right = self.query_right(self.norm_right(right))
+        query_left, query_right = self._queries(left, right)
         to_left = _attend(query_left, query_right, self.value_right(right), self.scale) * self.beta
         to_right = _attend(query_right, query_left, self.value_left(left), self.scale) * self.gamma
         return features.from_rows_by_view((to_left, to_right))
+
+    def matches(self, features: Features) -> Matches:
+        """Return the disparity of each position's largest attention weight, and that weight."""
+        queries = self._queries(*features.rows_by_view)
+        column = torch.arange(queries[0].shape[2], device=queries[0].device)
+        in_right, weight_left = best_matches(*queries, self.scale)
+        in_left, weight_right = best_matches(*queries[::-1], self.scale)
+        return Matches(
+            torch.stack([column - in_right, in_left - column], dim=1).flatten(0, 1).to(weight_left.dtype),
+            torch.stack([weight_left, weight_right], dim=1).flatten(0, 1),
+        )
+
+    def _queries(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        return self.query_left(self.norm_left(left)), self.query_right(self.norm_right(right))
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

@@ -138,6 +138,19 @@ class ExtraTokens(NamedTuple):
     gate: Tensor
 
 
+class Matches(NamedTuple):
+    """Positions of the other view that an adapter of two views looks at, and how sure it is.
+
+    Attributes:
+        disparity: (N, H, W), in columns of the features: x_left - x_right of each position and its match in the other
+            view, for the positions of both views. In a rectified pair it is positive.
+        confidence: (N, H, W), 0..1: attention weight of the match.
+    """
+
+    disparity: Tensor
+    confidence: Tensor
+
+
 def find_size(arguments: Iterable[Any], tokens: int) -> Size | None:
     """Return the height and width among a module's call arguments: the first pair with product `tokens`, or None.
 

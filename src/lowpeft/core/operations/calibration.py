@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import PlanError
-from ...kinds import Adapter, Calibrator, FeatureAdapter, TokenAdapter, get_kind
+from ...kinds import Adapter, Calibrator, FeatureAdapter, get_kind
 from ...ports.base import SLOT
-from ...ports.layouts import Features
 from ..attachment.changes import Undo, change, one_at_a_time
 from ..attachment.copies import copy_in_force
 from ..attachment.record import check_name, module_of, pieces, record_of, unwrap
@@ -21,6 +20,7 @@ from ..observation.generators import kept_generators
 from ..planning.plan import Plan
 from ..planning.sites import Site, count_parameters
 from .injection import replace_adapters
+from .listening import listen
 from .new_adapters import build_adapters, start_problem
 
 Batch = Tensor | tuple[Any, ...] | list[Any]
@@ -193,14 +193,7 @@ def _listen(root: nn.Module, run: _Calibration, at: str, site: Site) -> None:
     """Make a site of the copy pass its features, or its module's input and output, to the run's calibrator."""
     adapter = root.get_submodule(_slot_path(site, run.name))
     if isinstance(adapter, FeatureAdapter):
-        method = "tokens" if isinstance(adapter, TokenAdapter) else "delta"
-        plain = getattr(adapter, method)
-
-        def show(features: Features) -> Any:
-            run.calibrator.see_features(at, features)
-            return plain(features)
-
-        adapter.__dict__[method] = show
+        listen(adapter, lambda features: run.calibrator.see_features(at, features))
         return
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

@@ -5,6 +5,7 @@ find_scenes(folder) -> Scene (paths) -> load_example -> Example (pixels), or Cro
 
 from __future__ import annotations
 
+from .control import EachViewTwice
 from .crops import Crops
 from .examples import load_example, read_clean_crops
 from .finding import find_scenes, scenes_with_lr
@@ -16,6 +17,7 @@ from .verifying import LRReport, Match, verify_lr
 __all__ = [
     "LAYOUTS",
     "Crops",
+    "EachViewTwice",
     "Example",
     "FolderLayout",
     "LRReport",

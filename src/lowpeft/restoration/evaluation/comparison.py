@@ -1,4 +1,4 @@
-"""Comparison of a model with its frozen base, with bicubic, and with itself without the other views."""
+"""Comparison of a model with its frozen base, with bicubic, and with controls that see no other view."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from ... import tables
 from ...core.attachment.record import is_adapted, module_of
 from ...core.observation.describe import image_facts
 from ...core.operations.switching import disabled
+from ...errors import DataError
 from ..data import Example
 from ..inference.network import multi_view
 from ..metrics import WHOLE_RGB
 from .measure import by_bicubic, by_network, by_network_alone, measure
+from .other_view import CONTROL, SAME_VIEW, OtherView
 from .report import Report
 
 
@@ -24,7 +26,8 @@ class Comparison:
 
     Attributes:
         reports: Reports by method: `bicubic`; `frozen` and `adapted`, or `trained` for a network without adapters;
-            `same view` for models of several views, with each view paired with itself.
+            `same view` for models of several views, with each view paired with itself; `control` for a model that was
+            trained so, if one was given, also with each view paired with itself.
     """
 
     reports: Mapping[str, Report]
@@ -38,6 +41,12 @@ class Comparison:
         return [row.values[0] for row in self.reports[method].rows] if method in self.reports else []
 
     @property
+    def other_view(self) -> OtherView | None:
+        """What the model takes from the other view, by each control; None for a model of single images."""
+        controls = {name: self.reports[name] for name in (SAME_VIEW, CONTROL) if name in self.reports}
+        return OtherView(adapted=self.reports["adapted"], controls=controls) if controls else None
+
+    @property
     def scenes(self) -> list[str]:
         """Names of the scenes."""
         return [row.scene for row in self.reports["bicubic"].rows]
@@ -46,27 +55,38 @@ class Comparison:
         rows = zip(self.scenes, *map(self.values_db, self.reports), strict=True)
         cells = [[scene, *(f"{value:.3f}" for value in values)] for scene, *values in rows]
         means = ["mean", *(f"{value:.3f}" for value in self.means_db().values())]
-        return tables.text([["PSNR in dB", *self.reports], *cells, means])
+        table = tables.text([["PSNR in dB", *self.reports], *cells, means])
+        return table if self.other_view is None else f"{table}\n\n{self.other_view.claim()}"
 
 
 def compare(
-    model: object, examples: Sequence[Example], *, advance: Callable[[str], None] = lambda note: None
+    model: object,
+    examples: Sequence[Example],
+    *,
+    control: object | None = None,
+    advance: Callable[[str], None] = lambda note: None,
 ) -> Comparison:
-    """Measure a model beside bicubic, its frozen base, and itself with each view paired with itself.
+    """Measure a model beside bicubic, its frozen base, itself with each view paired with itself, and a control.
 
     Args:
         model: A network or a model of several views, adapted or not.
         examples: One or more scenes, all with the views that the model takes.
+        control: Model of several views that was trained with each view given twice (`data.EachViewTwice`); it is
+            measured in the same way.
         advance: Called with the scene's name after each scene of each method; `methods` counts these.
 
     Raises:
-        DataError: There are no scenes, or a scene cannot be run; no scene is ever left out of a mean.
+        DataError: There are no scenes, or a scene cannot be run; no scene is ever left out of a mean. Or a control was
+            given, but one of the two models does not take several views.
     """
-    scale = image_facts(model).scale
-    network, alone, bicubic = by_network(model), by_network_alone(model), by_bicubic(scale)
+    scale, network = image_facts(model).scale, by_network(model)
+    special = {"bicubic": by_bicubic(scale), SAME_VIEW: by_network_alone(model)}
+    if control is not None:
+        check_control(model, control)
+        special[CONTROL] = by_network_alone(control)
     reports: dict[str, Report] = {}
-    for method in methods(model):
-        enhance = {"bicubic": bicubic, "same view": alone}.get(method, network)
+    for method in methods(model, control=control):
+        enhance = special.get(method, network)
         with disabled(model) if method == "frozen" else nullcontext():
             reports[method] = measure(
                 enhance,
@@ -79,9 +99,24 @@ def compare(
     return Comparison(reports=reports)
 
 
-def methods(model: object) -> Iterator[str]:
+def methods(model: object, *, control: object | None = None) -> Iterator[str]:
     """Yield the methods that `compare` measures for a model."""
     yield "bicubic"
     yield from ("frozen", "adapted") if is_adapted(model) else ("trained",)
     if is_adapted(model) and multi_view(module_of(model)) is not None:
-        yield "same view"
+        yield SAME_VIEW
+    if control is not None:
+        yield CONTROL
+
+
+def check_control(model: object, control: object) -> None:
+    """Check that a control can be compared with a model.
+
+    Raises:
+        DataError: One of the two does not take several views, or their numbers of views or their scales differ.
+    """
+    views = [0 if (m := multi_view(module_of(each))) is None else m.views for each in (model, control)]
+    scales = [image_facts(each).scale for each in (model, control)]
+    if not all(views) or len(set(views)) > 1 or len(set(scales)) > 1:
+        counts = " and ".join(f"{count or 1} view(s) at x{scale}" for count, scale in zip(views, scales, strict=True))
+        raise DataError(f"a model and its control must both take several views, of one scale; these take {counts}")

@@ -72,8 +72,8 @@ def _by_facts(module: nn.Module, facts: ImageFacts, *, ensemble: bool, tiling: T
     return enhance
 
 
-def by_network_alone(model: object, *, tiling: Tiling = WHOLE) -> Enhance:
-    """Return a function that gives a multi-view model copies of one view; the drop in PSNR is the others' contribution.
+def by_network_alone(model: object, *, ensemble: bool = False, tiling: Tiling = WHOLE) -> Enhance:
+    """Return a function that gives a multi-view model copies of one view, once for each view, without the other views.
 
     Raises:
         PlanError: The network does not take and give images.
@@ -83,7 +83,10 @@ def by_network_alone(model: object, *, tiling: Tiling = WHOLE) -> Enhance:
     def enhance(example: Example) -> Views:
         views = tuple(map(to_float, example.lr))
         count = len(views)
-        return tuple(enhance_views(module, (v,) * count, facts, tiling=tiling)[i] for i, v in enumerate(views))
+        return tuple(
+            enhance_views(module, (view,) * count, facts, ensemble=ensemble, tiling=tiling)[i]
+            for i, view in enumerate(views)
+        )
 
     return enhance
 
@@ -125,8 +128,7 @@ def measure(
             raise DataError(_other_views(example, protocol))
         try:
             results = enhance(example)
-            rounded = tuple(map(eight_bit, results))
-            values = tuple(column.measure(rounded, example.hr, scale) for column in protocol.columns)
+            rows[example.name] = measured_row(example, results, scale, protocol)
         except LowpeftError as error:
             raise type(error)(f"scene {example.name}: {error.message}", problems=error.problems) from error
         except Exception as error:
@@ -134,12 +136,19 @@ def measure(
                 raise LowpeftError(f"scene {example.name}: out of memory; set a bound (memory_mb)") from error
             error.add_note(f"while scene {example.name} was measured")
             raise
-        rows[example.name] = ReportRow(scene=example.name, values=values)
         if seen is not None:
             seen(example, results)
     if not rows:
         raise DataError("no scenes were given to measure")
     return Report(method=method, protocol=protocol, rows=tuple(rows.values()))
+
+
+def measured_row(example: Example, results: Views, scale: int, protocol: Protocol) -> ReportRow:
+    """Return a scene's row of a report from its results, which are rounded to 8 bits first."""
+    rounded = tuple(map(eight_bit, results))
+    return ReportRow(
+        scene=example.name, values=tuple(column.measure(rounded, example.hr, scale) for column in protocol.columns)
+    )
 
 
 def _other_views(example: Example, protocol: Protocol) -> str:

@@ -7,11 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from ... import tables
 from ...errors import DataError
 from ...storage import write_json, write_text
 from ..metrics import Column, Protocol
+
+if TYPE_CHECKING:
+    from .other_view import OtherView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +51,8 @@ class Report:
         return {
             "method": self.method,
             "protocol": self.protocol.name,
-            "mean": {name: _plain(value) for name, value in self.means().items()},
-            "scenes": {row.scene: dict(zip(names, map(_plain, row.values), strict=True)) for row in self.rows},
+            "mean": {name: finite_or_text(value) for name, value in self.means().items()},
+            "scenes": {row.scene: dict(zip(names, map(finite_or_text, row.values), strict=True)) for row in self.rows},
         }
 
     def as_markdown(self) -> str:
@@ -79,13 +83,16 @@ def overview(reports: Sequence[Report], *, markdown: bool = False) -> str:
     return tables.markdown(cells) if markdown else tables.text(cells)
 
 
-def write_reports(reports: Sequence[Report], folder: Path, *, facts: Mapping[str, object]) -> tuple[Path, Path]:
+def write_reports(
+    reports: Sequence[Report], folder: Path, *, facts: Mapping[str, object], other_view: OtherView | None = None
+) -> tuple[Path, Path]:
     """Write `report.json` and `report.md`.
 
     Args:
         reports: One or more reports of the same scenes and protocol.
         folder: Existing folder to write to.
         facts: Facts about the run, by name; both files begin with them.
+        other_view: What the model takes from the other view; a part of both files.
 
     Returns:
         Both paths.
@@ -97,15 +104,21 @@ def write_reports(reports: Sequence[Report], folder: Path, *, facts: Mapping[str
     table = overview(reports, markdown=True)
     about = {"protocol": f"{protocol.name}: {protocol.summary}", **facts}
     head = "\n".join(f"- {key}: {value}" for key, value in about.items())
-    text = "\n\n".join([head, table, *(r.as_markdown() for r in reports)]) + "\n"
+    parts = [r.as_markdown() for r in reports]
+    content = {**about, "methods": [r.as_dict() for r in reports]}
+    if other_view is not None:
+        parts.insert(0, other_view.as_markdown())
+        content["the other view"] = other_view.as_dict()
+    text = "\n\n".join([head, table, *parts]) + "\n"
     try:
-        as_json = write_json(folder / "report.json", {**about, "methods": [r.as_dict() for r in reports]})
+        as_json = write_json(folder / "report.json", content)
         return as_json, write_text(folder / "report.md", text)
     except OSError as error:
         raise DataError(f"cannot write the reports to {folder}: {error.strerror or error}") from error
 
 
-def _plain(value: float) -> float | str:
+def finite_or_text(value: float) -> float | str:
+    """Return a figure for JSON: infinity and NaN as text."""
     return value if math.isfinite(value) else str(value)
 
 

@@ -29,7 +29,7 @@ from ...errors import TrainingError
 from ...recipes import TrainSettings, recipe_to_dict, settings_to_dict
 from ...storage import leftovers, new_folder
 from ...version import version
-from .samples import CropSource
+from .samples import CropSource, control_facts
 
 SCHEMA = 2
 FOLDER, TENSORS, STATE = "checkpoints", "tensors.safetensors", "state.json"
@@ -177,6 +177,7 @@ def identity(model: nn.Module, crops: CropSource, settings: TrainSettings) -> di
             "scale": crops.scale,
             "views": crops.views,
             "first crop": [digest(image) for image in crops[0]],
+            **control_facts(crops),
         },
     }
     if is_adapted(model):

@@ -14,6 +14,7 @@ from ...core.attachment.record import module_of
 from ...core.observation.describe import image_facts
 from ...errors import DataError, LowpeftError, TrainingError
 from ...recipes import TrainSettings
+from ..data import EachViewTwice
 from ..inference.network import multi_view
 from .parallel import Processes
 
@@ -94,6 +95,11 @@ def check_crops(crops: CropSource, model: object) -> None:
         problems.append(f"the model takes {views_model.views} views of a scene, the crops have {crops.views}")
     if problems:
         raise TrainingError("the network cannot be trained on these crops:", problems=problems)
+
+
+def control_facts(crops: CropSource) -> dict[str, str | float]:
+    """Return what tells a control from the run that it is compared with; empty for all crops but `EachViewTwice`."""
+    return dict(crops.facts) if isinstance(crops, EachViewTwice) else {}
 
 
 def check_batch(settings: TrainSettings, processes: Processes) -> None:
