@@ -23,6 +23,9 @@ def add_to(commands: Any) -> None:
     sub.add_argument(
         "--out", default="lowpeft-demo", metavar="DIR", help="folder for all results (default: %(default)s)"
     )
+    sub.add_argument(
+        "--quick", action="store_true", help="take the adapter that comes with lowpeft instead of training: seconds"
+    )
     sub.add_argument("--steps", type=int, metavar="N", help="training steps instead of the demo's own number")
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="of new adapters and crops (default: 0)")
 
@@ -31,4 +34,4 @@ def run(options: argparse.Namespace) -> None:
     """Run the demo."""
     from ..demo.run import run_demo
 
-    run_demo(out=options.out, data=options.data, steps=options.steps, seed=options.seed)
+    run_demo(out=options.out, data=options.data, steps=options.steps, seed=options.seed, quick=options.quick)

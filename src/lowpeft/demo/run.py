@@ -1,64 +1,65 @@
-"""The work of `lowpeft demo`: adapt, train, measure, save, reload in a fresh process, draw.
+"""The work of `lowpeft demo`: adapt, train, measure, save, reload in a fresh process, show.
 
 The task is stereo super-resolution of noisy pairs. The network was pre-trained on clean single images; the adapters
-turn it into a stereo network that also denoises.
+turn it into a stereo network that also denoises, with the help of the other view.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
-import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from ..core.files.adapter_files import save_adapter
+from ..core.files.adapter_files import load_adapter, save_adapter
 from ..core.observation.describe import image_facts
 from ..core.operations.adapt import adapt
 from ..core.operations.state import summary
-from ..core.operations.switching import disabled
-from ..errors import DataError, LowpeftError
-from ..recipes import TrainSettings
-from ..restoration.data import Crops, Example, Scene, find_scenes, load_example
+from ..errors import LowpeftError
+from ..restoration.data import Crops, EachViewTwice, Scene, load_example
 from ..restoration.evaluation import Comparison, compare, methods
-from ..restoration.evaluation.pictures import draw_scene
-from ..restoration.images import make_folder, to_float, to_uint8, write_image
-from ..restoration.inference import enhance
+from ..restoration.images import make_folder
 from ..restoration.progress import progress
 from ..restoration.training import train
 from ..storage import write_json
 from ..version import version
 from .network import demo_backbone
-from .scenes import write_scenes
+from .show import show
+from .task import NOISE, SETTINGS, own_scenes, test_scenes, training_scenes
 from .verify import outputs_digest
 
-TRAIN_SCENES, TEST_SCENES = 24, 4
-NOISE = 10 / 255
-"""Standard deviation of the Gaussian noise on the LR views (values 0..1); independent in the two views."""
-SETTINGS = TrainSettings(
-    steps=240,
-    batch=2,
-    crop_height_px=48,
-    crop_width_px=160,
-    learning_rate=3e-3,
-    betas=(0.9, 0.99),
-    warmup_steps=10,
-    clip_norm=0.1,
-)
+RECIPE = "parallax"
+ADAPTER = Path(__file__).parent / "adapter"
+"""Adapter of a run with seed 0, made by `benchmarks/demo.py`."""
+FIGURES = Path(__file__).parent / "demo_figures.json"
+"""Figures of runs with several seeds, and of their controls, made by `benchmarks/demo.py`."""
 
 
-def run_demo(*, out: str | Path, data: str | Path | None = None, steps: int | None = None, seed: int = 0) -> Comparison:
-    """Train, measure, save and reload a stereo adapter for the built-in frozen network.
+class Trained(NamedTuple):
+    """An adapted model after training, and the seconds that it took."""
+
+    model: torch.nn.Module
+    seconds: float
+
+
+def run_demo(
+    *, out: str | Path, data: str | Path | None = None, steps: int | None = None, seed: int = 0, quick: bool = False
+) -> Comparison:
+    """Train, measure, save, reload and show a stereo adapter for the built-in frozen network.
 
     Args:
-        out: Folder for the scenes, the adapter, `results.json` and `comparison.png`.
+        out: Folder for the scenes, the adapter, `results.json`, `index.html` and `pictures`.
         data: Folder of the user's HR pairs; every fifth scene by name is held out. None means built-in scenes.
         steps: Number of training steps; None means the demo's default.
         seed: Seed of new adapters and crops.
+        quick: True takes the adapter that comes with lowpeft in place of training one.
 
     Returns:
         Comparison on the held-out scenes.
@@ -66,85 +67,128 @@ def run_demo(*, out: str | Path, data: str | Path | None = None, steps: int | No
     Raises:
         DataError: The user's pairs cannot be used, or the folder cannot be written.
         PlanError: `steps` or `seed` is out of range.
-        LowpeftError: The adapter gives other images in a fresh process, or cannot be loaded there.
+        LowpeftError: The adapter gives other images in a fresh process, or cannot be loaded there; or `quick` was given
+            with `steps`.
     """
-    folder = Path(out)
-    settings = replace(SETTINGS, seed=seed, steps=SETTINGS.steps if steps is None else steps)
-    backbone = demo_backbone()
+    if quick and steps is not None:
+        raise LowpeftError("a quick demo does not train, so it takes no number of steps")
+    folder, backbone = Path(out), demo_backbone()
     scale = image_facts(backbone).scale
-    training, held_out = _split(data, scale) if data is not None else _built_in(folder)
-    training, held_out = (_noisy(s, folder / "noisy_lr", scale) for s in (training, held_out))
     print(
         f"frozen network: a HAT x{scale} of {backbone.parameters:,} parameters, pre-trained on clean images\n"
         f"task: stereo pairs from cameras with noise of {NOISE * 255:.0f}/255"
     )
-    crop = (settings.crop_height_px, settings.crop_width_px)
-    crops = Crops(training, scale, crop_px=crop, seed=seed)
-    tests = [load_example(s, scale) for s in held_out]
-
-    torch.manual_seed(seed)
-    model = adapt(backbone, "stereo")
-    print(summary(model))
-    with progress(f"training on {len(training)} scenes", settings.steps) as advance:
-        done = train(model, crops, settings, report=lambda s: advance(f"L1 {s.loss:.4f}"))
-    with progress(f"measuring on {len(tests)} unseen scenes", len(tests) * len(list(methods(model)))) as advance:
-        comparison = compare(model, tests, advance=advance)
-    print(comparison)
-
-    psnr: dict[str, str | float] = {
-        f"PSNR in dB, (L+R)/2, {name}": round(value, 4) for name, value in comparison.means_db().items()
-    }
-    made = {"base weights": "built into lowpeft ('demo')", "training": f"lowpeft demo, {done.seconds:.0f} s"}
-    adapter = save_adapter(model, folder / "adapter", facts=made | psnr)
-    _reload_elsewhere(model, adapter, held_out[0])
-    picture = _draw(model, tests[0], folder / "comparison.png")
+    make_folder(folder)
+    if data is not None:
+        training, held_out = own_scenes(data, folder, scale)
+    else:
+        training, held_out = () if quick else training_scenes(folder, scale), test_scenes(folder, scale)
+    adapter = folder / "adapter"
+    if quick:
+        shutil.copytree(ADAPTER, adapter, dirs_exist_ok=True)
+        trained = Trained(load_adapter(backbone, adapter), 0.0)
+        print(summary(trained.model))
+    else:
+        trained = train_demo(training, steps=steps, seed=seed)
+    comparison = _compared(trained.model, held_out, scale)
+    if not quick:
+        adapter = save_adapter(trained.model, adapter, facts=_facts(trained, comparison))
+        _reload_elsewhere(trained.model, adapter, held_out[0])
+    claim = _claim(comparison, usual=data is None and steps is None)
+    commands = _commands(folder, held_out[0], built_in=data is None)
+    example = load_example(held_out[0], scale)
+    page = show(folder, trained.model, example, comparison, scale=scale, claim=claim, commands=commands)
     results = {
         "data": "the built-in scenes" if data is None else str(data),
         "lowpeft": version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "noise": NOISE,
-        "training": {**vars(settings), "seconds": round(done.seconds, 1)},
+        "recipe": RECIPE,
+        "training": "the adapter that comes with lowpeft" if quick else _training(trained, steps, seed),
         "mean_db": comparison.means_db(),
         "scenes": comparison.scenes,
         **{f"{name.replace(' ', '_')}_db": comparison.values_db(name) for name in ("frozen", "adapted", "same view")},
     }
     figures = write_json(folder / "results.json", results)
-    print(f"adapter {adapter}\npicture {picture}\nfigures {figures}")
+    print(f"{claim}\n\nadapter {adapter}\npage    {page}\nfigures {figures}\n\nWhat next:")
+    print("".join(f"  {command}\n" for command in commands), end="")
     return comparison
 
 
-def _built_in(folder: Path) -> tuple[Sequence[Scene], Sequence[Scene]]:
-    """Write the built-in training and held-out scenes, which share no photograph, and return both."""
-    write_scenes(folder / "scenes" / "train", range(TRAIN_SCENES))
-    write_scenes(folder / "scenes" / "test", range(TEST_SCENES), split="test")
-    return find_scenes(folder / "scenes" / "train"), find_scenes(folder / "scenes" / "test")
+def train_demo(
+    scenes: Sequence[Scene], *, steps: int | None = None, seed: int = 0, recipe: str = RECIPE, control: bool = False
+) -> Trained:
+    """Train the demo's adapter on scenes with noisy LR views.
 
+    Args:
+        scenes: Training scenes.
+        steps: Number of training steps; None means the demo's default.
+        seed: Seed of new adapters and crops.
+        recipe: Name of the recipe to train.
+        control: True gives each view twice in training, in a batch of twice as many samples with the same images.
 
-def _split(data: str | Path, scale: int) -> tuple[Sequence[Scene], Sequence[Scene]]:
-    scenes = find_scenes(data, scale=scale)
-    if len(scenes) < 2:
-        raise DataError(f"{data} has only one pair; give two or more: some for training, the others for measuring")
-    held_out = scenes[::5]
-    return tuple(s for s in scenes if s not in held_out), held_out
-
-
-def _noisy(scenes: Sequence[Scene], folder: Path, scale: int) -> tuple[Scene, ...]:
-    """Write noisy 8-bit LR views of the scenes, and return the scenes with these as LR files.
-
-    Scenes without LR files get LR views by MATLAB's bicubic first. The noise of a scene depends only on its name.
+    Raises:
+        PlanError: `steps` or `seed` is out of range.
     """
-    make_folder(folder)
-    noisy = []
-    for scene in scenes:
-        example = load_example(scene, scale)
-        generator = torch.Generator().manual_seed(zlib.crc32(scene.name.encode()))
-        paths = [folder / f"{scene.name}_{side}.png" for side in "LR"]
-        for view, path in zip(example.lr, paths, strict=True):
-            noise = NOISE * torch.randn(view.shape, generator=generator)
-            write_image(to_uint8((view / 255 + noise).clamp(0, 1)), path)
-        noisy.append(replace(scene, lr=tuple(paths)))
-    return tuple(noisy)
+    settings = replace(SETTINGS, seed=seed, steps=SETTINGS.steps if steps is None else steps)
+    backbone = demo_backbone()
+    crop = (settings.crop_height_px, settings.crop_width_px)
+    crops = Crops(scenes, image_facts(backbone).scale, crop_px=crop, seed=seed)
+    torch.manual_seed(seed)
+    model = adapt(backbone, recipe)
+    print(summary(model))
+    if control:
+        settings = replace(settings, batch=2 * settings.batch, calibration=2 * settings.calibration)
+    source = EachViewTwice(crops) if control else crops
+    with progress(f"training on {len(scenes)} scenes", settings.steps) as advance:
+        done = train(model, source, settings, report=lambda s: advance(f"L1 {s.loss:.4f}"))
+    return Trained(model, done.seconds)
+
+
+def _compared(model: torch.nn.Module, scenes: Sequence[Scene], scale: int) -> Comparison:
+    tests = [load_example(s, scale) for s in scenes]
+    with progress(f"measuring on {len(tests)} unseen scenes", len(tests) * len(list(methods(model)))) as advance:
+        comparison = compare(model, tests, advance=advance)
+    print(comparison)
+    return comparison
+
+
+def _claim(comparison: Comparison, *, usual: bool) -> str:
+    """Return what the other view gives, by giving each view twice here and, for the usual run, by a trained control."""
+    gain = comparison.means_db()["adapted"] - comparison.means_db()["same view"]
+    text = f"The other view: {gain:+.2f} dB, since with each view given twice the same network loses this."
+    if not usual:
+        return text
+    figures = json.loads(FIGURES.read_text())
+    return (
+        f"{text} A stricter control, the same recipe trained and measured with each view given twice, reaches "
+        f"{figures['control_db']['mean']:.2f} dB: by that the other view gives "
+        f"{figures['over_control_db']['mean']:+.2f} dB ({len(figures['seeds'])} seeds, lowpeft's own runs)."
+    )
+
+
+def _commands(folder: Path, scene: Scene, *, built_in: bool) -> list[str]:
+    """Return three command lines for what a user would do next; they work as they are."""
+    left, right = map(Path, scene.lr)
+    network = f"--weights demo --adapter {folder / 'adapter'}"
+    measure = f"lowpeft evaluate {network} --data {scene.hr[0].parent} --lr {left.parent} --out {folder / 'measured'}"
+    return [
+        f"lowpeft enhance {left} {right} {network} --out {folder / 'enhanced'}",
+        measure if built_in else f"lowpeft info {folder / 'adapter'}",
+        f"lowpeft lam {left} {right} {network} --patch 32 32 16 --out {folder / 'lam'}",
+    ]
+
+
+def _training(trained: Trained, steps: int | None, seed: int) -> dict[str, object]:
+    settings = replace(SETTINGS, seed=seed, steps=SETTINGS.steps if steps is None else steps)
+    return {**vars(settings), "seconds": round(trained.seconds, 1)}
+
+
+def _facts(trained: Trained, comparison: Comparison) -> dict[str, str | float]:
+    """Return the facts that are saved with the adapter."""
+    psnr = {f"PSNR in dB, (L+R)/2, {name}": round(value, 4) for name, value in comparison.means_db().items()}
+    return {"base weights": "built into lowpeft ('demo')", "training": f"lowpeft demo, {trained.seconds:.0f} s", **psnr}
 
 
 def _reload_elsewhere(model: torch.nn.Module, adapter: Path, scene: Scene) -> None:
@@ -159,12 +203,3 @@ def _reload_elsewhere(model: torch.nn.Module, adapter: Path, scene: Scene) -> No
     if done.stdout.split()[-1:] != [here]:
         raise LowpeftError("the saved adapter gives other images in a fresh process; please report this")
     print("saved, reloaded in a fresh process: outputs are bit-equal")
-
-
-def _draw(model: object, pair: Example, path: Path) -> Path:
-    """Draw the left view of a scene as bicubic, frozen, adapted and HR, and return the path."""
-    left, right = map(to_float, pair.lr)
-    with disabled(model):
-        frozen, _ = enhance(model, left, right)
-    adapted, _ = enhance(model, left, right)
-    return draw_scene(path, pair, {"frozen": frozen, "adapted": adapted}, scale=image_facts(model).scale, errors=False)

@@ -13,12 +13,13 @@ from torch.nn import functional as F
 
 from ..checks import is_number, is_whole
 from ..errors import PlanError
-from ..ports.layouts import Features
+from ..ports.autocast import without_autocast
+from ..ports.layouts import Features, Matches
 from . import band
 from .base import Adapter, FeatureAdapter, FeatureConfig, at_least
 from .learning import Calibrator
 
-_Columns = tuple[int, int]
+Columns = tuple[int, int]
 """First and last column of a band, relative to a position."""
 
 _DAMPING = 1e-3
@@ -79,12 +80,6 @@ class ParallaxConfig(FeatureConfig):
         return range(self.every - 1, count, self.every)
 
 
-def normalised(rows: Tensor) -> Tensor:
-    """Return features (…,C) with mean 0 and variance 1 over the channels, in float32 at least."""
-    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    return F.layer_norm(rows, rows.shape[-1:], eps=1e-6)
-
-
 class _Moments:
     """Running mean and covariance of vectors."""
 
@@ -119,17 +114,17 @@ class ParallaxCalibrator(Calibrator):
     def __init__(self, adapters: Mapping[str, Adapter], configs: Mapping[str, Any]) -> None:
         super().__init__(adapters, configs)
         self._moments: dict[str, _Moments] = {}
-        self._samples: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._samples: dict[str, list[tuple[Tensor, ...]]] = {}
 
     def see_features(self, site: str, features: Features) -> None:
         """Add the features of one or more pairs to a site's statistics."""
-        left, right = map(normalised, features.rows_by_view)
-        moments = self._moments.setdefault(site, _Moments(left.shape[-1]))
-        moments.add(left)
-        moments.add(right)
+        views = features.rows_by_view
+        moments = self._moments.setdefault(site, _Moments(views[0].shape[-1]))
+        for view in views:
+            moments.add(normalised(view))
         samples = self._samples.setdefault(site, [])
-        if sum(seen.shape[:-1].numel() for seen, _ in samples) < _SAMPLED_POSITIONS:
-            samples.append((left, right))
+        if sum(seen[0].shape[:-1].numel() for seen in samples) < _SAMPLED_POSITIONS:
+            samples.append(views)
 
     def fill(self, site: str, adapter: Any) -> None:
         """Set D and the logits of "no match".
@@ -140,21 +135,30 @@ class ParallaxCalibrator(Calibrator):
         spread = torch.zeros(())
         if site in self._moments:
             adapter.descriptor.weight.copy_(self._moments[site].whitening())
-            bands = torch.cat([_whole_bands(adapter, *pair) for pair in self._samples[site]])
-            spread = bands.std(-1).mean()
+            samples = [[adapter.describe(view) for view in pair] for pair in self._samples[site]]
+            # q = p is left out: it is no look-alike, and it would be one if both views were the same image.
+            bands = [
+                torch.cat([_whole(adapter.logits(z, z_other, *columns, itself=False)) for z, z_other in pairs])
+                for columns, pairs in (
+                    (adapter.bands[0], samples),
+                    (adapter.own_band, [(z, z) for pair in samples for z in pair]),
+                )
+            ]
+            spread = bands[0].std(-1).mean()
         if not spread.isfinite() or not spread > 0:
             raise PlanError(f"{site}: calibration saw no features that vary; give batches of real stereo pairs")
         gain = self.configs[site].spread / spread
         adapter.descriptor.weight.mul_(gain.sqrt())
-        adapter.no_match.fill_((bands.amax(-1) * gain).quantile(1 - _MATCHED).item())
+        best = [(logits.amax(-1) * gain).quantile(1 - _MATCHED) for logits in bands]
+        adapter.no_match.copy_(torch.stack(best))
 
 
-def _whole_bands(adapter: ParallaxAdapter, left: Tensor, right: Tensor) -> Tensor:
-    """Return the logits of the positions of the left view with the most columns inside the image, (positions, m')."""
-    logits = adapter.logits_to_left(adapter.descriptor(left), adapter.descriptor(right)).detach().flatten(0, 2)
-    counts = logits.isfinite().sum(-1)
-    whole = logits[counts == counts.max()]
-    return whole[whole.isfinite()].view(len(whole), -1).cpu().double()
+def _whole(logits: Tensor) -> Tensor:
+    """Return the logits of the positions with the most columns inside the image, (positions, columns), in float64."""
+    flat = logits.detach().flatten(0, 2)
+    counts = flat.isfinite().sum(-1)
+    flat = flat[counts == counts.max()]
+    return flat[flat.isfinite()].view(len(flat), -1).cpu().double()
 
 
 class ParallaxAdapter(FeatureAdapter):
@@ -187,7 +191,9 @@ class ParallaxAdapter(FeatureAdapter):
 
     def __init__(self, channels: int, config: ParallaxConfig) -> None:
         super().__init__()
-        self.disparities, self.own_columns = config.disparities, config.own_columns
+        least, most = config.disparities
+        self.bands: tuple[Columns, Columns] = (-most, -least), (least, most)
+        self.own_band: Columns = (-config.own_columns, config.own_columns)
         self.descriptor = nn.Linear(channels, channels, bias=False)
         self.other = nn.Linear(channels, channels, bias=False)
         self.own = nn.Linear(channels, channels, bias=False)
@@ -200,40 +206,71 @@ class ParallaxAdapter(FeatureAdapter):
 
     def delta(self, features: Features) -> Tensor:
         """Return what each view gets from the other view and from its own rows; pairs are neighbours in the batch."""
-        left, right = features.rows_by_view
-        z_left, z_right = (self.descriptor(normalised(view)) for view in (left, right))
-        least, most = self.disparities
-        to_left = self._delta_of_view(left, z_left, right, z_right, (-most, -least))
-        to_right = self._delta_of_view(right, z_right, left, z_left, (least, most))
-        return features.from_rows_by_view((to_left, to_right))
+        views = features.rows_by_view
+        z = [self.describe(view) for view in views]
+        deltas = []
+        for x, x_other, z_own, z_other, columns in zip(views, views[::-1], z, z[::-1], self.bands, strict=True):
+            weights = self._weights(self.logits(z_own, z_other, *columns), 0)
+            delta = self.other(_mean_difference(weights, x, x_other, columns))
+            weights = self._weights(self.logits(z_own, z_own, *self.own_band, itself=False), 1)
+            deltas.append(delta + self.own(_mean_difference(weights, x, x, self.own_band)))
+        return features.from_rows_by_view(deltas)
 
-    def logits_to_left(self, z_left: Tensor, z_right: Tensor) -> Tensor:
-        """Return s(p, q) of each position of the left view, (B,H,W,m), from z (B,H,W,C); -inf outside the image."""
-        least, most = self.disparities
-        return _logits(z_left, z_right, (-most, -least))
+    def matches(self, features: Features) -> Matches:
+        """Return the disparity of each position's largest attention weight, and that weight."""
+        z = [self.describe(view) for view in features.rows_by_view]
+        disparities, confidences = [], []
+        for sign, z_own, z_other, columns in zip((-1, 1), z, z[::-1], self.bands, strict=True):
+            weights, index = self._weights(self.logits(z_own, z_other, *columns), 0).max(dim=-1)
+            disparities.append(sign * (index + columns[0]).to(weights.dtype))
+            confidences.append(weights)
+        return Matches(torch.stack(disparities, dim=1).flatten(0, 1), torch.stack(confidences, dim=1).flatten(0, 1))
 
-    def _delta_of_view(self, x: Tensor, z: Tensor, x_other: Tensor, z_other: Tensor, columns: _Columns) -> Tensor:
-        own = (-self.own_columns, self.own_columns)
-        from_other = _mean_difference(_logits(z, z_other, columns), self.no_match[0], x, x_other, columns)
-        from_own = _mean_difference(_logits(z, z, own), self.no_match[1], x, x, own)
-        delta: Tensor = self.other(from_other) + self.own(from_own)
-        return delta
+    def describe(self, rows: Tensor) -> Tensor:
+        """Return z, (B,H,W,C), of features (B,H,W,C), in float32 at least, also under autocast."""
+        with without_autocast(rows.device.type):
+            x = normalised(rows)
+            return F.linear(x, self.descriptor.weight.to(x.dtype))
+
+    def logits(self, z: Tensor, z_other: Tensor, low: int, high: int, *, itself: bool = True) -> Tensor:
+        """Return s(p, q) for the columns q - p from `low` to `high`, (B,H,W,m).
+
+        It is -inf where q is outside the image, and without `itself` where q = p.
+        """
+        with without_autocast(z.device.type):
+            squares, squares_other = (-values.square().sum(-1) / 2 for values in (z, z_other))
+            logits = band.products(z, z_other, squares_other, low, high) + squares[..., None]
+        inside = band.inside(z.shape[2], low, high, z.device)
+        # The mean over 3x3 positions with equal q - p: first three rows, then those of three columns that are inside.
+        of_rows = F.avg_pool2d(
+            logits.masked_fill(~inside, 0).movedim(-1, 1), (3, 1), 1, (1, 0), count_include_pad=False
+        )
+        count = F.avg_pool2d(inside.to(z.dtype).T[None, :, None], (1, 3), 1, (0, 1)).clamp(min=1 / 3)
+        mean = (F.avg_pool2d(of_rows, (1, 3), 1, (0, 1)) / count).movedim(1, -1)
+        if not itself:
+            inside = inside & (torch.arange(low, high + 1, device=z.device) != 0)
+        return mean.masked_fill(~inside, -math.inf)
+
+    def _weights(self, logits: Tensor, which: int) -> Tensor:
+        """Return a(p, q), (B,H,W,m)."""
+        no_match = self.no_match[which].to(logits.dtype).expand(*logits.shape[:-1], 1)
+        return torch.cat((logits, no_match), dim=-1).softmax(-1)[..., :-1]
 
 
-def _logits(z: Tensor, z_other: Tensor, columns: _Columns) -> Tensor:
-    """Return s(p, q) for the columns q - p of a band, (B,H,W,m), from z (B,H,W,C); -inf outside the image."""
-    squares, squares_other = (-values.square().sum(-1) / 2 for values in (z, z_other))
-    logits = band.products(z, z_other, squares_other, *columns) + squares[..., None]
-    inside = band.inside(z.shape[2], *columns, z.device)
-    # The mean over 3x3 positions with equal q - p: first three rows, then those of three columns that are inside.
-    of_rows = F.avg_pool2d(logits.masked_fill(~inside, 0).movedim(-1, 1), (3, 1), 1, (1, 0), count_include_pad=False)
-    count = F.avg_pool2d(inside.to(z.dtype).T[None, :, None], (1, 3), 1, (0, 1)).clamp(min=1 / 3)
-    mean = (F.avg_pool2d(of_rows, (1, 3), 1, (0, 1)) / count).movedim(1, -1)
-    return mean.masked_fill(~inside, -math.inf)
+def normalised(rows: Tensor) -> Tensor:
+    """Return features (…,C) with mean 0 and variance 1 over the channels, in float32 at least."""
+    rows = _precise(rows)
+    return F.layer_norm(rows, rows.shape[-1:], eps=1e-6)
 
 
-def _mean_difference(logits: Tensor, no_match: Tensor, x: Tensor, x_other: Tensor, columns: _Columns) -> Tensor:
-    """Return Σ a(p, q) (x_other(q) - x(p)), (B,H,W,C)."""
-    weights = torch.cat((logits, no_match.to(logits).expand(*logits.shape[:-1], 1)), -1).softmax(-1)[..., :-1]
-    weights = weights.to(x.dtype)
-    return band.weighted_sum(weights, x_other, *columns) - weights.sum(-1, keepdim=True) * x
+def _mean_difference(weights: Tensor, x: Tensor, x_other: Tensor, columns: Columns) -> Tensor:
+    """Return Σ a(p, q) (x_other(q) - x(p)), (B,H,W,C), in the dtype of x; small differences survive autocast."""
+    with without_autocast(x.device.type):
+        weights = weights.to(_precise(x).dtype)
+        difference = band.weighted_sum(weights, _precise(x_other), *columns) - weights.sum(-1, keepdim=True) * x
+    return difference.to(x.dtype)
+
+
+def _precise(x: Tensor) -> Tensor:
+    """Return a tensor in float32 or, if it is so already, float64."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from ...errors import PlanError
 from ...kinds import Attachment, FeatureAdapter, TokenAdapter, WeightAdapter
+from ...ports.autocast import without_autocast
 from ...ports.layouts import ExtraTokens, Features, Layout, Size, find_size, square_size
 from .running import RUNNING
 from .settings import Strength
@@ -304,7 +304,7 @@ def adapted_tensor(
             )
     device = weight.device.type
     # Under autocast, a product of two float32 matrices would be bfloat16, and so would the sum.
-    with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext():
+    with without_autocast(device):
         parts = [scaled(change_of(module, name, adapter), strength) for adapter, strength in adapters]
         if exact:
             return weight.double() + sum(p.double() for p in parts)

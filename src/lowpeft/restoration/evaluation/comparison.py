@@ -51,11 +51,15 @@ class Comparison:
         """Names of the scenes."""
         return [row.scene for row in self.reports["bicubic"].rows]
 
-    def __str__(self) -> str:
+    @property
+    def cells(self) -> list[list[str]]:
+        """Table of the PSNR: a header, a row for each scene, and the means."""
         rows = zip(self.scenes, *map(self.values_db, self.reports), strict=True)
         cells = [[scene, *(f"{value:.3f}" for value in values)] for scene, *values in rows]
-        means = ["mean", *(f"{value:.3f}" for value in self.means_db().values())]
-        table = tables.text([["PSNR in dB", *self.reports], *cells, means])
+        return [["PSNR in dB", *self.reports], *cells, ["mean", *(f"{v:.3f}" for v in self.means_db().values())]]
+
+    def __str__(self) -> str:
+        table = tables.text(self.cells)
         return table if self.other_view is None else f"{table}\n\n{self.other_view.claim()}"
 
 

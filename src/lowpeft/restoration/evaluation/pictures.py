@@ -30,8 +30,10 @@ ERROR_GAIN = 4
 """Gain of the error map: black is no error, white is a mean error over the channels of 1/4 of the range or more."""
 
 
-def draw_scene(path: Path, example: Example, results: Mapping[str, Tensor], *, scale: int, errors: bool = True) -> Path:
-    """Draw the left (or only) view of a scene: bicubic, each method's result, HR, and the last method's errors.
+def draw_scene(
+    path: Path, example: Example, results: Mapping[str, Tensor], *, scale: int, view: int = 0, errors: bool = True
+) -> Path:
+    """Draw one view of a scene: bicubic, each method's result, HR, and the last method's errors.
 
     The patch is where bicubic differs most from HR, so the choice favours no method.
 
@@ -40,6 +42,7 @@ def draw_scene(path: Path, example: Example, results: Mapping[str, Tensor], *, s
         example: The scene.
         results: Result for this view by method name, (3,H,W), 0..1 or uint8.
         scale: HR sides divided by LR sides.
+        view: Number of the view, 0 for the left or only one.
         errors: True adds the mean absolute difference of the last method from HR, times `ERROR_GAIN`.
 
     Returns:
@@ -48,19 +51,24 @@ def draw_scene(path: Path, example: Example, results: Mapping[str, Tensor], *, s
     Raises:
         DataError: The file cannot be written, or its suffix is not a known image format.
     """
-    hr = example.hr[0]
-    bicubic = bicubic_upscale(example.lr[0], scale)
+    hr = example.hr[view]
+    bicubic = bicubic_upscale(example.lr[view], scale)
     images = {"bicubic": bicubic, **{name: eight_bit(result) for name, result in results.items()}}
     panels = {f"{name}  {psnr(image, hr):.2f} dB": image for name, image in images.items()} | {"HR": hr}
     if errors:
         last = list(images.values())[-1]
-        difference = (to_float(last) - to_float(hr)).abs().mean(0, keepdim=True).expand(3, -1, -1)
-        panels[f"error x{ERROR_GAIN}"] = to_uint8(difference * ERROR_GAIN)
-    view = ", left view" if len(example.hr) == 2 else ""
-    note = f"{example.name}{view}, x{scale}. PSNR of the whole view, RGB; patch: where bicubic is farthest from HR."
+        panels[f"error x{ERROR_GAIN}"] = error_map(last, hr)
+    which = f", {SIDES[view]} view" if len(example.hr) == 2 else ""
+    note = f"{example.name}{which}, x{scale}. PSNR of the whole view, RGB; patch: where bicubic is farthest from HR."
     make_folder(path.parent)
-    write_picture(_sheet(hr, panels, _most_wrong(bicubic, hr), note), path)
+    write_picture(_sheet(hr, panels, most_wrong(bicubic, hr), note), path)
     return path
+
+
+def error_map(image: Tensor, hr: Tensor) -> Tensor:
+    """Return the mean absolute difference over the channels, times `ERROR_GAIN`, as a grey image: uint8 (3,H,W)."""
+    difference = (to_float(image) - to_float(hr)).abs().mean(0, keepdim=True).expand(3, -1, -1)
+    return to_uint8(difference * ERROR_GAIN)
 
 
 def _sheet(hr: Tensor, panels: Mapping[str, Tensor], corner: tuple[int, int], note: str) -> Image.Image:
@@ -86,7 +94,7 @@ def _sheet(hr: Tensor, panels: Mapping[str, Tensor], corner: tuple[int, int], no
     return sheet
 
 
-def _most_wrong(bicubic: Tensor, hr: Tensor) -> tuple[int, int]:
+def most_wrong(bicubic: Tensor, hr: Tensor) -> tuple[int, int]:
     """Return top and left of the patch where bicubic differs most from HR."""
     px = min(PATCH_PX, *hr.shape[1:])
     error = F.avg_pool2d((to_float(bicubic) - to_float(hr)).square()[None], px, stride=4).sum((0, 1))

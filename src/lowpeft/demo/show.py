@@ -1,0 +1,163 @@
+"""Pictures and the page of the demo: both views by every method, where attention looks, and what to do next."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..core.operations.switching import disabled
+from ..restoration.data import Example
+from ..restoration.evaluation import AttendedDisparity, Comparison, attended_disparity, most_confident
+from ..restoration.evaluation.pictures import draw_disparity, draw_scene, error_map, most_wrong
+from ..restoration.images import as_picture, bicubic_upscale, eight_bit, make_folder, to_float, write_picture
+from ..restoration.inference import enhance
+from ..restoration.pages import Code, Heading, Part, Pictures, Slider, Table, Text, write_page
+from .scenes import make_scene
+
+SIDES = ("left", "right")
+SAME = "same view twice"
+ENLARGE = 3
+
+
+class Looks(NamedTuple):
+    """Where attention looks for one pixel of the left view, in LR px.
+
+    Attributes:
+        row: Row of the pixel.
+        column: Column of the pixel in the left view.
+        attended: Column of the right view with the largest attention weight.
+        weight: That weight, 0..1.
+    """
+
+    row: int
+    column: int
+    attended: float
+    weight: float
+
+
+def show(
+    folder: Path,
+    model: object,
+    example: Example,
+    comparison: Comparison,
+    *,
+    scale: int,
+    claim: str,
+    commands: list[str],
+) -> Path:
+    """Write the pictures of one scene and `index.html`, and return the path of the page.
+
+    Args:
+        folder: Folder to write to.
+        model: The adapted model.
+        example: The scene that is shown.
+        comparison: Figures of all scenes.
+        scale: HR sides divided by LR sides.
+        claim: What the other view gives, in words.
+        commands: Command lines for the reader to copy.
+
+    Raises:
+        DataError: A file cannot be written.
+    """
+    left, right = map(to_float, example.lr)
+    results = _results(model, left, right, example, scale)
+    pictures = make_folder(folder / "pictures")
+    for side, images in zip(SIDES, results, strict=True):
+        for name, image in images.items():
+            write_picture(as_picture(image), pictures / f"{side}-{name.replace(' ', '-')}.png")
+    for view, side in enumerate(SIDES):
+        shown = {name: results[view][name] for name in ("frozen", SAME, "adapted")}
+        draw_scene(pictures / f"comparison-{side}.png", example, shown, scale=scale, view=view)
+    found = most_confident(attended_disparity(model, left, right))
+    maps = _disparity(example, found, scale)
+    write_picture(draw_disparity(maps, note=_note(found)), pictures / "disparity.png")
+    pixel = _pixel(example, found, scale)
+    looks = _draw_looks(example, pixel, maps.get("true disparity"))
+    write_picture(looks, pictures / "attention.png")
+    errors = {
+        f"{name}, {side}": error_map(images[name], images["truth"])
+        for side, images in zip(SIDES, results, strict=True)
+        for name in (SAME, "adapted")
+    }
+    parts: list[Part] = [
+        Text(claim),
+        Table(comparison.cells, "Mean of both views; the scenes were not used in training"),
+        Heading(f"Scene {example.name}"),
+        Slider(results[0], "Left view. Drag the line; choose other images above it.", shown=("frozen", "adapted")),
+        Slider(results[1], "Right view.", shown=(SAME, "adapted")),
+        Pictures(errors, "Errors times 4: with each view given twice, and with both views."),
+        Heading("Where attention looks"),
+        Pictures({"attention": looks}, _describe(pixel)),
+        Pictures({"disparity": draw_disparity(maps)}, _note(found)),
+        Heading("What next"),
+        *map(Code, commands),
+    ]
+    return write_page(folder / "index.html", "lowpeft demo: a stereo network from a frozen single-image one", parts)
+
+
+def _results(model: object, left: Tensor, right: Tensor, example: Example, scale: int) -> tuple[dict[str, Tensor], ...]:
+    """Return the images of both views by name, uint8 (3,H,W): bicubic, frozen, same view twice, adapted, truth."""
+    with disabled(model):
+        frozen = enhance(model, left, right)
+    adapted = enhance(model, left, right)
+    same = enhance(model, left, left)[0], enhance(model, right, right)[1]
+    by_name: dict[str, tuple[Tensor, ...]] = {
+        "bicubic": tuple(bicubic_upscale(view, scale) for view in example.lr),
+        "frozen": frozen,
+        SAME: same,
+        "adapted": adapted,
+        "truth": tuple(example.hr),
+    }
+    return tuple({name: eight_bit(views[i]) for name, views in by_name.items()} for i in range(2))
+
+
+def _disparity(example: Example, found: AttendedDisparity, scale: int) -> dict[str, Tensor]:
+    """Return the panels of the disparity picture: the left LR view, the attended and, if known, the true disparity."""
+    panels = {"left view": example.lr[0], "attended disparity": found.disparity_px[0]}
+    known = re.fullmatch(r"test_(\d+)", example.name)
+    if known:
+        scene = make_scene(int(known[1]), split="test", size_px=(example.hr[0].shape[-2], example.hr[0].shape[-1]))
+        panels["true disparity"] = F.avg_pool2d(scene.disparity[None], scale)[0] / scale
+    return panels
+
+
+def _pixel(example: Example, found: AttendedDisparity, scale: int) -> Looks:
+    """Return where attention looks for the middle of the patch where bicubic is farthest from the truth."""
+    top, left = most_wrong(bicubic_upscale(example.lr[0], scale), example.hr[0])
+    row, column = (top + 24) // scale, (left + 24) // scale
+    disparity, weight = (maps[0][row, column].item() for maps in (found.disparity_px, found.confidence))
+    return Looks(row, column, column - disparity, weight)
+
+
+def _draw_looks(example: Example, looks: Looks, true_disparity: Tensor | None) -> Image.Image:
+    """Draw the pixel in the left view, and below it, in the right view, where attention looks and where it is."""
+    views = [as_picture(view).resize((view.shape[-1] * ENLARGE, view.shape[-2] * ENLARGE)) for view in example.lr]
+    sheet = Image.new("RGB", (views[0].width, 2 * views[0].height + 4), "white")
+    marks = [(0, looks.column, "yellow"), (1, looks.attended, "red")]
+    if true_disparity is not None:
+        marks.append((1, looks.column - true_disparity[looks.row, looks.column].item(), "lime"))
+    for view, image in enumerate(views):
+        sheet.paste(image, (0, view * (image.height + 4)))
+    draw = ImageDraw.Draw(sheet)
+    for view, column, colour in marks:
+        x, y = ENLARGE * (column + 0.5), ENLARGE * (looks.row + 0.5) + view * (views[0].height + 4)
+        for radius in (9,) if colour != "lime" else (5,):
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=2)
+    return sheet
+
+
+def _describe(looks: Looks) -> str:
+    return (
+        f"Yellow: pixel ({looks.row}, {looks.column}) of the left view (row, column, in LR px), the middle of the "
+        f"patch where bicubic is worst. Red: the position of the right view with the largest attention weight, "
+        f"{looks.weight:.2f}. Green, in the built-in scenes: where that point is in truth."
+    )
+
+
+def _note(found: AttendedDisparity) -> str:
+    return f"x_left - x_right of the position with the largest attention weight, in LR px, at {found.site}."
