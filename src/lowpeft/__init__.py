@@ -57,6 +57,7 @@ from .kinds import (
 from .ports.facts import Backbone
 from .ports.layouts import Features, Layout
 from .recipes import Recipe, TrainSettings, load_recipe, register_recipe, unregister_recipe
+from .restoration.data import PairCheck, check_pair
 from .restoration.inference import Tiling, enhance
 from .version import version as _version
 
@@ -83,6 +84,7 @@ __all__ = [
     "LowpeftError",
     "MergeReport",
     "MultiViewModel",
+    "PairCheck",
     "Place",
     "Plan",
     "PlanError",
@@ -106,6 +108,7 @@ __all__ = [
     "adapter_parameters",
     "adapter_state_dict",
     "calibrate",
+    "check_pair",
     "check_trainable",
     "convert_adapter",
     "convert_asteisr",

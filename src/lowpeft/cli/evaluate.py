@@ -19,6 +19,7 @@ from ..ports.facts import Backbone
 from ..restoration.data import Example, Scene, find_scenes, load_example
 from ..restoration.images import make_folder
 from ..restoration.inference import DEFAULT_WINDOW_PX, local_pooling
+from ..restoration.inference.network import multi_view
 from ..restoration.metrics import PROTOCOLS
 from ..version import version
 from .common import (
@@ -34,6 +35,7 @@ from .common import (
     new_command,
     refuse_without_adapter,
     tiling,
+    warn_of_pairs,
     weights_facts,
 )
 
@@ -93,6 +95,8 @@ def run(options: argparse.Namespace) -> None:
     if base is not None:
         model = adapted(options, base) if options.adapter else base
         module_of(model).to(device(options.device))
+        if multi_view(module_of(model)) is not None:
+            warn_of_pairs(scenes, scale, border=options.border, halve=options.halve)
         network = partial(evaluate, model, protocol=protocol.name, ensemble=options.ensemble, tiling=tiling(options))
         with nullcontext() if options.local_pooling is None else local_pooling(model, _window_px(options)):
             name = "adapted" if options.adapter else "frozen"
