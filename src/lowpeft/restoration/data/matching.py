@@ -57,9 +57,10 @@ def matched_points(left: Tensor, right: Tensor, *, most_pixels: int = MOST_PIXEL
         LowpeftError: scikit-image is not installed.
     """
     height, width = left.shape[-2:]
-    tall = max(most_pixels // (STRIPS * width), _SMALLEST_SIDE_PX)
-    tops = [0] if height * width <= most_pixels else [n * (height - tall) // (STRIPS - 1) for n in range(STRIPS)]
-    tall = height if len(tops) == 1 else tall
+    tops, tall = [0], height
+    if height * width > most_pixels:
+        tall = min(height, max(most_pixels // (STRIPS * width), _SMALLEST_SIDE_PX))
+        tops = [n * (height - tall) // (STRIPS - 1) for n in range(STRIPS)]
     parts = [_match(left[:, top : top + tall], right[:, top : top + tall], top) for top in tops]
     places, values = (torch.cat(each) for each in zip(*parts, strict=True))
     return Points(places[..., 0], places[..., 1], values, searched=min(1.0, len(tops) * tall / height))
@@ -87,15 +88,16 @@ def _features(view: Tensor) -> tuple[Tensor, Any, Tensor]:
     from skimage.feature import SIFT
     from skimage.filters import gaussian
 
+    nothing = torch.zeros(0, 2), None, torch.zeros(0, 3)
     height, width = view.shape[-2:]
+    if min(height, width) < _SMALLEST_SIDE_PX:
+        return nothing
     sift = SIFT(upsampling=2 if height * width <= _ENLARGED_PIXELS else 1)  # type: ignore[no-untyped-call]
     pixels = view.permute(1, 2, 0).numpy()
     try:
-        if min(height, width) < _SMALLEST_SIDE_PX:
-            raise RuntimeError
         sift.detect_and_extract(rgb2gray(pixels))  # type: ignore[no-untyped-call]
     except RuntimeError:  # it found none, as in a flat image
-        return torch.zeros(0, 2), None, torch.zeros(0, 3)
+        return nothing
     places = torch.from_numpy(sift.positions)
     blurred = gaussian(pixels, _BLUR_PX, preserve_range=True, channel_axis=-1)  # type: ignore[no-untyped-call]
     values = torch.from_numpy(blurred).float()
