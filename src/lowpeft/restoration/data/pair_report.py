@@ -33,15 +33,17 @@ class PairReport:
 
     @property
     def warning(self) -> str:
-        """Return the scenes beyond the bounds with their figures, and those without figures; empty if all is well."""
+        """Return lines that name the scenes beyond the bounds, with figures, and those not measured; empty if none."""
         faults = [f"  {name}: {'; '.join(check.faults)}" for name, check in self.scenes.items() if check.faults]
-        without = [*(name for name, check in self.scenes.items() if not check.points), *self.unread]
+        unmeasured = [name for name, check in self.scenes.items() if not check.points]
         lines = []
         if faults:
             count = len(self.scenes) + len(self.unread)
             lines += [f"{len(faults)} of {count} checked pairs are beyond what row-wise attention bears:", *faults]
-        if without:
-            lines.append(f"too few matching points to check the pair: {', '.join(without)}")
+        if unmeasured:
+            lines.append(f"too few matching points to check the alignment of {', '.join(unmeasured)}")
+        if self.unread:
+            lines.append(f"not read, so their alignment was not checked: {', '.join(self.unread)}")
         return "\n".join(lines)
 
 
