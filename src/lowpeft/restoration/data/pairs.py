@@ -143,7 +143,7 @@ def check_pair(left: Tensor | AnyPath, right: Tensor | AnyPath, *, scale: int = 
 
     SIFT points are matched between the views, wherever they are, and their rows, columns and intensities are compared.
     Views are never reduced. Of more than `MOST_PIXELS` px, three full-width strips are searched, at the top, middle and
-    bottom. Takes about a second on one core.
+    bottom. Takes one to three seconds on one core.
 
     Args:
         left: Left view: a tensor (3,H,W), RGB, uint8 or float 0..1, or the path of an image file.
