@@ -360,6 +360,44 @@ def stereo_start() -> str:
     return f"{table(head, map(row, ('random', 'sharp')))}\n\n{made_by(results)}"
 
 
+def own_offsets() -> str:
+    """Rectified pairs that have a vertical offset of their own."""
+    results = results_of("check_pair")
+    offsets = {each["scene"]: each["offset_px"] for each in results["untouched"]}
+    large = {scene: px for scene, px in offsets.items() if abs(px) > 0.5}
+    rest = max(abs(px) for scene, px in offsets.items() if scene not in large)
+    named = ", ".join(f"`{scene}` {px:+.2f} px" for scene, px in large.items())
+    return (
+        f"Of our {len(offsets)} rectified training pairs, {named} have a large offset; the others have up to {rest} px."
+    )
+
+
+def found_in_pairs(figure: str) -> Callable[[], str]:
+    """What `check_pair` finds of an added offset or gain."""
+
+    def write() -> str:
+        results = results_of("check_pair")
+        runs, of_gain = results["runs"], figure == "gain"
+
+        def found(run: Any) -> float:
+            value = run["found_gain"] / run["own_gain"] if of_gain else run["found_offset_px"]
+            return float(value)
+
+        def row(by: int, noise: int, true: float) -> list[str]:
+            those = [r for r in runs if (r["reduced_by"], r["noise"], r[figure]) == (by, noise, true)]
+            values = [found(run) for run in those]
+            error = max(abs(value - true) for value in values)
+            fewest = min(run["points"] for run in those)
+            return [size[by], str(noise), f"{true:g}", with_spread(values), f"{error:.3f}", str(fewest)]
+
+        size = {1: "as they are", 4: "reduced by 4"}
+        keys = sorted({(run["reduced_by"], run["noise"], run[figure]) for run in runs})
+        head = ["views", "noise, of 255", "true", "found", "largest error", "fewest points"]
+        return f"{table(head, [row(*key) for key in keys])}\n\n{made_by(results)}"
+
+    return write
+
+
 def networks() -> str:
     """Which networks are adapted without naming a site, with the three recipes that people ask for first."""
     command = "python benchmarks/which_networks.py --official FOLDER --out benchmarks/results/networks.json"
@@ -548,10 +586,13 @@ GENERATED: dict[str, Callable[[], str]] = {
     **{name: ablation(name) for name in CLAIMS},
     **{f"{name}-findings": findings(name) for name in CLAIMS},
     "fingerprint": fingerprint,
+    "found-gains": found_in_pairs("gain"),
+    "found-offsets": found_in_pairs("offset_px"),
     "kinds": kinds,
     "layouts": layouts,
     "memory": measured("memory_of_a_pair"),
     "networks": networks,
+    "own-offsets": own_offsets,
     "pools": measured("pools"),
     "probing": probing,
     "protocols": protocols,

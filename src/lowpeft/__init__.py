@@ -58,6 +58,7 @@ from .kinds import (
 from .ports.facts import Backbone
 from .ports.layouts import Features, Layout
 from .recipes import Recipe, TrainSettings, load_recipe, register_recipe, unregister_recipe
+from .restoration.data import PairCheck, check_pair
 from .restoration.inference import Tiling, enhance
 from .version import version as _version
 
@@ -84,6 +85,7 @@ __all__ = [
     "LowpeftError",
     "MergeReport",
     "MultiViewModel",
+    "PairCheck",
     "ParallaxConfig",
     "Place",
     "Plan",
@@ -108,6 +110,7 @@ __all__ = [
     "adapter_parameters",
     "adapter_state_dict",
     "calibrate",
+    "check_pair",
     "check_trainable",
     "convert_adapter",
     "convert_asteisr",

@@ -1,4 +1,4 @@
-"""The command line: plan, prepare, verify-lr, train, evaluate, enhance, lam, reproduce, info, convert, demo."""
+"""Command line: plan, prepare, verify-lr, check-pair, train, evaluate, enhance, lam, reproduce, info, convert, demo."""
 
 from .main import EXTRAS, main, parser
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from ..core.observation.describe import image_facts
 from ..errors import LowpeftError
 from ..ports.facts import Backbone
 from ..recipes import bundled
+from ..restoration.data import Rectangle, Scene, check_pairs
+from ..restoration.images import Border
 from ..restoration.inference import Tiling
 
 
@@ -140,6 +143,21 @@ def add_views(sub: argparse.ArgumentParser, right: str = "") -> None:
 def view_paths(options: argparse.Namespace) -> list[str]:
     """Return the files of the views, or of the only image."""
     return [options.left] if options.right is None else [options.left, options.right]
+
+
+def warn_of_pairs(
+    scenes: Sequence[Scene],
+    scale: int,
+    *,
+    border: Border,
+    halve: bool = False,
+    clean_crops: Mapping[str, Rectangle] | None = None,
+) -> None:
+    """Print what is wrong with a sample of the pairs on standard error; do nothing without scikit-image."""
+    if find_spec("skimage") is None:
+        return
+    if warning := check_pairs(scenes, scale, border=border, halve=halve, clean_crops=clean_crops).warning:
+        print(warning, file=sys.stderr)
 
 
 def network_scale(options: argparse.Namespace, base: Backbone) -> int:

@@ -1,4 +1,4 @@
-"""`lowpeft prepare` and `lowpeft verify-lr`: make and verify LR images by MATLAB's bicubic."""
+"""`lowpeft prepare`, `verify-lr` and `check-pair`: LR images by MATLAB's bicubic, and the alignment of pairs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..restoration.data import LAYOUTS, find_scenes, prepare, read_clean_crops, scenes_with_lr, verify_lr
+from ..restoration.data import LAYOUTS, check_pair, find_scenes, prepare, read_clean_crops, scenes_with_lr, verify_lr
 from .common import add_border, new_command
 
 
 def add_to(commands: Any) -> None:
-    """Add both commands to the parser."""
+    """Add the commands to the parser."""
     sub = new_command(
         commands,
         "prepare",
@@ -32,6 +32,18 @@ def add_to(commands: Any) -> None:
     )
     _add_source(sub)
     sub.add_argument("--lr", metavar="DIR", help="LR images, where they are not in DIR; HR images without are left out")
+    sub = new_command(
+        commands,
+        "check-pair",
+        run_check_pair,
+        "measure vertical offset, gain and disparities of a stereo pair, and say what row-wise attention does not bear",
+        "lowpeft check-pair left.png right.png --scale 4",
+    )
+    sub.add_argument("left", metavar="LEFT", help="left view")
+    sub.add_argument("right", metavar="RIGHT", help="right view, of the same size")
+    sub.add_argument(
+        "--scale", type=int, default=1, metavar="N", help="SR factor, if these are HR views: bounds are in LR px"
+    )
 
 
 def _add_source(sub: argparse.ArgumentParser) -> None:
@@ -78,3 +90,10 @@ def run_verify(options: argparse.Namespace) -> int:
     if without:
         print(f"not compared, because they have no LR files: {', '.join(without)}", file=sys.stderr)
     return 0 if report.borders else 1
+
+
+def run_check_pair(options: argparse.Namespace) -> int:
+    """Measure, print, and return 1 if the pair is beyond a bound or could not be measured, else 0."""
+    check = check_pair(options.left, options.right, scale=options.scale)
+    print(check)
+    return 0 if check.points and not check.faults else 1

@@ -37,6 +37,7 @@ from .common import (
     new_command,
     refuse_without_adapter,
     tiling,
+    warn_of_pairs,
     weights_facts,
 )
 
@@ -116,6 +117,8 @@ def run(options: argparse.Namespace) -> None:
         bicubic = partial(measure, by_bicubic(scale), scale=scale, protocol=protocol)
         reports.append(_measured(bicubic, "bicubic", options, scenes, scale, seen))
     if models is not None:
+        if multi_view(module_of(models[0])) is not None:
+            warn_of_pairs(scenes, scale, border=options.border, halve=options.halve)
         report, other_view = _measured_network(*models, options, scenes, scale, out)
         reports.append(report)
     print(reports[-1])

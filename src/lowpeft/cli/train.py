@@ -16,7 +16,17 @@ from ..kinds import WeightAdapter, get_kind
 from ..ports.facts import Backbone
 from ..recipes import Recipe, TrainSettings, load_recipe, override
 from ..restoration.data import Crops, EachViewTwice, Example, find_scenes, load_example, read_clean_crops
-from .common import add_border, add_device, add_recipe, backbone, device, new_command, overrides, weights_facts
+from .common import (
+    add_border,
+    add_device,
+    add_recipe,
+    backbone,
+    device,
+    new_command,
+    overrides,
+    warn_of_pairs,
+    weights_facts,
+)
 
 if TYPE_CHECKING:
     from ..restoration.training import CropSource, Processes, Step, Trained
@@ -107,6 +117,8 @@ def run(options: argparse.Namespace) -> None:
     module_of(model).to(device(options.device) if processes.device is None else processes.device)
     if processes.main:
         _print_plan(model, recipe, crops, processes)
+        if recipe.views > 1:
+            warn_of_pairs(crops.scenes, scale, border=options.border, clean_crops=crops.clean_crops)
     left = max(0, settings.steps - last_step(Path(options.out))) if options.resume else settings.steps
     with progress("training", left) if processes.main and left else nullcontext(lambda note: None) as advance:
         done = train(

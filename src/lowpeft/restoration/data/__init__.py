@@ -1,4 +1,4 @@
-"""Data: find and load scenes in the field's folder layouts, cut training crops, and make and verify MATLAB LR images.
+"""Data: find and load scenes in the field's folder layouts, cut training crops, make and verify LR images, check pairs.
 
 find_scenes(folder) -> Scene (paths) -> load_example -> Example (pixels), or Crops (training samples)
 """
@@ -11,6 +11,8 @@ from .examples import load_example, read_clean_crops
 from .finding import find_scenes, scenes_with_lr
 from .layouts import LAYOUTS, FolderLayout
 from .model import Example, Rectangle, Scene
+from .pair_report import PairReport, check_pairs
+from .pairs import PairCheck, check_pair
 from .preparing import prepare
 from .verifying import LRReport, Match, verify_lr
 
@@ -22,8 +24,12 @@ __all__ = [
     "FolderLayout",
     "LRReport",
     "Match",
+    "PairCheck",
+    "PairReport",
     "Rectangle",
     "Scene",
+    "check_pair",
+    "check_pairs",
     "find_scenes",
     "load_example",
     "prepare",

@@ -1,0 +1,94 @@
+"""Misalignment of a data set's pairs, on a sample of its scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ...errors import DataError
+from ..images import Border
+from .examples import load_example
+from .matching import matched_points
+from .model import Example, Rectangle, Scene
+from .pairs import PairCheck, check_points
+
+CHECKED_SCENES = 8
+"""Number of scenes of a data set that are checked, evenly spaced."""
+
+_MOST_PIXELS = 250_000  # of a view: half a second on one core
+
+
+@dataclass(frozen=True)
+class PairReport:
+    """Result of `check_pairs`.
+
+    Attributes:
+        scenes: Misalignment by scene name. `scale` of a `PairCheck` is 1 if its LR views were measured, and the SR
+            factor if its HR views were, because the LR views have too few points.
+        unread: Names of the scenes that could not be read.
+    """
+
+    scenes: Mapping[str, PairCheck]
+    unread: tuple[str, ...] = ()
+
+    @property
+    def warning(self) -> str:
+        """Return lines that name the scenes beyond the bounds, with figures, and those not measured; empty if none."""
+        faults = [f"  {name}: {'; '.join(check.faults)}" for name, check in self.scenes.items() if check.faults]
+        unmeasured = [name for name, check in self.scenes.items() if not check.points]
+        lines = []
+        if faults:
+            count = len(self.scenes) + len(self.unread)
+            lines += [f"{len(faults)} of {count} checked pairs are beyond what row-wise attention bears:", *faults]
+        if unmeasured:
+            lines.append(f"too few matching points to check the alignment of {', '.join(unmeasured)}")
+        if self.unread:
+            lines.append(f"not read, so their alignment was not checked: {', '.join(self.unread)}")
+        return "\n".join(lines)
+
+
+def check_pairs(
+    scenes: Sequence[Scene],
+    scale: int,
+    *,
+    border: Border = "symmetric",
+    halve: bool = False,
+    clean_crops: Mapping[str, Rectangle] | None = None,
+) -> PairReport:
+    """Measure the misalignment of up to `CHECKED_SCENES` evenly spaced pairs, in their LR views.
+
+    Scenes of one view are left out. A pair that cannot be read or has too few matching points is no error. Takes up to
+    half a second for each pair, and reading it.
+
+    Args:
+        scenes: Scenes of the data set.
+        scale: SR factor.
+        border: As for `load_example`.
+        halve: As for `load_example`.
+        clean_crops: Rectangle in HR px to keep of a scene, by scene name.
+
+    Raises:
+        LowpeftError: scikit-image is not installed.
+    """
+    pairs = [scene for scene in scenes if len(scene.hr) == 2]
+    numbers = sorted({n * len(pairs) // CHECKED_SCENES for n in range(CHECKED_SCENES)}) if pairs else []
+    checks, unread = {}, []
+    for scene in (pairs[n] for n in numbers):
+        try:
+            crop = (clean_crops or {}).get(scene.name)
+            example = load_example(scene, scale, clean_crop=crop, border=border, halve=halve)
+        except DataError:
+            unread.append(scene.name)
+        else:
+            checks[scene.name] = _check(example, scale)
+    return PairReport(checks, tuple(unread))
+
+
+def _check(example: Example, scale: int) -> PairCheck:
+    """Measure the LR views, or the HR views if the LR views have too few points."""
+    check = PairCheck(points=0, candidates=0)
+    for views, px_per_lr_px in ((example.lr, 1), (example.hr, scale)):
+        if not check.points:
+            points = matched_points(*views, most_pixels=_MOST_PIXELS)
+            check = check_points(points, (views[0].shape[-2], views[0].shape[-1]), px_per_lr_px)
+    return check
