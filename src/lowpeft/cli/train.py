@@ -106,7 +106,8 @@ def run(options: argparse.Namespace) -> None:
     settings = recipe.training
     _check(recipe, options)
     scale = image_facts(base).scale
-    crops = _crops(options, scale, settings)
+    scenes = _crops(options, scale, settings)
+    crops: CropSource = EachViewTwice(scenes) if options.each_view_twice else scenes
     tests: dict[str, list[Example]] = {}
     validate = None
     if processes.main:
@@ -117,8 +118,8 @@ def run(options: argparse.Namespace) -> None:
     module_of(model).to(device(options.device) if processes.device is None else processes.device)
     if processes.main:
         _print_plan(model, recipe, crops, processes)
-        if recipe.views > 1:
-            warn_of_pairs(crops.scenes, scale, border=options.border, clean_crops=crops.clean_crops)
+        if recipe.views > 1 and not options.each_view_twice:
+            warn_of_pairs(scenes.scenes, scale, border=options.border, clean_crops=scenes.clean_crops)
     left = max(0, settings.steps - last_step(Path(options.out))) if options.resume else settings.steps
     with progress("training", left) if processes.main and left else nullcontext(lambda note: None) as advance:
         done = train(
@@ -176,10 +177,10 @@ def _check(recipe: Recipe, options: argparse.Namespace) -> None:
         raise LowpeftError("these options cannot be used together:", problems=problems)
 
 
-def _crops(options: argparse.Namespace, scale: int, settings: TrainSettings) -> CropSource:
-    """Return the training crops."""
+def _crops(options: argparse.Namespace, scale: int, settings: TrainSettings) -> Crops:
+    """Return crops of the training scenes."""
     folder, views = options.images or options.data, _views(options)
-    crops = Crops(
+    return Crops(
         find_scenes(folder, scale=scale, lr_folder=options.data_lr, views=views),
         scale,
         crop_px=(settings.crop_height_px, settings.crop_width_px),
@@ -187,7 +188,6 @@ def _crops(options: argparse.Namespace, scale: int, settings: TrainSettings) -> 
         clean_crops=read_clean_crops(folder, views=views),
         border=options.border,
     )
-    return EachViewTwice(crops) if options.each_view_twice else crops
 
 
 def _examples(options: argparse.Namespace, folder: str, scale: int, lr: str | None = None) -> list[Example]:
