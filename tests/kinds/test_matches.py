@@ -50,10 +50,11 @@ def test_confidence_is_the_largest_weight_of_the_softmax() -> None:
     assert weights.max() < 0.5
 
 
-def test_blocks_of_columns_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("entries", [3 * WIDTH * WIDTH, 7 * WIDTH], ids=["3 rows", "7 columns"])
+def test_blocks_change_nothing(entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter, features = sure_adapter(0.3), Features(shifted_pairs(2, 4), Layout.NHWC, (HEIGHT, WIDTH), views=2)
     whole = adapter.matches(features)
-    monkeypatch.setattr(matching, "BLOCK_ENTRIES", 2 * HEIGHT * WIDTH * 7)  # 7 columns do not divide 24
+    monkeypatch.setattr(matching, "BLOCK_ENTRIES", entries)  # neither divides the 10 rows or the 24 columns
     torch.testing.assert_close(adapter.matches(features), whole)
 
 
