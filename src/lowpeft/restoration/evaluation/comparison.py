@@ -76,8 +76,8 @@ def compare(
         advance: Called with the scene's name after each scene of each method; `methods` counts these.
 
     Raises:
-        DataError: There are no scenes, or a scene cannot be run; no scene is ever left out of a mean. Or a control was
-            given, but one of the two models does not take several views.
+        DataError: There are no scenes, a scene cannot be run (no scene is ever left out of a mean), or the control does
+            not fit the model.
     """
     scale, network = image_facts(model).scale, by_network(model)
     special = {"bicubic": by_bicubic(scale), SAME_VIEW: by_network_alone(model)}
