@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowpeft import Features, Layout, StereoConfig
-from lowpeft.kinds import Convpass, ConvpassConfig, StereoAdapter, matching
+from lowpeft import FeatureAdapter, Features, Layout, StereoConfig
+from lowpeft.kinds import Convpass, ConvpassConfig, Kind, StereoAdapter, kinds, matching
 from lowpeft.ports.layouts import Matches
 
 CHANNELS, HEIGHT, WIDTH = 16, 5, 24
@@ -50,11 +50,24 @@ def test_confidence_is_the_largest_weight_of_the_softmax() -> None:
     assert weights.max() < 0.5
 
 
-def test_blocks_of_columns_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("entries", [3 * WIDTH * WIDTH, 7 * WIDTH], ids=["3 rows", "7 columns"])
+def test_blocks_change_nothing(entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter, features = sure_adapter(0.3), Features(shifted_pairs(2, 4), Layout.NHWC, (HEIGHT, WIDTH), views=2)
     whole = adapter.matches(features)
-    monkeypatch.setattr(matching, "BLOCK_ENTRIES", 2 * HEIGHT * WIDTH * 7)  # 7 columns do not divide 24
+    monkeypatch.setattr(matching, "BLOCK_ENTRIES", entries)  # neither divides the 10 rows or the 24 columns
     torch.testing.assert_close(adapter.matches(features), whole)
+
+
+@pytest.mark.parametrize("kind", [k for k in kinds() if issubclass(k.module, FeatureAdapter) and k.config().views == 2])
+def test_every_kind_of_two_views_can_tell(kind: Kind) -> None:
+    features = Features(shifted_pairs(3, 5), Layout.NHWC, (HEIGHT, WIDTH), views=2)
+    found = kind.module(CHANNELS, kind.config()).matches(features)
+    assert {tuple(values.shape) for values in found} == {(4, HEIGHT, WIDTH)}
+    assert 0 <= found.confidence.min() <= found.confidence.max() <= 1
+    column = torch.arange(WIDTH)
+    left, right = (column - found.disparity[0::2], column + found.disparity[1::2])  # the columns of the other view
+    for matched in (left, right):
+        assert 0 <= matched.min() <= matched.max() <= WIDTH - 1
 
 
 def test_only_kinds_that_look_can_tell() -> None:

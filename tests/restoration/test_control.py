@@ -114,6 +114,13 @@ def test_networks_of_single_images_take_nothing_from_another_view_and_are_no_con
             compare(pair[0], scenes("a"), control=pair[1])
 
 
+def test_a_control_has_the_adapters_of_its_model() -> None:
+    base = backbone_of(next(n for n in zoo.FAMILIES if n.name == "edsr"))
+    with pytest.raises(DataError, match="adapters") as error:
+        compare(stereo(5), scenes("a"), control=lowpeft.adapt(base, "stereo", every=1))
+    assert len(error.value.problems) == 2
+
+
 # --- The commands
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

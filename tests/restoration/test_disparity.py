@@ -41,10 +41,10 @@ class Stages(nn.Module):
         return self.tail(x)[..., : 2 * height, : 2 * width]
 
 
-def model(pixels: int = 1, pad: int = 1) -> nn.Module:
+def model(pixels: int = 1, pad: int = 1, **more: object) -> nn.Module:
     """A stereo model that is sure of its matches at the first stage, and less so at the second."""
     torch.manual_seed(0)
-    base: Backbone = facts(Stages(pixels, pad), size_multiple=pixels)
+    base: Backbone = facts(Stages(pixels, pad), **{"size_multiple": pixels, **more})
     adapted = lowpeft.adapt(base, [StereoConfig(target=["stages.*"], every=1)])
     with torch.no_grad():
         for name, parameter in lowpeft.adapter_parameters(adapted):
@@ -116,6 +116,13 @@ def test_models_of_single_images_and_views_that_do_not_fit_are_refused() -> None
     left, right = pair()
     with pytest.raises(DataError):
         attended_disparity(model(), left, right[..., 1:])
+
+
+def test_networks_of_one_size_look_along_views_of_that_size_alone() -> None:
+    stereo = model(fixed_px=30)
+    assert_found(attended_disparity(stereo, *pair())[0])
+    with pytest.raises(DataError, match="crops of 30 px"):
+        attended_disparity(stereo, *pair(width=31))
 
 
 # --- Pictures

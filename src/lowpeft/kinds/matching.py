@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 BLOCK_ENTRIES = 2**21
-"""Number of logits that exist at once (8 MiB in float32), unless a single column of queries has more."""
+"""Number of logits that exist at once: 8 MiB in float32."""
 
 
 def best_matches(query: Tensor, key: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Find the key of the same row that gets the largest weight of softmax(scale · query · keyᵀ), for each query.
 
-    The logits are computed for some columns of queries at a time, so memory is linear in the width.
+    The logits are computed for some rows at a time, and for parts of very long rows, so memory is linear in the width.
 
     Args:
         query: Queries (B,H,W,C).
@@ -22,14 +22,15 @@ def best_matches(query: Tensor, key: Tensor, scale: float) -> tuple[Tensor, Tens
     Returns:
         Columns of the keys, whole numbers (B,H,W), and their weights, 0..1 (B,H,W).
     """
-    batch, height, columns, _ = key.shape
-    keys = key.transpose(-1, -2)
-    found = []
-    step = max(1, BLOCK_ENTRIES // (batch * height * columns))
-    for start in range(0, query.shape[2], step):
-        logits = query[:, :, start : start + step] @ keys
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * scale
-        largest, column = logits.max(dim=-1)
-        found.append((column, (largest - logits.logsumexp(dim=-1)).exp()))
-    matched, weights = zip(*found, strict=True)
-    return torch.cat(matched, dim=2), torch.cat(weights, dim=2)
+    width, count = query.shape[2], key.shape[2]
+    rows, columns = (max(1, BLOCK_ENTRIES // each) for each in (width * count, count))
+    matched, weights = [], []
+    blocks = zip(torch.split(query.flatten(0, 1), rows), torch.split(key.flatten(0, 1), rows), strict=True)
+    for queries, keys in blocks:
+        for part in torch.split(queries, columns, dim=1):  # several parts only of a single row
+            logits = part @ keys.transpose(-1, -2)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * scale
+            largest, column = logits.max(dim=-1)
+            matched.append(column.flatten())
+            weights.append((largest - logits.logsumexp(dim=-1)).exp().flatten())
+    return torch.cat(matched).view(query.shape[:-1]), torch.cat(weights).view(query.shape[:-1])

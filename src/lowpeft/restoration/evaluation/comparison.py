@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from ... import tables
-from ...core.attachment.record import is_adapted, module_of
+from ...core.attachment.record import is_adapted, module_of, record_of, unwrap
 from ...core.observation.describe import image_facts
 from ...core.operations.switching import disabled
 from ...errors import DataError
@@ -80,8 +80,8 @@ def compare(
         advance: Called with the scene's name after each scene of each method; `methods` counts these.
 
     Raises:
-        DataError: There are no scenes, or a scene cannot be run; no scene is ever left out of a mean. Or a control was
-            given, but one of the two models does not take several views.
+        DataError: There are no scenes, a scene cannot be run (no scene is ever left out of a mean), or the control does
+            not fit the model.
     """
     scale, network = image_facts(model).scale, by_network(model)
     special = {"bicubic": by_bicubic(scale), SAME_VIEW: by_network_alone(model)}
@@ -117,10 +117,16 @@ def check_control(model: object, control: object) -> None:
     """Check that a control can be compared with a model.
 
     Raises:
-        DataError: One of the two does not take several views, or their numbers of views or their scales differ.
+        DataError: One of the two does not take several views, or they differ in views, scale or the recipe's adapters.
     """
     views = [0 if (m := multi_view(module_of(each))) is None else m.views for each in (model, control)]
     scales = [image_facts(each).scale for each in (model, control)]
     if not all(views) or len(set(views)) > 1 or len(set(scales)) > 1:
         counts = " and ".join(f"{count or 1} view(s) at x{scale}" for count, scale in zip(views, scales, strict=True))
         raise DataError(f"a model and its control must both take several views, of one scale; these take {counts}")
+    adapters = [[p.recipe.adapters for p in record_of(unwrap(each)).plans.values()] for each in (model, control)]
+    if adapters[0] != adapters[1]:
+        raise DataError(
+            "a control must have the adapters of its model, but these differ:",
+            problems=[str(each) for each in adapters],
+        )

@@ -22,7 +22,7 @@ from ..inference.network import check_images, first_parameter, in_eval_mode, mul
 from ..inference.whole import WHOLE
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class AttendedDisparity:
     """Where the adapter of one site looks, for each pixel of the left and the right view.
 

@@ -50,7 +50,7 @@ class OtherView:
         gains = self.gains_db(control)
         least, most = min(gains, key=gains.__getitem__), max(gains, key=gains.__getitem__)
         span = f", from {gains[least]:+.3f} ({least}) to {gains[most]:+.3f} ({most})" if len(gains) > 1 else ""
-        return f"{fmean(gains.values()):+.3f} dB (left and right mean){span}; {_MEASURED[control]}"
+        return f"{fmean(gains.values()):+.3f} dB (mean of the views){span}; {_MEASURED[control]}"
 
     def as_dict(self) -> dict[str, object]:
         """Return the figures for JSON, in dB: for each control its PSNR and the gain over it, mean and by scene."""
@@ -80,5 +80,5 @@ class OtherView:
             for i, row in enumerate(self.adapted.rows)
         ]
         means = [f"{fmean(row.values[0] for row in report.rows):.3f}" for report in reports]
-        heading = ["PSNR in dB", "two views", *self.controls, *(f"over {control}" for control in self.controls)]
+        heading = ["PSNR in dB", self.adapted.method, *self.controls, *(f"over {control}" for control in self.controls)]
         return [heading, *rows, ["mean", *means, *(f"{mean:+.3f}" for mean in self.means_db().values())]]
