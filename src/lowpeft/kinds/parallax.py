@@ -24,7 +24,7 @@ Columns = tuple[int, int]
 
 _DAMPING = 1e-3
 """Least variance of a direction in the whitening, as a share of the largest."""
-_MATCHED = 0.9
+_MATCHED = 0.7
 """Share of the positions whose best logit exceeds that of "no match" at the start."""
 _SAMPLED_POSITIONS = 2**14
 """Positions of each site, at least, that set the spread."""
@@ -108,7 +108,7 @@ class ParallaxCalibrator(Calibrator):
 
     With the covariance Σ of the normalised features of real pairs, D starts as g·Σ^(-1/2), with g such that the logits
     of a band have the standard deviation `spread`. Attention is then on matches before the first step of training. The
-    logits of "no match" start at the value that the best logits of 90 % of the positions exceed.
+    logits of "no match" start at the value that the best logits of 70 % of the positions exceed.
     """
 
     def __init__(self, adapters: Mapping[str, Adapter], configs: Mapping[str, Any]) -> None:
