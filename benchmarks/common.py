@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import fcntl
 import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -55,3 +56,30 @@ def median_seconds(calls: Mapping[str, Callable[[], object]], rounds: int) -> di
             call()
             times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def run_cells(
+    out: Path | None, head: Mapping[str, object], names: Sequence[str], run: Callable[[str], Mapping[str, object]]
+) -> None:
+    """Run named cells that the results file `out` does not have yet, and write each into it at once.
+
+    Several processes may share the file, each with names of its own.
+    """
+    for name in names:
+        if out is not None and name in _read_cells(out):
+            print(f"{name}: in {out} already", flush=True)
+            continue
+        result = run(name)
+        print(f"{name}: {json.dumps(result)}", flush=True)
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with out.with_suffix(".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                cells = {**_read_cells(out), name: result}
+                write_json(out, {**head, "cells": dict(sorted(cells.items()))})
+    if out is not None:
+        out.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def _read_cells(out: Path) -> dict[str, object]:
+    return dict(json.loads(out.read_text())["cells"]) if out.exists() else {}

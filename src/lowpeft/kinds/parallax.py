@@ -41,6 +41,7 @@ class ParallaxConfig(FeatureConfig):
             most networks). In a rectified pair all are positive; the smallest must be at most 0. Toed-in cameras need
             negative ones.
         own_columns: Columns to the left and to the right of a position that are searched in its own row.
+        channels: Channels in which positions are compared, K; at most those of the features.
         spread: Standard deviation of the logits within a row that calibration sets. Larger values concentrate attention
             on fewer positions.
     """
@@ -50,11 +51,12 @@ class ParallaxConfig(FeatureConfig):
     every: int = 1
     disparities: tuple[int, int] = (-1, 24)
     own_columns: int = 24
+    channels: int = 16
     spread: float = 8.0
 
     def check(self) -> None:
         """Raise if a value is out of range."""
-        at_least(self, every=1, own_columns=1)
+        at_least(self, every=1, own_columns=1, channels=1)
         ends = self.disparities if isinstance(self.disparities, tuple) and len(self.disparities) == 2 else (0, 0)
         least, most = ends
         if not is_whole(least, least=-(2**31)) or least > 0 or not is_whole(most, least=1):
@@ -94,21 +96,22 @@ class _Moments:
         self.sum += flat.sum(0)
         self.products += flat.T @ flat
 
-    def whitening(self) -> Tensor:
-        """Return Σ^(-1/2) of the covariance Σ; directions with next to no variance are damped."""
+    def whitening(self, channels: int) -> Tensor:
+        """Return the matrix (K,C) to the K principal components, each divided by its standard deviation."""
         mean = self.sum / self.count
         values, vectors = torch.linalg.eigh(self.products / self.count - mean[:, None] * mean)
         damped = values.clamp(min=0) + _DAMPING * values.max()
-        whitening: Tensor = vectors @ torch.diag(damped.rsqrt()) @ vectors.T
+        whitening: Tensor = (vectors * damped.rsqrt())[:, -channels:].T  # eigenvalues rise
         return whitening
 
 
 class ParallaxCalibrator(Calibrator):
     """Matching start: logits are Mahalanobis distances of features, as sharp as `spread` says.
 
-    With the covariance Σ of the normalised features of real pairs, D starts as g·Σ^(-1/2), with g such that the logits
-    of a band have the standard deviation `spread`. Attention is then on matches before the first step of training. The
-    logits of "no match" start at the value that the best logits of 70 % of the positions exceed.
+    D starts as g times the map to the K principal components of the normalised features of real pairs, each divided by
+    its standard deviation, with g such that the logits of a band have the standard deviation `spread`. Attention is
+    then on matches before the first step of training. The logits of "no match" start at the value that the best logits
+    of 70 % of the positions exceed.
     """
 
     def __init__(self, adapters: Mapping[str, Adapter], configs: Mapping[str, Any]) -> None:
@@ -134,7 +137,7 @@ class ParallaxCalibrator(Calibrator):
         """
         spread = torch.zeros(())
         if site in self._moments:
-            adapter.descriptor.weight.copy_(self._moments[site].whitening())
+            adapter.descriptor.weight.copy_(self._moments[site].whitening(len(adapter.descriptor.weight)))
             samples = [[adapter.describe(view) for view in pair] for pair in self._samples[site]]
             # q = p is left out: it is no look-alike, and it would be one if both views were the same image.
             bands = [
@@ -171,9 +174,9 @@ class ParallaxAdapter(FeatureAdapter):
         a(p, q) = exp s(p, q) / (exp n + Σ exp s(p, q'))
         x_v(p) + W_other · Σ a(p, q) (x_w(q) - x_v(p)) + W_own · Σ a(p, q) (x_v(q) - x_v(p))
 
-    `delta` is the last two terms. D, W_other and W_own (each C,C) and the two logits n of "no match" are trained. Both
-    views share them: 3·C² + 2 parameters, 97,202 at C = 180. W_other and W_own are zero when new. D is a multiple of
-    the identity until it is calibrated.
+    `delta` is the last two terms. D (K,C), W_other and W_own (each C,C) and the two logits n of "no match" are trained.
+    Both views share them: 2·C² + K·C + 2 parameters, 67,682 at C = 180 and K = 16. W_other and W_own are zero when new.
+    D takes the first K channels until it is calibrated.
 
     * Differences, not values: two noisy measurements of a point can be averaged, and equal views add nothing.
     * "No match": where nothing looks alike (occlusion, another scene) the weights vanish, and with them the delta.
@@ -194,13 +197,15 @@ class ParallaxAdapter(FeatureAdapter):
         least, most = config.disparities
         self.bands: tuple[Columns, Columns] = (-most, -least), (least, most)
         self.own_band: Columns = (-config.own_columns, config.own_columns)
-        self.descriptor = nn.Linear(channels, channels, bias=False)
+        compared = min(config.channels, channels)
+        self.descriptor = nn.Linear(channels, compared, bias=False)
         self.other = nn.Linear(channels, channels, bias=False)
         self.own = nn.Linear(channels, channels, bias=False)
         self.no_match = nn.Parameter(torch.full((2,), -2 * config.spread))
         with torch.no_grad():
-            # Half the squared distance of two vectors of C standard normal numbers has the standard deviation √(2·C).
-            self.descriptor.weight.copy_(torch.eye(channels) * math.sqrt(config.spread / math.sqrt(2 * channels)))
+            # Half the squared distance of two vectors of K standard normal numbers has the standard deviation √(2·K).
+            gain = math.sqrt(config.spread / math.sqrt(2 * compared))
+            self.descriptor.weight.copy_(gain * torch.eye(compared, channels))
             self.other.weight.zero_()
             self.own.weight.zero_()
 
@@ -227,7 +232,7 @@ class ParallaxAdapter(FeatureAdapter):
         return Matches(torch.stack(disparities, dim=1).flatten(0, 1), torch.stack(confidences, dim=1).flatten(0, 1))
 
     def describe(self, rows: Tensor) -> Tensor:
-        """Return z, (B,H,W,C), of features (B,H,W,C), in float32 at least, also under autocast."""
+        """Return z, (B,H,W,K), of features (B,H,W,C), in float32 at least, also under autocast."""
         with without_autocast(rows.device.type):
             x = normalised(rows)
             return F.linear(x, self.descriptor.weight.to(x.dtype))
