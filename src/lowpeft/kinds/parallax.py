@@ -135,22 +135,21 @@ class ParallaxCalibrator(Calibrator):
         Raises:
             PlanError: The batches show no features of the site, or features without variation.
         """
-        spread = torch.zeros(())
-        if site in self._moments:
-            adapter.descriptor.weight.copy_(self._moments[site].whitening(len(adapter.descriptor.weight)))
-            samples = [[adapter.describe(view) for view in pair] for pair in self._samples[site]]
-            # q = p is left out: it is no look-alike, and it would be one if both views were the same image.
-            bands = [
-                torch.cat([_whole(adapter.logits(z, z_other, *columns, itself=False)) for z, z_other in pairs])
-                for columns, pairs in (
-                    (adapter.bands[0], samples),
-                    (adapter.own_band, [(z, z) for pair in samples for z in pair]),
-                )
-            ]
-            spread = bands[0].std(-1).mean()
-        if not spread.isfinite() or not spread > 0:
+        moments = self._moments.get(site)
+        whitening = moments.whitening(len(adapter.descriptor.weight)) if moments else torch.tensor(torch.nan)
+        if not whitening.isfinite().all():
             raise PlanError(f"{site}: calibration saw no features that vary; give batches of real stereo pairs")
-        gain = self.configs[site].spread / spread
+        adapter.descriptor.weight.copy_(whitening)
+        samples = [[adapter.describe(view) for view in pair] for pair in self._samples[site]]
+        # q = p is left out: it is no look-alike, and it would be one if both views were the same image.
+        bands = [
+            torch.cat([_whole(adapter.logits(z, z_other, *columns, itself=False)) for z, z_other in pairs])
+            for columns, pairs in (
+                (adapter.bands[0], samples),
+                (adapter.own_band, [(z, z) for pair in samples for z in pair]),
+            )
+        ]
+        gain = self.configs[site].spread / bands[0].std(-1).mean()
         adapter.descriptor.weight.mul_(gain.sqrt())
         best = [(logits.amax(-1) * gain).quantile(1 - _MATCHED) for logits in bands]
         adapter.no_match.copy_(torch.stack(best))
