@@ -106,7 +106,7 @@ class NoisyCrops:
         return lr, hr
 
 
-def run_cell(data: Path, cell: str) -> dict[str, object]:
+def run_cell(data: Path, cell: str, adapters: Path) -> dict[str, object]:
     """Train one cell, and measure it on the held-out scenes."""
     task, name, seed_name, *control = cell.split("/")
     seed, noise = int(seed_name.removeprefix("seed-")), NOISE[task]
@@ -139,6 +139,7 @@ def run_cell(data: Path, cell: str) -> dict[str, object]:
     torch.manual_seed(seed)
     model = build_model(base, replace(RECIPES[name], training=settings))
     done = train(model.train(), source, settings)
+    lowpeft.save_adapter(model, adapters / cell.replace("/", "-"), facts={"training": f"benchmarks/evidence.py {cell}"})
     results: dict[str, object] = {"frozen_db": frozen, "parameters": done.parameters, "seconds": round(done.seconds)}
     if RECIPES[name].views == 2:
         results["same_view_db"] = db(by_network_alone(model))
@@ -150,6 +151,7 @@ def run_cell(data: Path, cell: str) -> dict[str, object]:
 def main() -> None:
     parser = options_of(__doc__, data=True)
     parser.add_argument("cells", nargs="*", default=CELLS, metavar="CELL")
+    parser.add_argument("--adapters", type=Path, default=Path("runs/evidence"), help="folder of the trained adapters")
     options = parser.parse_args()
     head = {
         **provenance("python benchmarks/evidence.py --data DATA", "spandrel", "scikit-image"),
@@ -158,7 +160,7 @@ def main() -> None:
         "settings": vars(SETTINGS),
         "what": "PSNR in dB of whole RGB views, mean of both views and of 8 held-out training scenes",
     }
-    run_cells(options.out, head, options.cells, lambda cell: run_cell(options.data, cell))
+    run_cells(options.out, head, options.cells, lambda cell: run_cell(options.data, cell, options.adapters))
 
 
 if __name__ == "__main__":
