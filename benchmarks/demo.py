@@ -3,7 +3,8 @@
     python benchmarks/demo.py --out benchmarks/results/demo.json [CELL …]
     python benchmarks/demo.py --out benchmarks/results/demo.json --ship
 
-A cell is RECIPE/seed-N or RECIPE/seed-N/control, trained and measured once and written at once; see `common.run_cells`.
+A cell is RECIPE/seed-N, or RECIPE/seed-N/control, or RECIPE/seed-N/steps-M for runs of other lengths, trained and
+measured once and written at once; see `common.run_cells`.
 A control is the same recipe, trained and measured with each view given twice, with the same images in every step.
 `--ship` writes the adapter of seed 0 (trained if the folder beside the results does not have it) and the mean figures
 into the package. Needs the extra `demo`; about four minutes a cell on one core.
@@ -27,18 +28,22 @@ from lowpeft.restoration.metrics import WHOLE_RGB
 from lowpeft.storage import write_json
 
 SCALE, SEEDS = 2, (0, 1, 2)
-CELLS = tuple(
-    f"{cell}" for seed in SEEDS for cell in (f"{RECIPE}/seed-{seed}", f"{RECIPE}/seed-{seed}/control")
-) + tuple(f"stereo/seed-{seed}" for seed in SEEDS)
+CELLS = tuple(cell for seed in SEEDS for cell in (f"{RECIPE}/seed-{seed}", f"{RECIPE}/seed-{seed}/control"))
+CELLS += tuple(f"stereo/seed-{seed}" for seed in SEEDS) + tuple(
+    f"{RECIPE}/seed-0/steps-{n}" for n in (30, 60, 120, 480)
+)
 
 
 def run_cell(cell: str, adapters: Path) -> dict[str, object]:
     """Train one cell on the demo's scenes, and measure it on the held-out ones."""
-    recipe, seed, *control = cell.split("/")
+    recipe, seed, *rest = cell.split("/")
+    control, steps = rest == ["control"], None if not rest or rest == ["control"] else int(rest[0].split("-")[1])
     with tempfile.TemporaryDirectory() as folder:
         scenes, held_out = training_scenes(Path(folder), SCALE), test_scenes(Path(folder), SCALE)
         tests = [load_example(scene, SCALE) for scene in held_out]
-        model, seconds = train_demo(scenes, seed=int(seed.removeprefix("seed-")), recipe=recipe, control=bool(control))
+        model, seconds = train_demo(
+            scenes, seed=int(seed.removeprefix("seed-")), steps=steps, recipe=recipe, control=control
+        )
         lowpeft.save_adapter(model, adapters / cell.replace("/", "-"), facts={"training": f"benchmarks/demo.py {cell}"})
         if control:
             report = measure(by_network_alone(model), tests, scale=SCALE, protocol=WHOLE_RGB)

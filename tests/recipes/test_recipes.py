@@ -23,6 +23,7 @@ from lowpeft import (
     DoRAConfig,
     FullConfig,
     LoRAConfig,
+    ParallaxConfig,
     PlanError,
     Recipe,
     SpatialConfig,
@@ -118,7 +119,7 @@ def test_the_stereo_recipe_trains_as_in_the_paper() -> None:
     assert (t.learning_rate, t.clip_norm) == (5e-4, 0.01)
 
 
-@pytest.mark.parametrize(("name", "views"), [("stereo", 2), ("stereo-only", 2), ("spatial", 1)])
+@pytest.mark.parametrize(("name", "views"), [("stereo", 2), ("stereo-only", 2), ("parallax", 2), ("spatial", 1)])
 def test_recipes_with_stereo_adapters_take_two_views(name: str, views: int) -> None:
     assert load_recipe(name).views == views
 
@@ -145,7 +146,7 @@ def test_a_path_is_a_recipe(tmp_path: Path, as_text: bool) -> None:
 
 @pytest.mark.parametrize("recipe", ["steroe", "stereo.toml", "no/such.toml", "", "."])
 def test_an_unknown_recipe_is_refused_with_the_known_ones(recipe: str) -> None:
-    with pytest.raises(PlanError, match=r"one of full, lora, scratch, spatial, stereo, stereo-only"):
+    with pytest.raises(PlanError, match=r"one of full, lora, parallax, scratch, spatial, stereo, stereo-only"):
         load_recipe(recipe)
 
 
@@ -390,6 +391,15 @@ CONFIGS: dict[type[AdapterConfig], st.SearchStrategy[AdapterConfig]] = {
         placement=st.sampled_from(["attention", "mlp", "both", "parallel", "parallel_both"]),
     ),
     StereoConfig: st.builds(StereoConfig, target=targets, every=st.integers(1, 9), logit_scale=positive),
+    ParallaxConfig: st.builds(
+        ParallaxConfig,
+        target=targets,
+        every=st.integers(1, 9),
+        disparities=st.tuples(st.integers(-9, 0), st.integers(1, 99)),
+        own_columns=st.integers(1, 9),
+        channels=st.integers(1, 64),
+        spread=positive,
+    ),
     LoRAConfig: st.builds(LoRAConfig, target=targets, rank=st.integers(1, 64), alpha=st.none() | positive),
     FullConfig: st.builds(FullConfig, target=targets),
     DoRAConfig: st.builds(DoRAConfig, target=targets, rank=st.integers(1, 64), detach_norm=st.booleans()),

@@ -20,6 +20,7 @@ import lowpeft
 from lowpeft import (
     DoRAConfig,
     LoRAConfig,
+    ParallaxConfig,
     PlanError,
     Recipe,
     SpatialConfig,
@@ -319,6 +320,7 @@ def test_an_adapter_file_of_schema_1_still_loads_and_computes_the_same(name: str
 graphs = pytest.mark.filterwarnings("ignore")
 KINDS = {
     "stereo": "stereo",
+    "parallax": ParallaxConfig(disparities=(-1, 3), own_columns=3),
     "spatial": SpatialConfig(),
     "lora": EVERYWHERE,
     "dora": DoRAConfig(target="**", rank=1),
@@ -347,22 +349,23 @@ def test_the_older_onnx_exporter_exports(kind: str) -> None:
 
 
 @graphs
+@pytest.mark.parametrize("kind", ["stereo", "parallax"])
 @torch.no_grad()
-def test_the_newer_onnx_exporter_exports_what_computes_the_same() -> None:
-    model, inputs = small("stereo")
+def test_the_newer_onnx_exporter_exports_what_computes_the_same(kind: str) -> None:
+    model, inputs = small(kind)
     program = torch.onnx.export(model, inputs, dynamo=True, verbose=False)
     exported = program.exported_program.module()
     torch.testing.assert_close(joined(exported(*inputs)), joined(model(*inputs)), rtol=1e-5, atol=1e-5)
 
 
 @graphs
-@pytest.mark.parametrize("kind", ["stereo", "dora"])
+@pytest.mark.parametrize("kind", ["stereo", "parallax", "dora"])
 @torch.no_grad()
 def test_a_model_exported_for_all_sizes_runs_at_sizes_that_go_by_rows(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, inputs = small(kind)
-    sides = {2: torch.export.Dim("h", min=4, max=4096), 3: torch.export.Dim("w", min=4, max=4096)}
+    sides = {2: torch.export.Dim("h", min=8, max=4096), 3: torch.export.Dim("w", min=8, max=4096)}
     monkeypatch.setattr("lowpeft.core.attachment.adding.ROW_CHUNK_BYTES", 100_000)
     exported = torch.export.export(model, inputs, dynamic_shapes=[sides] * len(inputs)).module()
     large = tuple(torch.rand(1, 3, 60, 84) for _ in inputs)

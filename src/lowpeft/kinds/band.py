@@ -36,12 +36,13 @@ def products(query: Tensor, key: Tensor, bias: Tensor, low: int, high: int) -> T
     Returns:
         (B,H,W,m); 0 where a column is outside the image.
     """
-    (images, height, columns, _), width, block = query.shape, high - low + 1, high - low
+    columns, width, block = query.shape[2], high - low + 1, high - low
     blocks = -(-columns // block)
-    queries = _blocks(query, 0, block, blocks)
-    logits = queries @ _windows(key, low, block, blocks).mT + _windows(bias[..., None], low, block, blocks).mT
-    flat = F.pad(logits.flatten(-2), (0, block)).reshape(images, height, blocks * block, 2 * block + 1)
-    return flat[:, :, :columns, :width]
+    queries = _split(F.pad(query, (0, 0, 0, blocks * block - columns)), block)
+    logits = queries @ _windows(key, low, block, blocks).transpose(-1, -2)
+    logits = logits + _windows(bias[..., None], low, block, blocks).transpose(-1, -2)
+    diagonals = F.pad(logits.flatten(-2), (0, block)).reshape(*logits.shape[:-1], 2 * block + 1)[..., :width]
+    return _joined(diagonals, columns)
 
 
 def weighted_sum(weights: Tensor, value: Tensor, low: int, high: int) -> Tensor:
@@ -53,21 +54,32 @@ def weighted_sum(weights: Tensor, value: Tensor, low: int, high: int) -> Tensor:
         low: See `products`.
         high: See `products`.
     """
-    (images, height, columns, width), block = weights.shape, high - low
+    columns, width, block = weights.shape[2], high - low + 1, high - low
     blocks = -(-columns // block)
-    rows = _blocks(F.pad(weights, (0, 2 * block + 1 - width)), 0, block, blocks).flatten(-2)
-    matrix = rows[..., : 2 * block * block].reshape(images, height, blocks, block, 2 * block)
-    return (matrix @ _windows(value, low, block, blocks)).flatten(2, 3)[:, :, :columns]
+    rows = _split(F.pad(weights, (0, 2 * block + 1 - width, 0, blocks * block - columns)), block)
+    matrix = F.pad(rows.flatten(-2), (0, -block)).reshape(*rows.shape[:-1], 2 * block)
+    return _joined(matrix @ _windows(value, low, block, blocks), columns)
 
 
 def _windows(x: Tensor, low: int, block: int, blocks: int) -> Tensor:
     """Return the 2b columns from each block's first column + `low` on, (B,H,blocks,2b,C); 0 outside the image."""
-    padded = _blocks(x, -low, block, blocks + 1)
-    return torch.cat((padded[:, :, :-1], padded[:, :, 1:]), dim=3)
+    padded = F.pad(x, (0, 0, -low, (blocks + 1) * block + low - x.shape[2]))
+    if torch.compiler.is_compiling():
+        return padded.unfold(2, 2 * block, block).transpose(-1, -2)
+    parts = _split(padded, block)
+    return torch.cat((parts[:, :, :-1], parts[:, :, 1:]), dim=3)
 
 
-def _blocks(x: Tensor, before: int, block: int, blocks: int) -> Tensor:
-    """Return the columns in blocks, (B,H,blocks,b,C); `before` columns of zeros come first, others fill the rest."""
-    images, height, columns, channels = x.shape
-    padded = F.pad(x, (0, 0, before, blocks * block - before - columns))
-    return padded.reshape(images, height, blocks, block, channels)
+def _split(x: Tensor, block: int) -> Tensor:
+    """Return the columns, a multiple of b, in blocks: (B,H,blocks,b,C)."""
+    if torch.compiler.is_compiling():  # an export for images of all widths refuses `reshape`, which is faster
+        return x.unfold(2, block, block).transpose(-1, -2)
+    return x.reshape(*x.shape[:2], -1, block, x.shape[-1])
+
+
+def _joined(x: Tensor, columns: int) -> Tensor:
+    """Return the first columns of blocks (B,H,blocks,b,C): (B,H,columns,C)."""
+    if torch.compiler.is_compiling():
+        column, block = torch.arange(columns, device=x.device), x.shape[3]
+        return x[:, :, column // block, column % block]
+    return x.flatten(2, 3)[:, :, :columns]

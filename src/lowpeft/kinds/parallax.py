@@ -26,6 +26,8 @@ _DAMPING = 1e-3
 """Least variance of a direction in the whitening, as a share of the largest."""
 _MATCHED = 0.7
 """Share of the positions whose best logit exceeds that of "no match" at the start."""
+_DESCRIPTOR_RATE, _NO_MATCH_RATE = 10, 100
+"""Factors of the trained numbers, so that one learning rate suits all; W_other and W_own are small, D and n are not."""
 _SAMPLED_POSITIONS = 2**14
 """Positions of each site, at least, that set the spread."""
 
@@ -123,8 +125,9 @@ class ParallaxCalibrator(Calibrator):
         """Add the features of one or more pairs to a site's statistics."""
         views = features.rows_by_view
         moments = self._moments.setdefault(site, _Moments(views[0].shape[-1]))
+        adapter: Any = self.adapters[site]
         for view in views:
-            moments.add(normalised(view))
+            moments.add(adapter.normalise(view))
         samples = self._samples.setdefault(site, [])
         if sum(seen[0].shape[:-1].numel() for seen in samples) < _SAMPLED_POSITIONS:
             samples.append(views)
@@ -139,7 +142,7 @@ class ParallaxCalibrator(Calibrator):
         whitening = moments.whitening(len(adapter.descriptor.weight)) if moments else torch.tensor(torch.nan)
         if not whitening.isfinite().all():
             raise PlanError(f"{site}: calibration saw no features that vary; give batches of real stereo pairs")
-        adapter.descriptor.weight.copy_(whitening)
+        adapter.descriptor.weight.copy_(whitening / _DESCRIPTOR_RATE)
         samples = [[adapter.describe(view) for view in pair] for pair in self._samples[site]]
         # q = p is left out: it is no look-alike, and it would be one if both views were the same image.
         bands = [
@@ -152,7 +155,7 @@ class ParallaxCalibrator(Calibrator):
         gain = self.configs[site].spread / bands[0].std(-1).mean()
         adapter.descriptor.weight.mul_(gain.sqrt())
         best = [(logits.amax(-1) * gain).quantile(1 - _MATCHED) for logits in bands]
-        adapter.no_match.copy_(torch.stack(best))
+        adapter.no_match.copy_(torch.stack(best) / _NO_MATCH_RATE)
 
 
 def _whole(logits: Tensor) -> Tensor:
@@ -175,7 +178,8 @@ class ParallaxAdapter(FeatureAdapter):
 
     `delta` is the last two terms. D (K,C), W_other and W_own (each C,C) and the two logits n of "no match" are trained.
     Both views share them: 2·C² + K·C + 2 parameters, 67,682 at C = 180 and K = 16. W_other and W_own are zero when new.
-    D takes the first K channels until it is calibrated.
+    D takes the first K channels until it is calibrated. The parameters are D/10 and n/100, so that one learning rate
+    suits all of them.
 
     * Differences, not values: two noisy measurements of a point can be averaged, and equal views add nothing.
     * "No match": where nothing looks alike (occlusion, another scene) the weights vanish, and with them the delta.
@@ -197,14 +201,15 @@ class ParallaxAdapter(FeatureAdapter):
         self.bands: tuple[Columns, Columns] = (-most, -least), (least, most)
         self.own_band: Columns = (-config.own_columns, config.own_columns)
         compared = min(config.channels, channels)
+        self.norm = nn.LayerNorm(channels, eps=1e-6, elementwise_affine=False)
         self.descriptor = nn.Linear(channels, compared, bias=False)
         self.other = nn.Linear(channels, channels, bias=False)
         self.own = nn.Linear(channels, channels, bias=False)
-        self.no_match = nn.Parameter(torch.full((2,), -2 * config.spread))
+        self.no_match = nn.Parameter(torch.full((2,), -2 * config.spread / _NO_MATCH_RATE))
         with torch.no_grad():
             # Half the squared distance of two vectors of K standard normal numbers has the standard deviation √(2·K).
             gain = math.sqrt(config.spread / math.sqrt(2 * compared))
-            self.descriptor.weight.copy_(gain * torch.eye(compared, channels))
+            self.descriptor.weight.copy_(gain / _DESCRIPTOR_RATE * torch.eye(compared, channels))
             self.other.weight.zero_()
             self.own.weight.zero_()
 
@@ -233,8 +238,13 @@ class ParallaxAdapter(FeatureAdapter):
     def describe(self, rows: Tensor) -> Tensor:
         """Return z, (B,H,W,K), of features (B,H,W,C), in float32 at least, also under autocast."""
         with without_autocast(rows.device.type):
-            x = normalised(rows)
-            return F.linear(x, self.descriptor.weight.to(x.dtype))
+            x = self.normalise(rows)
+            return F.linear(x, _DESCRIPTOR_RATE * self.descriptor.weight.to(x.dtype))
+
+    def normalise(self, rows: Tensor) -> Tensor:
+        """Return features (B,H,W,C) with mean 0 and variance 1 over the channels, in float32 at least."""
+        normalised: Tensor = self.norm(_precise(rows))
+        return normalised
 
     def logits(self, z: Tensor, z_other: Tensor, low: int, high: int, *, itself: bool = True) -> Tensor:
         """Return s(p, q) for the columns q - p from `low` to `high`, (B,H,W,m).
@@ -257,14 +267,8 @@ class ParallaxAdapter(FeatureAdapter):
 
     def _weights(self, logits: Tensor, which: int) -> Tensor:
         """Return a(p, q), (B,H,W,m)."""
-        no_match = self.no_match[which].to(logits.dtype).expand(*logits.shape[:-1], 1)
+        no_match = (_NO_MATCH_RATE * self.no_match[which]).to(logits.dtype).expand(*logits.shape[:-1], 1)
         return torch.cat((logits, no_match), dim=-1).softmax(-1)[..., :-1]
-
-
-def normalised(rows: Tensor) -> Tensor:
-    """Return features (…,C) with mean 0 and variance 1 over the channels, in float32 at least."""
-    rows = _precise(rows)
-    return F.layer_norm(rows, rows.shape[-1:], eps=1e-6)
 
 
 def _mean_difference(weights: Tensor, x: Tensor, x_other: Tensor, columns: Columns) -> Tensor:
