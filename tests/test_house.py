@@ -379,7 +379,7 @@ def test_wheel_is_complete(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     inside = {n for n in zipfile.ZipFile(wheel).namelist() if n.startswith("lowpeft/")}
-    data = {".css", ".js", ".json", ".py", ".safetensors", ".toml", ".typed"}
+    data = {".css", ".js", ".json", ".md", ".py", ".safetensors", ".toml", ".typed"}
     expected = {p.relative_to(PACKAGE.parent).as_posix() for p in PACKAGE.rglob("*") if p.suffix in data}
     expected = {n for n in expected if "__pycache__" not in n} | {"lowpeft/py.typed"}
     assert expected <= inside, sorted(expected - inside)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import html
 import json
 import os
 import re
@@ -276,7 +277,31 @@ def test_demo_on_own_pairs(work: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert results["scenes"] == ["train_0000"]
     assert results["data"] == str(tmp_path / "mine")
     assert set(results["mean_db"]) == {"bicubic", "frozen", "adapted", "same view"}
-    assert read_image(tmp_path / "out" / "comparison.png").shape[0] == 3
+    assert read_image(tmp_path / "out" / "pictures" / "comparison-right.png").shape[0] == 3
+
+
+def test_a_quick_demo_shows_that_the_other_view_counts(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--quick", "--data", str(work / "pairs"), "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["scenes"] == ["train_0000", "train_0001"]
+    mean = results["mean_db"]
+    assert mean["adapted"] > mean["same view"] > mean["frozen"]
+    page = (tmp_path / "index.html").read_text()
+    for command in re.findall(r"^  (lowpeft .*)$", printed, re.MULTILINE):
+        assert html.escape(command) in page
+        assert parser().parse_args(shlex.split(command)[1:])
+    for side in ("left", "right"):
+        shapes = {p.name: read_image(p).shape for p in (tmp_path / "pictures").glob(f"{side}-*.png")}
+        assert len(shapes) == 5
+        assert set(shapes.values()) == {(3, 64, 128)}
+
+
+def test_a_quick_demo_takes_no_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--quick", "--steps", "3", "--out", str(tmp_path)]) == 2
+    assert "steps" in capsys.readouterr().err
 
 
 @pytest.mark.slow

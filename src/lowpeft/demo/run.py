@@ -56,7 +56,8 @@ def run_demo(
 
     Args:
         out: Folder for the scenes, the adapter, `results.json`, `index.html` and `pictures`.
-        data: Folder of the user's HR pairs; every fifth scene by name is held out. None means built-in scenes.
+        data: Folder of the user's HR pairs; every fifth by name is held out, or all with `quick`. None means built-in
+            scenes.
         steps: Number of training steps; None means the demo's default.
         seed: Seed of new adapters and crops.
         quick: True takes the adapter that comes with lowpeft in place of training one.
@@ -80,7 +81,7 @@ def run_demo(
     )
     make_folder(folder)
     if data is not None:
-        training, held_out = own_scenes(data, folder, scale)
+        training, held_out = own_scenes(data, folder, scale, train=not quick)
     else:
         training, held_out = () if quick else training_scenes(folder, scale), test_scenes(folder, scale)
     adapter = folder / "adapter"

@@ -43,18 +43,20 @@ def test_scenes(folder: Path, scale: int) -> Sequence[Scene]:
     return noisy(find_scenes(folder / "scenes" / "test"), folder / "noisy_lr" / "test", scale)
 
 
-def own_scenes(data: str | Path, folder: Path, scale: int) -> tuple[Sequence[Scene], Sequence[Scene]]:
-    """Return the user's pairs with noisy LR views: those for training, and every fifth, held out.
+def own_scenes(data: str | Path, folder: Path, scale: int, *, train: bool) -> tuple[Sequence[Scene], Sequence[Scene]]:
+    """Return the user's pairs with noisy LR views: those for training, and those to measure on.
+
+    With `train` every fifth is held out; otherwise all are measured.
 
     Raises:
-        DataError: The folder has fewer than two pairs.
+        DataError: The folder cannot be read, or has only one pair and `train` is set.
     """
-    scenes = find_scenes(data, scale=scale)
+    scenes = noisy(find_scenes(data, scale=scale), folder / "noisy_lr", scale)
+    if not train:
+        return (), scenes
     if len(scenes) < 2:
         raise DataError(f"{data} has only one pair; give two or more: some for training, the others for measuring")
-    scenes = noisy(scenes, folder / "noisy_lr", scale)
-    held_out = scenes[::5]
-    return tuple(s for s in scenes if s not in held_out), held_out
+    return tuple(scene for number, scene in enumerate(scenes) if number % 5), scenes[::5]
 
 
 def noisy(scenes: Sequence[Scene], folder: Path, scale: int) -> tuple[Scene, ...]:

@@ -129,8 +129,12 @@ class ParallaxCalibrator(Calibrator):
         for view in views:
             moments.add(adapter.normalise(view))
         samples = self._samples.setdefault(site, [])
-        if sum(seen[0].shape[:-1].numel() for seen in samples) < _SAMPLED_POSITIONS:
-            samples.append(views)
+        missing = _SAMPLED_POSITIONS - sum(seen[0].shape[:-1].numel() for seen in samples)
+        if missing > 0:
+            images, height, width, _ = views[0].shape
+            rows = min(height, math.ceil(missing / (images * width)))
+            top = (height - rows) // 2
+            samples.append(tuple(view[:, top : top + rows].clone() for view in views))
 
     def fill(self, site: str, adapter: Any) -> None:
         """Set D and the logits of "no match".
