@@ -366,15 +366,18 @@ def parallax_demo() -> str:
     cells, head = results["cells"], ["recipe", "trained", "frozen", "adapted", "same view twice", "control", "over it"]
 
     def row(recipe: str) -> list[str]:
-        runs = [cells[name] for name in cells if re.fullmatch(rf"{recipe}/seed-\d+", name)]
-        controls = [
-            cells[name]["db"]["same view"] for name in cells if re.fullmatch(rf"{recipe}/seed-\d+/control", name)
+        names = [name for name in cells if re.fullmatch(rf"{recipe}/seed-\d+", name)]
+        of = {method: [cells[name]["db"][method] for name in names] for method in ("frozen", "adapted", "same view")}
+        pairs = [
+            (cells[n]["db"]["adapted"], cells[f"{n}/control"]["db"]["same view"])
+            for n in names
+            if f"{n}/control" in cells
         ]
-        of = {method: [run["db"][method] for run in runs] for method in ("frozen", "adapted", "same view")}
+        strict = ["–", "–"]
+        if pairs:
+            strict = [with_spread([control for _, control in pairs]), with_spread([a - c for a, c in pairs], sign="+")]
         figures = [f"{of['frozen'][0]:.3f}", with_spread(of["adapted"]), with_spread(of["same view"])]
-        over = [a - c for a, c in zip(of["adapted"], controls, strict=True)] if controls else []
-        strict = [with_spread(controls), with_spread(over, sign="+")] if controls else ["–", "–"]
-        return [f"`{recipe}`", f"{runs[0]['parameters']:,}", *figures, *strict]
+        return [f"`{recipe}`", f"{cells[names[0]]['parameters']:,}", *figures, *strict]
 
     recipes = dict.fromkeys(name.split("/")[0] for name in cells)
     return f"{table(head, map(row, recipes))}\n\n{made_by(results)}"
