@@ -163,12 +163,42 @@ def test_a_control_that_sees_each_view_twice_gets_a_useful_start() -> None:
 
 @pytest.mark.parametrize("seen", [0, 1], ids=["nothing", "the same everywhere"])
 def test_calibration_needs_features_that_vary(seen: int) -> None:
-    adapter, config = random_adapter().float(), ParallaxConfig(disparities=(-1, 5), own_columns=3, channels=4)
+    config = ParallaxConfig(disparities=(-1, 5), own_columns=3, channels=4)
+    adapter = ParallaxAdapter(6, config)
     calibrator = ParallaxCalibrator({"layers.0": adapter}, {"layers.0": config})
     for _ in range(seen):
         calibrator.see_features("layers.0", Features(torch.ones(2, 4, 9, 6), Layout.NHWC, (4, 9), views=2))
     with pytest.raises(PlanError, match="layers"), torch.no_grad():
         calibrator.fill("layers.0", adapter)
+
+
+def test_trained_adapters_are_not_calibrated_again() -> None:
+    model, pairs = lowpeft.adapt(demo_backbone(), ParallaxConfig()), lr_pairs(1)
+    lowpeft.calibrate(model, pairs)
+    with torch.no_grad():
+        parallax_adapters(model)[0].other.weight.normal_()
+    with pytest.raises(PlanError, match="trained"):
+        lowpeft.calibrate(model, pairs, name="default")
+
+
+def test_batches_of_several_sizes_calibrate_together() -> None:
+    model, ((left, right),) = lowpeft.adapt(demo_backbone(), ParallaxConfig()), lr_pairs(1)
+    lowpeft.calibrate(model, [(left, right), (left[..., :8], right[..., :8])])
+    assert all(p.isfinite().all() for adapter in parallax_adapters(model) for p in adapter.parameters())
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_a_band_that_is_wider_than_the_image_costs_nothing(width: int) -> None:
+    adapter = ParallaxAdapter(6, ParallaxConfig(disparities=(-1, 10**6), own_columns=10**6)).double()
+    x = torch.randn(2, 3, width, 6, dtype=torch.float64)
+    assert adapter.delta(Features(x, Layout.NHWC, (3, width), views=2)).isfinite().all()
+
+
+def test_pixels_that_are_not_finite_cannot_be_calibrated_on() -> None:
+    model, ((left, right),) = lowpeft.adapt(demo_backbone(), ParallaxConfig()), lr_pairs(1)
+    left[0, 0, 3, 3] = torch.nan
+    with pytest.raises(PlanError, match="vary"):
+        lowpeft.calibrate(model, [(left, right)])
 
 
 def test_a_narrow_image_has_no_whole_band_and_calibrates_all_the_same() -> None:
@@ -177,7 +207,7 @@ def test_a_narrow_image_has_no_whole_band_and_calibrates_all_the_same() -> None:
     assert all(p.isfinite().all() for adapter in parallax_adapters(model) for p in adapter.parameters())
 
 
-@pytest.mark.parametrize("disparities", [(1, 24), (-1, 0), (0.0, 3), (3,), 24, (0, True)])
+@pytest.mark.parametrize("disparities", [(1, 24), (-1, 1), (0.0, 3), (3,), 24, (0, True)])
 def test_bad_ranges_are_refused(disparities: object) -> None:
     with pytest.raises(PlanError, match="disparities"):
         ParallaxConfig(disparities=disparities)

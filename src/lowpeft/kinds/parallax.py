@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -28,6 +28,8 @@ _MATCHED = 0.7
 """Share of the positions whose best logit exceeds that of "no match" at the start."""
 _DESCRIPTOR_RATE, _NO_MATCH_RATE = 10, 100
 """Factors of the trained numbers, so that one learning rate suits all; W_other and W_own are small, D and n are not."""
+_LEAST_SPREAD = 1e-3
+"""Least standard deviation, before the gain, that is not taken for rounding."""
 _SAMPLED_POSITIONS = 2**14
 """Positions of each site, at least, that set the spread."""
 
@@ -61,10 +63,10 @@ class ParallaxConfig(FeatureConfig):
         at_least(self, every=1, own_columns=1, channels=1)
         ends = self.disparities if isinstance(self.disparities, tuple) and len(self.disparities) == 2 else (0, 0)
         least, most = ends
-        if not is_whole(least, least=-(2**31)) or least > 0 or not is_whole(most, least=1):
+        if not is_whole(least, least=-(2**31)) or least > 0 or not is_whole(most, least=2):
             raise PlanError(
                 "parallax adapter: disparities must be two whole numbers, the smallest (at most 0) and the largest (at "
-                f"least 1), not {self.disparities!r}"
+                f"least 2), not {self.disparities!r}"
             )
         if not is_number(self.spread, above=0):
             raise PlanError(f"parallax adapter: spread must be a positive number, not {self.spread!r}")
@@ -101,6 +103,8 @@ class _Moments:
     def whitening(self, channels: int) -> Tensor:
         """Return the matrix (K,C) to the K principal components, each divided by its standard deviation."""
         mean = self.sum / self.count
+        if not self.products.isfinite().all():
+            return torch.tensor(torch.nan)
         values, vectors = torch.linalg.eigh(self.products / self.count - mean[:, None] * mean)
         damped = values.clamp(min=0) + _DAMPING * values.max()
         whitening: Tensor = (vectors * damped.rsqrt())[:, -channels:].T  # eigenvalues rise
@@ -118,6 +122,10 @@ class ParallaxCalibrator(Calibrator):
 
     def __init__(self, adapters: Mapping[str, Adapter], configs: Mapping[str, Any]) -> None:
         super().__init__(adapters, configs)
+        for site, adapter in adapters.items():
+            trained: Any = adapter
+            if trained.other.weight.any() or trained.own.weight.any():
+                raise PlanError(f"{site} is already trained; calibrate before training")
         self._moments: dict[str, _Moments] = {}
         self._samples: dict[str, list[tuple[Tensor, ...]]] = {}
 
@@ -149,25 +157,34 @@ class ParallaxCalibrator(Calibrator):
         adapter.descriptor.weight.copy_(whitening / _DESCRIPTOR_RATE)
         samples = [[adapter.describe(view) for view in pair] for pair in self._samples[site]]
         # q = p is left out: it is no look-alike, and it would be one if both views were the same image.
-        bands = [
-            torch.cat([_whole(adapter.logits(z, z_other, *columns, itself=False)) for z, z_other in pairs])
-            for columns, pairs in (
-                (adapter.bands[0], samples),
-                (adapter.own_band, [(z, z) for pair in samples for z in pair]),
-            )
-        ]
-        gain = self.configs[site].spread / bands[0].std(-1).mean()
+        bands = (
+            [adapter.logits(z, z_other, *adapter.bands[0], itself=False) for z, z_other in samples],
+            [adapter.logits(z, z, *adapter.own_band, itself=False) for pair in samples for z in pair],
+        )
+        spreads, best = zip(*map(_spreads_and_best, bands), strict=True)
+        spread = spreads[0].mean()
+        if not spread.isfinite() or spread < _LEAST_SPREAD:
+            raise PlanError(f"{site}: calibration saw no features that vary; give batches of real stereo pairs")
+        gain = self.configs[site].spread / spread
         adapter.descriptor.weight.mul_(gain.sqrt())
-        best = [(logits.amax(-1) * gain).quantile(1 - _MATCHED) for logits in bands]
-        adapter.no_match.copy_(torch.stack(best) / _NO_MATCH_RATE)
+        no_match = [(logits * gain).quantile(1 - _MATCHED) for logits in best]
+        adapter.no_match.copy_(torch.stack(no_match) / _NO_MATCH_RATE)
 
 
-def _whole(logits: Tensor) -> Tensor:
-    """Return the logits of the positions with the most columns inside the image, (positions, columns), in float64."""
-    flat = logits.detach().flatten(0, 2)
-    counts = flat.isfinite().sum(-1)
-    flat = flat[counts == counts.max()]
-    return flat[flat.isfinite()].view(len(flat), -1).cpu().double()
+def _spreads_and_best(logits: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return standard deviation and largest logit of the positions with the most columns inside the image, float64."""
+    spreads, best = [], []
+    for batch in logits:
+        flat = batch.detach().flatten(0, 2)
+        counts = flat.isfinite().sum(-1)
+        flat = flat[counts == counts.max()]
+        whole = flat[flat.isfinite()].view(len(flat), -1).cpu().double()
+        if whole.shape[1] > 1:
+            spreads.append(whole.std(-1))
+            best.append(whole.amax(-1))
+    if not spreads:
+        return torch.full((1,), torch.nan), torch.full((1,), torch.nan)
+    return torch.cat(spreads), torch.cat(best)
 
 
 class ParallaxAdapter(FeatureAdapter):
@@ -221,19 +238,22 @@ class ParallaxAdapter(FeatureAdapter):
         """Return what each view gets from the other view and from its own rows; pairs are neighbours in the batch."""
         views = features.rows_by_view
         z = [self.describe(view) for view in views]
-        deltas = []
-        for x, x_other, z_own, z_other, columns in zip(views, views[::-1], z, z[::-1], self.bands, strict=True):
+        width, deltas = views[0].shape[2], []
+        own = _clipped(self.own_band, width)
+        for x, x_other, z_own, z_other, searched in zip(views, views[::-1], z, z[::-1], self.bands, strict=True):
+            columns = _clipped(searched, width)
             weights = self._weights(self.logits(z_own, z_other, *columns), 0)
             delta = self.other(_mean_difference(weights, x, x_other, columns))
-            weights = self._weights(self.logits(z_own, z_own, *self.own_band, itself=False), 1)
-            deltas.append(delta + self.own(_mean_difference(weights, x, x, self.own_band)))
+            weights = self._weights(self.logits(z_own, z_own, *own, itself=False), 1)
+            deltas.append(delta + self.own(_mean_difference(weights, x, x, own)))
         return features.from_rows_by_view(deltas)
 
     def matches(self, features: Features) -> Matches:
         """Return the disparity of each position's largest attention weight, and that weight."""
         z = [self.describe(view) for view in features.rows_by_view]
         disparities, confidences = [], []
-        for sign, z_own, z_other, columns in zip((-1, 1), z, z[::-1], self.bands, strict=True):
+        for sign, z_own, z_other, searched in zip((-1, 1), z, z[::-1], self.bands, strict=True):
+            columns = _clipped(searched, z_own.shape[2])
             weights, index = self._weights(self.logits(z_own, z_other, *columns), 0).max(dim=-1)
             disparities.append(sign * (index + columns[0]).to(weights.dtype))
             confidences.append(weights)
@@ -273,6 +293,14 @@ class ParallaxAdapter(FeatureAdapter):
         """Return a(p, q), (B,H,W,m)."""
         no_match = (_NO_MATCH_RATE * self.no_match[which]).to(logits.dtype).expand(*logits.shape[:-1], 1)
         return torch.cat((logits, no_match), dim=-1).softmax(-1)[..., :-1]
+
+
+def _clipped(columns: Columns, width: int) -> Columns:
+    """Return the part of a band that can be inside an image; at least two columns."""
+    if torch.compiler.is_compiling():  # an export for images of all widths must not depend on this one
+        return columns
+    low = max(columns[0], 1 - width)
+    return low, max(min(columns[1], width - 1), low + 1)
 
 
 def _mean_difference(weights: Tensor, x: Tensor, x_other: Tensor, columns: Columns) -> Tensor:
