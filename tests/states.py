@@ -39,8 +39,12 @@ def randomise_adapters(model: Model, *, std: float = 0.1, seed: int = 5) -> Mode
     """Fill the adapters with normal values, so that they do something; the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for _, parameter in lowpeft.adapter_parameters(model):
+        for path, parameter in lowpeft.adapter_parameters(model):
             parameter.copy_(std * torch.randn(parameter.shape, generator=generator))
+            if path.endswith("no_match"):  # random features do not match, and a parallax adapter would add nothing
+                parameter.fill_(-1e3)
+            elif path.endswith("descriptor.weight"):  # its trained numbers are a tenth of what they stand for
+                parameter.mul_(0.1)
     return model
 
 

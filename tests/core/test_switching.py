@@ -306,7 +306,7 @@ def test_changes_of_one_weight_are_each_of_the_frozen_one_and_add(kind: str) -> 
 
 # --- strengths by image ----------------------------------------------------------------------------------------------
 
-TARGETS: dict[str, dict[str, Any]] = {"stereo": {}, "spatial": {}, "convpass": {}}
+TARGETS: dict[str, dict[str, Any]] = {"stereo": {}, "parallax": {}, "spatial": {}, "convpass": {}}
 
 
 def by_image_model(name: str, kind: str) -> nn.Module:

@@ -395,7 +395,7 @@ CONFIGS: dict[type[AdapterConfig], st.SearchStrategy[AdapterConfig]] = {
         ParallaxConfig,
         target=targets,
         every=st.integers(1, 9),
-        disparities=st.tuples(st.integers(-9, 0), st.integers(1, 99)),
+        disparities=st.tuples(st.integers(-9, 0), st.integers(2, 99)),
         own_columns=st.integers(1, 9),
         channels=st.integers(1, 64),
         spread=positive,
