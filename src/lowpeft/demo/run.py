@@ -23,6 +23,7 @@ from ..core.observation.describe import image_facts
 from ..core.operations.adapt import adapt
 from ..core.operations.state import summary
 from ..errors import LowpeftError
+from ..recipes import TrainSettings
 from ..restoration.data import Crops, EachViewTwice, Scene, load_example
 from ..restoration.evaluation import Comparison, compare, methods
 from ..restoration.images import make_folder
@@ -106,7 +107,9 @@ def run_demo(
         "threads": torch.get_num_threads(),
         "noise": NOISE,
         "recipe": RECIPE,
-        "training": "the adapter that comes with lowpeft" if quick else _training(trained, steps, seed),
+        "training": "the adapter that comes with lowpeft"
+        if quick
+        else {**vars(_settings(steps, seed)), "seconds": round(trained.seconds, 1)},
         "mean_db": comparison.means_db(),
         "scenes": comparison.scenes,
         **{f"{name.replace(' ', '_')}_db": comparison.values_db(name) for name in ("frozen", "adapted", "same view")},
@@ -132,7 +135,7 @@ def train_demo(
     Raises:
         PlanError: `steps` or `seed` is out of range.
     """
-    settings = replace(SETTINGS, seed=seed, steps=SETTINGS.steps if steps is None else steps)
+    settings = _settings(steps, seed)
     backbone = demo_backbone()
     crop = (settings.crop_height_px, settings.crop_width_px)
     crops = Crops(scenes, image_facts(backbone).scale, crop_px=crop, seed=seed)
@@ -183,9 +186,8 @@ def _commands(folder: Path, scene: Scene, *, built_in: bool) -> list[str]:
     ]
 
 
-def _training(trained: Trained, steps: int | None, seed: int) -> dict[str, object]:
-    settings = replace(SETTINGS, seed=seed, steps=SETTINGS.steps if steps is None else steps)
-    return {**vars(settings), "seconds": round(trained.seconds, 1)}
+def _settings(steps: int | None, seed: int) -> TrainSettings:
+    return replace(SETTINGS, seed=seed, steps=SETTINGS.steps if steps is None else steps)
 
 
 def _facts(trained: Trained, comparison: Comparison) -> dict[str, str | float]:

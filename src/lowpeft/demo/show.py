@@ -12,14 +12,14 @@ from torch.nn import functional as F
 
 from ..core.operations.switching import disabled
 from ..restoration.data import Example
+from ..restoration.data.model import SIDES
 from ..restoration.evaluation import AttendedDisparity, Comparison, attended_disparity, most_confident
-from ..restoration.evaluation.pictures import draw_disparity, draw_scene, error_map, most_wrong
+from ..restoration.evaluation.pictures import PATCH_PX, draw_disparity, draw_scene, error_map, most_wrong
 from ..restoration.images import as_picture, bicubic_upscale, eight_bit, make_folder, to_float, write_picture
 from ..restoration.inference import enhance
 from ..restoration.pages import Code, Heading, Part, Pictures, Slider, Table, Text, write_page
 from .scenes import make_scene
 
-SIDES = ("left", "right")
 SAME = "same view twice"
 ENLARGE = 3
 
@@ -129,7 +129,7 @@ def _disparity(example: Example, found: AttendedDisparity, scale: int) -> dict[s
 def _pixel(example: Example, found: AttendedDisparity, scale: int) -> Looks:
     """Return where attention looks for the middle of the patch where bicubic is farthest from the truth."""
     top, left = most_wrong(bicubic_upscale(example.lr[0], scale), example.hr[0])
-    row, column = (top + 24) // scale, (left + 24) // scale
+    row, column = (top + PATCH_PX // 2) // scale, (left + PATCH_PX // 2) // scale
     disparity, weight = (maps[0][row, column].item() for maps in (found.disparity_px, found.confidence))
     return Looks(row, column, column - disparity, weight)
 
@@ -146,8 +146,8 @@ def _draw_looks(example: Example, looks: Looks, true_disparity: Tensor | None) -
     draw = ImageDraw.Draw(sheet)
     for view, column, colour in marks:
         x, y = ENLARGE * (column + 0.5), ENLARGE * (looks.row + 0.5) + view * (views[0].height + 4)
-        for radius in (9,) if colour != "lime" else (5,):
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=2)
+        radius = 5 if colour == "lime" else 9
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=2)
     return sheet
 
 
