@@ -21,7 +21,7 @@ from statistics import fmean, stdev
 import lowpeft
 from common import options_of, provenance, run_cells
 from lowpeft.demo.run import ADAPTER, FIGURES, RECIPE, train_demo
-from lowpeft.demo.task import NOISE, SETTINGS, test_scenes, training_scenes
+from lowpeft.demo.task import NOISE, SETTINGS, training_scenes, unseen_scenes
 from lowpeft.restoration.data import load_example
 from lowpeft.restoration.evaluation import by_network_alone, compare, measure
 from lowpeft.restoration.metrics import WHOLE_RGB
@@ -39,7 +39,7 @@ def run_cell(cell: str, adapters: Path) -> dict[str, object]:
     recipe, seed, *rest = cell.split("/")
     control, steps = rest == ["control"], None if not rest or rest == ["control"] else int(rest[0].split("-")[1])
     with tempfile.TemporaryDirectory() as folder:
-        scenes, held_out = training_scenes(Path(folder), SCALE), test_scenes(Path(folder), SCALE)
+        scenes, held_out = training_scenes(Path(folder), SCALE), unseen_scenes(Path(folder), SCALE)
         tests = [load_example(scene, SCALE) for scene in held_out]
         model, seconds = train_demo(
             scenes, seed=int(seed.removeprefix("seed-")), steps=steps, recipe=recipe, control=control

@@ -24,7 +24,7 @@ from lowpeft import AdapterConfig, Features, SpatialConfig
 from lowpeft.core.attachment.record import pieces, unwrap
 from lowpeft.core.operations.listening import listening_copy
 from lowpeft.demo import demo_backbone
-from lowpeft.demo.task import NOISE, SETTINGS, test_scenes, training_scenes
+from lowpeft.demo.task import NOISE, SETTINGS, training_scenes, unseen_scenes
 from lowpeft.kinds import FeatureAdapter, FeatureConfig, band, register_adapter
 from lowpeft.restoration.data import Crops, EachViewTwice, load_example
 from lowpeft.restoration.evaluation import by_network, by_network_alone, measure
@@ -192,7 +192,7 @@ def run_form(form: str) -> dict[str, object]:
     """Train one form, or with "/control" the same with each view given twice, and measure it."""
     name, *control = form.split("/")
     with tempfile.TemporaryDirectory() as folder:
-        scenes, held_out = training_scenes(Path(folder), 2), test_scenes(Path(folder), 2)
+        scenes, held_out = training_scenes(Path(folder), 2), unseen_scenes(Path(folder), 2)
         crops = Crops(scenes, 2, crop_px=(SETTINGS.crop_height_px, SETTINGS.crop_width_px), seed=SETTINGS.seed)
         tests = [load_example(scene, 2) for scene in held_out]
         torch.manual_seed(SETTINGS.seed)

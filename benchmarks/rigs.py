@@ -24,7 +24,7 @@ from common import options_of, provenance, write
 from evidence import noisy
 from lowpeft.demo import demo_backbone
 from lowpeft.demo.run import ADAPTER
-from lowpeft.demo.task import NOISE, test_scenes
+from lowpeft.demo.task import NOISE, unseen_scenes
 from lowpeft.restoration.data import Example, find_scenes, load_example
 from lowpeft.restoration.evaluation import compare
 from lowpeft.restoration.images import matlab_downscale
@@ -78,7 +78,7 @@ def main() -> None:
     options = parser.parse_args()
     cases = {}
     with tempfile.TemporaryDirectory() as folder:
-        tests = [load_example(scene, 2) for scene in test_scenes(Path(folder), 2)]
+        tests = [load_example(scene, 2) for scene in unseen_scenes(Path(folder), 2)]
     cases["demo x2, noise 10"] = on_rigs(lowpeft.load_adapter(demo_backbone(), ADAPTER), tests, 2, NOISE)
     scenes = [s for s in find_scenes(options.data / "stereo" / "train", scale=4) if s.name in HELD_OUT]
     for title, task, noise in (("real x4, noise 10", "noise10", 10 / 255), ("real x4, clean", "clean", 0.0)):

@@ -80,7 +80,7 @@ def scenes(*names: str) -> list[Example]:
 def test_the_other_view_is_the_difference_to_each_control() -> None:
     model, control, tests = stereo(5), stereo(6), scenes("a", "b")
     seen: list[str] = []
-    found = compare(model, tests, control=control, advance=seen.append)
+    found = compare(model, tests, control=control, seen=lambda method, example, _: seen.append(example.name))
     assert list(found.reports) == list(methods(model, control=control))
     assert len(seen) == len(tests) * len(found.reports)
     assert found.values_db("control") == [

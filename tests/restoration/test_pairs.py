@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -185,11 +186,11 @@ def test_unmeasured_changes_and_strips_are_shown() -> None:
         "its change down",
         "gain",
         "disparity",
+        "disparity in LR px",
         "matched points",
         "searched",
-        "1 LR px",
     ]
-    assert "50 %" in lines[7]
+    assert "50 %" in lines[8]
     assert "–" in lines[2]
 
 
@@ -217,12 +218,25 @@ def test_a_few_evenly_spaced_scenes_are_checked(tmp_path: Path) -> None:
     assert check_pairs([], 2).warning == ""
 
 
+@pytest.mark.parametrize(
+    ("searched", "range_named"), [(None, ""), ((-1, 7), ""), ((-1, 5), "2 of 2 .* 3 to 7 LR px.* -1 to 5.*[0, 7]")]
+)
+def test_disparities_that_an_adapter_does_not_search_are_named(
+    searched: tuple[int, int] | None, range_named: str
+) -> None:
+    checks = {name: replace(GOOD, disparity_px=(6.0, 10.0, 14.0), scale=2) for name in "ab"}
+    warning = PairReport({**checks, "flat": replace(GOOD, points=0)}, searched=searched).warning
+    beyond = [line for line in warning.splitlines() if "search" in line]
+    assert bool(beyond) == bool(range_named)
+    assert all(re.search(range_named.replace("[0, 7]", re.escape("[0, 7]")), line) for line in beyond)
+
+
 def test_the_command_prints_the_table(data_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def views(name: str) -> list[str]:
         return [str(data_set / f"{name}_{side}.png") for side in "LR"]
 
     assert main(["check-pair", *views("aligned"), "--scale", "4"]) == 0
-    assert "1 LR px" in capsys.readouterr().out
+    assert "in LR px" in capsys.readouterr().out
     assert main(["check-pair", *views("flat")]) == 1
     assert main(["check-pair", *views("damaged")]) == 2
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ..backbones.opening import load_backbone
 from ..core.files.adapter_files import load_adapter
 from ..core.observation.describe import image_facts
 from ..errors import LowpeftError
+from ..kinds import AdapterConfig, ParallaxConfig
 from ..ports.facts import Backbone
 from ..recipes import bundled
 from ..restoration.data import Rectangle, Scene, check_pairs
@@ -152,12 +153,25 @@ def warn_of_pairs(
     border: Border,
     halve: bool = False,
     clean_crops: Mapping[str, Rectangle] | None = None,
+    adapters: Iterable[AdapterConfig] = (),
 ) -> None:
-    """Print what is wrong with a sample of the pairs on standard error; do nothing without scikit-image."""
+    """Print what is wrong with a sample of the pairs on standard error; do nothing without scikit-image.
+
+    Args:
+        scenes: As for `check_pairs`.
+        scale: As for `check_pairs`.
+        border: As for `check_pairs`.
+        halve: As for `check_pairs`.
+        clean_crops: As for `check_pairs`.
+        adapters: Configs of the adapters; the disparities that they search are compared with the pairs'.
+    """
     if find_spec("skimage") is None:
         return
-    if warning := check_pairs(scenes, scale, border=border, halve=halve, clean_crops=clean_crops).warning:
-        print(warning, file=sys.stderr)
+    ranges = [config.disparities for config in adapters if isinstance(config, ParallaxConfig)]
+    searched = (min(least for least, _ in ranges), max(most for _, most in ranges)) if ranges else None
+    report = check_pairs(scenes, scale, border=border, halve=halve, clean_crops=clean_crops, searched=searched)
+    if report.warning:
+        print(report.warning, file=sys.stderr)
 
 
 def network_scale(options: argparse.Namespace, base: Backbone) -> int:

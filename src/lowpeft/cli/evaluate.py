@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..core.attachment.record import is_adapted, module_of
+from ..core.attachment.record import configs_of, is_adapted, module_of
 from ..core.files.adapter_files import load_adapter, read_adapter
 from ..core.observation.describe import image_facts
 from ..errors import LowpeftError
@@ -118,7 +118,8 @@ def run(options: argparse.Namespace) -> None:
         reports.append(_measured(bicubic, "bicubic", options, scenes, scale, seen))
     if models is not None:
         if multi_view(module_of(models[0])) is not None:
-            warn_of_pairs(scenes, scale, border=options.border, halve=options.halve)
+            adapters = configs_of(models[0])
+            warn_of_pairs(scenes, scale, border=options.border, halve=options.halve, adapters=adapters)
         report, other_view = _measured_network(*models, options, scenes, scale, out)
         reports.append(report)
     print(reports[-1])

@@ -11,6 +11,7 @@ from ..restoration.inference import is_out_of_memory
 from ..restoration.progress import quiet
 from ..version import version
 from . import convert, data, demo, enhance, evaluate, lam, reproduce, show, train
+from .memory import keep_freed_memory
 
 EXTRAS = {"accelerate": "train", "PIL": "train", "rich": "train", "skimage": "train", "spandrel": "spandrel"}
 """Mapping from the import name of an optional package to the extra of lowpeft that installs it."""
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = parser().parse_args(arguments)
     quiet()
+    keep_freed_memory()
     run: Callable[[argparse.Namespace], int | None] = options.run
     try:
         return run(options) or 0

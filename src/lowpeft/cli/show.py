@@ -34,15 +34,18 @@ def run_info(options: argparse.Namespace) -> None:
     """Print a summary of the adapter folder."""
     adapter = read_adapter(options.folder)
     kinds: dict[str, list[int]] = {}
+    settings: dict[str, set[str]] = {}
     for site in adapter.sites:
         row = kinds.setdefault(site.config.kind, [0, 0])
         row[0] += 1
         row[1] += site.parameters
+        settings.setdefault(f"{site.config.kind} settings", set()).add(site.config.settings)
     size = sum(t.numel() * t.element_size() for t in adapter.tensors.values())
     rows = {
         "recipe": f"{adapter.recipe.name}: {adapter.recipe.summary}",
         "written by": f"lowpeft {adapter.config['lowpeft']}",
         **{kind: f"{sites} sites, {count:,} parameters" for kind, (sites, count) in kinds.items()},
+        **{name: "; ".join(sorted(texts)) for name, texts in settings.items() if any(texts)},
         "tensors": f"{len(adapter.tensors)}, {size / 1e6:.2f} MB",
         "base": f"{adapter.base.model}, {adapter.base.parameters:,} parameters",
         "base structure": adapter.base.structure,

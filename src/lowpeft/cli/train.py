@@ -119,7 +119,13 @@ def run(options: argparse.Namespace) -> None:
     if processes.main:
         _print_plan(model, recipe, crops, processes)
         if recipe.views > 1 and not options.each_view_twice:
-            warn_of_pairs(scenes.scenes, scale, border=options.border, clean_crops=scenes.clean_crops)
+            warn_of_pairs(
+                scenes.scenes,
+                scale,
+                border=options.border,
+                clean_crops=scenes.clean_crops,
+                adapters=recipe.adapters,
+            )
     left = max(0, settings.steps - last_step(Path(options.out))) if options.resume else settings.steps
     with progress("training", left) if processes.main and left else nullcontext(lambda note: None) as advance:
         done = train(
@@ -249,7 +255,7 @@ def _finish(
 
     for (folder, examples), title in zip(tests.items(), _titles(list(tests)), strict=True):
         with progress("measuring", len(examples) * len(list(methods(model)))) as advance:
-            comparison = compare(model, examples, advance=advance)
+            comparison = compare(model, examples, seen=lambda method, example, _: advance(f"{example.name}, {method}"))
         print(f"\n{folder}\n{comparison}")
         mean = "RGB" if len(examples[0].lr) == 1 else "(L+R)/2"
         for name, value in comparison.means_db().items():

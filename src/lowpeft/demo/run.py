@@ -24,16 +24,17 @@ from ..core.operations.adapt import adapt
 from ..core.operations.state import summary
 from ..errors import LowpeftError
 from ..recipes import TrainSettings
-from ..restoration.data import Crops, EachViewTwice, Scene, load_example
+from ..restoration.data import Crops, EachViewTwice, Example, Scene, load_example
 from ..restoration.evaluation import Comparison, compare, methods
 from ..restoration.images import make_folder
+from ..restoration.inference.network import Views
 from ..restoration.progress import progress
 from ..restoration.training import train
 from ..storage import write_json
 from ..version import version
 from .network import demo_backbone
-from .show import show
-from .task import NOISE, SETTINGS, own_scenes, test_scenes, training_scenes
+from .show import Shown, show
+from .task import NOISE, SETTINGS, own_scenes, training_scenes, unseen_scenes
 from .verify import outputs_digest
 
 RECIPE = "parallax"
@@ -58,7 +59,7 @@ def run_demo(
     Args:
         out: Folder for the scenes, the adapter, `results.json`, `index.html` and `pictures`.
         data: Folder of the user's HR pairs; every fifth by name is held out, or all with `quick`. None means built-in
-            scenes.
+            scenes, with `quick` one.
         steps: Number of training steps; None means the demo's default.
         seed: Seed of new adapters and crops.
         quick: True takes the adapter that comes with lowpeft in place of training one.
@@ -75,49 +76,45 @@ def run_demo(
     if quick and steps is not None:
         raise LowpeftError("a quick demo does not train, so it takes no number of steps")
     folder, backbone = Path(out), demo_backbone()
-    scale = image_facts(backbone).scale
+    scale, adapter = image_facts(backbone).scale, folder / "adapter"
     print(
         f"frozen network: a HAT x{scale} of {backbone.parameters:,} parameters, pre-trained on clean images\n"
         f"task: stereo pairs from cameras with noise of {NOISE * 255:.0f}/255"
     )
     make_folder(folder)
-    if data is not None:
-        training, held_out = own_scenes(data, folder, scale, train=not quick)
-    else:
-        training, held_out = () if quick else training_scenes(folder, scale), test_scenes(folder, scale)
-    adapter = folder / "adapter"
+    training, held_out = _scenes(data, folder, scale, quick=quick)
     if quick:
         shutil.copytree(ADAPTER, adapter, dirs_exist_ok=True)
         trained = Trained(load_adapter(backbone, adapter), 0.0)
         print(summary(trained.model))
     else:
         trained = train_demo(training, steps=steps, seed=seed)
-    comparison = _compared(trained.model, held_out, scale)
+    comparison, shown = _compared(trained.model, held_out, scale)
     if not quick:
         adapter = save_adapter(trained.model, adapter, facts=_facts(trained, comparison))
         _reload_elsewhere(trained.model, adapter, held_out[0])
     claim = _claim(comparison, usual=data is None and steps is None)
     commands = _commands(folder, held_out[0], built_in=data is None)
-    example = load_example(held_out[0], scale)
-    page = show(folder, trained.model, example, comparison, scale=scale, claim=claim, commands=commands)
+    page = show(folder, trained.model, shown, comparison, scale=scale, claim=claim, commands=commands)
+    training_facts = {**vars(_settings(steps, seed)), "seconds": round(trained.seconds, 1)}
     results = {
         "data": "the built-in scenes" if data is None else str(data),
-        "lowpeft": version(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "noise": NOISE,
-        "recipe": RECIPE,
-        "training": "the adapter that comes with lowpeft"
-        if quick
-        else {**vars(_settings(steps, seed)), "seconds": round(trained.seconds, 1)},
-        "mean_db": comparison.means_db(),
-        "scenes": comparison.scenes,
-        **{f"{name.replace(' ', '_')}_db": comparison.values_db(name) for name in ("frozen", "adapted", "same view")},
+        "training": "the adapter that comes with lowpeft" if quick else training_facts,
+        **_results(comparison),
     }
     figures = write_json(folder / "results.json", results)
     print(f"{claim}\n\nadapter {adapter}\npage    {page}\nfigures {figures}\n\nWhat next:")
     print("".join(f"  {command}\n" for command in commands), end="")
     return comparison
+
+
+def _scenes(data: str | Path | None, folder: Path, scale: int, *, quick: bool) -> tuple[Sequence[Scene], ...]:
+    """Return the scenes to train on, none with `quick`, and those to measure on, with noisy LR views."""
+    if data is not None:
+        return own_scenes(data, folder, scale, train=not quick)
+    if quick:
+        return (), unseen_scenes(folder, scale, count=1)
+    return training_scenes(folder, scale), unseen_scenes(folder, scale)
 
 
 def train_demo(
@@ -150,12 +147,35 @@ def train_demo(
     return Trained(model, done.seconds)
 
 
-def _compared(model: torch.nn.Module, scenes: Sequence[Scene], scale: int) -> Comparison:
+def _compared(model: torch.nn.Module, scenes: Sequence[Scene], scale: int) -> tuple[Comparison, Shown]:
+    """Measure on the scenes, and keep the images of the first."""
     tests = [load_example(s, scale) for s in scenes]
-    with progress(f"measuring on {len(tests)} unseen scenes", len(tests) * len(list(methods(model)))) as advance:
-        comparison = compare(model, tests, advance=advance)
+    shown = Shown(tests[0], {})
+    title = f"measuring on {len(tests)} unseen scene{'s' * (len(tests) > 1)}"
+    with progress(title, len(tests) * len(list(methods(model)))) as advance:
+
+        def seen(method: str, example: Example, results: Views) -> None:
+            if example is shown.example:
+                shown.results[method] = results
+            advance(f"{example.name}, {method}")
+
+        comparison = compare(model, tests, seen=seen)
     print(comparison)
-    return comparison
+    return comparison, shown
+
+
+def _results(comparison: Comparison) -> dict[str, object]:
+    """Return the figures, and what they were made with."""
+    return {
+        "lowpeft": version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "noise": NOISE,
+        "recipe": RECIPE,
+        "mean_db": comparison.means_db(),
+        "scenes": comparison.scenes,
+        **{f"{name.replace(' ', '_')}_db": comparison.values_db(name) for name in ("frozen", "adapted", "same view")},
+    }
 
 
 def _claim(comparison: Comparison, *, usual: bool) -> str:

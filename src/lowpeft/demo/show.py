@@ -10,18 +10,23 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core.operations.switching import disabled
 from ..restoration.data import Example
 from ..restoration.data.model import SIDES
-from ..restoration.evaluation import AttendedDisparity, Comparison, attended_disparity, most_confident
+from ..restoration.evaluation import SAME_VIEW, AttendedDisparity, Comparison, attended_disparity, most_confident
 from ..restoration.evaluation.pictures import PATCH_PX, draw_disparity, draw_scene, error_map, most_wrong
 from ..restoration.images import as_picture, bicubic_upscale, eight_bit, make_folder, to_float, write_picture
-from ..restoration.inference import enhance
+from ..restoration.inference.network import Views
 from ..restoration.pages import Code, Heading, Part, Pictures, Slider, Table, Text, write_page
 from .scenes import make_scene
 
-SAME = "same view twice"
 ENLARGE = 3
+
+
+class Shown(NamedTuple):
+    """The scene that is shown, and its HR views by method: `bicubic`, `frozen`, `adapted`, `same view`."""
+
+    example: Example
+    results: dict[str, Views]
 
 
 class Looks(NamedTuple):
@@ -43,7 +48,7 @@ class Looks(NamedTuple):
 def show(
     folder: Path,
     model: object,
-    example: Example,
+    shown: Shown,
     comparison: Comparison,
     *,
     scale: int,
@@ -55,7 +60,7 @@ def show(
     Args:
         folder: Folder to write to.
         model: The adapted model.
-        example: The scene that is shown.
+        shown: The scene that is shown, and its images.
         comparison: Figures of all scenes.
         scale: HR sides divided by LR sides.
         claim: What the other view gives, in words.
@@ -64,16 +69,17 @@ def show(
     Raises:
         DataError: A file cannot be written.
     """
-    left, right = map(to_float, example.lr)
-    results = _results(model, left, right, example, scale)
+    example = shown.example
+    views = {**shown.results, "truth": example.hr}
+    results = tuple({name: eight_bit(each[i]) for name, each in views.items()} for i in range(len(SIDES)))
     pictures = make_folder(folder / "pictures")
     for side, images in zip(SIDES, results, strict=True):
         for name, image in images.items():
             write_picture(as_picture(image), pictures / f"{side}-{name.replace(' ', '-')}.png")
     for view, side in enumerate(SIDES):
-        shown = {name: results[view][name] for name in ("frozen", SAME, "adapted")}
-        draw_scene(pictures / f"comparison-{side}.png", example, shown, scale=scale, view=view)
-    found = most_confident(attended_disparity(model, left, right))
+        beside = {name: results[view][name] for name in ("frozen", SAME_VIEW, "adapted")}
+        draw_scene(pictures / f"comparison-{side}.png", example, beside, scale=scale, view=view)
+    found = most_confident(attended_disparity(model, *map(to_float, example.lr)))
     maps = _disparity(example, found, scale)
     write_picture(draw_disparity(maps, note=_note(found)), pictures / "disparity.png")
     pixel = _pixel(example, found, scale)
@@ -82,14 +88,14 @@ def show(
     errors = {
         f"{name}, {side}": error_map(images[name], images["truth"])
         for side, images in zip(SIDES, results, strict=True)
-        for name in (SAME, "adapted")
+        for name in (SAME_VIEW, "adapted")
     }
     parts: list[Part] = [
         Text(claim),
         Table(comparison.cells, "Mean of both views; the scenes were not used in training"),
         Heading(f"Scene {example.name}"),
         Slider(results[0], "Left view. Drag the line; choose other images above it.", shown=("frozen", "adapted")),
-        Slider(results[1], "Right view.", shown=(SAME, "adapted")),
+        Slider(results[1], "Right view.", shown=(SAME_VIEW, "adapted")),
         Pictures(errors, "Errors times 4: with each view given twice, and with both views."),
         Heading("Where attention looks"),
         Pictures({"attention": looks}, _describe(pixel)),
@@ -98,22 +104,6 @@ def show(
         *map(Code, commands),
     ]
     return write_page(folder / "index.html", "lowpeft demo: a stereo network from a frozen single-image one", parts)
-
-
-def _results(model: object, left: Tensor, right: Tensor, example: Example, scale: int) -> tuple[dict[str, Tensor], ...]:
-    """Return the images of both views by name, uint8 (3,H,W): bicubic, frozen, same view twice, adapted, truth."""
-    with disabled(model):
-        frozen = enhance(model, left, right)
-    adapted = enhance(model, left, right)
-    same = enhance(model, left, left)[0], enhance(model, right, right)[1]
-    by_name: dict[str, tuple[Tensor, ...]] = {
-        "bicubic": tuple(bicubic_upscale(view, scale) for view in example.lr),
-        "frozen": frozen,
-        SAME: same,
-        "adapted": adapted,
-        "truth": tuple(example.hr),
-    }
-    return tuple({name: eight_bit(views[i]) for name, views in by_name.items()} for i in range(2))
 
 
 def _disparity(example: Example, found: AttendedDisparity, scale: int) -> dict[str, Tensor]:

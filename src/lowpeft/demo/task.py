@@ -37,10 +37,10 @@ def training_scenes(folder: Path, scale: int) -> Sequence[Scene]:
     return noisy(find_scenes(folder / "scenes" / "train"), folder / "noisy_lr" / "train", scale)
 
 
-def test_scenes(folder: Path, scale: int) -> Sequence[Scene]:
+def unseen_scenes(folder: Path, scale: int, *, count: int = TEST_SCENES) -> Sequence[Scene]:
     """Write the built-in held-out scenes, which share no photograph with the training scenes, and their noisy views."""
-    write_scenes(folder / "scenes" / "test", range(TEST_SCENES), split="test")
-    return noisy(find_scenes(folder / "scenes" / "test"), folder / "noisy_lr" / "test", scale)
+    write_scenes(folder / "scenes" / "test", range(count), split="test")
+    return noisy(find_scenes(folder / "scenes" / "test")[:count], folder / "noisy_lr" / "test", scale)
 
 
 def own_scenes(data: str | Path, folder: Path, scale: int, *, train: bool) -> tuple[Sequence[Scene], Sequence[Scene]]:

@@ -66,6 +66,12 @@ class AdapterConfig:
         """
 
     @property
+    def settings(self) -> str:
+        """Settings as text, e.g. "rank=4, alpha=8.0": the fields that have a value, without the target."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "target"}
+        return ", ".join(f"{name}={value!r}" for name, value in values.items() if value is not None)
+
+    @property
     def places(self) -> tuple[str, ...]:
         """Places that the kind adapts if no target is given.
 

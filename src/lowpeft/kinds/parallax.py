@@ -16,8 +16,9 @@ from ..errors import PlanError
 from ..ports.autocast import without_autocast
 from ..ports.layouts import Features, Matches
 from . import band
-from .base import Adapter, FeatureAdapter, FeatureConfig, at_least
+from .base import Adapter, FeatureAdapter, at_least
 from .learning import Calibrator
+from .stages import StageConfig
 
 Columns = tuple[int, int]
 """First and last column of a band, relative to a position."""
@@ -30,17 +31,18 @@ _DESCRIPTOR_RATE, _NO_MATCH_RATE = 10, 100
 """Factors of the trained numbers, so that one learning rate suits all; W_other and W_own are small, D and n are not."""
 _LEAST_SPREAD = 1e-3
 """Least standard deviation, before the gain, that is not taken for rounding."""
+_MOST_SPREAD = 1000
+"""Largest spread of logits; attention is on one position long before."""
 _SAMPLED_POSITIONS = 2**14
 """Positions of each site, at least, that set the spread."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParallaxConfig(FeatureConfig):
+class ParallaxConfig(StageConfig):
     """Settings of parallax adapters after the stages of a network.
 
     Attributes:
-        every: Step n through the chosen sites, as in `StereoConfig`; 1 adapts all, the first included, where features
-            are close to the image and match best.
+        every: See `StageConfig`; the first stage, which 1 includes, is closest to the image and matches best.
         disparities: Smallest and largest disparity x_left - x_right that is searched, in feature columns (LR pixels for
             most networks). In a rectified pair all are positive; the smallest must be at most 0. Toed-in cameras need
             negative ones.
@@ -52,7 +54,6 @@ class ParallaxConfig(FeatureConfig):
 
     kind: ClassVar[str] = "parallax"
 
-    every: int = 1
     disparities: tuple[int, int] = (-1, 24)
     own_columns: int = 24
     channels: int = 16
@@ -60,7 +61,8 @@ class ParallaxConfig(FeatureConfig):
 
     def check(self) -> None:
         """Raise if a value is out of range."""
-        at_least(self, every=1, own_columns=1, channels=1)
+        super().check()
+        at_least(self, own_columns=1, channels=1)
         ends = self.disparities if isinstance(self.disparities, tuple) and len(self.disparities) == 2 else (0, 0)
         least, most = ends
         if not is_whole(least, least=-(2**31)) or least > 0 or not is_whole(most, least=2):
@@ -68,22 +70,8 @@ class ParallaxConfig(FeatureConfig):
                 "parallax adapter: disparities must be two whole numbers, the smallest (at most 0) and the largest (at "
                 f"least 2), not {self.disparities!r}"
             )
-        if not is_number(self.spread, above=0):
-            raise PlanError(f"parallax adapter: spread must be a positive number, not {self.spread!r}")
-
-    @property
-    def places(self) -> tuple[str, ...]:
-        """Place `stage`: the outputs of the network's stages."""
-        return ("stage",)
-
-    @property
-    def views(self) -> int:
-        """Number of views: 2, left and right."""
-        return 2
-
-    def thin(self, count: int) -> range:
-        """Return the indices of every n-th of the chosen sites."""
-        return range(self.every - 1, count, self.every)
+        if not is_number(self.spread, above=0) or self.spread > _MOST_SPREAD:
+            raise PlanError(f"parallax adapter: spread must be above 0 and at most {_MOST_SPREAD}, not {self.spread!r}")
 
 
 class _Moments:

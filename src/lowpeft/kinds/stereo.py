@@ -13,17 +13,17 @@ from torch.nn import functional as F
 from ..checks import is_number
 from ..errors import PlanError
 from ..ports.layouts import Features, Matches
-from .base import FeatureAdapter, FeatureConfig, at_least
+from .base import FeatureAdapter
 from .matching import best_matches
+from .stages import StageConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class StereoConfig(FeatureConfig):
+class StereoConfig(StageConfig):
     """Settings of stereo adapters after every n-th stage.
 
     Attributes:
-        every: Step n through the chosen sites: sites n-1, 2n-1, … are adapted, counted from 0. 1 adapts all; 2 (the
-            paper) adapts 1, 3, 5, ….
+        every: See `StageConfig`; 2 (the paper) adapts sites 1, 3, 5, ….
         logit_scale: Factor of the attention logits (the published code: 1.5; the paper's text describes a temperature
             that raises entropy, which would be a divisor).
     """
@@ -35,23 +35,9 @@ class StereoConfig(FeatureConfig):
 
     def check(self) -> None:
         """Raise if the step is below 1 or the scale is not positive."""
-        at_least(self, every=1)
+        super().check()
         if not is_number(self.logit_scale, above=0):
             raise PlanError(f"stereo adapter: logit_scale must be a positive number, not {self.logit_scale!r}")
-
-    @property
-    def places(self) -> tuple[str, ...]:
-        """Place `stage`: the outputs of the network's stages."""
-        return ("stage",)
-
-    @property
-    def views(self) -> int:
-        """Number of views: 2, left and right."""
-        return 2
-
-    def thin(self, count: int) -> range:
-        """Return the indices of every n-th of the chosen sites."""
-        return range(self.every - 1, count, self.every)
 
 
 class StereoAdapter(FeatureAdapter):

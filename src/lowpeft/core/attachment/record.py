@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from ...errors import PlanError, did_you_mean
-from ...kinds import Adapter
+from ...kinds import Adapter, AdapterConfig
 from ...ports.facts import RECORD, Backbone, Facts
 from .slots import below, slots
 from .switches import Switches
@@ -107,6 +107,12 @@ def record_of(root: nn.Module) -> Record:
     """Return the record of an adapted root module."""
     record: Record = root.__dict__[RECORD]
     return record
+
+
+def configs_of(model: object) -> list[AdapterConfig]:
+    """Return the configs of the recipes of all attached adapters; empty for a network that is not adapted."""
+    plans = record_of(unwrap(model)).plans.values() if is_adapted(model) else ()
+    return [config for plan in plans for config in plan.recipe.adapters]
 
 
 def check_name(root: nn.Module, name: str) -> None:

@@ -29,8 +29,8 @@ model = lowpeft.load_adapter(backbone, "{place}")
 {call}
 ```
 
-| adapter | sites | parameters |
-|---|---|---|
+| adapter | sites | parameters | settings |
+|---|---|---|---|
 {kinds}
 ## Base
 
@@ -58,10 +58,12 @@ def model_card(config: dict[str, Any], size_bytes: int, place: str = "path/to/th
     recipe, facts = config["recipe"], config["facts"]
     sites: Counter[str] = Counter()
     parameters: Counter[str] = Counter()
+    settings: dict[str, set[str]] = {}
     for group in config["sites"]:
         kind, count = group["adapter"]["kind"], len(group["places"])
         sites[kind] += count
         parameters[kind] += count * group["parameters"]
+        settings.setdefault(kind, set()).add(config_from_dict(group["adapter"]).settings)
     stereo = any(config_from_dict(group["adapter"]).views == 2 for group in config["sites"])
     rows = [f"| {_cell(key)} | {_cell(value)} |\n" for key, value in facts.items()]
     return TEXT.format(
@@ -72,7 +74,10 @@ def model_card(config: dict[str, Any], size_bytes: int, place: str = "path/to/th
         place=place,
         stereo_tag="- stereo-super-resolution\n" if stereo else "",
         call="left_sr, right_sr = model(left, right)" if stereo else "restored = model(image)",
-        kinds="".join(f"| {kind} | {count} | {parameters[kind]:,} |\n" for kind, count in sites.items()),
+        kinds="".join(
+            f"| {kind} | {count} | {parameters[kind]:,} | {_cell('; '.join(sorted(settings[kind])))} |\n"
+            for kind, count in sites.items()
+        ),
         facts="".join(["## Facts\n\n| | |\n|---|---|\n", *rows, "\n"]) if facts else "",
         version=config["lowpeft"],
     )

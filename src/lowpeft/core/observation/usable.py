@@ -21,8 +21,7 @@ def refuse_unusable(root: nn.Module) -> None:
         PlanError: The network is unusable; the message says why, and what to do.
     """
     name = original_class(root).__name__
-    if torch.is_inference_mode_enabled():
-        raise PlanError("adapters made in inference mode cannot be trained: leave torch.inference_mode() first")
+    refuse_inference_mode()
     if isinstance(root, torch.jit.ScriptModule):
         raise PlanError(f"{name} is a TorchScript module, which cannot be adapted: adapt the Python module")
     if own_forward(root) is not None:
@@ -33,6 +32,16 @@ def refuse_unusable(root: nn.Module) -> None:
         )
     if problems := list(_problems(root)):
         raise PlanError(f"{name} cannot be adapted in its present state:", problems=problems)
+
+
+def refuse_inference_mode() -> None:
+    """Refuse to make adapters in inference mode.
+
+    Raises:
+        PlanError: It is on.
+    """
+    if torch.is_inference_mode_enabled():
+        raise PlanError("adapters made in inference mode cannot be trained: leave torch.inference_mode() first")
 
 
 def _problems(root: nn.Module) -> Iterator[str]:

@@ -15,8 +15,11 @@ from ...ports.base import SLOT
 from ..attachment.changes import Undo, change, one_at_a_time
 from ..attachment.copies import copy_in_force
 from ..attachment.record import check_name, module_of, pieces, record_of, unwrap
+from ..attachment.running import in_force
+from ..attachment.settings import is_off
 from ..attachment.slots import below
 from ..observation.generators import kept_generators
+from ..observation.usable import refuse_inference_mode
 from ..planning.plan import Plan
 from ..planning.sites import Site, count_parameters
 from .injection import replace_adapters
@@ -63,12 +66,15 @@ def calibrate(
             have not been calibrated.
 
     Returns:
-        Number of sites that got a new start, by kind; empty if no kind learns from data.
+        Number of sites that got a new start, by kind; empty if no kind learns from data, or all adapters have been
+            calibrated before.
 
     Raises:
-        PlanError: The model has no adapters, an adapter has already been trained, there are no batches, a kind asks for
-            gradients and there is no `loss`, or a kind has not seen enough data. The model is unchanged.
+        PlanError: The model has no adapters, an adapter has already been trained or is off, there are no batches, a
+            kind asks for gradients and there is no `loss`, a kind has not seen enough data, or inference mode is on.
+            The model is unchanged.
     """
+    refuse_inference_mode()
     twin, runs = _begin(model, name)
     if not runs:
         return {}
@@ -78,8 +84,10 @@ def calibrate(
         raise PlanError(
             f"the kinds {', '.join(kinds)} start from gradients, so give loss= and batches of (inputs, target)"
         )
-    if isinstance(batches, Tensor):
-        raise PlanError("batches must be a sequence of batches, e.g. a list of tensors, not one tensor")
+    if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
+        found = type(batches).__name__
+        raise PlanError(f"batches must be a sequence of batches, e.g. a list of tensors, not a {found}")
+        raise PlanError()
     _observe(twin, runs, batches, loss, gradients="gradients" in wanted)
     return _finish(model, runs)
 
@@ -93,6 +101,9 @@ def _begin(model: object, name: str | None) -> tuple[nn.Module, list[_Calibratio
         check_name(root, name)
     runs = [r for n in ([name] if name is not None else _not_started(root)) for r in _runs(root, record.plans[n])]
     _refuse_trained(root, runs)
+    setting = in_force(record.switches)
+    if off := sorted({run.name for run in runs if is_off(setting.values.get(run.name, 0.0))}):
+        raise PlanError(f"adapter {', '.join(off)} is off here, so it would see no data; calibrate while it is on")
     return copy_in_force(module_of(model)).eval() if runs else root, runs
 
 
@@ -181,8 +192,10 @@ def _checked(batch: object, loss: LossFunction | None) -> tuple[tuple[Tensor, ..
             raise PlanError(f"with loss=, a batch must be a pair (inputs, target), not a {type(batch).__name__}")
         inputs, target = batch
     arguments = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-    if not arguments or not all(isinstance(a, Tensor) and a.dim() and len(a) for a in arguments):
-        raise PlanError("the inputs of a batch must be a tensor or a tuple of tensors, with at least one image")
+    if not arguments or not all(isinstance(a, Tensor) and a.dim() and len(a) and not a.is_meta for a in arguments):
+        raise PlanError(
+            "the inputs of a batch must be a tensor or a tuple of tensors, with at least one image, and with values"
+        )
     targets = target if isinstance(target, (tuple, list)) else (target,)
     if loss is not None and not all(isinstance(t, Tensor) and t.dim() and len(t) == len(arguments[0]) for t in targets):
         raise PlanError(f"the target of a batch must have its {len(arguments[0])} images: one tensor, or one per view")
@@ -263,12 +276,21 @@ def _start(
         new = build_adapters(root, replace(plan, sites=tuple(sites.values())), shared=True)
         with torch.no_grad():
             for site, adapter in new:
-                run.calibrator.fill(below(site.path, site.key), adapter)
+                at = below(site.path, site.key)
+                run.calibrator.fill(at, adapter)
+                _keep_frozen(run.calibrator.adapters[at], adapter)
         _refuse_change(root, run, new)
         updated[run.name] = replace(plan, sites=tuple(sites.get(below(s.path, s.key), s) for s in plan.sites))
         built[run.name] += new
         started[run.kind] = started.get(run.kind, 0) + len(new)
     return [(plan, built[name]) for name, plan in updated.items()], started
+
+
+def _keep_frozen(old: Adapter, new: Adapter) -> None:
+    """Freeze the parameters of a new adapter that were frozen in the old one."""
+    frozen = {name for name, parameter in old.named_parameters() if not parameter.requires_grad}
+    for name, parameter in new.named_parameters():
+        parameter.requires_grad_(name not in frozen)
 
 
 def _settled(site: Site, config: Any) -> Site:

@@ -122,6 +122,7 @@ class Summary:
         adapter_bytes: Size of the adapters' tensors in bytes.
         facts: Facts of the network.
         stages: Rows (adapter, stage or None, kind, sites, parameters).
+        settings: Settings of each adapter's kinds, as text.
         notes: Notes of the adapters' plans, each after its adapter's name: places that were skipped, assumptions, and
             differences between this base and the base of an adapter file.
     """
@@ -133,6 +134,7 @@ class Summary:
     adapter_bytes: int
     facts: Facts
     stages: tuple[tuple[str, int | None, str, int, int], ...]
+    settings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -146,7 +148,7 @@ class Summary:
             f"{self.model}: {self.trainable:,} trainable, {self.frozen:,} frozen "
             f"({100 * self.trainable / max(1, base):.2f} % of the base), adapters {self.adapter_bytes / 1e6:.2f} MB"
         )
-        lines = [heading, str(self.facts), *(f"  {note}" for note in (*self.facts.notes, *self.notes))]
+        lines = [heading, str(self.facts), *(f"  {note}" for note in (*self.facts.notes, *self.notes)), *self.settings]
         cells = [["adapter", "stage", "kind", "sites", "parameters"]]
         for adapter, stage, kind, sites, parameters in self.stages:
             cells.append([adapter, NOTHING if stage is None else str(stage), kind, str(sites), f"{parameters:,}"])
@@ -179,5 +181,11 @@ def summary(model: object) -> Summary:
         adapter_bytes=sum(t.numel() * t.element_size() for t in tensors),
         facts=record_of(root).facts,
         stages=tuple((*row, count, parameters[row]) for row, count in sites.items()),
+        settings=tuple(
+            f"{name}, {config.kind}: {config.settings}"
+            for name, plan in record_of(root).plans.items()
+            for config in plan.recipe.adapters
+            if config.settings
+        ),
         notes=tuple(f"{name}: {note}" for name, plan in record_of(root).plans.items() for note in plan.notes),
     )

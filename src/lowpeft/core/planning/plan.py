@@ -71,6 +71,7 @@ class Plan:
             f"{self.parameters:,} trained beside {self.base_parameters:,} frozen parameters ({share:.2f} %)"
         )
         notes = [f"  {note}" for note in (*self.facts.notes, *self.notes)]
+        notes += [f"{config.kind}: {config.settings}" for config in self.recipe.adapters if config.settings]
         rows = [("kind", "stage", "site", "class", "shape", "parameters")]
         rows += [
             (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...errors import DataError
@@ -26,17 +27,19 @@ class PairReport:
         scenes: Misalignment by scene name. `scale` of a `PairCheck` is 1 if its LR views were measured, and the SR
             factor if its HR views were, because the LR views have too few points.
         unread: Names of the scenes that could not be read.
+        searched: Smallest and largest disparity in LR px that an adapter searches; None if it does not matter.
     """
 
     scenes: Mapping[str, PairCheck]
     unread: tuple[str, ...] = ()
+    searched: tuple[int, int] | None = None
 
     @property
     def warning(self) -> str:
         """Return lines that name the scenes beyond the bounds, with figures, and those not measured; empty if none."""
         faults = [f"  {name}: {'; '.join(check.faults)}" for name, check in self.scenes.items() if check.faults]
         unmeasured = [name for name, check in self.scenes.items() if not check.points]
-        lines = []
+        lines = [*self._beyond()]
         if faults:
             count = len(self.scenes) + len(self.unread)
             lines += [f"{len(faults)} of {count} checked pairs are beyond what row-wise attention bears:", *faults]
@@ -46,6 +49,22 @@ class PairReport:
             lines.append(f"not read, so their alignment was not checked: {', '.join(self.unread)}")
         return "\n".join(lines)
 
+    def _beyond(self) -> Iterator[str]:
+        """Yield a line about disparities outside of those that are searched, if there are any."""
+        if self.searched is None:
+            return
+        least, most = self.searched
+        ranges = [check.disparity_lr_px for check in self.scenes.values() if check.points]
+        beyond = sum(low < least - 1 or high > most + 1 for low, _, high in ranges)
+        if beyond:
+            low, high = min(r[0] for r in ranges), max(r[2] for r in ranges)
+            wanted = [math.floor(min(low, 0)), math.ceil(high)]
+            yield (
+                f"{beyond} of {len(ranges)} checked pairs have disparities that the adapter does not search: they lie "
+                f"from {low:.0f} to {high:.0f} LR px, and it searches {least} to {most}; train it with "
+                f'--set "disparities={wanted}"'
+            )
+
 
 def check_pairs(
     scenes: Sequence[Scene],
@@ -54,6 +73,7 @@ def check_pairs(
     border: Border = "symmetric",
     halve: bool = False,
     clean_crops: Mapping[str, Rectangle] | None = None,
+    searched: tuple[int, int] | None = None,
 ) -> PairReport:
     """Measure the misalignment of up to `CHECKED_SCENES` evenly spaced pairs, in their LR views.
 
@@ -66,6 +86,7 @@ def check_pairs(
         border: As for `load_example`.
         halve: As for `load_example`.
         clean_crops: Rectangle in HR px to keep of a scene, by scene name.
+        searched: Smallest and largest disparity in LR px that an adapter searches, to be compared with the pairs'.
 
     Raises:
         LowpeftError: scikit-image is not installed.
@@ -81,7 +102,7 @@ def check_pairs(
             unread.append(scene.name)
         else:
             checks[scene.name] = _check(example, scale)
-    return PairReport(checks, tuple(unread))
+    return PairReport(checks, tuple(unread), searched)
 
 
 def _check(example: Example, scale: int) -> PairCheck:

@@ -82,9 +82,15 @@ class PairCheck:
         return abs(self.offset_px) + sum(changes)
 
     @property
+    def disparity_lr_px(self) -> tuple[float, float, float]:
+        """`disparity_px` in LR px."""
+        low, middle, high = (disparity / self.scale for disparity in self.disparity_px)
+        return low, middle, high
+
+    @property
     def faults(self) -> tuple[str, ...]:
         """Return what is beyond the bounds, one phrase each; empty for good pairs and those not measured."""
-        low, middle, high = (d / self.scale for d in self.disparity_px)
+        low, middle, high = self.disparity_lr_px
         offset, corner = abs(self.offset_px) / self.scale, self.largest_offset_px / self.scale
         found = []
         for bound, what in ((WRONG_LR_PX, "attention sees other rows"), (HURTS_LR_PX, "attention mixes rows")):
@@ -129,12 +135,13 @@ class PairCheck:
             ["its change down", _change(self.down_px), "from the top to the bottom edge"],
             ["gain", f"{self.gain:.3f}", f"right / left; {channels}"],
             ["disparity", f"{middle:.1f} px", f"median; 5 %: {low:.1f} px, 95 %: {high:.1f} px"],
-            ["matched points", str(self.points), ""],
         ]
+        if self.scale > 1:
+            low, middle, high = self.disparity_lr_px
+            rows.append(["disparity in LR px", f"{middle:.1f}", f"median; 5 %: {low:.1f}, 95 %: {high:.1f}"])
+        rows.append(["matched points", str(self.points), ""])
         if self.searched < 1:
             rows.append(["searched", f"{100 * self.searched:.0f} %", f"of the rows: {STRIPS} strips, not reduced"])
-        if self.scale > 1:
-            rows.append(["1 LR px", f"{self.scale} px", "of these views"])
         return f"{tables.text([['', 'measured', ''], *rows])}\n{self.verdict}"
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 
 from ... import tables
-from ...core.attachment.record import is_adapted, module_of, record_of, unwrap
+from ...core.attachment.record import configs_of, is_adapted, module_of
 from ...core.observation.describe import image_facts
 from ...core.operations.switching import disabled
 from ...errors import DataError
 from ..data import Example
-from ..inference.network import multi_view
+from ..inference.network import Views, multi_view
 from ..metrics import WHOLE_RGB
 from .measure import by_bicubic, by_network, by_network_alone, measure
 from .other_view import CONTROL, SAME_VIEW, OtherView
@@ -68,7 +69,7 @@ def compare(
     examples: Sequence[Example],
     *,
     control: object | None = None,
-    advance: Callable[[str], None] = lambda note: None,
+    seen: Callable[[str, Example, Views], None] = lambda method, example, results: None,
 ) -> Comparison:
     """Measure a model beside bicubic, its frozen base, itself with each view paired with itself, and a control.
 
@@ -77,7 +78,8 @@ def compare(
         examples: One or more scenes, all with the views that the model takes.
         control: Model of several views that was trained with each view given twice (`data.EachViewTwice`); it is
             measured in the same way.
-        advance: Called with the scene's name after each scene of each method; `methods` counts these.
+        seen: Called with the method, the scene and its results after each scene of each method, as in `measure`;
+            `methods` counts the methods.
 
     Raises:
         DataError: There are no scenes, a scene cannot be run (no scene is ever left out of a mean), or the control does
@@ -98,7 +100,7 @@ def compare(
                 scale=scale,
                 protocol=WHOLE_RGB,
                 method=method,
-                seen=lambda example, _: advance(example.name),
+                seen=partial(seen, method),
             )
     return Comparison(reports=reports)
 
@@ -124,7 +126,7 @@ def check_control(model: object, control: object) -> None:
     if not all(views) or len(set(views)) > 1 or len(set(scales)) > 1:
         counts = " and ".join(f"{count or 1} view(s) at x{scale}" for count, scale in zip(views, scales, strict=True))
         raise DataError(f"a model and its control must both take several views, of one scale; these take {counts}")
-    adapters = [[p.recipe.adapters for p in record_of(unwrap(each)).plans.values()] for each in (model, control)]
+    adapters = [configs_of(each) for each in (model, control)]
     if adapters[0] != adapters[1]:
         raise DataError(
             "a control must have the adapters of its model, but these differ:",
