@@ -9,6 +9,7 @@ import gc
 import pickle
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -218,16 +219,38 @@ def test_calibration_shows_inputs_and_gradients_of_single_images_and_settles_sha
     assert not lowpeft.core.operations.calibration.needs_calibration(loaded)
 
 
-@pytest.mark.parametrize("what", ["no loss", "no batches", "trained"])
-def test_calibration_that_cannot_work_is_refused_and_changes_nothing(what: str) -> None:
+@pytest.mark.parametrize(
+    ("what", "word"),
+    [
+        ("no loss", "loss="),
+        ("no batches", "no batches"),
+        ("None", "NoneType"),
+        ("meta", "values"),
+        ("trained", "trained"),
+        ("off", "is off"),
+        ("inference", "inference mode"),
+    ],
+)
+def test_calibration_that_cannot_work_is_refused_and_changes_nothing(what: str, word: str) -> None:
     model = mean_model()
     if what == "trained":
         randomise_adapters(model)
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    batches = mean_batches(0 if what == "no batches" else 1)
-    with pytest.raises(PlanError, match={"no loss": "loss=", "no batches": "no batches", "trained": "trained"}[what]):
+    batches = None if what == "None" else list(mean_batches(0 if what == "no batches" else 1))
+    if what == "meta":
+        batches = [(x.to("meta"), target) for x, target in batches]
+    state = {"off": lowpeft.disabled(model), "inference": torch.inference_mode()}.get(what, nullcontext())
+    with state, pytest.raises(PlanError, match=word):
         lowpeft.calibrate(model, batches, loss=None if what == "no loss" else F.l1_loss)
     assert_same_tensors(model.state_dict(), before)
+
+
+def test_what_was_frozen_stays_frozen_in_a_calibrated_adapter() -> None:
+    model = mean_model()
+    frozen = next(name for name, _ in model.named_parameters() if SLOT in name.split("."))
+    model.get_parameter(frozen).requires_grad_(False)
+    lowpeft.calibrate(model, mean_batches(), loss=F.l1_loss)
+    assert [n for n, p in model.named_parameters() if SLOT in n.split(".") and not p.requires_grad] == [frozen]
 
 
 def test_an_error_in_a_calibrator_leaves_the_model_untouched(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,6 +207,11 @@ def test_a_narrow_image_has_no_whole_band_and_calibrates_all_the_same() -> None:
     assert all(p.isfinite().all() for adapter in parallax_adapters(model) for p in adapter.parameters())
 
 
+def test_logits_that_no_float_holds_are_refused() -> None:
+    with pytest.raises(PlanError, match="spread"):
+        ParallaxConfig(spread=1e300)
+
+
 @pytest.mark.parametrize("disparities", [(1, 24), (-1, 1), (0.0, 3), (3,), 24, (0, True)])
 def test_bad_ranges_are_refused(disparities: object) -> None:
     with pytest.raises(PlanError, match="disparities"):

@@ -6,6 +6,7 @@ import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from lowpeft import DataError
 from lowpeft.cli import main
 from lowpeft.demo import demo_backbone
 from lowpeft.restoration.data import EachViewTwice, Example
-from lowpeft.restoration.evaluation import by_network_alone, compare, measure, methods
+from lowpeft.restoration.evaluation import by_network_alone, compare, measure, methods, trained_otherwise
 from lowpeft.restoration.images import matlab_downscale, write_image
 from lowpeft.restoration.metrics import WHOLE_RGB
 from lowpeft.restoration.training import train, validation
@@ -119,6 +120,17 @@ def test_a_control_has_the_adapters_of_its_model() -> None:
     with pytest.raises(DataError, match="adapters") as error:
         compare(stereo(5), scenes("a"), control=lowpeft.adapt(base, "stereo", every=1))
     assert len(error.value.problems) == 2
+
+
+def test_settings_in_which_a_control_was_trained_otherwise_are_listed() -> None:
+    def model(**changes: Any) -> object:
+        base = backbone_of(next(n for n in zoo.FAMILIES if n.name == "edsr"))
+        recipe = lowpeft.load_recipe("stereo")
+        return lowpeft.adapt(base, replace(recipe, training=replace(recipe.training, **changes)))
+
+    assert trained_otherwise(model(steps=50, batch=2), model(steps=50, batch=4, seed=1, calibration=8)) == []
+    differing = trained_otherwise(model(steps=50), model(steps=100, learning_rate=1e-3))
+    assert differing == ["steps: 50, of the control 100", "learning_rate: 0.0005, of the control 0.001"]
 
 
 # --- The commands

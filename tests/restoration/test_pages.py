@@ -129,11 +129,28 @@ def test_a_slider_begins_with_the_images_asked_for(
         (Table, [[]]),
         (Table, [[[]]]),
         (Table, [[["a", "b"], ["1"]]]),
+        (Table, [[["a"], [1.5]]]),
+        (Slider, [[A, B]]),
+        (Pictures, [{"a": "a.png"}]),
     ],
 )
 def test_parts_that_cannot_be_shown_are_refused(part: Any, arguments: list[Any]) -> None:
     with pytest.raises(DataError):
         part(*arguments)
+
+
+@pytest.mark.parametrize("wrong", [lambda path: ["text"], lambda path: [Text(None)], lambda path: [Code(1)]])
+def test_what_is_no_part_or_no_text_is_refused(tmp_path: Path, wrong: Any) -> None:
+    with pytest.raises(DataError):
+        write_page(tmp_path / "page.html", "Title", wrong(tmp_path))
+    with pytest.raises(DataError):
+        write_page(tmp_path / "page.html", 3, [])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_slider_shows_two_images_at_first() -> None:
+    with pytest.raises(DataError, match="not 1"):
+        Slider({"a": A, "b": B}, shown=("a",))
 
 
 def test_a_name_that_no_image_has_is_refused_with_the_nearest() -> None:

@@ -135,6 +135,10 @@ def test_wrong_arguments_are_refused(scene: DemoScene, tmp_path: Path) -> None:
         check_pair(scene.left[None], scene.right[None])
     with pytest.raises(DataError, match="there is no image file"):
         check_pair(tmp_path / "missing.png", scene.right)
+    with pytest.raises(DataError, match="0 to 255"):
+        check_pair(255 * torch.ones(3, 64, 128).tril(), torch.zeros(3, 64, 128))
+    with pytest.raises(DataError, match="NoneType"):
+        check_pair(None, torch.zeros(3, 64, 128))
     with pytest.raises(DataError, match="scale must be at least 1, not 0"):
         check_pair(scene.left, scene.right, scale=0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..core.attachment.record import configs_of, is_adapted, module_of
+from ..core.attachment.record import is_adapted, module_of, recipes_of
 from ..core.files.adapter_files import load_adapter, read_adapter
 from ..core.observation.describe import image_facts
 from ..errors import LowpeftError
@@ -118,7 +119,7 @@ def run(options: argparse.Namespace) -> None:
         reports.append(_measured(bicubic, "bicubic", options, scenes, scale, seen))
     if models is not None:
         if multi_view(module_of(models[0])) is not None:
-            adapters = configs_of(models[0])
+            adapters = [config for recipe in recipes_of(models[0]) for config in recipe.adapters]
             warn_of_pairs(scenes, scale, border=options.border, halve=options.halve, adapters=adapters)
         report, other_view = _measured_network(*models, options, scenes, scale, out)
         reports.append(report)
@@ -140,7 +141,7 @@ def _models(options: argparse.Namespace, base: Backbone) -> tuple[object, object
     Raises:
         LowpeftError: The control was not trained as one, or does not fit the adapter.
     """
-    from ..restoration.evaluation import check_control
+    from ..restoration.evaluation import check_control, trained_otherwise
 
     model = adapted(options, base) if options.adapter else base
     module_of(model).to(device(options.device))
@@ -151,6 +152,8 @@ def _models(options: argparse.Namespace, base: Backbone) -> tuple[object, object
     control = load_adapter(backbone(options, quiet=True), Path(options.control), force=options.force)
     control.to(device(options.device))
     check_control(model, control)
+    if differing := trained_otherwise(model, control):
+        print(f"the control was trained otherwise, so it proves little: {'; '.join(differing)}", file=sys.stderr)
     return model, control
 
 

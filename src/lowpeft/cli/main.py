@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -32,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     run: Callable[[argparse.Namespace], int | None] = options.run
     try:
-        return run(options) or 0
+        code = run(options) or 0
+        sys.stdout.flush()
+        return code
     except LowpeftError as error:
         return _fail(options.command, str(error), 2)
     except ModuleNotFoundError as error:
@@ -44,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not is_out_of_memory(error):
             raise
         return _fail(options.command, "does not fit into memory; smaller images or --memory-mb take less", 2)
+    except BrokenPipeError:  # the reader of a pipe has seen enough, as in `lowpeft plan … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to fail at exit
+        return 0
     except KeyboardInterrupt:
         return _fail(options.command, "interrupted", 130)
 

@@ -217,6 +217,11 @@ def _print_plan(model: object, recipe: Recipe, crops: CropSource, processes: Pro
     several = f" on {processes.number} processes" if processes.number > 1 else ""
     samples = "pairs" if crops.views == 2 else "images"
     print(f"{len(crops.scenes)} training scenes, {settings.steps} steps of {settings.batch} {samples}{several}")
+    if settings.warmup_steps >= settings.steps:
+        print(
+            f"the warm-up of {settings.warmup_steps} steps does not end in this run: the learning rate never reaches "
+            f"{settings.learning_rate:g}; set --warmup-steps"
+        )
     if isinstance(crops, EachViewTwice):
         print(f"control: {crops.facts['control']}; a step has the views of {settings.batch // 2} pairs")
 

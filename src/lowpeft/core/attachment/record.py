@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from ...errors import PlanError, did_you_mean
-from ...kinds import Adapter, AdapterConfig
+from ...kinds import Adapter
 from ...ports.facts import RECORD, Backbone, Facts
 from .slots import below, slots
 from .switches import Switches
 from .wrappers import network_in
 
 if TYPE_CHECKING:
+    from ...recipes import Recipe
     from ..observation.figures import Figures
     from ..observation.fingerprint import Fingerprint
     from ..planning.plan import Plan
@@ -109,10 +110,9 @@ def record_of(root: nn.Module) -> Record:
     return record
 
 
-def configs_of(model: object) -> list[AdapterConfig]:
-    """Return the configs of the recipes of all attached adapters; empty for a network that is not adapted."""
-    plans = record_of(unwrap(model)).plans.values() if is_adapted(model) else ()
-    return [config for plan in plans for config in plan.recipe.adapters]
+def recipes_of(model: object) -> list[Recipe]:
+    """Return the recipes of the attached adapters; empty for a network that is not adapted."""
+    return [plan.recipe for plan in record_of(unwrap(model)).plans.values()] if is_adapted(model) else []
 
 
 def check_name(root: nn.Module, name: str) -> None:

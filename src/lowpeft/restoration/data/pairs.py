@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 
 import torch
@@ -226,7 +227,12 @@ def _change(value_px: float) -> str:
 def _view(view: Tensor | AnyPath) -> Tensor:
     """Return a view as uint8 (3,H,W) on the CPU."""
     if not isinstance(view, Tensor):
+        if not isinstance(view, str | os.PathLike):
+            raise DataError(f"check_pair takes tensors or paths of image files, not a {type(view).__name__}")
         return read_image(view)
     if view.ndim != 3 or view.shape[0] != 3 or view.numel() == 0:
         raise DataError(f"check_pair takes images (3, H, W), not shape {tuple(view.shape)}")
-    return eight_bit(view.detach().cpu())
+    view = view.detach().cpu()
+    if view.is_floating_point() and not bool(((view >= 0) & (view <= 1)).all()):  # also NaN
+        raise DataError(f"float views must be within 0..1, but this one has {view.min():g} to {view.max():g}")
+    return eight_bit(view)

@@ -1,6 +1,6 @@
 """Evaluation on whole scenes: measure by protocol, compare with the frozen base, write tables, files and pictures."""
 
-from .comparison import Comparison, check_control, compare, methods
+from .comparison import Comparison, check_control, compare, methods, trained_otherwise
 from .disparity import AttendedDisparity, attended_disparity, most_confident
 from .measure import by_bicubic, by_network, by_network_alone, evaluate, measure, measured_row
 from .other_view import CONTROL, SAME_VIEW, OtherView
@@ -26,5 +26,6 @@ __all__ = [
     "methods",
     "most_confident",
     "overview",
+    "trained_otherwise",
     "write_reports",
 ]

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from statistics import fmean
 
 from ... import tables
-from ...core.attachment.record import configs_of, is_adapted, module_of
+from ...core.attachment.record import is_adapted, module_of, recipes_of
 from ...core.observation.describe import image_facts
 from ...core.operations.switching import disabled
 from ...errors import DataError
+from ...recipes import TrainSettings
 from ..data import Example
 from ..inference.network import Views, multi_view
 from ..metrics import WHOLE_RGB
 from .measure import by_bicubic, by_network, by_network_alone, measure
 from .other_view import CONTROL, SAME_VIEW, OtherView
 from .report import Report
+
+_OWN = {"accumulate", "batch", "calibration", "keep_checkpoints", "save_every_steps", "seed", "validate_every_steps"}
+_TRAINED_ALIKE = tuple(f.name for f in fields(TrainSettings) if f.name not in {*_OWN, "workers"})
+"""Training settings in which a control must not differ; its batch is doubled, and its seed may be another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,16 +124,26 @@ def check_control(model: object, control: object) -> None:
     """Check that a control can be compared with a model.
 
     Raises:
-        DataError: One of the two does not take several views, or they differ in views, scale or the recipe's adapters.
+        DataError: One of the two does not take several views, or they differ in views, scale or adapters.
     """
     views = [0 if (m := multi_view(module_of(each))) is None else m.views for each in (model, control)]
     scales = [image_facts(each).scale for each in (model, control)]
     if not all(views) or len(set(views)) > 1 or len(set(scales)) > 1:
         counts = " and ".join(f"{count or 1} view(s) at x{scale}" for count, scale in zip(views, scales, strict=True))
         raise DataError(f"a model and its control must both take several views, of one scale; these take {counts}")
-    adapters = [configs_of(each) for each in (model, control)]
+    adapters = [[recipe.adapters for recipe in recipes_of(each)] for each in (model, control)]
     if adapters[0] != adapters[1]:
         raise DataError(
             "a control must have the adapters of its model, but these differ:",
             problems=[str(each) for each in adapters],
         )
+
+
+def trained_otherwise(model: object, control: object) -> list[str]:
+    """List the training settings in which a control differs from its model, e.g. "steps: 300, of the control 200"."""
+    return [
+        f"{name}: {ours!r}, of the control {theirs!r}"
+        for recipes in zip(recipes_of(model), recipes_of(control), strict=True)
+        for name in _TRAINED_ALIKE
+        if (ours := getattr(recipes[0].training, name)) != (theirs := getattr(recipes[1].training, name))
+    ]

@@ -31,7 +31,7 @@ class AttendedDisparity:
         site: Path of the site in the network.
         disparity_px: Disparity of the position with the largest attention weight, x_left - x_right in LR px, left view
             and right view: (H,W) each, float32, on the CPU. Positive in rectified pairs.
-        confidence: That weight, 0..1, left view and right view: (H,W) each.
+        confidence: That weight, 0..1, left view and right view: (H,W) each. Attention can be sure of a wrong match too.
     """
 
     adapter: str
@@ -118,7 +118,7 @@ def _kept(parts: list[Matches], box: Box, width: int) -> Tensor:
 
 
 def most_confident(found: list[AttendedDisparity]) -> AttendedDisparity:
-    """Return the result of the site with the largest mean attention weight.
+    """Return the result of the site with the largest mean attention weight, which need not have the best matches.
 
     Raises:
         DataError: There are no results.

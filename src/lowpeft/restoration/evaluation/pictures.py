@@ -176,6 +176,6 @@ def draw_attended(example: Example, found: AttendedDisparity) -> Image.Image:
     }
     note = (
         f"{example.name}: x_left - x_right of the position with the largest attention weight, in LR px, at "
-        f"{found.site}. Weight: mean over the view; 1 is certain."
+        f"{found.site}. Weight: mean over the view, 0 to 1."
     )
     return draw_disparity({**views, **maps}, note=note)

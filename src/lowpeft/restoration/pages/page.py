@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from html import escape
 from importlib import resources
 from pathlib import Path
 
 from ...errors import DataError
 from ...storage import write_text
-from .parts import Part
+from .parts import Part, escaped
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 """Content security policy: a browser loads nothing for the page, neither from the network nor from the disk."""
@@ -28,16 +27,19 @@ def write_page(path: str | os.PathLike[str], title: str, parts: Iterable[Part]) 
         `path`.
 
     Raises:
-        DataError: A part cannot be shown, or the file cannot be written; an existing file is unchanged.
+        DataError: The title is no text, a part cannot be shown, or the file cannot be written; an existing file is
+            unchanged.
     """
-    path = Path(path)
+    path, parts = Path(path), list(parts)
+    if wrong := [type(part).__name__ for part in parts if not hasattr(part, "html")]:
+        raise DataError(f"these are no parts of a page: {', '.join(wrong)}; use Text, Table, Slider, …")
     page = "\n".join(
         [
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)}</title>\n<style>\n{_file('page.css')}</style>\n</head>\n<body>\n<main>",
-            f"<h1>{escape(title)}</h1>",
+            f"<title>{escaped(title)}</title>\n<style>\n{_file('page.css')}</style>\n</head>\n<body>\n<main>",
+            f"<h1>{escaped(title)}</h1>",
             *(part.html() for part in parts),
             f"</main>\n<script>\n{_file('page.js')}</script>\n</body>\n</html>\n",
         ]

@@ -22,6 +22,17 @@ if TYPE_CHECKING:
     Image = torch.Tensor | Picture
 
 
+def escaped(text: str) -> str:
+    """Return a text for HTML.
+
+    Raises:
+        DataError: It is no text.
+    """
+    if not isinstance(text, str):
+        raise DataError(f"a page shows text, not {text!r} ({type(text).__name__}): format it first")
+    return escape(text)
+
+
 class Part(Protocol):
     """Anything that `write_page` can put on a page."""
 
@@ -36,7 +47,7 @@ class Heading:
     text: str
 
     def html(self) -> str:
-        return f"<h2>{escape(self.text)}</h2>"
+        return f"<h2>{escaped(self.text)}</h2>"
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,7 @@ class Text:
     text: str
 
     def html(self) -> str:
-        return f"<p>{escape(self.text)}</p>"
+        return f"<p>{escaped(self.text)}</p>"
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,9 @@ class Code:
     text: str
 
     def html(self) -> str:
-        return f'<div class="code"><pre><code>{escape(self.text)}</code></pre><button type="button">Copy</button></div>'
+        return (
+            f'<div class="code"><pre><code>{escaped(self.text)}</code></pre><button type="button">Copy</button></div>'
+        )
 
 
 @dataclass(frozen=True)
@@ -68,7 +81,7 @@ class Table:
         caption: Text above the table.
 
     Raises:
-        DataError: There is no header, or the rows differ in length.
+        DataError: There is no header, the rows differ in length, or a cell is no text.
     """
 
     cells: tables.Cells
@@ -78,9 +91,12 @@ class Table:
         lengths = sorted({len(row) for row in self.cells})
         if len(lengths) != 1 or lengths == [0]:
             raise DataError(f"expected a table with a header and rows of one length, not rows of {lengths} cells")
+        for row in self.cells:
+            for cell in row:
+                escaped(cell)
 
     def html(self) -> str:
-        caption = f"<figcaption>{escape(self.caption)}</figcaption>\n" if self.caption else ""
+        caption = f"<figcaption>{escaped(self.caption)}</figcaption>\n" if self.caption else ""
         return f'<figure class="table">\n{caption}<div class="scroller">{tables.html(self.cells)}</div>\n</figure>'
 
 
@@ -123,8 +139,8 @@ class Slider:
         shown: Names of the images that are shown left and right of the line at first; None means the first two.
 
     Raises:
-        DataError: There are fewer than two images, they differ in size, one is not (3, H, W), or `shown` has a name
-            that no image has.
+        DataError: There are fewer than two images, they differ in size, one is not (3, H, W), or `shown` is not
+            two names of images.
     """
 
     images: Mapping[str, Image]
@@ -136,6 +152,8 @@ class Slider:
         if len(set(sizes.values())) != 1:
             listed = [f"{name}: {width}x{height} px" for name, (height, width) in sizes.items()]
             raise DataError("the images of a slider must have one size", problems=listed)
+        if self.shown is not None and len(self.shown) != 2:
+            raise DataError(f"a slider shows two images at first, not {len(self.shown)}")
         for name in self.shown or ():
             if name not in self.images:
                 known = f"{did_you_mean(name, self.images)}; images: {', '.join(self.images)}"
@@ -165,23 +183,26 @@ class Slider:
 
 def _sizes(images: Mapping[str, Image], *, least: int) -> dict[str, Size]:
     """Return height and width of each image; raise DataError if there are fewer, or one is not (3, H, W)."""
+    if not isinstance(images, Mapping):
+        raise DataError(f"expected images by name, not a {type(images).__name__}")
     if len(images) < least:
         raise DataError(f"expected {least} or more images, not {len(images)}")
     sizes = {}
     for name, image in images.items():
-        if not isinstance(image, torch.Tensor):
+        if not isinstance(image, torch.Tensor) and hasattr(image, "save"):
             sizes[name] = (image.height, image.width)
-        elif image.ndim == 3 and image.shape[0] == 3 and image.numel():
+        elif isinstance(image, torch.Tensor) and image.ndim == 3 and image.shape[0] == 3 and image.numel():
             sizes[name] = (image.shape[1], image.shape[2])
         else:
-            raise DataError(f"image {name!r}: expected (3, H, W), not shape {tuple(image.shape)}")
+            found = f"shape {tuple(image.shape)}" if isinstance(image, torch.Tensor) else type(image).__name__
+            raise DataError(f"image {name!r}: expected a tensor (3, H, W) or an image of Pillow, not {found}")
     return sizes
 
 
 def _figures(images: Mapping[str, Image]) -> str:
     """Return each image with its name below it. The names stay for readers without scripts."""
     return "\n".join(
-        f"<figure>{_image(name, image)}<figcaption>{escape(name)}</figcaption></figure>"
+        f"<figure>{_image(name, image)}<figcaption>{escaped(name)}</figcaption></figure>"
         for name, image in images.items()
     )
 
@@ -198,19 +219,19 @@ def _image(name: str, image: Image) -> str:
         raise DataError(f"image {name!r} cannot be shown: {error}; convert it to RGB") from error
     data = base64.b64encode(buffer.getvalue()).decode()
     return (
-        f'<img alt="{escape(name)}" width="{picture.width}" height="{picture.height}" draggable="false" '
+        f'<img alt="{escaped(name)}" width="{picture.width}" height="{picture.height}" draggable="false" '
         f'src="data:image/png;base64,{data}">'
     )
 
 
 def _caption(text: str) -> str:
-    return f"\n<figcaption>{escape(text)}</figcaption>\n</figure>" if text else "\n</figure>"
+    return f"\n<figcaption>{escaped(text)}</figcaption>\n</figure>" if text else "\n</figure>"
 
 
 def _select(label: str, options: Mapping[str, str], chosen: str) -> str:
     """Return a drop-down list of options, given as texts by value."""
     items = "".join(
-        f'<option value="{escape(value)}"{" selected" * (value == chosen)}>{escape(text)}</option>'
+        f'<option value="{escaped(value)}"{" selected" * (value == chosen)}>{escaped(text)}</option>'
         for value, text in options.items()
     )
     return f'<select aria-label="{label}">{items}</select>'

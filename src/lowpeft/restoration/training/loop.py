@@ -32,7 +32,7 @@ from ..inference.network import in_eval_mode, run_padded
 from .checkpoint import Checkpoint, Progress, checkpoints, differences, identity, read_newest, write_checkpoint
 from .kinds import parameter_groups, start_from_data, training_hooks
 from .log import Log, draw_curves, logged
-from .models import check_folder, check_gradients, save_product, trained_name, trained_parameters
+from .models import check_folder, check_gradients, record_settings, save_product, trained_name, trained_parameters
 from .parallel import Processes, connect, in_parallel, without_exchange
 from .samples import CropSource, MicroBatch, batches, check_batch, check_crops, control_facts
 from .schedule import learning_rate, mean_loss
@@ -187,6 +187,7 @@ class _TrainingRun:
         with self._errors_explained(DataError, OSError):
             start_from_data(self.module, crops, settings, facts)
             self.identity = {} if folder is None else identity(self.module, crops, settings)
+        record_settings(self.module, settings)
         self.parameters = trained_parameters(self.module)
         self.device = next(iter(self.parameters.values())).device
         self.hooks = training_hooks(self.module, settings.steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,14 +13,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...backbones.networks import EDT
-from ...core.attachment.record import is_adapted, module_of, pieces, unwrap
+from ...core.attachment.record import is_adapted, module_of, pieces, record_of, unwrap
 from ...core.files.adapter_files import TENSORS, save_adapter
 from ...core.operations.adapt import adapt
 from ...core.operations.merging import merge
 from ...core.operations.state import adapter_parameters
 from ...errors import PlanError, TrainingError
 from ...ports.facts import Backbone
-from ...recipes import Recipe
+from ...recipes import Recipe, TrainSettings
 from ...storage import new_file
 from .checkpoint import checkpoints
 
@@ -113,15 +114,25 @@ def trained_name(model: object) -> str | None:
     Raises:
         PlanError: Several adapters are trained, but a folder stores one.
     """
-    if not is_adapted(model):
-        return None
-    trained = {name for name, _, piece in pieces(unwrap(model)) if any(p.requires_grad for p in piece.parameters())}
+    trained = _trained_names(model)
     if len(trained) > 1:
         raise PlanError(
             f"the adapters {', '.join(sorted(trained))} would be trained together, but a folder stores one: freeze the "
             "others, `for _, p in lowpeft.adapter_parameters(model, name=…): p.requires_grad_(False)`"
         )
     return next(iter(trained), None)
+
+
+def record_settings(model: object, settings: TrainSettings) -> None:
+    """Note the settings in the recipes of the adapters that are trained, in place of those the recipes came with."""
+    plans = record_of(unwrap(model)).plans if is_adapted(model) else {}
+    for name in _trained_names(model):
+        plans[name] = replace(plans[name], recipe=replace(plans[name].recipe, training=settings))
+
+
+def _trained_names(model: object) -> set[str]:
+    parts = pieces(unwrap(model)) if is_adapted(model) else []
+    return {name for name, _, piece in parts if any(p.requires_grad for p in piece.parameters())}
 
 
 def check_folder(folder: Path, model: object, *, resume: bool) -> None:
