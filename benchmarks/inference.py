@@ -27,6 +27,7 @@ from torch import nn
 import lowpeft
 from common import options_of, provenance, write
 from lowpeft import Backbone
+from lowpeft.cli.memory import keep_freed_memory
 from lowpeft.demo import demo_backbone
 from lowpeft.restoration.data import Example, find_scenes, load_example, scenes_with_lr
 from lowpeft.restoration.evaluation import evaluate
@@ -34,10 +35,15 @@ from lowpeft.restoration.images import to_float, to_uint8
 from lowpeft.restoration.inference import Tiling, boxes, local_pooling, reach_px
 
 HEIGHT, WIDTH = 1080, 1920
-BOUNDS_MB = (("Compact", 1200), ("RCAN", 1500), ("SwinIR", 3000))
 
 CHECKPOINTS = ("DITN_Real_x4.pth", "DCTLSA_x4.pt", "CRAFT_x4.pth")
 DEMO = "HAT x2 of the demo"
+BOUNDS_MB = (
+    ("Compact", "stereo", 1200),
+    ("RCAN", "stereo", 1500),
+    ("SwinIR", "stereo", 3000),
+    (DEMO, "parallax", 4000),
+)
 LARGE = ("mb2014q_Piano", "mb2014h_Motorcycle")
 FEW = 3
 STRIPS = Tiling(strip_px=48)
@@ -47,7 +53,9 @@ DEMO_CROP_PX = 32
 
 # --- memory
 def tiny(name: str) -> Backbone:
-    """A network of a few thousand parameters."""
+    """A network of a few thousand parameters, or that of the demo."""
+    if name == DEMO:
+        return demo_backbone()
     from spandrel.architectures.Compact import Compact
     from spandrel.architectures.RCAN import RCAN
     from spandrel.architectures.SwinIR import SwinIR
@@ -69,10 +77,11 @@ def held_mb() -> float:
     return pages * resource.getpagesize() / 1e6
 
 
-def one_pair(name: str, memory_mb: float) -> dict[str, object]:
-    """Run one 1080p pair in this process."""
+def one_pair(name: str, recipe: str, memory_mb: float) -> dict[str, object]:
+    """Run one 1080p pair in this process, as `lowpeft enhance` does."""
+    keep_freed_memory()
     base = tiny(name)
-    model = lowpeft.adapt(base, "stereo")
+    model = lowpeft.adapt(base, recipe)
     left, right = torch.rand(2, 3, HEIGHT, WIDTH)
     cuts = []
     original = boxes.strips
@@ -81,7 +90,8 @@ def one_pair(name: str, memory_mb: float) -> dict[str, object]:
     views = lowpeft.enhance(model, left, right, tiling=Tiling(memory_mb=memory_mb))
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     return {
-        "network": f"{name} x{base.scale}",
+        "network": name if name == DEMO else f"{name} x{base.scale}",
+        "recipe": recipe,
         "lr_px": f"{WIDTH}x{HEIGHT}",
         "bound_mb": memory_mb,
         "peak_mb": round(peak_mb - before),
@@ -94,8 +104,8 @@ def one_pair(name: str, memory_mb: float) -> dict[str, object]:
 def memory() -> list[dict[str, object]]:
     """Each bound in a process of its own."""
     rows = []
-    for name, bound_mb in BOUNDS_MB:
-        command = [sys.executable, "-W", "ignore", __file__, "--one", name, "--memory-mb", str(bound_mb)]
+    for name, recipe, bound_mb in BOUNDS_MB:
+        command = [sys.executable, "-W", "ignore", __file__, "--one", name, recipe, "--memory-mb", str(bound_mb)]
         rows.append(json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout))
     return rows
 
@@ -180,15 +190,16 @@ def pools(data: Path) -> dict[str, object]:
 def main() -> None:
     parser = options_of(__doc__)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("sections", nargs="*", help="sections to measure again; the others stay (default: all)")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--memory-mb", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(one_pair(options.one, options.memory_mb)))
+        print(json.dumps(one_pair(*options.one, options.memory_mb)))
         return
-    results = provenance("python benchmarks/inference.py --data DATA", "spandrel", "scikit-image")
-    seconds: dict[str, int] = {}
-    results["seconds"] = seconds
+    kept = json.loads(options.out.read_text()) if options.sections else {"seconds": {}}
+    results = {**kept, **provenance("python benchmarks/inference.py --data DATA", "spandrel", "scikit-image")}
+    seconds: dict[str, int] = results["seconds"]
     sections: dict[str, Callable[[], object]] = {
         "memory_of_a_pair": memory,
         "strips": partial(strips, options.data),
@@ -196,6 +207,8 @@ def main() -> None:
         "pools": partial(pools, options.data),
     }
     for name, section in sections.items():
+        if options.sections and name not in options.sections:
+            continue
         start = time.perf_counter()
         results[name] = section()
         seconds[name] = round(time.perf_counter() - start)

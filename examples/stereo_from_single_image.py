@@ -32,8 +32,9 @@ def main() -> None:
         write_scenes(test, range(1), split="test")
 
         backbone = demo_backbone()
-        recipe = lowpeft.load_recipe("stereo")
-        settings = replace(recipe.training, steps=options.steps, batch=2, crop_height_px=48, crop_width_px=160)
+        recipe = lowpeft.load_recipe("parallax")
+        size = {"batch": 2, "crop_height_px": 48, "crop_width_px": 160, "calibration": 8}
+        settings = replace(recipe.training, steps=options.steps, **size)
         print(lowpeft.plan(backbone, recipe))
 
         model = build_model(backbone, replace(recipe, training=settings))

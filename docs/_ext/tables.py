@@ -363,7 +363,7 @@ def stereo_start() -> str:
 def parallax_demo() -> str:
     """The demo with seeds: the recipe `parallax`, its control, and the published recipe."""
     results = results_of("demo")
-    cells, head = results["cells"], ["recipe", "trained", "frozen", "adapted", "same view twice", "control", "over it"]
+    cells, head = results["cells"], ["recipe", "trained", "frozen", "adapted", "same view", "control", "over it"]
 
     def row(recipe: str) -> list[str]:
         names = [name for name in cells if re.fullmatch(rf"{recipe}/seed-\d+", name)]
@@ -381,6 +381,66 @@ def parallax_demo() -> str:
 
     recipes = dict.fromkeys(name.split("/")[0] for name in cells)
     return f"{table(head, map(row, recipes))}\n\n{made_by(results)}"
+
+
+def parallax_steps() -> str:
+    """What runs of the demo of other lengths give."""
+    cells = results_of("demo")["cells"]
+    found = {int(m[1]): cells[name] for name in cells if (m := re.fullmatch(r"parallax/seed-0/steps-(\d+)", name))}
+    found[results_of("demo")["settings"]["steps"]] = cells["parallax/seed-0"]
+
+    def row(steps: int) -> list[str]:
+        db = found[steps]["db"]
+        return [str(steps), f"{db['adapted']:.3f}", f"{db['same view']:.3f}", f"{db['adapted'] - db['same view']:+.3f}"]
+
+    return table(["steps", "adapted", "same view", "difference"], map(row, sorted(found)))
+
+
+def parallax_forms() -> str:
+    """Forms of the adapter that were tried on the demo."""
+    results = results_of("parallax_forms")
+
+    def row(item: tuple[str, Any]) -> list[str]:
+        name, cell = item
+        adapted, same = cell["adapted_db"], cell["same_view_db"]
+        return [name, f"{cell['parameters']:,}", f"{adapted:.3f}", f"{same:.3f}"]
+
+    rows = sorted(results["cells"].items(), key=lambda item: item[1]["adapted_db"])
+    head = ["form", "trained", "adapted", "same view"]
+    return f"{table(head, map(row, rows))}\n\n{made_by(results)}"
+
+
+def parallax_real() -> str:
+    """Real pairs, with and without noise."""
+    results = results_of("evidence")
+    cells = results["cells"]
+
+    def row(name: str) -> list[str]:
+        cell, control = cells[name], cells.get(f"{name}/control")
+        task, recipe, _ = name.split("/")
+        adapted, same = cell["adapted_db"], cell.get("same_view_db")
+        over_same = f"{adapted - same:+.3f}" if same else "–"
+        over_control = f"{adapted - control['same_view_db']:+.3f}" if control else "–"
+        over_frozen = f"{adapted - cell['frozen_db']:+.3f}"
+        figures = [f"{cell['frozen_db']:.3f}", f"{adapted:.3f}", over_frozen, over_same, over_control]
+        return [task, f"`{recipe}`", f"{cell['parameters']:,}", *figures]
+
+    head = ["task", "recipe", "trained", "frozen", "adapted", "over frozen", "over same view", "over control"]
+    rows = [row(name) for name in cells if not name.endswith("/control")]
+    return f"{table(head, rows)}\n\n{made_by(results)}"
+
+
+def parallax_rigs() -> str:
+    """Rigs that are not ideal."""
+    results = results_of("rigs")
+    cases = results["db"]
+
+    def cell(db: Any) -> str:
+        return f"{db['adapted'] - db['frozen']:+.3f} / {db['adapted'] - db['same view']:+.3f}"
+
+    rigs = list(next(iter(cases.values())))
+    rows = [[rig, *(cell(case[rig]) for case in cases.values())] for rig in rigs]
+    return f"{table(['rig', *cases], rows)}\n\n{made_by(results)}"
 
 
 def own_offsets() -> str:
@@ -613,6 +673,10 @@ GENERATED: dict[str, Callable[[], str]] = {
     "found-offsets": found_in_pairs("offset_px"),
     "kinds": kinds,
     "parallax-demo": parallax_demo,
+    "parallax-forms": parallax_forms,
+    "parallax-real": parallax_real,
+    "parallax-rigs": parallax_rigs,
+    "parallax-steps": parallax_steps,
     "layouts": layouts,
     "memory": measured("memory_of_a_pair"),
     "networks": networks,

@@ -202,7 +202,7 @@ def _commands(folder: Path, scene: Scene, *, built_in: bool) -> list[str]:
     return [
         f"lowpeft enhance {left} {right} {network} --out {folder / 'enhanced'}",
         measure if built_in else f"lowpeft info {folder / 'adapter'}",
-        f"lowpeft lam {left} {right} {network} --patch 32 32 16 --out {folder / 'lam'}",
+        f"lowpeft lam {left} {right} {network} --patch 32 32 16 --out {folder / 'lam'}  # minutes",
     ]
 
 

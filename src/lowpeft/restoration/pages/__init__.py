@@ -4,7 +4,7 @@ A page is one file with its images in it, and needs no network. Images are tenso
 Pillow images, and are shown pixel for pixel. The page of a stereo run, for instance:
 
 ```python
-methods = ("bicubic", "frozen", "adapted", "same view twice", "truth")
+methods = ("bicubic", "frozen", "adapted", "same view", "truth")
 figures = [["PSNR in dB", *methods[:4]], ["scene 1", "26.54", "26.58", "28.66", "28.12"]]
 left = dict(zip(methods, left_images, strict=True))
 right = dict(zip(methods, right_images, strict=True))
@@ -14,7 +14,7 @@ write_page(
     [
         Text("One scene by every method. Drag the line, or choose other images above it."),
         Slider(left, "Left view", shown=("frozen", "adapted")),
-        Slider(right, "Right view", shown=("same view twice", "adapted")),
+        Slider(right, "Right view", shown=("same view", "adapted")),
         Table(figures, "Mean of both views"),
         Heading("Disparity"),
         Pictures({"true": true_disparity, "read from the attention": attended}, "Bright is near."),
