@@ -15,7 +15,6 @@ Only training scenes are used: 8 of the 42 are held out and measured on, at most
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,33 +74,16 @@ def noisy(view: Tensor, noise: float, key: str) -> Tensor:
     return to_uint8((to_float(view) + noise * torch.randn(view.shape, generator=generator)).clamp(0, 1))
 
 
-@dataclass(frozen=True)
-class NoisyCrops:
-    """Crops whose LR views have noise of their own in every crop; see `lowpeft.restoration.training.CropSource`."""
+@dataclass(kw_only=True)
+class NoisyCrops(Crops):
+    """Crops whose LR views have noise (standard deviation for values 0..1) of their own in every crop."""
 
-    crops: Crops
     noise: float
 
-    @property
-    def crop_px(self) -> tuple[int, int]:
-        return self.crops.crop_px
-
-    @property
-    def scale(self) -> int:
-        return self.crops.scale
-
-    @property
-    def views(self) -> int:
-        return self.crops.views
-
-    @property
-    def scenes(self) -> Sequence[Any]:
-        return self.crops.scenes
-
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        lr, hr = self.crops[index]
+        lr, hr = super().__getitem__(index)
         if self.noise:
-            views = [noisy(to_uint8(v), self.noise, f"{self.crops.seed} {index} {i}") for i, v in enumerate(lr)]
+            views = [noisy(to_uint8(v), self.noise, f"{self.seed} {index} {i}") for i, v in enumerate(lr)]
             lr = torch.stack([to_float(view) for view in views])
         return lr, hr
 
@@ -120,14 +102,14 @@ def run_cell(data: Path, cell: str, adapters: Path) -> dict[str, object]:
             lr = tuple(noisy(v, noise, f"{scene.name} {i}") for i, v in enumerate(example.lr)) if noise else example.lr
             tests.append(replace(example, lr=lr))
     settings = replace(SETTINGS, seed=seed)
-    crops = Crops(
+    source: Any = NoisyCrops(
         [s for s in scenes if s.name not in HELD_OUT],
         scale,
         crop_px=(settings.crop_height_px, settings.crop_width_px),
         seed=seed,
         clean_crops=read_clean_crops(folder),
+        noise=noise,
     )
-    source: Any = NoisyCrops(crops, noise)
     if control:
         source = EachViewTwice(source)
         settings = replace(settings, batch=2 * settings.batch, calibration=2 * settings.calibration)
