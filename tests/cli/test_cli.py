@@ -6,6 +6,7 @@ import argparse
 import html
 import json
 import os
+import platform
 import re
 import shlex
 import subprocess
@@ -19,6 +20,7 @@ from spandrel.architectures.IPT import IPT
 import lowpeft
 from lowpeft.backbones.networks import EDT, EDTConfig
 from lowpeft.cli import main, parser
+from lowpeft.cli.memory import keep_freed_memory
 from lowpeft.demo import demo_backbone, make_scene, write_scenes
 from lowpeft.restoration.images import matlab_downscale, read_image, write_image
 
@@ -100,6 +102,7 @@ def test_info_says_what_is_in_the_file(work: Path, capsys: pytest.CaptureFixture
     assert main(["info", str(work / "adapter")]) == 0
     printed = capsys.readouterr().out
     assert "8 sites" in printed
+    assert re.search(r"^stereo settings +every=2, logit_scale=1.5$", printed, re.MULTILINE)
     assert "of the tests" in printed
 
 
@@ -111,6 +114,19 @@ def test_info_hides_nothing_of_the_base_behind_facts_of_the_same_name(
     assert main(["info", str(tmp_path)]) == 0
     lines = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
     assert lines[-4:] == ["base structure", "base weights", "fact: base weights", "data"]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(work: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "lowpeft", "info", str(work / "adapter")]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_freed_memory_is_kept_where_the_c_library_can() -> None:
+    assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
 
 
 def test_a_command_that_runs_out_of_memory_says_so(
@@ -292,7 +308,7 @@ def test_a_quick_demo_shows_that_the_other_view_counts(
     page = (tmp_path / "index.html").read_text()
     for command in re.findall(r"^  (lowpeft .*)$", printed, re.MULTILINE):
         assert html.escape(command) in page
-        assert parser().parse_args(shlex.split(command)[1:])
+        assert parser().parse_args(shlex.split(command, comments=True)[1:])
     for side in ("left", "right"):
         shapes = {p.name: read_image(p).shape for p in (tmp_path / "pictures").glob(f"{side}-*.png")}
         assert len(shapes) == 5

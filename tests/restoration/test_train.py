@@ -257,6 +257,11 @@ def test_the_adapter_that_is_written_is_the_trained_one(tmp_path: Path) -> None:
     assert equal(state_of(lowpeft.load_adapter(edt(), tmp_path)), state_of(model))
 
 
+def test_the_adapter_records_the_settings_that_it_was_trained_with(tmp_path: Path) -> None:
+    go("spatial", PLAIN, out=tmp_path)
+    assert lowpeft.read_adapter(tmp_path).recipe.training == PLAIN
+
+
 def test_the_best_is_kept(tmp_path: Path) -> None:
     figures = iter([1.0, 3.0, 2.0, 3.0])
     states = {}
