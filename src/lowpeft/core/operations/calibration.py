@@ -87,7 +87,6 @@ def calibrate(
     if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
         found = type(batches).__name__
         raise PlanError(f"batches must be a sequence of batches, e.g. a list of tensors, not a {found}")
-        raise PlanError()
     _observe(twin, runs, batches, loss, gradients="gradients" in wanted)
     return _finish(model, runs)
 
