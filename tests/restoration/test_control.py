@@ -129,8 +129,13 @@ def test_settings_in_which_a_control_was_trained_otherwise_are_listed() -> None:
         return lowpeft.adapt(base, replace(recipe, training=replace(recipe.training, **changes)))
 
     assert trained_otherwise(model(steps=50, batch=2), model(steps=50, batch=4, seed=1, calibration=8)) == []
-    differing = trained_otherwise(model(steps=50), model(steps=100, learning_rate=1e-3))
-    assert differing == ["steps: 50, of the control 100", "learning_rate: 0.0005, of the control 0.001"]
+    differing = trained_otherwise(model(steps=50, batch=2), model(steps=100, batch=2, learning_rate=1e-3))
+    assert differing == [
+        "steps: 50, of the control 100",
+        "learning_rate: 0.0005, of the control 0.001",
+        "batch: 2, of the control 2 (not twice as many)",
+    ]
+    assert "steps: 50" in str(compare(model(steps=50), scenes("a"), control=model(steps=100)))
 
 
 # --- The commands

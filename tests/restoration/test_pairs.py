@@ -139,7 +139,7 @@ def test_wrong_arguments_are_refused(scene: DemoScene, tmp_path: Path) -> None:
         check_pair(255 * torch.ones(3, 64, 128).tril(), torch.zeros(3, 64, 128))
     with pytest.raises(DataError, match="NoneType"):
         check_pair(None, torch.zeros(3, 64, 128))
-    with pytest.raises(DataError, match="scale must be at least 1, not 0"):
+    with pytest.raises(DataError, match="scale must be a whole number of at least 1, not 0"):
         check_pair(scene.left, scene.right, scale=0)
 
 

@@ -168,7 +168,7 @@ def warn_of_pairs(
     if find_spec("skimage") is None:
         return
     ranges = [config.disparities for config in adapters if isinstance(config, ParallaxConfig)]
-    searched = (min(least for least, _ in ranges), max(most for _, most in ranges)) if ranges else None
+    searched = (max(least for least, _ in ranges), min(most for _, most in ranges)) if ranges else None
     report = check_pairs(scenes, scale, border=border, halve=halve, clean_crops=clean_crops, searched=searched)
     if report.warning:
         print(report.warning, file=sys.stderr)

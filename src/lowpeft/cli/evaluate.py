@@ -123,16 +123,17 @@ def run(options: argparse.Namespace) -> None:
             warn_of_pairs(scenes, scale, border=options.border, halve=options.halve, adapters=adapters)
         report, other_view = _measured_network(*models, options, scenes, scale, out)
         reports.append(report)
+    written: tuple[Path, ...] = ()
+    if out is not None:
+        written = write_reports(reports, out, facts=_facts(options, scenes, scale, base), other_view=other_view)
     print(reports[-1])
     if len(reports) > 1:
         print(f"\n{overview(reports)}")
     if other_view is not None:
         hint = "" if options.control else "; for the second control train with --each-view-twice"
         print(f"\n{other_view}{hint}")
-    if out is not None:
-        facts = _facts(options, scenes, scale, base)
-        for path in write_reports(reports, out, facts=facts, other_view=other_view):
-            print(path)
+    for path in written:
+        print(path)
 
 
 def _models(options: argparse.Namespace, base: Backbone) -> tuple[object, object | None]:
@@ -141,7 +142,7 @@ def _models(options: argparse.Namespace, base: Backbone) -> tuple[object, object
     Raises:
         LowpeftError: The control was not trained as one, or does not fit the adapter.
     """
-    from ..restoration.evaluation import check_control, trained_otherwise
+    from ..restoration.evaluation import CONTROL_DIFFERS, check_control, trained_otherwise
 
     model = adapted(options, base) if options.adapter else base
     module_of(model).to(device(options.device))
@@ -149,11 +150,13 @@ def _models(options: argparse.Namespace, base: Backbone) -> tuple[object, object
         return model, None
     if EachViewTwice.facts.items() - read_adapter(options.control).facts.items():
         raise LowpeftError(f"{options.control} is not a control: train it with lowpeft train --each-view-twice")
+    if Path(options.adapter).is_dir() and EachViewTwice.facts.items() <= read_adapter(options.adapter).facts.items():
+        raise LowpeftError(f"--adapter {options.adapter} is a control itself: give the adapter that learned from pairs")
     control = load_adapter(backbone(options, quiet=True), Path(options.control), force=options.force)
     control.to(device(options.device))
     check_control(model, control)
     if differing := trained_otherwise(model, control):
-        print(f"the control was trained otherwise, so it proves little: {'; '.join(differing)}", file=sys.stderr)
+        print(f"{CONTROL_DIFFERS}: {'; '.join(differing)}", file=sys.stderr)
     return model, control
 
 

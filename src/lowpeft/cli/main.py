@@ -33,9 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     run: Callable[[argparse.Namespace], int | None] = options.run
     try:
-        code = run(options) or 0
-        sys.stdout.flush()
-        return code
+        return _flushed(run(options) or 0)
     except LowpeftError as error:
         return _fail(options.command, str(error), 2)
     except ModuleNotFoundError as error:
@@ -48,10 +46,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _fail(options.command, "does not fit into memory; smaller images or --memory-mb take less", 2)
     except BrokenPipeError:  # the reader of a pipe has seen enough, as in `lowpeft plan … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to fail at exit
-        return 0
+        return _flushed(1)  # it did not finish
     except KeyboardInterrupt:
         return _fail(options.command, "interrupted", 130)
+
+
+def _flushed(code: int) -> int:
+    """Write what is left of the output where somebody reads it, and return the exit code."""
+    try:
+        if sys.stdout is not None:  # it was closed by the caller
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to fail at exit
+    return code
 
 
 def _fail(command: str, message: str, code: int) -> int:

@@ -31,6 +31,7 @@ _DESCRIPTOR_RATE, _NO_MATCH_RATE = 10, 100
 """Factors of the trained numbers, so that one learning rate suits all; W_other and W_own are small, D and n are not."""
 _LEAST_SPREAD = 1e-3
 """Least standard deviation, before the gain, that is not taken for rounding."""
+_MOST_COLUMNS = 2**31
 _MOST_SPREAD = 1000
 """Largest spread of logits; attention is on one position long before."""
 _SAMPLED_POSITIONS = 2**14
@@ -65,7 +66,8 @@ class ParallaxConfig(StageConfig):
         at_least(self, own_columns=1, channels=1)
         ends = self.disparities if isinstance(self.disparities, tuple) and len(self.disparities) == 2 else (0, 0)
         least, most = ends
-        if not is_whole(least, least=-(2**31)) or least > 0 or not is_whole(most, least=2):
+        whole = is_whole(least, least=-_MOST_COLUMNS) and is_whole(most, least=2)
+        if not whole or least > 0 or most > _MOST_COLUMNS:
             raise PlanError(
                 "parallax adapter: disparities must be two whole numbers, the smallest (at most 0) and the largest (at "
                 f"least 2), not {self.disparities!r}"
@@ -91,8 +93,6 @@ class _Moments:
     def whitening(self, channels: int) -> Tensor:
         """Return the matrix (K,C) to the K principal components, each divided by its standard deviation."""
         mean = self.sum / self.count
-        if not self.products.isfinite().all():
-            return torch.tensor(torch.nan)
         values, vectors = torch.linalg.eigh(self.products / self.count - mean[:, None] * mean)
         damped = values.clamp(min=0) + _DAMPING * values.max()
         whitening: Tensor = (vectors * damped.rsqrt())[:, -channels:].T  # eigenvalues rise
@@ -139,16 +139,19 @@ class ParallaxCalibrator(Calibrator):
             PlanError: The batches show no features of the site, or features without variation.
         """
         moments = self._moments.get(site)
+        if moments is not None and not moments.products.isfinite().all():
+            raise PlanError(f"{site}: calibration saw features that are NaN or infinite; check the batches")
         whitening = moments.whitening(len(adapter.descriptor.weight)) if moments else torch.tensor(torch.nan)
         if not whitening.isfinite().all():
             raise PlanError(f"{site}: calibration saw no features that vary; give batches of real stereo pairs")
         adapter.descriptor.weight.copy_(whitening / _DESCRIPTOR_RATE)
         samples = [[adapter.describe(view) for view in pair] for pair in self._samples[site]]
+        own = [(z, z) for pair in samples for z in pair]
         # q = p is left out: it is no look-alike, and it would be one if both views were the same image.
-        bands = (
-            [adapter.logits(z, z_other, *adapter.bands[0], itself=False) for z, z_other in samples],
-            [adapter.logits(z, z, *adapter.own_band, itself=False) for pair in samples for z in pair],
-        )
+        bands = [
+            [adapter.logits(*z, *_clipped(columns, z[0].shape[2]), itself=False) for z in pairs]
+            for pairs, columns in ((samples, adapter.bands[0]), (own, adapter.own_band))
+        ]
         spreads, best = zip(*map(_spreads_and_best, bands), strict=True)
         spread = spreads[0].mean()
         if not spread.isfinite() or spread < _LEAST_SPREAD:

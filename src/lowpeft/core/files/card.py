@@ -16,7 +16,7 @@ tags:
 - image-restoration
 {stereo_tag}---
 
-# {recipe[name]} adapter for {base[model]}
+# {name} adapter for {base[model]}
 
 {summary}.
 Only the adapter is here: {mb:.2f} MB, for a frozen base of {base[parameters]:,} parameters.
@@ -67,9 +67,9 @@ def model_card(config: dict[str, Any], size_bytes: int, place: str = "path/to/th
     stereo = any(config_from_dict(group["adapter"]).views == 2 for group in config["sites"])
     rows = [f"| {_cell(key)} | {_cell(value)} |\n" for key, value in facts.items()]
     return TEXT.format(
-        recipe=recipe,
         base=config["base"],
-        summary=recipe["summary"] or recipe["name"],
+        name=_plain(recipe["name"]),
+        summary=_plain(recipe["summary"] or recipe["name"]),
         mb=size_bytes / 1e6,
         place=place,
         stereo_tag="- stereo-super-resolution\n" if stereo else "",
@@ -85,4 +85,9 @@ def model_card(config: dict[str, Any], size_bytes: int, place: str = "path/to/th
 
 def _cell(value: object) -> str:
     """Return a value as the text of one Markdown table cell."""
-    return " ".join(str(value).split()).replace("|", "\\|")
+    return _plain(value).replace("|", "\\|")
+
+
+def _plain(value: object) -> str:
+    """Return a value on one line, without what Markdown takes for HTML or code."""
+    return " ".join(str(value).split()).replace("<", "&lt;").replace("`", "'")

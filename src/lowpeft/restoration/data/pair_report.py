@@ -54,11 +54,12 @@ class PairReport:
         if self.searched is None:
             return
         least, most = self.searched
-        ranges = [check.disparity_lr_px for check in self.scenes.values() if check.points]
+        # A negative median is a fault of its own (swapped views), which no range mends.
+        ranges = [c.disparity_lr_px for c in self.scenes.values() if c.points and c.disparity_px[1] >= 0]
         beyond = sum(low < least - 1 or high > most + 1 for low, _, high in ranges)
         if beyond:
             low, high = min(r[0] for r in ranges), max(r[2] for r in ranges)
-            wanted = [math.floor(min(low, 0)), math.ceil(high)]
+            wanted = [math.floor(min(low, 0)), math.ceil(max(high, 2))]
             yield (
                 f"{beyond} of {len(ranges)} checked pairs have disparities that the adapter does not search: they lie "
                 f"from {low:.0f} to {high:.0f} LR px, and it searches {least} to {most}; train it with "

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ... import tables
+from ...checks import is_whole
 from ...errors import DataError
 from ...ports.layouts import Size
 from ..images import eight_bit, read_image
@@ -162,8 +163,8 @@ def check_pair(left: Tensor | AnyPath, right: Tensor | AnyPath, *, scale: int = 
         DataError: A view cannot be read or is not an image (3,H,W), the views differ in size, or the scale is below 1.
         LowpeftError: scikit-image is not installed.
     """
-    if scale < 1:
-        raise DataError(f"the scale must be at least 1, not {scale}")
+    if not is_whole(scale, least=1):
+        raise DataError(f"the scale must be a whole number of at least 1, not {scale!r}")
     views = _view(left), _view(right)
     if views[0].shape != views[1].shape:
         sizes = [px((view.shape[-2], view.shape[-1])) for view in views]

@@ -21,9 +21,10 @@ from .measure import by_bicubic, by_network, by_network_alone, measure
 from .other_view import CONTROL, SAME_VIEW, OtherView
 from .report import Report
 
+CONTROL_DIFFERS = "the control was trained otherwise, so the difference to it proves little"
 _OWN = {"accumulate", "batch", "calibration", "keep_checkpoints", "save_every_steps", "seed", "validate_every_steps"}
 _TRAINED_ALIKE = tuple(f.name for f in fields(TrainSettings) if f.name not in {*_OWN, "workers"})
-"""Training settings in which a control must not differ; its batch is doubled, and its seed may be another."""
+"""Training settings in which a control must not differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +35,11 @@ class Comparison:
         reports: Reports by method: `bicubic`; `frozen` and `adapted`, or `trained` for a network without adapters;
             `same view` for models of several views, with each view paired with itself; `control` for a model that was
             trained so, if one was given, also with each view paired with itself.
+        control_differs: Settings in which the control was trained otherwise; see `trained_otherwise`.
     """
 
     reports: Mapping[str, Report]
+    control_differs: Sequence[str] = ()
 
     def means_db(self) -> dict[str, float]:
         """Return the mean PSNR over scenes of each method, in dB."""
@@ -65,8 +68,12 @@ class Comparison:
         return [["PSNR in dB", *self.reports], *cells, ["mean", *(f"{v:.3f}" for v in self.means_db().values())]]
 
     def __str__(self) -> str:
-        table = tables.text(self.cells)
-        return table if self.other_view is None else f"{table}\n\n{self.other_view.claim()}"
+        parts = [tables.text(self.cells)]
+        if self.other_view is not None:
+            parts.append(self.other_view.claim())
+        if self.control_differs:
+            parts.append(f"{CONTROL_DIFFERS}: {'; '.join(self.control_differs)}")
+        return "\n\n".join(parts)
 
 
 def compare(
@@ -107,7 +114,9 @@ def compare(
                 method=method,
                 seen=partial(seen, method),
             )
-    return Comparison(reports=reports)
+    return Comparison(
+        reports=reports, control_differs=() if control is None else tuple(trained_otherwise(model, control))
+    )
 
 
 def methods(model: object, *, control: object | None = None) -> Iterator[str]:
@@ -140,10 +149,14 @@ def check_control(model: object, control: object) -> None:
 
 
 def trained_otherwise(model: object, control: object) -> list[str]:
-    """List the training settings in which a control differs from its model, e.g. "steps: 300, of the control 200"."""
-    return [
-        f"{name}: {ours!r}, of the control {theirs!r}"
-        for recipes in zip(recipes_of(model), recipes_of(control), strict=True)
-        for name in _TRAINED_ALIKE
-        if (ours := getattr(recipes[0].training, name)) != (theirs := getattr(recipes[1].training, name))
-    ]
+    """List the settings in which a control was trained otherwise than its model, e.g. "steps: 300, of the control 200".
+
+    A control's batch is twice its model's, because each view is a sample; its seed may be another.
+    """
+    found = []
+    for ours, theirs in zip(recipes_of(model), recipes_of(control), strict=False):
+        pairs = {name: (getattr(ours.training, name), getattr(theirs.training, name)) for name in _TRAINED_ALIKE}
+        found += [f"{name}: {one!r}, of the control {other!r}" for name, (one, other) in pairs.items() if one != other]
+        if theirs.training.batch != 2 * ours.training.batch:
+            found.append(f"batch: {ours.training.batch}, of the control {theirs.training.batch} (not twice as many)")
+    return found

@@ -187,7 +187,6 @@ class _TrainingRun:
         with self._errors_explained(DataError, OSError):
             start_from_data(self.module, crops, settings, facts)
             self.identity = {} if folder is None else identity(self.module, crops, settings)
-        record_settings(self.module, settings)
         self.parameters = trained_parameters(self.module)
         self.device = next(iter(self.parameters.values())).device
         self.hooks = training_hooks(self.module, settings.steps)
@@ -261,8 +260,9 @@ class _TrainingRun:
                     if report is not None:
                         report(step)
             self._overwrite(self.average)
+            record_settings(self.module, settings)
             if self.out is not None:
-                save_product(self.module, self.out, facts=self._facts())
+                self._write(self.out)
                 draw_curves(self.out, settings.steps, f"{settings.steps} steps, {settings.loss} loss")
 
     def _optimize(self, parts: list[MicroBatch], *, first: bool) -> tuple[float, float]:
@@ -314,7 +314,7 @@ class _TrainingRun:
             if self.progress.best is None or value > self.progress.best:
                 self.progress = replace(self.progress, best=value, best_step=self.at)
                 if self.out is not None:
-                    save_product(self.module, self.out / BEST, facts={**self._facts(), "validation": value})
+                    self._write(self.out / BEST, validation=value)
         return value
 
     def _save(self, log: Log) -> None:
@@ -323,7 +323,12 @@ class _TrainingRun:
         checkpoint = Checkpoint(progress=self.progress, identity=self.identity, tensors=self._tensors())
         write_checkpoint(log.out, checkpoint, keep=self.settings.keep_checkpoints)
         with self._averaged():
-            save_product(self.module, log.out, facts=self._facts())
+            self._write(log.out)
+
+    def _write(self, folder: Path, **facts: float) -> None:
+        """Write the result as it is now, with the settings and the number of steps that made it."""
+        record_settings(self.module, replace(self.settings, steps=self.progress.step))
+        save_product(self.module, folder, facts={**self._facts(), **facts})
 
     def _due(self, every: int) -> bool:
         """Return whether something done every `every` steps (0: never) and after the last is due after this step."""
