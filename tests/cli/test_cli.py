@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -117,12 +118,14 @@ def test_info_hides_nothing_of_the_base_behind_facts_of_the_same_name(
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(work: Path) -> None:
-    read, write = os.pipe()
-    os.close(read)
-    command = [sys.executable, "-m", "lowpeft", "info", str(work / "adapter")]
-    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
-    os.close(write)
-    assert (done.returncode, done.stderr) == (0, "")
+    for unbuffered, code in (("", 0), ("1", 1)):  # after its work is done, and before
+        read, write = os.pipe()
+        os.close(read)
+        command = [sys.executable, "-m", "lowpeft", "info", str(work / "adapter")]
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+        os.close(write)
+        assert (done.returncode, done.stderr) == (code, "")
 
 
 def test_freed_memory_is_kept_where_the_c_library_can() -> None:
@@ -299,18 +302,25 @@ def test_demo_on_own_pairs(work: Path, tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_quick_demo_shows_that_the_other_view_counts(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["demo", "--quick", "--data", str(work / "pairs"), "--out", str(tmp_path)]) == 0
+    mine, out = tmp_path / "my pairs", tmp_path / "the results"
+    mine.mkdir()
+    for path in (work / "pairs").glob("*.png"):  # names as of the built-in scenes
+        shutil.copyfile(path, mine / path.name.replace("train", "test"))
+    assert main(["demo", "--quick", "--data", str(mine), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert results["scenes"] == ["train_0000", "train_0001"]
+    results = json.loads((out / "results.json").read_text())
+    assert results["scenes"] == ["test_0000", "test_0001"]
+    _, height, width = read_image(out / "pictures" / "disparity.png").shape
+    assert height < width  # without a row for a true disparity, which is not known
     mean = results["mean_db"]
     assert mean["adapted"] > mean["same view"] > mean["frozen"]
-    page = (tmp_path / "index.html").read_text()
+    page = (out / "index.html").read_text()
     for command in re.findall(r"^  (lowpeft .*)$", printed, re.MULTILINE):
         assert html.escape(command) in page
-        assert parser().parse_args(shlex.split(command, comments=True)[1:])
+        given = parser().parse_args(shlex.split(command, comments=True)[1:])
+        assert {getattr(given, "adapter", str(out / "adapter"))} == {str(out / "adapter")}
     for side in ("left", "right"):
-        shapes = {p.name: read_image(p).shape for p in (tmp_path / "pictures").glob(f"{side}-*.png")}
+        shapes = {p.name: read_image(p).shape for p in (out / "pictures").glob(f"{side}-*.png")}
         assert len(shapes) == 5
         assert set(shapes.values()) == {(3, 64, 128)}
 

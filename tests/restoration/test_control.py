@@ -94,9 +94,9 @@ def test_the_other_view_is_the_difference_to_each_control() -> None:
         by_scene = [a - c for a, c in zip(found.values_db("adapted"), found.values_db(name), strict=True)]
         assert other.gains_db(name) == dict(zip("ab", by_scene, strict=True))
     claim = other.claim().splitlines()
-    assert len(claim) == 2
+    assert len(claim) == 3  # the last: the control was trained with the same batch, not twice as many
     assert claim[0].startswith(f"the other view: {other.means_db()['control']:+.3f} dB")
-    assert str(found).splitlines()[-2:] == claim
+    assert str(found).splitlines()[-3:] == claim
     heading, _, *rows = other.as_markdown().split("\n\n")[0].splitlines()
     assert heading.count("|") == 7
     assert [row.split(" | ")[0] for row in rows] == ["| a", "| b", "| mean"]
@@ -128,14 +128,15 @@ def test_settings_in_which_a_control_was_trained_otherwise_are_listed() -> None:
         recipe = lowpeft.load_recipe("stereo")
         return lowpeft.adapt(base, replace(recipe, training=replace(recipe.training, **changes)))
 
-    assert trained_otherwise(model(steps=50, batch=2), model(steps=50, batch=4, seed=1, calibration=8)) == []
-    differing = trained_otherwise(model(steps=50, batch=2), model(steps=100, batch=2, learning_rate=1e-3))
-    assert differing == [
-        "steps: 50, of the control 100",
-        "learning_rate: 0.0005, of the control 0.001",
-        "batch: 2, of the control 2 (not twice as many)",
-    ]
-    assert "steps: 50" in str(compare(model(steps=50), scenes("a"), control=model(steps=100)))
+    alike = {"steps": 50, "batch": 2, "calibration": 4}, {"steps": 50, "batch": 4, "calibration": 8, "workers": 1}
+    assert trained_otherwise(*(model(**changes) for changes in alike)) == ()
+    other = model(**alike[0]), model(steps=100, batch=2, calibration=8, learning_rate=1e-3)
+    (remark,) = trained_otherwise(*other)
+    assert [each.split(":")[0] for each in remark.partition(": ")[2].split("; ")] == ["steps", "learning_rate", "batch"]
+    found = compare(other[0], scenes("a"), control=other[1])
+    assert str(found).splitlines()[-1] == remark
+    assert found.other_view is not None
+    assert found.other_view.as_dict()["remarks"] == [remark]
 
 
 # --- The commands
@@ -169,7 +170,7 @@ def test_a_control_is_trained_and_measured(folder: Path, tmp_path: Path, capsys:
     assert capsys.readouterr().out.count("the other view: ") == 1
     content = json.loads((out / "report.json").read_text())
     adapted, other = content["methods"][0]["scenes"], content["the other view"]
-    assert list(other) == ["same view", "control"]
+    assert list(other) == ["same view", "control", "remarks"]  # the adapter was not trained at all
     for figures in other.values():
         gains = {scene: adapted[scene]["PSNR (L+R)/2"] - psnr for scene, psnr in figures["PSNR in dB"].items()}
         assert figures["gain in dB"]["scenes"] == pytest.approx(gains)

@@ -223,7 +223,7 @@ def test_a_few_evenly_spaced_scenes_are_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("searched", "range_named"), [(None, ""), ((-1, 7), ""), ((-1, 5), "2 of 2 .* 3 to 7 LR px.* -1 to 5.*[0, 7]")]
+    ("searched", "range_named"), [(None, ""), ((-1, 7), ""), ((-1, 5), "2 of 2 .*-1, 5.* 3 to 7 LR px.*[0, 7]")]
 )
 def test_disparities_that_an_adapter_does_not_search_are_named(
     searched: tuple[int, int] | None, range_named: str

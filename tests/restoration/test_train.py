@@ -262,6 +262,24 @@ def test_the_adapter_records_the_settings_that_it_was_trained_with(tmp_path: Pat
     assert lowpeft.read_adapter(tmp_path).recipe.training == PLAIN
 
 
+def test_an_adapter_of_a_stopped_run_records_the_steps_taken(tmp_path: Path) -> None:
+    def stop(step: Any) -> None:
+        if step.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go("spatial", replace(PLAIN, save_every_steps=1), out=tmp_path, report=stop)
+    assert lowpeft.read_adapter(tmp_path).recipe.training.steps == 2
+
+
+def test_a_refused_run_leaves_the_recorded_settings(tmp_path: Path) -> None:
+    model, _ = go("spatial", PLAIN, out=tmp_path)
+    with pytest.raises(TrainingError):
+        train(model, Samples(), replace(PLAIN, steps=99), out=tmp_path, resume=True)
+    lowpeft.save_adapter(model, tmp_path / "again")
+    assert lowpeft.read_adapter(tmp_path / "again").recipe.training == PLAIN
+
+
 def test_the_best_is_kept(tmp_path: Path) -> None:
     figures = iter([1.0, 3.0, 2.0, 3.0])
     states = {}
@@ -274,7 +292,9 @@ def test_the_best_is_kept(tmp_path: Path) -> None:
     done = train(model, Samples(), replace(PLAIN, validate_every_steps=1), out=tmp_path, validate=look)
     assert (done.best, done.best_step) == (3.0, 2)
     assert equal(state_of(lowpeft.load_adapter(edt(), tmp_path / "best")), states[2])
-    assert lowpeft.read_adapter(tmp_path / "best").facts == {"training": "2 of 4 steps", "validation": 3.0}
+    facts = lowpeft.read_adapter(tmp_path / "best").facts
+    assert facts.pop("training data").startswith("2 scenes (SHA-256")
+    assert facts == {"training": "2 of 4 steps", "validation": 3.0}
 
 
 def test_validation_is_the_mean_psnr_over_views_and_scenes() -> None:

@@ -7,7 +7,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..restoration.data import LAYOUTS, check_pair, find_scenes, prepare, read_clean_crops, scenes_with_lr, verify_lr
+from ..kinds import ParallaxConfig
+from ..restoration.data import (
+    LAYOUTS,
+    PairReport,
+    check_pair,
+    find_scenes,
+    prepare,
+    read_clean_crops,
+    scenes_with_lr,
+    verify_lr,
+)
 from .common import add_border, new_command
 
 
@@ -96,4 +106,6 @@ def run_check_pair(options: argparse.Namespace) -> int:
     """Measure, print, and return 1 if the pair is beyond a bound or could not be measured, else 0."""
     check = check_pair(options.left, options.right, scale=options.scale)
     print(check)
+    if beyond := PairReport({"": check}, searched=ParallaxConfig().disparities).beyond:
+        print(beyond)
     return 0 if check.points and not check.faults else 1

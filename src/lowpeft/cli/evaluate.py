@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -107,6 +106,7 @@ def run(options: argparse.Namespace) -> None:
     from ..restoration.evaluation import by_bicubic, measure, overview, write_reports
 
     protocol = PROTOCOLS.find(options.protocol)
+    remarks = _check(options)
     base = backbone(options) if options.weights else None
     scale = _scale(options, base)
     scenes = find_scenes(options.data, scale=scale, lr_folder=options.lr, views=protocol.views or 1)
@@ -121,7 +121,7 @@ def run(options: argparse.Namespace) -> None:
         if multi_view(module_of(models[0])) is not None:
             adapters = [config for recipe in recipes_of(models[0]) for config in recipe.adapters]
             warn_of_pairs(scenes, scale, border=options.border, halve=options.halve, adapters=adapters)
-        report, other_view = _measured_network(*models, options, scenes, scale, out)
+        report, other_view = _measured_network(*models, remarks, options, scenes, scale, out)
         reports.append(report)
     written: tuple[Path, ...] = ()
     if out is not None:
@@ -130,8 +130,7 @@ def run(options: argparse.Namespace) -> None:
     if len(reports) > 1:
         print(f"\n{overview(reports)}")
     if other_view is not None:
-        hint = "" if options.control else "; for the second control train with --each-view-twice"
-        print(f"\n{other_view}{hint}")
+        print(f"\n{other_view}")
     for path in written:
         print(path)
 
@@ -140,29 +139,52 @@ def _models(options: argparse.Namespace, base: Backbone) -> tuple[object, object
     """Return the network to measure, adapted or not, and the control, if one was given.
 
     Raises:
-        LowpeftError: The control was not trained as one, or does not fit the adapter.
+        LowpeftError: The control does not fit the adapter.
     """
-    from ..restoration.evaluation import CONTROL_DIFFERS, check_control, trained_otherwise
+    from ..restoration.evaluation import check_control
 
     model = adapted(options, base) if options.adapter else base
     module_of(model).to(device(options.device))
     if options.control is None:
         return model, None
-    if EachViewTwice.facts.items() - read_adapter(options.control).facts.items():
-        raise LowpeftError(f"{options.control} is not a control: train it with lowpeft train --each-view-twice")
-    if Path(options.adapter).is_dir() and EachViewTwice.facts.items() <= read_adapter(options.adapter).facts.items():
-        raise LowpeftError(f"--adapter {options.adapter} is a control itself: give the adapter that learned from pairs")
     control = load_adapter(backbone(options, quiet=True), Path(options.control), force=options.force)
     control.to(device(options.device))
     check_control(model, control)
-    if differing := trained_otherwise(model, control):
-        print(f"{CONTROL_DIFFERS}: {'; '.join(differing)}", file=sys.stderr)
     return model, control
+
+
+def _check(options: argparse.Namespace) -> list[str]:
+    """Check the options about an adapter before anything is loaded, and return remarks on the control.
+
+    Raises:
+        LowpeftError: Options exclude each other, or the control was not trained as one.
+    """
+    refuse_without_adapter(options)
+    given = [f"--{name.replace('_', '-')}" for name in NEED_ADAPTER if getattr(options, name)]
+    if given and not options.adapter:
+        raise LowpeftError(f"{given[0]} needs an adapter of two views: give --adapter")
+    if len(given) > 1:
+        raise LowpeftError(f"{' and '.join(given)} exclude each other: give one of them")
+    mark = EachViewTwice.facts.items()
+    facts = read_adapter(options.adapter).facts if options.adapter and Path(options.adapter).is_dir() else {}
+    if options.control is None:
+        twice = "this adapter is a control: it was trained with each view given twice, so the difference is no gain"
+        return [twice] if mark <= facts.items() else []
+    of_control = read_adapter(options.control).facts
+    if mark - of_control.items():
+        raise LowpeftError(f"{options.control} is not a control: train it with lowpeft train --each-view-twice")
+    if mark <= facts.items():
+        raise LowpeftError(f"--adapter {options.adapter} is a control itself: give the adapter that learned from pairs")
+    data, data_of_control = (each.get("training data") for each in (facts, of_control))
+    if data and data_of_control and data != data_of_control:
+        return [f"the control was trained on other data: {data_of_control}, not {data}"]
+    return []
 
 
 def _measured_network(
     model: object,
     control: object | None,
+    remarks: list[str],
     options: argparse.Namespace,
     scenes: tuple[Scene, ...],
     scale: int,
@@ -181,6 +203,7 @@ def _measured_network(
         evaluate,
         measure,
         measured_row,
+        trained_otherwise,
     )
 
     settings: dict[str, Any] = {"ensemble": options.ensemble, "tiling": tiling(options)}
@@ -204,7 +227,10 @@ def _measured_network(
                 call = partial(measure, enhance, scale=scale, protocol=WHOLE_RGB)
                 controls[method] = _measured(call, method, options, scenes, scale)
     on_whole_views = Report(method=report.method, protocol=WHOLE_RGB, rows=tuple(whole))
-    return report, OtherView(adapted=on_whole_views, controls=controls) if controls else None
+    if not controls:
+        return report, None
+    differing = () if control is None else trained_otherwise(model, control)
+    return report, OtherView(adapted=on_whole_views, controls=controls, remarks=(*remarks, *differing))
 
 
 def _name(model: object) -> str:
@@ -230,12 +256,6 @@ def _draw(
 
 
 def _scale(options: argparse.Namespace, base: Backbone | None) -> int:
-    refuse_without_adapter(options)
-    given = [f"--{name.replace('_', '-')}" for name in NEED_ADAPTER if getattr(options, name)]
-    if given and not options.adapter:
-        raise LowpeftError(f"{given[0]} needs an adapter of two views: give --adapter")
-    if len(given) > 1:
-        raise LowpeftError(f"{' and '.join(given)} exclude each other: give one of them")
     if base is None:
         for option in NEED_WEIGHTS:
             if getattr(options, option) not in (None, False):

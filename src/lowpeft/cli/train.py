@@ -8,8 +8,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from ..core.attachment.record import module_of
+from ..core.attachment.record import is_adapted, module_of
 from ..core.observation.describe import image_facts
+from ..core.operations.calibration import needs_calibration
 from ..core.operations.state import summary
 from ..errors import LowpeftError
 from ..kinds import WeightAdapter, get_kind
@@ -215,32 +216,39 @@ def _print_plan(model: object, recipe: Recipe, crops: CropSource, processes: Pro
         print(summary(model))
     settings = recipe.training
     several = f" on {processes.number} processes" if processes.number > 1 else ""
-    samples = "pairs" if crops.views == 2 else "images"
-    print(f"{len(crops.scenes)} training scenes, {settings.steps} steps of {settings.batch} {samples}{several}")
+    batch = _samples(settings.batch, crops)
+    print(f"{len(crops.scenes)} training scenes, {settings.steps} steps of {batch}{several}")
+    if is_adapted(model) and needs_calibration(model):
+        print(f"the adapters first see {_samples(settings.calibration, crops)} (--calibration) that set their start")
     if settings.warmup_steps >= settings.steps:
         print(
             f"the warm-up of {settings.warmup_steps} steps does not end in this run: the learning rate never reaches "
             f"{settings.learning_rate:g}; set --warmup-steps"
         )
     if isinstance(crops, EachViewTwice):
-        print(f"control: {crops.facts['control']}; a step has the views of {settings.batch // 2} pairs")
+        print(f"control: {crops.facts['control']}")
+
+
+def _samples(count: int, crops: CropSource) -> str:
+    """Return a number of samples as text, e.g. "2 pairs", or "2 views, each given twice" for a control."""
+    if isinstance(crops, EachViewTwice):
+        return f"{count} view{'s' * (count > 1)}, each given twice"
+    return f"{count} {'pair' if crops.views == 2 else 'image'}{'s' * (count > 1)}"
 
 
 def _facts(
     options: argparse.Namespace, base: Backbone, crops: CropSource, settings: TrainSettings, done: Trained
 ) -> dict[str, str | float]:
     """Return the facts of the run that are saved with the result."""
-    from ..restoration.training import control_facts
+    from ..restoration.training import run_facts
 
-    batch = f"{settings.batch} {'pairs' if crops.views == 2 else 'images'}"
+    batch = _samples(settings.batch, crops)
     facts: dict[str, str | float] = {
         **weights_facts(options, base),
-        "training": f"{len(crops.scenes)} scenes, {done.steps} steps of {batch}, {done.seconds:.0f} s",
+        "training": f"{done.steps} steps of {batch}, {done.seconds:.0f} s",
         "trained parameters": done.parameters,
-        **control_facts(crops),
+        **run_facts(crops, settings),
     }
-    if settings.ema_decay:
-        facts["trained tensors"] = f"moving average (EMA), decay {settings.ema_decay}"
     if done.best is not None:
         facts["best validation"] = f"{done.best:.4f} dB after {done.best_step} steps (in the folder best)"
     return facts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..core.operations.state import summary
 from ..restoration.data import Example
 from ..restoration.data.model import SIDES
 from ..restoration.evaluation import SAME_VIEW, AttendedDisparity, Comparison, attended_disparity, most_confident
@@ -17,16 +17,29 @@ from ..restoration.evaluation.pictures import PATCH_PX, draw_disparity, draw_sce
 from ..restoration.images import as_picture, bicubic_upscale, eight_bit, make_folder, to_float, write_picture
 from ..restoration.inference.network import Views
 from ..restoration.pages import Code, Heading, Part, Pictures, Slider, Table, Text, write_page
-from .scenes import make_scene
+from .task import NOISE
 
 ENLARGE = 3
+TASK = (
+    "Stereo super-resolution x{scale} of pairs from two cameras with Gaussian noise of {noise:.0f}/255. Frozen: a HAT "
+    "of 0.48 M parameters that was pre-trained on clean single images. Adapted: the same with {parameters:,} trained "
+    "parameters of the recipe parallax, which lets each view look at the other. Same view: the adapted network, with "
+    "each view given twice in place of the pair."
+)
 
 
 class Shown(NamedTuple):
-    """The scene that is shown, and its HR views by method: `bicubic`, `frozen`, `adapted`, `same view`."""
+    """The scene that is shown.
+
+    Attributes:
+        example: The scene.
+        results: Its HR views by method: `bicubic`, `frozen`, `adapted`, `same view`.
+        disparity_px: True disparity of the left view in HR px, (H,W), if it is known.
+    """
 
     example: Example
     results: dict[str, Views]
+    disparity_px: Tensor | None
 
 
 class Looks(NamedTuple):
@@ -80,7 +93,7 @@ def show(
         beside = {name: results[view][name] for name in ("frozen", SAME_VIEW, "adapted")}
         draw_scene(pictures / f"comparison-{side}.png", example, beside, scale=scale, view=view)
     found = most_confident(attended_disparity(model, *map(to_float, example.lr)))
-    maps = _disparity(example, found, scale)
+    maps = _disparity(shown, found, scale)
     write_picture(draw_disparity(maps, note=_note(found)), pictures / "disparity.png")
     pixel = _pixel(example, found, scale)
     looks = _draw_looks(example, pixel, maps.get("true disparity"))
@@ -91,6 +104,7 @@ def show(
         for name in (SAME_VIEW, "adapted")
     }
     parts: list[Part] = [
+        Text(TASK.format(scale=scale, noise=NOISE * 255, parameters=summary(model).trainable)),
         Text(claim),
         Table(comparison.cells, "Mean of both views; the scenes were not used in training"),
         Heading(f"Scene {example.name}"),
@@ -106,20 +120,19 @@ def show(
     return write_page(folder / "index.html", "lowpeft demo: a stereo network from a frozen single-image one", parts)
 
 
-def _disparity(example: Example, found: AttendedDisparity, scale: int) -> dict[str, Tensor]:
+def _disparity(shown: Shown, found: AttendedDisparity, scale: int) -> dict[str, Tensor]:
     """Return the panels of the disparity picture: the left LR view, the attended and, if known, the true disparity."""
-    panels = {"left view": example.lr[0], "attended disparity": found.disparity_px[0]}
-    known = re.fullmatch(r"test_(\d+)", example.name)
-    if known:
-        scene = make_scene(int(known[1]), split="test", size_px=(example.hr[0].shape[-2], example.hr[0].shape[-1]))
-        panels["true disparity"] = F.avg_pool2d(scene.disparity[None], scale)[0] / scale
+    panels = {"left view": shown.example.lr[0], "attended disparity": found.disparity_px[0]}
+    if shown.disparity_px is not None:
+        panels["true disparity"] = F.avg_pool2d(shown.disparity_px[None], scale)[0] / scale
     return panels
 
 
 def _pixel(example: Example, found: AttendedDisparity, scale: int) -> Looks:
     """Return where attention looks for the middle of the patch where bicubic is farthest from the truth."""
     top, left = most_wrong(bicubic_upscale(example.lr[0], scale), example.hr[0])
-    row, column = (top + PATCH_PX // 2) // scale, (left + PATCH_PX // 2) // scale
+    px = min(PATCH_PX, *example.hr[0].shape[1:])
+    row, column = (top + px // 2) // scale, (left + px // 2) // scale
     disparity, weight = (maps[0][row, column].item() for maps in (found.disparity_px, found.confidence))
     return Looks(row, column, column - disparity, weight)
 

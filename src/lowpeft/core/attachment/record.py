@@ -146,3 +146,14 @@ def pieces(root: nn.Module, name: str | None = None) -> list[tuple[str, str, Ada
         for key, piece in group.named_children()
         if isinstance(piece, Adapter)
     ]
+
+
+def uncalibrated(root: nn.Module) -> list[str]:
+    """Return the names of trainable adapters that learn their start from data and have not been calibrated."""
+    waiting = {
+        name
+        for name, _, piece in pieces(root)
+        if piece.calibrator_class is not None and any(p.requires_grad for p in piece.parameters())
+    }
+    record = record_of(root)
+    return [name for name in record.plans if name in waiting - record.calibrated]

@@ -14,7 +14,7 @@ from ...kinds import Adapter, Calibrator, FeatureAdapter, get_kind
 from ...ports.base import SLOT
 from ..attachment.changes import Undo, change, one_at_a_time
 from ..attachment.copies import copy_in_force
-from ..attachment.record import check_name, module_of, pieces, record_of, unwrap
+from ..attachment.record import check_name, module_of, pieces, record_of, uncalibrated, unwrap
 from ..attachment.running import in_force
 from ..attachment.settings import is_off
 from ..attachment.slots import below
@@ -32,18 +32,7 @@ LossFunction = Callable[[Any, Any], Tensor]
 
 def needs_calibration(model: object) -> bool:
     """Return whether a trainable adapter is attached that learns its start from data and has not been calibrated."""
-    return bool(_not_started(unwrap(model)))
-
-
-def _not_started(root: nn.Module) -> list[str]:
-    """Return the names of trainable adapters that learn their start from data and have not been calibrated."""
-    waiting = {
-        name
-        for name, _, piece in pieces(root)
-        if piece.calibrator_class is not None and any(p.requires_grad for p in piece.parameters())
-    }
-    record = record_of(root)
-    return [name for name in record.plans if name in waiting - record.calibrated]
+    return bool(uncalibrated(unwrap(model)))
 
 
 def calibrate(
@@ -98,7 +87,7 @@ def _begin(model: object, name: str | None) -> tuple[nn.Module, list[_Calibratio
     record = record_of(root)
     if name is not None:
         check_name(root, name)
-    runs = [r for n in ([name] if name is not None else _not_started(root)) for r in _runs(root, record.plans[n])]
+    runs = [r for n in ([name] if name is not None else uncalibrated(root)) for r in _runs(root, record.plans[n])]
     _refuse_trained(root, runs)
     setting = in_force(record.switches)
     if off := sorted({run.name for run in runs if is_off(setting.values.get(run.name, 0.0))}):

@@ -13,7 +13,7 @@ from ...errors import PlanError
 from ...ports.facts import Facts
 from ...tables import NOTHING
 from ..attachment.changes import Undo, change, one_at_a_time
-from ..attachment.record import attached_names, check_name, module_of, pieces, record_of, unwrap
+from ..attachment.record import attached_names, check_name, module_of, pieces, record_of, uncalibrated, unwrap
 from ..attachment.specialise import original_class
 from .new_adapters import check_tensors, copy_tensors, tensors_of
 
@@ -123,8 +123,8 @@ class Summary:
         facts: Facts of the network.
         stages: Rows (adapter, stage or None, kind, sites, parameters).
         settings: Settings of each adapter's kinds, as text.
-        notes: Notes of the adapters' plans, each after its adapter's name: places that were skipped, assumptions, and
-            differences between this base and the base of an adapter file.
+        notes: Notes of the adapters' plans, each after its adapter's name: places that were skipped, assumptions,
+            differences between this base and the base of an adapter file, and that it has not been calibrated.
     """
 
     model: str
@@ -187,5 +187,6 @@ def summary(model: object) -> Summary:
             for config in plan.recipe.adapters
             if config.settings
         ),
-        notes=tuple(f"{name}: {note}" for name, plan in record_of(root).plans.items() for note in plan.notes),
+        notes=tuple(f"{name}: {note}" for name, plan in record_of(root).plans.items() for note in plan.notes)
+        + tuple(f"{name}: not calibrated; call lowpeft.calibrate before training" for name in uncalibrated(root)),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ...errors import DataError
@@ -39,7 +39,7 @@ class PairReport:
         """Return lines that name the scenes beyond the bounds, with figures, and those not measured; empty if none."""
         faults = [f"  {name}: {'; '.join(check.faults)}" for name, check in self.scenes.items() if check.faults]
         unmeasured = [name for name, check in self.scenes.items() if not check.points]
-        lines = [*self._beyond()]
+        lines = [self.beyond] if self.beyond else []
         if faults:
             count = len(self.scenes) + len(self.unread)
             lines += [f"{len(faults)} of {count} checked pairs are beyond what row-wise attention bears:", *faults]
@@ -49,22 +49,24 @@ class PairReport:
             lines.append(f"not read, so their alignment was not checked: {', '.join(self.unread)}")
         return "\n".join(lines)
 
-    def _beyond(self) -> Iterator[str]:
-        """Yield a line about disparities outside of those that are searched, if there are any."""
+    @property
+    def beyond(self) -> str:
+        """Return a line about disparities outside of those that are searched; empty if there are none."""
         if self.searched is None:
-            return
+            return ""
         least, most = self.searched
         # A negative median is a fault of its own (swapped views), which no range mends.
         ranges = [c.disparity_lr_px for c in self.scenes.values() if c.points and c.disparity_px[1] >= 0]
         beyond = sum(low < least - 1 or high > most + 1 for low, _, high in ranges)
-        if beyond:
-            low, high = min(r[0] for r in ranges), max(r[2] for r in ranges)
-            wanted = [math.floor(min(low, 0)), math.ceil(max(high, 2))]
-            yield (
-                f"{beyond} of {len(ranges)} checked pairs have disparities that the adapter does not search: they lie "
-                f"from {low:.0f} to {high:.0f} LR px, and it searches {least} to {most}; train it with "
-                f'--set "disparities={wanted}"'
-            )
+        if not beyond:
+            return ""
+        low, high = min(r[0] for r in ranges), max(r[2] for r in ranges)
+        wanted = [math.floor(min(low, 0)), math.ceil(max(high, 2))]
+        count = f"{beyond} of {len(ranges)} checked pairs have" if len(ranges) > 1 else "the pair has"
+        return (
+            f"{count} disparities that a parallax adapter with disparities={list(self.searched)} does not search: they "
+            f'lie from {low:.0f} to {high:.0f} LR px; train with --set "disparities={wanted}"'
+        )
 
 
 def check_pairs(

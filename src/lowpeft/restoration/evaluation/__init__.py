@@ -1,6 +1,6 @@
 """Evaluation on whole scenes: measure by protocol, compare with the frozen base, write tables, files and pictures."""
 
-from .comparison import CONTROL_DIFFERS, Comparison, check_control, compare, methods, trained_otherwise
+from .comparison import Comparison, check_control, compare, methods, trained_otherwise
 from .disparity import AttendedDisparity, attended_disparity, most_confident
 from .measure import by_bicubic, by_network, by_network_alone, evaluate, measure, measured_row
 from .other_view import CONTROL, SAME_VIEW, OtherView
@@ -8,7 +8,6 @@ from .report import Report, ReportRow, overview, write_reports
 
 __all__ = [
     "CONTROL",
-    "CONTROL_DIFFERS",
     "SAME_VIEW",
     "AttendedDisparity",
     "Comparison",

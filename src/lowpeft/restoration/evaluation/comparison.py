@@ -21,8 +21,7 @@ from .measure import by_bicubic, by_network, by_network_alone, measure
 from .other_view import CONTROL, SAME_VIEW, OtherView
 from .report import Report
 
-CONTROL_DIFFERS = "the control was trained otherwise, so the difference to it proves little"
-_OWN = {"accumulate", "batch", "calibration", "keep_checkpoints", "save_every_steps", "seed", "validate_every_steps"}
+_OWN = {"accumulate", "batch", "calibration", "keep_checkpoints", "save_every_steps", "validate_every_steps"}
 _TRAINED_ALIKE = tuple(f.name for f in fields(TrainSettings) if f.name not in {*_OWN, "workers"})
 """Training settings in which a control must not differ."""
 
@@ -35,11 +34,11 @@ class Comparison:
         reports: Reports by method: `bicubic`; `frozen` and `adapted`, or `trained` for a network without adapters;
             `same view` for models of several views, with each view paired with itself; `control` for a model that was
             trained so, if one was given, also with each view paired with itself.
-        control_differs: Settings in which the control was trained otherwise; see `trained_otherwise`.
+        remarks: What stands against the claim; see `OtherView`.
     """
 
     reports: Mapping[str, Report]
-    control_differs: Sequence[str] = ()
+    remarks: Sequence[str] = ()
 
     def means_db(self) -> dict[str, float]:
         """Return the mean PSNR over scenes of each method, in dB."""
@@ -53,7 +52,7 @@ class Comparison:
     def other_view(self) -> OtherView | None:
         """What the model takes from the other view, by each control; None for a model of single images."""
         controls = {name: self.reports[name] for name in (SAME_VIEW, CONTROL) if name in self.reports}
-        return OtherView(adapted=self.reports["adapted"], controls=controls) if controls else None
+        return OtherView(adapted=self.reports["adapted"], controls=controls, remarks=self.remarks) if controls else None
 
     @property
     def scenes(self) -> list[str]:
@@ -68,12 +67,8 @@ class Comparison:
         return [["PSNR in dB", *self.reports], *cells, ["mean", *(f"{v:.3f}" for v in self.means_db().values())]]
 
     def __str__(self) -> str:
-        parts = [tables.text(self.cells)]
-        if self.other_view is not None:
-            parts.append(self.other_view.claim())
-        if self.control_differs:
-            parts.append(f"{CONTROL_DIFFERS}: {'; '.join(self.control_differs)}")
-        return "\n\n".join(parts)
+        table = tables.text(self.cells)
+        return table if self.other_view is None else f"{table}\n\n{self.other_view.claim()}"
 
 
 def compare(
@@ -114,9 +109,7 @@ def compare(
                 method=method,
                 seen=partial(seen, method),
             )
-    return Comparison(
-        reports=reports, control_differs=() if control is None else tuple(trained_otherwise(model, control))
-    )
+    return Comparison(reports=reports, remarks=() if control is None else trained_otherwise(model, control))
 
 
 def methods(model: object, *, control: object | None = None) -> Iterator[str]:
@@ -144,19 +137,25 @@ def check_control(model: object, control: object) -> None:
     if adapters[0] != adapters[1]:
         raise DataError(
             "a control must have the adapters of its model, but these differ:",
-            problems=[str(each) for each in adapters],
+            problems=[
+                ", ".join(f"{config.kind}: {config.settings}" for configs in each for config in configs)
+                for each in adapters
+            ],
         )
 
 
-def trained_otherwise(model: object, control: object) -> list[str]:
-    """List the settings in which a control was trained otherwise than its model, e.g. "steps: 300, of the control 200".
+def trained_otherwise(model: object, control: object) -> tuple[str, ...]:
+    """Return a remark on the settings in which a control was trained otherwise than its model; empty if there are none.
 
-    A control's batch is twice its model's, because each view is a sample; its seed may be another.
+    The batch and the calibration of a control are twice its model's, because each view is a sample.
     """
-    found = []
+    found: list[str] = []
     for ours, theirs in zip(recipes_of(model), recipes_of(control), strict=False):
         pairs = {name: (getattr(ours.training, name), getattr(theirs.training, name)) for name in _TRAINED_ALIKE}
         found += [f"{name}: {one!r}, of the control {other!r}" for name, (one, other) in pairs.items() if one != other]
-        if theirs.training.batch != 2 * ours.training.batch:
-            found.append(f"batch: {ours.training.batch}, of the control {theirs.training.batch} (not twice as many)")
-    return found
+        for name in ("batch", "calibration"):
+            count, of_control = getattr(ours.training, name), getattr(theirs.training, name)
+            if of_control != 2 * count:
+                found.append(f"{name}: {count}, of the control {of_control}, not {2 * count}")
+    differing = "; ".join(found)
+    return (f"the control was trained otherwise, so the difference to it proves little: {differing}",) if found else ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -26,10 +26,12 @@ class OtherView:
         controls: Reports on the same scenes by control. `same view`: the model with each view paired with itself.
             `control`, if there is one: a model that was trained so, measured in the same way. The first control breaks
             what the model has learned, so it flatters the model; the second is the one to claim.
+        remarks: What stands against the claim, e.g. that the control was trained otherwise.
     """
 
     adapted: Report
     controls: Mapping[str, Report]
+    remarks: Sequence[str] = ()
 
     def gains_db(self, control: str) -> dict[str, float]:
         """Return the model's PSNR minus a control's, in dB, mean over the views, by scene."""
@@ -41,10 +43,10 @@ class OtherView:
         return {control: fmean(self.gains_db(control).values()) for control in self.controls}
 
     def claim(self) -> str:
-        """Return a line for each control, the strictest first: the mean gain, and the scenes with least and most."""
+        """Return the mean gain over each control, the strictest first, with the least and the most; and the remarks."""
         strictest, *others = reversed(list(self.controls))
         lines = [f"the other view: {self._gain(strictest)}", *(f"less strictly: {self._gain(name)}" for name in others)]
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.remarks])
 
     def _gain(self, control: str) -> str:
         gains = self.gains_db(control)
@@ -54,7 +56,7 @@ class OtherView:
 
     def as_dict(self) -> dict[str, object]:
         """Return the figures for JSON, in dB: for each control its PSNR and the gain over it, mean and by scene."""
-        return {
+        gains: dict[str, object] = {
             control: {
                 "gain in dB": {
                     "mean": finite_or_text(self.means_db()[control]),
@@ -64,6 +66,7 @@ class OtherView:
             }
             for control, report in self.controls.items()
         }
+        return gains | ({"remarks": list(self.remarks)} if self.remarks else {})
 
     def as_markdown(self) -> str:
         """Return a Markdown table of scenes, and the claim."""

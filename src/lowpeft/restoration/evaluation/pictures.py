@@ -140,9 +140,10 @@ def draw_disparity(
         sheet.paste(resized, (x, y + TEXT_PX + 4))
     length = sheet_px - 2 * MARGIN_PX
     sheet.paste(_coloured(torch.linspace(low, high, length).expand(BAR_PX, -1), low, high), (MARGIN_PX, top))
-    for share, anchor in ((0.0, "la"), (0.5, "ma"), (1.0, "ra")):
+    below, above = " and less" * bool((known < low).any()), " and more" * bool((known > high).any())
+    for share, anchor, beyond in ((0.0, "la", below), (0.5, "ma", ""), (1.0, "ra", above)):
         position = (MARGIN_PX + share * length, top + BAR_PX + 4)
-        draw.text(position, f"{low + share * (high - low):g} px", fill="black", font=font, anchor=anchor)
+        draw.text(position, f"{low + share * (high - low):g} px{beyond}", fill="black", font=font, anchor=anchor)
     for i, line in enumerate(lines, start=1):
         draw.text((MARGIN_PX, top + BAR_PX + 4 + i * (TEXT_PX + 4)), line, fill="gray", font=font)
     return sheet

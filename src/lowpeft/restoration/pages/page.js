@@ -100,7 +100,7 @@ function sort(table, head) {
   for (const other of table.querySelectorAll("th")) other.removeAttribute("aria-sort");
   head.setAttribute("aria-sort", direction > 0 ? "ascending" : "descending");
   const text = (row) => row.cells[head.cellIndex].textContent;
-  const number = (row) => (text(row) === "inf" ? Infinity : parseFloat(text(row).replaceAll(",", "")));
+  const number = (row) => parseFloat(text(row).replaceAll(",", "").replace(/^([-+]?)inf/, "$1Infinity"));
   const compare = (a, b) => {
     if (!head.classList.contains("number")) return direction * text(a).localeCompare(text(b), "en", { numeric: true });
     const [x, y] = [number(a), number(b)];

@@ -30,8 +30,10 @@ def write_page(path: str | os.PathLike[str], title: str, parts: Iterable[Part]) 
         DataError: The title is no text, a part cannot be shown, or the file cannot be written; an existing file is
             unchanged.
     """
+    if not isinstance(parts, Iterable):
+        raise DataError(f"a page is made of a list of parts, not of one {type(parts).__name__}")
     path, parts = Path(path), list(parts)
-    if wrong := [type(part).__name__ for part in parts if not hasattr(part, "html")]:
+    if wrong := [str(part) for part in parts if isinstance(part, type) or not hasattr(part, "html")]:
         raise DataError(f"these are no parts of a page: {', '.join(wrong)}; use Text, Table, Slider, …")
     page = "\n".join(
         [
@@ -46,8 +48,8 @@ def write_page(path: str | os.PathLike[str], title: str, parts: Iterable[Part]) 
     )
     try:
         return write_text(path, page)
-    except OSError as error:
-        raise DataError(f"cannot write the page {path}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: the path is no name of a file
+        raise DataError(f"cannot write the page {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _file(name: str) -> str:

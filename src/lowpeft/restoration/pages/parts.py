@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Protocol
@@ -30,7 +30,7 @@ def escaped(text: str) -> str:
     """
     if not isinstance(text, str):
         raise DataError(f"a page shows text, not {text!r} ({type(text).__name__}): format it first")
-    return escape(text)
+    return escape(text.encode(errors="replace").decode())  # names of files may not be valid Unicode
 
 
 class Part(Protocol):
@@ -88,6 +88,8 @@ class Table:
     caption: str = ""
 
     def __post_init__(self) -> None:
+        if isinstance(self.cells, str) or not isinstance(self.cells, Sequence):
+            raise DataError(f"the cells of a table must be a list of rows, not a {type(self.cells).__name__}")
         lengths = sorted({len(row) for row in self.cells})
         if len(lengths) != 1 or lengths == [0]:
             raise DataError(f"expected a table with a header and rows of one length, not rows of {lengths} cells")
@@ -215,7 +217,7 @@ def _image(name: str, image: Image) -> str:
         picture.save(buffer, format="PNG")
     except DataError as error:
         raise DataError(f"image {name!r} cannot be shown: {error}") from error
-    except OSError as error:  # a mode of Pillow that PNG does not have
+    except (OSError, ValueError) as error:  # a mode of Pillow that PNG does not have, or no pixels
         raise DataError(f"image {name!r} cannot be shown: {error}; convert it to RGB") from error
     data = base64.b64encode(buffer.getvalue()).decode()
     return (

@@ -7,7 +7,7 @@ from .checkpoint import checkpoints, last_step
 from .loop import Step, Trained, train
 from .models import NETWORK, build_model, reinitialise, save_merged, save_network, save_product, trained_parameters
 from .parallel import Processes, connect
-from .samples import CropSource, control_facts, crop_for
+from .samples import CropSource, crop_for, run_facts
 from .schedule import image_loss, learning_rate
 from .validation import validation
 
@@ -20,13 +20,13 @@ __all__ = [
     "build_model",
     "checkpoints",
     "connect",
-    "control_facts",
     "crop_for",
     "image_loss",
     "is_adapted",
     "last_step",
     "learning_rate",
     "reinitialise",
+    "run_facts",
     "save_merged",
     "save_network",
     "save_product",

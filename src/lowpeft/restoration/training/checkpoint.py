@@ -29,7 +29,7 @@ from ...errors import TrainingError
 from ...recipes import TrainSettings, recipe_to_dict, settings_to_dict
 from ...storage import leftovers, new_folder
 from ...version import version
-from .samples import CropSource, control_facts
+from .samples import CropSource, control_facts, names_digest
 
 SCHEMA = 2
 FOLDER, TENSORS, STATE = "checkpoints", "tensors.safetensors", "state.json"
@@ -167,12 +167,11 @@ def identity(model: nn.Module, crops: CropSource, settings: TrainSettings) -> di
     Raises:
         DataError: The first crop cannot be read.
     """
-    names = "\n".join(scene.name for scene in crops.scenes).encode()
     values: dict[str, Any] = {
         "setting": {key: value for key, value in settings_to_dict(settings).items() if key not in FREE},
         "data": {
             "scenes": len(crops.scenes),
-            "names of the scenes": hashlib.sha256(names, usedforsecurity=False).hexdigest(),
+            "names of the scenes": names_digest(crops),
             "crop px": crops.crop_px,
             "scale": crops.scale,
             "views": crops.views,

@@ -34,7 +34,7 @@ from .kinds import parameter_groups, start_from_data, training_hooks
 from .log import Log, draw_curves, logged
 from .models import check_folder, check_gradients, record_settings, save_product, trained_name, trained_parameters
 from .parallel import Processes, connect, in_parallel, without_exchange
-from .samples import CropSource, MicroBatch, batches, check_batch, check_crops, control_facts
+from .samples import CropSource, MicroBatch, batches, check_batch, check_crops, run_facts
 from .schedule import learning_rate, mean_loss
 
 BEST = "best"
@@ -363,10 +363,7 @@ class _TrainingRun:
     def _facts(self) -> dict[str, str | float]:
         """Return the facts of the run that are saved with its result."""
         steps = f"{self.progress.step} of {self.settings.steps} steps"
-        facts: dict[str, str | float] = {"training": steps, **control_facts(self.crops)}
-        if self.settings.ema_decay:
-            facts["trained tensors"] = f"moving average (EMA), decay {self.settings.ema_decay}"
-        return facts
+        return {"training": steps, **run_facts(self.crops, self.settings)}
 
     @contextmanager
     def _errors_explained(self, *errors: type[Exception]) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -100,6 +101,20 @@ def check_crops(crops: CropSource, model: object) -> None:
 def control_facts(crops: CropSource) -> dict[str, str | float]:
     """Return what tells a control from the run that it is compared with; empty for all crops but `EachViewTwice`."""
     return dict(crops.facts) if isinstance(crops, EachViewTwice) else {}
+
+
+def names_digest(crops: CropSource) -> str:
+    """Return the SHA-256 of the scenes' names."""
+    names = "\n".join(scene.name for scene in crops.scenes).encode()
+    return hashlib.sha256(names, usedforsecurity=False).hexdigest()
+
+
+def run_facts(crops: CropSource, settings: TrainSettings) -> dict[str, str | float]:
+    """Return what is saved of a run with its result: number and names of its scenes, `control_facts`, the average."""
+    count = len(crops.scenes)
+    scenes = f"{count} scene{'s' * (count > 1)} (SHA-256 of their names: {names_digest(crops)[:16]}…)"
+    average = {"trained tensors": f"moving average (EMA), decay {settings.ema_decay}"} if settings.ema_decay else {}
+    return {"training data": scenes, **control_facts(crops), **average}
 
 
 def check_batch(settings: TrainSettings, processes: Processes) -> None:
