@@ -98,9 +98,10 @@ def _add_settings(sub: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Train, measure, save."""
     from ..restoration.progress import progress
-    from ..restoration.training import build_model, connect, crop_for, last_step, train, validation
+    from ..restoration.training import build_model, check_folder, connect, crop_for, last_step, train, validation
 
     processes = connect()
+    check_folder(Path(options.out), resume=options.resume)  # before anything is loaded
     base = backbone(options)
     recipe = override(load_recipe(options.recipe), overrides(options.set))
     recipe = dataclasses.replace(recipe, training=_settings(recipe.training, options, crop_for(base)))

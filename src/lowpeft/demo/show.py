@@ -121,11 +121,11 @@ def show(
 
 
 def _disparity(shown: Shown, found: AttendedDisparity, scale: int) -> dict[str, Tensor]:
-    """Return the panels of the disparity picture: the left LR view, the attended and, if known, the true disparity."""
-    panels = {"left view": shown.example.lr[0], "attended disparity": found.disparity_px[0]}
-    if shown.disparity_px is not None:
-        panels["true disparity"] = F.avg_pool2d(shown.disparity_px[None], scale)[0] / scale
-    return panels
+    """Return the panels of the disparity picture: the attended and, if known, the true disparity, and the left view."""
+    left, attended = {"left view": shown.example.lr[0]}, {"attended disparity": found.disparity_px[0]}
+    if shown.disparity_px is None:
+        return left | attended
+    return attended | {"true disparity": F.avg_pool2d(shown.disparity_px[None], scale)[0] / scale} | left
 
 
 def _pixel(example: Example, found: AttendedDisparity, scale: int) -> Looks:

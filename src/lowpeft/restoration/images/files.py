@@ -175,6 +175,6 @@ def make_folder(folder: str | os.PathLike[str]) -> Path:
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot make the folder {folder}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise DataError(f"cannot make the folder {folder}: {getattr(error, 'strerror', None) or error}") from error
     return Path(folder)

@@ -5,7 +5,16 @@ from __future__ import annotations
 from ...core.attachment.record import is_adapted
 from .checkpoint import checkpoints, last_step
 from .loop import Step, Trained, train
-from .models import NETWORK, build_model, reinitialise, save_merged, save_network, save_product, trained_parameters
+from .models import (
+    NETWORK,
+    build_model,
+    check_folder,
+    reinitialise,
+    save_merged,
+    save_network,
+    save_product,
+    trained_parameters,
+)
 from .parallel import Processes, connect
 from .samples import CropSource, crop_for, run_facts
 from .schedule import image_loss, learning_rate
@@ -18,6 +27,7 @@ __all__ = [
     "Step",
     "Trained",
     "build_model",
+    "check_folder",
     "checkpoints",
     "connect",
     "crop_for",

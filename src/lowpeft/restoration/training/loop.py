@@ -136,7 +136,8 @@ def train(
     if resume and folder is None:
         raise TrainingError("resume=True was given without a folder to resume from: pass out=")
     if folder is not None:
-        check_folder(folder, model, resume=resume)
+        trained_name(model)
+        check_folder(folder, resume=resume)
     run = _TrainingRun(model, crops, settings, processes, folder)
     if folder is not None:
         run.resume(folder)

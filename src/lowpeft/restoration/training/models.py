@@ -135,14 +135,12 @@ def _trained_names(model: object) -> set[str]:
     return {name for name, _, piece in parts if any(p.requires_grad for p in piece.parameters())}
 
 
-def check_folder(folder: Path, model: object, *, resume: bool) -> None:
-    """Check that training the model into a folder overwrites nothing.
+def check_folder(folder: Path, *, resume: bool) -> None:
+    """Check that training into a folder overwrites nothing.
 
     Raises:
         TrainingError: The folder contains a run and `resume` is False, or a result without a checkpoint.
-        PlanError: As for `trained_name`.
     """
-    trained_name(model)
     runs = checkpoints(folder)
     if runs and not resume:
         raise TrainingError(
