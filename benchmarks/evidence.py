@@ -24,9 +24,7 @@ from torch import Tensor
 
 import lowpeft
 from common import options_of, provenance, run_cells
-from lowpeft import SpatialConfig
-from lowpeft.kinds import ParallaxConfig
-from lowpeft.recipes import Recipe, load_recipe, override
+from lowpeft.recipes import load_recipe, override
 from lowpeft.restoration.data import Crops, EachViewTwice, Example, find_scenes, read_clean_crops
 from lowpeft.restoration.evaluation import by_network, by_network_alone, measure
 from lowpeft.restoration.images import to_float, to_uint8
@@ -37,7 +35,7 @@ from stereo_start import HELD_OUT, WEIGHTS, middle
 NOISE = {"clean": 0.0, "noise10": 10 / 255}
 RECIPES = {
     "parallax": load_recipe("parallax"),
-    "parallax+spatial": Recipe(name="parallax+spatial", adapters=(SpatialConfig(), ParallaxConfig())),
+    "parallax-spatial": load_recipe("parallax-spatial"),
     "stereo": override(load_recipe("stereo"), {"every": 1}),
     "stereo-only": override(load_recipe("stereo-only"), {"every": 1}),
     "spatial": load_recipe("spatial"),
@@ -60,8 +58,8 @@ CELLS = tuple(
         "parallax/seed-0",
         "parallax/seed-0/control",
         "stereo-only/seed-0",
-        "parallax+spatial/seed-0",
-        "parallax+spatial/seed-0/control",
+        "parallax-spatial/seed-0",
+        "parallax-spatial/seed-0/control",
         "stereo/seed-0",
         "spatial/seed-0",
     )

@@ -119,7 +119,9 @@ def test_the_stereo_recipe_trains_as_in_the_paper() -> None:
     assert (t.learning_rate, t.clip_norm) == (5e-4, 0.01)
 
 
-@pytest.mark.parametrize(("name", "views"), [("stereo", 2), ("stereo-only", 2), ("parallax", 2), ("spatial", 1)])
+@pytest.mark.parametrize(
+    ("name", "views"), [("stereo", 2), ("stereo-only", 2), ("parallax", 2), ("parallax-spatial", 2), ("spatial", 1)]
+)
 def test_recipes_with_stereo_adapters_take_two_views(name: str, views: int) -> None:
     assert load_recipe(name).views == views
 

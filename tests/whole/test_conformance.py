@@ -104,7 +104,11 @@ def adapters(label: str, network: Network) -> tuple[AdapterConfig, ...]:
 # The recipe `full` lets DropPath and statistics move, and `scratch` attaches nothing: tests/restoration/test_train.py
 # has both. `stereo-only` is a part of `stereo`. Other placements of spatial adapters are ports: see
 # tests/families/test_families.py.
-RECIPES = tuple(name for name in bundled() if load_recipe(name).freeze_statistics and name != "stereo-only")
+RECIPES = tuple(
+    name
+    for name in bundled()
+    if load_recipe(name).freeze_statistics and name not in ("stereo-only", "parallax-spatial")
+)
 LABELS = (*RECIPES, "full", "dora", "ssf", "vera", "convpass", "combination")
 
 
