@@ -28,7 +28,8 @@ PACKAGE = ROOT / "src" / "lowpeft"
 MOST_LINES_PER_FILE = 400
 MOST_LINES_PER_FUNCTION = 60
 MOST_BYTES_PER_FILE = 5_000_000
-MOST_SECONDS_TO_IMPORT = 0.3
+MOST_SHARE_OF_TORCH = 0.25
+"""CPU time of `import lowpeft` after `import torch`, as a share of the latter's: 0.3 s where torch takes 1.2 s."""
 
 # Imports go one way: a package imports from those before it alone, and so do the parts of the two that have parts.
 # Packages in one pair of brackets do not import each other. Imports for types alone are never run, and do not count.
@@ -209,25 +210,26 @@ def test_a_command_names_the_extra_of_a_package_that_is_missing() -> None:
 # --- What imports what
 IMPORT_REPORT = """
 import json, sys, time
+start = time.process_time()
 import torch
-before, start = set(sys.modules), time.process_time()
+before, between = set(sys.modules), time.process_time()
 import lowpeft
-seconds = time.process_time() - start
-json.dump({"seconds": seconds, "loaded": sorted(set(sys.modules) - before)}, sys.stdout)
+share = (time.process_time() - between) / (between - start)
+json.dump({"share": share, "loaded": sorted(set(sys.modules) - before)}, sys.stdout)
 """
 
 
 def test_import_is_light() -> None:
-    """`import lowpeft` takes at most 0.3 s of CPU time more than torch, and loads nothing optional or slow."""
-    seconds = []
+    """`import lowpeft` takes little CPU time beside torch's, and loads nothing optional or slow."""
+    shares = []
     for _ in range(5):  # the best of five, because another process may have the machine
         done = subprocess.run([sys.executable, "-c", IMPORT_REPORT], capture_output=True, check=True, text=True)
         report = json.loads(done.stdout)
         assert NOT_AT_IMPORT.isdisjoint({name.partition(".")[0] for name in report["loaded"]})
-        seconds.append(report["seconds"])
-        if seconds[-1] < MOST_SECONDS_TO_IMPORT:
+        shares.append(report["share"])
+        if shares[-1] < MOST_SHARE_OF_TORCH:
             return
-    pytest.fail(f"import lowpeft took {min(seconds):.2f} s on top of torch")
+    pytest.fail(f"import lowpeft took {min(shares):.2f} of the CPU time of import torch")
 
 
 def imports_of(module: str) -> Iterator[tuple[str, int]]:

@@ -207,6 +207,16 @@ def test_a_narrow_image_has_no_whole_band_and_calibrates_all_the_same() -> None:
     assert all(p.isfinite().all() for adapter in parallax_adapters(model) for p in adapter.parameters())
 
 
+def test_an_adapter_that_is_off_is_calibrated_all_the_same() -> None:
+    model, pairs = lowpeft.adapt(demo_backbone(), ParallaxConfig()), lr_pairs(1)
+    with lowpeft.disabled(model):
+        assert lowpeft.calibrate(model, pairs) == {"parallax": 4}
+    other = lowpeft.adapt(demo_backbone(), ParallaxConfig())
+    lowpeft.calibrate(other, pairs)
+    states = [lowpeft.adapter_state_dict(each) for each in (model, other)]
+    assert all(torch.equal(states[0][name], tensor) for name, tensor in states[1].items())
+
+
 def test_logits_that_no_float_holds_are_refused() -> None:
     with pytest.raises(PlanError, match="spread"):
         ParallaxConfig(spread=1e300)

@@ -338,8 +338,11 @@ def joined(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     return torch.cat(output) if isinstance(output, tuple) else output
 
 
+SLOW_TO_EXPORT = pytest.param("parallax", marks=pytest.mark.slow)
+
+
 @graphs
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [SLOW_TO_EXPORT if kind == "parallax" else kind for kind in KINDS])
 def test_the_older_onnx_exporter_exports(kind: str) -> None:
     model, inputs = small(kind)
     with torch.no_grad():
@@ -349,7 +352,7 @@ def test_the_older_onnx_exporter_exports(kind: str) -> None:
 
 
 @graphs
-@pytest.mark.parametrize("kind", ["stereo", "parallax"])
+@pytest.mark.parametrize("kind", ["stereo", SLOW_TO_EXPORT])
 @torch.no_grad()
 def test_the_newer_onnx_exporter_exports_what_computes_the_same(kind: str) -> None:
     model, inputs = small(kind)
@@ -359,7 +362,7 @@ def test_the_newer_onnx_exporter_exports_what_computes_the_same(kind: str) -> No
 
 
 @graphs
-@pytest.mark.parametrize("kind", ["stereo", "parallax", "dora"])
+@pytest.mark.parametrize("kind", ["stereo", SLOW_TO_EXPORT, "dora"])
 @torch.no_grad()
 def test_a_model_exported_for_all_sizes_runs_at_sizes_that_go_by_rows(
     kind: str, monkeypatch: pytest.MonkeyPatch

@@ -15,8 +15,7 @@ from ...ports.base import SLOT
 from ..attachment.changes import Undo, change, one_at_a_time
 from ..attachment.copies import copy_in_force
 from ..attachment.record import check_name, module_of, pieces, record_of, uncalibrated, unwrap
-from ..attachment.running import in_force
-from ..attachment.settings import is_off
+from ..attachment.settings import Setting, is_off
 from ..attachment.slots import below
 from ..observation.generators import kept_generators
 from ..observation.usable import refuse_inference_mode
@@ -59,9 +58,9 @@ def calibrate(
             calibrated before.
 
     Raises:
-        PlanError: The model has no adapters, an adapter has already been trained or is off, there are no batches, a
-            kind asks for gradients and there is no `loss`, a kind has not seen enough data, or inference mode is on.
-            The model is unchanged.
+        PlanError: The model has no adapters, an adapter has already been trained, there are no batches, a kind asks for
+            gradients and there is no `loss`, a kind has not seen enough data, or inference mode is on. The model is
+            unchanged.
     """
     refuse_inference_mode()
     twin, runs = _begin(model, name)
@@ -89,10 +88,14 @@ def _begin(model: object, name: str | None) -> tuple[nn.Module, list[_Calibratio
         check_name(root, name)
     runs = [r for n in ([name] if name is not None else uncalibrated(root)) for r in _runs(root, record.plans[n])]
     _refuse_trained(root, runs)
-    setting = in_force(record.switches)
-    if off := sorted({run.name for run in runs if is_off(setting.values.get(run.name, 0.0))}):
-        raise PlanError(f"adapter {', '.join(off)} is off here, so it would see no data; calibrate while it is on")
-    return copy_in_force(module_of(model)).eval() if runs else root, runs
+    if not runs:
+        return root, []
+    twin = copy_in_force(module_of(model)).eval()
+    switches = record_of(unwrap(twin)).switches
+    setting = switches.default
+    off = {run.name: 1.0 for run in runs if is_off(setting.values.get(run.name))}  # feature adapters would see nothing
+    switches.default = Setting({**setting.values, **setting.by_image, **off})
+    return twin, runs
 
 
 @one_at_a_time
