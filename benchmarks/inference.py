@@ -53,9 +53,7 @@ DEMO_CROP_PX = 32
 
 # --- memory
 def tiny(name: str) -> Backbone:
-    """A network of a few thousand parameters, or that of the demo."""
-    if name == DEMO:
-        return demo_backbone()
+    """A network of a few thousand parameters."""
     from spandrel.architectures.Compact import Compact
     from spandrel.architectures.RCAN import RCAN
     from spandrel.architectures.SwinIR import SwinIR
@@ -90,7 +88,7 @@ def one_pair(name: str, recipe: str, memory_mb: float) -> dict[str, object]:
     views = lowpeft.enhance(model, left, right, tiling=Tiling(memory_mb=memory_mb))
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     return {
-        "network": name if name == DEMO else f"{name} x{base.scale}",
+        "network": f"{name} x{base.scale}",
         "recipe": recipe,
         "lr_px": f"{WIDTH}x{HEIGHT}",
         "bound_mb": memory_mb,
