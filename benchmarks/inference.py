@@ -27,7 +27,6 @@ from torch import nn
 import lowpeft
 from common import options_of, provenance, write
 from lowpeft import Backbone
-from lowpeft.cli.memory import keep_freed_memory
 from lowpeft.demo import demo_backbone
 from lowpeft.restoration.data import Example, find_scenes, load_example, scenes_with_lr
 from lowpeft.restoration.evaluation import evaluate
@@ -76,8 +75,7 @@ def held_mb() -> float:
 
 
 def one_pair(name: str, recipe: str, memory_mb: float) -> dict[str, object]:
-    """Run one 1080p pair in this process, as `lowpeft enhance` does."""
-    keep_freed_memory()
+    """Run one 1080p pair in this process."""
     base = tiny(name)
     model = lowpeft.adapt(base, recipe)
     left, right = torch.rand(2, 3, HEIGHT, WIDTH)

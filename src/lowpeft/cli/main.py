@@ -30,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = parser().parse_args(arguments)
     quiet()
-    keep_freed_memory()
+    if getattr(options, "memory_mb", None) is None:
+        keep_freed_memory()
     run: Callable[[argparse.Namespace], int | None] = options.run
     try:
         return _flushed(run(options) or 0)
