@@ -132,6 +132,16 @@ def test_freed_memory_is_kept_where_the_c_library_can() -> None:
     assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
 
 
+def test_freed_memory_is_not_kept_under_a_bound(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kept: list[str] = []
+    monkeypatch.setattr(sys.modules["lowpeft.cli.main"], "keep_freed_memory", lambda: kept.append("kept"))
+    command = ["evaluate", "--bicubic", "--scale", "2", "--data", str(tmp_path)]
+    assert main([*command, "--memory-mb", "9"]) == 2
+    assert kept == []
+    assert main(command) == 2
+    assert kept == ["kept"]
+
+
 def test_a_command_that_runs_out_of_memory_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
