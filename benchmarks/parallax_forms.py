@@ -217,7 +217,8 @@ def start_from(model: object, views: Tensor) -> None:
     seen: dict[Form, Tensor] = {}
 
     def hear(name: str, site: str, adapter: FeatureAdapter, features: Features) -> None:
-        seen[live[site]] = features.rows
+        if site in live:
+            seen[live[site]] = features.rows
 
     live = {site: adapter for _, site, adapter in pieces(unwrap(model)) if isinstance(adapter, Form)}
     twin = listening_copy(model, hear)
