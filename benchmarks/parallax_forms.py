@@ -25,7 +25,8 @@ from lowpeft.core.attachment.record import pieces, unwrap
 from lowpeft.core.operations.listening import listening_copy
 from lowpeft.demo import demo_backbone
 from lowpeft.demo.task import NOISE, SETTINGS, training_scenes, unseen_scenes
-from lowpeft.kinds import FeatureAdapter, FeatureConfig, band, register_adapter
+from lowpeft.kinds import FeatureAdapter, band, register_adapter
+from lowpeft.kinds.stages import StageConfig
 from lowpeft.restoration.data import Crops, EachViewTwice, load_example
 from lowpeft.restoration.evaluation import by_network, by_network_alone, measure
 from lowpeft.restoration.metrics import WHOLE_RGB
@@ -36,7 +37,7 @@ CALIBRATED_ON = 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class FormConfig(FeatureConfig):
+class FormConfig(StageConfig):
     """One form of the adapter.
 
     Attributes:
@@ -62,14 +63,6 @@ class FormConfig(FeatureConfig):
     compared: int | None = None
     spread: float = 8.0
     kernel: int = 1
-
-    @property
-    def places(self) -> tuple[str, ...]:
-        return ("stage",)
-
-    @property
-    def views(self) -> int:
-        return 2
 
 
 class Form(FeatureAdapter):
