@@ -38,6 +38,7 @@ PACKAGES: dict[str, tuple[tuple[str, ...], ...]] = {
         ("errors", "storage", "tables", "version"),
         ("checks", "registry"),
         ("ports",),
+        ("frozen",),
         ("kinds", "families"),
         ("recipes",),
         ("core",),

@@ -20,6 +20,7 @@ from .core.operations.calibration import calibrate
 from .core.operations.checking import check_trainable
 from .core.operations.injection import delete, inject, rename, restore
 from .core.operations.merging import MergeReport, merge
+from .core.operations.optimizing import optimize
 from .core.operations.state import (
     Summary,
     adapter_parameters,
@@ -126,6 +127,7 @@ __all__ = [
     "load_backbone",
     "load_recipe",
     "merge",
+    "optimize",
     "plan",
     "push_to_hub",
     "read_adapter",

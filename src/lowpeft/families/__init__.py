@@ -35,7 +35,7 @@ from .base import (
     register_family,
     unregister_family,
 )
-from .recognition import Recognised, find_containers, find_places, recognise
+from .recognition import Recognised, find_blocks, find_containers, find_fused, find_places, recognise
 
 __all__ = [
     "TOKENS",
@@ -54,7 +54,9 @@ __all__ = [
     "ditn",
     "edt",
     "families",
+    "find_blocks",
     "find_containers",
+    "find_fused",
     "find_places",
     "get_block",
     "hat",

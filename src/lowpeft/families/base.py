@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import PlanError
 from ..ports.attachment import Attachment
@@ -19,6 +19,15 @@ class Ports(Protocol):
 
     def wants(self, port: str) -> bool:
         """Return whether the port has an adapter, so that a block forward can skip computing its features."""
+
+    def is_adapted(self, module: nn.Module) -> bool:
+        """Return whether a module inside the block, or one below it, has adapters."""
+
+    def must_call(self, module: nn.Module) -> bool:
+        """Return whether a module, or one below it, has hooks, or adapters other than of its parameters.
+
+        These act only if the module is called. A fused forward, which reads its parameters, must not be used then.
+        """
 
     def delta(self, port: str, values: Tensor, layout: Layout, size: Size | None) -> Tensor | None:
         """Return the sum of the deltas of the adapters at the port, in the shape of the features; None for nothing.
@@ -57,7 +66,7 @@ class BlockForward:
     Attributes:
         name: Unique name, `family.block`.
         forward: Function `forward(block, ports, *args, **kwargs)` that computes the same as the block's own forward and
-            adds what `ports.delta` returns.
+            adds what `ports.delta` returns. None means the block's own forward, for blocks without ports.
         ports: Names of the ports that `forward` serves.
         example: Function that returns the arguments of one call of a given block. Planning uses it to compare the two
             forwards, and rejects a modified copy of the block's code.
@@ -65,14 +74,17 @@ class BlockForward:
             while no adapter is on. False if it is close (within 1e-5); `forward` then always runs once installed.
         variant_of: Name of another block forward, with the same ports, from which this one differs on purpose while an
             adapter in the block is on. The block itself is compared with that one.
+        fused: Function like `forward` that `lowpeft.optimize` puts in its place: close to it (within 1e-5), faster, and
+            with less memory for backward. It returns NotImplemented where it cannot stand in (see `families.fused`).
     """
 
     name: str
-    forward: Callable[..., Any]
+    forward: Callable[..., Any] | None
     ports: frozenset[str]
     example: Callable[[Any], tuple[Any, ...]]
     exact: bool = True
     variant_of: str | None = None
+    fused: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +174,8 @@ class Family:
         places: Places of the family. Their order numbers the stages if several paths have the same place name.
         output: Attribute of the network's output that is the image; None if the output is a tensor.
         blocks: Block forwards that the family adds.
+        fused: Path, with `{stage}` and `{block}` as in `Place`, and name of the block forward of every block that has a
+            fused forward. Blocks without places may be among them.
         facts: Function from a network of the family to values of `ports.facts.Facts`, by name. Missing facts are
             measured by running the network.
         writes_itself: True if the family's networks may change their own weights when they run. Planning then checks
@@ -176,6 +190,7 @@ class Family:
     places: tuple[Place, ...]
     output: str | None = None
     blocks: tuple[BlockForward, ...] = ()
+    fused: tuple[tuple[str, str], ...] = ()
     facts: Callable[[Any], Mapping[str, Any]] | None = None
     writes_itself: bool = False
     inside: str = ""

@@ -71,6 +71,20 @@ def find_places(root: nn.Module, recognised: Recognised, name: str) -> tuple[Spo
     )
 
 
+def find_fused(root: nn.Module, recognised: Recognised) -> list[tuple[str, str]]:
+    """Return path and name of the block forward of every block that has a fused forward, in the order of modules."""
+    lead = recognised.prefix + "." if recognised.prefix else ""
+    templates = [(_expression(lead + path), name) for path, name in recognised.family.fused]
+    return [(path, name) for path, _ in base_modules(root) for test, name in templates if test.fullmatch(path)]
+
+
+def find_blocks(root: nn.Module, recognised: Recognised) -> tuple[str, ...]:
+    """Return the paths of the blocks for which the family has a block forward."""
+    names = {place.name for place in recognised.family.places if place.block is not None}
+    spots = [spot for name in sorted(names) for spot in find_places(root, recognised, name)]
+    return tuple(dict.fromkeys(spot.path for spot in spots if spot.attachment.block is not None))
+
+
 def find_containers(root: nn.Module, recognised: Recognised) -> dict[str, tuple[int | None, int | None]]:
     """Return the stage and block numbers of the modules that are a stage (block None) or a block, by path."""
     stages: dict[str, tuple[int | None, int | None]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..frozen import windows
 from ..ports.layouts import ExtraTokens, Layout
+from . import fused
 from .base import TOKENS, BlockForward, Family, Place, Ports, block_places, register_family
 from .swin import (
     BLOCK,
@@ -64,6 +67,36 @@ def swinir_forward(block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int,
     contribution = b.drop_path(_attended(b, normed, x_size, extras))
     out = attention_added(x, contribution, normed, ports, Layout.NLC, x_size)
     return pre_norm_mlp(block, ports, out, x_size)
+
+
+def swinir_fused(block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int, int]) -> Any:
+    """Run SwinIR's block like `swinir_forward`, fused."""
+    b: Any = block
+    attn = b.attn
+    if ports.wants(TOKENS) or not fused.can_fuse(ports, attn, attn.relative_position_bias_table):
+        return NotImplemented
+    normed = b.norm1(x)
+    order, masks = _fused_order(b, x, x_size)
+    bias = functools.partial(fused.table_bias, attn, attn.relative_position_index, masks)
+    attention = b.drop_path(fused.window_attention(ports, attn, x, normed, b.norm1, order, bias))
+    out = attention_added(x, attention, normed, ports, Layout.NLC, x_size)
+    return fused.fused_pre_norm_mlp(b, ports, out, x_size)
+
+
+def _fused_order(b: Any, x: Tensor, x_size: tuple[int, int]) -> tuple[windows.Order, list[Tensor] | None]:
+    """Return the order of the tokens in the block's windows, and the mask of each region of shifted windows.
+
+    At a size for which the block has no mask stored it computes one; on a grid of 2x2 windows, these are the regions'.
+    """
+    window, shift = b.window_size, b.shift_size
+    order = fused.swin_order(x, x_size, (window, window), (shift, shift), masked=shift > 0)
+    if shift == 0:
+        return order, None
+    if b.input_resolution == x_size:
+        return order, fused.region_masks(b.attn_mask, order, x_size[1] // window)
+    rows, columns = (min(2, side // window) for side in x_size)
+    mask = b.calculate_mask((rows * window, columns * window)).to(x.device)
+    return order, [mask[min(row, 1) * columns + min(column, 1)] for row, column in order.regions]
 
 
 def swin2sr_forward(block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int, int]) -> Tensor:
@@ -143,7 +176,11 @@ def swin2sr_transformers_example(block: nn.Module) -> tuple[Any, ...]:
 
 
 SWINIR_BLOCK = BlockForward(
-    name="swinir.block", forward=swinir_forward, ports=BLOCK_PORTS | {TOKENS}, example=swin_example
+    name="swinir.block",
+    forward=swinir_forward,
+    ports=BLOCK_PORTS | {TOKENS},
+    example=swin_example,
+    fused=swinir_fused,
 )
 SWIN2SR_BLOCK = BlockForward(name="swin2sr.block", forward=swin2sr_forward, ports=BLOCK_PORTS, example=swin_example)
 SWIN2SR_TRANSFORMERS_LAYER = BlockForward(
@@ -169,6 +206,7 @@ SWINIR = register_family(
         ),
         places=(*block_places(BLOCK, "norm1.weight", SWINIR_BLOCK), GROUP_CONV),
         blocks=(SWINIR_BLOCK,),
+        fused=((BLOCK, SWINIR_BLOCK.name),),
         # spandrel advises against strips; with `reach_px` rows of context they are exact.
         facts=lambda network: {**image_facts(network), "strips": True},
         source="arXiv 2108.10257",

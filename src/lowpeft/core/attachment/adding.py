@@ -18,7 +18,7 @@ from ...ports.autocast import without_autocast
 from ...ports.layouts import ExtraTokens, Features, Layout, Size, find_size, square_size
 from .running import RUNNING
 from .settings import Strength
-from .slots import Acting, Slot, on_output
+from .slots import Acting, Slot, on_output, pieces_in, slot_of
 
 ROW_CHUNK_BYTES = 64 * 2**20
 """Chunk size in bytes. Without gradients, larger features are adapted in chunks of image rows, to bound memory."""
@@ -224,6 +224,14 @@ def added_to_random_features(adapter: FeatureAdapter, channels: int) -> Tensor:
     return adapter.tokens(features).gate if isinstance(adapter, TokenAdapter) else _delta(adapter, features)
 
 
+def _acts_when_called(module: nn.Module) -> bool:
+    """Return whether something happens when the module is called, beyond the forward of its class."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    slot = slot_of(module)
+    others = slot is not None and any(piece.attachment.form != "weight" for piece in pieces_in(slot))
+    return any(hooks) or others or "forward" in module.__dict__
+
+
 class BlockPorts:
     """Active adapters of one block during one call; implements `lowpeft.families.Ports`."""
 
@@ -233,6 +241,14 @@ class BlockPorts:
     def wants(self, port: str) -> bool:
         """Return whether an active adapter is at the port."""
         return port in self.adapters
+
+    def is_adapted(self, module: nn.Module) -> bool:
+        """Return whether the module, or one below it, has adapters."""
+        return any(slot_of(m) is not None for m in module.modules())
+
+    def must_call(self, module: nn.Module) -> bool:
+        """Return whether the module, or one below it, has hooks, or adapters other than of its parameters."""
+        return any(_acts_when_called(m) for m in module.modules())
 
     def delta(self, port: str, values: Tensor, layout: Layout, size: Size | None) -> Tensor | None:
         """Return the sum of the deltas of the adapters at the port, or None."""

@@ -129,10 +129,15 @@ class Undo:
             self.fields = {name: copy.copy(value) for name, value in vars(self.record).items() if name != "switches"}
             self.switches = self.record.switches.state()
         self.tensors: list[tuple[Tensor, Tensor]] = []
+        self.layouts: list[tuple[nn.Parameter, tuple[int, ...]]] = []
 
     def keep(self, tensors: Iterable[Tensor]) -> None:
         """Save copies of tensors that are about to be written."""
         self.tensors += [(t, t.detach().clone()) for t in tensors]
+
+    def keep_layouts(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Save the strides of parameters that are about to be laid out in another way."""
+        self.layouts += [(p, p.stride()) for p in parameters]
 
     def __enter__(self) -> Undo:
         return self
@@ -165,5 +170,14 @@ class Undo:
         with torch.no_grad():
             for tensor, old in self.tensors:
                 tensor.copy_(old)
+        for parameter, strides in self.layouts:
+            lay_out(parameter, strides)
         if self.record is None:
             self.root.__dict__.pop(RECORD, None)
+
+
+def lay_out(parameter: nn.Parameter, strides: tuple[int, ...]) -> None:
+    """Give a parameter other strides; its values and its identity stay the same."""
+    if parameter.stride() != strides:
+        new = torch.empty_strided(parameter.shape, strides, dtype=parameter.dtype, device=parameter.device)
+        parameter.data = new.copy_(parameter.data)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 
@@ -21,6 +22,38 @@ if TYPE_CHECKING:
     from ..planning.plan import Plan
 
 
+Memory = Literal["keep", "rebuild", "checkpoint"]
+"""What an optimised block keeps for backward; see `lowpeft.optimize`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimised:
+    """Changes that `lowpeft.optimize` made to a network's forwards.
+
+    Attributes:
+        memory: What blocks keep for backward.
+        blocks: Mapping from path of each fused block to the name of its block forward.
+        lean: Paths of the convolutions and batch norms that keep no input.
+        repeated: Paths of the modules that run again in backward.
+        relaid: Strides, before, of the weights that were laid out channels last, by path.
+        notes: Blocks that stayed as they are, with the reason.
+    """
+
+    memory: Memory
+    blocks: Mapping[str, str]
+    lean: frozenset[str]
+    repeated: tuple[str, ...] = ()
+    relaid: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.blocks)} fused blocks"] if self.blocks else []
+        parts += [f"{len(self.lean)} layers that keep no input"] if self.lean else []
+        parts += [f"{len(self.repeated)} modules that run again in backward"] if self.repeated else []
+        parts += [f"{len(self.relaid)} weights laid out channels last"] if self.relaid else []
+        return f"optimised, memory={self.memory!r}: {', '.join(parts) or 'nothing to optimise here'}"
+
+
 @dataclass
 class Record:
     """State of an adapted network: its changes, its original flags, and its facts.
@@ -36,6 +69,7 @@ class Record:
         calibrated: Names of the adapters that have learned their start from data.
         forwards: Mapping from module path to the name of the block forward that replaces the module's forward, with or
             without adapters.
+        optimised: What `lowpeft.optimize` changed; None without it.
         switches: Default setting of the adapters, and the gate between forwards and changes.
     """
 
@@ -48,7 +82,13 @@ class Record:
     plans: dict[str, Plan] = field(default_factory=dict)
     calibrated: set[str] = field(default_factory=set)
     forwards: dict[str, str] = field(default_factory=dict)
+    optimised: Optimised | None = None
     switches: Switches = field(default_factory=Switches)
+
+    @property
+    def in_use(self) -> bool:
+        """True if the network has adapters, replaced forwards or an optimisation."""
+        return bool(self.plans or self.forwards or self.optimised)
 
     @property
     def views(self) -> int:

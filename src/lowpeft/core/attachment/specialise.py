@@ -8,7 +8,9 @@ and a deep copy is an independent model.
 `Facets` list the changes of a module. Its forward is wrapped in this order, the last outermost:
 
 * `block`: `forward` is a block forward, for places inside a block that are not the output of any module;
+* `lean`: a frozen convolution or batch norm keeps no input for backward;
 * `output`: `forward` adds the adapters' deltas to the output of the inner forward;
+* `memory`: the block is run as `lowpeft.optimize` was asked to: fused, with what backward keeps rebuilt or recomputed;
 * `live_input`: the root's input requires a gradient while a module below checkpoints, because reentrant checkpointing
   of inputs without gradients would detach the output;
 * `acts`: root parts of adapters see the input and may add to the output;
@@ -37,12 +39,16 @@ from torch import Tensor, nn
 from ...errors import PlanError
 from ...families import get_block
 from ...families.quirks import CHECKPOINT_SWITCHES, DIFFERENTIABLE_IN_TRAINING_ONLY
+from ...frozen import layers
+from ...frozen.rebuilding import Level, rebuilding
 from ...kinds import Adapter, Forward, RootPart
 from ...ports.base import SLOT
 from ...ports.facts import RECORD
 from .adding import BlockPorts, adapted_tensor, captured, laid_out_like, scaled, tracing, with_deltas
 from .batches import run_by_image
 from .calls import image_in, with_image
+from .recomputing import recomputed
+from .record import Memory
 from .running import exporting, in_force, run, running_in, strengths_in
 from .settings import Setting, Strength, is_off
 from .slots import Acting, Slot, acting_in, at_ports, on_tensor, root_parts, slot_of, slots, switches_of
@@ -58,7 +64,9 @@ class Facets:
     """Changes that a generated subclass makes; see the module's docstring."""
 
     block: str | None = None
+    lean: bool = False
     output: bool = False
+    memory: Memory | None = None
     tensors: frozenset[str] = frozenset()
     root: bool = False
     live_input: bool = False
@@ -79,9 +87,13 @@ def specialised(base: type[nn.Module], facets: Facets) -> type[nn.Module]:
 
 
 def _specialise(base: type[nn.Module], facets: Facets) -> type[nn.Module]:
-    forward = base.forward if facets.block is None else _block_forward(base, facets.block)
+    forward = base.forward
+    if facets.block is not None:
+        forward = _block_forward(base, facets.block, fused=facets.memory is not None)
     wrappers: list[tuple[bool, Callable[[Callable[..., Any]], Callable[..., Any]]]] = [
+        (facets.lean, _lean_forward),
         (facets.output, _output_forward),
+        (facets.memory is not None, functools.partial(_memory_forward, memory=facets.memory)),
         (facets.live_input, _live_input_forward),
         (facets.acts, _acting_forward),
         (facets.views > 1, functools.partial(_views_forward, views=facets.views)),
@@ -153,15 +165,40 @@ def set_facets(module: nn.Module, **changes: Any) -> None:
     module.__class__ = base if facets == Facets() else specialised(base, facets)
 
 
-def _block_forward(base: type[nn.Module], name: str) -> Callable[..., Any]:
+def _block_forward(base: type[nn.Module], name: str, *, fused: bool) -> Callable[..., Any]:
     block = get_block(name)
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         slot = slot_of(self)
         adapters = at_ports(slot) if slot is not None else {}
-        if not adapters and block.exact:
+        if fused and block.fused is not None:
+            output = block.fused(self, BlockPorts(adapters), *args, **kwargs)
+            if output is not NotImplemented:
+                return output
+        if block.forward is None or (not adapters and block.exact):
             return base.forward(self, *args, **kwargs)
         return block.forward(self, BlockPorts(adapters), *args, **kwargs)
+
+    return forward
+
+
+def _lean_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if captured() or not args or not layers.passes_gradient_only(self, args[0]):
+            return inner(self, *args, **kwargs)
+        return layers.run(self, inner, *args, **kwargs)
+
+    return forward
+
+
+def _memory_forward(inner: Callable[..., Any], memory: Memory | None) -> Callable[..., Any]:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if captured():  # a compiled graph does its own recomputation
+            return inner(self, *args, **kwargs)
+        if memory == "checkpoint":
+            return recomputed(self, inner, args, kwargs)
+        with rebuilding(Level.CHEAP if memory == "keep" else Level.PRODUCTS):
+            return inner(self, *args, **kwargs)
 
     return forward
 

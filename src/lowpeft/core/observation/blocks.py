@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -44,11 +48,7 @@ def check_block(checked: set[tuple[object, ...]], path: str, module: nn.Module, 
             `CLOSE`; or the block forward never uses one of its ports.
         OtherBlockError: The block cannot be run as the block forward.
     """
-    plain = {k: v for k, v in vars(module).items() if v is None or isinstance(v, (bool, int, float, str, tuple, list))}
-    parts = [(path, original_class(part)) for path, part in base_modules(module)]
-    shapes = [(path, tuple(parameter.shape)) for path, parameter in base_parameters(module)]
-    missing = [path for path, part in module._modules.items() if part is None]
-    key = (original_class(module), name, repr((sorted(plain.items()), parts, shapes, missing)))
+    key = configuration(module, name)
     if key in checked:
         return
     try:
@@ -57,6 +57,15 @@ def check_block(checked: set[tuple[object, ...]], path: str, module: nn.Module, 
         own = original_class(module)
         raise type(error)(f"{path} ({own.__module__}.{own.__name__}) {error}") from error
     checked.add(key)
+
+
+def configuration(module: nn.Module, name: str) -> tuple[object, ...]:
+    """Return what determines the result of comparing a block with a block forward, apart from the weights' values."""
+    plain = {k: v for k, v in vars(module).items() if v is None or isinstance(v, (bool, int, float, str, tuple, list))}
+    parts = [(path, original_class(part)) for path, part in base_modules(module)]
+    shapes = [(path, tuple(parameter.shape)) for path, parameter in base_parameters(module)]
+    missing = [path for path, part in module._modules.items() if part is None]
+    return original_class(module), name, repr((sorted(plain.items()), parts, shapes, missing))
 
 
 class _Asked(BlockPorts):
@@ -101,7 +110,7 @@ def _compare(module: nn.Module, block: BlockForward) -> None:
             arguments = block.example(twin)
             own = own_class.forward(twin, *(a.clone() if isinstance(a, Tensor) else a for a in arguments))
             ports = _Asked()
-            ours = block.forward(twin, ports, *arguments)
+            ours = own if block.forward is None else block.forward(twin, ports, *arguments)
     except Exception as error:  # any error means another block
         raise OtherBlockError(f"cannot be run as {advice} ({type(error).__name__}: {error})") from error
     (a, b) = (x[0] if isinstance(x, tuple) else x for x in (own, ours))
@@ -113,6 +122,55 @@ def _compare(module: nn.Module, block: BlockForward) -> None:
         raise ChangedBlockError(
             f"cannot use the block forward {block.name}, which never calls its ports {', '.join(silent)}"
         )
+
+
+def fused_problem(module: nn.Module, block: BlockForward) -> str | None:
+    """Return why a block's fused forward cannot stand in for it; None if output and gradient are close.
+
+    Both are run in float32, because in half precision rounding alone would be a difference.
+    """
+    if any(parameter.is_meta for parameter in module.parameters()):
+        return None
+    twin, run = twin_of(module).float().requires_grad_(False), block.fused
+    if run is None:
+        return f"the block forward {block.name} has no fused form"
+    base = original_class(module).forward
+    plain = base if block.variant_of is None or block.forward is None else _without_adapters(block.forward)
+    try:
+        with torch.enable_grad(), kept_generators(twin):
+            arguments = block.example(twin)
+            own = _output_and_gradient(plain, twin, arguments)
+            ours = _output_and_gradient(_without_adapters(run), twin, arguments)
+    except Exception as error:  # noqa: BLE001  (any error means another block)
+        return f"cannot be run as {block.name}: {type(error).__name__}: {error}"
+    if ours is None or own is None:
+        return f"{block.name} cannot stand in for blocks of this make"
+    difference = apart(ours, own)
+    return None if difference <= CLOSE else f"fused, their result differs by {difference:.2g} of its size"
+
+
+def _without_adapters(forward: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda module, *args: forward(module, BlockPorts({}), *args)
+
+
+def _output_and_gradient(forward: Callable[..., Any], module: nn.Module, args: tuple[Any, ...]) -> list[Tensor] | None:
+    """Return a block's output and the gradient of its first argument; None if the forward does not stand in."""
+    x = args[0].detach().clone().requires_grad_()
+    output = forward(module, x, *(a.clone() if isinstance(a, Tensor) else a for a in args[1:]))
+    if output is NotImplemented:
+        return None
+    output = output[0] if isinstance(output, tuple) else output
+    seed = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
+    return [output.detach(), torch.autograd.grad(output, x, seed)[0]]
+
+
+def apart(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """Return the largest relative difference between tensors, each in the 2-norm; infinity if their shapes differ."""
+    if [t.shape for t in ours] != [t.shape for t in theirs]:
+        return math.inf
+    tiny = torch.finfo(torch.float32).tiny
+    pairs = zip(ours, theirs, strict=True)
+    return max((float((a - b).norm() / b.norm().clamp_min(tiny)) for a, b in pairs), default=0.0)
 
 
 def variant_in(name: str | None) -> str | None:

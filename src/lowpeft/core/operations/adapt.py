@@ -27,6 +27,9 @@ def adapt(
 ) -> nn.Module:
     """Freeze a network and attach a recipe's adapters to it, in place.
 
+    Random starts are drawn from torch's default generators, which are then put back: with the same seed, adapters start
+    the same, and what is drawn later does not depend on them.
+
     Args:
         model: A network, a `Backbone`, or an adapted network or `StereoModel` that gets one more adapter. It may be
             wrapped in DataParallel, `torch.compile` or `AveragedModel`.

@@ -6,10 +6,10 @@ One `Record` on the root module stores everything that is needed to restore an a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from ...errors import PlanError
@@ -18,8 +18,8 @@ from ...kinds import Adapter, RootPart, WeightAdapter
 from ...ports.base import SLOT, base_modules, base_parameters
 from ...ports.facts import RECORD, Facts
 from ...ports.layouts import Layout
-from ..attachment.changes import Undo, change, one_at_a_time, switches_for
-from ..attachment.record import Record, check_name, module_of, pieces, record_of, root_of, unwrap
+from ..attachment.changes import Undo, change, lay_out, one_at_a_time, switches_for
+from ..attachment.record import Optimised, Record, check_name, module_of, pieces, record_of, root_of, unwrap
 from ..attachment.slots import Slot, drop, group_in, pieces_in, slot_of, slots
 from ..attachment.specialise import can_checkpoint, facets_of, set_facets
 from ..attachment.views import MultiViewModel, StereoModel
@@ -73,7 +73,7 @@ def attach_plan(
     root = root_of(model)
     refuse_fixed(module_of(model))
     check_plan(root, plan)
-    with kept_generators(root) if tensors is not None else nullcontext():  # loading must not advance generators
+    with kept_generators(root):
         built = build_adapters(root, plan)
     if tensors is not None:
         fill(built, tensors)
@@ -120,7 +120,7 @@ def _set_root(root: nn.Module, record: Record) -> None:
         live_input=bool(recipes) and can_checkpoint(root),
         acts=any(isinstance(p, RootPart) and p.acts for _, _, p in attached),
         views=record.views,
-        switched=bool(record.plans or record.forwards),
+        switched=record.in_use,
     )
 
 
@@ -168,23 +168,25 @@ def _attach(module: nn.Module, name: str, site: Site, adapter: Adapter, record: 
         slot.add_module(name, nn.ModuleDict())
     group = slot.get_submodule(name)
     group.add_module(site.key, adapter)
-    _set_module_facets(module, slot, forward=record.forwards.get(site.path))
+    _set_module_facets(record, site.path, module)
 
 
-def _set_module_facets(module: nn.Module, slot: Slot | None, *, forward: str | None = None) -> None:
-    """Update a module's class to its adapters.
-
-    Args:
-        module: Any module.
-        slot: Slot of the module; None if it has no adapters.
-        forward: Name of a block forward that the module has even without adapters.
-    """
+def _set_module_facets(record: Record, path: str, module: nn.Module) -> None:
+    """Update a module's class to its adapters, its replaced forward and its optimisation."""
+    slot, optimised = slot_of(module), record.optimised
     attachments = [p.attachment for p in pieces_in(slot)] if slot is not None else []
+    block = record.forwards.get(path) or next((a.block for a in attachments if a.block is not None), None)
+    tensors = frozenset(t for a in attachments for t in a.tensors)
+    fused = None if optimised is None else optimised.blocks.get(path)
+    repeated = optimised is not None and path in optimised.repeated
+    as_asked = "checkpoint" if repeated else optimised.memory if optimised is not None and fused else None
     set_facets(
         module,
         output=any(a.form == "output" for a in attachments),
-        block=forward or next((a.block for a in attachments if a.block is not None), None),
-        tensors=frozenset(t for a in attachments for t in a.tensors),
+        block=block or fused,
+        lean=optimised is not None and path in optimised.lean and not tensors,
+        memory=as_asked,
+        tensors=tensors,
     )
 
 
@@ -216,15 +218,56 @@ def install_forwards(model: object, forwards: Mapping[str, str]) -> None:
             problems += [f"{path} has adapters for {other}, not for {name}" for other in others]
     if problems:
         raise PlanError("the forwards of these blocks cannot be replaced:", problems=problems)
-    new = None if RECORD in root.__dict__ else _record(root, facts_of(model))
+    new = None if RECORD in root.__dict__ else new_record(root, model)
 
     def install(undo: Undo) -> None:
         for path, name in forwards.items():
             record_of(root).forwards[path] = name
-            _set_module_facets(modules[path], slot_of(modules[path]), forward=name)
+            _set_module_facets(record_of(root), path, modules[path])
         _set_root(root, record_of(root))
 
     change(root, install, record=new)
+
+
+def new_record(root: nn.Module, model: object) -> Record:
+    """Return the record of a network that gets other forwards, but no adapters."""
+    return _record(root, facts_of(model))
+
+
+def install_optimisation(root: nn.Module, found: Optimised, undo: Undo) -> None:
+    """Change forwards and layouts as `planning.optimised` found; call within `changes.change`."""
+    record = record_of(root)
+    record.optimised = found
+    _renew_facets(root, {*found.blocks, *found.lean, *found.repeated})
+    parameters = dict(base_parameters(root))
+    undo.keep_layouts(parameters[path] for path in found.relaid)
+    for path in found.relaid:
+        parameters[path].data = parameters[path].data.contiguous(memory_format=torch.channels_last)
+
+
+def drop_optimisation(root: nn.Module, undo: Undo) -> None:
+    """Put forwards and layouts back as they were before `optimize`; call within `changes.change`."""
+    _undo_optimisation(root, undo)
+    _finish(root)
+
+
+def _undo_optimisation(root: nn.Module, undo: Undo) -> None:
+    record = record_of(root)
+    found, record.optimised = record.optimised, None
+    if found is None:
+        return
+    _renew_facets(root, {*found.blocks, *found.lean, *found.repeated})
+    parameters = dict(base_parameters(root))
+    undo.keep_layouts(parameters[path] for path in found.relaid)
+    for path, strides in found.relaid.items():
+        lay_out(parameters[path], strides)
+
+
+def _renew_facets(root: nn.Module, paths: set[str]) -> None:
+    for path, module in base_modules(root):
+        if path in paths:
+            _set_module_facets(record_of(root), path, module)
+    _set_root(root, record_of(root))
 
 
 @one_at_a_time
@@ -237,7 +280,8 @@ def restore(model: object, name: str | None = None) -> nn.Module:
 
     Args:
         model: An adapted model, or a model of several views.
-        name: Name of one adapter; None removes all adapters, and forwards that replaced those of blocks.
+        name: Name of one adapter; None removes all adapters, forwards that replaced those of blocks, and the changes
+            that `optimize` made.
 
     Returns:
         The object that was adapted, in the wrapper that was passed to `adapt` if there was one. If no adapters are
@@ -251,7 +295,7 @@ def restore(model: object, name: str | None = None) -> nn.Module:
     if name is not None:
         check_name(root, name)
     record = record_of(root)
-    change(root, lambda undo: _take_out(root, [name] if name is not None else [*record.plans], all=name is None))
+    change(root, lambda undo: _take_out(root, [name] if name is not None else [*record.plans], undo, all=name is None))
     around = [*layers(module_of(model))]
     if around[-1] is not root:  # the network is a submodule of a user's module
         return root
@@ -311,21 +355,27 @@ def rename(model: object, name: str, new: str) -> None:
     change(root, give)
 
 
-def _take_out(root: nn.Module, names: list[str], *, all: bool) -> None:  # noqa: A002  (all of them)
-    """Remove adapters, and with `all` the replaced block forwards; call within `changes.change`."""
+def _take_out(root: nn.Module, names: list[str], undo: Undo, *, all: bool) -> None:  # noqa: A002  (all of them)
+    """Remove adapters, and with `all` the replaced block forwards and optimisation; call within `changes.change`."""
     record = record_of(root)
     for gone in names:
         del record.plans[gone]
         record.calibrated.discard(gone)
         for path, module, slot in list(slots(root)):
             slot._modules.pop(gone, None)
-            _trim(module, slot, record.forwards.get(path))
-    for path in list(record.forwards) if all else []:
-        del record.forwards[path]
-        module = root.get_submodule(path)
-        _set_module_facets(module, slot_of(module))
+            _trim(record, path, module, slot)
+    if all:
+        replaced, record.forwards = set(record.forwards), {}
+        _undo_optimisation(root, undo)
+        _renew_facets(root, replaced)
+    _finish(root)
+
+
+def _finish(root: nn.Module) -> None:
+    """Update the root's class; without anything left, put the flags of the base back and remove the record."""
+    record = record_of(root)
     _set_root(root, record)
-    if record.plans or record.forwards:
+    if record.in_use:
         return
     del root.__dict__[RECORD]
     for path, parameter in root.named_parameters():
@@ -334,7 +384,7 @@ def _take_out(root: nn.Module, names: list[str], *, all: bool) -> None:  # noqa:
         module.training = path in record.training
 
 
-def drop_merged(root: nn.Module, merged: set[Adapter]) -> None:
+def drop_merged(root: nn.Module, merged: set[Adapter], undo: Undo) -> None:
     """Remove adapters that were merged into the base's weights, and fingerprint the changed base.
 
     `requires_grad` and train/eval flags of the base stay unchanged. Call within `changes.change`.
@@ -353,19 +403,19 @@ def drop_merged(root: nn.Module, merged: set[Adapter]) -> None:
         kept = {(s.path, s.key) for s in left}
         for path, module, slot in list(slots(root)):
             drop(slot, name, [key for key, _ in group_in(slot, name) if (path, key) not in kept])
-            _trim(module, slot, record.forwards.get(path))
+            _trim(record, path, module, slot)
     record.digests = digests(root)
     record.base, record.in_files = fingerprint(root, record.digests), None
     gone = [n for n, plan in record.plans.items() if not plan.sites]
-    _take_out(root, gone, all=False)
+    _take_out(root, gone, undo, all=False)
     for path, module in base_modules(root):
         module.training = path in training
     for path, parameter in base_parameters(root):
         parameter.requires_grad_(path in gradients)
 
 
-def _trim(module: nn.Module, slot: Slot, forward: str | None) -> None:
+def _trim(record: Record, path: str, module: nn.Module, slot: Slot) -> None:
     """Update a module's class after adapters were removed, and delete its slot if it is empty."""
-    _set_module_facets(module, slot, forward=forward)
+    _set_module_facets(record, path, module)
     if not len(slot._modules):
         del module._modules[SLOT]

@@ -127,7 +127,7 @@ def _merge(root: nn.Module, name: str | None, example: Example | None, undo: Und
     with torch.no_grad():
         for weight, new in writes:
             weight.copy_(new)
-    drop_merged(root, linear)
+    drop_merged(root, linear, undo)
     attached = {p for _, _, p in pieces(root)}
     return MergeReport(
         merged=tuple(path for _, path, p in chosen if p in linear),

@@ -123,6 +123,7 @@ class Summary:
         facts: Facts of the network.
         stages: Rows (adapter, stage or None, kind, sites, parameters).
         settings: Settings of each adapter's kinds, as text.
+        optimised: What `lowpeft.optimize` changed, as text; None without it.
         notes: Notes of the adapters' plans, each after its adapter's name: places that were skipped, assumptions,
             differences between this base and the base of an adapter file, and that it has not been calibrated.
     """
@@ -135,6 +136,7 @@ class Summary:
     facts: Facts
     stages: tuple[tuple[str, int | None, str, int, int], ...]
     settings: tuple[str, ...] = ()
+    optimised: str | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -149,6 +151,7 @@ class Summary:
             f"({100 * self.trainable / max(1, base):.2f} % of the base), adapters {self.adapter_bytes / 1e6:.2f} MB"
         )
         lines = [heading, str(self.facts), *(f"  {note}" for note in (*self.facts.notes, *self.notes)), *self.settings]
+        lines += [self.optimised] if self.optimised else []
         cells = [["adapter", "stage", "kind", "sites", "parameters"]]
         for adapter, stage, kind, sites, parameters in self.stages:
             cells.append([adapter, NOTHING if stage is None else str(stage), kind, str(sites), f"{parameters:,}"])
@@ -187,6 +190,8 @@ def summary(model: object) -> Summary:
             for config in plan.recipe.adapters
             if config.settings
         ),
+        optimised=None if record_of(root).optimised is None else str(record_of(root).optimised),
         notes=tuple(f"{name}: {note}" for name, plan in record_of(root).plans.items() for note in plan.notes)
-        + tuple(f"{name}: not calibrated; call lowpeft.calibrate before training" for name in uncalibrated(root)),
+        + tuple(f"{name}: not calibrated; call lowpeft.calibrate before training" for name in uncalibrated(root))
+        + (() if (optimised := record_of(root).optimised) is None else optimised.notes),
     )

@@ -1,0 +1,83 @@
+"""Optimising a network's forwards, opt-in and undone by `restore`: `optimize`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, get_args
+
+import torch
+from torch import nn
+
+from ...errors import PlanError, did_you_mean
+from ...ports.base import base_modules, base_parameters
+from ..attachment.changes import Undo, change, one_at_a_time
+from ..attachment.record import Memory, is_adapted, module_of, record_of, root_of, unwrap
+from ..attachment.wrappers import refuse_fixed
+from ..planning.optimised import find_optimised
+from .injection import drop_optimisation, install_optimisation, new_record
+
+
+@one_at_a_time
+def optimize(
+    model: object, memory: Memory | None = "keep", channels_last: bool = False, *, example: Any = None
+) -> nn.Module:
+    """Make a frozen network's forwards faster, and let them keep less for backward.
+
+    Any network: convolutions and batch norms with frozen parameters keep no input. HAT, SwinIR, Swin2SR, EDT and timm's
+    Swin: attention in windows runs fused, without its scores in memory, and MLPs run in chunks where no gradient is
+    wanted. Adapters act as before. Nothing is cached between calls.
+
+    Outputs and gradients change by rounding only (at most 1e-5 of their size): every fused block is compared with the
+    original when this is called, and blocks that differ stay as they are (`print(lowpeft.summary(model))` names them).
+    While gradients are wanted, they are first order only: `create_graph=True` raises.
+
+    Args:
+        model: A network, adapted or not, or a `Backbone`.
+        memory: What the blocks of the network keep for backward. `keep`: nothing that takes more than a copy or a
+            look-up to make again. `rebuild`: of fused blocks, the outputs of two linear layers are made again too.
+            `checkpoint`: each block (or stage, in networks of no known family) keeps its input alone and runs again.
+            None undoes an optimisation.
+        channels_last: True to lay out the weights of 2-d convolutions channels last, which most of the kernels prefer.
+        example: Arguments of one call of the network; see `adapt`. Needed only with `checkpoint`, for networks of no
+            known family whose input is not one N,C,H,W tensor.
+
+    Returns:
+        The same object.
+
+    Raises:
+        PlanError: `memory` is unknown, or the network has no blocks or stages for `checkpoint`. The model is unchanged.
+    """
+    known = get_args(Memory)
+    if memory is not None and memory not in known:
+        raise PlanError(
+            f"memory must be one of {', '.join(known)}, or None to undo, not {memory!r}"
+            + did_you_mean(str(memory), known)
+        )
+    root = unwrap(model) if is_adapted(model) else root_of(model)
+    refuse_fixed(module_of(model))
+    if memory is None:
+        if is_adapted(model) and record_of(root).optimised is not None:
+            change(root, lambda undo: drop_optimisation(root, undo))
+        return module_of(model)
+    found = find_optimised(model, root, memory, example)
+    weights = _convolution_weights(root) if channels_last else {}
+    found = replace(found, relaid={path: weight.stride() for path, weight in weights.items()})
+    new = None if is_adapted(model) else new_record(root, model)
+    change(root, lambda undo: _install(root, found, undo), record=new)
+    return module_of(model)
+
+
+def _install(root: nn.Module, found: Any, undo: Undo) -> None:
+    if record_of(root).optimised is not None:
+        drop_optimisation(root, undo)
+    install_optimisation(root, found, undo)
+
+
+def _convolution_weights(root: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the weights of 2-d convolutions that are not laid out channels last, by path."""
+    owned = {id(m.weight) for _, m in base_modules(root) if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))}
+    return {
+        path: parameter
+        for path, parameter in base_parameters(root)
+        if id(parameter) in owned and not parameter.is_contiguous(memory_format=torch.channels_last)
+    }

@@ -1,0 +1,148 @@
+"""What can be optimised in a network? Layers that keep no input, blocks with fused forwards, modules to run again.
+
+Fused forwards are compared with the blocks' own, and modules that run again in backward with running once, on examples.
+Nothing here changes the network.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from ...errors import PlanError
+from ...families import find_blocks, find_containers, find_fused, get_block, recognise
+from ...frozen import layers
+from ...ports.base import base_modules
+from ..attachment.copies import copy_of
+from ..attachment.record import Memory, Optimised
+from ..attachment.specialise import facets_of, original_class, set_facets
+from ..observation.blocks import CLOSE, apart, configuration, fused_problem
+from ..observation.describe import facts_of
+from ..observation.examples import Example
+from ..observation.generators import kept_generators
+from ..observation.observing import Observed
+from ..observation.outputs import float_tensors
+from ..observation.probe import probe_places
+from ..observation.trial import Trial
+
+
+def find_optimised(model: object, root: nn.Module, memory: Memory, example: Any) -> Optimised:
+    """Return what `lowpeft.optimize` would change.
+
+    Args:
+        model: The network as the user passed it.
+        root: Its root.
+        memory: What blocks keep for backward.
+        example: Arguments of one call of the network; None for random images.
+
+    Raises:
+        PlanError: `memory` is "checkpoint", and the network has no blocks or stages that can run again.
+    """
+    blocks, notes = _fused(root)
+    repeated: tuple[str, ...] = ()
+    if memory == "checkpoint":
+        repeated = _repeated(model, root, blocks, None if example is None else Example.of(example))
+    lean = frozenset(path for path, module in base_modules(root) if _is_lean(module))
+    return Optimised(memory=memory, blocks=blocks, lean=lean, repeated=repeated, notes=tuple(notes))
+
+
+def _is_lean(module: nn.Module) -> bool:
+    cls = original_class(module)
+    return "forward" not in module.__dict__ and (layers.is_convolution(module, cls) or layers.is_batch_norm(cls))
+
+
+def _fused(root: nn.Module) -> tuple[dict[str, str], list[str]]:
+    """Return the block forward of each block that can be fused, by path, and a note on blocks that cannot."""
+    recognised, modules = recognise(root), dict(base_modules(root))
+    problems: dict[tuple[object, ...], str | None] = {}
+    found: dict[str, str] = {}
+    refused: dict[str, list[str]] = {}
+    for path, family_block in find_fused(root, recognised) if recognised else ():
+        module = modules[path]
+        name = facets_of(module).block or family_block
+        key = configuration(module, name)
+        if key not in problems:
+            problems[key] = fused_problem(module, get_block(name))
+        problem = problems[key]
+        if problem is None:
+            found[path] = name
+        else:
+            refused.setdefault(problem, []).append(path)
+    return found, [f"{len(p)} blocks are not fused ({p[0]}, …): {problem}" for problem, p in refused.items()]
+
+
+# --- modules that run again ------------------------------------------------------------------------------------------
+
+
+def _repeated(model: object, root: nn.Module, fused: dict[str, str], example: Example | None) -> tuple[str, ...]:
+    """Return the paths of the modules to run again in backward: a family's blocks, or the stages that a run shows."""
+    recognised = recognise(root)
+    blocks = {*find_blocks(root, recognised), *fused} if recognised else set()
+    if blocks:
+        return tuple(path for path, _ in base_modules(root) if path in blocks)
+    trial = Trial(root, example, facts_of(model))
+
+    def called(observed: Observed) -> tuple[str, ...]:
+        containers = find_containers(root, recognised) if recognised else probe_places(trial).containers
+        stages = [path for path, (_, block) in containers.items() if block is None] or [*containers]
+        modules = dict(base_modules(root))
+        return tuple(dict.fromkeys(p for stage in stages for p in _called(modules, stage, observed)))
+
+    paths = trial.first(called)
+    if not paths:
+        raise PlanError(f"{original_class(root).__name__} has no stages that run as modules of their own")
+    _check_repeated(root, paths, trial.running_example())
+    return paths
+
+
+def _called(modules: dict[str, nn.Module], path: str, observed: Observed) -> list[str]:
+    """Return a module if it was called; else the outermost modules in it that were."""
+    if path in observed.modules and observed.modules[path].calls:
+        return [path]
+    children = [f"{path}.{name}" for name, _ in modules[path].named_children()]
+    return [found for child in children if child in modules for found in _called(modules, child, observed)]
+
+
+def _check_repeated(root: nn.Module, paths: tuple[str, ...], example: Example) -> None:
+    """Raise if the gradient at the input changes when these modules run again in backward.
+
+    Raises:
+        PlanError: It changes, or the network cannot run with gradients.
+    """
+    plain, other = copy_of(root), copy_of(root)
+    for path in paths:
+        set_facets(other.get_submodule(path), memory="checkpoint")
+    try:
+        difference = apart(_input_gradients(other, example), _input_gradients(plain, example))
+    except PlanError:
+        raise
+    except Exception as error:
+        raise PlanError(
+            f'the network does not run with memory="checkpoint": {type(error).__name__}: {error}'
+        ) from error
+    if difference > CLOSE:
+        raise PlanError(
+            f"gradients differ by {difference:.2g} of their size when {paths[0]} and {len(paths) - 1} others run again "
+            "in backward: the network does not compute the same twice"
+        )
+
+
+def _input_gradients(network: nn.Module, example: Example) -> list[Tensor]:
+    """Return the gradients of a network's inputs for a fixed random gradient of its outputs."""
+    inputs: list[Tensor] = []
+
+    def live(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        inputs.append(tensor.detach().clone().requires_grad_())
+        return inputs[-1]
+
+    with torch.enable_grad(), kept_generators(network):
+        args, kwargs = tree_map_only(Tensor, live, (example.args, example.kwargs))
+        outputs = [t for t in float_tensors(network.eval()(*args, **kwargs)) if t.requires_grad]
+        seeds = [torch.randn(t.shape, generator=torch.Generator().manual_seed(0)).to(t) for t in outputs]
+        found = torch.autograd.grad(outputs, inputs, seeds, allow_unused=True)
+    return [gradient for gradient in found if gradient is not None]

@@ -1,0 +1,145 @@
+"""Shared parts of fused block forwards, which families give beside their exact ones (`BlockForward.fused`).
+
+They compute the same as the block to rounding, with frozen weights, keep no attention scores, and note what backward
+can make again (`lowpeft.frozen`). A fused forward returns NotImplemented if it cannot stand in for the block in a call:
+because an inner layer that it does not call has adapters on its output or hooks, because of dropout, or because the
+position bias is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.dropout import _DropoutNd
+
+from ..frozen import windows
+from ..frozen.rebuilding import Level, note
+from ..ports.layouts import Layout, Size
+from .base import Ports
+from .swin import mlp_added, pre_norm_mlp
+
+
+def can_fuse(ports: Ports, attention: nn.Module, *frozen: Tensor) -> bool:
+    """Return whether attention may be computed from the parameters of its layers, without calling them.
+
+    Args:
+        ports: Adapters of the block.
+        attention: Module with the layers.
+        frozen: Tensors that must be frozen, e.g. the table of position biases: with a gradient for what is added to the
+            logits, `scaled_dot_product_attention` would keep the scores.
+    """
+    dropped = any(isinstance(m, _DropoutNd) and m.training and m.p > 0 for m in attention.modules())
+    trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in frozen)
+    return not (dropped or trained or ports.must_call(attention))
+
+
+def normed_rows(norm: nn.Module | None, x: Tensor) -> Tensor:
+    """Return tokens (N,L,C) after their norm, if there is one, as rows (N·L, C)."""
+    return (x if norm is None else norm(x)).reshape(-1, x.shape[-1])
+
+
+def projected(
+    ports: Ports, x: Tensor, normed: Tensor, norm: nn.Module | None, heads: windows.Heads, order: windows.Order
+) -> Tensor:
+    """Return queries, keys and values (windows, L, 3, heads, width); the second level rebuilds them from `x`.
+
+    Args:
+        ports: Adapters of the block.
+        x: Residual stream (N, L, C) before attention.
+        normed: `x` after its norm.
+        norm: That norm; None if attention reads `x`.
+        heads: Weights.
+        order: Order of the tokens.
+    """
+    rows, (weight, bias) = order.rows, heads.into
+
+    def again(given: Tensor, matrix: Tensor, *offset: Tensor) -> Tensor:
+        return F.linear(normed_rows(norm, given).index_select(0, rows), matrix, *offset)
+
+    qkv = F.linear(order.taken(normed.reshape(-1, normed.shape[-1])), weight, bias)
+    if norm is None or not ports.is_adapted(norm):
+        sources = (x, weight) if bias is None else (x, weight, bias)
+        note(qkv, again, *sources, level=Level.PRODUCTS)
+    windows_in_all = sum(order.counts)
+    return qkv.view(windows_in_all, -1, 3, heads.heads, heads.width)
+
+
+def table_bias(attention: Any, index: Tensor, masks: list[Tensor] | None, like: Tensor) -> Callable[[int], Tensor]:
+    """Return a function from a region to Swin's position bias, plus the region's mask, for `windows.attended`.
+
+    Args:
+        attention: Module with `relative_position_bias_table`.
+        index: Position index, (queries, keys).
+        masks: Mask of each region, (L, L); None for none.
+        like: Tensor with the dtype of the logits.
+    """
+    dtype, table = like.dtype, attention.relative_position_bias_table
+
+    def make(values: Tensor, *mask: Tensor) -> Tensor:
+        bias = values[index.reshape(-1)].view(1, *index.shape, -1).permute(0, 3, 1, 2)
+        return (bias + mask[0] if mask else bias).to(dtype)
+
+    return lambda region: windows.biased((table,) if masks is None else (table, masks[region]), make)
+
+
+def region_masks(mask: Tensor, order: windows.Order, columns: int) -> list[Tensor]:
+    """Return the mask of each region from the masks of all windows of an image, (windows, L, L)."""
+    return [mask[row * columns + column] for row, column in order.regions]
+
+
+def window_attention(
+    ports: Ports,
+    attention: Any,
+    x: Tensor,
+    normed: Tensor,
+    norm: nn.Module | None,
+    order: windows.Order,
+    bias: Callable[[Tensor], Callable[[int], Tensor]],
+) -> Tensor:
+    """Return Swin's attention in windows, (N,L,C), of a module with `qkv`, `proj`, `num_heads` and `scale`.
+
+    Args:
+        ports: Adapters of the block.
+        attention: The module.
+        x: Residual stream (N, L, C) before attention.
+        normed: `x` after its norm.
+        norm: That norm; None if attention reads `x`.
+        order: Order of the tokens in windows.
+        bias: Function from a tensor of the logits' dtype to the bias of each region.
+    """
+    qkv, proj = attention.qkv, attention.proj
+    heads = windows.padded_heads((qkv.weight, qkv.bias), (proj.weight, proj.bias), attention.num_heads)
+    values = projected(ports, x, normed, norm, heads, order)
+    out = windows.attended(values, order, bias(values), attention.scale)
+    return order.put_back(F.linear(out, *heads.out)).view(x.shape)
+
+
+def swin_order(x: Tensor, size: Size, window: Size, shift: Size, *, masked: bool) -> windows.Order:
+    """Return the order of tokens (N, L, C) in windows; arguments as for `windows.order_of`."""
+    return windows.order_of(x.shape[0], size, window, shift, masked=masked, device=x.device)
+
+
+def fused_mlp(ports: Ports, mlp: Any, norm: nn.Module | None, x: Tensor) -> Tensor | None:
+    """Return the output of an MLP with `fc1`, `act` and `fc2`, after its norm; None if its layers must be called."""
+    dropped = any(isinstance(m, _DropoutNd) and m.training and m.p > 0 for m in mlp.modules())
+    adapted = ports.is_adapted(mlp) or (norm is not None and ports.is_adapted(norm))
+    if adapted or dropped or ports.must_call(mlp):
+        return None
+    return windows.mlp(x, norm, (mlp.fc1, mlp.act, mlp.fc2))
+
+
+def fused_pre_norm_mlp(block: Any, ports: Ports, x: Tensor, size: Size) -> Tensor:
+    """Run the second half of a pre-norm block like `swin.pre_norm_mlp`, on tokens (N, L, C)."""
+    out = None if _reads_norm(ports) else fused_mlp(ports, block.mlp, block.norm2, x)
+    if out is None:
+        return pre_norm_mlp(block, ports, x, size)
+    return mlp_added(x, block.drop_path(out), x, ports, Layout.NLC, size)
+
+
+def _reads_norm(ports: Ports) -> bool:
+    """Return whether an adapter reads the MLP's input after its norm, which then has to be computed as a whole."""
+    return ports.wants("parallel")

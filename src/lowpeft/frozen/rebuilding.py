@@ -1,0 +1,143 @@
+"""Tensors that autograd would keep for backward, but that are made again from tensors that are kept anyway.
+
+Within `rebuilding(level)`, code that computes a tensor notes how to make it again. If autograd then saves the tensor,
+the function is saved in its place, and runs in backward when the tensor is first wanted. Outside, `note` does nothing.
+
+Saved-tensor hooks do not nest: an inner block takes the tensors away from an outer one. So inside of other hooks (those
+of `torch.utils.checkpoint`, `save_on_cpu`, a user's) nothing is rebuilt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import PlanError
+from .first_order import refuse_second_order
+
+
+class Level(enum.IntEnum):
+    """What may be made again. CHEAP: copies, look-ups, elementwise results; PRODUCTS: also one matrix product each."""
+
+    CHEAP = 1
+    PRODUCTS = 2
+
+
+class _Rebuilt:
+    """Makes a tensor again when it is first wanted in backward; holds it until it was wanted as often as it was saved.
+
+    It refers to the sources by plain references, so it checks itself that nobody has written to them since.
+    """
+
+    def __init__(self, make: Callable[..., Tensor], sources: tuple[Tensor, ...], device: str) -> None:
+        self.make, self.sources = make, sources
+        self.versions = [source._version for source in sources]
+        self.autocast = torch.autocast(
+            device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), cache_enabled=False
+        )
+        self.saved = self.used = 0
+        self.value: Tensor | None = None
+
+    def __call__(self) -> Tensor:
+        refuse_second_order()
+        if [source._version for source in self.sources] != self.versions:
+            raise PlanError(
+                "a tensor from which backward rebuilds another was changed in place after the forward pass: do not "
+                'write to features of an optimised network, or use memory="keep"'
+            )
+        if self.value is None:
+            with torch.no_grad(), self.autocast:
+                self.value = self.make(*self.sources)
+        value, self.used = self.value, self.used + 1
+        if self.used >= self.saved:
+            self.value, self.used = None, 0
+        return value
+
+
+class _Saved(NamedTuple):
+    """What is kept in place of a tensor: how to make its storage, and where it lies in there."""
+
+    rebuilt: _Rebuilt
+    size: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+
+
+class _Block(torch.autograd.graph.saved_tensors_hooks):
+    """The hooks of one forward of a block, and what was noted in it.
+
+    Attributes:
+        level: What may be made again.
+        notes: A noted tensor, held so that its storage is not used again meanwhile, and how to make it, by storage.
+    """
+
+    def __init__(self, level: Level) -> None:
+        self.level = level
+        self.notes: dict[int, tuple[Tensor, _Rebuilt]] = {}
+        super().__init__(self._pack, _unpack)
+
+    def _pack(self, tensor: Tensor) -> Tensor | _Saved:
+        noted = self.notes.get(tensor.untyped_storage()._cdata)
+        if noted is None:
+            return tensor
+        noted[1].saved += 1
+        return _Saved(noted[1], tensor.size(), tensor.stride(), int(tensor.storage_offset()))
+
+
+def _unpack(kept: Tensor | _Saved) -> Tensor:
+    return kept if isinstance(kept, Tensor) else kept.rebuilt().as_strided(kept.size, kept.stride, kept.offset)
+
+
+class _Here(threading.local):
+    block: _Block | None = None
+
+
+_here = _Here()
+
+
+@contextlib.contextmanager
+def rebuilding(level: Level) -> Any:
+    """Within the block, rebuild noted tensors in backward in place of keeping them, unless other hooks are in force."""
+    if not torch.is_grad_enabled() or _hooked():
+        yield
+        return
+    outer, block = _here.block, _Block(level)
+    try:
+        _here.block = block
+        with block:
+            yield
+    finally:
+        _here.block = outer
+        block.notes.clear()
+
+
+def _hooked() -> bool:
+    """Return whether saved-tensor hooks are in force, or forbidden."""
+    if not torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]
+        return True
+    top: Callable[[bool], object] | None = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    if top is None:
+        return _here.block is not None
+    return top(True) is not None
+
+
+def note(tensor: Tensor, make: Callable[..., Tensor], *sources: Tensor, level: Level = Level.CHEAP) -> Tensor:
+    """Note how to make a tensor again, and return it.
+
+    Args:
+        tensor: Tensor that was computed; it has a storage of its own.
+        make: Function from the sources to the tensor, the same bits. It must not refer to other tensors of the graph.
+        sources: Tensors that are kept for backward anyway, or are parameters.
+        level: What `make` does.
+    """
+    block = _here.block
+    if block is not None and level <= block.level:
+        made = _Rebuilt(make, tuple(source.detach() for source in sources), tensor.device.type)
+        block.notes[tensor.untyped_storage()._cdata] = (tensor, made)
+    return tensor
