@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..frozen import windows
+from ..frozen.linear import Affine
 from ..frozen.rebuilding import Level, note
 from ..ports.layouts import Layout, Size
 from .base import Ports
@@ -55,15 +55,13 @@ def projected(
         heads: Weights.
         order: Order of the tokens.
     """
-    rows, (weight, bias) = order.rows, heads.into
 
-    def again(given: Tensor, matrix: Tensor, *offset: Tensor) -> Tensor:
-        return F.linear(normed_rows(norm, given).index_select(0, rows), matrix, *offset)
+    def again(given: Tensor, *tensors: Tensor) -> Tensor:
+        return heads.into.again(normed_rows(norm, given).index_select(0, order.rows), *tensors)
 
-    qkv = F.linear(order.taken(normed.reshape(-1, normed.shape[-1])), weight, bias)
+    qkv = heads.into.run(order.taken(normed.reshape(-1, normed.shape[-1])))
     if norm is None or not ports.is_adapted(norm):
-        sources = (x, weight) if bias is None else (x, weight, bias)
-        note(qkv, again, *sources, level=Level.PRODUCTS)
+        note(qkv, again, x, *heads.into.tensors, level=Level.PRODUCTS)
     windows_in_all = sum(order.counts)
     return qkv.view(windows_in_all, -1, 3, heads.heads, heads.width)
 
@@ -80,7 +78,7 @@ def table_bias(attention: Any, index: Tensor, masks: list[Tensor] | None, like: 
     dtype, table = like.dtype, attention.relative_position_bias_table
 
     def make(values: Tensor, *mask: Tensor) -> Tensor:
-        bias = values[index.reshape(-1)].view(1, *index.shape, -1).permute(0, 3, 1, 2)
+        bias = values[index].permute(2, 0, 1)[None]
         return (bias + mask[0] if mask else bias).to(dtype)
 
     return lambda region: windows.biased((table,) if masks is None else (table, masks[region]), make)
@@ -112,10 +110,10 @@ def window_attention(
         bias: Function from a tensor of the logits' dtype to the bias of each region.
     """
     qkv, proj = attention.qkv, attention.proj
-    heads = windows.padded_heads((qkv.weight, qkv.bias), (proj.weight, proj.bias), attention.num_heads)
+    heads = windows.padded_heads(Affine(qkv.weight, qkv.bias), Affine(proj.weight, proj.bias), attention.num_heads)
     values = projected(ports, x, normed, norm, heads, order)
     out = windows.attended(values, order, bias(values), attention.scale)
-    return order.put_back(F.linear(out, *heads.out)).view(x.shape)
+    return order.put_back(heads.out.run(out)).view(x.shape)
 
 
 def swin_order(x: Tensor, size: Size, window: Size, shift: Size, *, masked: bool) -> windows.Order:
@@ -129,7 +127,8 @@ def fused_mlp(ports: Ports, mlp: Any, norm: nn.Module | None, x: Tensor) -> Tens
     adapted = ports.is_adapted(mlp) or (norm is not None and ports.is_adapted(norm))
     if adapted or dropped or ports.must_call(mlp):
         return None
-    return windows.mlp(x, norm, (mlp.fc1, mlp.act, mlp.fc2))
+    first, last = (Affine(layer.weight, layer.bias) for layer in (mlp.fc1, mlp.fc2))
+    return windows.mlp(x, norm, first, mlp.act, last)
 
 
 def fused_pre_norm_mlp(block: Any, ports: Ports, x: Tensor, size: Size) -> Tensor:

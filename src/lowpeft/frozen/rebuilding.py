@@ -138,6 +138,7 @@ def note(tensor: Tensor, make: Callable[..., Tensor], *sources: Tensor, level: L
     """
     block = _here.block
     if block is not None and level <= block.level:
-        made = _Rebuilt(make, tuple(source.detach() for source in sources), tensor.device.type)
+        plain = tuple(source.detach() if source.requires_grad else source for source in sources)
+        made = _Rebuilt(make, plain, tensor.device.type)
         block.notes[tensor.untyped_storage()._cdata] = (tensor, made)
     return tensor

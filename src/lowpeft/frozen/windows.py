@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ports.layouts import Size
+from .linear import Affine, Padding
 from .rebuilding import Level, note
 
 HEAD_MULTIPLE = 8
@@ -148,38 +149,40 @@ def _cut(x: Tensor, side: int, step: int) -> Tensor:
 
 
 class Heads(NamedTuple):
-    """Weights of the layers around attention, with heads padded by zeros to `width` channels.
+    """The layers around attention, with heads padded by zeros to `width` channels.
 
     Attributes:
-        into: Weight and bias of the layer that gives queries, keys and values, (3·heads·width, C).
-        out: Weight and bias of the layer after attention, (C, heads·width).
+        into: Layer that gives queries, keys and values, C to 3·heads·width.
+        out: Layer after attention, heads·width to C.
         heads: Number of heads.
         width: Channels of a head, padded.
     """
 
-    into: tuple[Tensor, Tensor | None]
-    out: tuple[Tensor, Tensor | None]
+    into: Affine
+    out: Affine
     heads: int
     width: int
 
 
-def padded_heads(into: tuple[Tensor, Tensor | None], out: tuple[Tensor, Tensor | None], heads: int) -> Heads:
-    """Pad the heads in the weights of the layers around attention; copies of a few hundred kB for each call.
+def padded_heads(into: Affine, out: Affine, heads: int) -> Heads:
+    """Pad the heads in the layers around attention.
 
     Args:
-        into: Weight (3·heads·width, C) and bias of the layer that gives queries, keys and values.
-        out: Weight (C, heads·width) and bias of the layer after attention.
+        into: Layer that gives queries, keys and values, C to 3·heads·width; or a part of these.
+        out: Layer after attention, heads·width to C.
         heads: Number of heads.
     """
-    weight, bias = into
-    channels, width = weight.shape[1], weight.shape[0] // (3 * heads)
-    more = -width % HEAD_MULTIPLE
-    if more == 0:
+    width = out.weight.shape[1] // heads
+    padded = width + -width % HEAD_MULTIPLE
+    if padded == width:
         return Heads(into, out, heads, width)
-    weight = F.pad(weight.view(3, heads, width, channels), (0, 0, 0, more)).view(-1, channels)
-    bias = None if bias is None else F.pad(bias.view(3, heads, width), (0, more)).flatten()
-    last = F.pad(out[0].view(-1, heads, width), (0, more)).flatten(1)
-    return Heads((weight, bias), (last, out[1]), heads, width + more)
+
+    def padding(dim: int, count: int) -> Padding:
+        channel = torch.arange(count * width, device=into.weight.device)
+        return Padding(dim, channel // width * padded + channel % width, count * padded)
+
+    several = into.weight.shape[0] // width
+    return Heads(into._replace(padding=padding(0, several)), out._replace(padding=padding(1, heads)), heads, padded)
 
 
 def attended(
@@ -219,28 +222,29 @@ CHUNK = 1024
 """Tokens that an MLP takes at once without gradients, so that its wide features stay in the cache."""
 
 
-def mlp(x: Tensor, norm: nn.Module | None, layers: tuple[nn.Linear, nn.Module, nn.Linear]) -> Tensor:
+def mlp(x: Tensor, norm: nn.Module | None, first: Affine, activation: nn.Module, last: Affine) -> Tensor:
     """Return last(activation(first(norm x))) of frozen layers.
 
     Args:
         x: Tokens (N, L, C).
         norm: Norm before the first layer; None for none.
-        layers: First linear layer, activation, last linear layer.
+        first: First layer.
+        activation: Activation between the layers.
+        last: Last layer.
     """
-    first, activation, last = layers
 
-    def whole(given: Tensor) -> Tensor:
-        out: Tensor = last(activation(first(given if norm is None else norm(given))))
-        return out
+    def widened(given: Tensor, *tensors: Tensor) -> Tensor:
+        return first.again(given if norm is None else norm(given), *tensors)
 
     if torch.is_grad_enabled() and x.requires_grad:
-        normed = x if norm is None else norm(x)
-        wide = note(first(normed), lambda given: first(given if norm is None else norm(given)), x, level=Level.PRODUCTS)
-        out: Tensor = last(activation(wide))
-        return out
+        wide = first.run(x if norm is None else norm(x))
+        note(wide, widened, x, *first.tensors, level=Level.PRODUCTS)
+        return last.run(activation(wide))
     if torch.compiler.is_compiling() or x.shape[0] * x.shape[1] <= CHUNK:
-        return whole(x)
-    return torch.cat([whole(part) for part in torch.split(x.reshape(-1, x.shape[-1]), CHUNK)]).view(*x.shape[:-1], -1)
+        return last.run(activation(widened(x, *first.tensors)))
+    parts = torch.split(x.reshape(-1, x.shape[-1]), CHUNK)
+    done = [last.again(activation(widened(part, *first.tensors)), *last.tensors) for part in parts]
+    return torch.cat(done).view(*x.shape[:-1], -1)
 
 
 def biased(tensors: Sequence[Tensor], make: Callable[..., Tensor]) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import PlanError, did_you_mean
+from ..frozen.rebuilding import note
 from ..ports.layouts import Features
 from .base import FeatureAdapter, FeatureConfig, at_least
 
@@ -76,4 +77,5 @@ class SpatialAdapter(FeatureAdapter):
 
     def delta(self, features: Features) -> Tensor:
         """Return fc2(gelu(fc1(x))), applied along the channels."""
-        return features.from_channels_last(self.fc2(F.gelu(self.fc1(features.channels_last))))
+        wide = self.fc1(features.channels_last)
+        return features.from_channels_last(self.fc2(note(F.gelu(wide), F.gelu, wide)))
