@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from ..frozen import windows
+from ..frozen.linear import Affine
+from ..frozen.rebuilding import Level, note
 from ..ports.layouts import Layout
+from . import fused
 from .base import BlockForward, Family, Place, Ports, block_places, register_family
 from .swin import BLOCK_PORTS, attention_added, mlp_added, noise
 
@@ -40,17 +45,85 @@ def block_forward(
     return mlp_added(x, b.mlp(normed), normed, ports, Layout.NHWC, x_size).flatten(1, 2)
 
 
+def block_fused(
+    block: nn.Module,
+    ports: Ports,
+    x: Tensor,
+    x_size: tuple[int, int],
+    masks: tuple[Tensor, Tensor] | None = None,
+) -> Any:
+    """Run EDT's block like `block_forward`, fused; both halves of the channels have heads of their own."""
+    b: Any = block
+    if ports.must_call(b.attns) or ports.must_call(b.qkv) or ports.must_call(b.proj):
+        return NotImplemented
+    grid = x.view(x.shape[0], *x_size, -1)
+    normed = b.norm1(grid)
+    count, width = 2 * b.attns[0].heads, b.qkv.weight.shape[1] // (2 * b.attns[0].heads)
+    last = Affine(b.proj.weight, b.proj.bias)
+    heads = windows.padded_heads(Affine(b.qkv.weight, b.qkv.bias), last, count)
+
+    def again(given: Tensor, *tensors: Tensor) -> Tensor:
+        return heads.into.again(fused.normed_rows(b.norm1, given), *tensors)
+
+    qkv = heads.into.run(normed.reshape(-1, normed.shape[-1]))
+    if not ports.is_adapted(b.norm1):
+        note(qkv, again, grid, *heads.into.tensors, level=Level.PRODUCTS)
+    own = (b.attn_mask_h, b.attn_mask_v) if masks is None else masks
+    halves = qkv.view(len(qkv), 3, 2, -1).unbind(2)
+    parts = [_half_attended(b, i, half, x_size, own[i], heads.width, width) for i, half in enumerate(halves)]
+    attended = last.run(torch.cat(parts, -1)).view(grid.shape)
+    out = attention_added(grid, attended, normed, ports, Layout.NHWC, x_size)
+    normed = b.norm2(out)
+    return mlp_added(out, b.mlp(normed), normed, ports, Layout.NHWC, x_size).flatten(1, 2)
+
+
+def _half_attended(
+    b: Any, half: int, qkv: Tensor, size: tuple[int, int], mask: Tensor | None, padded: int, width: int
+) -> Tensor:
+    """Return attention of one half of the channels with its position term, (tokens, C/2), before the projection.
+
+    Args:
+        b: The block.
+        half: 0 for wide windows, 1 for tall ones.
+        qkv: Queries, keys and values of this half, (tokens, 3, heads·padded).
+        size: Height and width of the image in tokens.
+        mask: Mask of the shifted windows.
+        padded: Channels of a head in `qkv`.
+        width: Channels of a head.
+    """
+    part, (h, w) = b.attns[half], b.windows[half]
+    shift, batch = ((h // 2, w // 2) if b.shifted else (0, 0)), len(qkv) // (size[0] * size[1])
+    order = windows.order_of(batch, size, (h, w), shift, masked=b.shifted, device=qkv.device)
+    rows = order.taken(qkv)
+    note(rows, lambda given: given.index_select(0, order.rows), qkv)
+    values = rows.view(-1, h * w, 3, part.heads, padded)
+    masks = fused.region_masks(mask, order, size[1] // w) if b.shifted and mask is not None else None
+    out = windows.attended(values, order, lambda region: None if masks is None else masks[region], width**-0.5)
+    real = values[:, :, 2, :, :width].permute(0, 2, 3, 1).reshape(-1, part.heads * width, h, w)
+    position = part.lepe(real).flatten(2).transpose(1, 2).reshape(-1, part.heads * width)
+    return order.put_back(out.view(-1, part.heads, padded)[..., :width].flatten(1) + position)
+
+
 def example(block: nn.Module) -> tuple[Any, ...]:
-    """Return random tokens of side x 2·side for the window's longer side, their size, and random masks."""
+    """Return random tokens of side x 2·side for the window's longer side, their size, and a random mask per region."""
     b: Any = block
     weight, side = b.norm1.weight, max(b.windows[0])
-    size, length = (side, 2 * side), b.windows[0][0] * b.windows[0][1]
-    count = size[0] * size[1] // length
+    size = (side, 2 * side)
     tokens = noise(weight, 1, size[0] * size[1], weight.shape[0])
-    return tokens, size, (noise(weight, count, length, length), noise(weight, count, length, length))
+    return tokens, size, tuple(_region_noise(weight, size, window) for window in b.windows)
 
 
-BLOCK_FORWARD = BlockForward(name="edt.block", forward=block_forward, ports=BLOCK_PORTS, example=example)
+def _region_noise(like: Tensor, size: tuple[int, int], window: tuple[int, int]) -> Tensor:
+    """Return masks (windows, L, L) that are the same in all windows of a region; see `frozen.windows`."""
+    rows, columns = size[0] // window[0], size[1] // window[1]
+    regions = noise(like, 2, 2, window[0] * window[1], window[0] * window[1])
+    last = [[int(i == n - 1) for i in range(n)] for n in (rows, columns)]
+    return torch.stack([regions[row, column] for row in last[0] for column in last[1]])
+
+
+BLOCK_FORWARD = BlockForward(
+    name="edt.block", forward=block_forward, ports=BLOCK_PORTS, example=example, fused=block_fused
+)
 
 EDT = register_family(
     Family(
@@ -65,6 +138,7 @@ EDT = register_family(
             Place(name="stage", path=GROUP, channels="blocks.0.norm1.weight", layout=Layout.NLC),
         ),
         blocks=(BLOCK_FORWARD,),
+        fused=((BLOCK, BLOCK_FORWARD.name),),
         facts=lambda network: {
             "scale": max(map(network.scale, network.config.tasks)),
             "channels": 3,

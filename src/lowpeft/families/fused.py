@@ -8,11 +8,13 @@ position bias is trained.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..frozen import windows
@@ -20,7 +22,7 @@ from ..frozen.linear import Affine
 from ..frozen.rebuilding import Level, note
 from ..ports.layouts import Layout, Size
 from .base import Ports
-from .swin import mlp_added, pre_norm_mlp
+from .swin import mlp_added
 
 
 def can_fuse(ports: Ports, attention: nn.Module, *frozen: Tensor) -> bool:
@@ -38,7 +40,7 @@ def can_fuse(ports: Ports, attention: nn.Module, *frozen: Tensor) -> bool:
 
 
 def normed_rows(norm: nn.Module | None, x: Tensor) -> Tensor:
-    """Return tokens (N,L,C) after their norm, if there is one, as rows (N·L, C)."""
+    """Return tokens (N,…,C) after their norm, if there is one, as rows (tokens, C)."""
     return (x if norm is None else norm(x)).reshape(-1, x.shape[-1])
 
 
@@ -89,6 +91,19 @@ def region_masks(mask: Tensor, order: windows.Order, columns: int) -> list[Tenso
     return [mask[row * columns + column] for row, column in order.regions]
 
 
+def small_grid_masks(order: windows.Order, grid: Size, compute: Callable[[Size], Tensor]) -> list[Tensor]:
+    """Return the mask of each region, computed for a grid of at most 2x2 windows, which has the same regions.
+
+    Args:
+        order: Order of the tokens.
+        grid: Numbers of rows and columns of windows.
+        compute: Function from a grid to the masks of its windows, (windows, L, L).
+    """
+    rows, columns = (min(2, n) for n in grid)
+    mask = compute((rows, columns))
+    return [mask[min(row, 1) * columns + min(column, 1)] for row, column in order.regions]
+
+
 def window_attention(
     ports: Ports,
     attention: Any,
@@ -98,12 +113,12 @@ def window_attention(
     order: windows.Order,
     bias: Callable[[Tensor], Callable[[int], Tensor]],
 ) -> Tensor:
-    """Return Swin's attention in windows, (N,L,C), of a module with `qkv`, `proj`, `num_heads` and `scale`.
+    """Return Swin's attention in windows, shaped like `x`, of a module with `qkv`, `proj`, `num_heads` and `scale`.
 
     Args:
         ports: Adapters of the block.
         attention: The module.
-        x: Residual stream (N, L, C) before attention.
+        x: Residual stream before attention, (N, L, C) or (N, H, W, C).
         normed: `x` after its norm.
         norm: That norm; None if attention reads `x`.
         order: Order of the tokens in windows.
@@ -116,29 +131,76 @@ def window_attention(
     return order.put_back(heads.out.run(out)).view(x.shape)
 
 
+def can_fuse_cosine(ports: Ports, attention: Any) -> bool:
+    """Return whether `cosine_window_attention` may be used: `can_fuse`, and what makes its bias is frozen."""
+    return can_fuse(ports, attention, attention.logit_scale, *attention.cpb_mlp.parameters())
+
+
+def cosine_window_attention(
+    ports: Ports, attention: Any, x: Tensor, order: windows.Order, masks: list[Tensor] | None
+) -> Tensor:
+    """Return Swin v2's attention in windows, shaped like `x`: cosines as logits, and position biases from an MLP.
+
+    Args:
+        ports: Adapters of the block.
+        attention: Module with `qkv`, `q_bias`, `v_bias`, `logit_scale`, `cpb_mlp`, `proj` and `num_heads`.
+        x: Residual stream, which attention reads without a norm, (N, L, C) or (N, H, W, C).
+        order: Order of the tokens in windows.
+        masks: Mask of each region; None for none.
+
+    Source: Swin Transformer v2 (arXiv 2111.09883), section 3.2 and 3.3.
+    """
+    qkv, proj, offset = attention.qkv, attention.proj, None
+    if attention.q_bias is not None:
+        offset = torch.cat((attention.q_bias, torch.zeros_like(attention.v_bias), attention.v_bias))
+    heads = windows.padded_heads(Affine(qkv.weight, offset), Affine(proj.weight, proj.bias), attention.num_heads)
+    values = projected(ports, x, x, None, heads, order)
+    factor: Tensor = attention.logit_scale.clamp(max=math.log(100.0)).exp()
+    index: Tensor = attention.relative_position_index
+    dtype = values.dtype
+
+    def unit(rows: Tensor) -> Tensor:
+        return F.normalize(rows, dim=-1).to(dtype)
+
+    def scaled(rows: Tensor) -> Tensor:
+        return (F.normalize(rows, dim=-1) * factor).to(dtype)
+
+    def prepared(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        return note(scaled(q), scaled, q), note(unit(k), unit, k)
+
+    def make(coordinates: Tensor, *mask: Tensor) -> Tensor:
+        table = attention.cpb_mlp(coordinates).view(-1, heads.heads)
+        bias = 16 * torch.sigmoid(table[index].permute(2, 0, 1)[None])
+        return (bias + mask[0] if mask else bias).to(dtype)
+
+    def bias(region: int) -> Tensor:
+        given = (attention.relative_coords_table,)
+        return windows.biased(given if masks is None else (*given, masks[region]), make)
+
+    out = windows.attended(values, order, bias, 1.0, prepared=prepared)
+    return order.put_back(heads.out.run(out)).view(x.shape)
+
+
 def swin_order(x: Tensor, size: Size, window: Size, shift: Size, *, masked: bool) -> windows.Order:
     """Return the order of tokens (N, L, C) in windows; arguments as for `windows.order_of`."""
     return windows.order_of(x.shape[0], size, window, shift, masked=masked, device=x.device)
 
 
-def fused_mlp(ports: Ports, mlp: Any, norm: nn.Module | None, x: Tensor) -> Tensor | None:
-    """Return the output of an MLP with `fc1`, `act` and `fc2`, after its norm; None if its layers must be called."""
+def mlp_of(ports: Ports, mlp: Any, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+    """Return the output of an MLP with `fc1`, `act` and `fc2`, after its norm if it has one.
+
+    Its layers are called if they have adapters or hooks, or drop.
+    """
     dropped = any(isinstance(m, _DropoutNd) and m.training and m.p > 0 for m in mlp.modules())
     adapted = ports.is_adapted(mlp) or (norm is not None and ports.is_adapted(norm))
     if adapted or dropped or ports.must_call(mlp):
-        return None
+        called: Tensor = mlp(x if norm is None else norm(x))
+        return called
     first, last = (Affine(layer.weight, layer.bias) for layer in (mlp.fc1, mlp.fc2))
     return windows.mlp(x, norm, first, mlp.act, last)
 
 
 def fused_pre_norm_mlp(block: Any, ports: Ports, x: Tensor, size: Size) -> Tensor:
     """Run the second half of a pre-norm block like `swin.pre_norm_mlp`, on tokens (N, L, C)."""
-    out = None if _reads_norm(ports) else fused_mlp(ports, block.mlp, block.norm2, x)
-    if out is None:
-        return pre_norm_mlp(block, ports, x, size)
-    return mlp_added(x, block.drop_path(out), x, ports, Layout.NLC, size)
-
-
-def _reads_norm(ports: Ports) -> bool:
-    """Return whether an adapter reads the MLP's input after its norm, which then has to be computed as a whole."""
-    return ports.wants("parallel")
+    normed = block.norm2(x) if ports.wants("parallel") else x  # nobody else reads it
+    return mlp_added(x, block.drop_path(mlp_of(ports, block.mlp, x, block.norm2)), normed, ports, Layout.NLC, size)

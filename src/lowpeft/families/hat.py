@@ -135,35 +135,20 @@ def ocab_fused(block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int, int
     can_fuse = fused.can_fuse(ports, b, b.relative_position_bias_table) and not ports.is_adapted(b.norm1)
     if not can_fuse or (large - side) % 2:
         return NotImplemented
-    into, last = (Affine(layer.weight, layer.bias) for layer in (b.qkv, b.proj))
-    heads = windows.padded_heads(into, last, b.num_heads)
+    heads = windows.padded_heads(Affine(b.qkv.weight, b.qkv.bias), Affine(b.proj.weight, b.proj.bias), b.num_heads)
     inner = heads.heads * heads.width
     order = fused.swin_order(x, x_size, (side, side), (0, 0), masked=False)
     grid = (x.shape[0], *x_size, 2 * inner)
 
+    def again(given: Tensor, *tensors: Tensor) -> Tensor:
+        return heads.into.again(fused.normed_rows(b.norm1, given), *tensors)
+
     qkv = heads.into.run(fused.normed_rows(b.norm1, x))
+    note(qkv, again, x, *heads.into.tensors, level=Level.PRODUCTS)
     queries, pairs = torch.split(qkv, [inner, 2 * inner], dim=1)
     queries, pairs = order.taken(queries), windows.overlapping(pairs.view(grid), large, side)
     note(queries, lambda given: given[:, :inner].index_select(0, order.rows), qkv)
     note(pairs, lambda given: windows.overlapping(given[:, inner:].reshape(grid), large, side), qkv)
-
-    channels = last.weight.shape[1]
-
-    def part_again(rows: Tensor, part: slice, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        layer = Affine(weight[part], None if bias is None else bias[part])
-        layer = windows.padded_heads(layer, last, b.num_heads).into
-        return layer.again(rows, *layer.tensors)
-
-    def queries_again(given: Tensor, *tensors: Tensor) -> Tensor:
-        rows = fused.normed_rows(b.norm1, given).index_select(0, order.rows)
-        return part_again(rows, slice(0, channels), *tensors)
-
-    def pairs_again(given: Tensor, *tensors: Tensor) -> Tensor:
-        both = part_again(fused.normed_rows(b.norm1, given), slice(channels, None), *tensors)
-        return windows.overlapping(both.view(grid), large, side)
-
-    note(queries, queries_again, x, *into.tensors, level=Level.PRODUCTS)
-    note(pairs, pairs_again, x, *into.tensors, level=Level.PRODUCTS)
 
     q = queries.view(-1, side * side, heads.heads, heads.width).transpose(1, 2)
     k, v = pairs.view(-1, large * large, 2, heads.heads, heads.width).permute(2, 0, 3, 1, 4).unbind()
@@ -171,8 +156,7 @@ def ocab_fused(block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int, int
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=added_to_logits, scale=b.scale)
     out = heads.out.run(out.transpose(1, 2).reshape(-1, inner))
     x = order.put_back(out).view(x.shape) + x
-    wide = fused.fused_mlp(ports, b.mlp, b.norm2, x)
-    return x + (b.mlp(b.norm2(x)) if wide is None else wide)
+    return x + fused.mlp_of(ports, b.mlp, x, b.norm2)
 
 
 def ocab_example(block: nn.Module) -> tuple[Any, ...]:

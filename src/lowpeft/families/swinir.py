@@ -84,19 +84,19 @@ def swinir_fused(block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int, i
 
 
 def _fused_order(b: Any, x: Tensor, x_size: tuple[int, int]) -> tuple[windows.Order, list[Tensor] | None]:
-    """Return the order of the tokens in the block's windows, and the mask of each region of shifted windows.
-
-    At a size for which the block has no mask stored it computes one; on a grid of 2x2 windows, these are the regions'.
-    """
+    """Return the order of the tokens in the block's windows, and the mask of each region of shifted windows."""
     window, shift = b.window_size, b.shift_size
     order = fused.swin_order(x, x_size, (window, window), (shift, shift), masked=shift > 0)
     if shift == 0:
         return order, None
     if b.input_resolution == x_size:
         return order, fused.region_masks(b.attn_mask, order, x_size[1] // window)
-    rows, columns = (min(2, side // window) for side in x_size)
-    mask = b.calculate_mask((rows * window, columns * window)).to(x.device)
-    return order, [mask[min(row, 1) * columns + min(column, 1)] for row, column in order.regions]
+
+    def compute(grid: tuple[int, int]) -> Tensor:
+        mask: Tensor = b.calculate_mask((grid[0] * window, grid[1] * window))
+        return mask.to(x.device)
+
+    return order, fused.small_grid_masks(order, (x_size[0] // window, x_size[1] // window), compute)
 
 
 def swin2sr_forward(block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int, int]) -> Tensor:
@@ -117,6 +117,17 @@ def swin2sr_forward(block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int
     contribution = b.drop_path(b.norm1(_attended(b, x, x_size)))
     x = attention_added(x, contribution, x, ports, Layout.NLC, x_size)
     return mlp_added(x, b.drop_path(b.norm2(b.mlp(x))), x, ports, Layout.NLC, x_size)
+
+
+def swin2sr_fused(block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int, int]) -> Any:
+    """Run Swin2SR's block like `swin2sr_forward`, fused."""
+    b: Any = block
+    if not fused.can_fuse_cosine(ports, b.attn):
+        return NotImplemented
+    order, masks = _fused_order(b, x, x_size)
+    contribution = b.drop_path(b.norm1(fused.cosine_window_attention(ports, b.attn, x, order, masks)))
+    x = attention_added(x, contribution, x, ports, Layout.NLC, x_size)
+    return mlp_added(x, b.drop_path(b.norm2(fused.mlp_of(ports, b.mlp, x))), x, ports, Layout.NLC, x_size)
 
 
 def swin_example(block: nn.Module) -> tuple[Any, ...]:
@@ -182,7 +193,9 @@ SWINIR_BLOCK = BlockForward(
     example=swin_example,
     fused=swinir_fused,
 )
-SWIN2SR_BLOCK = BlockForward(name="swin2sr.block", forward=swin2sr_forward, ports=BLOCK_PORTS, example=swin_example)
+SWIN2SR_BLOCK = BlockForward(
+    name="swin2sr.block", forward=swin2sr_forward, ports=BLOCK_PORTS, example=swin_example, fused=swin2sr_fused
+)
 SWIN2SR_TRANSFORMERS_LAYER = BlockForward(
     name="swin2sr_transformers.layer",
     forward=swin2sr_transformers_forward,
@@ -220,6 +233,7 @@ SWIN2SR = register_family(
         signature=(("layers.*.residual_group.blocks.*.attn.cpb_mlp", "layers.*.conv"),),
         places=(*block_places(BLOCK, "norm1.weight", SWIN2SR_BLOCK), GROUP_CONV),
         blocks=(SWIN2SR_BLOCK,),
+        fused=((BLOCK, SWIN2SR_BLOCK.name),),
         facts=image_facts,
         source="arXiv 2209.11345",
     )

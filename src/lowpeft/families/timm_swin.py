@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from torch import Tensor, nn
 
+from ..frozen import windows
 from ..ports.layouts import Layout
+from . import fused
 from .base import BlockForward, Family, Place, Ports, block_places, register_family
 from .swin import BLOCK_PORTS, attention_added, mlp_added, noise
 
@@ -31,6 +34,54 @@ def v1_forward(block: nn.Module, ports: Ports, x: Tensor) -> Tensor:
     normed = b.norm2(tokens)
     out = mlp_added(tokens, b.drop_path2(b.mlp(normed)), normed, ports, Layout.NLC, size)
     return out.reshape(x.shape)
+
+
+def v1_fused(block: nn.Module, ports: Ports, x: Tensor) -> Any:
+    """Run timm's Swin block like `v1_forward`, fused, unless it has to pad to whole windows."""
+    b: Any = block
+    if not (_fits(b, x) and fused.can_fuse(ports, b.attn, b.attn.relative_position_bias_table)):
+        return NotImplemented
+    size, normed = (x.shape[1], x.shape[2]), b.norm1(x)
+    order, masks = _fused_order(b, x)
+    bias = functools.partial(fused.table_bias, b.attn, b.attn.relative_position_index, masks)
+    attention = b.drop_path1(fused.window_attention(ports, b.attn, x, normed, b.norm1, order, bias))
+    tokens = attention_added(x, attention, normed, ports, Layout.NHWC, size).reshape(x.shape[0], -1, x.shape[3])
+    normed = b.norm2(tokens) if ports.wants("parallel") else tokens
+    contribution = b.drop_path2(fused.mlp_of(ports, b.mlp, tokens, b.norm2))
+    return mlp_added(tokens, contribution, normed, ports, Layout.NLC, size).reshape(x.shape)
+
+
+def v2_fused(block: nn.Module, ports: Ports, x: Tensor) -> Any:
+    """Run timm's Swin v2 block like `v2_forward`, fused, unless it has to pad to whole windows."""
+    b: Any = block
+    if not (_fits(b, x) and fused.can_fuse_cosine(ports, b.attn)):
+        return NotImplemented
+    size, (order, masks) = (x.shape[1], x.shape[2]), _fused_order(b, x)
+    contribution = b.drop_path1(b.norm1(fused.cosine_window_attention(ports, b.attn, x, order, masks)))
+    tokens = attention_added(x, contribution, x, ports, Layout.NHWC, size).reshape(x.shape[0], -1, x.shape[3])
+    contribution = b.drop_path2(b.norm2(fused.mlp_of(ports, b.mlp, tokens)))
+    return mlp_added(tokens, contribution, tokens, ports, Layout.NLC, size).reshape(x.shape)
+
+
+def _fits(b: Any, x: Tensor) -> bool:
+    return bool(x.shape[1] % b.window_size[0] == 0 and x.shape[2] % b.window_size[1] == 0)
+
+
+def _fused_order(b: Any, x: Tensor) -> tuple[windows.Order, list[Tensor] | None]:
+    """Return the order of the tokens in the block's windows, and the mask of each region of shifted windows."""
+    size, window, shift = (x.shape[1], x.shape[2]), tuple(b.window_size), tuple(b.shift_size)
+    order = windows.order_of(x.shape[0], size, window, shift, masked=any(shift), device=x.device)
+    if not any(shift):
+        return order, None
+    grid = (size[0] // window[0], size[1] // window[1])
+    if not getattr(b, "dynamic_mask", False):
+        return order, fused.region_masks(b.attn_mask, order, grid[1])
+
+    def compute(small: tuple[int, int]) -> Tensor:
+        mask: Tensor = b.get_attn_mask(x[:1, : small[0] * window[0], : small[1] * window[1]])
+        return mask
+
+    return order, fused.small_grid_masks(order, grid, compute)
 
 
 def v2_forward(block: nn.Module, ports: Ports, x: Tensor) -> Tensor:
@@ -68,6 +119,10 @@ def _places(block: BlockForward) -> tuple[Place, ...]:
     return (*blocks, *stages)
 
 
+def _fused(block: BlockForward) -> tuple[tuple[str, str], ...]:
+    return tuple((f"{stage}.blocks.{{block}}", block.name) for stage in STAGES)
+
+
 def _signature(part: str) -> tuple[tuple[str, ...], ...]:
     """Return signatures of networks whose attention has a part, without and with `features_only=True`."""
     return tuple(
@@ -76,8 +131,10 @@ def _signature(part: str) -> tuple[tuple[str, ...], ...]:
     )
 
 
-V1_BLOCK = BlockForward(name="timm_swin.block", forward=v1_forward, ports=BLOCK_PORTS, example=example)
-V2_BLOCK = BlockForward(name="timm_swin_v2.block", forward=v2_forward, ports=BLOCK_PORTS, example=example)
+V1_BLOCK = BlockForward(name="timm_swin.block", forward=v1_forward, ports=BLOCK_PORTS, example=example, fused=v1_fused)
+V2_BLOCK = BlockForward(
+    name="timm_swin_v2.block", forward=v2_forward, ports=BLOCK_PORTS, example=example, fused=v2_fused
+)
 
 
 def _feature_facts(network: Any) -> dict[str, Any]:
@@ -99,6 +156,7 @@ TIMM_SWIN = register_family(
         signature=_signature("relative_position_bias_table"),
         places=_places(V1_BLOCK),
         blocks=(V1_BLOCK,),
+        fused=_fused(V1_BLOCK),
         facts=_feature_facts,
         source="arXiv 2103.14030; the timm package",
     )
@@ -111,6 +169,7 @@ TIMM_SWIN_V2 = register_family(
         signature=_signature("cpb_mlp"),
         places=_places(V2_BLOCK),
         blocks=(V2_BLOCK,),
+        fused=_fused(V2_BLOCK),
         facts=_feature_facts,
         source="arXiv 2111.09883; the timm package",
     )

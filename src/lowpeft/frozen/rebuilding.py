@@ -32,12 +32,13 @@ class Level(enum.IntEnum):
 class _Rebuilt:
     """Makes a tensor again when it is first wanted in backward; holds it until it was wanted as often as it was saved.
 
-    It refers to the sources by plain references, so it checks itself that nobody has written to them since.
+    Sources that are rebuilt themselves are kept as such. It refers to the others by plain references, so it checks
+    itself that nobody has written to them since.
     """
 
-    def __init__(self, make: Callable[..., Tensor], sources: tuple[Tensor, ...], device: str) -> None:
+    def __init__(self, make: Callable[..., Tensor], sources: tuple[Tensor | _Saved, ...], device: str) -> None:
         self.make, self.sources = make, sources
-        self.versions = [source._version for source in sources]
+        self.versions = self._versions()
         self.autocast = torch.autocast(
             device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), cache_enabled=False
         )
@@ -46,18 +47,21 @@ class _Rebuilt:
 
     def __call__(self) -> Tensor:
         refuse_second_order()
-        if [source._version for source in self.sources] != self.versions:
+        if self._versions() != self.versions:
             raise PlanError(
                 "a tensor from which backward rebuilds another was changed in place after the forward pass: do not "
                 'write to features of an optimised network, or use memory="keep"'
             )
         if self.value is None:
             with torch.no_grad(), self.autocast:
-                self.value = self.make(*self.sources)
+                self.value = self.make(*map(_unpack, self.sources))
         value, self.used = self.value, self.used + 1
         if self.used >= self.saved:
             self.value, self.used = None, 0
         return value
+
+    def _versions(self) -> list[int]:
+        return [source._version for source in self.sources if isinstance(source, Tensor)]
 
 
 class _Saved(NamedTuple):
@@ -80,9 +84,10 @@ class _Block(torch.autograd.graph.saved_tensors_hooks):
     def __init__(self, level: Level) -> None:
         self.level = level
         self.notes: dict[int, tuple[Tensor, _Rebuilt]] = {}
-        super().__init__(self._pack, _unpack)
+        super().__init__(self.pack, _unpack)
 
-    def _pack(self, tensor: Tensor) -> Tensor | _Saved:
+    def pack(self, tensor: Tensor) -> Tensor | _Saved:
+        """Return what is saved in place of a tensor: the tensor itself, unless it was noted."""
         noted = self.notes.get(tensor.untyped_storage()._cdata)
         if noted is None:
             return tensor
@@ -133,12 +138,12 @@ def note(tensor: Tensor, make: Callable[..., Tensor], *sources: Tensor, level: L
     Args:
         tensor: Tensor that was computed; it has a storage of its own.
         make: Function from the sources to the tensor, the same bits. It must not refer to other tensors of the graph.
-        sources: Tensors that are kept for backward anyway, or are parameters.
+        sources: Tensors that are kept for backward anyway, parameters, or tensors that were noted before.
         level: What `make` does.
     """
     block = _here.block
     if block is not None and level <= block.level:
-        plain = tuple(source.detach() if source.requires_grad else source for source in sources)
-        made = _Rebuilt(make, plain, tensor.device.type)
+        plain = (source.detach() if source.requires_grad else source for source in sources)
+        made = _Rebuilt(make, tuple(map(block.pack, plain)), tensor.device.type)
         block.notes[tensor.untyped_storage()._cdata] = (tensor, made)
     return tensor
