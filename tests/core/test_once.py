@@ -124,7 +124,21 @@ def with_statistics_of_the_batch() -> nn.Module:
     return network
 
 
-@pytest.mark.parametrize("make", [lambda: tiny(Mixing), hooked, patched, with_statistics_of_the_batch])
+def traced() -> nn.Module:
+    class Added(nn.Module):
+        def __init__(self, conv: nn.Module) -> None:
+            super().__init__()
+            self.conv = conv
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x) + self.conv(x).mean(0)
+
+    network = tiny()
+    network.conv_first = torch.fx.symbolic_trace(Added(network.conv_first))
+    return network
+
+
+@pytest.mark.parametrize("make", [lambda: tiny(Mixing), hooked, patched, with_statistics_of_the_batch, traced])
 def test_a_changed_copy_of_a_known_family_that_mixes_images_is_refused(make: Callable[[], nn.Module]) -> None:
     with pytest.raises(lowpeft.PlanError, match="mixes the images of a batch"):
         lowpeft.plan(make(), "stereo-only")
@@ -136,6 +150,15 @@ def tested(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[nn.Module]]:
     found: list[nn.Module] = []
     monkeypatch.setattr(plan, "mixes_images", lambda trial, sites: found.append(trial.root))
     return found
+
+
+def test_a_forward_that_was_replaced_on_the_class_is_run(
+    tested: list[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HAT, "forward", Mixing.forward)
+    network = tiny()
+    lowpeft.plan(network, "stereo-only")
+    assert tested == [network]
 
 
 def test_published_code_of_a_known_family_is_not_run(tested: list[nn.Module]) -> None:

@@ -48,8 +48,9 @@ APART = frozenset(
 )
 """Families whose published code keeps the images of a batch apart; the tests run `mixes_images` on each."""
 
-PUBLISHED = frozenset({"einops", "lowpeft", "spandrel", "timm", "torch", "transformers"})
-"""Packages with the code on which the tests run it. Any other copy may have been changed."""
+PUBLISHED = ("einops.", "lowpeft.", "spandrel.", "timm.", "torch.nn.", "transformers.")
+"""Packages with the code on which the tests run it. Any other copy may have been changed; so may what `torch.jit` or
+`torch.fx` made of it."""
 
 
 def is_known_apart(network: Network) -> bool:
@@ -65,7 +66,9 @@ def _is_published(module: nn.Module) -> bool:
     """Return whether a module runs nothing but a published forward that does not compute statistics of the batch."""
     of_batch = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
     changed = module._forward_hooks or module._forward_pre_hooks or own_forward(module) is not None
-    return original_class(module).__module__.partition(".")[0] in PUBLISHED and not of_batch and not changed
+    own_class = original_class(module)
+    published = own_class.__module__.startswith(PUBLISHED) and own_class.forward.__module__.startswith(PUBLISHED)
+    return published and not of_batch and not changed
 
 
 def mixes_images(trial: Trial, sites: Iterable[Site] = ()) -> bool:
