@@ -12,7 +12,7 @@ from torch import nn
 from ..errors import PlanError
 from ..ports.attachment import Spot
 from ..ports.base import base_modules, base_parameters
-from ..ports.patterns import matcher
+from ..ports.patterns import literals, matcher
 from .base import FAMILIES, Family, Place
 
 
@@ -33,10 +33,12 @@ def recognise(root: nn.Module) -> Recognised | None:
         PlanError: Several families fit the same network.
     """
     names = [path for path, _ in (*base_modules(root), *base_parameters(root)) if path]
+    components = {component for name in names for component in name.split(".")}
+    families = [f for f in FAMILIES.values() if any(_may_fit(signature, components) for signature in f.signature)]
     for prefix in _prefixes(root):
         lead = f"{prefix}." if prefix else ""
         inner = [n.removeprefix(lead) for n in names if n.startswith(lead)]
-        fits = [f for f in FAMILIES.values() if any(_fits(alternative, inner) for alternative in f.signature)]
+        fits = [f for f in families if any(_fits(alternative, inner) for alternative in f.signature)]
         if len(fits) > 1:
             raise PlanError(
                 f"the network fits the families {', '.join(f.name for f in fits)}; narrow one of their signatures"
@@ -55,6 +57,11 @@ def _prefixes(root: nn.Module) -> list[str]:
 
 def _fits(signature: tuple[str, ...], names: list[str]) -> bool:
     return all(any(map(matcher(p.removeprefix("!")), names)) != p.startswith("!") for p in signature)
+
+
+def _may_fit(signature: tuple[str, ...], components: set[str]) -> bool:
+    """Return whether a network with these components of paths has all that the signature's patterns spell out."""
+    return all(literals(pattern) <= components for pattern in signature if not pattern.startswith("!"))
 
 
 def find_places(root: nn.Module, recognised: Recognised, name: str) -> tuple[Spot, ...]:

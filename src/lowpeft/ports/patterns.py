@@ -67,11 +67,12 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 
 
 SET = r"\[!?[^\]]+\]"
+WILD = re.compile(rf"(\*|\?|{SET})")
 
 
 def _component(part: str) -> str:
     wild = {"*": "[^.]*", "?": "[^.]"}
-    pieces = re.split(rf"(\*|\?|{SET})", part)
+    pieces = WILD.split(part)
     return "".join(wild.get(p) or (_set(p) if re.fullmatch(SET, p) else re.escape(p)) for p in pieces)
 
 
@@ -79,6 +80,15 @@ def _set(piece: str) -> str:
     """Return the expression for `[abc]`, `[a-z]` or `[!abc]`: one character, never a dot; all else is literal."""
     negated, inside = ("^", piece[2:-1]) if piece.startswith("[!") else ("", piece[1:-1])
     return rf"(?!\.)[{negated}" + re.sub(r"([\\\[\^&|~])", r"\\\1", inside) + "]"
+
+
+def literals(pattern: str) -> set[str]:
+    """Return the components that every path matching `pattern` (without `!`) has: those without wildcards.
+
+    Raises like `compile_pattern`.
+    """
+    compile_pattern(pattern)
+    return set() if pattern.startswith("re:") else {part for part in pattern.split(".") if not WILD.search(part)}
 
 
 def matcher(pattern: str) -> Callable[[str], bool]:

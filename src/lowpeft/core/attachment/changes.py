@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ...errors import PlanError
+from ...ports.base import all_modules, all_parameters
 from ...ports.facts import RECORD
 from .record import Record, is_adapted, record_of, root_of, unwrap
 from .running import running_in
@@ -120,9 +121,9 @@ class Undo:
     def __init__(self, root: nn.Module) -> None:
         self.root = root
         self.modules = [
-            (m, type(m), m.training, dict(m._modules)) for m in root.modules() if isinstance(m._modules, dict)
+            (m, type(m), m.training, dict(m._modules)) for _, m in all_modules(root) if isinstance(m._modules, dict)
         ]
-        self.parameters = [(p, p.requires_grad) for p in root.parameters()]
+        self.parameters = [(p, p.requires_grad) for _, p in all_parameters(root)]
         self.record: Record | None = root.__dict__.get(RECORD)
         self.fields: dict[str, Any] = {}
         if self.record is not None:

@@ -9,7 +9,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from ...errors import PlanError
-from ...ports.base import SLOT, base_parameters
+from ...ports.base import all_modules, base_buffers, base_parameters
 from .running import in_force
 from .settings import Setting
 from .slots import Slot, switches_of
@@ -24,7 +24,7 @@ def copy_of(model: Model) -> Model:
         PlanError: The network cannot be copied.
     """
     # deepcopy raises for attributes that are non-leaf tensors (e.g. weight_norm's `weight`), so copy these here.
-    held = [v for m in model.modules() for v in m.__dict__.values() if isinstance(v, Tensor) and v.requires_grad]
+    held = [v for _, m in all_modules(model) for v in m.__dict__.values() if isinstance(v, Tensor) and v.requires_grad]
     try:
         return copy.deepcopy(model, {id(t): t.detach().clone() for t in held if not t.is_leaf})
     except Exception as error:
@@ -56,13 +56,14 @@ def twin_of(root: nn.Module) -> nn.Module:
         PlanError: The network cannot be copied, or a deep copy shares modules with it.
     """
     twin = copy_of(root)
-    shared = {id(m) for m in root.modules()} & {id(m) for m in twin.modules()}
-    if shared:
-        names = [path or "itself" for path, module in root.named_modules() if id(module) in shared]
+    copies = [module for _, module in all_modules(twin)]
+    own = {id(module) for module in copies}
+    names = [path or "itself" for path, module in all_modules(root) if id(module) in own]
+    if names:
         raise PlanError(
             f"a deep copy of {type(root).__name__} shares modules with it ({names[0]}, …), so it cannot be tried"
         )
-    for module in twin.modules():
+    for module in copies:
         module.training = False
         if isinstance(module, Slot):
             switches_of(module).default = Setting({})
@@ -72,14 +73,25 @@ def twin_of(root: nn.Module) -> nn.Module:
 def base_state(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Iterate over the base's parameters and saved floating-point buffers, except attention masks."""
     yield from base_parameters(root)
-    for path, buffer in saved_buffers(root):
-        if buffer.is_floating_point() and not path.rpartition(".")[2].startswith("attn_mask"):
+    yield from ((path, buffer) for path, buffer in _saved_buffers(root) if _is_state(path, buffer))
+
+
+def identifying_tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Iterate over `base_state` and the saved integer buffers, without 0-D ones, which are counters."""
+    yield from base_parameters(root)
+    for path, buffer in _saved_buffers(root):
+        if _is_state(path, buffer) or (buffer.dim() and not buffer.is_floating_point()):
             yield path, buffer
 
 
-def saved_buffers(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _is_state(path: str, buffer: Tensor) -> bool:
+    return buffer.is_floating_point() and not path.rpartition(".")[2].startswith("attn_mask")
+
+
+def _saved_buffers(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Iterate over the base's buffers that are in its state dict."""
-    saved = root.state_dict().keys()
-    for path, buffer in root.named_buffers():
-        if path in saved and SLOT not in path.split("."):
+    buffers = list(base_buffers(root))
+    saved = root.state_dict().keys() if buffers else ()
+    for path, buffer in buffers:
+        if path in saved:
             yield path, buffer

@@ -10,6 +10,7 @@ from torch import nn
 
 from ...errors import PlanError, did_you_mean
 from ...kinds import Adapter
+from ...ports.base import all_modules
 from ...ports.facts import RECORD, Backbone, Facts
 from .slots import below, slots
 from .switches import Switches
@@ -127,7 +128,7 @@ def unwrap(model: object) -> nn.Module:
     module = root_of(model)
     if RECORD in module.__dict__:
         return module
-    holders = [m for m in module.modules() if RECORD in m.__dict__]
+    holders = [m for _, m in all_modules(module) if RECORD in m.__dict__]
     if len(holders) != 1:
         what = "no adapters" if not holders else f"{len(holders)} adapted networks; pass one of them"
         raise PlanError(f"{type(model).__name__} has {what}")
@@ -136,7 +137,7 @@ def unwrap(model: object) -> nn.Module:
 
 def is_adapted(model: object) -> bool:
     """Return whether the model, or a network inside it, has a record."""
-    return any(RECORD in module.__dict__ for module in root_of(model).modules())
+    return any(RECORD in module.__dict__ for _, module in all_modules(root_of(model)))
 
 
 def attached_names(model: object) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from torch import nn
 
 from ...kinds import Adapter, FeatureAdapter, RootPart, WeightAdapter
-from ...ports.base import SLOT
+from ...ports.base import SLOT, all_modules
 from .running import strengths_in
 from .settings import Strength, is_off
 from .switches import Switches
@@ -120,7 +120,7 @@ def slot_of(module: nn.Module) -> Slot | None:
 
 def slots(root: nn.Module) -> Iterator[tuple[str, nn.Module, Slot]]:
     """Iterate over adapted modules (`root` and below) as (path, module, slot)."""
-    for path, module in root.named_modules():
+    for path, module in all_modules(root):
         slot = slot_of(module)
         if slot is not None:
             yield path, module, slot

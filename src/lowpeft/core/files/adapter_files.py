@@ -24,7 +24,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...errors import AdapterError, LowpeftError
-from ...families import recognise
 from ...ports.base import base_parameters
 from ...ports.facts import Facts
 from ...recipes import Recipe, recipe_from_dict, recipe_to_dict
@@ -360,7 +359,7 @@ def _attach(model: object, adapter: AdapterFile, source: str, *, name: str, forc
     if trial is not None and not force:
         advice = "force=True, on the command line --force, attaches it anyway"
         advice += ", if its sites fit" if OTHER_STRUCTURE in problems else ""
-        family = recognise(root)
+        family = trial.recognised
         if (family is None or family.family.writes_itself) and trial.runs and trial.written():
             advice = "but this one writes its own weights when it runs, and has not run yet: run it in eval mode first"
         raise AdapterError(f"the adapter {source!r} belongs to another base ({advice}):", problems=problems)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ... import checks
 from ...errors import PlanError
-from ...families import Recognised, recognise
+from ...families import Recognised
 from ...ports.facts import Backbone, Facts, ImageFacts
 from ...ports.layouts import Size
 from ..attachment.calls import image_in, to_network
@@ -168,7 +168,7 @@ def _without(notes: tuple[str, ...], given: Mapping[str, Any]) -> tuple[str, ...
 
 def _measured(trial: Trial, given: Mapping[str, Any]) -> Facts:
     root = trial.root
-    family = recognise(root)
+    family = trial.recognised
     known: dict[str, Any] = {
         "architecture": original_class(root).__name__,
         "family": family.family.name if family else None,

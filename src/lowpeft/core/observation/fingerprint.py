@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from ...errors import AdapterError
 from ...ports.base import base_parameters
-from ..attachment.copies import base_state, saved_buffers
+from ..attachment.copies import base_state, identifying_tensors
 from ..attachment.specialise import original_class
+
+LARGE = 2**20
+"""Size in bytes from which a tensor is hashed in another thread; for smaller ones that costs more than it saves."""
 
 HALF = (torch.bfloat16, torch.float16)
 OTHER_STRUCTURE = "names or shapes of the parameters differ"
@@ -75,7 +78,7 @@ def digest(tensor: Tensor) -> str:
 
 def digests(root: nn.Module) -> dict[str, str]:
     """Return the digest of every tensor of the base, by path."""
-    return _digests({**dict(base_state(root)), **_index_buffers(root)})
+    return _digests(dict(identifying_tensors(root)))
 
 
 def _digests(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, str]:
@@ -83,12 +86,9 @@ def _digests(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) ->
         return digest(tensor.detach().cpu().to(dtype) if dtype is not None and tensor.is_floating_point() else tensor)
 
     with ThreadPoolExecutor() as pool:  # hashing releases the GIL
-        return dict(zip(tensors, pool.map(rounded, tensors.values()), strict=True))
-
-
-def _index_buffers(root: nn.Module) -> dict[str, Tensor]:
-    """Return the integer buffers of the base that are in the state dict, without 0-D ones."""
-    return {path: b for path, b in saved_buffers(root) if b.dim() and not b.is_floating_point()}
+        large = {path: pool.submit(rounded, tensor) for path, tensor in tensors.items() if tensor.nbytes >= LARGE}
+        small = {path: rounded(tensor) for path, tensor in tensors.items() if path not in large}
+        return {path: small[path] if path in small else large[path].result() for path in tensors}
 
 
 def fingerprint(root: nn.Module, tensors: dict[str, str] | None = None) -> Fingerprint:
@@ -98,15 +98,16 @@ def fingerprint(root: nn.Module, tensors: dict[str, str] | None = None) -> Finge
         root: The network.
         tensors: Digests from `digests(root)`, if already computed.
     """
-    shapes = {path: list(p.shape) for path, p in base_parameters(root)}
+    parameters = dict(base_parameters(root))
     known = digests(root) if tensors is None else tensors
-    integers = _index_buffers(root).keys()
+    buffers = {path: value for path, value in known.items() if path not in parameters}
+    indices = {path: value for path, value in buffers.items() if not _dtype(value).is_floating_point}
     return Fingerprint(
         model=original_class(root).__name__,
-        parameters=sum(p.numel() for _, p in base_parameters(root)),
-        structure=_sum(f"{path} {shape}" for path, shape in sorted(shapes.items())),
-        weights=_sum_of({path: value for path, value in known.items() if path not in integers}),
-        indices=_sum_of({path: value for path, value in known.items() if path in integers}),
+        parameters=sum(p.numel() for p in parameters.values()),
+        structure=_sum(f"{path} {list(parameters[path].shape)}" for path in sorted(parameters)),
+        weights=_sum_of({path: value for path, value in known.items() if path not in indices}),
+        indices=_sum_of(indices),
     )
 
 
@@ -123,6 +124,12 @@ def _sum_of(tensors: Mapping[str, str]) -> str:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _dtype(value: str) -> torch.dtype:
+    """Return the dtype in a value of `digest`."""
+    dtype: torch.dtype = getattr(torch, value.split()[0])
+    return dtype
 
 
 def _sum(lines: Iterable[str]) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ...errors import PlanError
+from ...families import Recognised, recognise
 from ...ports.base import base_parameters
 from ...ports.facts import Facts
 from ...ports.layouts import Size
@@ -61,6 +62,11 @@ class Trial:
     def twin(self) -> nn.Module:
         """Copy of the network in eval mode, with its adapters off."""
         return twin_of(self.root)
+
+    @functools.cached_property
+    def recognised(self) -> Recognised | None:
+        """Family of the network, or None."""
+        return recognise(self.root)
 
     # --- one run -----------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ...errors import PlanError
+from ...ports.base import all_buffers, all_modules, all_parameters
 from ..attachment.specialise import original_class
 from ..attachment.wrappers import own_forward
 
@@ -46,12 +47,12 @@ def refuse_inference_mode() -> None:
 
 def _problems(root: nn.Module) -> Iterator[str]:
     unusable: dict[str, list[str]] = {}
-    for path, tensor in itertools.chain(root.named_parameters(), root.named_buffers()):
+    for path, tensor in itertools.chain(all_parameters(root), all_buffers(root)):
         if problem := _problem(tensor):
             unusable.setdefault(problem, []).append(path)
     for problem, paths in unusable.items():
         yield f"{len(paths)} of its tensors are {problem} ({paths[0]}, …)"
-    packed = [n for n, m in root.named_modules() if "quantized" in type(m).__module__ and "torch" in type(m).__module__]
+    packed = [n for n, m in all_modules(root) if "quantized" in type(m).__module__ and "torch" in type(m).__module__]
     if packed:
         yield (
             f"{len(packed)} layers are quantised, with packed weights instead of tensors ({packed[0] or 'the network'}"
@@ -82,7 +83,7 @@ def refuse_moving_statistics(root: nn.Module, advice: str, moved: Sequence[str] 
     """
     moving = [
         path
-        for path, module in root.named_modules()
+        for path, module in all_modules(root)
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None
     ]
     moving += [path for path in moved if path.rpartition(".")[0] not in moving]

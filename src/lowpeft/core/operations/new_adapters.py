@@ -81,11 +81,12 @@ def _new_adapter(root: nn.Module, module: nn.Module, plan: Plan, site: Site) -> 
     parameters = itertools.chain(module.parameters(), root.parameters())
     tensor = next((p for p in parameters if p.is_floating_point()), None)
     dtype = torch.float64 if tensor is not None and tensor.dtype == torch.float64 else torch.float32
-    adapter = build(site.config, site.shape, site.layer, site.attachment.form).to(dtype)
+    device = None if tensor is None else tensor.device
+    adapter = build(site.config, site.shape, site.layer, site.attachment.form).to(device, dtype)
     adapter.attachment = site.attachment
     if isinstance(adapter, RootPart):
         adapter.output = plan.facts.output
-    return adapter if tensor is None else adapter.to(tensor.device)
+    return adapter
 
 
 def tensors_of(adapters: Iterable[tuple[str, Adapter]]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ...errors import PlanError
-from ...ports.base import SLOT
+from ...ports.base import SLOT, all_modules
 from ...ports.facts import RECORD
 from ...recipes import Recipe
 from ..attachment.record import record_of
@@ -88,14 +88,14 @@ def _name_problems(root: nn.Module, name: str) -> list[str]:
         return [f"an adapter's name must be an ASCII Python identifier (letters, digits, underscores), not {name!r}"]
     if hasattr(Slot(), name):
         return [f"{name!r} is an attribute of every torch module, so it cannot name an adapter"]
-    if any(slot is not None and name in slot._modules for slot in map(slot_of, root.modules())):
+    if any(name in slot._modules for _, _, slot in slots(root)):
         return [f"an adapter named {name!r} is attached already; choose another name=, or restore() first"]
     return []
 
 
 def _other_adapters(root: nn.Module) -> list[str]:
     """Return a problem if a parent module or submodule is adapted by itself: one record could not undo both."""
-    inner = [path for path, m in root.named_modules() if path and RECORD in m.__dict__]
+    inner = [path for path, m in all_modules(root) if path and RECORD in m.__dict__]
     if inner:
         return [f"{inner[0]} is an adapted network: adapt it in place of this model, or restore it first"]
     if RECORD not in root.__dict__ and next(iter(slots(root)), None) is not None:

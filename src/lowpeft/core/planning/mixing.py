@@ -10,17 +10,65 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...errors import PlanError
+from ..attachment.specialise import original_class
 from ..attachment.views import ViewBatch, view_of
+from ..attachment.wrappers import own_forward
 from ..observation.examples import BATCH, SIZES_PX, Example
 from ..observation.outputs import float_tensors
 from ..observation.trial import LEAST_PX, Trial
-from .sites import Site
+from .sites import Network, Site
 
 MIXES = 1e-5
 """Tolerance, as a share of the largest value: a larger change, when another image of the batch changes, is mixing."""
 
 Values = list[tuple[Tensor, int]]
 """Tensors, each with its batch dimension."""
+
+
+APART = frozenset(
+    {
+        "atd",
+        "craft",
+        "dat",
+        "dctlsa",
+        "ditn",
+        "edt",
+        "hat",
+        "ipt",
+        "kbnet",
+        "nafnet",
+        "rcan",
+        "swin2sr",
+        "swin2sr_transformers",
+        "swinir",
+        "timm_swin",
+        "timm_swin_v2",
+        "uformer",
+    }
+)
+"""Families whose published code keeps the images of a batch apart; the tests run `mixes_images` on each."""
+
+PUBLISHED = ("einops.", "lowpeft.", "spandrel.", "timm.", "torch.nn.", "transformers.")
+"""Packages with the code on which the tests run it. Any other copy may have been changed; so may what `torch.jit` or
+`torch.fx` made of it."""
+
+
+def is_known_apart(network: Network) -> bool:
+    """Return whether a network is known, without running it, to keep the images of a batch apart.
+
+    It must be of a family in `APART`, and all of its code from the packages in `PUBLISHED`.
+    """
+    known = network.recognised is not None and network.recognised.family.name in APART
+    return known and all(map(_is_published, network.modules.values()))
+
+
+def _is_published(module: nn.Module) -> bool:
+    """Return whether a module runs nothing but a published forward that does not compute statistics of the batch."""
+    of_batch = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+    changed = module._forward_hooks or module._forward_pre_hooks or own_forward(module) is not None
+    own_class = original_class(module)
+    published = own_class.__module__.startswith(PUBLISHED) and own_class.forward.__module__.startswith(PUBLISHED)
+    return published and not of_batch and not changed
 
 
 def mixes_images(trial: Trial, sites: Iterable[Site] = ()) -> bool:

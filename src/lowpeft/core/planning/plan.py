@@ -28,7 +28,7 @@ from ..observation.trial import Trial
 from ..observation.usable import refuse_moving_statistics, refuse_unusable
 from .choosing import choose_sites, layer_of, other_channels, refuse_moving_channels
 from .conflicts import refuse_conflicts, refuse_other_views
-from .mixing import mixes_images
+from .mixing import is_known_apart, mixes_images
 from .ready_calls import Asked, with_call, with_found_places
 from .sites import Network, Site, site_key
 
@@ -140,7 +140,7 @@ def plan(
     network, sites = _choose(Network(root, facts, trial), asked)
     if network.may_write_itself and trial.runs:
         _refuse_own_writes(trial)
-    if wanted.views > 1 and mixes_images(trial, sites):
+    if wanted.views > 1 and not is_known_apart(network) and mixes_images(trial, sites):
         raise PlanError(
             f"{original_class(root).__name__} mixes the images of a batch: its output for one image depends on the "
             f"others, so {wanted.views} views would be mixed before any training. Use adapters of single images, e.g. "

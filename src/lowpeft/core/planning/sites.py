@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ...errors import PlanError
-from ...families import Recognised, find_containers, find_places, get_block, recognise
+from ...families import Recognised, find_containers, find_places, get_block
 from ...kinds import Adapter, AdapterConfig, Attachment, Layer, get_kind
 from ...ports.attachment import Spot
 from ...ports.base import base_modules
@@ -55,7 +55,7 @@ class Network:
         self.facts = facts
         self.trial = trial
         self.modules = dict(base_modules(root))
-        self.recognised: Recognised | None = recognise(root) if by_family else None
+        self.recognised: Recognised | None = trial.recognised if by_family else None
         self.checked_blocks: set[tuple[object, ...]] = set()
         self.notes: dict[str, None] = {}
         scripted = [path for path, module in self.modules.items() if isinstance(module, torch.jit.ScriptModule)]
