@@ -83,6 +83,17 @@ def time_head(results: Any, part: str) -> list[str]:
     return ["row", *(results["networks"][network] for network in networks_with(results, part))]
 
 
+def attention_rows(results: Any) -> list[list[str]]:
+    """Of every shape of attention on a CUDA device: kernels, peak bytes and time."""
+    found = []
+    for name, cell in results["cells"].items():
+        if name.startswith("attention/"):
+            kernels = ", ".join(f"`{kernel.removeprefix('_scaled_dot_product_')}`" for kernel in cell["kernels"])
+            figures = [f"{cell['peak_bytes'] / MB:,.1f}", f"{1000 * cell['seconds']:.3f}"]
+            found.append([name.split("/")[1], kernels, *figures])
+    return found
+
+
 # --- The plot
 def points(results: Any, network: str) -> dict[str, tuple[float, float]]:
     """Of every row with both: the peak bytes and the median time of a step, both by those of full fine-tuning."""
