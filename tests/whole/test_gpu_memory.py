@@ -13,7 +13,7 @@ import lowpeft
 from counting import MATH, attention_kernels
 from states import randomise_adapters
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 MODES = ("keep", "rebuild", "checkpoint")
 NO_MATH = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
