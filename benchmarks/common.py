@@ -12,11 +12,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import lowpeft
 from lowpeft.storage import write_json
+
+SKIPPED = "skipped"
+"""Key of the reason in the result of a cell that could not be run; it is tried again in the next run."""
 
 
 def provenance(command: str, *packages: str) -> dict[str, object]:
@@ -66,7 +70,7 @@ def run_cells(
     Several processes may share the file, each with names of its own.
     """
     for name in names:
-        if out is not None and name in _read_cells(out):
+        if not unfinished(out, [name]):
             print(f"{name}: in {out} already", flush=True)
             continue
         result = run(name)
@@ -81,5 +85,11 @@ def run_cells(
         out.with_suffix(".lock").unlink(missing_ok=True)
 
 
-def _read_cells(out: Path) -> dict[str, object]:
+def unfinished(out: Path | None, names: Sequence[str]) -> list[str]:
+    """The named cells that the results file does not have, or that were skipped there for a reason."""
+    cells = {} if out is None else _read_cells(out)
+    return [name for name in names if SKIPPED in cells.get(name, {SKIPPED: "not run"})]
+
+
+def _read_cells(out: Path) -> dict[str, Any]:
     return dict(json.loads(out.read_text())["cells"]) if out.exists() else {}

@@ -26,6 +26,7 @@ from sphinx.util.inspect import stringify_signature
 from sphinx.util.typing import ExtensionMetadata
 
 from claims import CLAIMS, directions, with_spread
+from cost_figures import MEMORY_HEAD, attention_rows, memory_rows, networks_with, reasons, time_head, time_rows
 
 SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields|Examples?):$")
 ENTRY = re.compile(r"    (\*{0,2}\w[\w.]*): (.*)")
@@ -542,6 +543,50 @@ def verdict_of(result: Any) -> str:
     return said + (f" (**wrong**: {', '.join(failed)})" if failed else "")
 
 
+# --- What training and inference cost
+
+
+def cost_section(name: str, write: Callable[[Any], str]) -> Callable[[], str]:
+    """A section of what a cost benchmark measured; before it was run, the command that measures it."""
+
+    def section() -> str:
+        try:
+            results = results_of(name)
+        except LookupError:
+            command = f"python benchmarks/{name}.py --out benchmarks/results/{name}.json"
+            return f"*Not measured yet: `{command}` writes this table.*"
+        return f"{write(results)}\n\n{made_by(results)}"
+
+    return section
+
+
+def cost_memory(results: Any) -> str:
+    """A table of bytes and FLOPs for each network, and the rows that could not be had."""
+    parts = [
+        f"**{results['networks'][network]}**\n\n{table(MEMORY_HEAD, memory_rows(results, network))}"
+        for network in networks_with(results, "count")
+        if memory_rows(results, network)
+    ]
+    left_out = "\n".join(f"* {reason} ({', '.join(rows)})" for reason, rows in reasons(results).items())
+    return "\n\n".join([*parts, *([f"Not measured:\n\n{left_out}"] if left_out else [])])
+
+
+def cost_times(part: str) -> Callable[[Any], str]:
+    return lambda results: table(time_head(results, part), time_rows(results, part))
+
+
+def cost_attention(results: Any) -> str:
+    return table(["attention", "kernels", "peak, MB", "ms, forward and backward"], attention_rows(results))
+
+
+def cost_plot() -> str:
+    """The plot of time over memory, where it was drawn."""
+    image = Path(__file__).resolve().parents[1] / "images" / "performance.png"
+    if not image.exists():
+        return "*Not drawn yet: `python benchmarks/cost.py --plot` draws it from the results.*"
+    return f"![Time of a step over peak memory, both as shares of full fine-tuning](images/{image.name})"
+
+
 # --- The command line
 
 
@@ -663,6 +708,13 @@ GENERATED: dict[str, Callable[[], str]] = {
     "beside": beside_paper,
     "cli": cli,
     "cost": training_cost,
+    "cost-attention": cost_section("cost_cuda", cost_attention),
+    "cost-inference": cost_section("cost", cost_times("infer")),
+    "cost-inference-cuda": cost_section("cost_cuda", cost_times("infer")),
+    "cost-memory": cost_section("cost", cost_memory),
+    "cost-plot": cost_plot,
+    "cost-steps": cost_section("cost", cost_times("train")),
+    "cost-steps-cuda": cost_section("cost_cuda", cost_times("train")),
     "ensemble": measured("ensemble"),
     "experiments": experiments,
     "families": families,

@@ -10,5 +10,7 @@ import torch
 
 def without_autocast(device: str) -> AbstractContextManager[object]:
     """Return a context in which autocast is off for a type of device, e.g. "cuda"."""
-    # Nothing is entered where autocast is off anyway, so that an exported graph does not contain it.
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
+    # Nothing is entered where autocast is off anyway, so that an exported graph does not contain it. There is none for
+    # meta tensors, and asking raises.
+    off = device == "meta" or not torch.is_autocast_enabled(device)
+    return contextlib.nullcontext() if off else torch.autocast(device, enabled=False)
