@@ -19,8 +19,9 @@ from ...errors import PlanError
 from ...ports.base import all_modules, all_parameters
 from ...ports.facts import RECORD
 from .record import Record, is_adapted, record_of, root_of, unwrap
+from .root_forwards import SWITCHED_CODE
 from .running import running_in
-from .specialise import SWITCHED_CODE, set_facets
+from .specialise import set_facets
 from .switches import POLL_S, Switches, hold
 
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -9,19 +9,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from ...errors import PlanError
 from ...families import get_block
-from ...kinds import Adapter, RootPart, WeightAdapter
+from ...kinds import Adapter, RootPart
 from ...ports.base import SLOT, base_modules, base_parameters
 from ...ports.facts import RECORD, Facts
-from ...ports.layouts import Layout
-from ..attachment.changes import Undo, change, lay_out, one_at_a_time, switches_for
-from ..attachment.record import Optimised, Record, check_name, module_of, pieces, record_of, root_of, unwrap
+from ..attachment.changes import Undo, change, one_at_a_time, switches_for
+from ..attachment.record import Record, check_name, module_of, pieces, record_of, root_of, unwrap
 from ..attachment.slots import Slot, drop, group_in, pieces_in, slot_of, slots
-from ..attachment.specialise import can_checkpoint, facets_of, set_facets
+from ..attachment.specialise import facets_of
 from ..attachment.views import MultiViewModel, StereoModel
 from ..attachment.wrappers import layers, refuse_fixed
 from ..observation.blocks import block_problem, variant_in
@@ -31,6 +29,7 @@ from ..observation.generators import kept_generators
 from ..planning.conflicts import check_new_name
 from ..planning.plan import Plan, check_plan
 from ..planning.sites import Site
+from .classes import finish, renew_classes, set_module_class, set_root_class, undo_optimisation
 from .new_adapters import build_adapters, fill
 
 
@@ -92,7 +91,7 @@ def attach_plan(
             _attach(modules[site.path], plan.name, site, adapter, record)
         for _, parameter in base_parameters(root):
             parameter.requires_grad_(False)
-        _set_root(root, record)
+        set_root_class(root, record)
         root.train(mode)
 
     change(root, attach, record=new)
@@ -106,28 +105,6 @@ def _of_views(backbone: nn.Module, views: int, facts: Facts) -> MultiViewModel:
     if views == 2:
         return StereoModel(backbone, output=facts.output, channels=facts.input_channels)
     return MultiViewModel(backbone, views=views, output=facts.output, channels=facts.input_channels)
-
-
-def _set_root(root: nn.Module, record: Record) -> None:
-    """Update the root's class and its switches to the attached adapters."""
-    recipes = [p.recipe for p in record.plans.values()]
-    attached = pieces(root)
-    whole = frozenset(name for name, _, piece in attached if _acts_on_whole_batches(piece))
-    record.switches.attach(record.plans, whole, record.views)
-    set_facets(
-        root,
-        root=bool(recipes) and all(r.freeze_statistics for r in recipes),
-        live_input=bool(recipes) and can_checkpoint(root),
-        acts=any(isinstance(p, RootPart) and p.acts for _, _, p in attached),
-        views=record.views,
-        switched=record.in_use,
-    )
-
-
-def _acts_on_whole_batches(piece: Adapter) -> bool:
-    """Return whether an adapter cannot have one strength per image: it changes weights, or sees windows."""
-    at = piece.attachment
-    return isinstance(piece, WeightAdapter) or at.layout is Layout.WLC or variant_in(at.block) is not None
 
 
 def replace_adapters(root: nn.Module, plan: Plan, built: list[tuple[Site, Adapter]]) -> None:
@@ -168,26 +145,7 @@ def _attach(module: nn.Module, name: str, site: Site, adapter: Adapter, record: 
         slot.add_module(name, nn.ModuleDict())
     group = slot.get_submodule(name)
     group.add_module(site.key, adapter)
-    _set_module_facets(record, site.path, module)
-
-
-def _set_module_facets(record: Record, path: str, module: nn.Module) -> None:
-    """Update a module's class to its adapters, its replaced forward and its optimisation."""
-    slot, optimised = slot_of(module), record.optimised
-    attachments = [p.attachment for p in pieces_in(slot)] if slot is not None else []
-    block = record.forwards.get(path) or next((a.block for a in attachments if a.block is not None), None)
-    tensors = frozenset(t for a in attachments for t in a.tensors)
-    fused = None if optimised is None else optimised.blocks.get(path)
-    repeated = optimised is not None and path in optimised.repeated
-    as_asked = "checkpoint" if repeated else optimised.memory if optimised is not None and fused else None
-    set_facets(
-        module,
-        output=any(a.form == "output" for a in attachments),
-        block=block or fused,
-        lean=optimised is not None and path in optimised.lean and not tensors,
-        memory=as_asked,
-        tensors=tensors,
-    )
+    set_module_class(record, site.path, module)
 
 
 def install_forwards(model: object, forwards: Mapping[str, str]) -> None:
@@ -223,8 +181,8 @@ def install_forwards(model: object, forwards: Mapping[str, str]) -> None:
     def install(undo: Undo) -> None:
         for path, name in forwards.items():
             record_of(root).forwards[path] = name
-            _set_module_facets(record_of(root), path, modules[path])
-        _set_root(root, record_of(root))
+            set_module_class(record_of(root), path, modules[path])
+        set_root_class(root, record_of(root))
 
     change(root, install, record=new)
 
@@ -232,42 +190,6 @@ def install_forwards(model: object, forwards: Mapping[str, str]) -> None:
 def new_record(root: nn.Module, model: object) -> Record:
     """Return the record of a network that gets other forwards, but no adapters."""
     return _record(root, facts_of(model))
-
-
-def install_optimisation(root: nn.Module, found: Optimised, undo: Undo) -> None:
-    """Change forwards and layouts as `planning.optimised` found; call within `changes.change`."""
-    record = record_of(root)
-    record.optimised = found
-    _renew_facets(root, {*found.blocks, *found.lean, *found.repeated})
-    parameters = dict(base_parameters(root))
-    undo.keep_layouts(parameters[path] for path in found.relaid)
-    for path in found.relaid:
-        parameters[path].data = parameters[path].data.contiguous(memory_format=torch.channels_last)
-
-
-def drop_optimisation(root: nn.Module, undo: Undo) -> None:
-    """Put forwards and layouts back as they were before `optimize`; call within `changes.change`."""
-    _undo_optimisation(root, undo)
-    _finish(root)
-
-
-def _undo_optimisation(root: nn.Module, undo: Undo) -> None:
-    record = record_of(root)
-    found, record.optimised = record.optimised, None
-    if found is None:
-        return
-    _renew_facets(root, {*found.blocks, *found.lean, *found.repeated})
-    parameters = dict(base_parameters(root))
-    undo.keep_layouts(parameters[path] for path in found.relaid)
-    for path, strides in found.relaid.items():
-        lay_out(parameters[path], strides)
-
-
-def _renew_facets(root: nn.Module, paths: set[str]) -> None:
-    for path, module in base_modules(root):
-        if path in paths:
-            _set_module_facets(record_of(root), path, module)
-    _set_root(root, record_of(root))
 
 
 @one_at_a_time
@@ -350,7 +272,7 @@ def rename(model: object, name: str, new: str) -> None:
         record.plans = {p.name: p for p in plans}
         record.calibrated = {new if n == name else n for n in record.calibrated}
         record.switches.rename(name, new)
-        _set_root(root, record)
+        set_root_class(root, record)
 
     change(root, give)
 
@@ -366,22 +288,9 @@ def _take_out(root: nn.Module, names: list[str], undo: Undo, *, all: bool) -> No
             _trim(record, path, module, slot)
     if all:
         replaced, record.forwards = set(record.forwards), {}
-        _undo_optimisation(root, undo)
-        _renew_facets(root, replaced)
-    _finish(root)
-
-
-def _finish(root: nn.Module) -> None:
-    """Update the root's class; without anything left, put the flags of the base back and remove the record."""
-    record = record_of(root)
-    _set_root(root, record)
-    if record.in_use:
-        return
-    del root.__dict__[RECORD]
-    for path, parameter in root.named_parameters():
-        parameter.requires_grad_(path in record.requires_grad)
-    for path, module in root.named_modules():
-        module.training = path in record.training
+        undo_optimisation(root, undo)
+        renew_classes(root, replaced)
+    finish(root)
 
 
 def drop_merged(root: nn.Module, merged: set[Adapter], undo: Undo) -> None:
@@ -416,6 +325,6 @@ def drop_merged(root: nn.Module, merged: set[Adapter], undo: Undo) -> None:
 
 def _trim(record: Record, path: str, module: nn.Module, slot: Slot) -> None:
     """Update a module's class after adapters were removed, and delete its slot if it is empty."""
-    _set_module_facets(record, path, module)
+    set_module_class(record, path, module)
     if not len(slot._modules):
         del module._modules[SLOT]

@@ -11,10 +11,11 @@ from torch import nn
 from ...errors import PlanError, did_you_mean
 from ...ports.base import base_modules, base_parameters
 from ..attachment.changes import Undo, change, one_at_a_time
-from ..attachment.record import Memory, is_adapted, module_of, record_of, root_of, unwrap
+from ..attachment.record import Memory, Optimised, is_adapted, module_of, record_of, root_of, unwrap
 from ..attachment.wrappers import refuse_fixed
 from ..planning.optimised import find_optimised
-from .injection import drop_optimisation, install_optimisation, new_record
+from .classes import finish, install_optimisation, undo_optimisation
+from .injection import new_record
 
 
 @one_at_a_time
@@ -57,7 +58,7 @@ def optimize(
     refuse_fixed(module_of(model))
     if memory is None:
         if is_adapted(model) and record_of(root).optimised is not None:
-            change(root, lambda undo: drop_optimisation(root, undo))
+            change(root, lambda undo: _drop(root, undo))
         return module_of(model)
     found = find_optimised(model, root, memory, example)
     weights = _convolution_weights(root) if channels_last else {}
@@ -67,9 +68,13 @@ def optimize(
     return module_of(model)
 
 
-def _install(root: nn.Module, found: Any, undo: Undo) -> None:
-    if record_of(root).optimised is not None:
-        drop_optimisation(root, undo)
+def _drop(root: nn.Module, undo: Undo) -> None:
+    undo_optimisation(root, undo)
+    finish(root)
+
+
+def _install(root: nn.Module, found: Optimised, undo: Undo) -> None:
+    undo_optimisation(root, undo)
     install_optimisation(root, found, undo)
 
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from ...errors import PlanError
-from ...families import find_blocks, find_containers, find_fused, get_block, recognise
+from ...families import Recognised, find_blocks, find_containers, find_fused, get_block, recognise
 from ...frozen import layers
 from ...ports.base import base_modules
-from ..attachment.copies import copy_of
+from ..attachment.copies import twin_of
 from ..attachment.record import Memory, Optimised
 from ..attachment.specialise import facets_of, original_class, set_facets
 from ..observation.blocks import CLOSE, apart, configuration, fused_problem
@@ -41,12 +41,13 @@ def find_optimised(model: object, root: nn.Module, memory: Memory, example: Any)
     Raises:
         PlanError: `memory` is "checkpoint", and the network has no blocks or stages that can run again.
     """
-    blocks, notes = _fused(root)
-    repeated: tuple[str, ...] = ()
-    if memory == "checkpoint":
-        repeated = _repeated(model, root, blocks, None if example is None else Example.of(example))
+    recognised = recognise(root)
+    fused, notes = _fused(root, recognised) if recognised else ({}, [])
+    blocks = frozenset(fused).union(find_blocks(root, recognised) if recognised else ())
+    if memory == "checkpoint" and not fused:
+        blocks = _stages(model, root, recognised, None if example is None else Example.of(example))
     lean = frozenset(path for path, module in base_modules(root) if _is_lean(module))
-    return Optimised(memory=memory, blocks=blocks, lean=lean, repeated=repeated, notes=tuple(notes))
+    return Optimised(memory=memory, blocks=blocks, fused=fused, lean=lean, notes=tuple(notes))
 
 
 def _is_lean(module: nn.Module) -> bool:
@@ -54,13 +55,13 @@ def _is_lean(module: nn.Module) -> bool:
     return "forward" not in module.__dict__ and (layers.is_convolution(module, cls) or layers.is_batch_norm(cls))
 
 
-def _fused(root: nn.Module) -> tuple[dict[str, str], list[str]]:
+def _fused(root: nn.Module, recognised: Recognised) -> tuple[dict[str, str], list[str]]:
     """Return the block forward of each block that can be fused, by path, and a note on blocks that cannot."""
-    recognised, modules = recognise(root), dict(base_modules(root))
+    modules = dict(base_modules(root))
     problems: dict[tuple[object, ...], str | None] = {}
     found: dict[str, str] = {}
     refused: dict[str, list[str]] = {}
-    for path, family_block in find_fused(root, recognised) if recognised else ():
+    for path, family_block in find_fused(root, recognised):
         module = modules[path]
         name = facets_of(module).block or family_block
         key = configuration(module, name)
@@ -77,12 +78,12 @@ def _fused(root: nn.Module) -> tuple[dict[str, str], list[str]]:
 # --- modules that run again ------------------------------------------------------------------------------------------
 
 
-def _repeated(model: object, root: nn.Module, fused: dict[str, str], example: Example | None) -> tuple[str, ...]:
-    """Return the paths of the modules to run again in backward: a family's blocks, or the stages that a run shows."""
-    recognised = recognise(root)
-    blocks = {*find_blocks(root, recognised), *fused} if recognised else set()
-    if blocks:
-        return tuple(path for path, _ in base_modules(root) if path in blocks)
+def _stages(model: object, root: nn.Module, recognised: Recognised | None, example: Example | None) -> frozenset[str]:
+    """Return the paths of the stages that run as modules of their own: those of the family, or those of a run.
+
+    Raises:
+        PlanError: There are none, or the network's gradient changes when they run again in backward.
+    """
     trial = Trial(root, example, facts_of(model))
 
     def called(observed: Observed) -> tuple[str, ...]:
@@ -95,7 +96,7 @@ def _repeated(model: object, root: nn.Module, fused: dict[str, str], example: Ex
     if not paths:
         raise PlanError(f"{original_class(root).__name__} has no stages that run as modules of their own")
     _check_repeated(root, paths, trial.running_example())
-    return paths
+    return frozenset(paths)
 
 
 def _called(modules: dict[str, nn.Module], path: str, observed: Observed) -> list[str]:
@@ -112,7 +113,7 @@ def _check_repeated(root: nn.Module, paths: tuple[str, ...], example: Example) -
     Raises:
         PlanError: It changes, or the network cannot run with gradients.
     """
-    plain, other = copy_of(root), copy_of(root)
+    plain, other = twin_of(root), twin_of(root)
     for path in paths:
         set_facets(other.get_submodule(path), memory="checkpoint")
     try:
@@ -142,7 +143,7 @@ def _input_gradients(network: nn.Module, example: Example) -> list[Tensor]:
 
     with torch.enable_grad(), kept_generators(network):
         args, kwargs = tree_map_only(Tensor, live, (example.args, example.kwargs))
-        outputs = [t for t in float_tensors(network.eval()(*args, **kwargs)) if t.requires_grad]
+        outputs = [t for t in float_tensors(network(*args, **kwargs)) if t.requires_grad]
         seeds = [torch.randn(t.shape, generator=torch.Generator().manual_seed(0)).to(t) for t in outputs]
         found = torch.autograd.grad(outputs, inputs, seeds, allow_unused=True)
     return [gradient for gradient in found if gradient is not None]
