@@ -8,15 +8,17 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import nn
 
 from ..backbones.checkpoints import Choice, which_weights
 from ..backbones.opening import load_backbone
+from ..core.attachment.record import Memory
 from ..core.files.adapter_files import load_adapter
 from ..core.observation.describe import image_facts
+from ..core.operations.optimizing import optimize
 from ..errors import LowpeftError
 from ..kinds import AdapterConfig, ParallaxConfig
 from ..ports.facts import Backbone
@@ -24,6 +26,8 @@ from ..recipes import bundled
 from ..restoration.data import Rectangle, Scene, check_pairs
 from ..restoration.images import Border
 from ..restoration.inference import Tiling
+
+Model = TypeVar("Model")
 
 
 def new_command(
@@ -117,6 +121,40 @@ def add_device(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--device", default="auto", help="auto (default: cuda if available, else cpu), cpu, cuda, cuda:1, …"
     )
+
+
+def add_optimize(sub: argparse.ArgumentParser, *, default: str) -> None:
+    """Add the options of `lowpeft.optimize`.
+
+    Args:
+        sub: Parser of the command.
+        default: What blocks keep for backward if the user does not say; "none" for no optimisation.
+    """
+    group = sub.add_argument_group("speed and memory")
+    group.add_argument(
+        "--optimize",
+        nargs="?",
+        const="keep",
+        default=default,
+        choices=("none", *get_args(Memory)),
+        help="run frozen layers faster and with less memory; results change by rounding only. keep: nothing is "
+        "computed twice; rebuild: less memory in training, a few products are computed twice; checkpoint: least "
+        f"memory, each block runs twice (default: {default}; without a value: keep)",
+    )
+    group.add_argument("--channels-last", action="store_true", help="with --optimize: lay out images channels last")
+
+
+def optimized(options: argparse.Namespace, model: Model) -> Model:
+    """Optimise a network as the options ask, and return it.
+
+    Raises:
+        LowpeftError: `--channels-last` was given without `--optimize`.
+    """
+    if options.optimize != "none":
+        optimize(model, options.optimize, options.channels_last)
+    elif options.channels_last:
+        raise LowpeftError("--channels-last needs an optimisation: give --optimize")
+    return model
 
 
 def add_inference(sub: argparse.ArgumentParser) -> None:

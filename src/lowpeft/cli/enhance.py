@@ -15,12 +15,14 @@ from .common import (
     add_adapter,
     add_device,
     add_inference,
+    add_optimize,
     add_views,
     add_weights,
     backbone,
     device,
     network_scale,
     new_command,
+    optimized,
     tiling,
     view_paths,
 )
@@ -46,6 +48,7 @@ def add_to(commands: Any) -> None:
     )
     sub.add_argument("--scale", type=int, help="refuse a network of another scale")
     add_inference(sub)
+    add_optimize(sub, default="none")
     add_device(sub)
 
 
@@ -66,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
     if len(set(names)) < len(paths):
         raise DataError(f"both views would be written to {names[0]}: give them different file names")
     folder = make_folder(options.out)
-    model = adapted(options, base).to(device(options.device))
+    model = optimized(options, adapted(options, base).to(device(options.device)))
     if isinstance(model, StereoModel) and options.right is None:
         raise DataError(f"the adapter {options.adapter} makes a stereo model: give it two views, left and right")
     with progress("enhancing", 1) as advance:

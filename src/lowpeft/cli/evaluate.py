@@ -30,11 +30,13 @@ from .common import (
     add_border,
     add_device,
     add_inference,
+    add_optimize,
     add_weights,
     backbone,
     device,
     network_scale,
     new_command,
+    optimized,
     refuse_without_adapter,
     tiling,
     warn_of_pairs,
@@ -84,6 +86,7 @@ def add_to(commands: Any) -> None:
     )
     sub.add_argument("--out", metavar="DIR", help="folder for report.json, report.md and a picture of each scene")
     add_device(sub)
+    add_optimize(sub, default="none")
 
 
 def _add_controls(sub: argparse.ArgumentParser) -> None:
@@ -145,12 +148,13 @@ def _models(options: argparse.Namespace, base: Backbone) -> tuple[object, object
 
     model = adapted(options, base) if options.adapter else base
     module_of(model).to(device(options.device))
+    optimized(options, model)
     if options.control is None:
         return model, None
     control = load_adapter(backbone(options, quiet=True), Path(options.control), force=options.force)
     control.to(device(options.device))
     check_control(model, control)
-    return model, control
+    return model, optimized(options, control)
 
 
 def _check(options: argparse.Namespace) -> list[str]:

@@ -20,10 +20,12 @@ from ..restoration.data import Crops, EachViewTwice, Example, find_scenes, load_
 from .common import (
     add_border,
     add_device,
+    add_optimize,
     add_recipe,
     backbone,
     device,
     new_command,
+    optimized,
     overrides,
     warn_of_pairs,
     weights_facts,
@@ -74,6 +76,7 @@ def add_to(commands: Any) -> None:
         "--merge", action="store_true", help="also write network.safetensors with the adapters folded in (lora, full)"
     )
     add_device(sub)
+    add_optimize(sub, default="keep")
     _add_settings(sub)
 
 
@@ -118,6 +121,8 @@ def run(options: argparse.Namespace) -> None:
             validate = validation(_examples(options, options.validate, scale), each_view_twice=options.each_view_twice)
     model = build_model(base, recipe)
     module_of(model).to(device(options.device) if processes.device is None else processes.device)
+    if not recipe.from_scratch:
+        optimized(options, model)
     if processes.main:
         _print_plan(model, recipe, crops, processes)
         if recipe.views > 1 and not options.each_view_twice:

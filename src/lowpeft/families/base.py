@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor, nn
 
 from ..errors import PlanError
+from ..frozen.linear import Affine
 from ..ports.attachment import Attachment
 from ..ports.layouts import ExtraTokens, Layout, Size
 from ..registry import Registry
@@ -28,6 +29,9 @@ class Ports(Protocol):
 
         These act only if the module is called. A fused forward, which reads its parameters, must not be used then.
         """
+
+    def layer(self, module: nn.Module) -> Affine:
+        """Return the weight and bias of a linear layer inside the block, as its adapters change them."""
 
     def delta(self, port: str, values: Tensor, layout: Layout, size: Size | None) -> Tensor | None:
         """Return the sum of the deltas of the adapters at the port, in the shape of the features; None for nothing.

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from ..frozen import windows
-from ..frozen.linear import Affine
 from ..frozen.rebuilding import Level, note
 from ..ports.layouts import Layout
 from . import fused
@@ -59,8 +58,8 @@ def block_fused(
     grid = x.view(x.shape[0], *x_size, -1)
     normed = b.norm1(grid)
     count, width = 2 * b.attns[0].heads, b.qkv.weight.shape[1] // (2 * b.attns[0].heads)
-    last = Affine(b.proj.weight, b.proj.bias)
-    heads = windows.padded_heads(Affine(b.qkv.weight, b.qkv.bias), last, count)
+    last = ports.layer(b.proj)
+    heads = windows.padded_heads(ports.layer(b.qkv), last, count)
 
     def again(given: Tensor, *tensors: Tensor) -> Tensor:
         return heads.into.again(fused.normed_rows(b.norm1, given), *tensors)

@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..frozen import windows
-from ..frozen.linear import Affine
 from ..frozen.rebuilding import Level, note
 from ..ports.layouts import Layout, Size
 from .base import Ports
@@ -125,7 +124,7 @@ def window_attention(
         bias: Function from a tensor of the logits' dtype to the bias of each region.
     """
     qkv, proj = attention.qkv, attention.proj
-    heads = windows.padded_heads(Affine(qkv.weight, qkv.bias), Affine(proj.weight, proj.bias), attention.num_heads)
+    heads = windows.padded_heads(ports.layer(qkv), ports.layer(proj), attention.num_heads)
     values = projected(ports, x, normed, norm, heads, order)
     out = windows.attended(values, order, bias(values), attention.scale)
     return order.put_back(heads.out.run(out)).view(x.shape)
@@ -153,7 +152,8 @@ def cosine_window_attention(
     qkv, proj, offset = attention.qkv, attention.proj, None
     if attention.q_bias is not None:
         offset = torch.cat((attention.q_bias, torch.zeros_like(attention.v_bias), attention.v_bias))
-    heads = windows.padded_heads(Affine(qkv.weight, offset), Affine(proj.weight, proj.bias), attention.num_heads)
+    into = ports.layer(qkv)._replace(bias=offset)
+    heads = windows.padded_heads(into, ports.layer(proj), attention.num_heads)
     values = projected(ports, x, x, None, heads, order)
     factor: Tensor = attention.logit_scale.clamp(max=math.log(100.0)).exp()
     index: Tensor = attention.relative_position_index
@@ -192,12 +192,10 @@ def mlp_of(ports: Ports, mlp: Any, x: Tensor, norm: nn.Module | None = None) -> 
     Its layers are called if they have adapters or hooks, or drop.
     """
     dropped = any(isinstance(m, _DropoutNd) and m.training and m.p > 0 for m in mlp.modules())
-    adapted = ports.is_adapted(mlp) or (norm is not None and ports.is_adapted(norm))
-    if adapted or dropped or ports.must_call(mlp):
+    if (norm is not None and ports.is_adapted(norm)) or dropped or ports.must_call(mlp):
         called: Tensor = mlp(x if norm is None else norm(x))
         return called
-    first, last = (Affine(layer.weight, layer.bias) for layer in (mlp.fc1, mlp.fc2))
-    return windows.mlp(x, norm, first, mlp.act, last)
+    return windows.mlp(x, norm, ports.layer(mlp.fc1), mlp.act, ports.layer(mlp.fc2))
 
 
 def fused_pre_norm_mlp(block: Any, ports: Ports, x: Tensor, size: Size) -> Tensor:

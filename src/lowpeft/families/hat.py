@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..frozen import windows
-from ..frozen.linear import Affine
 from ..frozen.rebuilding import Level, note
 from ..ports.layouts import Layout
 from . import fused
@@ -135,7 +134,7 @@ def ocab_fused(block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int, int
     can_fuse = fused.can_fuse(ports, b, b.relative_position_bias_table) and not ports.is_adapted(b.norm1)
     if not can_fuse or (large - side) % 2:
         return NotImplemented
-    heads = windows.padded_heads(Affine(b.qkv.weight, b.qkv.bias), Affine(b.proj.weight, b.proj.bias), b.num_heads)
+    heads = windows.padded_heads(ports.layer(b.qkv), ports.layer(b.proj), b.num_heads)
     inner = heads.heads * heads.width
     order = fused.swin_order(x, x_size, (side, side), (0, 0), masked=False)
     grid = (x.shape[0], *x_size, 2 * inner)

@@ -7,6 +7,7 @@ storages that a forward made would take for one of them.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -36,43 +37,55 @@ class Padding(NamedTuple):
 
 
 class Affine(NamedTuple):
-    """Weight and bias of a linear layer, with the zeros that pad them.
+    """Weight and bias of a linear layer, with the zeros that pad them, and low-rank changes of the weight.
 
     Attributes:
         weight: Weight (outputs, inputs).
         bias: Bias (outputs,), or None.
+        factors: Pairs (a, b) of shapes (rank, inputs) and (outputs, rank); b·a is added to the weight.
         padding: Zeros; None for none.
     """
 
     weight: Tensor
     bias: Tensor | None = None
+    factors: tuple[tuple[Tensor, Tensor], ...] = ()
     padding: Padding | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The weight and, if there is one, the bias."""
-        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+        """All tensors: weight, bias if there is one, factors."""
+        return tuple(t for t in (self.weight, self.bias, *chain(*self.factors)) if t is not None)
 
     def run(self, x: Tensor) -> Tensor:
         """Return x·Wᵀ + b for rows x (…, inputs); padded outputs are zero, and padded inputs do not count."""
-        if any(t.requires_grad for t in self.tensors) or torch.compiler.is_compiling():
-            return _run(x, *self)
-        out: Tensor = _Frozen.apply(x, *self)
-        return out
+        own = [t for t in (self.weight, self.bias) if t is not None]
+        if torch.is_grad_enabled() and not any(t.requires_grad for t in own) and not torch.compiler.is_compiling():
+            return self._changed(x, _Frozen.apply(x, self.weight, self.bias, self.padding))
+        return self.plain(x)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """Return the same as `run` by torch's own operations, which keep more for backward."""
+        return self._changed(x, _run(x, self.weight, self.bias, self.padding))
 
     def again(self, x: Tensor, *tensors: Tensor) -> Tensor:
-        """Return the same as `run`, with other tensors in place of `tensors`; records no graph."""
-        return _run(x, tensors[0], tensors[1] if len(tensors) > 1 else None, self.padding)
+        """Return the same as `plain`, with other tensors in place of `tensors`."""
+        weight, *others = tensors
+        bias = None if self.bias is None else others.pop(0)
+        return Affine(weight, bias, tuple(zip(others[::2], others[1::2], strict=True)), self.padding).plain(x)
+
+    def _changed(self, x: Tensor, out: Tensor) -> Tensor:
+        """Return the output plus what the factors add to it."""
+        for a, b in self.factors:
+            if self.padding is not None:
+                a, b = (a, self.padding.of(b)) if self.padding.dim == 0 else (self.padding.of(a), b)
+            out = out + F.linear(F.linear(x, a), b)
+        return out
 
 
 def _run(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Padding | None) -> Tensor:
-    if padding is not None and padding.dim == 0 and bias is not None:
-        bias = padding.of(bias)
-    return F.linear(x, _copied(weight, padding), bias)
-
-
-def _copied(weight: Tensor, padding: Padding | None) -> Tensor:
-    return weight.clone() if padding is None else padding.of(weight)
+    if padding is not None:
+        weight, bias = padding.of(weight), padding.of(bias) if padding.dim == 0 and bias is not None else bias
+    return F.linear(x, weight, bias)
 
 
 class _Frozen(torch.autograd.Function):
@@ -82,11 +95,12 @@ class _Frozen(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: Padding | None) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.padding, ctx.dtype = padding, x.dtype
-        return _run(x, weight, bias, padding)
+        return _run(x, weight.clone() if padding is None else weight, bias, padding)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         refuse_second_order()
         (gradient,), (weight,) = gradients, ctx.saved_tensors
-        passed = gradient @ _copied(weight, ctx.padding).to(gradient.dtype)
+        whole = weight if ctx.padding is None else ctx.padding.of(weight)
+        passed = gradient @ whole.to(gradient.dtype)
         return passed.to(ctx.dtype), None, None, None

@@ -228,6 +228,14 @@ class WeightAdapter(Adapter):
             base: Frozen parameters by name. Autocast is off.
         """
 
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """Return (a, b), (rank, columns) and (rows, rank), if the change of a linear layer's weight is always b·a.
+
+        A linear layer then runs x·aᵀ·bᵀ beside the frozen layer in training. None means that the change is not known
+        as a product of two.
+        """
+        return None
+
 
 class RootPart(Adapter):
     """Base class of the part that all sites of one kind share; built once per adapter as `cls(shape, config)`.

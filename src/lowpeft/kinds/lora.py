@@ -75,6 +75,10 @@ class LoRA(WeightAdapter):
         change = (self.b @ self.a).mul(self.scale).view(self.shape)
         return dict.fromkeys(base, change)
 
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """Return A and (alpha / rank) · B, for linear layers."""
+        return (self.a, self.b * self.scale) if len(self.shape) == 2 else None
+
 
 def check_low_rank(config: AdapterConfig) -> None:
     """Raise if the rank is below 1 or alpha is not positive.

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ...errors import PlanError
+from ...frozen.linear import Affine
 from ...kinds import Attachment, FeatureAdapter, TokenAdapter, WeightAdapter
 from ...ports.autocast import without_autocast
 from ...ports.layouts import ExtraTokens, Features, Layout, Size, find_size, square_size
 from .running import RUNNING
 from .settings import Strength
-from .slots import Acting, Slot, on_output, pieces_in, slot_of
+from .slots import Acting, Slot, on_output, on_tensor, pieces_in, slot_of
 
 ROW_CHUNK_BYTES = 64 * 2**20
 """Chunk size in bytes. Without gradients, larger features are adapted in chunks of image rows, to bound memory."""
@@ -250,6 +251,12 @@ class BlockPorts:
         """Return whether the module, or one below it, has hooks, or adapters other than of its parameters."""
         return any(_acts_when_called(m) for m in module.modules())
 
+    def layer(self, module: nn.Module) -> Affine:
+        """Return the weight and bias of a linear layer inside the block, as its adapters change them."""
+        factors = low_rank_changes(module)
+        weight: Tensor = module.weight if factors is None else module._parameters["weight"]  # type: ignore[assignment]
+        return Affine(weight, module.bias, factors or ())  # type: ignore[arg-type]
+
     def delta(self, port: str, values: Tensor, layout: Layout, size: Size | None) -> Tensor | None:
         """Return the sum of the deltas of the adapters at the port, or None."""
         adapters = self.adapters.get(port)
@@ -290,6 +297,27 @@ def change_of(module: nn.Module, name: str, adapter: WeightAdapter) -> Tensor:
             f"the change of {name} by a {adapter.kind} adapter must have shape {shapes[0]}, not {shapes[1]}"
         )
     return change
+
+
+def low_rank_changes(layer: nn.Module) -> tuple[tuple[Tensor, Tensor], ...] | None:
+    """Return the changes of a linear layer's weight as factors (a, b); None if its changed weight is to be used.
+
+    With factors, training needs no gradient of the whole weight. They are used if all adapters of the weight have them
+    (`WeightAdapter.factors`), gradients are wanted, and two thin products are cheaper than one whole.
+    """
+    slot, weight = slot_of(layer), layer._parameters.get("weight")
+    if slot is None or weight is None or not torch.is_grad_enabled() or captured():
+        return None
+    found = []
+    for adapter, strength in on_tensor(slot, "weight"):
+        pair = adapter.factors()
+        if pair is None or (isinstance(strength, Tensor) and strength.dim()):
+            return None
+        a, b = pair
+        if a.dtype != weight.dtype or len(a) * sum(weight.shape) >= weight.numel():
+            return None
+        found.append((a, scaled(b, strength)))
+    return tuple(found)
 
 
 def adapted_tensor(

@@ -18,7 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ...errors import PlanError
 from ...ports.base import all_modules, all_parameters
 from ...ports.facts import RECORD
-from .record import Record, is_adapted, record_of, root_of, unwrap
+from .record import Record, has_record, record_of, root_of, unwrap
 from .root_forwards import SWITCHED_CODE
 from .running import running_in
 from .specialise import set_facets
@@ -52,7 +52,7 @@ def one_at_a_time(function: Function) -> Function:
     @functools.wraps(function)
     def locked(*args: Any, **kwargs: Any) -> Any:
         model = args[0] if args else kwargs.get("model")
-        switches = switches_for(unwrap(model) if is_adapted(model) else root_of(model))
+        switches = switches_for(unwrap(model) if has_record(model) else root_of(model))
         call = functools.partial(function, *args, **kwargs)
         # Within a forward the structure cannot change. Taking the lock here could deadlock: its holder may be waiting
         # for this forward.

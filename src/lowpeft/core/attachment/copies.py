@@ -13,6 +13,7 @@ from ...ports.base import all_modules, base_buffers, base_parameters
 from .running import in_force
 from .settings import Setting
 from .slots import Slot, switches_of
+from .specialise import set_facets
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -50,7 +51,7 @@ def put_in_force(model: nn.Module, copied: nn.Module) -> None:
 
 
 def twin_of(root: nn.Module) -> nn.Module:
-    """Return a copy of a network in eval mode, with all adapters off.
+    """Return a copy of a network in eval mode, with all adapters off, and not optimised.
 
     Raises:
         PlanError: The network cannot be copied, or a deep copy shares modules with it.
@@ -65,6 +66,7 @@ def twin_of(root: nn.Module) -> nn.Module:
         )
     for module in copies:
         module.training = False
+        set_facets(module, lean=False, memory=None)
         if isinstance(module, Slot):
             switches_of(module).default = Setting({})
     return twin

@@ -136,13 +136,18 @@ def unwrap(model: object) -> nn.Module:
 
 
 def is_adapted(model: object) -> bool:
-    """Return whether the model, or a network inside it, has a record."""
+    """Return whether the model, or a network inside it, has adapters."""
+    return bool(attached_names(model))
+
+
+def has_record(model: object) -> bool:
+    """Return whether the model, or a network inside it, has a record: of adapters, or of other forwards alone."""
     return any(RECORD in module.__dict__ for _, module in all_modules(root_of(model)))
 
 
 def attached_names(model: object) -> list[str]:
     """Return the names of the attached adapters, in order of attachment; empty for a network without adapters."""
-    return list(record_of(unwrap(model)).plans) if is_adapted(model) else []
+    return list(record_of(unwrap(model)).plans) if has_record(model) else []
 
 
 def record_of(root: nn.Module) -> Record:
@@ -153,7 +158,7 @@ def record_of(root: nn.Module) -> Record:
 
 def recipes_of(model: object) -> list[Recipe]:
     """Return the recipes of the attached adapters; empty for a network that is not adapted."""
-    return [plan.recipe for plan in record_of(unwrap(model)).plans.values()] if is_adapted(model) else []
+    return [plan.recipe for plan in record_of(unwrap(model)).plans.values()] if has_record(model) else []
 
 
 def check_name(root: nn.Module, name: str) -> None:

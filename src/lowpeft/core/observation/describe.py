@@ -17,7 +17,7 @@ from ...families import Recognised
 from ...ports.facts import Backbone, Facts, ImageFacts
 from ...ports.layouts import Size
 from ..attachment.calls import image_in, to_network
-from ..attachment.record import is_adapted, module_of, record_of, root_of, unwrap
+from ..attachment.record import has_record, module_of, record_of, root_of, unwrap
 from ..attachment.specialise import original_class
 from .examples import Example, examples
 from .trial import MOST_RUNS, Trial
@@ -122,7 +122,7 @@ def _known(model: object) -> Facts | None:
     """Return the facts that come with the model: a `Backbone`'s, or those in an adapted network's record; else None."""
     if isinstance(model, Backbone):
         return model.facts
-    if not is_adapted(model):
+    if not has_record(model):
         return None
     root = root_of(model)
     # A user's module around the adapted network may change its input and output.

@@ -17,6 +17,7 @@ from ..attachment.record import attached_names, pieces, record_of, unwrap
 from ..attachment.running import forget, in_force
 from ..attachment.settings import is_off
 from ..attachment.slots import Acting, Slot, acting_in, slots
+from ..attachment.specialise import original_class
 from ..observation.examples import Example
 from ..observation.merged_output import OutputComparison
 from .injection import drop_merged
@@ -85,6 +86,8 @@ def merge(model: object, *, name: str | None = None, example: Any = None) -> Mer
 def _merge(root: nn.Module, name: str | None, example: Example | None, undo: Undo) -> MergeReport:
     strengths = in_force(record_of(root).switches).values
     chosen = pieces(root, name)
+    if not chosen:
+        raise PlanError(f"{original_class(root).__name__} has no adapters")
     on = {p for owner, _, p in pieces(root) if not is_off(strengths.get(owner))}
     linear: set[Adapter] = {p for _, _, p in chosen if isinstance(p, WeightAdapter) and p in on}
     by_image = sorted({n for n, _, p in chosen if p in linear and isinstance(strengths[n], Tensor)})

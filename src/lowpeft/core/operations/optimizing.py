@@ -11,7 +11,7 @@ from torch import nn
 from ...errors import PlanError, did_you_mean
 from ...ports.base import base_modules, base_parameters
 from ..attachment.changes import Undo, change, one_at_a_time
-from ..attachment.record import Memory, Optimised, is_adapted, module_of, record_of, root_of, unwrap
+from ..attachment.record import Memory, Optimised, has_record, module_of, record_of, root_of, unwrap
 from ..attachment.wrappers import refuse_fixed
 from ..planning.optimised import find_optimised
 from .classes import finish, install_optimisation, undo_optimisation
@@ -54,16 +54,16 @@ def optimize(
             f"memory must be one of {', '.join(known)}, or None to undo, not {memory!r}"
             + did_you_mean(str(memory), known)
         )
-    root = unwrap(model) if is_adapted(model) else root_of(model)
+    root = unwrap(model) if has_record(model) else root_of(model)
     refuse_fixed(module_of(model))
     if memory is None:
-        if is_adapted(model) and record_of(root).optimised is not None:
+        if has_record(model) and record_of(root).optimised is not None:
             change(root, lambda undo: _drop(root, undo))
         return module_of(model)
     found = find_optimised(model, root, memory, example)
     weights = _convolution_weights(root) if channels_last else {}
     found = replace(found, relaid={path: weight.stride() for path, weight in weights.items()})
-    new = None if is_adapted(model) else new_record(root, model)
+    new = None if has_record(model) else new_record(root, model)
     change(root, lambda undo: _install(root, found, undo), record=new)
     return module_of(model)
 

@@ -52,6 +52,8 @@ def only_name(model: object, name: str | None) -> str:
     """
     root = unwrap(model)
     known = record_of(root).plans
+    if not known:
+        raise PlanError(f"{original_class(root).__name__} has no adapters")
     if name is None and len(known) == 1:
         return next(iter(known))
     if name is None:
