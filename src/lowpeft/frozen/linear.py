@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..ports.capture import captured
 from .first_order import refuse_second_order
 
 
@@ -58,8 +59,8 @@ class Affine(NamedTuple):
 
     def run(self, x: Tensor) -> Tensor:
         """Return x·Wᵀ + b for rows x (…, inputs); padded outputs are zero, and padded inputs do not count."""
-        own = [t for t in (self.weight, self.bias) if t is not None]
-        if torch.is_grad_enabled() and not any(t.requires_grad for t in own) and not torch.compiler.is_compiling():
+        trained = any(t.requires_grad for t in (self.weight, self.bias) if t is not None)
+        if torch.is_grad_enabled() and not trained and not captured():
             return self._changed(x, _Frozen.apply(x, self.weight, self.bias, self.padding))
         return self.plain(x)
 

@@ -16,6 +16,7 @@ from ...errors import PlanError
 from ...frozen.linear import Affine
 from ...kinds import Attachment, FeatureAdapter, TokenAdapter, WeightAdapter
 from ...ports.autocast import without_autocast
+from ...ports.capture import captured
 from ...ports.layouts import ExtraTokens, Features, Layout, Size, find_size, square_size
 from .running import RUNNING
 from .settings import Strength
@@ -23,16 +24,6 @@ from .slots import Acting, Slot, on_output, on_tensor, pieces_in, slot_of
 
 ROW_CHUNK_BYTES = 64 * 2**20
 """Chunk size in bytes. Without gradients, larger features are adapted in chunks of image rows, to bound memory."""
-
-
-def captured() -> bool:
-    """Return whether the forward is being traced, compiled or exported; Python code must not branch on sizes then."""
-    return torch.compiler.is_compiling() or tracing()
-
-
-def tracing() -> bool:
-    """Return whether `torch.jit.trace` (which the older ONNX exporter uses) records the forward."""
-    return torch._C._get_tracing_state() is not None
 
 
 def scaled(change: Tensor, strength: Strength, *, images: int | None = None) -> Tensor:

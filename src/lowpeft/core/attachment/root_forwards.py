@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ...errors import PlanError
 from ...families.quirks import CHECKPOINT_SWITCHES
 from ...kinds import Adapter, Forward, RootPart
+from ...ports.capture import captured, tracing
 from ...ports.facts import RECORD
-from .adding import captured, laid_out_like, scaled, tracing
+from .adding import laid_out_like, scaled
 from .batches import run_by_image
 from .calls import image_in, with_image
 from .running import exporting, in_force, run, running_in, strengths_in

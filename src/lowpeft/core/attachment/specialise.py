@@ -41,8 +41,9 @@ from ...frozen import layers
 from ...frozen.linear import Affine
 from ...frozen.rebuilding import Level, rebuilding
 from ...ports.base import SLOT
+from ...ports.capture import captured
 from ...ports.facts import RECORD
-from .adding import BlockPorts, adapted_tensor, captured, low_rank_changes, with_deltas
+from .adding import BlockPorts, adapted_tensor, low_rank_changes, with_deltas
 from .recomputing import recomputed
 from .record import Memory
 from .root_forwards import REPLICA, acting_forward, live_input_forward, switched_forward, views_forward
