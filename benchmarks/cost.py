@@ -226,7 +226,7 @@ def selection(parser: argparse.ArgumentParser) -> None:
 
 def wanted_rows(part: str, patterns: Sequence[str]) -> list[str]:
     found = rows()
-    has = {"count": lambda row: True, "train": lambda row: row.trains, "infer": lambda row: row.infers}[part]
+    has = {"count": lambda row: row.counts, "train": lambda row: row.trains, "infer": lambda row: row.infers}[part]
     return [name for name in chosen(patterns, [*found]) if has(found[name])]
 
 

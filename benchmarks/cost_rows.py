@@ -109,12 +109,14 @@ class Row:
 
     Attributes:
         build: Function from a new network to the model, in the mode that it is trained in.
+        counts: False if its bytes and FLOPs are those of another row.
         trains: False for inference alone.
         infers: False if its inference is that of another row.
         fused: True if no attention of it may run in the math kernel.
     """
 
     build: Callable[[nn.Module], nn.Module]
+    counts: bool = True
     trains: bool = True
     infers: bool = True
     fused: bool = False
@@ -131,8 +133,10 @@ def rows() -> dict[str, Row]:
         for mode in MODES:
             for last in (False, True):
                 build = partial(optimised, recipe=name, memory=mode, channels_last=last)
-                # Without gradients there is nothing to keep: the modes are one.
-                found[mode_row(name, mode, channels_last=last)] = Row(build=build, infers=mode == MODES[0], fused=True)
+                # Without gradients there is nothing to keep: the modes are one. A layout changes no count.
+                infers = mode == MODES[0]
+                row = Row(build=build, counts=not last, infers=infers, fused=True)
+                found[mode_row(name, mode, channels_last=last)] = row
     return found
 
 
