@@ -712,7 +712,7 @@ def test_an_error_in_the_middle_of_attaching_leaves_the_network_untouched(
 
 def test_an_error_at_the_very_end_of_attaching_leaves_the_network_untouched(monkeypatch: pytest.MonkeyPatch) -> None:
     root = mix_flags(fresh(HAT))
-    fail_at(monkeypatch, "_set_root", 1)
+    fail_at(monkeypatch, "set_root_class", 1)
     with untouched(root), pytest.raises(MemoryError, match="in the middle"):
         lowpeft.adapt(root, "stereo")
 

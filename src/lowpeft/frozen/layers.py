@@ -76,9 +76,10 @@ def is_convolution(module: nn.Module, cls: type[nn.Module]) -> bool:
     return same_code and (isinstance(module, _ConvTransposeNd) or sides[::2] == sides[1::2])
 
 
-def is_batch_norm(cls: type[nn.Module]) -> bool:
-    """Return whether modules of a class compute PyTorch's batch norm in eval mode."""
-    return getattr(cls, "forward", None) in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+def is_batch_norm(module: nn.Module, cls: type[nn.Module]) -> bool:
+    """Return whether a module of a class is one of PyTorch's batch norms, with statistics for eval mode."""
+    same_code = getattr(cls, "forward", None) in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+    return same_code and isinstance(module, _BatchNorm) and module.running_mean is not None
 
 
 def passes_gradient_only(module: nn.Module, x: object) -> bool:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PlanError
+from ..ports.autocast import autocast_here
 from .first_order import refuse_second_order
 
 
@@ -29,39 +30,44 @@ class Level(enum.IntEnum):
     PRODUCTS = 2
 
 
+class _Kept(NamedTuple):
+    """A tensor that is kept, and its version, because hooks take autograd's own check of versions away."""
+
+    tensor: Tensor
+    version: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Kept:
+        # Without its node in the graph: the node of an operation that keeps its own result would keep itself.
+        return cls(tensor if tensor.grad_fn is None else tensor.detach(), tensor._version)
+
+    def get(self) -> Tensor:
+        if self.tensor._version != self.version:
+            raise PlanError(
+                "a tensor that backward needs was changed in place after the forward pass: do not write to features of "
+                "an optimised network before backward"
+            )
+        return self.tensor
+
+
 class _Rebuilt:
-    """Makes a tensor again when it is first wanted in backward; holds it until it was wanted as often as it was saved.
+    """Makes a tensor again when backward first wants it, and holds it until it was wanted as often as it was saved."""
 
-    Sources that are rebuilt themselves are kept as such. It refers to the others by plain references, so it checks
-    itself that nobody has written to them since.
-    """
-
-    def __init__(self, make: Callable[..., Tensor], sources: tuple[Tensor | _Saved, ...], device: str) -> None:
+    def __init__(self, make: Callable[..., Tensor], sources: tuple[_Kept | _Saved, ...], device: str) -> None:
         self.make, self.sources = make, sources
-        self.versions = self._versions()
-        self.autocast = torch.autocast(
-            device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), cache_enabled=False
-        )
+        self.autocast = autocast_here(device)
         self.saved = self.used = 0
         self.value: Tensor | None = None
 
     def __call__(self) -> Tensor:
         refuse_second_order()
-        if self._versions() != self.versions:
-            raise PlanError(
-                "a tensor from which backward rebuilds another was changed in place after the forward pass: do not "
-                'write to features of an optimised network, or use memory="keep"'
-            )
         if self.value is None:
-            with torch.no_grad(), self.autocast:
-                self.value = self.make(*map(_unpack, self.sources))
+            with torch.no_grad(), self.autocast():
+                self.value = self.make(*(source.get() for source in self.sources))
         value, self.used = self.value, self.used + 1
         if self.used >= self.saved:
             self.value, self.used = None, 0
         return value
-
-    def _versions(self) -> list[int]:
-        return [source._version for source in self.sources if isinstance(source, Tensor)]
 
 
 class _Saved(NamedTuple):
@@ -71,6 +77,9 @@ class _Saved(NamedTuple):
     size: torch.Size
     stride: tuple[int, ...]
     offset: int
+
+    def get(self) -> Tensor:
+        return self.rebuilt().as_strided(self.size, self.stride, self.offset)
 
 
 class _Block(torch.autograd.graph.saved_tensors_hooks):
@@ -84,19 +93,15 @@ class _Block(torch.autograd.graph.saved_tensors_hooks):
     def __init__(self, level: Level) -> None:
         self.level = level
         self.notes: dict[int, tuple[Tensor, _Rebuilt]] = {}
-        super().__init__(self.pack, _unpack)
+        super().__init__(self.pack, lambda kept: kept.get())
 
-    def pack(self, tensor: Tensor) -> Tensor | _Saved:
-        """Return what is saved in place of a tensor: the tensor itself, unless it was noted."""
-        noted = self.notes.get(tensor.untyped_storage()._cdata)
+    def pack(self, tensor: Tensor) -> _Kept | _Saved:
+        """Return what is saved in place of a tensor."""
+        noted = self.notes.get(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else None
         if noted is None:
-            return tensor
+            return _Kept.of(tensor)
         noted[1].saved += 1
         return _Saved(noted[1], tensor.size(), tensor.stride(), int(tensor.storage_offset()))
-
-
-def _unpack(kept: Tensor | _Saved) -> Tensor:
-    return kept if isinstance(kept, Tensor) else kept.rebuilt().as_strided(kept.size, kept.stride, kept.offset)
 
 
 class _Here(threading.local):
@@ -136,14 +141,14 @@ def note(tensor: Tensor, make: Callable[..., Tensor], *sources: Tensor, level: L
     """Note how to make a tensor again, and return it.
 
     Args:
-        tensor: Tensor that was computed; it has a storage of its own.
+        tensor: Tensor that was computed; it has a storage of its own. If the operation that computed it keeps its own
+            result (exp, softmax), it has done so already.
         make: Function from the sources to the tensor, the same bits. It must not refer to other tensors of the graph.
         sources: Tensors that are kept for backward anyway, parameters, or tensors that were noted before.
         level: What `make` does.
     """
     block = _here.block
     if block is not None and level <= block.level:
-        plain = (source.detach() if source.requires_grad else source for source in sources)
-        made = _Rebuilt(make, tuple(map(block.pack, plain)), tensor.device.type)
+        made = _Rebuilt(make, tuple(map(block.pack, sources)), tensor.device.type)
         block.notes[tensor.untyped_storage()._cdata] = (tensor, made)
     return tensor

@@ -1,8 +1,9 @@
-"""Parts of a computation that must not be done in the lower precision of autocast."""
+"""Parts of a computation that must be done without autocast, or later with the autocast of now."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
@@ -14,3 +15,11 @@ def without_autocast(device: str) -> AbstractContextManager[object]:
     # meta tensors, and asking raises.
     off = device == "meta" or not torch.is_autocast_enabled(device)
     return contextlib.nullcontext() if off else torch.autocast(device, enabled=False)
+
+
+def autocast_here(device: str) -> Callable[[], AbstractContextManager[object]]:
+    """Return a function that gives contexts with the autocast that is in force now for a type of device."""
+    if device == "meta":
+        return contextlib.nullcontext
+    dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+    return lambda: torch.autocast(device, dtype, enabled, cache_enabled=False)

@@ -52,7 +52,9 @@ def find_optimised(model: object, root: nn.Module, memory: Memory, example: Any)
 
 def _is_lean(module: nn.Module) -> bool:
     cls = original_class(module)
-    return "forward" not in module.__dict__ and (layers.is_convolution(module, cls) or layers.is_batch_norm(cls))
+    return "forward" not in module.__dict__ and (
+        layers.is_convolution(module, cls) or layers.is_batch_norm(module, cls)
+    )
 
 
 def _fused(root: nn.Module, recognised: Recognised) -> tuple[dict[str, str], list[str]]:
