@@ -133,13 +133,11 @@ def add_optimize(sub: argparse.ArgumentParser, *, default: str) -> None:
     group = sub.add_argument_group("speed and memory")
     group.add_argument(
         "--optimize",
-        nargs="?",
-        const="keep",
         default=default,
         choices=("none", *get_args(Memory)),
         help="run frozen layers faster and with less memory; results change by rounding only. keep: nothing is "
         "computed twice; rebuild: less memory in training, a few products are computed twice; checkpoint: least "
-        f"memory, each block runs twice (default: {default}; without a value: keep)",
+        "memory, each block runs twice (default: %(default)s)",
     )
     group.add_argument("--channels-last", action="store_true", help="with --optimize: lay out images channels last")
 
@@ -148,12 +146,12 @@ def optimized(options: argparse.Namespace, model: Model) -> Model:
     """Optimise a network as the options ask, and return it.
 
     Raises:
-        LowpeftError: `--channels-last` was given without `--optimize`.
+        LowpeftError: `--channels-last` was given without an optimisation.
     """
     if options.optimize != "none":
         optimize(model, options.optimize, options.channels_last)
     elif options.channels_last:
-        raise LowpeftError("--channels-last needs an optimisation: give --optimize")
+        raise LowpeftError("--channels-last is part of an optimisation: give --optimize keep, rebuild or checkpoint")
     return model
 
 

@@ -35,6 +35,7 @@ from .base import (
     register_family,
     unregister_family,
 )
+from .fused import has_region_masks
 from .recognition import Recognised, find_blocks, find_containers, find_fused, find_places, recognise
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "find_fused",
     "find_places",
     "get_block",
+    "has_region_masks",
     "hat",
     "hitsr",
     "ipt",

@@ -25,9 +25,10 @@ class Ports(Protocol):
         """Return whether a module inside the block, or one below it, has adapters."""
 
     def must_call(self, module: nn.Module) -> bool:
-        """Return whether a module, or one below it, has hooks, or adapters other than of its parameters.
+        """Return whether a module, or one below it, does more when it is called than torch's layer or its own class.
 
-        These act only if the module is called. A fused forward, which reads its parameters, must not be used then.
+        That is: hooks, adapters other than of parameters, a forward on the instance, or a linear layer's own forward.
+        A fused forward, which reads parameters, must not be used then.
         """
 
     def layer(self, module: nn.Module) -> Affine:

@@ -65,7 +65,7 @@ def block_fused(
         return heads.into.again(fused.normed_rows(b.norm1, given), *tensors)
 
     qkv = heads.into.run(normed.reshape(-1, normed.shape[-1]))
-    if not ports.is_adapted(b.norm1):
+    if fused.can_repeat(ports, b.norm1):
         note(qkv, again, grid, *heads.into.tensors, level=Level.PRODUCTS)
     own = (b.attn_mask_h, b.attn_mask_v) if masks is None else masks
     halves = qkv.view(len(qkv), 3, 2, -1).unbind(2)

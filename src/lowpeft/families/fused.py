@@ -8,6 +8,7 @@ position bias is trained.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -38,6 +39,12 @@ def can_fuse(ports: Ports, attention: nn.Module, *frozen: Tensor) -> bool:
     return not (dropped or trained or ports.must_call(attention))
 
 
+def can_repeat(ports: Ports, norm: nn.Module | None) -> bool:
+    """Return whether a norm may be called again, in backward or for a part of the tokens; True for None."""
+    known = norm is None or isinstance(norm, (nn.LayerNorm, nn.Identity))
+    return known and (norm is None or not (ports.is_adapted(norm) or ports.must_call(norm)))
+
+
 def normed_rows(norm: nn.Module | None, x: Tensor) -> Tensor:
     """Return tokens (N,…,C) after their norm, if there is one, as rows (tokens, C)."""
     return (x if norm is None else norm(x)).reshape(-1, x.shape[-1])
@@ -61,7 +68,7 @@ def projected(
         return heads.into.again(normed_rows(norm, given).index_select(0, order.rows), *tensors)
 
     qkv = heads.into.run(order.taken(normed.reshape(-1, normed.shape[-1])))
-    if norm is None or not ports.is_adapted(norm):
+    if can_repeat(ports, norm):
         note(qkv, again, x, *heads.into.tensors, level=Level.PRODUCTS)
     windows_in_all = sum(order.counts)
     return qkv.view(windows_in_all, -1, 3, heads.heads, heads.width)
@@ -88,6 +95,24 @@ def table_bias(attention: Any, index: Tensor, masks: list[Tensor] | None, like: 
 def region_masks(mask: Tensor, order: windows.Order, columns: int) -> list[Tensor]:
     """Return the mask of each region from the masks of all windows of an image, (windows, L, L)."""
     return [mask[row * columns + column] for row, column in order.regions]
+
+
+def has_region_masks(module: Any) -> bool:
+    """Return whether the masks that a module computes are the same in all windows of a region; True without masks.
+
+    HAT's network and SwinIR's and Swin2SR's blocks compute them by `calculate_mask`. A copy of the code may compute
+    others, which fused attention would not see.
+    """
+    compute, window, shift = (getattr(module, name, None) for name in ("calculate_mask", "window_size", "shift_size"))
+    if not callable(compute) or not isinstance(window, int) or not shift:
+        return True
+    size, rows, columns = (3 * window, 4 * window), (0, 0, 2), (0, 0, 0, 3)
+    named = {"dtype": torch.float32} if "dtype" in inspect.signature(compute).parameters else {}
+    try:
+        masks = compute(size, **named).view(3, 4, window**2, window**2)
+    except Exception:  # noqa: BLE001  (another signature or result: another function)
+        return False
+    return all(torch.equal(masks[r, c], masks[rows[r], columns[c]]) for r in range(3) for c in range(4))
 
 
 def small_grid_masks(order: windows.Order, grid: Size, compute: Callable[[Size], Tensor]) -> list[Tensor]:
@@ -132,7 +157,8 @@ def window_attention(
 
 def can_fuse_cosine(ports: Ports, attention: Any) -> bool:
     """Return whether `cosine_window_attention` may be used: `can_fuse`, and what makes its bias is frozen."""
-    return can_fuse(ports, attention, attention.logit_scale, *attention.cpb_mlp.parameters())
+    frozen = (attention.logit_scale, *attention.cpb_mlp.parameters())
+    return can_fuse(ports, attention, *frozen) and not ports.is_adapted(attention.cpb_mlp)
 
 
 def cosine_window_attention(
@@ -186,13 +212,18 @@ def swin_order(x: Tensor, size: Size, window: Size, shift: Size, *, masked: bool
     return windows.order_of(x.shape[0], size, window, shift, masked=masked, device=x.device)
 
 
+TOKENWISE = (nn.GELU, nn.ReLU, nn.SiLU, nn.LeakyReLU, nn.ELU, nn.Mish, nn.Hardswish, nn.Tanh, nn.Sigmoid, nn.Identity)
+"""Activations that act on each number by itself, so that tokens can be taken in chunks."""
+
+
 def mlp_of(ports: Ports, mlp: Any, x: Tensor, norm: nn.Module | None = None) -> Tensor:
     """Return the output of an MLP with `fc1`, `act` and `fc2`, after its norm if it has one.
 
     Its layers are called if they have adapters or hooks, or drop.
     """
     dropped = any(isinstance(m, _DropoutNd) and m.training and m.p > 0 for m in mlp.modules())
-    if (norm is not None and ports.is_adapted(norm)) or dropped or ports.must_call(mlp):
+    of_tokens = type(mlp.act) in TOKENWISE and not getattr(mlp.act, "inplace", False)
+    if dropped or not of_tokens or ports.must_call(mlp) or not can_repeat(ports, norm):
         called: Tensor = mlp(x if norm is None else norm(x))
         return called
     return windows.mlp(x, norm, ports.layer(mlp.fc1), mlp.act, ports.layer(mlp.fc2))

@@ -131,8 +131,7 @@ def ocab_fused(block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int, int
     """
     b: Any = block
     side, large = b.window_size, b.overlap_win_size
-    can_fuse = fused.can_fuse(ports, b, b.relative_position_bias_table) and not ports.is_adapted(b.norm1)
-    if not can_fuse or (large - side) % 2:
+    if not fused.can_fuse(ports, b, b.relative_position_bias_table) or (large - side) % 2:
         return NotImplemented
     heads = windows.padded_heads(ports.layer(b.qkv), ports.layer(b.proj), b.num_heads)
     inner = heads.heads * heads.width
@@ -143,7 +142,8 @@ def ocab_fused(block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int, int
         return heads.into.again(fused.normed_rows(b.norm1, given), *tensors)
 
     qkv = heads.into.run(fused.normed_rows(b.norm1, x))
-    note(qkv, again, x, *heads.into.tensors, level=Level.PRODUCTS)
+    if fused.can_repeat(ports, b.norm1):
+        note(qkv, again, x, *heads.into.tensors, level=Level.PRODUCTS)
     queries, pairs = torch.split(qkv, [inner, 2 * inner], dim=1)
     queries, pairs = order.taken(queries), windows.overlapping(pairs.view(grid), large, side)
     note(queries, lambda given: given[:, :inner].index_select(0, order.rows), qkv)

@@ -70,6 +70,8 @@ def is_convolution(module: nn.Module, cls: type[nn.Module]) -> bool:
     """Return whether a module of a class is one of PyTorch's convolutions, padded alike on each side."""
     if not isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)) or module.padding_mode != "zeros":
         return False
+    if "parametrizations" in module._modules:  # its weight may differ in each reading
+        return False
     own = next(c for c in (*CONVOLUTIONS, *TRANSPOSED) if isinstance(module, c))
     same_code = all(getattr(cls, name, None) is getattr(own, name, None) for name in ("forward", "_conv_forward"))
     sides = module._reversed_padding_repeated_twice
@@ -82,12 +84,14 @@ def is_batch_norm(module: nn.Module, cls: type[nn.Module]) -> bool:
     return same_code and isinstance(module, _BatchNorm) and module.running_mean is not None
 
 
-def passes_gradient_only(module: nn.Module, x: object) -> bool:
-    """Return whether a call of a frozen layer records a graph, for its input alone."""
-    if not isinstance(x, Tensor) or not (x.requires_grad and x.is_floating_point() and torch.is_grad_enabled()):
+def can_run(module: nn.Module, x: object) -> bool:
+    """Return whether `run` may take the place of a layer's forward in this call: its parameters need no gradient."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
         return False
-    weight, bias = module.weight, module.bias
-    return not any(isinstance(t, Tensor) and t.requires_grad for t in (weight, bias))
+    trained = any(isinstance(t, Tensor) and t.requires_grad for t in (module.weight, module.bias))
+    if isinstance(module, _BatchNorm):  # without gradients too: else a network would round differently with and without
+        return not (trained and torch.is_grad_enabled())
+    return torch.is_grad_enabled() and x.requires_grad and not trained
 
 
 def run(module: nn.Module, own: Forward, x: Tensor, *rest: Any, **named: Any) -> Tensor:
@@ -106,7 +110,9 @@ def run_convolution(module: nn.Module, own: Forward, x: Tensor, *rest: Any, **na
         rest: Further arguments of the forward (`output_size` of transposed convolutions).
         named: Further keyword arguments.
     """
-    if rest or named or x.dim() != 2 + len(cast(_ConvNd, module).kernel_size):  # an output size, or no batch
+    layer = cast(_ConvNd, module)
+    changed = layer.padding_mode != "zeros" or "_conv_forward" in layer.__dict__
+    if rest or named or changed or x.dim() != 2 + len(layer.kernel_size):  # an output size, or no batch
         return own(module, x, *rest, **named)
     out: Tensor = _FrozenConv.apply(x, module, lambda given: own(module, given))
     return out
@@ -118,7 +124,7 @@ def run_batch_norm(module: nn.Module, own: Forward, x: Tensor) -> Tensor:
     Args:
         module: The layer, with frozen parameters.
         own: Forward of its class.
-        x: Input (N, C, …), which requires a gradient.
+        x: Input (N, C, …).
     """
     norm = cast(_BatchNorm, module)
     mean, variance = norm.running_mean, norm.running_var

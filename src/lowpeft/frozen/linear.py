@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..ports.capture import captured
 from .first_order import refuse_second_order
 
 
@@ -60,7 +59,7 @@ class Affine(NamedTuple):
     def run(self, x: Tensor) -> Tensor:
         """Return x·Wᵀ + b for rows x (…, inputs); padded outputs are zero, and padded inputs do not count."""
         trained = any(t.requires_grad for t in (self.weight, self.bias) if t is not None)
-        if torch.is_grad_enabled() and not trained and not captured():
+        if torch.is_grad_enabled() and not trained:
             return self._changed(x, _Frozen.apply(x, self.weight, self.bias, self.padding))
         return self.plain(x)
 

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ports.capture import captured
 from ..ports.layouts import Size
 from .linear import Affine, Padding
 from .rebuilding import Level, note
@@ -99,7 +98,7 @@ class _Gather(torch.autograd.Function):
 
 
 def _gathered(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    if not x.requires_grad or captured():
+    if not x.requires_grad:
         return x.index_select(0, order)
     out: Tensor = _Gather.apply(x, order, inverse)
     return out
@@ -133,7 +132,7 @@ def overlapping(x: Tensor, side: int, step: int) -> Tensor:
         side: Side of a window, at most 2·step.
         step: Distance of the windows; they overlap by `side - step`.
     """
-    if x.requires_grad and not captured():
+    if x.requires_grad:
         out: Tensor = _Overlapping.apply(x, side, step)
         return out
     return _cut(x, side, step)
@@ -241,7 +240,7 @@ def mlp(x: Tensor, norm: nn.Module | None, first: Affine, activation: nn.Module,
         wide = first.run(x if norm is None else norm(x))
         note(wide, widened, x, *first.tensors, level=Level.PRODUCTS)
         return last.run(activation(wide))
-    if captured() or x.shape[0] * x.shape[1] <= CHUNK:
+    if x.shape[0] * x.shape[1] <= CHUNK:
         return last.run(activation(widened(x, *first.tensors)))
     parts = torch.split(x.reshape(-1, x.shape[-1]), CHUNK)
     done = [last.again(activation(widened(part, *first.tensors)), *last.tensors) for part in parts]

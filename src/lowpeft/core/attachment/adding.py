@@ -216,12 +216,22 @@ def added_to_random_features(adapter: FeatureAdapter, channels: int) -> Tensor:
     return adapter.tokens(features).gate if isinstance(adapter, TokenAdapter) else _delta(adapter, features)
 
 
+GLOBAL_HOOKS = (
+    torch.nn.modules.module._global_forward_hooks,
+    torch.nn.modules.module._global_forward_pre_hooks,
+    torch.nn.modules.module._global_backward_hooks,
+    torch.nn.modules.module._global_backward_pre_hooks,
+)
+
+
 def _acts_when_called(module: nn.Module) -> bool:
-    """Return whether something happens when the module is called, beyond the forward of its class."""
+    """Return whether something happens when the module is called, beyond the forward of its class or a plain layer."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     slot = slot_of(module)
     others = slot is not None and any(piece.attachment.form != "weight" for piece in pieces_in(slot))
-    return any(hooks) or others or "forward" in module.__dict__
+    base = getattr(type(module), "_lowpeft_base", type(module))
+    own_linear = isinstance(module, nn.Linear) and base.forward is not nn.Linear.forward
+    return any(hooks) or others or own_linear or "forward" in module.__dict__
 
 
 class BlockPorts:
@@ -239,8 +249,8 @@ class BlockPorts:
         return any(slot_of(m) is not None for m in module.modules())
 
     def must_call(self, module: nn.Module) -> bool:
-        """Return whether the module, or one below it, has hooks, or adapters other than of its parameters."""
-        return any(_acts_when_called(m) for m in module.modules())
+        """Return whether the module, or one below it, does more when it is called than its class or torch's layer."""
+        return any(GLOBAL_HOOKS) or any(_acts_when_called(m) for m in module.modules())
 
     def layer(self, module: nn.Module) -> Affine:
         """Return the weight and bias of a linear layer inside the block, as its adapters change them."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
@@ -26,10 +27,15 @@ def recomputed(module: nn.Module, run: Callable[..., Any], args: tuple[Any, ...]
         kwargs: Keyword arguments.
 
     Raises:
-        PlanError: The forward writes to one of its arguments, so it cannot be repeated.
+        PlanError: The forward writes to one of its arguments or to statistics, so it cannot be repeated.
     """
     if not torch.is_grad_enabled():
         return run(module, *args, **kwargs)
+    if any(isinstance(part, _BatchNorm) and part.training for part in module.modules()):
+        raise PlanError(
+            f'{type(module).__name__} has a batch norm in training mode, whose statistics memory="checkpoint" would '
+            'update twice: use memory="keep" or "rebuild"'
+        )
     given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and not leaf.is_inference()]
     versions = [tensor._version for tensor in given]
     output = checkpoint(

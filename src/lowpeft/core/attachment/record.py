@@ -36,7 +36,7 @@ class Optimised:
         blocks: Paths of the modules that keep what `memory` says: blocks, or stages that run again in backward.
         fused: Mapping from path of each fused block to the name of its block forward.
         lean: Paths of the convolutions and batch norms that keep no input.
-        relaid: Strides, before, of the weights that were laid out channels last, by path.
+        relaid: Shape and, before, strides of the weights that were laid out channels last, by path.
         notes: Blocks that stayed as they are, with the reason.
     """
 
@@ -44,13 +44,13 @@ class Optimised:
     blocks: frozenset[str]
     fused: Mapping[str, str]
     lean: frozenset[str]
-    relaid: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    relaid: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         parts = [f"{len(self.fused)} blocks fused"] if self.fused else []
         parts += [f"{len(self.blocks)} modules run again in backward"] if self.memory == "checkpoint" else []
-        parts += [f"{len(self.lean)} layers keep no input"] if self.lean else []
+        parts += [f"{len(self.lean)} layers keep no input while frozen"] if self.lean else []
         parts += [f"{len(self.relaid)} weights laid out channels last"] if self.relaid else []
         return f"optimised, memory={self.memory!r}: {', '.join(parts) or 'nothing to optimise here'}"
 

@@ -167,7 +167,7 @@ def _block_forward(base: type[nn.Module], name: str, *, fused: bool) -> Callable
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         slot = slot_of(self)
         adapters = at_ports(slot) if slot is not None else {}
-        if fused and block.fused is not None:
+        if fused and block.fused is not None and not captured():
             output = block.fused(self, BlockPorts(adapters), *args, **kwargs)
             if output is not NotImplemented:
                 return output
@@ -192,7 +192,7 @@ def _linear_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
 
 def _lean_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if captured() or not args or not layers.passes_gradient_only(self, args[0]):
+        if captured() or not args or not layers.can_run(self, args[0]):
             return inner(self, *args, **kwargs)
         return layers.run(self, inner, *args, **kwargs)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import PlanError
 from ...families import BlockForward, get_block
-from ...ports.base import base_modules, base_parameters
+from ...ports.base import SLOT, base_modules, base_parameters
 from ...ports.layouts import ExtraTokens, Layout, Size
 from ..attachment.adding import BlockPorts
 from ..attachment.copies import twin_of
@@ -61,11 +61,18 @@ def check_block(checked: set[tuple[object, ...]], path: str, module: nn.Module, 
 
 def configuration(module: nn.Module, name: str) -> tuple[object, ...]:
     """Return what determines the result of comparing a block with a block forward, apart from the weights' values."""
-    plain = {k: v for k, v in vars(module).items() if v is None or isinstance(v, (bool, int, float, str, tuple, list))}
-    parts = [(path, original_class(part)) for path, part in base_modules(module)]
+    parts = [(path, original_class(part), _plain(part)) for path, part in base_modules(module)]
     shapes = [(path, tuple(parameter.shape)) for path, parameter in base_parameters(module)]
     missing = [path for path, part in module._modules.items() if part is None]
-    return original_class(module), name, repr((sorted(plain.items()), parts, shapes, missing))
+    return original_class(module), name, repr((parts, shapes, missing))
+
+
+def _plain(module: nn.Module) -> list[tuple[str, object]]:
+    """Return a module's plain attributes; none of dropout, whose rate differs between blocks and does not act here."""
+    if "drop" in original_class(module).__name__.lower():
+        return []
+    plain = (bool, int, float, str, tuple, list, type(None))
+    return sorted((name, value) for name, value in vars(module).items() if isinstance(value, plain))
 
 
 class _Asked(BlockPorts):
@@ -127,11 +134,12 @@ def _compare(module: nn.Module, block: BlockForward) -> None:
 def fused_problem(module: nn.Module, block: BlockForward) -> str | None:
     """Return why a block's fused forward cannot stand in for it; None if output and gradient are close.
 
-    Both are run in float32, because in half precision rounding alone would be a difference.
+    Both are run in float32, because in half precision rounding alone would be a difference; without adapters; and with
+    all weights changed at random, because a part that a copy of the code adds may be 0 or 1 at first.
     """
     if any(parameter.is_meta for parameter in module.parameters()):
         return None
-    twin, run = twin_of(module).float().requires_grad_(False), block.fused
+    twin, run = _changed_at_random(_without_slots(twin_of(module).float())), block.fused
     if run is None:
         return f"the block forward {block.name} has no fused form"
     base = original_class(module).forward
@@ -147,6 +155,22 @@ def fused_problem(module: nn.Module, block: BlockForward) -> str | None:
         return f"{block.name} cannot stand in for blocks of this make"
     difference = apart(ours, own)
     return None if difference <= CLOSE else f"fused, their result differs by {difference:.2g} of its size"
+
+
+def _without_slots(module: nn.Module) -> nn.Module:
+    for part in module.modules():
+        part.__class__ = original_class(part)
+    for part in list(module.modules()):
+        part._modules.pop(SLOT, None)
+    return module
+
+
+def _changed_at_random(module: nn.Module) -> nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+        parameter.requires_grad_(False).add_(0.1 * noise * parameter.abs().mean().clamp_min(0.01))
+    return module
 
 
 def _without_adapters(forward: Callable[..., Any]) -> Callable[..., Any]:

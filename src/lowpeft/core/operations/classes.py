@@ -68,15 +68,19 @@ def _acts_on_whole_batches(piece: Adapter) -> bool:
 
 
 def finish(root: nn.Module) -> None:
-    """Update the root's class; without anything left, put the flags of the base back and remove the record."""
+    """Update the root's class, and remove the record if it says nothing more."""
     record = record_of(root)
     set_root_class(root, record)
-    if record.in_use:
-        return
-    del root.__dict__[RECORD]
-    for path, parameter in root.named_parameters():
+    if not record.in_use:
+        del root.__dict__[RECORD]
+
+
+def put_flags_back(root: nn.Module) -> None:
+    """Give the base the flags that it had before the first adapter was attached."""
+    record = record_of(root)
+    for path, parameter in base_parameters(root):
         parameter.requires_grad_(path in record.requires_grad)
-    for path, module in root.named_modules():
+    for path, module in base_modules(root):
         module.training = path in record.training
 
 
@@ -98,7 +102,8 @@ def undo_optimisation(root: nn.Module, undo: Undo) -> None:
     if found is None:
         return
     renew_classes(root, found.blocks | found.lean)
-    parameters = dict(base_parameters(root))
-    undo.keep_layouts(parameters[path] for path in found.relaid)
-    for path, strides in found.relaid.items():
-        lay_out(parameters[path], strides)
+    now = dict(base_parameters(root))  # the user may have replaced layers
+    same = {p: now[p] for p, (shape, _) in found.relaid.items() if p in now and now[p].shape == shape}
+    undo.keep_layouts(same.values())
+    for path, parameter in same.items():
+        lay_out(parameter, found.relaid[path][1])

@@ -29,7 +29,7 @@ from ..observation.generators import kept_generators
 from ..planning.conflicts import check_new_name
 from ..planning.plan import Plan, check_plan
 from ..planning.sites import Site
-from .classes import finish, renew_classes, set_module_class, set_root_class, undo_optimisation
+from .classes import finish, put_flags_back, renew_classes, set_module_class, set_root_class, undo_optimisation
 from .new_adapters import build_adapters, fill
 
 
@@ -76,10 +76,14 @@ def attach_plan(
         built = build_adapters(root, plan)
     if tensors is not None:
         fill(built, tensors)
-    new = None if RECORD in root.__dict__ else _record(root, plan.facts, found)
+    first = RECORD not in root.__dict__ or not record_of(root).plans
+    new = _record(root, plan.facts, found) if first else None
 
     def attach(undo: Undo) -> None:
         record = record_of(root)
+        if new is not None:  # the base may have changed since it got other forwards
+            record.requires_grad, record.training = new.requires_grad, new.training
+            record.base, record.digests, record.in_files = new.base, new.digests, None
         modules = dict(base_modules(root))
         attached = [piece for _, _, piece in pieces(root)]
         mode = any(piece.training for piece in attached) if attached else root.training
@@ -94,7 +98,7 @@ def attach_plan(
         set_root_class(root, record)
         root.train(mode)
 
-    change(root, attach, record=new)
+    change(root, attach, record=None if RECORD in root.__dict__ else new)
     module, views = module_of(model), facets_of(root).views
     if views == 1 or any(isinstance(layer, MultiViewModel) for layer in layers(module)):
         return module
@@ -286,6 +290,8 @@ def _take_out(root: nn.Module, names: list[str], undo: Undo, *, all: bool) -> No
         for path, module, slot in list(slots(root)):
             slot._modules.pop(gone, None)
             _trim(record, path, module, slot)
+    if names and not record.plans:
+        put_flags_back(root)
     if all:
         replaced, record.forwards = set(record.forwards), {}
         undo_optimisation(root, undo)

@@ -40,13 +40,14 @@ def optimize(
             None undoes an optimisation.
         channels_last: True to lay out the weights of 2-d convolutions channels last, which most of the kernels prefer.
         example: Arguments of one call of the network; see `adapt`. Needed only with `checkpoint`, for networks of no
-            known family whose input is not one N,C,H,W tensor.
+            known family whose input is not one N,C,H,W tensor: they run on it twice, with a backward pass.
 
     Returns:
-        The same object.
+        The same object; the module of a `Backbone`.
 
     Raises:
-        PlanError: `memory` is unknown, or the network has no blocks or stages for `checkpoint`. The model is unchanged.
+        PlanError: `memory` is unknown; or for `checkpoint`, the network has no blocks or stages, or these cannot run
+            again. The model is unchanged.
     """
     known = get_args(Memory)
     if memory is not None and memory not in known:
@@ -54,6 +55,8 @@ def optimize(
             f"memory must be one of {', '.join(known)}, or None to undo, not {memory!r}"
             + did_you_mean(str(memory), known)
         )
+    if not isinstance(channels_last, bool):
+        raise PlanError(f"channels_last must be True or False, not {channels_last!r}")
     root = unwrap(model) if has_record(model) else root_of(model)
     refuse_fixed(module_of(model))
     if memory is None:
@@ -62,7 +65,7 @@ def optimize(
         return module_of(model)
     found = find_optimised(model, root, memory, example)
     weights = _convolution_weights(root) if channels_last else {}
-    found = replace(found, relaid={path: weight.stride() for path, weight in weights.items()})
+    found = replace(found, relaid={path: (tuple(w.shape), w.stride()) for path, w in weights.items()})
     new = None if has_record(model) else new_record(root, model)
     change(root, lambda undo: _install(root, found, undo), record=new)
     return module_of(model)
@@ -79,10 +82,13 @@ def _install(root: nn.Module, found: Optimised, undo: Undo) -> None:
 
 
 def _convolution_weights(root: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the weights of 2-d convolutions that are not laid out channels last, by path."""
+    """Return the weights of 2-d convolutions that are not laid out channels last and share no memory, by path."""
     owned = {id(m.weight) for _, m in base_modules(root) if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))}
     return {
         path: parameter
         for path, parameter in base_parameters(root)
-        if id(parameter) in owned and not parameter.is_contiguous(memory_format=torch.channels_last)
+        if id(parameter) in owned
+        and not parameter.is_contiguous(memory_format=torch.channels_last)
+        and not parameter.is_shared()  # type: ignore[no-untyped-call]
+        and parameter.untyped_storage().nbytes() == parameter.numel() * parameter.element_size()
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ from ...ports.facts import Facts
 from ...tables import NOTHING
 from ..attachment.changes import Undo, change, one_at_a_time
 from ..attachment.record import attached_names, check_name, module_of, pieces, record_of, uncalibrated, unwrap
-from ..attachment.specialise import original_class
+from ..attachment.specialise import facets_of, original_class
 from .new_adapters import check_tensors, copy_tensors, tensors_of
 
 
@@ -160,6 +160,15 @@ class Summary:
         return "\n".join([*lines, tables.text(cells)])
 
 
+def _optimised(root: nn.Module) -> str | None:
+    """Return what `optimize` changed, as text; layers whose weight an adapter changes by now do not count."""
+    found = record_of(root).optimised
+    if found is None:
+        return None
+    lean = frozenset(path for path in found.lean if facets_of(root.get_submodule(path)).lean)
+    return str(replace(found, lean=lean))
+
+
 @one_at_a_time
 def summary(model: object) -> Summary:
     """Count the parameters of an adapted model.
@@ -192,7 +201,7 @@ def summary(model: object) -> Summary:
             for config in plan.recipe.adapters
             if config.settings
         ),
-        optimised=None if record_of(root).optimised is None else str(record_of(root).optimised),
+        optimised=_optimised(root),
         notes=tuple(f"{name}: {note}" for name, plan in record_of(root).plans.items() for note in plan.notes)
         + tuple(f"{name}: not calibrated; call lowpeft.calibrate before training" for name in uncalibrated(root))
         + (() if (optimised := record_of(root).optimised) is None else optimised.notes),

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from ...errors import PlanError
-from ...families import Recognised, find_blocks, find_containers, find_fused, get_block, recognise
+from ...families import Recognised, find_blocks, find_containers, find_fused, get_block, has_region_masks, recognise
 from ...frozen import layers
-from ...ports.base import base_modules
+from ...ports.base import SLOT, base_modules
 from ..attachment.copies import twin_of
 from ..attachment.record import Memory, Optimised
 from ..attachment.specialise import facets_of, original_class, set_facets
@@ -23,7 +23,6 @@ from ..observation.blocks import CLOSE, apart, configuration, fused_problem
 from ..observation.describe import facts_of
 from ..observation.examples import Example
 from ..observation.generators import kept_generators
-from ..observation.observing import Observed
 from ..observation.outputs import float_tensors
 from ..observation.probe import probe_places
 from ..observation.trial import Trial
@@ -60,6 +59,10 @@ def _is_lean(module: nn.Module) -> bool:
 def _fused(root: nn.Module, recognised: Recognised) -> tuple[dict[str, str], list[str]]:
     """Return the block forward of each block that can be fused, by path, and a note on blocks that cannot."""
     modules = dict(base_modules(root))
+    if (odd := next((path for path, module in modules.items() if not has_region_masks(module)), None)) is not None:
+        return {}, [
+            f"no block is fused: the masks of shifted windows that {odd or 'the network'} computes are not Swin's"
+        ]
     problems: dict[tuple[object, ...], str | None] = {}
     found: dict[str, str] = {}
     refused: dict[str, list[str]] = {}
@@ -87,29 +90,36 @@ def _stages(model: object, root: nn.Module, recognised: Recognised | None, examp
         PlanError: There are none, or the network's gradient changes when they run again in backward.
     """
     trial = Trial(root, example, facts_of(model))
-
-    def called(observed: Observed) -> tuple[str, ...]:
-        containers = find_containers(root, recognised) if recognised else probe_places(trial).containers
-        stages = [path for path, (_, block) in containers.items() if block is None] or [*containers]
-        modules = dict(base_modules(root))
-        return tuple(dict.fromkeys(p for stage in stages for p in _called(modules, stage, observed)))
-
-    paths = trial.first(called)
+    containers = find_containers(root, recognised) if recognised else probe_places(trial).containers
+    stages = [path for path, (_, block) in containers.items() if block is None] or [*containers]
+    smallest = Trial(root, example, facts_of(model)).running_example()
+    called = _called(root, smallest)
+    paths = frozenset(p for stage in stages for p in _outermost(root, stage, called))
     if not paths:
         raise PlanError(f"{original_class(root).__name__} has no stages that run as modules of their own")
-    _check_repeated(root, paths, trial.running_example())
-    return frozenset(paths)
+    _check_repeated(root, paths, smallest)
+    return paths
 
 
-def _called(modules: dict[str, nn.Module], path: str, observed: Observed) -> list[str]:
-    """Return a module if it was called; else the outermost modules in it that were."""
-    if path in observed.modules and observed.modules[path].calls:
+def _called(root: nn.Module, example: Example) -> set[str]:
+    """Return the paths of the modules that are called in one run of a copy."""
+    twin, called = twin_of(root), set[str]()
+    for path, module in base_modules(twin):
+        module.register_forward_pre_hook(lambda module, args, path=path: called.add(path))
+    with torch.no_grad(), kept_generators(root):
+        example.call(twin)
+    return called
+
+
+def _outermost(root: nn.Module, path: str, called: set[str]) -> list[str]:
+    """Return the path of a module that was called; else of the outermost modules in it that were."""
+    if path in called:
         return [path]
-    children = [f"{path}.{name}" for name, _ in modules[path].named_children()]
-    return [found for child in children if child in modules for found in _called(modules, child, observed)]
+    children = [f"{path}.{name}" for name, _ in root.get_submodule(path).named_children() if name != SLOT]
+    return [found for child in children for found in _outermost(root, child, called)]
 
 
-def _check_repeated(root: nn.Module, paths: tuple[str, ...], example: Example) -> None:
+def _check_repeated(root: nn.Module, paths: frozenset[str], example: Example) -> None:
     """Raise if the gradient at the input changes when these modules run again in backward.
 
     Raises:
@@ -128,7 +138,7 @@ def _check_repeated(root: nn.Module, paths: tuple[str, ...], example: Example) -
         ) from error
     if difference > CLOSE:
         raise PlanError(
-            f"gradients differ by {difference:.2g} of their size when {paths[0]} and {len(paths) - 1} others run again "
+            f"gradients differ by {difference:.2g} of their size when {len(paths)} stages ({min(paths)}, …) run again "
             "in backward: the network does not compute the same twice"
         )
 
@@ -141,7 +151,7 @@ def _input_gradients(network: nn.Module, example: Example) -> list[Tensor]:
         if not tensor.is_floating_point():
             return tensor
         inputs.append(tensor.detach().clone().requires_grad_())
-        return inputs[-1]
+        return inputs[-1].clone()  # the network may write to its input
 
     with torch.enable_grad(), kept_generators(network):
         args, kwargs = tree_map_only(Tensor, live, (example.args, example.kwargs))
