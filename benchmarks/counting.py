@@ -12,6 +12,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -225,18 +226,17 @@ def on_meta(model: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def attention_as_on_cpu() -> Iterator[None]:
-    """Run `scaled_dot_product_attention` of meta tensors by the kernel that the CPU would choose, in the block."""
-    with _CPUAttention():
+    """Run `scaled_dot_product_attention` of meta tensors by the kernel that the CPU would choose, in the block.
+
+    The function itself is replaced: a mode would not hold in the thread in which backward repeats a forward.
+    """
+    own = F.scaled_dot_product_attention
+
+    def attention(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return (_cpu_attention if query.is_meta else own)(query, *args, **kwargs)
+
+    with mock.patch.object(F, "scaled_dot_product_attention", attention):
         yield
-
-
-class _CPUAttention(TorchFunctionMode):
-    def __torch_function__(
-        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is F.scaled_dot_product_attention and args[0].is_meta:
-            return _cpu_attention(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
 
 
 def _cpu_attention(

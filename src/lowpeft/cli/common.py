@@ -155,6 +155,13 @@ def optimized(options: argparse.Namespace, model: Model) -> Model:
     return model
 
 
+def optimised_facts(options: argparse.Namespace) -> dict[str, str]:
+    """Return the fact for reports and model cards that the network was optimised; none if it was not."""
+    if options.optimize == "none":
+        return {}
+    return {"optimised": options.optimize + ", channels last" * options.channels_last}
+
+
 def add_inference(sub: argparse.ArgumentParser) -> None:
     """Add the options for inference on whole images."""
     sub.add_argument(

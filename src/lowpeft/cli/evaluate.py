@@ -36,6 +36,7 @@ from .common import (
     device,
     network_scale,
     new_command,
+    optimised_facts,
     optimized,
     refuse_without_adapter,
     tiling,
@@ -319,5 +320,6 @@ def _facts(
         facts["device"] = str(device(options.device))
         if options.local_pooling is not None:
             facts["local_pooling"] = list(_window_px(options))
+    facts |= optimised_facts(options)
     names = ("task", "allow_half", "adapter", "control", "revision", "force", "ensemble", "memory_mb")
     return facts | {name: getattr(options, name) for name in names if getattr(options, name) not in (None, False)}

@@ -25,6 +25,7 @@ from .common import (
     backbone,
     device,
     new_command,
+    optimised_facts,
     optimized,
     overrides,
     warn_of_pairs,
@@ -253,6 +254,7 @@ def _facts(
         **weights_facts(options, base),
         "training": f"{done.steps} steps of {batch}, {done.seconds:.0f} s",
         "trained parameters": done.parameters,
+        **optimised_facts(options),
         **run_facts(crops, settings),
     }
     if done.best is not None:
