@@ -110,6 +110,8 @@ def test_layouts_are_channels_last_and_come_back() -> None:
     assert weight.is_contiguous(memory_format=torch.channels_last)
     assert not weight.is_contiguous()
     assert close(gradients(model), plain)
+    lowpeft.optimize(model, "rebuild", channels_last=True)
+    assert weight.is_contiguous(memory_format=torch.channels_last)
     lowpeft.optimize(model)  # without the layout
     assert {n: (p.stride(), id(p)) for n, p in model.named_parameters()} == {n: b[1:] for n, b in before.items()}
     lowpeft.optimize(model, channels_last=True)

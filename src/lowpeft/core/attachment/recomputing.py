@@ -51,7 +51,7 @@ def recomputed(module: nn.Module, run: Callable[..., Any], args: tuple[Any, ...]
 
 def _draws_random_numbers(module: nn.Module) -> bool:
     """Return whether a module may draw random numbers: a base in training mode, dropout, or an adapter of own code."""
-    if any(part.training for _, part in base_modules(module) if next(part.children(), None) is None):
+    if any(part.training for _, part in base_modules(module)):
         return True
     adapters = [piece for _, _, slot in slots(module) for piece in pieces_in(slot) if piece.training]
     if any(not type(piece).__module__.startswith("lowpeft.") for piece in adapters):

@@ -11,7 +11,7 @@ from torch import nn
 from ...errors import PlanError, did_you_mean
 from ...ports.base import base_modules, base_parameters
 from ..attachment.changes import Undo, change, one_at_a_time
-from ..attachment.record import Memory, Optimised, has_record, module_of, record_of, root_of, unwrap
+from ..attachment.record import Memory, has_record, module_of, record_of, root_of, unwrap
 from ..attachment.wrappers import refuse_fixed
 from ..planning.optimised import find_optimised
 from .classes import finish, install_optimisation, undo_optimisation
@@ -64,10 +64,13 @@ def optimize(
             change(root, lambda undo: _drop(root, undo))
         return module_of(model)
     found = find_optimised(model, root, memory, example)
-    weights = _convolution_weights(root) if channels_last else {}
-    found = replace(found, relaid={path: (tuple(w.shape), w.stride()) for path, w in weights.items()})
-    new = None if has_record(model) else new_record(root, model)
-    change(root, lambda undo: _install(root, found, undo), record=new)
+
+    def install(undo: Undo) -> None:
+        undo_optimisation(root, undo)
+        relaid = _layouts(root) if channels_last else {}
+        install_optimisation(root, replace(found, relaid=relaid), undo)
+
+    change(root, install, record=None if has_record(model) else new_record(root, model))
     return module_of(model)
 
 
@@ -76,16 +79,14 @@ def _drop(root: nn.Module, undo: Undo) -> None:
     finish(root)
 
 
-def _install(root: nn.Module, found: Optimised, undo: Undo) -> None:
-    undo_optimisation(root, undo)
-    install_optimisation(root, found, undo)
+def _layouts(root: nn.Module) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Return shape and strides, by path, of the weights of 2-d convolutions that can be laid out channels last.
 
-
-def _convolution_weights(root: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the weights of 2-d convolutions that are not laid out channels last and share no memory, by path."""
+    These are not so already, and share no memory with other tensors or processes.
+    """
     owned = {id(m.weight) for _, m in base_modules(root) if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))}
     return {
-        path: parameter
+        path: (tuple(parameter.shape), parameter.stride())
         for path, parameter in base_parameters(root)
         if id(parameter) in owned
         and not parameter.is_contiguous(memory_format=torch.channels_last)
