@@ -126,8 +126,18 @@ def forward_flops(call: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
+class _NoModules:
+    """In place of the counter's tracker of modules, whose global hooks would keep optimised blocks as they are."""
+
+    parents = ("Global",)
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
 def _flop_counter() -> FlopCounterMode:
-    return FlopCounterMode(
+    counter = FlopCounterMode(
         display=False,
         custom_mapping={
             _FLASH: _flash_flops,
@@ -135,6 +145,8 @@ def _flop_counter() -> FlopCounterMode:
             torch.ops.aten.convolution_backward: _convolution_backward_flops,
         },
     )
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    return counter
 
 
 def _convolution_backward_flops(gradient: Any, x: Any, weight: Any, *others: Any, **named: Any) -> int:
