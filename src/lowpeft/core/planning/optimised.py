@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from ...errors import PlanError
 from ...families import Recognised, find_blocks, find_containers, find_fused, get_block, has_region_masks, recognise
+from ...families.quirks import DIFFERENTIABLE_IN_TRAINING_ONLY
 from ...frozen import layers
 from ...ports.base import SLOT, base_modules
 from ..attachment.copies import twin_of
@@ -146,6 +147,8 @@ def _check_repeated(root: nn.Module, paths: frozenset[str], example: Example) ->
 def _input_gradients(network: nn.Module, example: Example) -> list[Tensor]:
     """Return the gradients of a network's inputs for a fixed random gradient of its outputs."""
     inputs: list[Tensor] = []
+    for module in network.modules():
+        module.training = original_class(module).__name__ in DIFFERENTIABLE_IN_TRAINING_ONLY
 
     def live(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
