@@ -155,21 +155,11 @@ def test_a_command_that_runs_out_of_memory_says_so(
     assert "--memory-mb" in line
 
 
-def test_enhance_writes_what_the_model_gives(work: Path, tmp_path: Path) -> None:
-    code = main(
-        [
-            "enhance",
-            str(work / "L.png"),
-            str(work / "R.png"),
-            "--weights",
-            "demo",
-            "--adapter",
-            str(work / "adapter"),
-            "--out",
-            str(tmp_path),
-        ]
-    )
-    assert code == 0
+@pytest.mark.parametrize("more", [[], ["--optimize", "keep", "--channels-last"]])
+def test_enhance_writes_what_the_model_gives(more: list[str], work: Path, tmp_path: Path) -> None:
+    views = [str(work / "L.png"), str(work / "R.png")]
+    network = ["--weights", "demo", "--adapter", str(work / "adapter")]
+    assert main(["enhance", *more, *views, *network, "--out", str(tmp_path)]) == 0
     left, right = read_image(work / "L.png"), read_image(work / "R.png")
     model = lowpeft.load_adapter(demo_backbone(), work / "adapter").eval()
     with torch.no_grad():
@@ -189,6 +179,7 @@ def test_train_writes_a_loadable_adapter_with_figures(
     assert "same view" in capsys.readouterr().out
     facts = lowpeft.read_adapter(out).facts
     assert {"PSNR in dB, (L+R)/2, pairs, frozen", "PSNR in dB, (L+R)/2, pairs, adapted"} <= facts.keys()
+    assert facts["optimised"] == "keep"
 
 
 def other_network(name: str, folder: Path) -> Path:
@@ -248,6 +239,7 @@ def bad_inputs() -> list[tuple[list[str], str]]:
         (["enhance", "{work}/pairs/train_0000_L.png", *up[2:]], "train_0000_L.png"),
         (["enhance", "{work}/adapter/README.md", *up[2:]], "README.md"),
         ([*up, "--scale", "4"], "x2 network"),
+        ([*up, "--channels-last"], "give --optimize keep, rebuild or checkpoint"),
         ([*up[:-1], "{work}/nothing"], "nothing"),
         (["enhance", up[1], up[1], *up[3:]], "L_x2.png"),
         ([*up, "--device", "cuda:77"], "cuda:77"),

@@ -52,7 +52,9 @@ def test_every_setting_has_an_option_with_help(name: str) -> None:
 def test_settings_of_the_command_line_count(scenes: Path, tmp_path: Path) -> None:
     more = ["--steps", "2", "--schedule", "multistep", "--milestones", "1", "--milestone-factor", "0.1", "--betas"]
     more += ["0.8", "0.99", "--loss", "mse", "--ema-decay", "0.5", "--learning-rate", "1e-4", "--accumulate", "2"]
+    more += ["--optimize", "none"]
     assert main(command("stereo", scenes, tmp_path, *more)) == 0
+    assert "optimised" not in lowpeft.read_adapter(tmp_path).facts
     settings = lowpeft.read_adapter(tmp_path).recipe.training
     expected = {"milestones": (1,), "betas": (0.8, 0.99), "loss": "mse", "ema_decay": 0.5, "accumulate": 2}
     assert {name: getattr(settings, name) for name in expected} == expected
