@@ -100,7 +100,8 @@ def points(results: Any, network: str) -> dict[str, tuple[float, float]]:
     whole = cell_of(results, f"{network}/{REFERENCE}/count")
     found = {}
     for row in results["rows"]:
-        cell, times = cell_of(results, f"{network}/{row}/count"), ratios(results, network, row, "train")
+        counted = row.removesuffix(", channels_last")  # a layout changes no count
+        cell, times = cell_of(results, f"{network}/{counted}/count"), ratios(results, network, row, "train")
         if whole and cell and times:
             found[row] = cell["peak_bytes"] / whole["peak_bytes"], median(times)
     return found
@@ -117,7 +118,8 @@ def draw(results: Path, out: Path) -> None:
     figure = Figure(figsize=(10, 4.2 * ((len(networks) + 1) // 2)), layout="constrained")
     panels = figure.subplots((len(networks) + 1) // 2, 2, squeeze=False).ravel()
     colours = ["tab:orange", "tab:blue", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:cyan"]
-    recipes = list(dict.fromkeys(row.split(", ")[0] for row in found["rows"]))
+    drawn = [row for network in networks for row in points(found, network)]
+    recipes = list(dict.fromkeys(row.split(", ")[0] for row in drawn))
     marks = {"keep": "s", "rebuild": "^", "checkpoint": "v"}
     for axes, network in zip(panels, networks, strict=False):
         for row, (memory, seconds) in points(found, network).items():

@@ -558,7 +558,9 @@ def test_distributed_data_parallel(memory: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning", "ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("capture", [*(pytest.param(c, marks=pytest.mark.slow) for c in ("compile", "export")), "trace"])
+@pytest.mark.parametrize(
+    "capture", [*(pytest.param(c, marks=pytest.mark.slow) for c in ("compile", "export")), "trace"]
+)
 def test_captured_networks(capture: str) -> None:
     model = lowpeft.optimize(adapted(), "rebuild")
     captures: dict[str, Callable[[], Any]] = {
