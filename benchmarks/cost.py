@@ -14,7 +14,7 @@ One call is one pair of 32x80 LR crops, x4: a step is forward, L1 loss, backward
 storages that the forward made and that are alive when backward begins; peak bytes, the most that are alive at once in
 both. In each round of times the rows take turns, and a row's time is divided by the reference's in the same round: full
 fine-tuning for `train`, the stock network for `infer`. Needs the extra `spandrel`, and for DCTLSA the folder with
-`weights` that LOWPEFT_DATA names. Counting takes about ten minutes of one core, times an hour and a half.
+`weights` that LOWPEFT_DATA names. Counting takes an hour of one core, all times several hours; `--row` chooses.
 """
 
 from __future__ import annotations
