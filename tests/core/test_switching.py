@@ -637,6 +637,7 @@ def graphs() -> Iterator[Callable[[], int]]:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_a_compiled_network_is_not_compiled_anew_for_another_strength(graphs: Callable[[], int]) -> None:
     model, x = switched("edsr"), image("edsr", 2)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
@@ -662,6 +663,7 @@ def test_a_compiled_network_is_not_compiled_anew_for_another_strength(graphs: Ca
         compare({"low": [0.1, 0.2]})
 
 
+@pytest.mark.slow
 def test_without_fullgraph_strengths_by_image_of_weights_are_run_in_groups() -> None:
     model, x = switched("edsr"), image("edsr", 2)
     with lowpeft.using(model, {"low": [0.1, 0.8]}):

@@ -99,12 +99,14 @@ def test_a_frozen_cell_trains_nothing(sources: Sources, tmp_path: Path) -> None:
     assert (outcome.trained, outcome.seconds) == (0, 0)
 
 
+@pytest.mark.slow
 def test_the_ensemble_is_measured_on_request(sources: Sources, tmp_path: Path) -> None:
     figures = run_job(job(sources, recipe=None, ensemble=True), tmp_path).figures["flickr1024"]
     assert figures["ensemble " + MEAN] != figures[MEAN]
     assert {"ensemble SSIM (L+R)/2", "ensemble PSNR Left", "ensemble SSIM Left"} <= figures.keys()
 
 
+@pytest.mark.slow
 def test_a_finished_cell_is_taken_over(sources: Sources, tmp_path: Path) -> None:
     first = run_job(job(sources), tmp_path)
     assert finished(job(sources), tmp_path) == first

@@ -119,7 +119,9 @@ def test_attention_of_meta_tensors_is_counted_as_on_the_cpu(mask: str) -> None:
     assert counts[0] == counts[1]
 
 
-@pytest.mark.parametrize("recipe", [None, "spatial", "stereo", "parallax"])
+@pytest.mark.parametrize(
+    "recipe", [None, "stereo", *(pytest.param(r, marks=pytest.mark.slow) for r in ("spatial", "parallax"))]
+)
 @pytest.mark.parametrize("network", ["hat", "swinir"])
 def test_meta_tensors_count_as_real_ones(network: str, recipe: str | None) -> None:
     (row,) = (n for n in zoo.FAMILIES if n.name == network)
