@@ -43,6 +43,7 @@ from cost_rows import (
     trained,
 )
 from counting import MATH, attention_kernels
+from lowpeft.paper.reproduce.speed import seconds_of
 
 PARTS = ("attention", "step", "compile")
 DEVICE = "cuda"
@@ -56,13 +57,7 @@ WINDOWS = {"HAT-L": (20, 6, 256), "SwinIR-M": (80, 6, 64)}
 
 def seconds(call: Callable[[], object]) -> float:
     """Seconds on the device."""
-    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    before.record()
-    call()
-    after.record()
-    torch.cuda.synchronize()
-    return float(before.elapsed_time(after)) / 1000
+    return seconds_of(call, torch.device(DEVICE))
 
 
 class Allocated:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..frozen import windows
-from ..frozen.rebuilding import Level, note
+from ..frozen.rebuilding import note
 from ..ports.layouts import Layout
 from . import fused
 from .base import BlockForward, Family, Place, Ports, block_places, register_family
@@ -60,13 +60,7 @@ def block_fused(
     count, width = 2 * b.attns[0].heads, b.qkv.weight.shape[1] // (2 * b.attns[0].heads)
     last = ports.layer(b.proj)
     heads = windows.padded_heads(ports.layer(b.qkv), last, count)
-
-    def again(given: Tensor, *tensors: Tensor) -> Tensor:
-        return heads.into.again(fused.normed_rows(b.norm1, given), *tensors)
-
-    qkv = heads.into.run(normed.reshape(-1, normed.shape[-1]))
-    if fused.can_repeat(ports, b.norm1):
-        note(qkv, again, grid, *heads.into.tensors, level=Level.PRODUCTS)
+    qkv = fused.projected(ports, heads.into, grid, normed, b.norm1)
     own = (b.attn_mask_h, b.attn_mask_v) if masks is None else masks
     halves = qkv.view(len(qkv), 3, 2, -1).unbind(2)
     parts = [_half_attended(b, i, half, x_size, own[i], heads.width, width) for i, half in enumerate(halves)]

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..frozen import windows
+from ..frozen.linear import Affine
 from ..frozen.rebuilding import Level, note
 from ..ports.layouts import Layout, Size
 from .base import Ports
@@ -34,9 +35,13 @@ def can_fuse(ports: Ports, attention: nn.Module, *frozen: Tensor) -> bool:
         frozen: Tensors that must be frozen, e.g. the table of position biases: with a gradient for what is added to the
             logits, `scaled_dot_product_attention` would keep the scores.
     """
-    dropped = any(isinstance(m, _DropoutNd) and m.training and m.p > 0 for m in attention.modules())
     trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in frozen)
-    return not (dropped or trained or ports.must_call(attention))
+    return not (trained or _drops(attention) or ports.must_call(attention))
+
+
+def _drops(module: nn.Module) -> bool:
+    """Return whether dropout acts in a module or below it."""
+    return any(isinstance(m, _DropoutNd) and m.training and m.p > 0 for m in module.modules())
 
 
 def can_repeat(ports: Ports, norm: nn.Module | None) -> bool:
@@ -51,27 +56,33 @@ def normed_rows(norm: nn.Module | None, x: Tensor) -> Tensor:
 
 
 def projected(
-    ports: Ports, x: Tensor, normed: Tensor, norm: nn.Module | None, heads: windows.Heads, order: windows.Order
+    ports: Ports, layer: Affine, x: Tensor, normed: Tensor, norm: nn.Module | None, order: windows.Order | None = None
 ) -> Tensor:
-    """Return queries, keys and values (windows, L, 3, heads, width); the second level rebuilds them from `x`.
+    """Return a layer's output on the rows of normed tokens; the second level rebuilds it from the residual stream.
 
     Args:
         ports: Adapters of the block.
-        x: Residual stream (N, L, C) before attention.
+        layer: The layer, e.g. that of queries, keys and values.
+        x: Residual stream before the norm, (N, …, C).
         normed: `x` after its norm.
-        norm: That norm; None if attention reads `x`.
-        heads: Weights.
-        order: Order of the tokens.
+        norm: That norm; None if the layer reads `x`.
+        order: Order in which the rows are taken; None for that of `x`.
     """
 
     def again(given: Tensor, *tensors: Tensor) -> Tensor:
-        return heads.into.again(normed_rows(norm, given).index_select(0, order.rows), *tensors)
+        rows = normed_rows(norm, given)
+        return layer.again(rows if order is None else rows.index_select(0, order.rows), *tensors)
 
-    qkv = heads.into.run(order.taken(normed.reshape(-1, normed.shape[-1])))
+    rows = normed.reshape(-1, normed.shape[-1])
+    out = layer.run(rows if order is None else order.taken(rows))
     if can_repeat(ports, norm):
-        note(qkv, again, x, *heads.into.tensors, level=Level.PRODUCTS)
-    windows_in_all = sum(order.counts)
-    return qkv.view(windows_in_all, -1, 3, heads.heads, heads.width)
+        note(out, again, x, *layer.tensors, level=Level.PRODUCTS)
+    return out
+
+
+def _in_heads(qkv: Tensor, heads: windows.Heads, order: windows.Order) -> Tensor:
+    """Return rows of queries, keys and values in the order of windows as (windows, L, 3, heads, width)."""
+    return qkv.view(sum(order.counts), -1, 3, heads.heads, heads.width)
 
 
 def table_bias(attention: Any, index: Tensor, masks: list[Tensor] | None, like: Tensor) -> Callable[[int], Tensor]:
@@ -150,7 +161,7 @@ def window_attention(
     """
     qkv, proj = attention.qkv, attention.proj
     heads = windows.padded_heads(ports.layer(qkv), ports.layer(proj), attention.num_heads)
-    values = projected(ports, x, normed, norm, heads, order)
+    values = _in_heads(projected(ports, heads.into, x, normed, norm, order), heads, order)
     out = windows.attended(values, order, bias(values), attention.scale)
     return order.put_back(heads.out.run(out)).view(x.shape)
 
@@ -180,7 +191,7 @@ def cosine_window_attention(
         offset = torch.cat((attention.q_bias, torch.zeros_like(attention.v_bias), attention.v_bias))
     into = ports.layer(qkv)._replace(bias=offset)
     heads = windows.padded_heads(into, ports.layer(proj), attention.num_heads)
-    values = projected(ports, x, x, None, heads, order)
+    values = _in_heads(projected(ports, heads.into, x, x, None, order), heads, order)
     factor: Tensor = attention.logit_scale.clamp(max=math.log(100.0)).exp()
     index: Tensor = attention.relative_position_index
     dtype = values.dtype
@@ -221,9 +232,8 @@ def mlp_of(ports: Ports, mlp: Any, x: Tensor, norm: nn.Module | None = None) -> 
 
     Its layers are called if they have adapters or hooks, or drop.
     """
-    dropped = any(isinstance(m, _DropoutNd) and m.training and m.p > 0 for m in mlp.modules())
     of_tokens = type(mlp.act) in TOKENWISE and not getattr(mlp.act, "inplace", False)
-    if dropped or not of_tokens or ports.must_call(mlp) or not can_repeat(ports, norm):
+    if _drops(mlp) or not of_tokens or ports.must_call(mlp) or not can_repeat(ports, norm):
         called: Tensor = mlp(x if norm is None else norm(x))
         return called
     return windows.mlp(x, norm, ports.layer(mlp.fc1), mlp.act, ports.layer(mlp.fc2))

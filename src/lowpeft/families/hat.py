@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..frozen import windows
-from ..frozen.rebuilding import Level, note
+from ..frozen.rebuilding import note
 from ..ports.layouts import Layout
 from . import fused
 from .base import TOKENS, BlockForward, Family, Ports, added, block_places, register_block_forward, register_family
@@ -138,12 +138,7 @@ def ocab_fused(block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int, int
     order = fused.swin_order(x, x_size, (side, side), (0, 0), masked=False)
     grid = (x.shape[0], *x_size, 2 * inner)
 
-    def again(given: Tensor, *tensors: Tensor) -> Tensor:
-        return heads.into.again(fused.normed_rows(b.norm1, given), *tensors)
-
-    qkv = heads.into.run(fused.normed_rows(b.norm1, x))
-    if fused.can_repeat(ports, b.norm1):
-        note(qkv, again, x, *heads.into.tensors, level=Level.PRODUCTS)
+    qkv = fused.projected(ports, heads.into, x, b.norm1(x), b.norm1)
     queries, pairs = torch.split(qkv, [inner, 2 * inner], dim=1)
     queries, pairs = order.taken(queries), windows.overlapping(pairs.view(grid), large, side)
     note(queries, lambda given: given[:, :inner].index_select(0, order.rows), qkv)

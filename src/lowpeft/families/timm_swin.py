@@ -70,7 +70,7 @@ def _fits(b: Any, x: Tensor) -> bool:
 def _fused_order(b: Any, x: Tensor) -> tuple[windows.Order, list[Tensor] | None]:
     """Return the order of the tokens in the block's windows, and the mask of each region of shifted windows."""
     size, window, shift = (x.shape[1], x.shape[2]), tuple(b.window_size), tuple(b.shift_size)
-    order = windows.order_of(x.shape[0], size, window, shift, masked=any(shift), device=x.device)
+    order = fused.swin_order(x, size, window, shift, masked=any(shift))
     if not any(shift):
         return order, None
     grid = (size[0] // window[0], size[1] // window[1])

@@ -227,11 +227,12 @@ def _in_turns(
     for number in range(repeats):
         report(f"round {number + 1}/{repeats}")
         for name in list(calls) if number % 2 == 0 else reversed(calls):
-            seconds[name].append(_seconds(calls[name], device))
+            seconds[name].append(seconds_of(calls[name], device))
     return seconds
 
 
-def _seconds(call: Callable[[], object], device: torch.device) -> float:
+def seconds_of(call: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds of a call: by the clock on a CPU, by events on a CUDA device."""
     if device.type == "cpu":
         start = time.perf_counter()
         call()
