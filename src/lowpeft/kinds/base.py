@@ -81,6 +81,14 @@ class AdapterConfig:
         return ("attention",)
 
     @property
+    def sizes(self) -> tuple[str, Sequence[float]] | None:
+        """Field that sets the number of parameters, and its values, smallest number first; None for a fixed size.
+
+        `adapt(…, budget="1%")` chooses among them.
+        """
+        return None
+
+    @property
     def views(self) -> int:
         """Number of views of a scene that the adapter mixes; 1 for a kind that treats each image separately."""
         return 1
@@ -126,14 +134,15 @@ class Adapter(nn.Module, ABC):
         attachment: Position on the module where the adapter acts; set when it is attached.
         root_part: Part that the adapter shares with the other sites of its kind; None if the kind has no
             `root_part_class`.
-        root_part_class, calibrator_class, training_part_class: Classes of the kind's optional parts.
+        root_part_class, calibrator_class, training_part_class: Classes of the kind's optional parts. The last two may
+            be set on an instance, if they depend on its config.
         zero_gradients: Names of the parameters whose gradient is zero by construction; `check_trainable` accepts it.
     """
 
     kind: ClassVar[str]
     root_part_class: ClassVar[type[RootPart] | None] = None
-    calibrator_class: ClassVar[type[Calibrator] | None] = None
-    training_part_class: ClassVar[type[TrainingPart] | None] = None
+    calibrator_class: type[Calibrator] | None = None
+    training_part_class: type[TrainingPart] | None = None
     zero_gradients: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self) -> None:
@@ -144,6 +153,13 @@ class Adapter(nn.Module, ABC):
     def root_part(self) -> Any:
         """Part that this site shares with the others of its kind; None if the kind has none."""
         return self.__dict__.get("_root_part")
+
+    def problem(self) -> str | None:
+        """Return what is wrong with tensors that were loaded into the adapter, as a sentence's end; else None.
+
+        Shapes, NaN and infinity are checked before; a kind that stores indices checks their range here.
+        """
+        return None
 
     def join(self, part: RootPart) -> None:
         """Give the adapter access to the shared part. It stays a child of the root's slot, so that it is saved once."""
@@ -212,6 +228,14 @@ class WeightAdapter(Adapter):
         Example: `(("weight",), ("bias",))` makes two adapters, `(("weight", "bias"),)` makes one. Return an empty tuple
         for a module that the kind does not fit.
         """
+
+    @classmethod
+    def named_groups(cls, module: nn.Module) -> tuple[tuple[str, ...], ...]:
+        """Return further groups, which only a pattern that names the parameter selects; by default none.
+
+        Example: position tables, which users rarely mean when they adapt all layers.
+        """
+        return ()
 
     def start(self, base: Mapping[str, Tensor]) -> None:
         """Initialise the adapter from the frozen parameters; called once, when the adapter is attached.

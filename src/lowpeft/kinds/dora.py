@@ -11,36 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from ..ports.attachment import Layer
-from .base import LAYERS, AdapterConfig, WeightAdapter
-from .lora import check_low_rank, check_rank, matrix_groups
+from .base import WeightAdapter
+from .matrices import LowRankConfig, check_rank, matrix_groups
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoRAConfig(AdapterConfig):
+class DoRAConfig(LowRankConfig):
     """Settings of weight-decomposed low-rank adapters.
 
     Attributes:
-        rank: Rank of the change of directions. A rank larger than a target weight allows raises; it is never reduced
-            silently. Without a target, smaller weights are left out.
-        alpha: Scale of the low-rank product, which is multiplied by alpha / rank. None means alpha = rank (factor 1).
         detach_norm: True to treat the norm of the changed weight as a constant in backward, as the authors' code and
             peft do.
     """
 
     kind: ClassVar[str] = "dora"
 
-    rank: int = 4
-    alpha: float | None = None
     detach_norm: bool = True
-
-    def check(self) -> None:
-        """Raise if the rank is below 1 or alpha is not positive."""
-        check_low_rank(self)
-
-    @property
-    def places(self) -> tuple[str, ...]:
-        """Place `layers`: every weight that is large enough for the rank."""
-        return (LAYERS,)
 
 
 class DoRA(WeightAdapter):
@@ -62,10 +48,10 @@ class DoRA(WeightAdapter):
 
     def __init__(self, layer: Layer, config: DoRAConfig) -> None:
         super().__init__()
-        self.layer = layer
-        rows, columns = layer.matrix_shape
+        self.layer = layer.select(config.rows)
+        rows, columns = self.layer.matrix_shape
         check_rank(self.kind, config.rank, (rows, columns), layer.shape(layer.main))
-        self.scale = (config.alpha if config.alpha is not None else config.rank) / config.rank
+        self.scale = config.scale
         self.detach_norm = config.detach_norm
         self.a = nn.Parameter(torch.empty(config.rank, columns))
         self.b = nn.Parameter(torch.zeros(rows, config.rank))

@@ -27,6 +27,7 @@ class Calibrator(ABC):
             call of the site's module (for a feature adapter both are the features at its site). A module that is never
             called, because its network reads the weight directly, shows none. `gradients`: gradients of the loss with
             respect to the frozen parameters, for one image (or scene) at a time.
+        notes: Remarks for people on what was learned, shown in the adapter's summary; `settle` may add some.
     """
 
     wants: ClassVar[frozenset[Wanted]] = frozenset({"inputs"})
@@ -34,6 +35,10 @@ class Calibrator(ABC):
     def __init__(self, adapters: Mapping[str, Adapter], configs: Mapping[str, Any]) -> None:
         self.adapters = adapters
         self.configs = configs
+        self.notes: list[str] = []
+
+    def see_parameters(self, site: str, parameters: Mapping[str, Tensor]) -> None:  # noqa: B027  (optional)
+        """Take the frozen parameters of a weight adapter's site, by name; called once, before the data."""
 
     def see(self, site: str, inputs: Tensor, outputs: Tensor) -> None:  # noqa: B027  (optional)
         """Take the data of one call of a site's module."""

@@ -1,117 +1,161 @@
-"""LoRA: a low-rank change of a layer's weight, for Linear, all convolutions and nn.MultiheadAttention."""
+"""LoRA: a low-rank change of a layer's weight; with rsLoRA, LoRA+, LoRA-FA and starts from the weight or from data."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from ..checks import is_number
 from ..errors import PlanError
 from ..ports.attachment import Layer
-from .base import LAYERS, AdapterConfig, WeightAdapter, at_least
+from .base import WeightAdapter
+from .learning import TrainingPart
+from .matrices import LowRankConfig, check_rank, matrix_groups, table_groups
+from .starts import STARTS_FROM_DATA, InputStart, from_weight
+
+Start = Literal["random", "pissa", "olora", "corda", "eva"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRAConfig(AdapterConfig):
+class LoRAConfig(LowRankConfig):
     """Settings of low-rank adapters on the weights of layers.
 
     Attributes:
-        rank: Rank of the change. A rank larger than a target weight allows raises; it is never reduced silently.
-            Without a target, smaller weights are left out.
-        alpha: Scale of the change, which is multiplied by alpha / rank. None means alpha = rank (factor 1).
+        rank_stabilised: True to multiply by alpha / √rank in place of alpha / rank (rsLoRA).
+        freeze_a: True to train B alone (LoRA-FA). Linear layers and convolutions then keep `rank` channels of their
+            input for backward, not the whole input.
+        b_rate: Learning rate of B over that of A (LoRA+; its paper recommends 16).
+        start: Start of A and B. `random`: A random, B zero. `pissa`, `olora`: from the singular vectors, or the QR
+            decomposition, of the weight. `corda`, `eva`: from the layer's inputs, by `lowpeft.calibrate`.
     """
 
     kind: ClassVar[str] = "lora"
 
-    rank: int = 4
-    alpha: float | None = None
+    rank_stabilised: bool = False
+    freeze_a: bool = False
+    b_rate: float = 1.0
+    start: Start = "random"
 
     def check(self) -> None:
-        """Raise if the rank is below 1 or alpha is not positive."""
-        check_low_rank(self)
+        """Raise if a value is out of range, or if A would be frozen at a start that is an offset."""
+        super().check()
+        if self.start not in get_args(Start):
+            raise PlanError(f"lora adapter: start must be one of {', '.join(get_args(Start))}, not {self.start!r}")
+        if not is_number(self.b_rate, above=0):
+            raise PlanError(f"lora adapter: b_rate must be a positive number, not {self.b_rate!r}")
+        if self.freeze_a and (self.start not in ("random", "eva") or self.b_rate != 1):
+            raise PlanError("lora adapter: freeze_a goes with start random or eva, and b_rate=1: A is not trained")
 
     @property
-    def places(self) -> tuple[str, ...]:
-        """Place `layers`: every weight that is large enough for the rank."""
-        return (LAYERS,)
+    def scale(self) -> float:
+        """Factor of the low-rank product."""
+        if self.rank_stabilised and self.alpha is not None:
+            return self.alpha / math.sqrt(self.rank)
+        return super().scale
+
+
+class LoRAPlus(TrainingPart):
+    """Learning rates of LoRA+ (arXiv 2402.12354): that of B is `b_rate` times that of A."""
+
+    def rates(self) -> Mapping[str, float]:
+        """Return the factor of each B."""
+        return {f"{at}.b": adapter.b_rate for at, adapter in self.adapters.items() if isinstance(adapter, LoRA)}
 
 
 class LoRA(WeightAdapter):
-    """Adapted weight `W + (alpha / rank) · B A`, with B A reshaped to W's shape; the layer's own forward uses it.
+    """Adapted weight `W + s · B A`, with B A reshaped to W's shape, and s = alpha / rank or alpha / √rank.
 
-    W is flattened to a matrix: its first dimension gives the rows, all others the columns. `a` is (rank, columns) and
-    starts Kaiming-uniform as in a new Linear; `b` is (rows, rank) and starts at zero. The layer still reads `weight`,
-    so stride, dilation, groups, padding modes, subclasses and functional use of the weight need no code here, and the
-    merged layer computes the same as the adapted one.
+    W is flattened to a matrix: its first dimension gives the rows, all others the columns; of a table, the last
+    dimension gives the columns. `a` is (rank, columns) and starts Kaiming-uniform as in a new Linear; `b` is
+    (rows, rank) and starts at zero. With a start that is not zero, `a0` and `b0` are kept as frozen tensors, `a` and
+    `b` are the trained offsets from them, and the change is
 
-    Source: LoRA (arXiv 2106.09685).
+        s · (B A − B0 A0) = s · (b (A0 + a) + B0 a)
+
+    which is exactly zero when new: the base is never written. The layer still reads `weight`, so stride, dilation,
+    groups, padding modes, subclasses and functional use of the weight need no code here, and the merged layer computes
+    the same as the adapted one. rank · (rows + columns) parameters; rank · rows with A frozen.
+
+    Sources: LoRA (arXiv 2106.09685), rsLoRA (2312.03732), LoRA-FA (2308.03303), LoRA+ (2402.12354); `starts` for the
+    starts.
     """
 
     kind = "lora"
 
+    a: Tensor
+    a0: Tensor
+    b0: Tensor
+
     def __init__(self, layer: Layer, config: LoRAConfig) -> None:
         super().__init__()
-        self.shape = layer.shape(layer.main)
-        rows, columns = self.shape[0], math.prod(self.shape[1:])
-        check_rank(self.kind, config.rank, (rows, columns), self.shape)
-        self.scale = (config.alpha if config.alpha is not None else config.rank) / config.rank
-        self.a = nn.Parameter(torch.empty(config.rank, columns))
+        self.layer = replace(layer, transposed=False, groups=1).select(config.rows)
+        rows, columns = self.layer.matrix_shape
+        check_rank(self.kind, config.rank, (rows, columns), layer.shape(layer.main))
+        self.scale, self.start_from, self.b_rate = config.scale, config.start, config.b_rate
+        self.whole_rows = not self.layer.chosen and not layer.table and not layer.transposed
+        a = torch.empty(config.rank, columns)
+        nn.init.kaiming_uniform_(a, a=math.sqrt(5))
+        if config.freeze_a:
+            self.register_buffer("a", a)
+        else:
+            self.a = nn.Parameter(a)
         self.b = nn.Parameter(torch.zeros(rows, config.rank))
-        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+        if config.start in ("pissa", "olora", "corda"):
+            self.register_buffer("a0", a.clone())
+            self.register_buffer("b0", torch.zeros(rows, config.rank))
+            nn.init.zeros_(self.a)
+        if config.start in STARTS_FROM_DATA:
+            self.calibrator_class = InputStart
+        if config.b_rate != 1:
+            self.training_part_class = LoRAPlus
 
     @classmethod
     def groups(cls, module: nn.Module) -> tuple[tuple[str, ...], ...]:
         """Return the weight of a Linear or convolution, or the input projections of nn.MultiheadAttention."""
         return matrix_groups(module)
 
+    @classmethod
+    def named_groups(cls, module: nn.Module) -> tuple[tuple[str, ...], ...]:
+        """Return the weight of an Embedding, and tables such as `relative_position_bias_table`."""
+        return table_groups(module)
+
+    @property
+    def is_offset(self) -> bool:
+        """True if `a` and `b` are offsets from a start that is not zero."""
+        return "a0" in self._buffers
+
+    def start(self, base: Mapping[str, Tensor]) -> None:
+        """Set A0 and B0 from the frozen weight, for the starts `pissa` and `olora`."""
+        if self.start_from in ("pissa", "olora"):
+            self.set_start(*from_weight(self.start_from, self.layer.rows(base[self.layer.main]), self.rank, self.scale))
+
+    @property
+    def rank(self) -> int:
+        """Rank of the change."""
+        return len(self.a)
+
+    def set_start(self, a: Tensor, b: Tensor | None) -> None:
+        """Set the start: A0 and B0 of an offset, or A alone."""
+        if b is None:
+            self.a.data.copy_(a)
+        else:
+            self.a0.copy_(a)
+            self.b0.copy_(b)
+
     def change(self, base: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return (alpha / rank) · B A in the weight's shape."""
-        change = (self.b @ self.a).mul(self.scale).view(self.shape)
-        return dict.fromkeys(base, change)
+        """Return s · B A, or s · (b (A0 + a) + B0 a), in the weight's shape."""
+        product = self.b @ (self.a0 + self.a) + self.b0 @ self.a if self.is_offset else self.b @ self.a
+        return {name: self.layer.from_rows(product * self.scale, name) for name in base}
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
-        """Return A and (alpha / rank) · B, for linear layers."""
-        return (self.a, self.b * self.scale) if len(self.shape) == 2 else None
-
-
-def check_low_rank(config: AdapterConfig) -> None:
-    """Raise if the rank is below 1 or alpha is not positive.
-
-    Raises:
-        PlanError: A field is out of range; the message names it.
-    """
-    at_least(config, rank=1)
-    alpha = getattr(config, "alpha")  # noqa: B009  (a field of every low-rank kind)
-    if alpha is not None and not is_number(alpha, above=0):
-        raise PlanError(f"{config.kind} adapter: alpha must be a positive number, not {alpha!r}")
-
-
-def check_rank(kind: str, rank: int, matrix: tuple[int, int], shape: tuple[int, ...]) -> None:
-    """Raise if the rank is larger than a weight allows.
-
-    Raises:
-        PlanError: The rank is too large; the message gives the largest possible one.
-    """
-    if rank > min(matrix):
-        raise PlanError(
-            f"{kind} adapter: rank {rank} is above {min(matrix)}, the largest for a weight of shape {shape}; lower the "
-            "rank or exclude the layer with a '!' pattern"
-        )
-
-
-def matrix_groups(module: nn.Module) -> tuple[tuple[str, ...], ...]:
-    """Return the weights that can get a low-rank change: of a Linear, a convolution or an nn.MultiheadAttention."""
-    if isinstance(module, (nn.Linear, _ConvNd)):
-        return (("weight",),)
-    if isinstance(
-        module, nn.MultiheadAttention
-    ):  # one fused projection, or three if keys or values have a different width
-        fused = module.in_proj_weight is not None
-        return (("in_proj_weight",),) if fused else (("q_proj_weight",), ("k_proj_weight",), ("v_proj_weight",))
-    return ()
+        """Return A and s · B, or [A0 + a; a] and s · [b, B0]; None for tables, transposed weights and parts of rows."""
+        if not self.whole_rows:
+            return None
+        if not self.is_offset:
+            return self.a, self.b * self.scale
+        return torch.cat([self.a0 + self.a, self.a]), torch.cat([self.b, self.b0], dim=1) * self.scale

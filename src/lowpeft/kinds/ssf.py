@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..ports.attachment import Layer
-from .base import AdapterConfig, WeightAdapter
-from .lora import matrix_groups
+from .base import WeightAdapter
+from .matrices import MatrixConfig, matrix_groups
 
 
 @dataclass(frozen=True, kw_only=True)
-class SSFConfig(AdapterConfig):
+class SSFConfig(MatrixConfig):
     """Settings of factors and offsets on the output channels of Linear, convolution and normalisation layers."""
 
     kind: ClassVar[str] = "ssf"
@@ -36,8 +36,8 @@ class SSF(WeightAdapter):
 
     def __init__(self, layer: Layer, config: SSFConfig) -> None:
         super().__init__()
-        self.layer = layer
-        outputs = layer.matrix_shape[0]
+        self.layer = layer.select(config.rows)
+        outputs = self.layer.matrix_shape[0]
         self.scale = nn.Parameter(torch.zeros(outputs))
         self.shift = nn.Parameter(torch.zeros(outputs)) if len(layer.names) > 1 else None
 
@@ -56,7 +56,8 @@ class SSF(WeightAdapter):
         rows = self.layer.rows(base[weight])
         changes = {weight: self.layer.from_rows(self.scale[:, None] * rows, weight)}
         if bias and self.shift is not None:
-            changes[bias[0]] = self.scale * base[bias[0]] + self.shift
+            change = self.scale[:, None] * self.layer.rows(base[bias[0]]) + self.shift[:, None]
+            changes[bias[0]] = self.layer.from_rows(change, bias[0])
         return changes
 
 

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from ..checks import is_number
 from ..errors import PlanError
 from ..ports.attachment import Layer
-from .base import AdapterConfig, RootPart, WeightAdapter, at_least
-from .lora import matrix_groups
+from .base import RootPart, WeightAdapter, at_least
+from .matrices import MatrixConfig, matrix_groups
 
 
 @dataclass(frozen=True, kw_only=True)
-class VeRAConfig(AdapterConfig):
+class VeRAConfig(MatrixConfig):
     """Settings of vector-based random matrix adapters.
 
     Attributes:
@@ -35,9 +35,15 @@ class VeRAConfig(AdapterConfig):
 
     def check(self) -> None:
         """Raise if the rank is below 1, the start is not positive, or the seed is negative."""
+        super().check()
         at_least(self, rank=1, seed=0)
         if not is_number(self.start, above=0):
             raise PlanError(f"vera adapter: start must be a positive number, not {self.start!r}")
+
+    @property
+    def sizes(self) -> tuple[str, Sequence[int]]:
+        """The rank, from 1."""
+        return "rank", range(1, 65537)
 
 
 class VeRAMatrices(RootPart):
@@ -63,7 +69,7 @@ class VeRAMatrices(RootPart):
     @classmethod
     def shape_for(cls, config: VeRAConfig, sites: Sequence[int | Layer]) -> tuple[int, ...]:
         """Return the most rows and the most columns of any layer."""
-        shapes = [site.matrix_shape for site in sites if isinstance(site, Layer)]
+        shapes = [site.select(config.rows).matrix_shape for site in sites if isinstance(site, Layer)]
         return max(rows for rows, _ in shapes), max(columns for _, columns in shapes)
 
 
@@ -82,8 +88,8 @@ class VeRA(WeightAdapter):
 
     def __init__(self, layer: Layer, config: VeRAConfig) -> None:
         super().__init__()
-        self.layer = layer
-        self.b = nn.Parameter(torch.zeros(layer.matrix_shape[0]))
+        self.layer = layer.select(config.rows)
+        self.b = nn.Parameter(torch.zeros(self.layer.matrix_shape[0]))
         self.d = nn.Parameter(torch.full((config.rank,), config.start))
 
     @classmethod

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ..errors import PlanError
@@ -72,11 +73,17 @@ class Layer:
         shapes: Name and shape of each parameter, in the order of the adapter's group.
         transposed: True if the weight is that of a transposed convolution, (in, out/groups, …).
         groups: Number of groups of a convolution; 1 for other layers.
+        table: True if the parameter is a table that is looked up or added: its last axis gives the columns.
+        parts: Names of the equal parts of the rows of a fused projection, in order, e.g. ("q", "k", "v").
+        chosen: Parts that `rows` and `from_rows` are limited to; empty for all rows.
     """
 
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
     transposed: bool = False
     groups: int = 1
+    table: bool = False
+    parts: tuple[str, ...] = ()
+    chosen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise if a value is invalid, e.g. one from a damaged file.
@@ -89,6 +96,9 @@ class Layer:
         )
         if not self.shapes or not shapes or type(self.groups) is not int or self.groups < 1:
             raise PlanError(f"invalid shapes or groups: {self}")
+        flags = isinstance(self.transposed, bool) and isinstance(self.table, bool)
+        if not flags or not all(isinstance(p, str) for p in self.parts) or not set(self.chosen) <= set(self.parts):
+            raise PlanError(f"invalid parts or layout: {self}")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -111,20 +121,49 @@ class Layer:
         """Name of the first parameter: the weight, if the group has one."""
         return self.shapes[0][0]
 
+    def select(self, parts: str | None) -> Layer:
+        """Return the layer limited to some parts of a fused projection, e.g. "q,v"; None for all rows.
+
+        Raises:
+            PlanError: The layer has no such parts.
+        """
+        if parts is None:
+            return self
+        wanted = tuple(p.strip() for p in parts.split(","))
+        if missing := [p for p in wanted if p not in self.parts]:
+            known = f"its parts are {', '.join(self.parts)}" if self.parts else "it is not a fused projection"
+            raise PlanError(f"the layer has no rows {', '.join(missing)}: {known}")
+        return replace(self, chosen=tuple(p for p in self.parts if p in wanted))
+
     @property
     def matrix_shape(self) -> tuple[int, int]:
         """Rows and columns of the main parameter as a matrix (see `rows`)."""
         shape = self.shape(self.main)
         total = math.prod(shape)
+        if self.table:
+            return total // shape[-1], shape[-1]
         outputs = shape[1] * self.groups if self.transposed and len(shape) > 1 else shape[0]
-        return outputs, total // outputs
+        chosen = outputs // len(self.parts) * len(self.chosen) if self.chosen else outputs
+        return chosen, total // outputs
 
     def rows(self, tensor: Tensor) -> Tensor:
         """Return a parameter as a matrix (out, columns): one row per output channel.
 
         Example: Conv2d(6, 8, 3, groups=2) has a weight (8, 3, 3, 3) and rows (8, 27). ConvTranspose2d(6, 8, 3,
-        groups=2) has a weight (6, 4, 3, 3) and also rows (8, 27). A bias (8,) has rows (8, 1).
+        groups=2) has a weight (6, 4, 3, 3) and also rows (8, 27). A bias (8,) has rows (8, 1), a table (1, 64, 32) has
+        rows (64, 32). With `chosen`, the rows are those of the chosen parts.
         """
+        rows = self._all_rows(tensor)
+        if not self.chosen:
+            return rows
+        return torch.cat([p for name, p in zip(self.parts, self._split(rows), strict=True) if name in self.chosen])
+
+    def _split(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return torch.chunk(rows, len(self.parts))
+
+    def _all_rows(self, tensor: Tensor) -> Tensor:
+        if self.table:
+            return tensor.reshape(-1, tensor.shape[-1])
         if not self.transposed or tensor.dim() < 2:
             return tensor.flatten(1) if tensor.dim() > 1 else tensor[:, None]
         inputs, outputs, *kernel = tensor.shape
@@ -132,8 +171,12 @@ class Layer:
         return split.transpose(1, 2).flatten(0, 1).flatten(1)
 
     def from_rows(self, rows: Tensor, name: str) -> Tensor:
-        """Return the parameter with this name from its matrix; the inverse of `rows`."""
+        """Return the parameter with this name from its matrix: the inverse of `rows`, zero in parts not chosen."""
         shape = self.shape(name)
+        if self.chosen:
+            given = iter(torch.chunk(rows, len(self.chosen)))
+            zeros = rows.new_zeros(len(rows) // len(self.chosen), rows.shape[1])
+            rows = torch.cat([next(given) if part in self.chosen else zeros for part in self.parts])
         if not self.transposed or len(shape) < 2:
             return rows.reshape(shape)
         inputs, outputs, *kernel = shape

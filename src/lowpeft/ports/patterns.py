@@ -35,6 +35,8 @@ class Candidate:
     """Further paths that select it, e.g. its parent modules if naming one selects everything inside."""
     stage: int | None = None
     block: int | None = None
+    by_name: bool = False
+    """True if only a pattern that names a path of `within` selects it: no place, and no pattern that ends with `*`."""
 
 
 C = TypeVar("C", bound=Candidate)
@@ -148,8 +150,8 @@ def _counts(pool: Sequence[Candidate]) -> dict[int | None, int]:
 
 def _matcher(pattern: str, counts: Mapping[int | None, int]) -> Callable[[Candidate], bool]:
     if not re.match(r"(stage|block)=", pattern):
-        test = matcher(pattern)
-        return lambda c: any(map(test, (c.path, *c.within)))
+        test, names = matcher(pattern), pattern.rpartition(".")[2] not in ("*", "**")
+        return lambda c: any(map(test, c.within)) and names if c.by_name else any(map(test, (c.path, *c.within)))
     chosen: dict[str, str] = {}
     for term in pattern.split():
         match = re.fullmatch(r"(stage|block)=([-0-9:,]+)", term)
@@ -162,6 +164,8 @@ def _matcher(pattern: str, counts: Mapping[int | None, int]) -> Callable[[Candid
     blocks = {s: _numbers(chosen["block"], n, pattern) for s, n in counts.items()} if "block" in chosen else None
 
     def test_place(candidate: Candidate) -> bool:
+        if candidate.by_name:
+            return False
         if stages is not None and candidate.stage not in stages:
             return False
         return blocks is None or candidate.block in blocks.get(candidate.stage, frozenset())

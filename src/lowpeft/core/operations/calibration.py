@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import PlanError
-from ...kinds import Adapter, Calibrator, FeatureAdapter, get_kind
+from ...kinds import Adapter, Calibrator, FeatureAdapter, WeightAdapter
 from ...ports.base import SLOT
+from ..attachment.adding import base_of
 from ..attachment.changes import Undo, change, one_at_a_time
 from ..attachment.copies import copy_in_force
 from ..attachment.record import check_name, module_of, pieces, record_of, uncalibrated, unwrap
@@ -117,21 +118,22 @@ def _finish(model: object, runs: list[_Calibration]) -> dict[str, int]:
 
 
 class _Calibration:
-    """Calibration of one kind in one adapter, with its sites by path and key."""
+    """Calibration of the sites of one kind and one calibrator in one adapter, by path and key."""
 
     def __init__(self, plan: Plan, kind: str, sites: Mapping[str, Site], adapters: Mapping[str, Adapter]) -> None:
         self.plan, self.name, self.kind, self.sites = plan, plan.name, kind, dict(sites)
-        make = cast(type[Calibrator], get_kind(kind).module.calibrator_class)
+        make = cast(type[Calibrator], next(iter(adapters.values())).calibrator_class)
         self.calibrator = make(adapters, {at: site.config for at, site in sites.items()})
 
 
 def _runs(root: nn.Module, plan: Plan) -> list[_Calibration]:
     adapters = {at: piece for _, at, piece in pieces(root, plan.name)}
-    by_kind: dict[str, dict[str, Site]] = {}
+    by_kind: dict[tuple[str, type[Calibrator]], dict[str, Site]] = {}
     for site in plan.sites:
-        if site.attachment.form != "root" and get_kind(site.config.kind).module.calibrator_class is not None:
-            by_kind.setdefault(site.config.kind, {})[below(site.path, site.key)] = site
-    return [_Calibration(plan, kind, sites, {at: adapters[at] for at in sites}) for kind, sites in by_kind.items()]
+        at = below(site.path, site.key)
+        if (calibrator := adapters[at].calibrator_class) is not None:
+            by_kind.setdefault((site.config.kind, calibrator), {})[at] = site
+    return [_Calibration(plan, kind, sites, {at: adapters[at] for at in sites}) for (kind, _), sites in by_kind.items()]
 
 
 def _refuse_trained(root: nn.Module, runs: list[_Calibration]) -> None:
@@ -207,6 +209,7 @@ def _listen(root: nn.Module, run: _Calibration, at: str, site: Site) -> None:
             run.calibrator.see(at, inputs, outputs)
 
     module = root.get_submodule(site.path)
+    run.calibrator.see_parameters(at, base_of(module, cast(WeightAdapter, adapter)))
     module.register_forward_hook(hook, with_kwargs=True)
     if "gradients" in run.calibrator.wants:
         for name in site.attachment.tensors:
@@ -264,6 +267,7 @@ def _start(
             raise PlanError(f"the calibrator of {run.kind} returned other sites than it was given")
         sites = {at: _settled(site, settled[at]) for at, site in run.sites.items()}
         plan = updated[run.name]
+        plan = replace(plan, notes=(*plan.notes, *(f"{run.kind}: {note}" for note in run.calibrator.notes)))
         new = build_adapters(root, replace(plan, sites=tuple(sites.values())), shared=True)
         with torch.no_grad():
             for site, adapter in new:

@@ -109,6 +109,7 @@ def fill(built: list[tuple[Site, Adapter]], tensors: Mapping[str, Tensor]) -> No
     wanted = tensors_of((below(site.path, site.key), adapter) for site, adapter in built)
     check_tensors(wanted, tensors, "the adapter")
     copy_tensors(wanted, tensors)
+    check_values((below(site.path, site.key), adapter) for site, adapter in built)
 
 
 def check_tensors(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], adapter: str) -> None:
@@ -119,6 +120,16 @@ def check_tensors(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], ada
     """
     if problems := tensor_problems(wanted, given):
         raise AdapterError(f"these tensors do not fit {adapter}:", problems=problems)
+
+
+def check_values(adapters: Iterable[tuple[str, Adapter]]) -> None:
+    """Raise if the tensors that were loaded into adapters do not have values that their kind can use.
+
+    Raises:
+        AdapterError: Values are invalid; all problems are listed.
+    """
+    if problems := [f"{at} {problem}" for at, adapter in adapters if (problem := adapter.problem()) is not None]:
+        raise AdapterError("the values of the adapter's tensors are not valid:", problems=problems)
 
 
 @torch.no_grad()

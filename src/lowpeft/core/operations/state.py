@@ -15,7 +15,7 @@ from ...tables import NOTHING
 from ..attachment.changes import Undo, change, one_at_a_time
 from ..attachment.record import attached_names, check_name, module_of, pieces, record_of, uncalibrated, unwrap
 from ..attachment.specialise import facets_of, original_class
-from .new_adapters import check_tensors, copy_tensors, tensors_of
+from .new_adapters import check_tensors, check_values, copy_tensors, tensors_of
 
 
 def list_adapters(model: object) -> list[str]:
@@ -105,6 +105,7 @@ def load_adapter_state_dict(model: object, state: Mapping[str, Tensor], *, name:
     def fill(undo: Undo) -> None:
         undo.keep(wanted.values())
         copy_tensors(wanted, state)
+        check_values((path, piece) for _, path, piece in pieces(root, chosen))
 
     change(root, fill)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from typing import cast
 
@@ -22,6 +23,7 @@ from ...kinds import (
     WeightAdapter,
     get_kind,
 )
+from ...kinds.matrices import table_groups
 from ...ports.attachment import Attachment, Spot
 from ...ports.base import SLOT, base_parameters
 from ...ports.layouts import Layout
@@ -55,8 +57,7 @@ def choose_sites(network: Network, config: AdapterConfig) -> list[Site]:
 
 
 def _weight_sites(network: Network, config: AdapterConfig, kind: Kind) -> list[Site]:
-    by_place = any("=" in pattern for pattern in config.target or ())
-    spots = list(_weight_spots(network, cast(type[WeightAdapter], kind.module), by_place))
+    spots = list(_weight_spots(network, cast(type[WeightAdapter], kind.module), config))
     by_default = config.target is None and LAYERS in config.places
     if config.target is None and not by_default:
         raise PlanError(f"{kind.name} adapters need a target; '**' selects all {len(spots)} parameters that they fit")
@@ -81,24 +82,32 @@ def _weight_sites(network: Network, config: AdapterConfig, kind: Kind) -> list[S
     if problems and (not by_default or not sites):
         raise PlanError(f"{kind.name} adapters do not fit {len(problems)} of the chosen parameters:", problems=problems)
     if problems:
-        network.notes[f"{kind.name}: {len(problems)} layers are too small for it, e.g. {problems[0]}"] = None
+        network.notes[f"{kind.name}: left out {len(problems)} layers that it does not fit, e.g. {problems[0]}"] = None
     _note_passed_over(network, kind, target, spots)
     return sites
 
 
-def _weight_spots(network: Network, adapter: type[WeightAdapter], by_place: bool) -> Iterator[Spot]:
+def _weight_spots(network: Network, adapter: type[WeightAdapter], config: AdapterConfig) -> Iterator[Spot]:
     """Yield every group of parameters that the kind can change; a pattern may match the path of any of them."""
+    by_place = any("=" in pattern for pattern in config.target or ())
     for path, module in network.modules.items():
-        for names in () if isinstance(module, torch.jit.ScriptModule) else adapter.groups(module):
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        groups = [(names, False) for names in adapter.groups(module)]
+        groups += [(names, True) for names in adapter.named_groups(module)] if config.target is not None else []
+        for names, by_name in groups:
             tensors = [module._parameters.get(name) for name in names]
             if any(t is None or not t.numel() for t in tensors):
                 continue
             stage, block = network.stage_and_block(path) if by_place else (None, None)
             paths = [f"{path}.{name}" if path else name for name in names]
-            layer = layer_of(module, names)
+            if by_name and isinstance(module, nn.Embedding):
+                paths.append(path)
+            layer = layer_of(module, names, path)
             yield Spot(
                 path=path,
-                within=(*_around(path), *paths),
+                by_name=by_name,
+                within=tuple(paths) if by_name else (*_around(path), *paths),
                 stage=stage,
                 block=block,
                 attachment=Attachment(form="weight", tensors=names),
@@ -180,12 +189,30 @@ def _folds(network: Network, patterns: Sequence[str]) -> list[str]:
     ]
 
 
-def layer_of(module: nn.Module, names: tuple[str, ...]) -> Layer:
-    """Return the description of the named parameters of a module."""
+FUSED = re.compile(r"(?:^|_)(qkv|kv|qk)(?:_|\d|$)")
+"""Name of a projection to several of queries, keys and values, as the last component of a path."""
+
+
+def layer_of(module: nn.Module, names: tuple[str, ...], path: str = "") -> Layer:
+    """Return the description of the named parameters of a module at this path."""
     shapes = tuple((name, tuple(cast(Tensor, module._parameters[name]).shape)) for name in names)
-    if isinstance(module, _ConvNd):
-        return Layer(shapes=shapes, transposed=bool(module.transposed), groups=int(module.groups))
-    return Layer(shapes=shapes)
+    conv = isinstance(module, _ConvNd)
+    return Layer(
+        shapes=shapes,
+        transposed=conv and bool(module.transposed),
+        groups=int(cast(int, module.groups)) if conv else 1,
+        table=names in table_groups(module),
+        parts=_parts(module, shapes, path),
+    )
+
+
+def _parts(module: nn.Module, shapes: tuple[tuple[str, tuple[int, ...]], ...], path: str) -> tuple[str, ...]:
+    """Return the parts of the rows of a fused projection, read from the name of the layer."""
+    if isinstance(module, nn.MultiheadAttention):
+        return ("q", "k", "v") if shapes[0][0].startswith("in_proj") else ()
+    fits = isinstance(module, (nn.Linear, _ConvNd)) and not getattr(module, "transposed", False)
+    found = FUSED.search(path.rpartition(".")[2]) if fits else None
+    return tuple(found[1]) if found is not None and shapes[0][1][0] % len(found[1]) == 0 else ()
 
 
 # --- features --------------------------------------------------------------------------------------------------------

@@ -256,7 +256,7 @@ def _here(network: Network, site: Site) -> Site:
     """Return a site with its layer read from the network: schema 1 does not store `transposed` and `groups`."""
     if site.layer is None:
         return site
-    return replace(site, layer=layer_of(network.modules[site.path], site.layer.names))
+    return replace(site, layer=layer_of(network.modules[site.path], site.layer.names, site.path))
 
 
 def _checked_plan(network: Network, name: str, recipe: Recipe, sites: Sequence[Site], facts: Facts) -> Plan:

@@ -37,14 +37,19 @@ def sites_to_dicts(sites: tuple[Site, ...]) -> list[dict[str, Any]]:
             "parameters": site.parameters,
         }
         if site.layer is not None:
-            shared["layer"] = {
-                "shapes": [[name, list(shape)] for name, shape in site.layer.shapes],
-                "transposed": site.layer.transposed,
-                "groups": site.layer.groups,
-            }
+            shared["layer"] = _layer_to_dict(site.layer)
         group = groups.setdefault(json.dumps(shared), {**shared, "places": []})
         group["places"].append([site.path, site.stage, site.block])
     return list(groups.values())
+
+
+def _layer_to_dict(layer: Layer) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "shapes": [[name, list(shape)] for name, shape in layer.shapes],
+        "transposed": layer.transposed,
+        "groups": layer.groups,
+    }
+    return values | ({"table": True} if layer.table else {}) | ({"parts": list(layer.parts)} if layer.parts else {})
 
 
 def _attachment_to_dict(attachment: Attachment) -> dict[str, Any]:
@@ -117,7 +122,7 @@ def _from_schema_2(
     layer = None
     if "layer" in group:
         shapes = tuple((name, tuple(sides)) for name, sides in group["layer"]["shapes"])
-        layer = Layer(**{**group["layer"], "shapes": shapes})
+        layer = Layer(**{**group["layer"], "shapes": shapes, "parts": tuple(group["layer"].get("parts", ()))})
     return Attachment(**values), layer
 
 

@@ -1,0 +1,108 @@
+"""What kinds that change weights as matrices have in common: where they go, their ranks, and parts of fused weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from ..checks import is_number
+from ..errors import PlanError
+from .base import LAYERS, AdapterConfig, at_least
+
+Groups = tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixConfig(AdapterConfig):
+    """Base class of the configs of kinds that change the weights of layers as matrices.
+
+    Attributes:
+        rows: Parts of fused projections to change, e.g. "q,v"; the others stay frozen. A layer named `qkv`, `kv` and
+            the like has the parts of its name, in that order and of equal size, and nn.MultiheadAttention has q, k, v.
+            Without a target, other layers are left out. None means all rows.
+    """
+
+    rows: str | None = None
+
+    def check(self) -> None:
+        """Raise if `rows` is not a list of q, k and v."""
+        if self.rows is not None and not re.fullmatch(r"\s*[qkv]\s*(,\s*[qkv]\s*)*", str(self.rows)):
+            raise PlanError(
+                f'{self.kind} adapter: rows must be parts of a fused projection like "q,v", not {self.rows!r}'
+            )
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Place `layers`: every weight that the kind fits."""
+        return (LAYERS,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRankConfig(MatrixConfig):
+    """Base class of the configs of low-rank kinds.
+
+    Attributes:
+        rank: Rank of the change. A rank larger than a target weight allows raises; it is never reduced silently.
+            Without a target, smaller weights are left out.
+        alpha: Scale of the low-rank product, which is multiplied by alpha / rank. None means factor 1.
+    """
+
+    MOST: ClassVar[int] = 4096
+
+    rank: int = 4
+    alpha: float | None = None
+
+    def check(self) -> None:
+        """Raise if the rank is below 1 or alpha is not positive."""
+        super().check()
+        at_least(self, rank=1)
+        if self.alpha is not None and not is_number(self.alpha, above=0):
+            raise PlanError(f"{self.kind} adapter: alpha must be a positive number, not {self.alpha!r}")
+
+    @property
+    def sizes(self) -> tuple[str, Sequence[int]]:
+        """The rank, from 1."""
+        return "rank", range(1, self.MOST + 1)
+
+    @property
+    def scale(self) -> float:
+        """Factor of the low-rank product."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+
+def check_rank(kind: str, rank: int, matrix: tuple[int, int], shape: tuple[int, ...]) -> None:
+    """Raise if the rank is larger than a weight allows.
+
+    Raises:
+        PlanError: The rank is too large; the message gives the largest possible one.
+    """
+    if rank > min(matrix):
+        raise PlanError(
+            f"{kind} adapter: rank {rank} is above {min(matrix)}, the largest for a weight of shape {shape}; lower the "
+            "rank or exclude the layer with a '!' pattern"
+        )
+
+
+def matrix_groups(module: nn.Module) -> Groups:
+    """Return the weights that are matrices: of a Linear, a convolution or an nn.MultiheadAttention."""
+    if isinstance(module, (nn.Linear, _ConvNd)):
+        return (("weight",),)
+    if isinstance(module, nn.MultiheadAttention):
+        # One fused projection, or three if keys or values have a different width.
+        fused = module.in_proj_weight is not None
+        return (("in_proj_weight",),) if fused else (("q_proj_weight",), ("k_proj_weight",), ("v_proj_weight",))
+    return ()
+
+
+def table_groups(module: nn.Module) -> Groups:
+    """Return the tables of a module: the weight of an nn.Embedding, other parameters of two or more dimensions."""
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return (("weight",),)
+    known = {name for group in matrix_groups(module) for name in group}
+    tables = (n for n, p in module.named_parameters(recurse=False) if p.dim() > 1 and p.is_floating_point())
+    return tuple((name,) for name in tables if name not in known)
