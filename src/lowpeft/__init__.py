@@ -35,8 +35,10 @@ from .core.planning.sites import Site
 from .errors import AdapterError, DataError, LowpeftError, PlanError, TrainingError
 from .families import BlockForward, Family, Place, Ports, register_family, unregister_family
 from .kinds import (
+    AdaLoRAConfig,
     AdapterConfig,
     Calibrator,
+    CoLoRAConfig,
     ConvpassConfig,
     DoRAConfig,
     FeatureAdapter,
@@ -66,11 +68,13 @@ from .version import version as _version
 __version__ = _version()
 
 __all__ = [
+    "AdaLoRAConfig",
     "AdapterConfig",
     "AdapterError",
     "Backbone",
     "BlockForward",
     "Calibrator",
+    "CoLoRAConfig",
     "ConvpassConfig",
     "DataError",
     "DoRAConfig",

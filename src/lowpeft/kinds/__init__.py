@@ -1,6 +1,7 @@
 """Adapter kinds: each is a config and a module, in one file; `table` holds them."""
 
 from ..ports.attachment import Attachment, Layer
+from .adalora import AdaLoRA, AdaLoRAConfig
 from .base import (
     LAYERS,
     Adapter,
@@ -12,6 +13,7 @@ from .base import (
     TokenAdapter,
     WeightAdapter,
 )
+from .colora import CoLoRA, CoLoRAConfig
 from .convpass import Convpass, ConvpassConfig
 from .dora import DoRA, DoRAConfig
 from .full import Full, FullConfig
@@ -28,10 +30,14 @@ __all__ = [
     "KINDS",
     "LAYERS",
     "SSF",
+    "AdaLoRA",
+    "AdaLoRAConfig",
     "Adapter",
     "AdapterConfig",
     "Attachment",
     "Calibrator",
+    "CoLoRA",
+    "CoLoRAConfig",
     "Convpass",
     "ConvpassConfig",
     "DoRA",

@@ -45,11 +45,15 @@ class LoRAConfig(LowRankConfig):
         """Raise if a value is out of range, or if A would be frozen at a start that is an offset."""
         super().check()
         if self.start not in get_args(Start):
-            raise PlanError(f"lora adapter: start must be one of {', '.join(get_args(Start))}, not {self.start!r}")
+            raise PlanError(
+                f"{self.kind} adapter: start must be one of {', '.join(get_args(Start))}, not {self.start!r}"
+            )
         if not is_number(self.b_rate, above=0):
-            raise PlanError(f"lora adapter: b_rate must be a positive number, not {self.b_rate!r}")
+            raise PlanError(f"{self.kind} adapter: b_rate must be a positive number, not {self.b_rate!r}")
         if self.freeze_a and (self.start not in ("random", "eva") or self.b_rate != 1):
-            raise PlanError("lora adapter: freeze_a goes with start random or eva, and b_rate=1: A is not trained")
+            raise PlanError(
+                f"{self.kind} adapter: freeze_a goes with start random or eva, and b_rate=1: A is not trained"
+            )
 
     @property
     def scale(self) -> float:

@@ -84,7 +84,7 @@ class InputStart(Calibrator):
         for site in eva:
             self.spectra[site] = self._spectrum(site)
         ranks = self._ranks(eva)
-        return {site: _with_rank(config, ranks.get(site, config.rank)) for site, config in self.configs.items()}
+        return {site: with_rank(config, ranks.get(site, config.rank)) for site, config in self.configs.items()}
 
     def _spectrum(self, site: str) -> tuple[Tensor, Tensor]:
         """Return the shares of variance, largest first, and their directions as rows."""
@@ -128,7 +128,7 @@ def _corda(weight: Tensor, moment: Tensor, rank: int, scale: float) -> tuple[Ten
     return a @ inverse, b
 
 
-def _with_rank(config: Any, rank: int) -> Any:
+def with_rank(config: Any, rank: int) -> Any:
     """Return a config with another rank and the same scale."""
     if rank == config.rank or config.alpha is None:
         return dataclasses.replace(config, rank=rank)

@@ -8,11 +8,13 @@ from functools import partial
 
 from ..errors import PlanError
 from ..registry import Registry
+from .adalora import AdaLoRA, AdaLoRAConfig
 from .base import (
     AdapterConfig,
     FeatureAdapter,
     WeightAdapter,
 )
+from .colora import CoLoRA, CoLoRAConfig
 from .convpass import Convpass, ConvpassConfig
 from .dora import DoRA, DoRAConfig
 from .full import Full, FullConfig
@@ -123,3 +125,5 @@ register_adapter(DoRAConfig, DoRA)
 register_adapter(SSFConfig, SSF)
 register_adapter(ConvpassConfig, Convpass)
 register_adapter(VeRAConfig, VeRA)
+register_adapter(AdaLoRAConfig, AdaLoRA)
+register_adapter(CoLoRAConfig, CoLoRA)
