@@ -9,7 +9,19 @@ import torch
 from torch import Tensor, nn
 
 import lowpeft
-from lowpeft import ConvpassConfig, DoRAConfig, Features, Layer, Layout, LoRAConfig, PlanError, SSFConfig, VeRAConfig
+from lowpeft import (
+    AdaLoRAConfig,
+    CoLoRAConfig,
+    ConvpassConfig,
+    DoRAConfig,
+    Features,
+    Layer,
+    Layout,
+    LoRAConfig,
+    PlanError,
+    SSFConfig,
+    VeRAConfig,
+)
 from lowpeft.core.planning.choosing import layer_of
 from lowpeft.kinds import Convpass, DoRA, VeRA
 from lowpeft.kinds.vera import VeRAMatrices
@@ -156,6 +168,8 @@ EVERY_KIND = {
     "dora": DoRAConfig(target="layer", rank=1),
     "ssf": SSF,
     "vera": VeRAConfig(target="layer", rank=5),
+    "adalora": AdaLoRAConfig(target="layer", rank=1),
+    "colora": CoLoRAConfig(target="layer", rank=1),
 }
 every_kind = pytest.mark.parametrize("kind", EVERY_KIND)
 

@@ -19,6 +19,8 @@ from spandrel.architectures.SwinIR import SwinIR
 
 import lowpeft
 from lowpeft import (
+    AdaLoRAConfig,
+    CoLoRAConfig,
     ConvpassConfig,
     DoRAConfig,
     FullConfig,
@@ -416,6 +418,17 @@ CONFIGS: dict[type[AdapterConfig], st.SearchStrategy[AdapterConfig]] = {
         beside=st.sampled_from(["both", "attention", "mlp"]),
     ),
     VeRAConfig: st.builds(VeRAConfig, target=targets, rank=st.integers(1, 64), start=positive, seed=st.integers(0, 9)),
+    AdaLoRAConfig: st.builds(
+        AdaLoRAConfig,
+        target=targets,
+        rank=st.integers(1, 8),
+        initial_rank=st.none() | st.integers(8, 64),
+        warmup=st.floats(0, 0.4) | st.integers(1, 99),
+        final=st.floats(0, 0.4) | st.integers(1, 99),
+        betas=st.tuples(st.floats(0, 0.99), st.floats(0, 0.99)),
+        orthogonal=st.just(0) | positive,
+    ),
+    CoLoRAConfig: st.builds(CoLoRAConfig, target=targets, rank=st.integers(1, 64), beta=st.none() | positive),
 }
 settings_of_training = st.builds(
     TrainSettings,

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 import lowpeft
 import zoo
 from lowpeft import (
+    AdaLoRAConfig,
+    CoLoRAConfig,
     ConvpassConfig,
     DoRAConfig,
     FullConfig,
@@ -95,6 +97,8 @@ def adapters(label: str, network: Network) -> tuple[AdapterConfig, ...]:
         "dora": (DoRAConfig(target="**", rank=1),),
         "ssf": (SSFConfig(target="**"),),
         "vera": (VeRAConfig(target="**", rank=4),),
+        "adalora": (AdaLoRAConfig(target="**", rank=1, initial_rank=1),),
+        "colora": (CoLoRAConfig(target="**", rank=1),),
         "convpass": (convpass(network),),
         "combination": (SpatialConfig(), StereoConfig(every=1), lora, full),
     }
@@ -109,7 +113,7 @@ RECIPES = tuple(
     for name in bundled()
     if load_recipe(name).freeze_statistics and name not in ("stereo-only", "parallax-spatial")
 )
-LABELS = (*RECIPES, "full", "dora", "ssf", "vera", "convpass", "combination")
+LABELS = (*RECIPES, "full", "dora", "ssf", "vera", "adalora", "colora", "convpass", "combination")
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ LATER = zoo.LATER | zoo.VARIANTS | {"swin2sr", "timm_swin"}
 
 # What a kind does with a weight depends on the layer, not on the network around it, and convpass has the ports of the
 # combination's spatial adapters: these networks have layers and blocks of every sort.
-ON_FEW = ("full", "dora", "ssf", "vera", "convpass", "parallax")
+ON_FEW = ("full", "dora", "ssf", "vera", "adalora", "colora", "convpass", "parallax")
 FEW = ("ipt", "nafnet", "rcan", "swinir")
 
 

@@ -75,7 +75,8 @@ class Contributions(Calibrator):
         wanted = sum(sizes[site] * self.configs[site].rank for site in solved)
         beta = nearest(lambda b: sum(sizes[s] * self._rank(s, b * shares[s]) for s in solved), wanted, shares.values())
         ranks = {s: self._rank(s, (beta if c.beta is None else c.beta) * shares[s]) for s, c in self.configs.items()}
-        self.notes.append(f"ranks from {min(ranks.values())} to {max(ranks.values())}; beta={beta:.3g} where not given")
+        found = f", with beta={beta:.3g}" if solved else ""
+        self.notes.append(f"ranks from {min(ranks.values())} to {max(ranks.values())}{found}")
         return {site: with_rank(config, ranks[site]) for site, config in self.configs.items()}
 
     def _rank(self, site: str, delta: float) -> int:

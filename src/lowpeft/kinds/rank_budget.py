@@ -73,7 +73,7 @@ class RankBudget(TrainingPart):
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        """Update the scores and drop the ranks beyond the budget; after the last mask, keep the dropped ones at zero."""
+        """Update the scores and drop the ranks beyond the budget; after the last mask, those dropped stay zero."""
         if not self.moving:
             return
         if step < self.last:
