@@ -97,7 +97,7 @@ class LoRA(WeightAdapter):
         rows, columns = self.layer.matrix_shape
         check_rank(self.kind, config.rank, (rows, columns), layer.shape(layer.main))
         self.scale, self.start_from, self.b_rate = config.scale, config.start, config.b_rate
-        self.whole_rows = not self.layer.chosen and not layer.table and not layer.transposed
+        self.columns_are_inputs = not layer.table and not layer.transposed
         a = torch.empty(config.rank, columns)
         nn.init.kaiming_uniform_(a, a=math.sqrt(5))
         if config.freeze_a:
@@ -154,7 +154,7 @@ class LoRA(WeightAdapter):
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
         """Return A and s · B, or [A0 + a; a] and s · [b, B0]; None for tables, transposed weights and parts of rows."""
-        if not self.whole_rows:
+        if not self.columns_are_inputs or self.layer.chosen:
             return None
         if not self.is_offset:
             return self.a, self.b * self.scale
