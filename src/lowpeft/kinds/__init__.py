@@ -19,6 +19,7 @@ from .dora import DoRA, DoRAConfig
 from .full import Full, FullConfig
 from .learning import Calibrator, TrainingPart
 from .lora import LoRA, LoRAConfig
+from .matrices import LowRankConfig, MatrixAdapter, MatrixConfig
 from .parallax import ParallaxAdapter, ParallaxConfig
 from .spatial import SpatialAdapter, SpatialConfig
 from .ssf import SSF, SSFConfig
@@ -51,6 +52,9 @@ __all__ = [
     "Layer",
     "LoRA",
     "LoRAConfig",
+    "LowRankConfig",
+    "MatrixAdapter",
+    "MatrixConfig",
     "ParallaxAdapter",
     "ParallaxConfig",
     "RootPart",

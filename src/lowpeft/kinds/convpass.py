@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -56,6 +57,11 @@ class ConvpassConfig(FeatureConfig):
                 problems.append(f"{name} {value!r} is not one of {', '.join(known)}{did_you_mean(str(value), known)}")
         if problems:
             raise PlanError("convpass adapter:", problems=problems)
+
+    @property
+    def sizes(self) -> tuple[str, Sequence[int]]:
+        """The hidden channels, from 1."""
+        return "hidden", range(1, 1025)
 
     @property
     def places(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -44,6 +45,11 @@ class SpatialConfig(FeatureConfig):
                 f"spatial adapter: placement {self.placement!r} is not one of {', '.join(known)}"
                 + did_you_mean(str(self.placement), known)
             )
+
+    @property
+    def sizes(self) -> tuple[str, Sequence[int]]:
+        """The reduction, from 64."""
+        return "reduction", range(64, 0, -1)
 
     @property
     def places(self) -> tuple[str, ...]:

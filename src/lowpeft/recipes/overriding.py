@@ -11,7 +11,7 @@ from ..kinds import AdapterConfig, get_kind
 from .recipe import Recipe
 from .toml_files import check_keys
 
-_OF_THE_RECIPE = ("train_also", "freeze_statistics")
+_OF_THE_RECIPE = ("train_also", "freeze_statistics", "budget")
 
 
 def override(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
@@ -21,7 +21,7 @@ def override(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
         recipe: Recipe to start from.
         overrides: Changes by key. A key is a field of exactly one of the recipe's adapters (`every=1`), a kind with a
             mapping of its fields (`spatial={"reduction": 8}`), `train_also` with patterns, which adds a `full` adapter
-            on these modules, or the recipe's own `freeze_statistics`.
+            on these modules, or the recipe's own `freeze_statistics` and `budget`.
 
     Raises:
         PlanError: A key is unknown, several adapters have that field, or a value is rejected; all problems are listed.
@@ -30,6 +30,7 @@ def override(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     adapters, frozen, problems = list(recipe.adapters), changes.pop("freeze_statistics"), []
     if not isinstance(frozen, bool):
         problems.append(f"freeze_statistics must be true or false, not {frozen!r}")
+    budget = changes.pop("budget", recipe.budget)
     for key, value in changes.items():
         try:
             if key == "train_also":
@@ -39,9 +40,13 @@ def override(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
                 adapters[index] = dataclasses.replace(adapters[index], **fields)
         except PlanError as error:
             problems.append(str(error))
+    try:
+        changed = dataclasses.replace(recipe, adapters=tuple(adapters), freeze_statistics=bool(frozen), budget=budget)
+    except PlanError as error:
+        problems.append(str(error))
     if problems:
         raise PlanError(f"recipe {recipe.name!r} cannot be changed as asked:", problems=problems)
-    return dataclasses.replace(recipe, adapters=tuple(adapters), freeze_statistics=frozen)
+    return changed
 
 
 def _addressed(adapters: Sequence[AdapterConfig], key: str, value: object) -> tuple[int, dict[str, Any]]:

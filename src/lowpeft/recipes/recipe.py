@@ -25,6 +25,7 @@ from typing import Any
 
 from ..errors import PlanError
 from ..kinds import AdapterConfig, get_kind
+from .budget import Budget, parameters_of
 from .settings import TrainSettings
 from .toml_files import check_keys, check_schema, plain_values
 
@@ -49,6 +50,8 @@ class Recipe:
         freeze_statistics: True to keep the whole base in eval mode under `.train()` (BatchNorm statistics, DropPath,
             dropout).
         from_scratch: True to train all weights of the network, newly initialised, without adapters.
+        budget: Parameters that the adapters may train, as a share ("1%") or a number; planning chooses the size of the
+            adapter that comes nearest. None for the sizes in `adapters`.
         training: Training settings.
     """
 
@@ -57,14 +60,17 @@ class Recipe:
     summary: str = ""
     freeze_statistics: bool = True
     from_scratch: bool = False
+    budget: Budget | None = None
     training: TrainSettings = dataclasses.field(default_factory=TrainSettings)
 
     def __post_init__(self) -> None:
-        """Raise if a from-scratch recipe has adapters.
+        """Raise if a from-scratch recipe has adapters, or the budget is invalid.
 
         Raises:
-            PlanError: `from_scratch` is set and `adapters` is not empty.
+            PlanError: `from_scratch` is set and `adapters` is not empty, or the budget is neither share nor number.
         """
+        if self.budget is not None:
+            parameters_of(self.budget, 1)
         if self.from_scratch and self.adapters:
             raise PlanError(f"recipe {self.name!r} trains from scratch, so it can have no adapters")
 
@@ -96,8 +102,9 @@ def recipe_from_dict(table: Mapping[str, Any], *, origin: str = "the recipe") ->
         raise PlanError(f"{origin} must be a table, not {table!r}")
     problems: list[str] = []
     check_schema(table, SCHEMA, problems)
-    check_keys(table, ("schema", *_PLAIN, "adapter", "training"), "the recipe", problems)
-    values = plain_values(table, _PLAIN, problems)
+    check_keys(table, ("schema", *_PLAIN, "budget", "adapter", "training"), "the recipe", problems)
+    values: dict[str, Any] = plain_values(table, _PLAIN, problems)
+    values["budget"] = _budget(table.get("budget"), problems)
     if values["from_scratch"] is True:
         configs: tuple[AdapterConfig, ...] = ()
         if table.get("adapter"):
@@ -108,6 +115,14 @@ def recipe_from_dict(table: Mapping[str, Any], *, origin: str = "the recipe") ->
     if problems:
         raise PlanError(f"{origin} is not a valid recipe:", problems=problems)
     return Recipe(**values, adapters=configs, training=settings)
+
+
+def _budget(value: Any, problems: list[str]) -> Budget | None:
+    try:
+        return None if value is None or not parameters_of(value, 1) else value
+    except PlanError as error:
+        problems.append(str(error))
+        return None
 
 
 def _configs(rows: object, problems: list[str]) -> tuple[AdapterConfig, ...]:
@@ -176,6 +191,7 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
         "summary": recipe.summary,
         "freeze_statistics": recipe.freeze_statistics,
         "from_scratch": recipe.from_scratch,
+        **({} if recipe.budget is None else {"budget": recipe.budget}),
         "adapter": [config_to_dict(a) for a in recipe.adapters],
         "training": settings_to_dict(recipe.training),
     }

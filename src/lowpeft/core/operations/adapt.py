@@ -38,8 +38,9 @@ def adapt(
         name: Name of the adapter. One base can have several adapters; their effects add up.
         example: Arguments of one call with one image or more, for a network that takes anything other than one N,C,H,W
             tensor: a tensor or a list (the one argument), a tuple (positional arguments) or a dict (keyword arguments).
-        overrides: Fields of the recipe's adapters (`every=1`, `spatial={"reduction": 8}`), or `train_also=[patterns]`
-            for layers of the base that are trained too.
+        overrides: Fields of the recipe's adapters (`every=1`, `spatial={"reduction": 8}`), `train_also=[patterns]` for
+            layers of the base that are trained too, or `budget="1%"` for the rank, width or share that comes nearest to
+            this share of trained parameters (also a fraction, or a number of parameters).
 
     Returns:
         The same object. For a recipe with stereo adapters, a `StereoModel` whose `.backbone` is the same object. Until

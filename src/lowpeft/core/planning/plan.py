@@ -26,6 +26,7 @@ from ..observation.examples import Example
 from ..observation.probe import NoStagesError
 from ..observation.trial import Trial
 from ..observation.usable import refuse_moving_statistics, refuse_unusable
+from .budget import within_budget
 from .choosing import choose_sites, layer_of, other_channels, refuse_moving_channels
 from .conflicts import refuse_conflicts, refuse_other_views
 from .mixing import is_known_apart, mixes_images
@@ -111,8 +112,9 @@ def plan(
         name: Name of the adapter; one base can have several adapters.
         example: Input of the network, needed if that is not one N,C,H,W tensor: a tensor or a list (the only argument),
             a tuple (positional arguments) or a dict (keyword arguments), with at least one image.
-        overrides: Fields of the recipe's adapters (`every=1`, `spatial={"reduction": 8}`), or `train_also=[patterns]`
-            for layers of the base that are also trained.
+        overrides: Fields of the recipe's adapters (`every=1`, `spatial={"reduction": 8}`), `train_also=[patterns]` for
+            layers of the base that are also trained, or `budget="1%"` for the size that comes nearest to this share of
+            trained parameters.
 
     Raises:
         PlanError: The adapters cannot be attached, for any reason. If the places for them could not be determined, the
@@ -137,7 +139,7 @@ def plan(
         frozen = replace(asked, overrides={**overrides, "freeze_statistics": True})
         moved = trial.moved_by_training()
         refuse_moving_statistics(root, f"this call keeps them fixed:\n    {frozen.call({})}", moved)
-    network, sites = _choose(Network(root, facts, trial), asked)
+    network, sites, wanted = _choose(Network(root, facts, trial), asked)
     if network.may_write_itself and trial.runs:
         _refuse_own_writes(trial)
     if wanted.views > 1 and not is_known_apart(network) and mixes_images(trial, sites):
@@ -149,16 +151,17 @@ def plan(
     return _checked_plan(network, name, wanted, sites, facts)
 
 
-def _choose(network: Network, asked: Asked) -> tuple[Network, list[Site]]:
+def _choose(network: Network, asked: Asked) -> tuple[Network, list[Site], Recipe]:
     """Choose the sites; if the blocks are not those of the family, treat the network as one of no known family.
 
     Returns:
-        The network as it was treated, and the sites.
+        The network as it was treated, the sites, and the recipe with the sizes that its budget gives.
     """
     try:
-        sites = [site for config in asked.wanted.adapters for site in choose_sites(network, config)]
+        recipe = within_budget(network, asked.wanted)
+        sites = [site for config in recipe.adapters for site in choose_sites(network, config)]
         refuse_moving_channels(network, sites)
-        return network, sites
+        return network, sites, recipe
     except NoStagesError as error:
         raise with_call(error, network, asked) from error
     except ChangedBlockError as error:
