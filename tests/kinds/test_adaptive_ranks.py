@@ -62,6 +62,13 @@ def test_the_sizes_are_in_order_of_parameters(config: Any) -> None:
     assert counts == sorted(set(counts))
 
 
+@pytest.mark.parametrize("config", [AdaLoRAConfig(target="**"), CoLoRAConfig(target="**")], ids=lambda c: c.kind)
+def test_a_budget_chooses_the_rank_with_the_nearest_number(config: Any) -> None:
+    counts = [lowpeft.plan(three(), dataclasses.replace(config, rank=n)).parameters for n in (1, 2)]
+    for count in counts:
+        assert lowpeft.plan(three(), config, budget=count + 1).parameters == count
+
+
 def test_part_of_a_fused_projection_gets_the_change_alone() -> None:
     model = Holder(nn.Sequential(nn.MultiheadAttention(6, 2))).double()
     randomise_adapters(lowpeft.adapt(model, AdaLoRAConfig(target="**.in_proj_weight", rows="q,v", rank=1)))

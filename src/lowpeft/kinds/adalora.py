@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ..checks import is_whole, number
 from ..errors import PlanError
 from ..ports.attachment import Layer
-from .base import WeightAdapter, at_least
-from .matrices import LowRankConfig, check_rank, matrix_groups
+from .base import at_least
+from .matrices import LowRankConfig, MatrixAdapter, check_rank
 from .rank_budget import RankBudget
 
 
@@ -72,7 +72,7 @@ class AdaLoRAConfig(LowRankConfig):
         return ("initial_rank", range(self.rank, self.MOST + 1)) if self.initial_rank else super().sizes
 
 
-class AdaLoRA(WeightAdapter):
+class AdaLoRA(MatrixAdapter):
     """Adapted weight `W + s · B · diag(E) · A`, with s = alpha / initial rank, also when ranks were dropped.
 
     `a` is (rank, columns), `b` is (rows, rank), both normal with standard deviation 0.02; `e` is (rank,) and starts at
@@ -88,8 +88,8 @@ class AdaLoRA(WeightAdapter):
     kept: Tensor
 
     def __init__(self, layer: Layer, config: AdaLoRAConfig) -> None:
-        super().__init__()
-        self.layer, self.config, rank = layer.select(config.rows), config, config.start_rank
+        super().__init__(layer, config)
+        self.config, rank = config, config.start_rank
         rows, columns = self.layer.matrix_shape
         check_rank(self.kind, rank, (rows, columns), layer.shape(layer.main))
         self.whole_rows = not self.layer.chosen and not layer.transposed
@@ -97,11 +97,6 @@ class AdaLoRA(WeightAdapter):
         self.e = nn.Parameter(torch.zeros(rank))
         self.b = nn.Parameter(nn.init.normal_(torch.empty(rows, rank), std=0.02))
         self.register_buffer("kept", torch.ones(rank, dtype=torch.bool))
-
-    @classmethod
-    def groups(cls, module: nn.Module) -> tuple[tuple[str, ...], ...]:
-        """Return the weight of a Linear or convolution, or the input projections of nn.MultiheadAttention."""
-        return matrix_groups(module)
 
     def change(self, base: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return s · B · diag(E) · A, without the dropped ranks, in the weight's shape."""
