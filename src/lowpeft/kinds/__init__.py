@@ -16,7 +16,10 @@ from .convpass import Convpass, ConvpassConfig
 from .dora import DoRA, DoRAConfig
 from .full import Full, FullConfig
 from .learning import Calibrator, TrainingPart
+from .loha import LoHa, LoHaConfig
+from .lokr import LoKr, LoKrConfig
 from .lora import LoRA, LoRAConfig
+from .oft import OFT, OFTConfig
 from .parallax import ParallaxAdapter, ParallaxConfig
 from .spatial import SpatialAdapter, SpatialConfig
 from .ssf import SSF, SSFConfig
@@ -27,6 +30,7 @@ from .vera import VeRA, VeRAConfig
 __all__ = [
     "KINDS",
     "LAYERS",
+    "OFT",
     "SSF",
     "Adapter",
     "AdapterConfig",
@@ -43,8 +47,13 @@ __all__ = [
     "FullConfig",
     "Kind",
     "Layer",
+    "LoHa",
+    "LoHaConfig",
+    "LoKr",
+    "LoKrConfig",
     "LoRA",
     "LoRAConfig",
+    "OFTConfig",
     "ParallaxAdapter",
     "ParallaxConfig",
     "RootPart",
