@@ -72,8 +72,8 @@ class OFT(WeightAdapter):
         self.block = next(b for b in range(min(config.block, columns), 0, -1) if columns % b == 0)
         if self.block == 1:
             raise PlanError(
-                f"oft adapter: block {config.block} is below every divisor, from 2, of the {columns} columns of a weight "
-                f"of shape {layer.shape(layer.main)}; raise it, or exclude the layer with a '!' pattern"
+                f"oft adapter: block {config.block} is below every divisor, from 2, of the {columns} columns of a "
+                f"weight of shape {layer.shape(layer.main)}; raise it, or exclude the layer with a '!' pattern"
             )
         self.blocks = columns // self.block
         self.q = nn.Parameter(torch.zeros(1 if config.share else self.blocks, self.block * (self.block - 1) // 2))
