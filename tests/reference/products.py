@@ -24,11 +24,7 @@ def loha(weight: Tensor, w: Weights, scale: float, **layer: int) -> Tensor:
 def lokr(weight: Tensor, w: Weights, scale: float, **layer: int) -> Tensor:
     """W + scale · w1[i, j] · w2[a, b, y] at output i·p + a, input j·q + b and kernel entry y."""
     kernel = weight[0, 0].numel()
-    second = (
-        w["w2"]
-        if "w2" in w
-        else torch.stack([sum(a * b for a, b in zip(r, w["w2_b"], strict=True)) for r in w["w2_a"]])
-    )
+    second = w["w2"] if "w2" in w else torch.einsum("ar,rb->ab", w["w2_a"], w["w2_b"])
     p, q = len(second), second.shape[1] // kernel
     new = []
     for number, row in enumerate(rows(weight, **layer)):

@@ -103,6 +103,6 @@ class LoKr(WeightAdapter):
     def change(self, base: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return s · w1 ⊗ w2 in the weight's shape."""
         second = self.w2 if self.whole else self.w2_a @ self.w2_b
-        # The kernel is the fastest axis of both the columns of w2 and those of W, so one product of matrices is enough.
-        product = torch.kron(self.w1, second)
+        # The kernel is the fastest axis of the columns of both w2 and W, so this is the Kronecker product of matrices.
+        product = (self.w1[:, None, :, None] * second[:, None, :]).flatten(2).flatten(0, 1)
         return {name: self.layer.from_rows(product * self.scale, name) for name in base}
