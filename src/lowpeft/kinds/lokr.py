@@ -66,8 +66,8 @@ class LoKr(WeightAdapter):
     (p, rank), Kaiming-uniform, and `w2_b` (rank, q · k), which starts at zero. The change is exactly zero when new.
     l · m + p · q · k parameters, or l · m + rank · (p + q · k).
 
-    Source: LoKr of LyCORIS (arXiv 2309.14859). There s is 1 where `w2` is whole, `w1` may have a low rank too, and only
-    max(p, q) decides about `w2`, so a higher rank may have fewer parameters.
+    Source: LoKr of LyCORIS (arXiv 2309.14859). There `w1` may have a low rank too, s is 1 where both factors are whole,
+    and max(p, q) alone decides about `w2`, so a higher rank may have fewer parameters.
     """
 
     kind = "lokr"
