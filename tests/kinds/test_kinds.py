@@ -9,7 +9,20 @@ import torch
 from torch import Tensor, nn
 
 import lowpeft
-from lowpeft import ConvpassConfig, DoRAConfig, Features, Layer, Layout, LoRAConfig, PlanError, SSFConfig, VeRAConfig
+from lowpeft import (
+    ConvpassConfig,
+    DoRAConfig,
+    Features,
+    Layer,
+    Layout,
+    LoHaConfig,
+    LoKrConfig,
+    LoRAConfig,
+    OFTConfig,
+    PlanError,
+    SSFConfig,
+    VeRAConfig,
+)
 from lowpeft.core.planning.choosing import layer_of
 from lowpeft.kinds import Convpass, DoRA, VeRA
 from lowpeft.kinds.vera import VeRAMatrices
@@ -156,6 +169,11 @@ EVERY_KIND = {
     "dora": DoRAConfig(target="layer", rank=1),
     "ssf": SSF,
     "vera": VeRAConfig(target="layer", rank=5),
+    "loha": LoHaConfig(target="layer", rank=2),
+    "lokr": LoKrConfig(target="layer", rank=1),
+    "lokr whole": LoKrConfig(target="layer", rank=6),
+    "oft": OFTConfig(target="layer", block=9),
+    "oft shared": OFTConfig(target="layer", block=4, share=True),
 }
 every_kind = pytest.mark.parametrize("kind", EVERY_KIND)
 

@@ -22,7 +22,10 @@ from lowpeft import (
     ConvpassConfig,
     DoRAConfig,
     FullConfig,
+    LoHaConfig,
+    LoKrConfig,
     LoRAConfig,
+    OFTConfig,
     ParallaxConfig,
     PlanError,
     Recipe,
@@ -416,6 +419,9 @@ CONFIGS: dict[type[AdapterConfig], st.SearchStrategy[AdapterConfig]] = {
         beside=st.sampled_from(["both", "attention", "mlp"]),
     ),
     VeRAConfig: st.builds(VeRAConfig, target=targets, rank=st.integers(1, 64), start=positive, seed=st.integers(0, 9)),
+    LoHaConfig: st.builds(LoHaConfig, target=targets, rank=st.integers(1, 64), alpha=st.none() | positive),
+    LoKrConfig: st.builds(LoKrConfig, target=targets, rank=st.integers(1, 64), factor=st.just(-1) | st.integers(1, 64)),
+    OFTConfig: st.builds(OFTConfig, target=targets, block=st.integers(2, 256), share=st.booleans()),
 }
 settings_of_training = st.builds(
     TrainSettings,
