@@ -28,7 +28,10 @@ from lowpeft import (
     ConvpassConfig,
     DoRAConfig,
     FullConfig,
+    LoHaConfig,
+    LoKrConfig,
     LoRAConfig,
+    OFTConfig,
     PlanError,
     SpatialConfig,
     SSFConfig,
@@ -97,6 +100,9 @@ def adapters(label: str, network: Network) -> tuple[AdapterConfig, ...]:
         "dora": (DoRAConfig(target="**", rank=1),),
         "ssf": (SSFConfig(target="**"),),
         "vera": (VeRAConfig(target="**", rank=4),),
+        "loha": (LoHaConfig(target="**", rank=1),),
+        "lokr": (LoKrConfig(target="**", rank=1),),
+        "oft": (OFTConfig(block=9),),
         "adalora": (AdaLoRAConfig(target="**", rank=1, initial_rank=1),),
         "colora": (CoLoRAConfig(target="**", rank=1),),
         "convpass": (convpass(network),),
@@ -113,7 +119,20 @@ RECIPES = tuple(
     for name in bundled()
     if load_recipe(name).freeze_statistics and name not in ("stereo-only", "parallax-spatial")
 )
-LABELS = (*RECIPES, "full", "dora", "ssf", "vera", "adalora", "colora", "convpass", "combination")
+LABELS = (
+    *RECIPES,
+    "full",
+    "dora",
+    "ssf",
+    "vera",
+    "adalora",
+    "colora",
+    "loha",
+    "lokr",
+    "oft",
+    "convpass",
+    "combination",
+)
 
 
 @dataclass(frozen=True)
@@ -147,7 +166,7 @@ LATER = zoo.LATER | zoo.VARIANTS | {"swin2sr", "timm_swin"}
 
 # What a kind does with a weight depends on the layer, not on the network around it, and convpass has the ports of the
 # combination's spatial adapters: these networks have layers and blocks of every sort.
-ON_FEW = ("full", "dora", "ssf", "vera", "adalora", "colora", "convpass", "parallax")
+ON_FEW = ("full", "dora", "ssf", "vera", "adalora", "colora", "loha", "lokr", "oft", "convpass", "parallax")
 FEW = ("ipt", "nafnet", "rcan", "swinir")
 
 

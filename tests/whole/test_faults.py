@@ -19,6 +19,8 @@ from torch import Tensor, nn
 import lowpeft
 from lowpeft import (
     DoRAConfig,
+    LoHaConfig,
+    LoKrConfig,
     LoRAConfig,
     ParallaxConfig,
     PlanError,
@@ -325,6 +327,8 @@ KINDS = {
     "lora": EVERYWHERE,
     "dora": DoRAConfig(target="**", rank=1),
     "vera": VeRAConfig(target="**", rank=3),
+    "loha": LoHaConfig(target="**", rank=1),
+    "lokr": LoKrConfig(target="**", rank=1),
 }
 
 

@@ -76,7 +76,7 @@ def randomise_on_gpu(model: nn.Module) -> nn.Module:
     return randomise_adapters(model.cpu(), std=0.05).cuda()
 
 
-MERGEABLE = [case for case in CASES if case.label in ("lora", "full", "dora", "ssf", "vera")]
+MERGEABLE = [case for case in CASES if case.label in ("lora", "full", "dora", "ssf", "vera", "loha", "lokr", "oft")]
 
 
 @pytest.mark.parametrize("case", MERGEABLE, ids=str)

@@ -18,8 +18,11 @@ from .convpass import Convpass, ConvpassConfig
 from .dora import DoRA, DoRAConfig
 from .full import Full, FullConfig
 from .learning import Calibrator, TrainingPart
+from .loha import LoHa, LoHaConfig
+from .lokr import LoKr, LoKrConfig
 from .lora import LoRA, LoRAConfig
 from .matrices import LowRankConfig, MatrixAdapter, MatrixConfig
+from .oft import OFT, OFTConfig
 from .parallax import ParallaxAdapter, ParallaxConfig
 from .spatial import SpatialAdapter, SpatialConfig
 from .ssf import SSF, SSFConfig
@@ -30,6 +33,7 @@ from .vera import VeRA, VeRAConfig
 __all__ = [
     "KINDS",
     "LAYERS",
+    "OFT",
     "SSF",
     "AdaLoRA",
     "AdaLoRAConfig",
@@ -50,11 +54,16 @@ __all__ = [
     "FullConfig",
     "Kind",
     "Layer",
+    "LoHa",
+    "LoHaConfig",
+    "LoKr",
+    "LoKrConfig",
     "LoRA",
     "LoRAConfig",
     "LowRankConfig",
     "MatrixAdapter",
     "MatrixConfig",
+    "OFTConfig",
     "ParallaxAdapter",
     "ParallaxConfig",
     "RootPart",

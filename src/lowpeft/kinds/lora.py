@@ -14,7 +14,7 @@ from ..checks import is_number
 from ..errors import PlanError
 from ..ports.attachment import Layer
 from .learning import TrainingPart
-from .matrices import LowRankConfig, MatrixAdapter, check_rank, table_groups
+from .matrices import LowRankConfig, MatrixAdapter, check_rank
 from .starts import STARTS_FROM_DATA, InputStart, from_weight
 
 Start = Literal["random", "pissa", "olora", "corda", "eva"]
@@ -89,6 +89,7 @@ class LoRA(MatrixAdapter):
     """
 
     kind = "lora"
+    tables = True
 
     a: Tensor
     a0: Tensor
@@ -115,11 +116,6 @@ class LoRA(MatrixAdapter):
             self.calibrator_class = InputStart
         if config.b_rate != 1:
             self.training_part_class = LoRAPlus
-
-    @classmethod
-    def named_groups(cls, module: nn.Module) -> tuple[tuple[str, ...], ...]:
-        """Return the weight of an Embedding, and tables such as `relative_position_bias_table`."""
-        return table_groups(module)
 
     @property
     def is_offset(self) -> bool:

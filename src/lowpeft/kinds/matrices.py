@@ -81,7 +81,11 @@ class MatrixAdapter(WeightAdapter):
 
     Attributes:
         layer: The layer, limited to the rows that the config chooses: use its `matrix_shape`, `rows` and `from_rows`.
+        tables: True if the kind also fits tables that a pattern names: the weight of an Embedding, or a bare parameter
+            such as `relative_position_bias_table`.
     """
+
+    tables: ClassVar[bool] = False
 
     def __init__(self, layer: Layer, config: MatrixConfig) -> None:
         super().__init__()
@@ -91,6 +95,11 @@ class MatrixAdapter(WeightAdapter):
     def groups(cls, module: nn.Module) -> Groups:
         """Return the weight of a Linear or convolution, or the input projections of nn.MultiheadAttention."""
         return matrix_groups(module)
+
+    @classmethod
+    def named_groups(cls, module: nn.Module) -> Groups:
+        """Return the tables of a module, for kinds that fit them."""
+        return table_groups(module) if cls.tables else ()
 
 
 def check_rank(kind: str, rank: int, matrix: tuple[int, int], shape: tuple[int, ...]) -> None:

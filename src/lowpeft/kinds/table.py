@@ -18,7 +18,10 @@ from .colora import CoLoRA, CoLoRAConfig
 from .convpass import Convpass, ConvpassConfig
 from .dora import DoRA, DoRAConfig
 from .full import Full, FullConfig
+from .loha import LoHa, LoHaConfig
+from .lokr import LoKr, LoKrConfig
 from .lora import LoRA, LoRAConfig
+from .oft import OFT, OFTConfig
 from .parallax import ParallaxAdapter, ParallaxConfig
 from .spatial import SpatialAdapter, SpatialConfig
 from .ssf import SSF, SSFConfig
@@ -125,5 +128,8 @@ register_adapter(DoRAConfig, DoRA)
 register_adapter(SSFConfig, SSF)
 register_adapter(ConvpassConfig, Convpass)
 register_adapter(VeRAConfig, VeRA)
+register_adapter(LoHaConfig, LoHa)
+register_adapter(LoKrConfig, LoKr)
+register_adapter(OFTConfig, OFT)
 register_adapter(AdaLoRAConfig, AdaLoRA)
 register_adapter(CoLoRAConfig, CoLoRA)
