@@ -5,6 +5,7 @@ A recipe is a TOML file (the bundled ones are in this package's folder) or a `Re
     schema = 1
     name = "stereo"
     summary = "one line"
+    paper = "Method, arXiv number"
 
     [[adapter]]
     kind = "spatial"        # then the fields of that kind's config
@@ -34,6 +35,7 @@ SCHEMA = 1
 _PLAIN = {
     "name": (str, None),
     "summary": (str, ""),
+    "paper": (str, ""),
     "freeze_statistics": (bool, True),
     "from_scratch": (bool, False),
 }
@@ -47,6 +49,7 @@ class Recipe:
         name: Name of the recipe.
         adapters: One config per kind and target; the config's type chooses the code.
         summary: One-line description.
+        paper: Name and arXiv number of the paper that the method is from; empty if there is none.
         freeze_statistics: True to keep the whole base in eval mode under `.train()` (BatchNorm statistics, DropPath,
             dropout).
         from_scratch: True to train all weights of the network, newly initialised, without adapters.
@@ -58,6 +61,7 @@ class Recipe:
     name: str
     adapters: tuple[AdapterConfig, ...]
     summary: str = ""
+    paper: str = ""
     freeze_statistics: bool = True
     from_scratch: bool = False
     budget: Budget | None = None
@@ -189,6 +193,7 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
         "schema": SCHEMA,
         "name": recipe.name,
         "summary": recipe.summary,
+        "paper": recipe.paper,
         "freeze_statistics": recipe.freeze_statistics,
         "from_scratch": recipe.from_scratch,
         **({} if recipe.budget is None else {"budget": recipe.budget}),
