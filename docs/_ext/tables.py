@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 from unittest import mock
 
 from docutils import nodes
@@ -134,20 +134,72 @@ def kinds() -> str:
             f"`{kind.name}`",
             first_line(kind.config),
             ", ".join(f"`{f.name}={f.default!r}`" for f in fields) or "–",
-            "yes" if kind.on_weights else "no",
+            yes(kind.on_weights),
         ]
 
     return table(["kind", "what", "fields and defaults", "mergeable"], map(row, need("lowpeft.kinds", "kinds")()))
 
 
 def recipes() -> str:
-    load = need("lowpeft.recipes", "load_recipe")
+    """Every bundled recipe, as `lowpeft recipes` shows it."""
+    made = need("lowpeft.recipes", "counts")()
 
-    def row(name: str) -> list[str]:
-        recipe = load(name)
-        return [f"`{name}`", recipe.summary, ", ".join(f"`{config.kind}`" for config in recipe.adapters)]
+    def row(each: Any) -> list[str]:
+        shares = [str(each.shares.get(network, "–")) for network in made["networks"]]
+        adapters = ", ".join(f"`{kind}`" for kind in each.adapters) or "–"
+        where = "; ".join(f"`{place}`" if "*" in place else place for place in each.where)
+        merges = "–" if each.mergeable is None else yes(each.mergeable)
+        return [f"`{each.name}`", each.summary, adapters, where, *shares, merges, yes(each.needs_data), each.paper]
 
-    return table(["recipe", "what", "adapters"], map(row, need("lowpeft.recipes", "bundled")()))
+    header = ["recipe", "what", "adapters", "where", *made["networks"], "mergeable", "needs data", "paper"]
+    names = need("lowpeft.recipes", "bundled")()
+    rows = [row(each) for each in need("lowpeft.recipes", "overview")() if each.name in names]
+    return f"{table(header, rows)}\n\n{made_by(made)}"
+
+
+def yes(answer: bool) -> str:
+    return "yes" if answer else "no"
+
+
+def weight_kinds() -> str:
+    """What a kind that changes weights trains in each layer, and by what its size is set."""
+
+    def row(kind: Any) -> list[str]:
+        config = kind.config()
+        size = "fixed" if config.sizes is None else f"`{config.sizes[0]}`"
+        return [f"`{kind.name}`", parameters_of(kind.module), size, "yes", needs_data(kind, config)]
+
+    header = ["kind", "trained parameters per layer", "sized by", "mergeable", "needs data"]
+    return table(header, [row(kind) for kind in need("lowpeft.kinds", "kinds")() if kind.on_weights])
+
+
+def parameters_of(module: type) -> str:
+    """The sentence of a kind's docstring that says how many parameters it has; there must be one.
+
+    Raises:
+        ValueError: There is none, or several.
+    """
+    sentences = re.split(r"(?<=\.)\s+", inspect.getdoc(module) or "")
+    found = [" ".join(s.split()) for s in sentences if re.search(r"\bparameters\b", s)]
+    if len(found) != 1:
+        raise ValueError(f"{module.__name__} must have one sentence with its number of parameters, not {found}")
+    return re.sub(r" parameters( per layer)?\b", "", found[0]).rstrip(".")
+
+
+def needs_data(kind: Any, config: Any) -> str:
+    """Whether a kind learns its initial values from data, or with which of its settings."""
+    if kind.needs_data(config):
+        return "yes"
+    choices = {
+        name: get_args(hint) for name, hint in get_type_hints(kind.config).items() if get_origin(hint) is Literal
+    }
+    settings = [
+        f"`{name}={value!r}`"
+        for name, values in choices.items()
+        for value in values
+        if kind.needs_data(dataclasses.replace(config, **{name: value}))
+    ]
+    return f"with {' or '.join(settings)}" if settings else "no"
 
 
 def experiments() -> str:
@@ -743,6 +795,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "starts": stereo_start,
     "strips": measured("strips"),
     "switches": switches,
+    "weight-kinds": weight_kinds,
 }
 
 

@@ -1,4 +1,7 @@
-"""Command line: plan, prepare, verify-lr, check-pair, train, evaluate, enhance, lam, reproduce, info, convert, demo."""
+"""Command line.
+
+Commands: plan, info, recipes, prepare, verify-lr, check-pair, train, evaluate, enhance, lam, reproduce, convert, demo.
+"""
 
 from .main import EXTRAS, main, parser
 

@@ -89,6 +89,11 @@ class AdapterConfig:
         return None
 
     @property
+    def needs_data(self) -> bool:
+        """True if adapters with these settings learn their initial values from data: see `Kind.needs_data`."""
+        return False
+
+    @property
     def views(self) -> int:
         """Number of views of a scene that the adapter mixes; 1 for a kind that treats each image separately."""
         return 1
@@ -135,7 +140,7 @@ class Adapter(nn.Module, ABC):
         root_part: Part that the adapter shares with the other sites of its kind; None if the kind has no
             `root_part_class`.
         root_part_class, calibrator_class, training_part_class: Classes of the kind's optional parts. The last two may
-            be set on an instance, if they depend on its config.
+            be set on an instance, if they depend on its config, whose `needs_data` then says if there is a calibrator.
         zero_gradients: Names of the parameters whose gradient is zero by construction; `check_trainable` accepts it.
     """
 

@@ -61,6 +61,11 @@ class LoRAConfig(LowRankConfig):
             return self.alpha / math.sqrt(self.rank)
         return super().scale
 
+    @property
+    def needs_data(self) -> bool:
+        """True for the starts `corda` and `eva`."""
+        return self.start in STARTS_FROM_DATA
+
 
 class LoRAPlus(TrainingPart):
     """Learning rates of LoRA+ (arXiv 2402.12354): that of B is `b_rate` times that of A."""
@@ -112,7 +117,7 @@ class LoRA(MatrixAdapter):
             self.register_buffer("a0", a.clone())
             self.register_buffer("b0", torch.zeros(rows, config.rank))
             nn.init.zeros_(self.a)
-        if config.start in STARTS_FROM_DATA:
+        if config.needs_data:
             self.calibrator_class = InputStart
         if config.b_rate != 1:
             self.training_part_class = LoRAPlus

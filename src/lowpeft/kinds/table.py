@@ -47,6 +47,10 @@ class Kind:
         """Names of the config's fields."""
         return tuple(f.name for f in dataclasses.fields(self.config))
 
+    def needs_data(self, config: AdapterConfig) -> bool:
+        """Return whether adapters of a config learn their initial values from data, by `lowpeft.calibrate`."""
+        return self.module.calibrator_class is not None or config.needs_data
+
 
 KINDS: Registry[Kind] = Registry(
     "adapter kind",

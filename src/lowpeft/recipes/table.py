@@ -10,7 +10,7 @@ from ..errors import PlanError
 from ..kinds import AdapterConfig
 from ..registry import Registry
 from .recipe import Recipe, recipe_from_dict
-from .toml_files import read_toml, toml_names
+from .toml_files import read_toml, toml_header, toml_names
 
 RECIPES: Registry[Recipe] = Registry("recipe", error=PlanError)
 """Registered recipes; the bundled files are not among them."""
@@ -61,3 +61,13 @@ def load_recipe(recipe: str | Path | Recipe | AdapterConfig | Sequence[AdapterCo
     if not configs or not all(isinstance(c, AdapterConfig) for c in configs):
         raise PlanError(f"a recipe must be a name, a path, a Recipe or adapter configs, not {recipe!r}")
     return Recipe(name="+".join(dict.fromkeys(c.kind for c in configs)), adapters=configs)
+
+
+def recipe_header(recipe: str | Path) -> tuple[str, ...]:
+    """Return the comment lines at the beginning of a recipe's file; none for a registered recipe.
+
+    Args:
+        recipe: Name or path that `load_recipe` takes.
+    """
+    registered = isinstance(recipe, str) and recipe in RECIPES
+    return () if registered else toml_header(recipe, resources.files(__package__))

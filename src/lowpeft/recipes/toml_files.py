@@ -1,7 +1,9 @@
-"""Read TOML files and check their keys and plain values."""
+"""Read and write TOML files, and check their keys and plain values."""
 
 from __future__ import annotations
 
+import itertools
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib.resources.abc import Traversable
@@ -46,6 +48,39 @@ def read_toml(
         return tomllib.loads(text.decode()), origin
     except (UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
         raise PlanError(f"{origin} is not TOML: {error}") from error
+
+
+def toml_header(name_or_path: str | Path, folder: Traversable) -> tuple[str, ...]:
+    """Return the comment lines at the beginning of a file that `read_toml` has read, from the same arguments."""
+    bundled = isinstance(name_or_path, str) and name_or_path in toml_names(folder)
+    file = folder.joinpath(f"{name_or_path}.toml") if bundled else Path(name_or_path)
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return tuple(itertools.takewhile(lambda line: line.startswith("#"), lines))
+
+
+def write_toml(table: Mapping[str, Any]) -> str:
+    """Return a table as TOML: plain values, then lists of tables, and tables. None is left out."""
+    sections = [_lines({k: v for k, v in table.items() if not _is_table(v)})]
+    for name, value in table.items():
+        if _is_table(value):
+            heading = f"[{name}]" if isinstance(value, Mapping) else f"[[{name}]]"
+            rows = [value] if isinstance(value, Mapping) else value
+            sections += [f"{heading}\n{_lines(row)}" for row in rows]
+    return "\n".join(sections)
+
+
+def _is_table(value: object) -> bool:
+    """Return whether a value is a table, or a list of tables."""
+    first = value[0] if isinstance(value, list) and value else value
+    return isinstance(first, Mapping)
+
+
+def _lines(values: Mapping[str, Any]) -> str:
+    # JSON's notation of strings, numbers and lists is TOML's, but for a character that TOML wants escaped.
+    texts = {
+        k: json.dumps(v, ensure_ascii=False).replace("\x7f", r"\u007f") for k, v in values.items() if v is not None
+    }
+    return "".join(f"{key} = {text}\n" for key, text in texts.items())
 
 
 def check_schema(table: Mapping[str, Any], schema: int, problems: list[str]) -> None:

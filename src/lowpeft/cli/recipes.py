@@ -1,0 +1,106 @@
+"""`lowpeft recipes`: a table of all recipes, or one of them in full."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from .. import tables
+from ..recipes import (
+    RecipeRow,
+    counts,
+    load_recipe,
+    overview,
+    overview_row,
+    recipe_header,
+    recipe_to_dict,
+    write_toml,
+)
+from .common import new_command
+
+_WIDTH = range(100, 121)
+"""Widths at which text below the rows is broken, in characters: that of the terminal, within these."""
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the parser."""
+    sub = new_command(
+        commands,
+        "recipes",
+        run,
+        "show all recipes and what they train, or one of them as a file to start from",
+        "lowpeft recipes lora",
+    )
+    sub.add_argument("recipe", nargs="?", help="show this recipe in full: a name, or a path to a .toml recipe")
+    sub.add_argument("--json", action="store_true", help="print the rows of the table as JSON")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the table, the rows as JSON, or one recipe."""
+    recipe = None if options.recipe is None else load_recipe(options.recipe)
+    rows = overview() if recipe is None else (overview_row(recipe),)
+    if options.json:
+        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2, ensure_ascii=False))
+    elif recipe is None:
+        print(f"{_table(rows)}\n\n{_notes()}")
+    else:
+        print("\n".join([*_header(options.recipe, rows[0]), write_toml(recipe_to_dict(recipe))]), end="")
+
+
+def _table(rows: Sequence[RecipeRow]) -> str:
+    """Return the table, with the paper and the summary of each recipe below its row."""
+    networks = tuple(counts()["networks"])
+    header = ("recipe", "adapters", "where", *networks, "merge", "data")
+    cells = [header]
+    for row in rows:
+        shares = (str(row.shares.get(network, tables.NOTHING)) for network in networks)
+        cells.append(
+            (
+                row.name,
+                ", ".join(row.adapters) or tables.NOTHING,
+                "; ".join(row.where),
+                *shares,
+                *_answers(row).values(),
+            )
+        )
+    heading, *lines = tables.text(cells).splitlines()
+    texts = (f"  {row.paper} – {row.summary}" if row.paper else f"  {row.summary}" for row in rows)
+    return "\n".join([heading, *(f"{line}\n{_wrapped(text)}" for line, text in zip(lines, texts, strict=True))])
+
+
+def _answers(row: RecipeRow) -> dict[str, str]:
+    """Return whether a recipe can be merged, and whether it needs data."""
+    merge = tables.NOTHING if row.mergeable is None else "yes" if row.mergeable else "no"
+    return {"merge": merge, "data": "yes" if row.needs_data else "no"}
+
+
+def _header(recipe: str, row: RecipeRow) -> list[str]:
+    """Return the comments at the beginning of a recipe's file, followed by what the table says of it."""
+    shares = {name: f"{share.trained:,} of {share.of:,} parameters, {share}" for name, share in row.shares.items()}
+    facts = {"where": "; ".join(row.where), **shares, **_answers(row)}
+    comments = recipe_header(recipe)
+    return [*comments, *["#"] * bool(comments), *(f"# {name:<10} {text}" for name, text in facts.items())]
+
+
+def _notes() -> str:
+    made = counts()
+    of = " and ".join(f"{name} ({count:,} parameters)" for name, count in made["networks"].items())
+    counted = f"Counted by `{made['command']}` on {made['date']}; {tables.NOTHING} for a recipe that was not counted."
+    notes = (
+        f"Shares: what the recipe trains, before calibration, over what the network has: {of}. {counted}",
+        "merge: the change can be written into the weights. data: the initial values are learned from data.",
+        "lowpeft plan RECIPE --weights FILE counts for your own network.",
+        "lowpeft recipes RECIPE shows one recipe in full, as a file from which to make your own.",
+    )
+    return "\n".join(map(_wrapped, notes))
+
+
+def _wrapped(text: str) -> str:
+    width = min(max(shutil.get_terminal_size((_WIDTH[0], 0)).columns, _WIDTH[0]), _WIDTH[-1])
+    indent = text[: len(text) - len(text.lstrip())]
+    return textwrap.fill(text, width, subsequent_indent=indent, break_on_hyphens=False)
