@@ -26,7 +26,7 @@ from lowpeft.demo import demo_backbone, make_scene, write_scenes
 from lowpeft.restoration.images import matlab_downscale, read_image, write_image
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # `lowpeft.` and `lowpeft-demo` are other words; a line that ends in \\ goes on, a # or && begins something else.
 PRINTED = re.compile(r"(?:^|&& )(?:\$ )?(?:[^\n`]* -m )?lowpeft (.*?)(?: +#.*| &&.*)?$", re.MULTILINE)
 

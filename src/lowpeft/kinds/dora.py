@@ -38,7 +38,8 @@ class DoRA(MatrixAdapter):
         (g − 1) · W + g · (alpha / rank) · B A        g = (1 + δ) · ‖W‖ / ‖V‖
 
     is exactly zero on every device. An output row of zeros has no direction; there g = 1, which is plain LoRA.
-    rank · (rows + columns) + rows parameters.
+
+    Trained parameters per layer: rank · (rows + columns) + rows.
 
     Source: DoRA (arXiv 2402.09353).
     """

@@ -24,7 +24,9 @@ class Full(WeightAdapter):
     """Adapted parameter `W + D` with D of W's shape, zero when new.
 
     The adapter stores the difference, not the new weight, so the base is never written. Therefore `restore`,
-    `disabled` and `set_strength` work as for every other kind. As many parameters as W has.
+    `disabled` and `set_strength` work as for every other kind.
+
+    Trained parameters per layer: as many as it has.
     """
 
     kind = "full"

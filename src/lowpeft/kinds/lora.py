@@ -87,7 +87,9 @@ class LoRA(MatrixAdapter):
 
     which is exactly zero when new: the base is never written. The layer still reads `weight`, so stride, dilation,
     groups, padding modes, subclasses and functional use of the weight need no code here, and the merged layer computes
-    the same as the adapted one. rank · (rows + columns) parameters; rank · rows with A frozen.
+    the same as the adapted one.
+
+    Trained parameters per layer: rank · (rows + columns), or rank · rows with A frozen.
 
     Sources: LoRA (arXiv 2106.09685), rsLoRA (2312.03732), LoRA-FA (2308.03303), LoRA+ (2402.12354); `starts` for the
     starts.

@@ -25,7 +25,9 @@ class SSF(MatrixAdapter):
 
     It is folded into the layer: the weight changes by `scale · W` (per output row), the bias by `scale · b + shift`.
     This is exact for every padding, because it acts on the layer's output. A layer without a bias gets the factor only:
-    an offset would need a parameter that the checkpoint does not have. `out` parameters, 2 · out with a bias.
+    an offset would need a parameter that the checkpoint does not have.
+
+    Trained parameters per layer: 2 · rows, or rows without a bias.
 
     Source: SSF (arXiv 2210.08823). The published code initialises with N(1, 0.02) and N(0, 0.02), so a new network
     there differs from its base; here it equals the base.

@@ -76,9 +76,10 @@ class VeRAMatrices(RootPart):
 class VeRA(MatrixAdapter):
     """Adapted weight `W + diag(b) · B · diag(d) · A`, with the shared A and B cut to W's columns and rows.
 
-    `b` is (rows,) and starts at zero; `d` is (rank,) and starts at `start`. rows + rank parameters per layer. W is
-    reshaped to a matrix with one row per output, so every sort of convolution is adapted like a linear layer; the paper
-    has linear layers only.
+    `b` is (rows,) and starts at zero; `d` is (rank,) and starts at `start`. W is reshaped to a matrix with
+    one row per output, so every sort of convolution is adapted like a linear layer; the paper has linear layers only.
+
+    Trained parameters per layer: rows + rank.
 
     Source: VeRA (arXiv 2310.11454).
     """
