@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import lowpeft
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
@@ -112,14 +114,25 @@ def test_ci_runs_the_documented_commands() -> None:
     assert [c for c in commands if c.startswith(("pip install", "pytest -n")) and c not in readme] == []
 
 
-def test_generated_pages_have_their_sources() -> None:
-    """Every table, the command line and the API page can be written from the package."""
+@pytest.fixture(scope="module")
+def tables() -> types.ModuleType:
+    """The module that writes the generated parts of pages."""
     pytest.importorskip("sphinx")
     spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "_ext" / "tables.py")
     assert spec is not None
     assert spec.loader is not None
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("kind", [k for k in lowpeft.kinds.kinds() if k.on_weights], ids=lambda k: k.name)
+def test_a_weight_kind_says_how_many_parameters_it_trains(kind: lowpeft.kinds.Kind, tables: types.ModuleType) -> None:
+    assert tables.parameters_of(kind.module) != "–"
+
+
+def test_generated_pages_have_their_sources(tables: types.ModuleType) -> None:
+    """Every table, the command line and the API page can be written from the package."""
     used = {m for page in PAGES for m in re.findall(r"```\{generated\} ([\w-]+)", page.read_text(encoding="utf-8"))}
     assert used == set(tables.GENERATED)
     for write in tables.GENERATED.values():

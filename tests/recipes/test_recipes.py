@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import re
+import tomllib
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,23 @@ from lowpeft import (
     VeRAConfig,
     load_recipe,
 )
+from lowpeft.demo import demo_backbone
 from lowpeft.kinds import AdapterConfig, kinds
-from lowpeft.recipes import bundled, config_from_dict, config_to_dict, override, recipe_from_dict, recipe_to_dict
+from lowpeft.recipes import (
+    bundled,
+    config_from_dict,
+    config_to_dict,
+    override,
+    overview,
+    recipe_from_dict,
+    recipe_to_dict,
+)
+from lowpeft.recipes import write_toml as written
 
 pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")
 
 BUNDLED = pytest.mark.parametrize("name", bundled())
+ADAPTING = pytest.mark.parametrize("name", [name for name in bundled() if load_recipe(name).adapters])
 STEREO = load_recipe("stereo")
 
 
@@ -79,6 +91,11 @@ def test_a_bundled_recipe_is_known_by_its_file_name(name: str) -> None:
 @BUNDLED
 def test_a_bundled_recipe_says_what_it_is(name: str) -> None:
     assert load_recipe(name).summary
+
+
+@BUNDLED
+def test_a_bundled_recipe_says_whose_it_is(name: str) -> None:
+    assert re.search(r", arXiv \d{4}\.\d{5}$|^lowpeft's own$", load_recipe(name).paper)
 
 
 @BUNDLED
@@ -122,6 +139,27 @@ def test_the_stereo_recipe_trains_as_in_the_paper() -> None:
     t = STEREO.training
     assert (t.steps, t.batch, t.crop_height_px, t.crop_width_px) == (200_000, 3, 128, 320)
     assert (t.learning_rate, t.clip_norm) == (5e-4, 0.01)
+
+
+@pytest.mark.parametrize("name", [each.name for each in overview() if each.mergeable])
+def test_recipes_for_weights_train_as_the_stereo_recipe_does(name: str) -> None:
+    """Their files name few settings, so this holds the defaults too; LoRA+ has two rates with the same mean."""
+    recipe = load_recipe(name)
+    rate = recipe.training.learning_rate * getattr(recipe.adapters[0], "b_rate", 1.0) ** 0.5
+    assert dataclasses.replace(recipe.training, learning_rate=rate) == STEREO.training
+
+
+@ADAPTING
+def test_recipes_start_as_the_network_itself(name: str) -> None:
+    """On the demo's network, whose size is between the tiny ones of other tests and published ones."""
+    base = demo_backbone()
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = base.module(images)
+        model = lowpeft.adapt(base, name)
+        views = images.split(1) if load_recipe(name).views == 2 else (images,)
+        got = model(*views)
+    assert torch.equal(torch.cat(got) if isinstance(got, tuple) else got, wanted)
 
 
 @pytest.mark.parametrize(
@@ -196,6 +234,8 @@ def test_a_file_that_is_not_text_is_refused_by_name(tmp_path: Path) -> None:
         ({"schema": None}, "schema is None"),
         ({"sumary": "x"}, "'sumary' (did you mean 'summary'?)"),
         ({"name": 3}, "name must be a string, not 3"),
+        ({"paper": 3}, "paper must be a string, not 3"),
+        ({"papers": "x"}, "'papers' (did you mean 'paper'"),
         ({"adapter": []}, "[[adapter]]"),
         ({"adapter": {"kind": "spatial"}}, "[[adapter]]"),
         ({"adapter": [{"reduction": 4}]}, "'kind', not {'reduction': 4}"),
@@ -215,6 +255,13 @@ def test_a_table_is_read_strictly(changes: dict[str, Any], problem: str) -> None
         recipe_from_dict(table(**changes))
     assert len(caught.value.problems) == 1
     assert problem in caught.value.problems[0]
+
+
+def test_a_recipe_without_a_paper_is_read_as_before() -> None:
+    """Adapter files that were written before the field have none."""
+    values = recipe_to_dict(STEREO)
+    del values["paper"]
+    assert recipe_from_dict(values) == dataclasses.replace(STEREO, paper="")
 
 
 def test_all_problems_of_a_table_are_listed_at_once() -> None:
@@ -459,6 +506,7 @@ adapting = st.builds(
     name=st.text(min_size=1, max_size=8),
     adapters=st.lists(st.one_of(*CONFIGS.values()), min_size=1, max_size=3).map(tuple),
     summary=st.text(max_size=20),
+    paper=st.text(max_size=20),
     freeze_statistics=st.booleans(),
     training=settings_of_training | settings_with_milestones,
 )
@@ -479,6 +527,11 @@ def test_every_kind_takes_part_in_the_round_trips() -> None:
 @given(st.one_of(*CONFIGS.values()))
 def test_a_config_survives_json(config: AdapterConfig) -> None:
     assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
+
+
+@given(recipes)
+def test_a_recipe_survives_its_text_as_toml(recipe: Recipe) -> None:
+    assert recipe_from_dict(tomllib.loads(written(recipe_to_dict(recipe)))) == recipe
 
 
 @given(recipes)

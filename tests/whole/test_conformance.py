@@ -113,11 +113,13 @@ def adapters(label: str, network: Network) -> tuple[AdapterConfig, ...]:
 
 # The recipe `full` lets DropPath and statistics move, and `scratch` attaches nothing: tests/restoration/test_train.py
 # has both. `stereo-only` is a part of `stereo`. Other placements of spatial adapters are ports: see
-# tests/families/test_families.py.
+# tests/families/test_families.py. Of the recipes for weights, `lora` stands for all: kinds have labels of their own.
 RECIPES = tuple(
     name
     for name in bundled()
-    if load_recipe(name).freeze_statistics and name not in ("stereo-only", "parallax-spatial")
+    if load_recipe(name).freeze_statistics
+    and name not in ("stereo-only", "parallax-spatial")
+    and (name == "lora" or not all(get_kind(config.kind).on_weights for config in load_recipe(name).adapters))
 )
 LABELS = (
     *RECIPES,
