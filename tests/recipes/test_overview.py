@@ -81,7 +81,9 @@ CHOICES = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "choice"), [*((k, {}) for k in kinds()), *CHOICES], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "choice"), [*((k, {}) for k in kinds()), *CHOICES], ids=lambda x: x.name if hasattr(x, "name") else str(x)
+)
 def test_a_kind_that_needs_data_is_one_with_a_calibrator(kind: lowpeft.kinds.Kind, choice: dict[str, str]) -> None:
     """What a config says without a network is what its adapters do in one."""
     config = kind.config(**choice)

@@ -26,7 +26,7 @@ class Full(WeightAdapter):
     The adapter stores the difference, not the new weight, so the base is never written. Therefore `restore`,
     `disabled` and `set_strength` work as for every other kind.
 
-    Trained parameters per layer: as many as it has.
+    Trained parameters per layer: as many as its target has.
     """
 
     kind = "full"
