@@ -26,7 +26,9 @@ class LoHa(MatrixAdapter):
 
     W is taken as a matrix with one row per output channel. `a1`, `a2` are (rows, rank), `b1`, `b2` (rank, columns).
     `b2` starts at zero, the others Kaiming-uniform as in a new Linear, so the change is exactly zero when new. Its rank
-    is up to rank². 2 · rank · (rows + columns) parameters, those of LoRA at twice the rank.
+    is up to rank².
+
+    Trained parameters per layer: 2 · rank · (rows + columns), those of LoRA at twice the rank.
 
     Sources: FedPara (arXiv 2108.06098), LoHa of LyCORIS (2309.14859). LyCORIS starts `a2` at zero in place of `b2`, and
     has a second form for convolutions, with a core tensor; a convolution is adapted like a linear layer here.

@@ -63,7 +63,8 @@ class LoKr(MatrixAdapter):
     `w1` starts Kaiming-uniform as in a new Linear. `w2` is trained whole if rank ≥ max(p, q) / 2, or if its product
     form would have as many parameters; it then starts at zero. Otherwise it is `w2_a` · `w2_b`, with `w2_a`
     (p, rank), Kaiming-uniform, and `w2_b` (rank, q · k), which starts at zero. The change is exactly zero when new.
-    l · m + p · q · k parameters, or l · m + rank · (p + q · k).
+
+    Trained parameters per layer: l · m + p · q · k, or l · m + rank · (p + q · k).
 
     Source: LoKr of LyCORIS (arXiv 2309.14859). There `w1` may have a low rank too, s is 1 where both factors are whole,
     and max(p, q) alone decides about `w2`, so a higher rank may have fewer parameters.

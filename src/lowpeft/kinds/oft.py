@@ -54,7 +54,9 @@ class OFT(MatrixAdapter):
         W (R − I)ᵀ        R − I = −2 Q (I + Q)⁻¹
 
     computed in float32 or wider; it is exactly zero when new. Lengths of the rows of W, and the angles between them, do
-    not change. columns · (b − 1) / 2 parameters, or b · (b − 1) / 2 with `share`.
+    not change.
+
+    Trained parameters per layer: columns · (b − 1) / 2, or b · (b − 1) / 2 with `share`, for blocks of side b.
 
     Source: OFT (arXiv 2306.07280). The paper's bound on Q (COFT), and the scale and butterfly factors of BOFT (arXiv
     2311.06243) are not here.
