@@ -76,8 +76,10 @@ class AdaLoRA(MatrixAdapter):
     """Adapted weight `W + s · B · diag(E) · A`, with s = alpha / initial rank, also when ranks were dropped.
 
     `a` is (rank, columns), `b` is (rows, rank), both normal with standard deviation 0.02; `e` is (rank,) and starts at
-    zero. rank · (rows + columns + 1) parameters, with the initial rank. `RankBudget` drops ranks in training. They stay
-    in the file, with zeros for E and False in `kept`; if E is averaged over steps, they add nothing all the same.
+    zero. `RankBudget` drops ranks in training. They stay in the file, with zeros for E and False in `kept`; if E is
+    averaged over steps, they add nothing all the same.
+
+    Trained parameters per layer: rank · (rows + columns + 1), with the initial rank.
 
     Source: AdaLoRA (arXiv 2303.10512). Its code divides by the rank + 1e-5.
     """

@@ -98,7 +98,9 @@ def nearest(total: Callable[[float], int], wanted: int, shares: Iterable[float])
 class CoLoRA(LoRA):
     """`LoRA`, with a rank of its own in each layer, from `lowpeft.calibrate`; uniform LoRA without it.
 
-    rank · (rows + columns) parameters per layer. All fields of LoRA apply, but a start from data.
+    All fields of LoRA apply, but a start from data.
+
+    Trained parameters per layer: rank · (rows + columns).
 
     Source: CoLoRA (arXiv 2408.01099). Its method was read on its project page alone: a ratio δ per layer from filter
     attribution (FAIG), and a rank from δ. FAIG needs a network that was fully tuned for the task, and the map from δ to
