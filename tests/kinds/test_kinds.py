@@ -9,7 +9,19 @@ import torch
 from torch import Tensor, nn
 
 import lowpeft
-from lowpeft import ConvpassConfig, DoRAConfig, Features, Layer, Layout, LoRAConfig, PlanError, SSFConfig, VeRAConfig
+from lowpeft import (
+    ConvpassConfig,
+    DoRAConfig,
+    Features,
+    FishConfig,
+    IA3Config,
+    Layer,
+    Layout,
+    LoRAConfig,
+    PlanError,
+    SSFConfig,
+    VeRAConfig,
+)
 from lowpeft.core.planning.choosing import layer_of
 from lowpeft.kinds import Convpass, DoRA, VeRA
 from lowpeft.kinds.vera import VeRAMatrices
@@ -156,6 +168,9 @@ EVERY_KIND = {
     "dora": DoRAConfig(target="layer", rank=1),
     "ssf": SSF,
     "vera": VeRAConfig(target="layer", rank=5),
+    "ia3": IA3Config(target="layer"),
+    "ia3 on inputs": IA3Config(target="layer", side="input"),
+    "fish": FishConfig(target="layer", share=0.3),
 }
 every_kind = pytest.mark.parametrize("kind", EVERY_KIND)
 
@@ -253,6 +268,15 @@ BAD = [
     (VeRAConfig, {"rank": 0}),
     (VeRAConfig, {"start": 0}),
     (VeRAConfig, {"seed": -1}),
+    (IA3Config, {"side": "both"}),
+    (IA3Config, {"rows": "q,x"}),
+    (FishConfig, {"share": 0}),
+    (FishConfig, {"share": 1.5}),
+    (FishConfig, {"share": 0.5, "cap": 0.1}),
+    (FishConfig, {"cap": 0}),
+    (FishConfig, {"cap": 2.0}),
+    (FishConfig, {"entries": 0}),
+    (FishConfig, {"entries": 1.5}),
     (ConvpassConfig, {"hidden": 0}),
     (ConvpassConfig, {"scale": float("nan")}),
     (ConvpassConfig, {"dropout": 1.0}),

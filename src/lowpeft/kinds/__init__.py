@@ -12,11 +12,15 @@ from .base import (
     TokenAdapter,
     WeightAdapter,
 )
+from .bitfit import BitFit, BitFitConfig
 from .convpass import Convpass, ConvpassConfig
 from .dora import DoRA, DoRAConfig
+from .fish import Fish, FishConfig
 from .full import Full, FullConfig
+from .ia3 import IA3, IA3Config
 from .learning import Calibrator, TrainingPart
 from .lora import LoRA, LoRAConfig
+from .norm import Norm, NormConfig
 from .parallax import ParallaxAdapter, ParallaxConfig
 from .spatial import SpatialAdapter, SpatialConfig
 from .ssf import SSF, SSFConfig
@@ -25,12 +29,15 @@ from .table import KINDS, Kind, get_kind, kinds, register_adapter, unregister_ad
 from .vera import VeRA, VeRAConfig
 
 __all__ = [
+    "IA3",
     "KINDS",
     "LAYERS",
     "SSF",
     "Adapter",
     "AdapterConfig",
     "Attachment",
+    "BitFit",
+    "BitFitConfig",
     "Calibrator",
     "Convpass",
     "ConvpassConfig",
@@ -38,13 +45,18 @@ __all__ = [
     "DoRAConfig",
     "FeatureAdapter",
     "FeatureConfig",
+    "Fish",
+    "FishConfig",
     "Forward",
     "Full",
     "FullConfig",
+    "IA3Config",
     "Kind",
     "Layer",
     "LoRA",
     "LoRAConfig",
+    "Norm",
+    "NormConfig",
     "ParallaxAdapter",
     "ParallaxConfig",
     "RootPart",

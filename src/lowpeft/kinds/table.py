@@ -13,10 +13,14 @@ from .base import (
     FeatureAdapter,
     WeightAdapter,
 )
+from .bitfit import BitFit, BitFitConfig
 from .convpass import Convpass, ConvpassConfig
 from .dora import DoRA, DoRAConfig
+from .fish import Fish, FishConfig
 from .full import Full, FullConfig
+from .ia3 import IA3, IA3Config
 from .lora import LoRA, LoRAConfig
+from .norm import Norm, NormConfig
 from .parallax import ParallaxAdapter, ParallaxConfig
 from .spatial import SpatialAdapter, SpatialConfig
 from .ssf import SSF, SSFConfig
@@ -123,3 +127,7 @@ register_adapter(DoRAConfig, DoRA)
 register_adapter(SSFConfig, SSF)
 register_adapter(ConvpassConfig, Convpass)
 register_adapter(VeRAConfig, VeRA)
+register_adapter(IA3Config, IA3)
+register_adapter(BitFitConfig, BitFit)
+register_adapter(NormConfig, Norm)
+register_adapter(FishConfig, Fish)
