@@ -19,10 +19,14 @@ from spandrel.architectures.SwinIR import SwinIR
 
 import lowpeft
 from lowpeft import (
+    BitFitConfig,
     ConvpassConfig,
     DoRAConfig,
+    FishConfig,
     FullConfig,
+    IA3Config,
     LoRAConfig,
+    NormConfig,
     ParallaxConfig,
     PlanError,
     Recipe,
@@ -416,6 +420,18 @@ CONFIGS: dict[type[AdapterConfig], st.SearchStrategy[AdapterConfig]] = {
         beside=st.sampled_from(["both", "attention", "mlp"]),
     ),
     VeRAConfig: st.builds(VeRAConfig, target=targets, rank=st.integers(1, 64), start=positive, seed=st.integers(0, 9)),
+    IA3Config: st.builds(
+        IA3Config, target=targets, side=st.sampled_from(["output", "input"]), rows=st.sampled_from([None, "k,v"])
+    ),
+    BitFitConfig: st.builds(BitFitConfig, target=targets),
+    NormConfig: st.builds(NormConfig, target=targets),
+    FishConfig: st.builds(
+        FishConfig,
+        target=targets,
+        share=st.floats(1e-6, 0.5),
+        cap=st.floats(0.5, 1),
+        entries=st.none() | st.integers(1, 10**6),
+    ),
 }
 settings_of_training = st.builds(
     TrainSettings,

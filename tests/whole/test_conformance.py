@@ -23,10 +23,14 @@ from torch import Tensor, nn
 import lowpeft
 import zoo
 from lowpeft import (
+    BitFitConfig,
     ConvpassConfig,
     DoRAConfig,
+    FishConfig,
     FullConfig,
+    IA3Config,
     LoRAConfig,
+    NormConfig,
     PlanError,
     SpatialConfig,
     SSFConfig,
@@ -37,6 +41,7 @@ from lowpeft import (
 from lowpeft.core.attachment.slots import pieces_in
 from lowpeft.families import families, find_places, recognise
 from lowpeft.kinds import AdapterConfig, WeightAdapter, get_kind, kinds
+from lowpeft.kinds.roles import is_norm
 from lowpeft.ports.base import SLOT
 from lowpeft.recipes import Recipe, bundled, load_recipe
 from states import assert_same_tensors, tensors
@@ -84,6 +89,11 @@ def convpass(network: Network) -> ConvpassConfig:
     return ConvpassConfig(hidden=2, target=[place.path for place in stages])
 
 
+def norm(network: Network) -> AdapterConfig:
+    """The norms of a network; the biases of one that has none."""
+    return NormConfig() if any(map(is_norm, pristine(network).modules())) else BitFitConfig()
+
+
 def adapters(label: str, network: Network) -> tuple[AdapterConfig, ...]:
     """The adapter configs that a label of `LABELS` stands for."""
     if label in RECIPES:
@@ -96,6 +106,10 @@ def adapters(label: str, network: Network) -> tuple[AdapterConfig, ...]:
         "ssf": (SSFConfig(target="**"),),
         "vera": (VeRAConfig(target="**", rank=4),),
         "convpass": (convpass(network),),
+        "ia3": (IA3Config(),),
+        "bitfit": (BitFitConfig(),),
+        "norm": (norm(network),),
+        "fish": (FishConfig(target="**.weight", share=0.5),),
         "combination": (SpatialConfig(), StereoConfig(every=1), lora, full),
     }
     return table[label]
@@ -109,7 +123,7 @@ RECIPES = tuple(
     for name in bundled()
     if load_recipe(name).freeze_statistics and name not in ("stereo-only", "parallax-spatial")
 )
-LABELS = (*RECIPES, "full", "dora", "ssf", "vera", "convpass", "combination")
+LABELS = (*RECIPES, "full", "dora", "ssf", "vera", "convpass", "ia3", "bitfit", "norm", "fish", "combination")
 
 
 @dataclass(frozen=True)
@@ -143,7 +157,7 @@ LATER = zoo.LATER | zoo.VARIANTS | {"swin2sr", "timm_swin"}
 
 # What a kind does with a weight depends on the layer, not on the network around it, and convpass has the ports of the
 # combination's spatial adapters: these networks have layers and blocks of every sort.
-ON_FEW = ("full", "dora", "ssf", "vera", "convpass", "parallax")
+ON_FEW = ("full", "dora", "ssf", "vera", "convpass", "ia3", "bitfit", "norm", "fish", "parallax")
 FEW = ("ipt", "nafnet", "rcan", "swinir")
 
 
@@ -523,18 +537,18 @@ def test_a_strength_outside_0_to_1_is_refused(strength: object) -> None:
 
 # --- Several adapters ------------------------------------------------------------------------------------------------
 
-SITE = "layers.1.conv"
-SITE_INPUT = torch.randn(2, 12, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+SITE, SITES = "layers.1.conv", {"norm": "layers.1.residual_group.blocks.0.norm1"}
+SITE_INPUT = torch.randn(2, 12, 4, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
 
 
 def on_site(kind: str) -> AdapterConfig:
-    """A config of that kind for one convolution of SwinIR."""
-    config = get_kind(kind).config(target=SITE)
+    """A config of that kind for one convolution of SwinIR, or a norm where the kind is for norms."""
+    config = get_kind(kind).config(target=SITES.get(kind, SITE))
     return StereoConfig(target=SITE, every=1) if isinstance(config, StereoConfig) else config
 
 
 def two_on_one_site(kind: str) -> tuple[nn.Module, Callable[..., Tensor]]:
-    """SwinIR in float64 with the random adapters `a` and `b` on one convolution, and a call of that convolution."""
+    """SwinIR in float64 with the random adapters `a` and `b` on one module (`on_site`), and a call of it."""
     root = fresh(SWINIR).double()
     for name in "ab":
         lowpeft.adapt(root, on_site(kind), name=name)
@@ -548,7 +562,7 @@ def two_on_one_site(kind: str) -> tuple[nn.Module, Callable[..., Tensor]]:
         for name in "ab":
             lowpeft.set_strength(root, strengths.get(name, 0.0), name=name)
         with torch.no_grad():
-            return root.get_submodule(SITE)(SITE_INPUT.clone())
+            return root.get_submodule(SITES.get(kind, SITE))(SITE_INPUT.clone())
 
     return root, call
 
@@ -581,7 +595,7 @@ def test_removing_one_adapter_leaves_the_other(kind: str) -> None:
     assert lowpeft.restore(root, name="a") is root
     assert [name for name, _ in lowpeft.adapter_parameters(root)] == names_of_b
     with torch.no_grad():
-        assert torch.equal(root.get_submodule(SITE)(SITE_INPUT.clone()), only_b)
+        assert torch.equal(root.get_submodule(SITES.get(kind, SITE))(SITE_INPUT.clone()), only_b)
 
 
 @every_network

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 import lowpeft
 from lowpeft import (
     DoRAConfig,
+    FishConfig,
+    IA3Config,
     LoRAConfig,
     ParallaxConfig,
     PlanError,
@@ -325,6 +327,8 @@ KINDS = {
     "lora": EVERYWHERE,
     "dora": DoRAConfig(target="**", rank=1),
     "vera": VeRAConfig(target="**", rank=3),
+    "ia3": IA3Config(),
+    "fish": FishConfig(share=0.05),
 }
 
 
