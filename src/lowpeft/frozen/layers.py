@@ -8,11 +8,12 @@ Noticed also in memsave_torch (arXiv 2404.12406).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
@@ -25,18 +26,21 @@ Forward = Callable[..., Tensor]
 
 
 class _FrozenConv(torch.autograd.Function):
-    """A convolution whose weight and bias are frozen; it keeps the weight and the shape of the input."""
+    """A convolution whose weight and bias are frozen; it keeps the weight and the shape of the input.
+
+    The geometry (stride, padding, …) is that of `layer`, the weight may be another.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: _ConvNd, run: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layer: _ConvNd, weight: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
         out = run(x)
-        ctx.save_for_backward(layer.weight)
+        ctx.save_for_backward(weight)
         ctx.layer, ctx.shape, ctx.dtype = layer, x.shape, x.dtype
         ctx.format = torch.channels_last if x.dim() == 4 and _is_channels_last(x) else torch.contiguous_format
         return out
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         refuse_second_order()
         (gradient,), (weight,), layer = gradients, ctx.saved_tensors, ctx.layer
         # The values of the input do not matter. Its memory is never read, and its layout chooses the kernel.
@@ -54,7 +58,7 @@ class _FrozenConv(torch.autograd.Function):
             layer.groups,
             (True, False, False),
         )[0]
-        return passed.to(ctx.dtype), None, None
+        return passed.to(ctx.dtype), None, None, None
 
 
 def _is_channels_last(x: Tensor) -> bool:
@@ -114,7 +118,36 @@ def run_convolution(module: nn.Module, own: Forward, x: Tensor, *rest: Any, **na
     changed = layer.padding_mode != "zeros" or "_conv_forward" in layer.__dict__
     if rest or named or changed or x.dim() != 2 + len(layer.kernel_size):  # an output size, or no batch
         return own(module, x, *rest, **named)
-    out: Tensor = _FrozenConv.apply(x, module, lambda given: own(module, given))
+    out: Tensor = _FrozenConv.apply(x, module, layer.weight, lambda given: own(module, given))
+    return out
+
+
+def run_low_rank(layer: _ConvNd, x: Tensor, bias: Tensor | None, factors: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Run a frozen convolution and low-rank changes of its weight, each as two convolutions of few channels.
+
+    Each group of a grouped convolution has the same a. If every a is frozen, the input is not kept for backward.
+
+    Args:
+        layer: One of PyTorch's convolutions, not transposed, padded with zeros; its weight is frozen.
+        x: Input (N, C, …) or (C, …).
+        bias: Bias, frozen, or None.
+        factors: Pairs (a, b) of shapes (rank, columns) and (outputs, rank); b·a is the change of the flattened weight.
+    """
+    convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[len(layer.kernel_size) - 1]
+    lean = x.dim() == 2 + len(layer.kernel_size) and not any(a.requires_grad for a, _ in factors)
+
+    def product(weight: Tensor, bias: Tensor | None) -> Tensor:
+        def own(given: Tensor) -> Tensor:
+            out: Tensor = convolve(given, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+            return out
+
+        return _FrozenConv.apply(x, layer, weight, own) if lean else own(x)
+
+    weight = cast(Tensor, layer._parameters["weight"])
+    out = product(weight, bias)
+    for a, b in factors:
+        few = product(a.view(-1, *weight.shape[1:]).repeat(layer.groups, *(1,) * (weight.dim() - 1)), None)
+        out = out + convolve(few, b.view(*b.shape, *(1,) * len(layer.kernel_size)), groups=layer.groups)
     return out
 
 

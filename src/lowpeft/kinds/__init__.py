@@ -20,6 +20,7 @@ from .full import Full, FullConfig
 from .ia3 import IA3, IA3Config
 from .learning import Calibrator, TrainingPart
 from .lora import LoRA, LoRAConfig
+from .matrices import LowRankConfig, MatrixAdapter, MatrixConfig
 from .norm import Norm, NormConfig
 from .parallax import ParallaxAdapter, ParallaxConfig
 from .spatial import SpatialAdapter, SpatialConfig
@@ -55,6 +56,9 @@ __all__ = [
     "Layer",
     "LoRA",
     "LoRAConfig",
+    "LowRankConfig",
+    "MatrixAdapter",
+    "MatrixConfig",
     "Norm",
     "NormConfig",
     "ParallaxAdapter",

@@ -253,10 +253,10 @@ class WeightAdapter(Adapter):
         """
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
-        """Return (a, b), (rank, columns) and (rows, rank), if the change of a linear layer's weight is always b·a.
+        """Return (a, b), (rank, columns) and (rows, rank), if the change of the weight, flattened from axis 1, is b·a.
 
-        A linear layer then runs x·aᵀ·bᵀ beside the frozen layer in training. None means that the change is not known
-        as a product of two.
+        A linear layer or convolution then runs x·aᵀ·bᵀ beside the frozen layer in training. None means that the change
+        is not known as a product of two.
         """
         return None
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ports.attachment import Layer
-from .base import WeightAdapter
-from .matrices import LowRankConfig, check_rank, matrix_groups
+from .matrices import LowRankConfig, MatrixAdapter, check_rank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +28,7 @@ class DoRAConfig(LowRankConfig):
     detach_norm: bool = True
 
 
-class DoRA(WeightAdapter):
+class DoRA(MatrixAdapter):
     """Adapted weight `W' = m · V / ‖V‖` with V = W + (alpha / rank) · B A and m = (1 + δ) · ‖W‖, norms per output row.
 
     `a` is (rank, columns) and starts Kaiming-uniform. `b` is (rows, rank) and `magnitude`, which is δ, is (rows,); both
@@ -47,8 +46,7 @@ class DoRA(WeightAdapter):
     kind = "dora"
 
     def __init__(self, layer: Layer, config: DoRAConfig) -> None:
-        super().__init__()
-        self.layer = layer.select(config.rows)
+        super().__init__(layer, config)
         rows, columns = self.layer.matrix_shape
         check_rank(self.kind, config.rank, (rows, columns), layer.shape(layer.main))
         self.scale = config.scale
@@ -57,11 +55,6 @@ class DoRA(WeightAdapter):
         self.b = nn.Parameter(torch.zeros(rows, config.rank))
         self.magnitude = nn.Parameter(torch.zeros(rows))
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
-
-    @classmethod
-    def groups(cls, module: nn.Module) -> tuple[tuple[str, ...], ...]:
-        """Return the weight of a Linear or convolution, or the input projections of nn.MultiheadAttention."""
-        return matrix_groups(module)
 
     def change(self, base: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return (g − 1) · W + g · (alpha / rank) · B A in the weight's shape."""

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from .. import checks
 from ..errors import PlanError
 from ..ports.attachment import Layer
-from .base import WeightAdapter
-from .matrices import MatrixConfig, output_groups, outputs_of, scaled_rows, weights_of
+from .matrices import MatrixAdapter, MatrixConfig, output_groups, outputs_of, scaled_rows, weights_of
 
 Side = Literal["output", "input"]
 
@@ -38,7 +37,7 @@ class IA3Config(MatrixConfig):
             raise PlanError(f"ia3 adapter: {problems[0]}")
 
 
-class IA3(WeightAdapter):
+class IA3(MatrixAdapter):
     """Adapted weight `l ∘ W` with l = 1 + `scale`, the offset of the factors, which is zero when new.
 
     On the output side l multiplies the rows of W and the bias, which is to multiply the layer's output; the change is
@@ -54,8 +53,7 @@ class IA3(WeightAdapter):
     kind = "ia3"
 
     def __init__(self, layer: Layer, config: IA3Config) -> None:
-        super().__init__()
-        self.layer = layer.select(config.rows)
+        super().__init__(layer, config)
         self.on_inputs = config.side == "input"
         self.sizes = self._inputs() if self.on_inputs else outputs_of(self.layer)
         self.scale = nn.Parameter(torch.zeros(sum(self.sizes)))

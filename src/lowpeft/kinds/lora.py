@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from ..checks import is_number
 from ..errors import PlanError
 from ..ports.attachment import Layer
-from .base import WeightAdapter
 from .learning import TrainingPart
-from .matrices import LowRankConfig, check_rank, matrix_groups, table_groups
+from .matrices import LowRankConfig, MatrixAdapter, check_rank, table_groups
 from .starts import STARTS_FROM_DATA, InputStart, from_weight
 
 Start = Literal["random", "pissa", "olora", "corda", "eva"]
@@ -67,7 +66,7 @@ class LoRAPlus(TrainingPart):
         return {f"{at}.b": adapter.b_rate for at, adapter in self.adapters.items() if isinstance(adapter, LoRA)}
 
 
-class LoRA(WeightAdapter):
+class LoRA(MatrixAdapter):
     """Adapted weight `W + s · B A`, with B A reshaped to W's shape, and s = alpha / rank or alpha / √rank.
 
     W is flattened to a matrix: its first dimension gives the rows, all others the columns; of a table, the last
@@ -92,12 +91,11 @@ class LoRA(WeightAdapter):
     b0: Tensor
 
     def __init__(self, layer: Layer, config: LoRAConfig) -> None:
-        super().__init__()
-        self.layer = replace(layer, transposed=False, groups=1).select(config.rows)
+        super().__init__(replace(layer, transposed=False, groups=1), config)
         rows, columns = self.layer.matrix_shape
         check_rank(self.kind, config.rank, (rows, columns), layer.shape(layer.main))
         self.scale, self.start_from, self.b_rate = config.scale, config.start, config.b_rate
-        self.whole_rows = not self.layer.chosen and not layer.table and not layer.transposed
+        self.columns_are_inputs = not layer.table and not layer.transposed
         a = torch.empty(config.rank, columns)
         nn.init.kaiming_uniform_(a, a=math.sqrt(5))
         if config.freeze_a:
@@ -113,11 +111,6 @@ class LoRA(WeightAdapter):
             self.calibrator_class = InputStart
         if config.b_rate != 1:
             self.training_part_class = LoRAPlus
-
-    @classmethod
-    def groups(cls, module: nn.Module) -> tuple[tuple[str, ...], ...]:
-        """Return the weight of a Linear or convolution, or the input projections of nn.MultiheadAttention."""
-        return matrix_groups(module)
 
     @classmethod
     def named_groups(cls, module: nn.Module) -> tuple[tuple[str, ...], ...]:
@@ -154,7 +147,7 @@ class LoRA(WeightAdapter):
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
         """Return A and s · B, or [A0 + a; a] and s · [b, B0]; None for tables, transposed weights and parts of rows."""
-        if not self.whole_rows:
+        if not self.columns_are_inputs or self.layer.chosen:
             return None
         if not self.is_offset:
             return self.a, self.b * self.scale

@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from ..checks import is_number
 from ..errors import PlanError
 from ..ports.attachment import Layer
-from .base import LAYERS, AdapterConfig, at_least
+from .base import LAYERS, AdapterConfig, WeightAdapter, at_least
 
 Groups = tuple[tuple[str, ...], ...]
 
@@ -75,6 +75,23 @@ class LowRankConfig(MatrixConfig):
     def scale(self) -> float:
         """Factor of the low-rank product."""
         return 1.0 if self.alpha is None else self.alpha / self.rank
+
+
+class MatrixAdapter(WeightAdapter):
+    """Base class of adapters that change a weight as a matrix; built as `cls(layer, config)`.
+
+    Attributes:
+        layer: The layer, limited to the rows that the config chooses: use its `matrix_shape`, `rows` and `from_rows`.
+    """
+
+    def __init__(self, layer: Layer, config: MatrixConfig) -> None:
+        super().__init__()
+        self.layer = layer.select(config.rows)
+
+    @classmethod
+    def groups(cls, module: nn.Module) -> Groups:
+        """Return the weight of a Linear or convolution, or the input projections of nn.MultiheadAttention."""
+        return matrix_groups(module)
 
 
 def check_rank(kind: str, rank: int, matrix: tuple[int, int], shape: tuple[int, ...]) -> None:

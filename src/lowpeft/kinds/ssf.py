@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ports.attachment import Layer
-from .base import WeightAdapter
-from .matrices import MatrixConfig, output_groups, outputs_of, scaled_rows, weights_of
+from .matrices import MatrixAdapter, MatrixConfig, output_groups, outputs_of, scaled_rows, weights_of
 from .roles import is_norm
 
 
@@ -22,7 +21,7 @@ class SSFConfig(MatrixConfig):
     kind: ClassVar[str] = "ssf"
 
 
-class SSF(WeightAdapter):
+class SSF(MatrixAdapter):
     """Adapted output `y · (1 + scale) + shift` of a layer's output y; scale and shift are zero when new.
 
     It is folded into the layer: the weight changes by `scale · W` (per output row), the bias by `scale · b + shift`.
@@ -38,8 +37,7 @@ class SSF(WeightAdapter):
     kind = "ssf"
 
     def __init__(self, layer: Layer, config: SSFConfig) -> None:
-        super().__init__()
-        self.layer = layer.select(config.rows)
+        super().__init__(layer, config)
         outputs = sum(outputs_of(self.layer))
         self.scale = nn.Parameter(torch.zeros(outputs))
         self.shift = nn.Parameter(torch.zeros(outputs)) if weights_of(layer) != layer.names else None

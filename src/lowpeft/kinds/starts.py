@@ -66,10 +66,11 @@ class InputStart(Calibrator):
 
     def see(self, site: str, inputs: Tensor, outputs: Tensor) -> None:
         """Add up the inputs of one call, and their products."""
-        rows = input_rows(inputs, self.adapters[site].layer, self.weights[site])
+        adapter = self.adapters[site]
+        rows = input_rows(inputs, adapter.layer, self.weights[site]) if adapter.columns_are_inputs else None
         if rows is None or not len(rows):
             return
-        x = rows[:: max(1, -(-len(rows) // POSITIONS))].to(self.adapters[site].b.dtype)
+        x = rows[:: max(1, -(-len(rows) // POSITIONS))].to(adapter.b.dtype)
         count, total, products = self.moments.get(site, (0, torch.zeros(()).to(x), torch.zeros(()).to(x)))
         self.moments[site] = (count + len(x), total + x.sum(0), products + x.T @ x)
 
@@ -144,8 +145,6 @@ def input_rows(inputs: Tensor, layer: Layer, weight: Tensor) -> Tensor | None:
     Inputs of linear layers are (…, in), of convolutions (N, in, …).
     """
     columns = layer.matrix_shape[1]
-    if layer.table or not inputs.is_floating_point():
-        return None
     if weight.dim() == 2:
         return inputs.reshape(-1, columns) if inputs.shape[-1] == columns else None
     kernel = weight.shape[2:]

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..checks import is_number
 from ..errors import PlanError
 from ..ports.attachment import Layer
-from .base import RootPart, WeightAdapter, at_least
-from .matrices import MatrixConfig, matrix_groups
+from .base import RootPart, at_least
+from .matrices import MatrixAdapter, MatrixConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class VeRAMatrices(RootPart):
         return max(rows for rows, _ in shapes), max(columns for _, columns in shapes)
 
 
-class VeRA(WeightAdapter):
+class VeRA(MatrixAdapter):
     """Adapted weight `W + diag(b) · B · diag(d) · A`, with the shared A and B cut to W's columns and rows.
 
     `b` is (rows,) and starts at zero; `d` is (rank,) and starts at `start`. rows + rank parameters per layer. W is
@@ -87,15 +87,9 @@ class VeRA(WeightAdapter):
     root_part_class = VeRAMatrices
 
     def __init__(self, layer: Layer, config: VeRAConfig) -> None:
-        super().__init__()
-        self.layer = layer.select(config.rows)
+        super().__init__(layer, config)
         self.b = nn.Parameter(torch.zeros(self.layer.matrix_shape[0]))
         self.d = nn.Parameter(torch.full((config.rank,), config.start))
-
-    @classmethod
-    def groups(cls, module: nn.Module) -> tuple[tuple[str, ...], ...]:
-        """Return the weight of a Linear or convolution, or the input projections of nn.MultiheadAttention."""
-        return matrix_groups(module)
 
     def change(self, base: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return diag(b) · B · diag(d) · A in the weight's shape."""

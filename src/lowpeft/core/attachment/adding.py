@@ -301,7 +301,7 @@ def change_of(module: nn.Module, name: str, adapter: WeightAdapter) -> Tensor:
 
 
 def low_rank_changes(layer: nn.Module) -> tuple[tuple[Tensor, Tensor], ...] | None:
-    """Return the changes of a linear layer's weight as factors (a, b); None if its changed weight is to be used.
+    """Return the changes of a layer's weight as factors (a, b); None if its changed weight is to be used.
 
     With factors, training needs no gradient of the whole weight. They are used if all adapters of the weight have them
     (`WeightAdapter.factors`), gradients are wanted, and two thin products are cheaper than one whole.
@@ -315,7 +315,8 @@ def low_rank_changes(layer: nn.Module) -> tuple[tuple[Tensor, Tensor], ...] | No
         if pair is None or (isinstance(strength, Tensor) and strength.dim()):
             return None
         a, b = pair
-        if a.dtype != weight.dtype or len(a) * sum(weight.shape) >= weight.numel():
+        groups = int(getattr(layer, "groups", 1))  # each group multiplies with all of a
+        if a.dtype != weight.dtype or len(a) * (len(b) + groups * a.shape[1]) >= weight.numel():
             return None
         found.append((a, scaled(b, strength)))
     return tuple(found)

@@ -30,7 +30,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import FunctionType
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -86,7 +86,7 @@ def _specialise(base: type[nn.Module], facets: Facets) -> type[nn.Module]:
     if facets.block is not None:
         forward = _block_forward(base, facets.block, fused=facets.memory is not None)
     wrappers: list[tuple[bool, Callable[[Callable[..., Any]], Callable[..., Any]]]] = [
-        ("weight" in facets.tensors and forward is nn.Linear.forward, _linear_forward),
+        ("weight" in facets.tensors and forward in LOW_RANK_FORWARDS, _low_rank_forward),
         (facets.lean, _lean_forward),
         (facets.output, _output_forward),
         (facets.memory is not None, functools.partial(_memory_forward, memory=facets.memory)),
@@ -178,14 +178,23 @@ def _block_forward(base: type[nn.Module], name: str, *, fused: bool) -> Callable
     return forward
 
 
-def _linear_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
-    """Run a linear layer's low-rank changes as two thin products, where that is cheaper."""
+LOW_RANK_FORWARDS = (nn.Linear.forward, *(cls.forward for cls in layers.CONVOLUTIONS))
+"""Forwards of the layers whose low-rank changes may run as two thin products."""
 
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+
+def _low_rank_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
+    """Run low-rank changes of a linear layer or convolution as two thin products, where that is cheaper."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         factors = low_rank_changes(self)
         if not factors or len(args) != 1 or kwargs:
             return inner(self, *args, **kwargs)
-        return Affine(self._parameters["weight"], self.bias, factors).plain(args[0])  # type: ignore[arg-type]
+        bias = self.bias
+        if isinstance(self, nn.Linear):
+            return Affine(cast(Tensor, self._parameters["weight"]), bias, factors).plain(args[0])
+        if not layers.is_convolution(self, original_class(self)) or (bias is not None and bias.requires_grad):
+            return inner(self, *args, **kwargs)
+        return layers.run_low_rank(self, args[0], bias, factors)
 
     return forward
 

@@ -56,8 +56,8 @@ def within_budget(network: Network, recipe: Recipe) -> Recipe:
 def _nearest(values: Sequence[float], wanted: float, count: Callable[[float], int | None]) -> tuple[float, int]:
     """Return the value whose count is nearest to the wanted one, and its count; counts rise from value to value.
 
-    All of a few values are counted, many are bisected. None is the count of a value that fits nowhere, and taken for too
-    large. Of two equally near counts, the smaller is taken.
+    All of a few values are counted, many are bisected. None is the count of a value that fits nowhere, and taken for
+    too large. Of two equally near counts, the smaller is taken.
     """
     counts: dict[int, int | None] = {}
     if len(values) <= FEW:

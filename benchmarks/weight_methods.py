@@ -1,0 +1,101 @@
+"""Every weight-space recipe for 100 steps on a frozen DCTLSA x4 whose LR images have noise: does the loss fall?
+
+    python benchmarks/weight_methods.py --data DATA --out benchmarks/results/weight_methods.json [RECIPE …]
+
+Gaussian noise of 25 of 255 on the LR images of BSDS500, fresh in every crop, then 8 bit: far from what the network was
+trained for. One seed, one learning rate and few steps: this shows that the methods train, not which is best. A cell is
+RECIPE, trained in float32, or RECIPE/bf16, a few steps under autocast to bfloat16; it is written at once, so an
+interrupted run goes on where it stopped. Needs the extra `demo`, and a folder with `single/BSDS500` and `weights`;
+about half a minute a cell on one core.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+import lowpeft
+from common import options_of, provenance, run_cells
+from evidence import NoisyCrops
+from lowpeft.kinds import get_kind
+from lowpeft.recipes import TrainSettings, bundled, load_recipe
+from lowpeft.restoration.data import find_scenes
+from lowpeft.restoration.training import build_model, train
+from stereo_start import WEIGHTS
+
+NOISE = 25 / 255
+SETTINGS = TrainSettings(
+    steps=100,
+    batch=1,
+    crop_height_px=96,
+    crop_width_px=96,
+    learning_rate=1e-3,
+    warmup_steps=5,
+    clip_norm=0.1,
+    save_every_steps=0,
+    calibration=8,
+)
+BF16_STEPS = 4
+ENDS = 10
+"""Number of steps at each end of a run whose losses are averaged."""
+
+
+def weight_recipes() -> list[str]:
+    """Bundled recipes whose adapters are all on weights, and full fine-tuning as a change of all weights."""
+    recipes = {name: load_recipe(name) for name in bundled()}
+    return [n for n, r in recipes.items() if r.adapters and all(get_kind(a.kind).on_weights for a in r.adapters)]
+
+
+def run_cell(data: Path, cell: str) -> dict[str, object]:
+    name, _, precision = cell.partition("/")
+    settings = replace(SETTINGS, precision="bf16", steps=BF16_STEPS) if precision else SETTINGS
+    base = lowpeft.load_backbone(data / "weights" / WEIGHTS)
+    scale = lowpeft.describe(base).scale or 4
+    source = NoisyCrops(
+        find_scenes(data / "single" / "BSDS500" / "train", views=1),
+        scale,
+        crop_px=(settings.crop_height_px, settings.crop_width_px),
+        noise=NOISE,
+    )
+    torch.manual_seed(settings.seed)
+    model = build_model(base, replace(load_recipe(name), training=settings))
+    losses: list[float] = []
+    done = train(model.train(), source, settings, report=lambda step: losses.append(step.loss))
+    tensors = lowpeft.adapter_state_dict(model)
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise RuntimeError(f"{cell}: an adapter holds NaN or infinity")
+    with TemporaryDirectory() as folder:
+        saved = lowpeft.save_adapter(model, folder)
+        size = sum(file.stat().st_size for file in Path(saved).glob("*.safetensors"))
+    ends = min(ENDS, len(losses) // 2)
+    return {
+        "trained": done.parameters,
+        "file_bytes": size,
+        "loss_first": round(statistics.fmean(losses[:ends]), 5),
+        "loss_last": round(statistics.fmean(losses[-ends:]), 5),
+        "seconds": round(done.seconds, 1),
+    }
+
+
+def main() -> None:
+    parser = options_of(__doc__, data=True)
+    parser.add_argument("recipes", nargs="*", default=weight_recipes(), metavar="RECIPE")
+    options = parser.parse_args()
+    head = {
+        **provenance("python benchmarks/weight_methods.py --data DATA", "spandrel"),
+        "weights": WEIGHTS,
+        "noise": "sigma 25 of 255 on the LR images",
+        "settings": vars(SETTINGS),
+        "bf16_steps": BF16_STEPS,
+        "averaged_steps": ENDS,
+    }
+    cells = [f"{name}{precision}" for name in options.recipes for precision in ("", "/bf16")]
+    run_cells(options.out, head, cells, lambda cell: run_cell(options.data, cell))
+
+
+if __name__ == "__main__":
+    main()
