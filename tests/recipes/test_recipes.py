@@ -21,13 +21,17 @@ from spandrel.architectures.SwinIR import SwinIR
 import lowpeft
 from lowpeft import (
     AdaLoRAConfig,
+    BitFitConfig,
     CoLoRAConfig,
     ConvpassConfig,
     DoRAConfig,
+    FishConfig,
     FullConfig,
+    IA3Config,
     LoHaConfig,
     LoKrConfig,
     LoRAConfig,
+    NormConfig,
     OFTConfig,
     ParallaxConfig,
     PlanError,
@@ -482,6 +486,18 @@ CONFIGS: dict[type[AdapterConfig], st.SearchStrategy[AdapterConfig]] = {
         orthogonal=st.just(0) | positive,
     ),
     CoLoRAConfig: st.builds(CoLoRAConfig, target=targets, rank=st.integers(1, 64), beta=st.none() | positive),
+    IA3Config: st.builds(
+        IA3Config, target=targets, side=st.sampled_from(["output", "input"]), rows=st.sampled_from([None, "k,v"])
+    ),
+    BitFitConfig: st.builds(BitFitConfig, target=targets),
+    NormConfig: st.builds(NormConfig, target=targets),
+    FishConfig: st.builds(
+        FishConfig,
+        target=targets,
+        share=st.floats(1e-6, 0.5),
+        cap=st.floats(0.5, 1),
+        entries=st.none() | st.integers(1, 10**6),
+    ),
 }
 settings_of_training = st.builds(
     TrainSettings,

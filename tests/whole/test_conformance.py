@@ -24,13 +24,17 @@ import lowpeft
 import zoo
 from lowpeft import (
     AdaLoRAConfig,
+    BitFitConfig,
     CoLoRAConfig,
     ConvpassConfig,
     DoRAConfig,
+    FishConfig,
     FullConfig,
+    IA3Config,
     LoHaConfig,
     LoKrConfig,
     LoRAConfig,
+    NormConfig,
     OFTConfig,
     PlanError,
     SpatialConfig,
@@ -42,6 +46,7 @@ from lowpeft import (
 from lowpeft.core.attachment.slots import pieces_in
 from lowpeft.families import families, find_places, recognise
 from lowpeft.kinds import AdapterConfig, WeightAdapter, get_kind, kinds
+from lowpeft.kinds.roles import is_norm
 from lowpeft.ports.base import SLOT
 from lowpeft.recipes import Recipe, bundled, load_recipe
 from states import assert_same_tensors, tensors
@@ -89,6 +94,11 @@ def convpass(network: Network) -> ConvpassConfig:
     return ConvpassConfig(hidden=2, target=[place.path for place in stages])
 
 
+def norm(network: Network) -> AdapterConfig:
+    """The norms of a network; the biases of one that has none."""
+    return NormConfig() if any(map(is_norm, pristine(network).modules())) else BitFitConfig()
+
+
 def adapters(label: str, network: Network) -> tuple[AdapterConfig, ...]:
     """The adapter configs that a label of `LABELS` stands for."""
     if label in RECIPES:
@@ -106,6 +116,10 @@ def adapters(label: str, network: Network) -> tuple[AdapterConfig, ...]:
         "adalora": (AdaLoRAConfig(target="**", rank=1, initial_rank=1),),
         "colora": (CoLoRAConfig(target="**", rank=1),),
         "convpass": (convpass(network),),
+        "ia3": (IA3Config(),),
+        "bitfit": (BitFitConfig(),),
+        "norm": (norm(network),),
+        "fish": (FishConfig(target="**.weight", share=0.5),),
         "combination": (SpatialConfig(), StereoConfig(every=1), lora, full),
     }
     return table[label]
@@ -121,20 +135,8 @@ RECIPES = tuple(
     and name not in ("stereo-only", "parallax-spatial")
     and (name == "lora" or not all(get_kind(config.kind).on_weights for config in load_recipe(name).adapters))
 )
-LABELS = (
-    *RECIPES,
-    "full",
-    "dora",
-    "ssf",
-    "vera",
-    "adalora",
-    "colora",
-    "loha",
-    "lokr",
-    "oft",
-    "convpass",
-    "combination",
-)
+WEIGHTS = tuple(kind.name for kind in kinds() if kind.on_weights)
+LABELS = (*dict.fromkeys((*RECIPES, *WEIGHTS, "convpass", "combination")),)
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ LATER = zoo.LATER | zoo.VARIANTS | {"swin2sr", "timm_swin"}
 
 # What a kind does with a weight depends on the layer, not on the network around it, and convpass has the ports of the
 # combination's spatial adapters: these networks have layers and blocks of every sort.
-ON_FEW = ("full", "dora", "ssf", "vera", "adalora", "colora", "loha", "lokr", "oft", "convpass", "parallax")
+ON_FEW = (*(kind for kind in WEIGHTS if kind != "lora"), "convpass", "parallax")
 FEW = ("ipt", "nafnet", "rcan", "swinir")
 
 
@@ -548,18 +550,18 @@ def test_a_strength_outside_0_to_1_is_refused(strength: object) -> None:
 
 # --- Several adapters ------------------------------------------------------------------------------------------------
 
-SITE = "layers.1.conv"
-SITE_INPUT = torch.randn(2, 12, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+SITE, SITES = "layers.1.conv", {"norm": "layers.1.residual_group.blocks.0.norm1"}
+SITE_INPUT = torch.randn(2, 12, 4, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
 
 
 def on_site(kind: str) -> AdapterConfig:
-    """A config of that kind for one convolution of SwinIR."""
-    config = get_kind(kind).config(target=SITE)
+    """A config of that kind for one convolution of SwinIR, or a norm where the kind is for norms."""
+    config = get_kind(kind).config(target=SITES.get(kind, SITE))
     return StereoConfig(target=SITE, every=1) if isinstance(config, StereoConfig) else config
 
 
 def two_on_one_site(kind: str) -> tuple[nn.Module, Callable[..., Tensor]]:
-    """SwinIR in float64 with the random adapters `a` and `b` on one convolution, and a call of that convolution."""
+    """SwinIR in float64 with the random adapters `a` and `b` on one module (`on_site`), and a call of it."""
     root = fresh(SWINIR).double()
     for name in "ab":
         lowpeft.adapt(root, on_site(kind), name=name)
@@ -573,7 +575,7 @@ def two_on_one_site(kind: str) -> tuple[nn.Module, Callable[..., Tensor]]:
         for name in "ab":
             lowpeft.set_strength(root, strengths.get(name, 0.0), name=name)
         with torch.no_grad():
-            return root.get_submodule(SITE)(SITE_INPUT.clone())
+            return root.get_submodule(SITES.get(kind, SITE))(SITE_INPUT.clone())
 
     return root, call
 
@@ -606,7 +608,7 @@ def test_removing_one_adapter_leaves_the_other(kind: str) -> None:
     assert lowpeft.restore(root, name="a") is root
     assert [name for name, _ in lowpeft.adapter_parameters(root)] == names_of_b
     with torch.no_grad():
-        assert torch.equal(root.get_submodule(SITE)(SITE_INPUT.clone()), only_b)
+        assert torch.equal(root.get_submodule(SITES.get(kind, SITE))(SITE_INPUT.clone()), only_b)
 
 
 @every_network

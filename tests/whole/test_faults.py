@@ -19,6 +19,8 @@ from torch import Tensor, nn
 import lowpeft
 from lowpeft import (
     DoRAConfig,
+    FishConfig,
+    IA3Config,
     LoHaConfig,
     LoKrConfig,
     LoRAConfig,
@@ -329,6 +331,8 @@ KINDS = {
     "vera": VeRAConfig(target="**", rank=3),
     "loha": LoHaConfig(target="**", rank=1),
     "lokr": LoKrConfig(target="**", rank=1),
+    "ia3": IA3Config(),
+    "fish": FishConfig(share=0.05),
 }
 
 

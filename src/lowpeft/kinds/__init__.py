@@ -13,15 +13,19 @@ from .base import (
     TokenAdapter,
     WeightAdapter,
 )
+from .bitfit import BitFit, BitFitConfig
 from .colora import CoLoRA, CoLoRAConfig
 from .convpass import Convpass, ConvpassConfig
 from .dora import DoRA, DoRAConfig
+from .fish import Fish, FishConfig
 from .full import Full, FullConfig
+from .ia3 import IA3, IA3Config
 from .learning import Calibrator, TrainingPart
 from .loha import LoHa, LoHaConfig
 from .lokr import LoKr, LoKrConfig
 from .lora import LoRA, LoRAConfig
 from .matrices import LowRankConfig, MatrixAdapter, MatrixConfig
+from .norm import Norm, NormConfig
 from .oft import OFT, OFTConfig
 from .parallax import ParallaxAdapter, ParallaxConfig
 from .spatial import SpatialAdapter, SpatialConfig
@@ -31,6 +35,7 @@ from .table import KINDS, Kind, get_kind, kinds, register_adapter, unregister_ad
 from .vera import VeRA, VeRAConfig
 
 __all__ = [
+    "IA3",
     "KINDS",
     "LAYERS",
     "OFT",
@@ -40,6 +45,8 @@ __all__ = [
     "Adapter",
     "AdapterConfig",
     "Attachment",
+    "BitFit",
+    "BitFitConfig",
     "Calibrator",
     "CoLoRA",
     "CoLoRAConfig",
@@ -49,9 +56,12 @@ __all__ = [
     "DoRAConfig",
     "FeatureAdapter",
     "FeatureConfig",
+    "Fish",
+    "FishConfig",
     "Forward",
     "Full",
     "FullConfig",
+    "IA3Config",
     "Kind",
     "Layer",
     "LoHa",
@@ -63,6 +73,8 @@ __all__ = [
     "LowRankConfig",
     "MatrixAdapter",
     "MatrixConfig",
+    "Norm",
+    "NormConfig",
     "OFTConfig",
     "ParallaxAdapter",
     "ParallaxConfig",

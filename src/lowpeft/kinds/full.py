@@ -31,7 +31,7 @@ class Full(WeightAdapter):
 
     kind = "full"
 
-    def __init__(self, layer: Layer, config: FullConfig) -> None:
+    def __init__(self, layer: Layer, config: AdapterConfig) -> None:
         super().__init__()
         self.difference = nn.Parameter(torch.zeros(layer.shape(layer.main)))
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..checks import is_number
@@ -133,3 +134,44 @@ def table_groups(module: nn.Module) -> Groups:
     known = {name for group in matrix_groups(module) for name in group}
     tables = (n for n, p in module.named_parameters(recurse=False) if p.dim() > 1 and p.is_floating_point())
     return tuple((name,) for name in tables if name not in known)
+
+
+# --- rows of outputs -------------------------------------------------------------------------------------------------
+
+
+def output_groups(module: nn.Module) -> Groups:
+    """Return the matrices of a layer together with its bias, as one group: what makes its outputs."""
+    names = tuple(name for group in matrix_groups(module) for name in group)
+    bias = "in_proj_bias" if isinstance(module, nn.MultiheadAttention) else "bias"
+    if not names:
+        return ()
+    return ((*names, bias),) if module._parameters.get(bias) is not None else (names,)
+
+
+def weights_of(layer: Layer) -> tuple[str, ...]:
+    """Return the names of the parameters of a layer without the bias; nn.MultiheadAttention may have three."""
+    return tuple(name for name in layer.names if not name.endswith("bias"))
+
+
+def outputs_of(layer: Layer) -> list[int]:
+    """Return the number of outputs of each weight; those of chosen parts only, if a layer is limited to parts."""
+    return [layer.matrix_shape[0], *(layer.shape(name)[0] for name in weights_of(layer)[1:])]
+
+
+def scaled_rows(
+    layer: Layer, base: Mapping[str, Tensor], scale: Tensor, shift: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Return scale · row for each output's row of the weights, and scale · b + shift for the bias.
+
+    Args:
+        layer: Layer whose outputs are, one after the other, those of its weights.
+        base: Weights and bias.
+        scale: One number per output.
+        shift: One number per output; None for zero.
+    """
+    parts = zip(weights_of(layer), torch.split(scale, outputs_of(layer)), strict=True)
+    changes = {name: layer.from_rows(part[:, None] * layer.rows(base[name]), name) for name, part in parts}
+    for name in layer.names[len(changes) :]:
+        change = scale[:, None] * layer.rows(base[name])
+        changes[name] = layer.from_rows(change if shift is None else change + shift[:, None], name)
+    return changes

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ports.attachment import Layer
-from .matrices import MatrixAdapter, MatrixConfig, matrix_groups
+from .matrices import MatrixAdapter, MatrixConfig, output_groups, outputs_of, scaled_rows, weights_of
+from .roles import is_norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,8 @@ class SSF(MatrixAdapter):
 
     It is folded into the layer: the weight changes by `scale · W` (per output row), the bias by `scale · b + shift`.
     This is exact for every padding, because it acts on the layer's output. A layer without a bias gets the factor only:
-    an offset would need a parameter that the checkpoint does not have.
+    an offset would need a parameter that the checkpoint does not have. nn.MultiheadAttention with separate projections
+    has one adapter for its three weights and its bias. Norms are those of `roles.is_norm` with a 1-D weight.
 
     Trained parameters per layer: 2 · rows, or rows without a bias.
 
@@ -37,31 +39,18 @@ class SSF(MatrixAdapter):
 
     def __init__(self, layer: Layer, config: SSFConfig) -> None:
         super().__init__(layer, config)
-        outputs = self.layer.matrix_shape[0]
+        outputs = sum(outputs_of(self.layer))
         self.scale = nn.Parameter(torch.zeros(outputs))
-        self.shift = nn.Parameter(torch.zeros(outputs)) if len(layer.names) > 1 else None
+        self.shift = nn.Parameter(torch.zeros(outputs)) if weights_of(layer) != layer.names else None
 
     @classmethod
     def groups(cls, module: nn.Module) -> tuple[tuple[str, ...], ...]:
-        """Return the weight, together with the bias if the layer has one, as one group."""
-        names = matrix_groups(module)[0] if matrix_groups(module) else ("weight",) if _is_norm(module) else ()
-        if not names:
-            return ()
-        bias = "in_proj_bias" if names == ("in_proj_weight",) else "bias"
-        return ((*names, bias),) if module._parameters.get(bias) is not None else (names,)
+        """Return the weights, together with the bias if the layer has one, as one group."""
+        weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+        if is_norm(module) and weight is not None and weight.dim() == 1:
+            return (("weight", "bias"),) if bias is not None else (("weight",),)
+        return output_groups(module)
 
     def change(self, base: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return scale · W for the weight and scale · b + shift for the bias."""
-        weight, *bias = self.layer.names
-        rows = self.layer.rows(base[weight])
-        changes = {weight: self.layer.from_rows(self.scale[:, None] * rows, weight)}
-        if bias and self.shift is not None:
-            change = self.scale[:, None] * self.layer.rows(base[bias[0]]) + self.shift[:, None]
-            changes[bias[0]] = self.layer.from_rows(change, bias[0])
-        return changes
-
-
-def _is_norm(module: nn.Module) -> bool:
-    """Return whether a module is a norm with one factor per channel: "norm" in its class name, and a 1-D weight."""
-    weight = module._parameters.get("weight")
-    return "norm" in type(module).__name__.lower() and weight is not None and weight.dim() == 1
+        """Return scale · W for the weights and scale · b + shift for the bias."""
+        return scaled_rows(self.layer, base, self.scale, self.shift)

@@ -14,13 +14,17 @@ from .base import (
     FeatureAdapter,
     WeightAdapter,
 )
+from .bitfit import BitFit, BitFitConfig
 from .colora import CoLoRA, CoLoRAConfig
 from .convpass import Convpass, ConvpassConfig
 from .dora import DoRA, DoRAConfig
+from .fish import Fish, FishConfig
 from .full import Full, FullConfig
+from .ia3 import IA3, IA3Config
 from .loha import LoHa, LoHaConfig
 from .lokr import LoKr, LoKrConfig
 from .lora import LoRA, LoRAConfig
+from .norm import Norm, NormConfig
 from .oft import OFT, OFTConfig
 from .parallax import ParallaxAdapter, ParallaxConfig
 from .spatial import SpatialAdapter, SpatialConfig
@@ -137,3 +141,7 @@ register_adapter(LoKrConfig, LoKr)
 register_adapter(OFTConfig, OFT)
 register_adapter(AdaLoRAConfig, AdaLoRA)
 register_adapter(CoLoRAConfig, CoLoRA)
+register_adapter(IA3Config, IA3)
+register_adapter(BitFitConfig, BitFit)
+register_adapter(NormConfig, Norm)
+register_adapter(FishConfig, Fish)

@@ -63,10 +63,22 @@ def calibrate(
             gradients and there is no `loss`, a kind has not seen enough data, or inference mode is on. The model is
             unchanged.
     """
+    runs = observed(model, batches, loss=loss, name=name)
+    return _finish(model, runs) if runs else {}
+
+
+def observed(
+    model: object, batches: Iterable[Batch], *, loss: LossFunction | None = None, name: str | None = None
+) -> list[Calibration]:
+    """Show the data to the calibrators of new adapters, with the arguments and errors of `calibrate`.
+
+    Returns:
+        The calibrators with their sites; nothing is settled yet, and the model is unchanged.
+    """
     refuse_inference_mode()
     twin, runs = _begin(model, name)
     if not runs:
-        return {}
+        return []
     wanted = {want for run in runs for want in run.calibrator.wants}
     if "gradients" in wanted and loss is None:
         kinds = sorted({run.kind for run in runs if "gradients" in run.calibrator.wants})
@@ -77,11 +89,11 @@ def calibrate(
         found = type(batches).__name__
         raise PlanError(f"batches must be a sequence of batches, e.g. a list of tensors, not a {found}")
     _observe(twin, runs, batches, loss, gradients="gradients" in wanted)
-    return _finish(model, runs)
+    return runs
 
 
 @one_at_a_time
-def _begin(model: object, name: str | None) -> tuple[nn.Module, list[_Calibration]]:
+def _begin(model: object, name: str | None) -> tuple[nn.Module, list[Calibration]]:
     """Return a copy of the model to run on the data, and the runs; without runs, the root itself and an empty list."""
     root = unwrap(model)
     record = record_of(root)
@@ -100,7 +112,7 @@ def _begin(model: object, name: str | None) -> tuple[nn.Module, list[_Calibratio
 
 
 @one_at_a_time
-def _finish(model: object, runs: list[_Calibration]) -> dict[str, int]:
+def _finish(model: object, runs: list[Calibration]) -> dict[str, int]:
     """Replace the old adapters by new ones with the learned start values."""
     root = unwrap(model)
     record = record_of(root)
@@ -117,7 +129,7 @@ def _finish(model: object, runs: list[_Calibration]) -> dict[str, int]:
     return started
 
 
-class _Calibration:
+class Calibration:
     """Calibration of the sites of one kind and one calibrator in one adapter, by path and key."""
 
     def __init__(self, plan: Plan, kind: str, sites: Mapping[str, Site], adapters: Mapping[str, Adapter]) -> None:
@@ -126,17 +138,17 @@ class _Calibration:
         self.calibrator = make(adapters, {at: site.config for at, site in sites.items()})
 
 
-def _runs(root: nn.Module, plan: Plan) -> list[_Calibration]:
+def _runs(root: nn.Module, plan: Plan) -> list[Calibration]:
     adapters = {at: piece for _, at, piece in pieces(root, plan.name)}
     by_kind: dict[tuple[str, type[Calibrator]], dict[str, Site]] = {}
     for site in plan.sites:
         at = below(site.path, site.key)
         if (calibrator := adapters[at].calibrator_class) is not None:
             by_kind.setdefault((site.config.kind, calibrator), {})[at] = site
-    return [_Calibration(plan, kind, sites, {at: adapters[at] for at in sites}) for (kind, _), sites in by_kind.items()]
+    return [Calibration(plan, kind, sites, {at: adapters[at] for at in sites}) for (kind, _), sites in by_kind.items()]
 
 
-def _refuse_trained(root: nn.Module, runs: list[_Calibration]) -> None:
+def _refuse_trained(root: nn.Module, runs: list[Calibration]) -> None:
     """Raise if an adapter adds anything but zero: calibration would discard what it was trained to."""
     for run in runs:
         for at, adapter in run.calibrator.adapters.items():
@@ -149,7 +161,7 @@ def _refuse_trained(root: nn.Module, runs: list[_Calibration]) -> None:
 
 
 def _observe(
-    twin: nn.Module, runs: list[_Calibration], batches: Iterable[Batch], loss: LossFunction | None, *, gradients: bool
+    twin: nn.Module, runs: list[Calibration], batches: Iterable[Batch], loss: LossFunction | None, *, gradients: bool
 ) -> None:
     root = unwrap(twin)
     for run in runs:
@@ -195,7 +207,7 @@ def _checked(batch: object, loss: LossFunction | None) -> tuple[tuple[Tensor, ..
     return cast(tuple[Tensor, ...], arguments), target
 
 
-def _listen(root: nn.Module, run: _Calibration, at: str, site: Site) -> None:
+def _listen(root: nn.Module, run: Calibration, at: str, site: Site) -> None:
     """Make a site of the copy pass its features, or its module's input and output, to the run's calibrator."""
     adapter = root.get_submodule(_slot_path(site, run.name))
     if isinstance(adapter, FeatureAdapter):
@@ -237,7 +249,7 @@ def _backward(twin: nn.Module, inputs: tuple[Tensor, ...], target: Any, loss: Lo
         torch.autograd.backward(value)
 
 
-def _show_gradients(root: nn.Module, runs: list[_Calibration]) -> None:
+def _show_gradients(root: nn.Module, runs: list[Calibration]) -> None:
     for run in runs:
         if "gradients" not in run.calibrator.wants:
             continue
@@ -251,7 +263,7 @@ def _show_gradients(root: nn.Module, runs: list[_Calibration]) -> None:
 
 
 def _start(
-    root: nn.Module, plans: Mapping[str, Plan], runs: list[_Calibration]
+    root: nn.Module, plans: Mapping[str, Plan], runs: list[Calibration]
 ) -> tuple[list[tuple[Plan, list[tuple[Site, Adapter]]]], dict[str, int]]:
     """Build and fill new adapters from the settled configs.
 
@@ -295,7 +307,7 @@ def _settled(site: Site, config: Any) -> Site:
     return replace(site, config=config, parameters=count)
 
 
-def _refuse_change(root: nn.Module, run: _Calibration, built: list[tuple[Site, Adapter]]) -> None:
+def _refuse_change(root: nn.Module, run: Calibration, built: list[tuple[Site, Adapter]]) -> None:
     for site, adapter in built:
         if start_problem(root.get_submodule(site.path), site, adapter):
             raise PlanError(f"the start values of {run.kind} on {site.path} change the network; they must add zero")
