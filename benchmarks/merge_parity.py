@@ -29,6 +29,10 @@ LEAST_CHANGE = 0.1
 PEFT = "peft"
 
 
+class NoEffectError(Exception):
+    """No random adapter changes the output by a tenth."""
+
+
 class MeanShift(nn.Conv2d):
     """A convolution with a constructor of its own, as in EDSR and IPT."""
 
@@ -92,6 +96,9 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "weight-standardised subclass": (lambda: Holder(StandardisedConv(8, 8, 3, padding=1)), MAP),
     "weight read functionally": (Functional, TOKENS),
     "attention": (lambda: Holder(nn.MultiheadAttention(8, 2, batch_first=True)), TOKENS),
+    "layer norm": (lambda: Holder(nn.LayerNorm(8)), TOKENS),
+    "group norm": (lambda: Holder(nn.GroupNorm(2, 8)), MAP),
+    "batch norm": (lambda: Holder(nn.BatchNorm2d(8)), MAP),
     "attention, kdim": (lambda: Holder(nn.MultiheadAttention(8, 2, kdim=4, vdim=4, batch_first=True)), TOKENS),
 }
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -120,7 +127,7 @@ def spread_out(model: nn.Module, parameters: Callable[[], list[Tensor]], base: T
         out: Tensor = model(x)
         if (out - base).norm() >= LEAST_CHANGE * base.norm():
             return out
-    raise RuntimeError("no effect: the random adapter changes the output by less than a tenth")
+    raise NoEffectError
 
 
 @torch.no_grad()
@@ -165,6 +172,8 @@ def peers(kind: str, build: Callable[[], nn.Module], x: Tensor) -> float | str:
         model = peft.get_peft_model(copy.deepcopy(base), configs[kind]()).eval()
         unmerged = spread_out(model, lambda: [p for p in model.parameters() if p.requires_grad], plain, x)
         merged = model.merge_and_unload()(x)
+    except NoEffectError:
+        return "no effect"
     except Exception as error:  # noqa: BLE001  (whatever peft raises is its result)
         return f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"
     return float((merged - unmerged).norm() / (unmerged - plain).norm())

@@ -62,7 +62,9 @@ def run_cell(data: Path, cell: str) -> dict[str, object]:
         noise=NOISE,
     )
     torch.manual_seed(settings.seed)
-    model = build_model(base, replace(load_recipe(name), training=settings))
+    # The statistics of the network's batch norms stay as they are, also for `full`.
+    recipe = replace(load_recipe(name), training=settings, freeze_statistics=True)
+    model = build_model(base, recipe)
     losses: list[float] = []
     done = train(model.train(), source, settings, report=lambda step: losses.append(step.loss))
     tensors = lowpeft.adapter_state_dict(model)

@@ -168,16 +168,17 @@ PORTS = [case for case in CASES if case.label in ("convpass", "combination")]
 LATER = zoo.LATER | zoo.VARIANTS | {"swin2sr", "timm_swin"}
 """Rows that add no mechanism to the others of `zoo.FAMILIES`, such as `swin2sr_hf` and `timm_swin_v2`."""
 
-# What a kind does with a weight depends on the layer, not on the network around it, and convpass has the ports of the
-# combination's spatial adapters: these networks have layers and blocks of every sort.
-ON_FEW = (*(kind for kind in WEIGHTS if kind != "lora"), "convpass", "parallax")
+# What a kind does with a weight depends on the layer, not on the network around it, and `test_kinds.py` has layers of
+# every sort: each weight kind takes one of these networks, in turns. Convpass has the ports of the combination's
+# spatial adapters.
 FEW = ("ipt", "nafnet", "rcan", "swinir")
+ON_FEW = {kind: (FEW[i % len(FEW)],) for i, kind in enumerate(WEIGHTS)} | {"convpass": FEW, "parallax": ("swinir",)}
+ON_FEW.pop("lora")
 
 
 def is_later(case: Case) -> bool:
     """Whether a case shows nothing that the others do not, and is in the slow tier."""
-    few = ("swinir",) if case.label == "parallax" else FEW
-    return case.network.name in LATER or (case.label in ON_FEW and case.network.name not in few)
+    return case.network.name in LATER or case.network.name not in ON_FEW.get(case.label, (case.network.name,))
 
 
 def each(cases: list[Case]) -> pytest.MarkDecorator:

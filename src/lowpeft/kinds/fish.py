@@ -61,10 +61,11 @@ class Fish(WeightAdapter):
     """Adapted parameter `p + scatter(index, values)`: some entries are trained, all others stay as they are.
 
     `index` holds the places of the entries in the flattened parameter, and is a frozen tensor in the adapter's file;
-    `values` are the trained differences, zero when new. A new adapter has the largest entries of each parameter. `lowpeft.calibrate` gives it
-    those with the largest Fisher information Σ (dL/dp)², summed over single images, chosen among all sites together:
-    the number of entries of all sites is share · N (the sum of `entries`, where these are set), and a site has at
-    least one, at most cap · its size. Every floating-point parameter fits: weights, biases, norms, tables.
+    `values` are the trained differences, zero when new. A new adapter has the largest entries of each parameter.
+    `lowpeft.calibrate` gives it those with the largest Fisher information Σ (dL/dp)², summed over single images, chosen
+    among all sites together: the number of entries of all sites is share · N (the sum of `entries`, where these are
+    set), and a site has at least one, at most cap · its size. Every floating-point parameter fits: weights, biases,
+    norms, tables.
 
     Trained parameters per layer: share · size, at least one.
 
