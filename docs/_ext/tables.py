@@ -27,6 +27,7 @@ from sphinx.util.typing import ExtensionMetadata
 
 from claims import CLAIMS, directions, with_spread
 from cost_figures import MEMORY_HEAD, attention_rows, memory_rows, networks_with, reasons, time_head, time_rows
+from method_figures import MERGE_HEAD, TRAINING_HEAD, merge_rows, training_rows, trap_rows
 
 SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields|Examples?):$")
 ENTRY = re.compile(r"    (\*{0,2}\w[\w.]*): (.*)")
@@ -625,6 +626,20 @@ def cost_attention(results: Any) -> str:
     return table(["attention", "kernels", "peak, MB", "ms, forward and backward"], attention_rows(results))
 
 
+# --- Weight methods
+
+
+def merge_parity(results: Any) -> str:
+    """Merged against unmerged outputs of every layer, and the traps."""
+    head = ["trap", "lowpeft", "peft"]
+    return f"{table(MERGE_HEAD, merge_rows(results))}\n\n{table(head, trap_rows(results))}"
+
+
+def weight_methods(results: Any) -> str:
+    """What every weight recipe gives in a hundred steps, and what it costs."""
+    return table(TRAINING_HEAD, training_rows(results, results_of("cost")))
+
+
 def cost_plot() -> str:
     """The plot of time over memory, where it was drawn."""
     image = Path(__file__).resolve().parents[1] / "images" / "performance.png"
@@ -789,7 +804,9 @@ GENERATED: dict[str, Callable[[], str]] = {
     "starts": stereo_start,
     "strips": measured("strips"),
     "switches": switches,
+    "merge-parity": cost_section("merge_parity", merge_parity),
     "weight-kinds": weight_kinds,
+    "weight-methods": cost_section("weight_methods", weight_methods),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 from ...errors import PlanError
@@ -13,9 +14,6 @@ from ...recipes import Recipe
 from ...recipes.budget import parameters_of
 from .choosing import choose_sites
 from .sites import Network
-
-FEW = 64
-"""Most values of a size that are all counted."""
 
 
 def within_budget(network: Network, recipe: Recipe) -> Recipe:
@@ -56,17 +54,16 @@ def within_budget(network: Network, recipe: Recipe) -> Recipe:
 def _nearest(values: Sequence[float], wanted: float, count: Callable[[float], int | None]) -> tuple[float, int]:
     """Return the value whose count is nearest to the wanted one, and its count; counts rise from value to value.
 
-    All of a few values are counted, many are bisected. None is the count of a value that fits nowhere, and taken for
-    too large. Of two equally near counts, the smaller is taken.
+    The count of a value that fits nowhere is None: such values are at the end if the first value fits, else at the
+    beginning. Of two equally near counts, the smaller is taken.
     """
-    counts: dict[int, int | None] = {}
-    if len(values) <= FEW:
-        counts = {index: count(value) for index, value in enumerate(values)}
-    low, high = 0, -1 if counts else len(values) - 1
+    counts = {0: count(values[0])}
+    end = math.inf if counts[0] is not None else -math.inf
+    low, high = 1, len(values) - 1
     while low <= high:
-        middle = (low + high) // 2 if counts else min(7, high)  # small sizes are the common ones
-        number = counts[middle] = count(values[middle])
-        low, high = (middle + 1, high) if number is not None and number < wanted else (low, middle - 1)
+        middle = (low + high) // 2 if len(counts) > 1 else min(7, high)  # small sizes are the common ones
+        counts[middle] = number = count(values[middle])
+        low, high = (middle + 1, high) if (end if number is None else number) < wanted else (low, middle - 1)
     found = [(abs(number - wanted), number, index) for index, number in counts.items() if number is not None]
     if not found:
         raise PlanError(f"the adapters fit nowhere at the sizes {values[0]!r} to {values[-1]!r}")
