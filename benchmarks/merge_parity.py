@@ -262,12 +262,41 @@ def peft_sum() -> float:
     return float((model(x) - wanted).norm() / (wanted - plain).norm())
 
 
+@torch.no_grad()
+def own_transposed() -> float:
+    torch.manual_seed(0)
+    base = Holder(nn.ConvTranspose2d(8, 6, 3, groups=2)).eval()
+    x = image()
+    model = lowpeft.adapt(base, lowpeft.DoRAConfig(target="layer", rank=2))
+    spread_out(model, lambda: [p for _, p in lowpeft.adapter_parameters(model)], base(x), x)
+    grown = 1 + next(p for n, p in lowpeft.adapter_parameters(model) if n.endswith("magnitude"))
+    layer: Any = model.layer
+    lengths = [
+        w.unflatten(0, (2, -1)).square().sum((1, 3, 4)).flatten().sqrt()
+        for w in (layer.weight, layer._parameters["weight"])
+    ]
+    return float((lengths[0] / (grown * lengths[1]).abs() - 1).abs().max())
+
+
+def peft_transposed() -> float | str:
+    import peft
+
+    try:
+        peft.get_peft_model(
+            Holder(nn.ConvTranspose2d(8, 6, 3, groups=2)), peft.LoraConfig(use_dora=True, target_modules=["layer"])
+        )
+    except ValueError as error:
+        return f"ValueError: {str(error).splitlines()[0][:100]}"
+    return 0.0
+
+
 TRAPS = (
     (
         "DoRA on a convolution with an output channel of zeros: share of outputs that are NaN",
         own_dead_channel,
         peft_dead_channel,
     ),
+    ("DoRA on a transposed convolution: error of the norms of its output rows", own_transposed, peft_transposed),
     ("OFT on a 3x3 convolution: difference of a new adapter's output, of the base's", own_start, peft_start),
     ("sum of two rsLoRA adapters: difference from the sum of their changes, of that sum", own_sum, peft_sum),
 )

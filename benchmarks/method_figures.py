@@ -45,10 +45,11 @@ def _peft(row: Mapping[str, Any] | None) -> str:
 
 def trap_rows(results: Any) -> list[list[str]]:
     """One row for each trap: lowpeft's figure and peft's."""
-    return [
-        [row["trap"], *(f"{row[name]:.2g}" if name in row else "–" for name in ("lowpeft", "peft"))]
-        for row in results["traps"]
-    ]
+    return [[row["trap"], f"{row['lowpeft']:.2g}", _peft_trap(row.get("peft"))] for row in results["traps"]]
+
+
+def _peft_trap(found: float | str | None) -> str:
+    return "–" if found is None else "refused or error" if isinstance(found, str) else f"{found:.2g}"
 
 
 def training_rows(results: Any, cost: Any) -> list[list[str]]:

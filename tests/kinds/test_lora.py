@@ -201,11 +201,22 @@ def test_rows_change_the_named_parts_of_fused_projections_alone() -> None:
     assert not k.any()
 
 
+def test_rows_take_separate_projections_too() -> None:
+    attention = nn.MultiheadAttention(6, 2, kdim=4, vdim=5)
+    sites = lowpeft.plan(Holder(nn.Sequential(attention)), LoRAConfig(rank=2, rows="q,v")).sites
+    assert [site.attachment.tensors for site in sites] == [("q_proj_weight",), ("v_proj_weight",)]
+    named = {"to_q": nn.Linear(6, 6), "to_kv": nn.Linear(6, 12), "quality": nn.Linear(6, 6)}
+    counts = {
+        site.path: site.parameters for site in lowpeft.plan(nn.ModuleDict(named), LoRAConfig(rank=1, rows="q,v")).sites
+    }
+    assert counts == {"to_q": 6 + 6, "to_kv": 6 + 6}
+
+
 def test_rows_of_an_attention_of_torch_and_of_a_layer_that_has_none() -> None:
     model = Holder(nn.Sequential(nn.MultiheadAttention(6, 2)))
     (site,) = lowpeft.plan(model, LoRAConfig(rank=2, rows="k")).sites
     assert site.parameters == 2 * (6 + 6)
-    with pytest.raises(PlanError, match="not a fused projection"):
+    with pytest.raises(PlanError, match="no projection to queries"):
         lowpeft.plan(model, LoRAConfig(target="first", rank=2, rows="k"))
     with pytest.raises(PlanError, match="rows"):
         LoRAConfig(rows="q,x")

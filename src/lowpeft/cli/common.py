@@ -240,7 +240,7 @@ def add_recipe(sub: argparse.ArgumentParser) -> None:
     add_weights(sub)
     add_set(
         sub,
-        "change a field of the recipe's adapters: every=1, spatial.reduction=8, "
+        "change a field of the recipe's adapters: every=1, rank=8, spatial.reduction=8, budget=1%%, "
         "stereo.target='[\"stage=0\"]', train_also='[\"conv_last\"]'; may be repeated",
     )
 

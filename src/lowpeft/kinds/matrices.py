@@ -24,9 +24,9 @@ class MatrixConfig(AdapterConfig):
     """Base class of the configs of kinds that change the weights of layers as matrices.
 
     Attributes:
-        rows: Parts of fused projections to change, e.g. "q,v"; the others stay frozen. A layer named `qkv`, `kv` and
-            the like has the parts of its name, in that order and of equal size, and nn.MultiheadAttention has q, k, v.
-            Without a target, other layers are left out. None means all rows.
+        rows: Parts of projections to change, e.g. "q,v"; all else stays frozen. A layer named `qkv`, `to_kv`, `q_proj`
+            and the like has the parts of its name, in that order and of equal size, and nn.MultiheadAttention has q, k,
+            v. Without a target, layers that have none of the parts are left out. None means all rows.
     """
 
     rows: str | None = None

@@ -74,7 +74,7 @@ class Layer:
         transposed: True if the weight is that of a transposed convolution, (in, out/groups, …).
         groups: Number of groups of a convolution; 1 for other layers.
         table: True if the parameter is a table that is looked up or added: its last axis gives the columns.
-        parts: Names of the equal parts of the rows of a fused projection, in order, e.g. ("q", "k", "v").
+        parts: Names of the equal parts of the rows of a projection, in order: ("q", "k", "v") of a fused one, ("q",).
         chosen: Parts that `rows` and `from_rows` are limited to; empty for all rows.
     """
 
@@ -122,18 +122,21 @@ class Layer:
         return self.shapes[0][0]
 
     def select(self, parts: str | None) -> Layer:
-        """Return the layer limited to some parts of a fused projection, e.g. "q,v"; None for all rows.
+        """Return the layer limited to those of some parts that it has, e.g. "q,v"; None for all rows.
 
         Raises:
-            PlanError: The layer has no such parts.
+            PlanError: The layer has none of the parts.
         """
         if parts is None:
             return self
-        wanted = tuple(p.strip() for p in parts.split(","))
-        if missing := [p for p in wanted if p not in self.parts]:
-            known = f"its parts are {', '.join(self.parts)}" if self.parts else "it is not a fused projection"
-            raise PlanError(f"the layer has no rows {', '.join(missing)}: {known}")
-        return replace(self, chosen=tuple(p for p in self.parts if p in wanted))
+        wanted = {p.strip() for p in parts.split(",")}
+        chosen = tuple(p for p in self.parts if p in wanted)
+        if not chosen:
+            known = (
+                f"it has {', '.join(self.parts)}" if self.parts else "it is no projection to queries, keys or values"
+            )
+            raise PlanError(f"the layer has no rows {parts}: {known}")
+        return replace(self, chosen=() if chosen == self.parts else chosen)
 
     @property
     def matrix_shape(self) -> tuple[int, int]:

@@ -189,8 +189,8 @@ def _folds(network: Network, patterns: Sequence[str]) -> list[str]:
     ]
 
 
-FUSED = re.compile(r"(?:^|_)(qkv|kv|qk)(?:_|\d|$)")
-"""Name of a projection to several of queries, keys and values, as the last component of a path."""
+PROJECTION = re.compile(r"(?:^|_)(qkv|kv|qk|q|k|v)(?:_|\d|$)")
+"""Name of a projection to queries, keys and values, or some of them: the last component of a path, or a parameter."""
 
 
 def layer_of(module: nn.Module, names: tuple[str, ...], path: str = "") -> Layer:
@@ -207,11 +207,14 @@ def layer_of(module: nn.Module, names: tuple[str, ...], path: str = "") -> Layer
 
 
 def _parts(module: nn.Module, shapes: tuple[tuple[str, tuple[int, ...]], ...], path: str) -> tuple[str, ...]:
-    """Return the parts of the rows of a fused projection, read from the name of the layer."""
+    """Return the parts of the rows of a projection to queries, keys and values, read from the name of the layer."""
+    name = path.rpartition(".")[2]
     if isinstance(module, nn.MultiheadAttention):
-        return ("q", "k", "v") if shapes[0][0].startswith("in_proj") else ()
-    fits = isinstance(module, (nn.Linear, _ConvNd)) and not getattr(module, "transposed", False)
-    found = FUSED.search(path.rpartition(".")[2]) if fits else None
+        first, several = shapes[0][0], sum(name.endswith("_weight") for name, _ in shapes) > 1
+        name = "qkv" if first.startswith("in_proj") else "" if several else first
+    elif not isinstance(module, (nn.Linear, _ConvNd)) or getattr(module, "transposed", False):
+        return ()
+    found = PROJECTION.search(name)
     return tuple(found[1]) if found is not None and shapes[0][1][0] % len(found[1]) == 0 else ()
 
 
