@@ -31,6 +31,7 @@ from .core.operations.state import (
     summary,
 )
 from .core.operations.switching import disabled, set_strength, using
+from .core.operations.training_parts import training_parts
 from .core.planning.plan import Plan, plan
 from .core.planning.sites import Site
 from .errors import AdapterError, DataError, LowpeftError, PlanError, TrainingError
@@ -168,6 +169,7 @@ __all__ = [
     "summary",
     "swin2sr_from_transformers",
     "swin2sr_to_transformers",
+    "training_parts",
     "unregister_adapter",
     "unregister_family",
     "unregister_recipe",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Collection
 
 from .errors import did_you_mean
@@ -14,8 +15,8 @@ def is_whole(value: object, *, least: int) -> bool:
 
 
 def is_number(value: object, *, above: float) -> bool:
-    """Return whether a value is a finite number, not a bool, greater than `above`."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and above < value < math.inf
+    """Return whether a value is a number that a finite float can hold, not a bool, greater than `above`."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and above < value <= sys.float_info.max
 
 
 def whole(name: str, value: object, *, least: int) -> list[str]:

@@ -44,14 +44,15 @@ def test_the_scale_is_alpha_over_the_rank_or_its_root(fields: dict[str, float], 
 
 
 def test_lora_plus_trains_b_faster_than_a() -> None:
-    from lowpeft.restoration.training.kinds import parameter_groups, training_hooks
+    from lowpeft import training_parts
+    from lowpeft.restoration.training.kinds import parameter_groups
 
     model = lowpeft.adapt(holder("conv"), LoRAConfig(target="layer", rank=2, b_rate=16))
     parameters = dict(lowpeft.adapter_parameters(model))
-    groups = parameter_groups(parameters, training_hooks(model, 10))
+    groups = parameter_groups(parameters, training_parts(model, 10))
     rates = {id(p): group["initial_lr"] for group in groups for p in group["params"]}
     assert {name.rpartition(".")[2]: rates[id(p)] for name, p in parameters.items()} == {"a": 1.0, "b": 16}
-    assert not training_hooks(lowpeft.adapt(holder("conv"), LoRAConfig(target="layer")), 10)
+    assert not training_parts(lowpeft.adapt(holder("conv"), LoRAConfig(target="layer")), 10)
 
 
 # --- LoRA-FA ---------------------------------------------------------------------------------------------------------
@@ -113,7 +114,7 @@ def test_a_start_changes_no_bit_and_is_its_formula_once_trained(start: str, name
     base = holder(name)
     model = lowpeft.adapt(holder(name), LoRAConfig(target="layer", rank=1, alpha=3, start=start))
     if name.startswith("transposed") and start in ("corda", "eva"):
-        with pytest.raises(PlanError, match="none of the layers was called"):
+        with pytest.raises(PlanError, match="1 transposed convolutions or tables"):
             lowpeft.calibrate(model, images())
         return
     lowpeft.calibrate(model, images())
@@ -181,7 +182,9 @@ def test_a_layer_that_is_never_called_keeps_a_random_start_and_the_summary_says_
     model = Holder(nn.Sequential(nn.Conv2d(6, 8, 1), nn.ConvTranspose2d(8, 6, 1)))
     lowpeft.adapt(model, LoRAConfig(target="layer.**", rank=2, start="eva"))
     lowpeft.calibrate(model, [X.float()])
-    assert "1 layers got no inputs and keep a random start, e.g. layer.1.lora_weight" in str(lowpeft.summary(model))
+    assert "1 transposed convolutions or tables keep a random start, e.g. layer.1.lora_weight" in str(
+        lowpeft.summary(model)
+    )
 
 
 # --- Rows of fused projections, tables -------------------------------------------------------------------------------
@@ -297,7 +300,33 @@ def test_a_budget_picks_the_nearest_rank_and_says_what_it_came_to() -> None:
     assert "the size of ssf is fixed" in str(lowpeft.plan(model, SSFConfig(), budget="1%"))
 
 
-@pytest.mark.parametrize("budget", ["x", "0%", 0, -1, 1.5, math.nan, True, [1]])
+def test_a_budget_keeps_the_scale_and_says_when_it_is_missed() -> None:
+    model = next(n for n in zoo.ALL if n.name == "swinir").build()
+    for fields, scale in (({"alpha": 8.0}, 2.0), ({"alpha": 8.0, "rank_stabilised": True}, 8.0)):
+        plan = lowpeft.plan(model, LoRAConfig(**fields), budget="2%")
+        assert plan.recipe.adapters[0].rank == 1
+        assert plan.recipe.adapters[0].scale == scale
+        assert f"scale {scale:.3g}" in str(plan)
+    assert "NOT MET" not in str(lowpeft.plan(model, "lora", budget="2%"))
+    missed = str(lowpeft.plan(model, "lora", budget="0.1%"))
+    assert "NOT MET: lora has rank=1" in missed
+    assert "name fewer layers" in missed
+    with pytest.raises(PlanError, match="give one of the two"):
+        lowpeft.plan(model, "lora", budget="2%", rank=3)
+
+
+def test_a_budget_keeps_the_layers() -> None:
+    """A higher rank that fits only a few of the layers is no answer to a budget."""
+    narrow = [layer for _ in range(10) for layer in (nn.Conv2d(32, 8, 1), nn.Conv2d(8, 32, 1))]
+    model = nn.Sequential(nn.Conv2d(3, 32, 3), *narrow, nn.Conv2d(32, 3, 3))
+    few, many = (lowpeft.plan(model, "lora", budget=n) for n in (3000, 7000))
+    counts = {rank: lowpeft.plan(model, "lora", rank=rank).parameters for rank in range(1, 9)}
+    assert few.recipe.adapters[0].rank == min(counts, key=lambda rank: abs(counts[rank] - 3000)) == 4  # one layer less
+    assert many.recipe.adapters[0].rank == 8
+    assert len(many.sites) == 21
+
+
+@pytest.mark.parametrize("budget", ["x", "2", "0%", "101%", 0, -1, 1.5, math.nan, True, [1], 10**400, "٣%"])
 def test_a_budget_that_is_none_is_refused(budget: object) -> None:
     with pytest.raises(PlanError, match="budget must be a share"):
         lowpeft.plan(holder("conv"), "lora", budget=budget)

@@ -113,7 +113,7 @@ def adapters(label: str, network: Network) -> tuple[AdapterConfig, ...]:
         "loha": (LoHaConfig(target="**", rank=1),),
         "lokr": (LoKrConfig(target="**", rank=1),),
         "oft": (OFTConfig(block=9),),
-        "adalora": (AdaLoRAConfig(target="**", rank=1, initial_rank=1),),
+        "adalora": (AdaLoRAConfig(target="**", rank=1, initial_rank=1, alpha=100.0),),
         "colora": (CoLoRAConfig(target="**", rank=1),),
         "convpass": (convpass(network),),
         "ia3": (IA3Config(),),

@@ -238,9 +238,13 @@ def add_recipe(sub: argparse.ArgumentParser) -> None:
     """Add the options for a recipe, the network to adapt, and changes of the recipe's fields."""
     sub.add_argument("recipe", help=f"a bundled recipe ({', '.join(bundled())}) or a path to a .toml recipe")
     add_weights(sub)
+    sub.add_argument(
+        "--budget",
+        help="share of trained parameters, e.g. 1%%: chooses the rank, width or share that comes nearest to it",
+    )
     add_set(
         sub,
-        "change a field of the recipe's adapters: every=1, rank=8, spatial.reduction=8, budget=1%%, "
+        "change a field of the recipe's adapters: every=1, rank=8, spatial.reduction=8, "
         "stereo.target='[\"stage=0\"]', train_also='[\"conv_last\"]'; may be repeated",
     )
 
@@ -271,6 +275,14 @@ def backbone(options: argparse.Namespace, *, quiet: bool = False) -> Backbone:
     from ..demo import demo_backbone
 
     return demo_backbone()
+
+
+def changes(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the keyword arguments of `adapt` that `--set` and `--budget` give."""
+    budget = options.budget
+    if budget is None:
+        return overrides(options.set)
+    return {**overrides(options.set), "budget": int(budget) if budget.isdecimal() else budget}
 
 
 def overrides(settings: list[str]) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 from .. import tables
 from ..core.files.adapter_files import read_adapter
 from ..core.planning.plan import plan
-from .common import add_recipe, backbone, new_command, overrides
+from ..kinds import get_kind
+from .common import add_recipe, backbone, changes, new_command
 
 
 def add_to(commands: Any) -> None:
@@ -27,7 +28,7 @@ def add_to(commands: Any) -> None:
 
 def run_plan(options: argparse.Namespace) -> None:
     """Print the plan."""
-    print(plan(backbone(options, quiet=True), options.recipe, **overrides(options.set)))
+    print(plan(backbone(options, quiet=True), options.recipe, **changes(options)))
 
 
 def run_info(options: argparse.Namespace) -> None:
@@ -40,10 +41,12 @@ def run_info(options: argparse.Namespace) -> None:
         row[0] += 1
         row[1] += site.parameters
         settings.setdefault(f"{site.config.kind} settings", set()).add(site.config.settings)
+    needs_data = any(get_kind(site.config.kind).needs_data(site.config) for site in adapter.sites)
     size = sum(t.numel() * t.element_size() for t in adapter.tensors.values())
     rows = {
         "recipe": f"{adapter.recipe.name}: {adapter.recipe.summary}",
         "written by": f"lowpeft {adapter.config['lowpeft']}",
+        **({"calibrated": "yes" if adapter.calibrated else "no"} if needs_data else {}),
         **{kind: f"{sites} sites, {count:,} parameters" for kind, (sites, count) in kinds.items()},
         **{name: "; ".join(sorted(texts)) for name, texts in settings.items() if any(texts)},
         "tensors": f"{len(adapter.tensors)}, {size / 1e6:.2f} MB",

@@ -23,11 +23,11 @@ from .common import (
     add_optimize,
     add_recipe,
     backbone,
+    changes,
     device,
     new_command,
     optimised_facts,
     optimized,
-    overrides,
     warn_of_pairs,
     weights_facts,
 )
@@ -107,7 +107,7 @@ def run(options: argparse.Namespace) -> None:
     processes = connect()
     check_folder(Path(options.out), resume=options.resume)  # before anything is loaded
     base = backbone(options)
-    recipe = override(load_recipe(options.recipe), overrides(options.set))
+    recipe = override(load_recipe(options.recipe), changes(options))
     recipe = dataclasses.replace(recipe, training=_settings(recipe.training, options, crop_for(base)))
     settings = recipe.training
     _check(recipe, options)

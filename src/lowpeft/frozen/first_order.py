@@ -15,6 +15,7 @@ def refuse_second_order() -> None:
     """
     if torch.is_grad_enabled():
         raise PlanError(
-            "an optimised network has first-order gradients only, because its backward passes are not recorded: call "
-            "backward without create_graph=True, or undo with lowpeft.optimize(model, None)"
+            "an optimised network, and LoRA with freeze_a=True, have first-order gradients only, because their "
+            "backward passes are not recorded: call backward without create_graph=True, undo with "
+            "lowpeft.optimize(model, None), or train A too"
         )

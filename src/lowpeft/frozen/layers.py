@@ -135,6 +135,7 @@ def run_low_rank(layer: _ConvNd, x: Tensor, bias: Tensor | None, factors: Sequen
     """
     convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[len(layer.kernel_size) - 1]
     lean = x.dim() == 2 + len(layer.kernel_size) and not any(a.requires_grad for a, _ in factors)
+    lean = lean and not layer._parameters["weight"].requires_grad  # type: ignore[union-attr]
 
     def product(weight: Tensor, bias: Tensor | None) -> Tensor:
         def own(given: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -46,9 +46,10 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         """Check the values, and turn lists (from TOML and JSON) into tuples, so that equal configs compare equal."""
         for field in fields(self):
-            object.__setattr__(
-                self, field.name, _frozen(f"{self.kind} adapter: {field.name}", getattr(self, field.name))
-            )
+            value = _frozen(f"{self.kind} adapter: {field.name}", getattr(self, field.name))
+            if field.type in (bool, "bool") and not isinstance(value, bool):
+                raise PlanError(f"{self.kind} adapter: {field.name} must be true or false, not {value!r}")
+            object.__setattr__(self, field.name, value)
         if self.target is not None:
             target = (self.target,) if isinstance(self.target, str) else self.target
             if not isinstance(target, tuple) or not all(isinstance(p, str) for p in target):
@@ -87,6 +88,11 @@ class AdapterConfig:
         `adapt(…, budget="1%")` chooses among them.
         """
         return None
+
+    def resized(self, value: float) -> Self:
+        """Return the config with another value of the field that `sizes` names."""
+        changes: dict[str, Any] = {} if self.sizes is None else {self.sizes[0]: value}
+        return replace(self, **changes)
 
     @property
     def needs_data(self) -> bool:

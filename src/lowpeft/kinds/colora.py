@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from ..checks import is_number
 from ..errors import PlanError
 from .learning import Calibrator
 from .lora import LoRA, LoRAConfig
-from .starts import STARTS_FROM_DATA, with_rank
+from .starts import STARTS_FROM_DATA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class Contributions(Calibrator):
         ranks = {s: self._rank(s, (beta if c.beta is None else c.beta) * shares[s]) for s, c in self.configs.items()}
         found = f", with beta={beta:.3g}" if solved else ""
         self.notes.append(f"ranks from {min(ranks.values())} to {max(ranks.values())}{found}")
-        return {site: with_rank(config, ranks[site]) for site, config in self.configs.items()}
+        return {s: c.at_scale_of(replace(c, rank=ranks[s])) for s, c in self.configs.items()}
 
     def _rank(self, site: str, delta: float) -> int:
         rows, columns = cast(tuple[int, int], self.adapters[site].layer.matrix_shape)

@@ -17,7 +17,7 @@ from .base import LAYERS, AdapterConfig, WeightAdapter, at_least
 from .full import Full
 from .sensitivity import FisherStart
 
-SHARES = tuple(10 ** (step / 50 - 5) for step in range(251))
+SHARES = tuple(float(f"{10 ** (step / 50 - 5):.3g}") for step in range(251))
 """Shares from 1e-5 to 1, each 4.7 % above the one before."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,10 @@ class LoRAConfig(LowRankConfig):
             raise PlanError(
                 f"{self.kind} adapter: freeze_a goes with start random or eva, and b_rate=1: A is not trained"
             )
+
+    def resized(self, value: float) -> Self:
+        """Return the config at another rank: with the same scale or, rank-stabilised, with the same alpha."""
+        return replace(self, rank=int(value)) if self.rank_stabilised else super().resized(value)
 
     @property
     def scale(self) -> float:

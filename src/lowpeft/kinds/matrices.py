@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,22 @@ class LowRankConfig(MatrixConfig):
     def scale(self) -> float:
         """Factor of the low-rank product."""
         return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    @property
+    def settings(self) -> str:
+        """Settings as text, with the scale that alpha gives."""
+        return super().settings + (f" (scale {self.scale:.3g})" if self.alpha is not None else "")
+
+    def resized(self, value: float) -> Self:
+        """Return the config at another rank, with alpha changed so that the scale stays."""
+        return self.at_scale_of(super().resized(value))
+
+    def at_scale_of(self, other: Self) -> Self:
+        """Return another config with alpha changed so that it has this one's scale."""
+        if self.alpha is None:
+            return other
+        unscaled = replace(other, alpha=self.alpha)
+        return replace(unscaled, alpha=self.alpha * self.scale / unscaled.scale)
 
 
 class MatrixAdapter(WeightAdapter):

@@ -32,11 +32,9 @@ class OFTConfig(MatrixConfig):
     share: bool = False
 
     def check(self) -> None:
-        """Raise if the block is below 2 or `share` is not a bool."""
+        """Raise if the block is below 2."""
         super().check()
         at_least(self, block=2)
-        if not isinstance(self.share, bool):
-            raise PlanError(f"oft adapter: share must be true or false, not {self.share!r}")
 
     @property
     def sizes(self) -> tuple[str, Sequence[int]]:

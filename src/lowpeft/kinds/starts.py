@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,8 +27,13 @@ def from_weight(start: str, weight: Tensor, rank: int, scale: float) -> tuple[Te
 
     Sources: `pissa`, the largest singular vectors (arXiv 2404.02948); `olora`, the first rows and columns of the QR
     decomposition (2406.01775). Computed in float64.
+
+    Raises:
+        PlanError: The weight has NaN or infinity.
     """
     w = weight.double()
+    if not torch.isfinite(w).all():
+        raise PlanError(f"a weight is not finite, so start={start!r} cannot be computed from it")
     if start == "pissa":
         return _split(w, rank, scale)
     q, r = torch.linalg.qr(w)
@@ -49,7 +53,7 @@ class InputStart(Calibrator):
     `eva` (arXiv 2410.07170): A has the principal directions of the centred inputs; the ranks of all layers together
     stay the same and go to the directions that explain most of their layer's variance. `corda` (2406.05223, its mode
     for instruction previews): from the singular vectors of W C, with C the mean of x xᵀ. Layers that the network does
-    not call (it reads their weight), transposed convolutions and tables keep a random start.
+    not call (it reads their weight), those that get only zeros, transposed convolutions and tables keep a random start.
     """
 
     adapters: Mapping[str, Any]
@@ -57,7 +61,7 @@ class InputStart(Calibrator):
     def __init__(self, adapters: Mapping[str, Any], configs: Mapping[str, Any]) -> None:
         super().__init__(adapters, configs)
         self.weights: dict[str, Tensor] = {}
-        self.moments: dict[str, tuple[int, Tensor, Tensor]] = {}
+        self.moments: dict[str, _Moments] = {}
         self.spectra: dict[str, tuple[Tensor, Tensor]] = {}
 
     def see_parameters(self, site: str, parameters: Mapping[str, Tensor]) -> None:
@@ -71,27 +75,31 @@ class InputStart(Calibrator):
         if rows is None or not len(rows):
             return
         x = rows[:: max(1, -(-len(rows) // POSITIONS))].to(adapter.b.dtype)
-        count, total, products = self.moments.get(site, (0, torch.zeros(()).to(x), torch.zeros(()).to(x)))
-        self.moments[site] = (count + len(x), total + x.sum(0), products + x.T @ x)
+        self.moments.setdefault(site, _Moments(x)).add(x)
 
     def settle(self) -> Mapping[str, Any]:
         """Return the configs: for `eva`, with the ranks that the explained variances give."""
+        if unusable := [site for site, moments in self.moments.items() if not moments.finite]:
+            raise PlanError(f"the inputs of {unusable[0]} are not finite, or too large, so no start can be learned")
+        self.moments = {site: moments for site, moments in self.moments.items() if moments.second().any()}
         missing = [site for site in self.configs if site not in self.moments]
-        if len(missing) == len(self.configs):
-            raise PlanError("none of the layers was called with inputs, so a start from data cannot be learned")
-        if missing:
-            self.notes.append(f"{len(missing)} layers got no inputs and keep a random start, e.g. {missing[0]}")
+        others = [site for site in missing if not self.adapters[site].columns_are_inputs]
+        uncalled = [site for site in missing if site not in others]
+        if others:
+            self.notes.append(f"{len(others)} transposed convolutions or tables keep a random start, e.g. {others[0]}")
+        if uncalled:
+            self.notes.append(f"{len(uncalled)} layers got no inputs and keep a random start, e.g. {uncalled[0]}")
+        if not self.moments:
+            raise PlanError("no start can be learned from these data:", problems=self.notes)
         eva = [site for site in self.moments if self.configs[site].start == "eva"]
         for site in eva:
             self.spectra[site] = self._spectrum(site)
         ranks = self._ranks(eva)
-        return {site: with_rank(config, ranks.get(site, config.rank)) for site, config in self.configs.items()}
+        return {s: c.at_scale_of(replace(c, rank=ranks.get(s, c.rank))) for s, c in self.configs.items()}
 
     def _spectrum(self, site: str) -> tuple[Tensor, Tensor]:
         """Return the shares of variance, largest first, and their directions as rows."""
-        count, total, products = self.moments[site]
-        mean = total.double() / count
-        values, vectors = torch.linalg.eigh(products.double() / count - mean[:, None] * mean)
+        values, vectors = torch.linalg.eigh(self.moments[site].central())
         values = values.flip(0).clamp(min=0)
         return values / values.sum().clamp(min=torch.finfo(values.dtype).tiny), vectors.flip(1).T
 
@@ -111,8 +119,41 @@ class InputStart(Calibrator):
             adapter.set_start(self.spectra[site][1][: adapter.rank], None)
         elif site in self.moments:
             weight = adapter.layer.rows(self.weights[site]).double()
-            count, _, products = self.moments[site]
-            adapter.set_start(*_corda(weight, products.double() / count, adapter.rank, adapter.scale))
+            if not torch.isfinite(weight).all():
+                raise PlanError(f"the weight at {site} is not finite, so no start can be learned")
+            adapter.set_start(*_corda(weight, self.moments[site].second(), adapter.rank, adapter.scale))
+
+
+class _Moments:
+    """Sums of rows x (n, columns) and of their products, relative to the mean of the first ones, against cancellation.
+
+    The sums have the dtype of the rows, the moments are float64.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.shift = x.mean(0)
+        self.count = 0
+        self.total, self.products = torch.zeros_like(self.shift), x.new_zeros(x.shape[1], x.shape[1])
+
+    def add(self, x: Tensor) -> None:
+        x = x - self.shift
+        self.count += len(x)
+        self.total += x.sum(0)
+        self.products += x.T @ x
+
+    @property
+    def finite(self) -> bool:
+        return bool(self.products.isfinite().all())
+
+    def central(self) -> Tensor:
+        """Return the covariance, (columns, columns)."""
+        mean = self.total.double() / self.count
+        return self.products.double() / self.count - mean[:, None] * mean
+
+    def second(self) -> Tensor:
+        """Return the mean of x xᵀ, (columns, columns)."""
+        mean = self.shift.double() + self.total.double() / self.count
+        return self.central() + mean[:, None] * mean
 
 
 def _corda(weight: Tensor, moment: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
@@ -127,16 +168,6 @@ def _corda(weight: Tensor, moment: Tensor, rank: int, scale: float) -> tuple[Ten
         damping = damping * 2
     a, b = _split(weight @ damped, rank, scale)
     return a @ inverse, b
-
-
-def with_rank(config: Any, rank: int) -> Any:
-    """Return a config with another rank and the same scale."""
-    if rank == config.rank or config.alpha is None:
-        return dataclasses.replace(config, rank=rank)
-    ratio = rank / config.rank
-    return dataclasses.replace(
-        config, rank=rank, alpha=config.alpha * (math.sqrt(ratio) if config.rank_stabilised else ratio)
-    )
 
 
 def input_rows(inputs: Tensor, layer: Layer, weight: Tensor) -> Tensor | None:

@@ -16,6 +16,8 @@ from ..ports.attachment import Layer
 from .base import RootPart, at_least
 from .matrices import MatrixAdapter, MatrixConfig
 
+MOST_RANK = 65536
+
 
 @dataclass(frozen=True, kw_only=True)
 class VeRAConfig(MatrixConfig):
@@ -34,16 +36,18 @@ class VeRAConfig(MatrixConfig):
     seed: int = 0
 
     def check(self) -> None:
-        """Raise if the rank is below 1, the start is not positive, or the seed is negative."""
+        """Raise if the rank or the seed is out of range, or the start is not positive."""
         super().check()
         at_least(self, rank=1, seed=0)
+        if self.rank > MOST_RANK or self.seed >= 2**63:
+            raise PlanError(f"vera adapter: rank must be at most {MOST_RANK} and seed below 2**63, not {self.settings}")
         if not is_number(self.start, above=0):
             raise PlanError(f"vera adapter: start must be a positive number, not {self.start!r}")
 
     @property
     def sizes(self) -> tuple[str, Sequence[int]]:
         """The rank, from 1."""
-        return "rank", range(1, 65537)
+        return "rank", range(1, MOST_RANK + 1)
 
 
 class VeRAMatrices(RootPart):

@@ -1,4 +1,4 @@
-"""Is a forward being captured (traced, compiled or exported)?"""
+"""Is a forward being captured (traced, compiled, exported, or transformed by `torch.func`)?"""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import torch
 
 
 def captured() -> bool:
-    """Return whether the forward is being traced, compiled or exported; Python code must not branch on sizes then."""
-    return torch.compiler.is_compiling() or tracing()
+    """Return whether the forward is being traced, compiled, exported or transformed by `torch.func` (vmap, jvp, grad).
+
+    Python code must not branch on sizes then, and autograd functions of our own cannot be transformed.
+    """
+    return torch.compiler.is_compiling() or tracing() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def tracing() -> bool:

@@ -33,6 +33,7 @@ def override(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     budget = changes.pop("budget", recipe.budget)
     for key, value in changes.items():
         try:
+            _refuse_two_sizes(adapters, key, value, budget)
             if key == "train_also":
                 adapters.append(get_kind("full").config(target=value))
             else:
@@ -47,6 +48,16 @@ def override(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     if problems:
         raise PlanError(f"recipe {recipe.name!r} cannot be changed as asked:", problems=problems)
     return changed
+
+
+def _refuse_two_sizes(adapters: Sequence[AdapterConfig], key: str, value: object, budget: object) -> None:
+    """Raise if an override sets the field that the budget would choose."""
+    for config in adapters if budget is not None else ():
+        field = config.sizes[0] if config.sizes is not None else None
+        if field is not None and (
+            key == field or (key == config.kind and isinstance(value, Mapping) and field in value)
+        ):
+            raise PlanError(f"a budget chooses {field} of the {config.kind} adapter: give one of the two")
 
 
 def _addressed(adapters: Sequence[AdapterConfig], key: str, value: object) -> tuple[int, dict[str, Any]]:

@@ -42,7 +42,8 @@ def calibrate(
 
     A copy of the network runs once over the batches, in eval mode. Each kind sees the data that it asks for at all of
     its sites. It may choose other shapes (ranks, numbers of entries) and fills new adapters with start values. These
-    replace the old adapters all at once, so create the optimiser afterwards. They still add exactly zero. The start
+    replace the old adapters all at once, so create the optimiser afterwards: one that was made before would train
+    nothing. They still add exactly zero. The start
     values are saved with the adapter. `lowpeft.restoration.training.train` calls this itself.
 
     Args:
@@ -118,6 +119,7 @@ def _finish(model: object, runs: list[Calibration]) -> dict[str, int]:
     record = record_of(root)
     if any(record.plans.get(run.name) is not run.plan for run in runs):
         raise PlanError("adapters were removed, renamed or calibrated by another call during the calibration")
+    _refuse_trained(root, runs)  # meanwhile, by another thread
     built, started = _start(root, record.plans, runs)
 
     def replace_all(undo: Undo) -> None:
@@ -173,8 +175,7 @@ def _observe(
             arguments, target = _checked(batch, loss)
             count += 1
             if not gradients:
-                with torch.no_grad():
-                    twin(*(a.clone() for a in arguments))
+                _run(twin, arguments)
                 continue
             for i in range(len(arguments[0])):
                 _backward(
@@ -183,6 +184,17 @@ def _observe(
                 _show_gradients(root, runs)
     if not count:
         raise PlanError("there are no batches to calibrate on; give one or more")
+
+
+def _run(twin: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+    try:
+        with torch.no_grad():
+            twin(*(a.clone() for a in arguments))
+    except TypeError as error:
+        raise PlanError(
+            f"the network cannot be called with the {len(arguments)} tensors of a batch: {error}. If the batches are "
+            "pairs (inputs, target), give loss=, or pass the inputs alone"
+        ) from error
 
 
 def _checked(batch: object, loss: LossFunction | None) -> tuple[tuple[Tensor, ...], Any]:

@@ -161,6 +161,9 @@ class Summary:
         return "\n".join([*lines, tables.text(cells)])
 
 
+UNCALIBRATED = "its start is not learned from data; train does that, or lowpeft.calibrate before your own training"
+
+
 def _optimised(root: nn.Module) -> str | None:
     """Return what `optimize` changed, as text; layers whose weight an adapter changes by now do not count."""
     found = record_of(root).optimised
@@ -204,6 +207,6 @@ def summary(model: object) -> Summary:
         ),
         optimised=_optimised(root),
         notes=tuple(f"{name}: {note}" for name, plan in record_of(root).plans.items() for note in plan.notes)
-        + tuple(f"{name}: not calibrated; call lowpeft.calibrate before training" for name in uncalibrated(root))
+        + tuple(f"{name}: not calibrated: {UNCALIBRATED}" for name in uncalibrated(root))
         + (() if (optimised := record_of(root).optimised) is None else optimised.notes),
     )

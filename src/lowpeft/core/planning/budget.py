@@ -15,6 +15,13 @@ from ...recipes.budget import parameters_of
 from .choosing import choose_sites
 from .sites import Network
 
+MET = 0.15
+"""Largest difference from a budget, as a share of it, at which it counts as met."""
+COVERED = 0.5
+"""Least share of the adapted parameters that a size chosen for a budget keeps."""
+AROUND = 3
+"""Number of values on each side of the last one that are tried too."""
+
 
 def within_budget(network: Network, recipe: Recipe) -> Recipe:
     """Return a recipe without a budget, whose adapter has the size that comes nearest to it; add a note on the result.
@@ -36,61 +43,73 @@ def within_budget(network: Network, recipe: Recipe) -> Recipe:
             "them: set the sizes, or use recipes with one of them"
         )
     adapters = list(recipe.adapters)
-    fixed = sum(_count(network, config) for i, config in enumerate(adapters) if i not in sized)
+    fixed = sum(_count(network, config)[0] for i, config in enumerate(adapters) if i not in sized)
     total, chosen = fixed, f"the size of {' and '.join(config.kind for config in adapters)} is fixed"
     if sized:
         config = adapters[sized[0]]
         field, values = config.sizes or ("", ())
-        value, count = _nearest(values, allowed - fixed, functools.partial(_sized_count, network, config, field))
-        adapters[sized[0]] = _sized(config, field, value)
+        count_at = functools.cache(functools.partial(_sized_count, network, config))
+        value, count = _nearest(values, allowed - fixed, count_at)
+        adapters[sized[0]] = config.resized(value)
         total, chosen = fixed + count, f"{config.kind} has {field}={_shown(value)}"
+    met = abs(total - allowed) <= MET * allowed
     network.notes[
-        f"budget of {allowed:,.0f} parameters ({_percent(allowed, base)}): {chosen}, {total:,} trained "
-        f"({_percent(total, base)})"
+        f"budget of {allowed:,.0f} parameters ({_percent(allowed, base)}){'' if met else ' NOT MET'}: {chosen}, "
+        f"{total:,} trained ({_percent(total, base)})"
+        + ("; name fewer layers with target= or rows= for fewer" if sized and total > allowed and not met else "")
     ] = None
     return dataclasses.replace(recipe, adapters=tuple(adapters), budget=None)
 
 
-def _nearest(values: Sequence[float], wanted: float, count: Callable[[float], int | None]) -> tuple[float, int]:
+def _nearest(
+    values: Sequence[float], wanted: float, count: Callable[[float], tuple[int, int] | None]
+) -> tuple[float, int]:
     """Return the value whose count is nearest to the wanted one, and its count; counts rise from value to value.
 
-    The count of a value that fits nowhere is None: such values are at the end if the first value fits, else at the
-    beginning. Of two equally near counts, the smaller is taken.
+    Values at which the adapters fit nowhere (None) are at the end if the first value fits, else at the beginning. A
+    larger size may leave out layers: one that adapts less than `COVERED` of what the first value adapts is too large.
+    Where a layer drops out the count falls, so the values around the last one are looked at too. Of two equally near
+    counts, the smaller is taken.
     """
-    counts = {0: count(values[0])}
-    end = math.inf if counts[0] is not None else -math.inf
+    first = count(values[0])
+    least = 0.0 if first is None else COVERED * first[1]
+    end = math.inf if first is not None else -math.inf
+
+    def number_at(index: int) -> float:
+        found = count(values[index])
+        return end if found is None else math.inf if found[1] < least else found[0]
+
     low, high = 1, len(values) - 1
+    middle = min(7, high)  # small sizes are the common ones
+    tried = {0}
     while low <= high:
-        middle = (low + high) // 2 if len(counts) > 1 else min(7, high)  # small sizes are the common ones
-        counts[middle] = number = count(values[middle])
-        low, high = (middle + 1, high) if (end if number is None else number) < wanted else (low, middle - 1)
-    found = [(abs(number - wanted), number, index) for index, number in counts.items() if number is not None]
+        tried.add(middle)
+        low, high = (middle + 1, high) if number_at(middle) < wanted else (low, middle - 1)
+        middle = (low + high) // 2
+    tried.update(index for index in range(middle - AROUND, middle + AROUND + 1) if 0 <= index < len(values))
+    found = [(abs(n - wanted), n, index) for index in tried if math.isfinite(n := number_at(index))]
     if not found:
         raise PlanError(f"the adapters fit nowhere at the sizes {values[0]!r} to {values[-1]!r}")
     _, number, index = min(found)
-    return values[index], number
+    return values[index], int(number)
 
 
-def _sized(config: AdapterConfig, field: str, value: float) -> AdapterConfig:
-    changes: dict[str, float] = {field: value}
-    return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
-
-
-def _sized_count(network: Network, config: AdapterConfig, field: str, value: float) -> int | None:
-    """Return the number of parameters of a config at one size; None if it fits nowhere at this size."""
+def _sized_count(network: Network, config: AdapterConfig, value: float) -> tuple[int, int] | None:
+    """Return what `_count` gives for a config at one size; None if it fits nowhere at this size."""
     try:
-        return _count(network, _sized(config, field, value))
+        return _count(network, config.resized(value))
     except PlanError:
         return None
 
 
-def _count(network: Network, config: AdapterConfig) -> int:
-    """Return the number of parameters that a config trains; the notes of the choice are dropped."""
+def _count(network: Network, config: AdapterConfig) -> tuple[int, int]:
+    """Return the number of parameters that a config trains, and that it adapts; the notes of the choice are dropped."""
     notes = dict(network.notes)
     try:
-        return sum(site.parameters for site in choose_sites(network, config))
+        sites = choose_sites(network, config)
     finally:
         network.notes = notes
+    return sum(s.parameters for s in sites), sum(math.prod(s.shape) for s in sites if s.attachment.form != "root")
 
 
 def _shown(value: float) -> str:

@@ -91,7 +91,7 @@ def _weight_spots(network: Network, adapter: type[WeightAdapter], config: Adapte
     """Yield every group of parameters that the kind can change; a pattern may match the path of any of them."""
     by_place = any("=" in pattern for pattern in config.target or ())
     for path, module in network.modules.items():
-        if isinstance(module, torch.jit.ScriptModule):
+        if _keeps_its_weights(module):
             continue
         groups = [(names, False) for names in adapter.groups(module)]
         groups += [(names, True) for names in adapter.named_groups(module)] if config.target is not None else []
@@ -187,6 +187,12 @@ def _folds(network: Network, patterns: Sequence[str]) -> list[str]:
         f"too, fold these first: {how}"
         for how, paths in layers.items()
     ]
+
+
+def _keeps_its_weights(module: nn.Module) -> bool:
+    """Return whether a module cannot read changed weights: TorchScript, RNNs (they store them), sparse embeddings."""
+    sparse = isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse
+    return isinstance(module, (torch.jit.ScriptModule, nn.RNNBase)) or sparse
 
 
 PROJECTION = re.compile(r"(?:^|_)(qkv|kv|qk|q|k|v)(?:_|\d|$)")

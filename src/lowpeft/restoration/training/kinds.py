@@ -10,26 +10,16 @@ from torch import Tensor, nn
 
 from ...checks import is_number
 from ...core.attachment.calls import image_in, to_network, to_plain
-from ...core.attachment.record import is_adapted, pieces, unwrap
+from ...core.attachment.record import is_adapted
 from ...core.operations.calibration import calibrate, needs_calibration
 from ...core.padding import pad_to
 from ...errors import TrainingError
-from ...kinds import Adapter, TrainingPart
+from ...kinds import TrainingPart
 from ...ports.facts import ImageFacts
 from ...recipes import TrainSettings
 from ..inference.network import multi_view
 from .samples import CropSource
 from .schedule import mean_loss
-
-
-def training_hooks(model: nn.Module, steps: int) -> dict[str, TrainingPart]:
-    """Make the hooks of the kinds that take part in training, by adapter and kind, e.g. "default.adalora"."""
-    hooked: dict[str, tuple[type[TrainingPart], dict[str, Adapter]]] = {}
-    for name, site, piece in pieces(unwrap(model)) if is_adapted(model) else ():
-        hook_class = piece.training_part_class
-        if hook_class is not None and any(p.requires_grad for p in piece.parameters()):
-            hooked.setdefault(f"{name}.{piece.kind}", (hook_class, {}))[1][site] = piece
-    return {label: hook_class(adapters, steps) for label, (hook_class, adapters) in hooked.items()}
 
 
 def parameter_groups(parameters: Mapping[str, nn.Parameter], hooks: Mapping[str, TrainingPart]) -> list[dict[str, Any]]:

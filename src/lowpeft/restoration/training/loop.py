@@ -25,12 +25,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from ...core.attachment.record import is_adapted, module_of
 from ...core.observation.describe import image_facts
 from ...core.operations.state import adapter_state_dict
+from ...core.operations.training_parts import training_parts
 from ...errors import DataError, LowpeftError, TrainingError
 from ...ports.facts import ImageFacts
 from ...recipes import TrainSettings
 from ..inference.network import in_eval_mode, run_padded
 from .checkpoint import Checkpoint, Progress, checkpoints, differences, identity, read_newest, write_checkpoint
-from .kinds import parameter_groups, start_from_data, training_hooks
+from .kinds import parameter_groups, start_from_data
 from .log import Log, draw_curves, logged
 from .models import check_folder, check_gradients, record_settings, save_product, trained_name, trained_parameters
 from .parallel import Processes, connect, in_parallel, without_exchange
@@ -190,7 +191,7 @@ class _TrainingRun:
             self.identity = {} if folder is None else identity(self.module, crops, settings)
         self.parameters = trained_parameters(self.module)
         self.device = next(iter(self.parameters.values())).device
-        self.hooks = training_hooks(self.module, settings.steps)
+        self.hooks = training_parts(self.module, settings.steps)
         groups = parameter_groups(self.parameters, self.hooks)
         self.optimizer = torch.optim.AdamW(groups, betas=settings.betas, weight_decay=settings.weight_decay)
         # Not `swa_utils.AveragedModel`, which copies the whole network: only the trained tensors are averaged.
