@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from lowpeft import (
     PlanError,
     VeRAConfig,
 )
+from lowpeft.cli import main
 from states import randomise_adapters
 
 
@@ -163,6 +166,21 @@ def test_what_is_trained_while_calibrating_is_not_lost() -> None:
     with pytest.raises(PlanError, match="already trained"):
         lowpeft.calibrate(model, batches())
     assert all(p.any() for _, p in lowpeft.adapter_parameters(model))
+
+
+def test_an_adapter_that_was_not_calibrated_says_so_in_its_card_and_in_info(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = lowpeft.adapt(convolutions(), LoRAConfig(rank=1, start="eva"))
+    for answer in ("no", "yes"):
+        folder = lowpeft.save_adapter(model, tmp_path / answer)
+        assert f"| calibrated | {answer}" in (folder / "README.md").read_text(encoding="utf-8")
+        assert main(["info", str(folder)]) == 0
+        assert re.search(rf"calibrated +{answer}", capsys.readouterr().out)
+        if answer == "no":
+            lowpeft.calibrate(model, [X])
+    plain = lowpeft.save_adapter(lowpeft.adapt(convolutions(), LoRAConfig(rank=1)), tmp_path / "plain")
+    assert "calibrated" not in (plain / "README.md").read_text(encoding="utf-8")
 
 
 # --- Values ----------------------------------------------------------------------------------------------------------

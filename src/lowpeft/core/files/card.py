@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from ...kinds import get_kind
 from ...recipes.recipe import config_from_dict
 
 TEXT = """\
@@ -64,7 +65,10 @@ def model_card(config: dict[str, Any], size_bytes: int, place: str = "path/to/th
         sites[kind] += count
         parameters[kind] += count * group["parameters"]
         settings.setdefault(kind, set()).add(config_from_dict(group["adapter"]).settings)
-    stereo = any(config_from_dict(group["adapter"]).views == 2 for group in config["sites"])
+    configs = [config_from_dict(group["adapter"]) for group in config["sites"]]
+    if any(get_kind(c.kind).needs_data(c) for c in configs):
+        facts = {"calibrated": "yes" if config.get("calibrated") else "no, its start is not learned from data", **facts}
+    stereo = any(c.views == 2 for c in configs)
     rows = [f"| {_cell(key)} | {_cell(value)} |\n" for key, value in facts.items()]
     return TEXT.format(
         base=config["base"],
