@@ -19,12 +19,12 @@ def test_what_is_no_whole_number_is_named(value: object) -> None:
     assert checks.whole("steps", value, least=1) == [f"steps must be a whole number of at least 1, not {value!r}"]
 
 
-@pytest.mark.parametrize("value", [0, 0.5, 10**400])
+@pytest.mark.parametrize("value", [0, 0.5, 10**300])
 def test_numbers_pass(value: float) -> None:
     assert checks.number("rate", value, least=0) == []
 
 
-@pytest.mark.parametrize("value", [-1, math.inf, math.nan, True, "1", None])
+@pytest.mark.parametrize("value", [-1, math.inf, math.nan, 10**400, True, "1", None])
 def test_what_is_no_number_is_named(value: object) -> None:
     assert checks.number("rate", value, least=0) == [f"rate must be a number of at least 0, not {value!r}"]
     assert checks.number("rate", value, above=0) == [f"rate must be a number above 0, not {value!r}"]

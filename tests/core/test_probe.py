@@ -833,7 +833,7 @@ def test_merging_says_where_it_could_compare_nothing() -> None:
 def test_lora_has_a_default_place() -> None:
     plan = lowpeft.plan(Plain(), "lora")
     assert [s.path for s in plan.sites] == ["head", *(f"stages.{i}.conv{j}" for i in range(4) for j in (1, 2))]
-    assert any("too small" in note and "tail.weight" in note for note in plan.notes)
+    assert any("left out 1 layers" in note and "tail.weight" in note for note in plan.notes)
 
 
 @pytest.mark.parametrize(

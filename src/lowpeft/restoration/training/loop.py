@@ -1,7 +1,6 @@
 """The training loop, for every recipe, every kind of adapter, and any number of processes.
 
-`train` checks its arguments, sets a run up and runs the loop. The methods of `_TrainingRun` are in the order of a run:
-set-up, resuming, the loop, an optimiser step, validation, saving.
+`train` checks its arguments and runs the loop; the methods of `_TrainingRun` are in the order of a run.
 """
 
 from __future__ import annotations
