@@ -157,6 +157,7 @@ PUBLISHED = {
 @pytest.mark.parametrize(
     ("size", "tasks", "parameters"), [(size, tasks, n) for size, row in PUBLISHED.items() for tasks, n in row.items()]
 )
+@pytest.mark.slow
 def test_a_published_network_has_the_authors_number_of_parameters(
     size: str, tasks: tuple[str, ...], parameters: int
 ) -> None:

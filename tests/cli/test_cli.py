@@ -345,6 +345,7 @@ def test_demo_takes_pairs_that_have_lr_views_of_another_scale(work: Path, tmp_pa
     assert main(["demo", "--data", str(tmp_path / "mine"), "--out", str(tmp_path / "out"), "--steps", "1"]) == 0
 
 
+@pytest.mark.slow
 def test_verify_of_the_demo_runs_by_itself(work: Path) -> None:
     command = [sys.executable, "-m", "lowpeft.demo.verify", str(work / "adapter"), str(work / "L.png")]
     environment = {k: v for k, v in os.environ.items() if k != "LOWPEFT_DEMO_THREADS"}

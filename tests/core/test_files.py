@@ -567,6 +567,7 @@ def leaves(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int
 @pytest.mark.parametrize(
     "config", [LORA, pytest.param(StereoConfig(target="entry", every=1), marks=pytest.mark.slow)], ids=lambda c: c.kind
 )
+@pytest.mark.slow
 def test_junk_anywhere_in_a_config_is_taken_or_refused_on_purpose(config: Any, junk: Any, tmp_path: Path) -> None:
     lowpeft.save_adapter(trained(plain(), config), tmp_path)
     values = json.loads((tmp_path / CONFIG).read_text(encoding="utf-8"))

@@ -53,6 +53,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", training_runs.RUNS)
+@pytest.mark.slow
 def test_two_processes_give_the_adapter_of_one(name: str, two: Path, tmp_path: Path) -> None:
     recipe, settings = training_runs.RUNS[name]
     training_runs.go(recipe, settings, out=tmp_path)

@@ -169,11 +169,17 @@ LATER = zoo.LATER | zoo.VARIANTS | {"swin2sr", "timm_swin"}
 """Rows that add no mechanism to the others of `zoo.FAMILIES`, such as `swin2sr_hf` and `timm_swin_v2`."""
 
 # What a kind does with a weight depends on the layer, not on the network around it, and `test_kinds.py` has layers of
-# every sort: each weight kind takes one of these networks, in turns. Convpass has the ports of the combination's
-# spatial adapters.
+# every sort: the kinds of most mechanisms (factors, a norm of the weight, a shared part, a bias, indices) take one of
+# these networks, in turns, the others come in the slow tier. The recipes and convpass's ports are in the combination
+# too, which takes every network.
 FEW = ("ipt", "nafnet", "rcan", "swinir")
-ON_FEW = {kind: (FEW[i % len(FEW)],) for i, kind in enumerate(WEIGHTS)} | {"convpass": FEW, "parallax": ("swinir",)}
-ON_FEW.pop("lora")
+ON_FEW: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(WEIGHTS, ()),
+    **{kind: (FEW[i % len(FEW)],) for i, kind in enumerate(("dora", "vera", "ssf", "fish", "adalora", "full"))},
+    **dict.fromkeys(("lora", "spatial", "stereo"), (*FEW, "hat")),
+    "convpass": FEW,
+    "parallax": ("swinir",),
+}
 
 
 def is_later(case: Case) -> bool:

@@ -123,6 +123,7 @@ def test_attention_of_meta_tensors_is_counted_as_on_the_cpu(mask: str) -> None:
     "recipe", [None, "stereo", *(pytest.param(r, marks=pytest.mark.slow) for r in ("spatial", "parallax"))]
 )
 @pytest.mark.parametrize("network", ["hat", "swinir"])
+@pytest.mark.slow
 def test_meta_tensors_count_as_real_ones(network: str, recipe: str | None) -> None:
     (row,) = (n for n in zoo.FAMILIES if n.name == network)
     counts = []

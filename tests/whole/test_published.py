@@ -41,6 +41,7 @@ LATER = re.compile(r".*\(transformers\)|(HAT-L|EDT-L|HAT|HAT-S) x(2|3|2x3x4)|(sw
     [pytest.param(r, marks=[pytest.mark.slow] * bool(LATER.fullmatch(r.name))) for r in NETWORKS],
     ids=name_of,
 )
+@pytest.mark.slow
 def test_counts_are_the_published_ones_and_those_of_the_results(row: Network) -> None:
     with mock.patch("lowpeft.core.planning.plan.mixes_images", return_value=False):  # two forwards, which count nothing
         found = backbones.counts(row)

@@ -85,6 +85,7 @@ def test_a_network_that_cannot_take_the_recipe_is_refused_with_a_reason_and_unto
 
 @every_new_network
 @torch.no_grad()
+@pytest.mark.slow
 def test_a_new_stereo_network_is_the_base_bit_for_bit(network: Network) -> None:
     bare = build(network)
     torch.manual_seed(3)

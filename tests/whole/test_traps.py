@@ -886,6 +886,7 @@ def test_a_compiled_model_is_one_graph_and_computes_the_same(name: str) -> None:
 
 @graphs
 @one_by_default
+@pytest.mark.slow
 def test_a_compiled_model_trains_with_the_same_gradients(name: str) -> None:
     torch._dynamo.reset()
     model, (left, right) = randomise_adapters(lowpeft.adapt(build(name), GRAPHS[name])), pairs_for(ROWS[name], 1)

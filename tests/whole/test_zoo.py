@@ -36,7 +36,7 @@ def one_by_one(module: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([run(module, image) for image in x.split(1)])
 
 
-@pytest.mark.parametrize("network", rows(zoo.ALL))
+@pytest.mark.parametrize("network", rows(zoo.ALL, zoo.LATER | zoo.VARIANTS))
 def test_a_row_is_what_it_says(network: Network) -> None:
     torch.manual_seed(1)
     module = network.build()
