@@ -117,6 +117,7 @@ def test_info_hides_nothing_of_the_base_behind_facts_of_the_same_name(
     assert lines[-4:] == ["base structure", "base weights", "fact: base weights", "data"]
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough_is_no_error(work: Path) -> None:
     for unbuffered, code in (("", 0), ("1", 1)):  # after its work is done, and before
         read, write = os.pipe()

@@ -209,6 +209,7 @@ def test_a_place_gives_what_the_family_says(name: str, place: str) -> None:
     "name",
     [pytest.param(n, marks=[pytest.mark.slow] * (n in {"craft", "dctlsa", "uformer"} | zoo.VARIANTS)) for n in FOUND],
 )
+@pytest.mark.slow
 def test_all_places_together_give_what_the_family_says(name: str) -> None:
     root, x = build(name), images(name)
     modules, found = dict(root.named_modules()), places_of(root)

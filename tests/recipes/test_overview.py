@@ -86,6 +86,7 @@ def choices() -> Iterator[tuple[lowpeft.kinds.Kind, dict[str, str]]]:
 
 
 @pytest.mark.parametrize(("kind", "choice"), list(choices()), ids=lambda x: x.name if hasattr(x, "name") else str(x))
+@pytest.mark.slow
 def test_a_kind_that_needs_data_is_one_with_a_calibrator(kind: lowpeft.kinds.Kind, choice: dict[str, str]) -> None:
     """What a config says without a network is what its adapters do in one."""
     config = kind.config(**choice)

@@ -201,6 +201,7 @@ def test_a_scene_appears_whole_or_not_at_all(raw: Path, tmp_path: Path, monkeypa
         assert tree(out) == tree(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_finished_by_the_next(raw: Path, tmp_path: Path) -> None:
     for n in range(60):
         write_pair(raw, f"d{n:02d}", 128, 256, n)

@@ -75,7 +75,9 @@ class InputStart(Calibrator):
         if rows is None or not len(rows):
             return
         x = rows[:: max(1, -(-len(rows) // POSITIONS))].to(adapter.b.dtype)
-        self.moments.setdefault(site, _Moments(x)).add(x)
+        if site not in self.moments:
+            self.moments[site] = _Moments(x)
+        self.moments[site].add(x)
 
     def settle(self) -> Mapping[str, Any]:
         """Return the configs: for `eva`, with the ranks that the explained variances give."""
