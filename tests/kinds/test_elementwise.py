@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_kinds import LAYERS, X, every_layer, geometry, holder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,33 +20,7 @@ from lowpeft.kinds import IA3, BitFit, Norm
 from lowpeft.kinds.roles import is_norm
 from reference import elementwise
 from states import assert_same_tensors, randomise_adapters, tensors
-from zoo import FAMILIES, Holder
-
-LAYERS: dict[str, Callable[[], nn.Module]] = {
-    "linear": lambda: nn.Conv2d(6, 8, 1),
-    "conv": lambda: nn.Conv2d(6, 8, 3, padding=1),
-    "reflect": lambda: nn.Conv2d(6, 8, 3, padding=1, padding_mode="reflect"),
-    "circular": lambda: nn.Conv2d(6, 8, 3, padding=1, padding_mode="circular"),
-    "dilation": lambda: nn.Conv2d(6, 8, 3, padding=2, dilation=2),
-    "stride": lambda: nn.Conv2d(6, 8, 3, stride=2),
-    "groups": lambda: nn.Conv2d(6, 8, 3, padding=1, groups=2),
-    "depthwise": lambda: nn.Conv2d(6, 6, 3, padding=1, groups=6),
-    "no bias": lambda: nn.Conv2d(6, 8, 3, padding=1, bias=False),
-    "transposed": lambda: nn.ConvTranspose2d(6, 8, 3, stride=2, output_padding=1),
-    "transposed groups": lambda: nn.ConvTranspose2d(6, 8, 3, groups=2),
-    "transposed depthwise": lambda: nn.ConvTranspose2d(6, 6, 3, groups=6),
-}
-every_layer = pytest.mark.parametrize("name", LAYERS)
-X = torch.rand(2, 3, 9, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
-def holder(name: str) -> Holder:
-    torch.manual_seed(4)
-    return Holder(LAYERS[name]()).double().eval()
-
-
-def geometry(layer: nn.Module) -> dict[str, Any]:
-    return {"transposed": isinstance(layer, nn.ConvTranspose2d), "groups": layer.groups}
+from zoo import FAMILIES
 
 
 def only(model: nn.Module) -> dict[str, Tensor]:

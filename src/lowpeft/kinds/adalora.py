@@ -13,7 +13,7 @@ from ..checks import is_whole, number
 from ..errors import PlanError
 from ..ports.attachment import Layer
 from .base import at_least
-from .matrices import LowRankConfig, MatrixAdapter, check_rank
+from .matrices import LowRankConfig, MatrixAdapter
 from .rank_budget import RankBudget
 
 
@@ -92,8 +92,7 @@ class AdaLoRA(MatrixAdapter):
     def __init__(self, layer: Layer, config: AdaLoRAConfig) -> None:
         super().__init__(layer, config)
         self.config, rank = config, config.start_rank
-        rows, columns = self.layer.matrix_shape
-        check_rank(self.kind, rank, (rows, columns), layer.shape(layer.main))
+        rows, columns = self.sides(rank)
         self.whole_rows = not self.layer.chosen and not layer.transposed
         self.a = nn.Parameter(nn.init.normal_(torch.empty(rank, columns), std=0.02))
         self.e = nn.Parameter(torch.zeros(rank))

@@ -110,6 +110,16 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayersConfig(AdapterConfig):
+    """Base class of the configs of weight kinds that go, without a target, to everything that they fit."""
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Place `layers`."""
+        return (LAYERS,)
+
+
+@dataclass(frozen=True, kw_only=True)
 class FeatureConfig(AdapterConfig):
     """Base class of the configs of feature kinds.
 

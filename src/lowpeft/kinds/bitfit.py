@@ -7,21 +7,16 @@ from typing import ClassVar
 
 from torch import nn
 
-from .base import LAYERS, AdapterConfig
+from .base import LayersConfig
 from .full import Full
 from .roles import bias_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
-class BitFitConfig(AdapterConfig):
+class BitFitConfig(LayersConfig):
     """Settings of the training of biases. Without a target, all biases of the network are trained."""
 
     kind: ClassVar[str] = "bitfit"
-
-    @property
-    def places(self) -> tuple[str, ...]:
-        """Place `layers`: every bias."""
-        return (LAYERS,)
 
 
 class BitFit(Full):

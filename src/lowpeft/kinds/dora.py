@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ports.attachment import Layer
-from .matrices import LowRankConfig, MatrixAdapter, check_rank
+from .matrices import LowRankConfig, MatrixAdapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +48,7 @@ class DoRA(MatrixAdapter):
 
     def __init__(self, layer: Layer, config: DoRAConfig) -> None:
         super().__init__(layer, config)
-        rows, columns = self.layer.matrix_shape
-        check_rank(self.kind, config.rank, (rows, columns), layer.shape(layer.main))
+        rows, columns = self.sides(config.rank)
         self.scale = config.scale
         self.detach_norm = config.detach_norm
         self.a = nn.Parameter(torch.empty(config.rank, columns))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .. import checks
 from ..errors import PlanError
 from ..ports.attachment import Layer
-from .base import LAYERS, AdapterConfig, WeightAdapter, at_least
+from .base import LayersConfig, WeightAdapter, at_least
 from .full import Full
 from .sensitivity import FisherStart
 
@@ -22,7 +22,7 @@ SHARES = tuple(float(f"{10 ** (step / 50 - 5):.3g}") for step in range(251))
 
 
 @dataclass(frozen=True, kw_only=True)
-class FishConfig(AdapterConfig):
+class FishConfig(LayersConfig):
     """Settings of sparse training.
 
     Attributes:
@@ -45,11 +45,6 @@ class FishConfig(AdapterConfig):
                 raise PlanError(f"fish adapter: {name} must be a number above 0 and at most {most!r}, not {value!r}")
         if self.entries is not None:
             at_least(self, entries=1)
-
-    @property
-    def places(self) -> tuple[str, ...]:
-        """Place `layers`: every parameter."""
-        return (LAYERS,)
 
     @property
     def sizes(self) -> tuple[str, Sequence[float]] | None:

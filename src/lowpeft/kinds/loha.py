@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ports.attachment import Layer
-from .matrices import LowRankConfig, MatrixAdapter, check_rank
+from .matrices import LowRankConfig, MatrixAdapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,7 @@ class LoHa(MatrixAdapter):
 
     def __init__(self, layer: Layer, config: LoHaConfig) -> None:
         super().__init__(layer, config)
-        rows, columns = self.layer.matrix_shape
-        check_rank(self.kind, config.rank, (rows, columns), layer.shape(layer.main))
+        rows, columns = self.sides(config.rank)
         self.scale = config.scale
         self.a1, self.a2 = (nn.Parameter(torch.empty(rows, config.rank)) for _ in range(2))
         self.b1 = nn.Parameter(torch.empty(config.rank, columns))

@@ -14,7 +14,7 @@ from ..checks import is_number
 from ..errors import PlanError
 from ..ports.attachment import Layer
 from .learning import TrainingPart
-from .matrices import LowRankConfig, MatrixAdapter, check_rank
+from .matrices import LowRankConfig, MatrixAdapter
 from .starts import STARTS_FROM_DATA, InputStart, from_weight
 
 Start = Literal["random", "pissa", "olora", "corda", "eva"]
@@ -108,8 +108,7 @@ class LoRA(MatrixAdapter):
 
     def __init__(self, layer: Layer, config: LoRAConfig) -> None:
         super().__init__(replace(layer, transposed=False, groups=1), config)
-        rows, columns = self.layer.matrix_shape
-        check_rank(self.kind, config.rank, (rows, columns), layer.shape(layer.main))
+        rows, columns = self.sides(config.rank)
         self.scale, self.start_from, self.b_rate = config.scale, config.start, config.b_rate
         self.columns_are_inputs = not layer.table and not layer.transposed
         a = torch.empty(config.rank, columns)

@@ -14,13 +14,13 @@ from torch.nn.modules.conv import _ConvNd
 from ..checks import is_number
 from ..errors import PlanError
 from ..ports.attachment import Layer
-from .base import LAYERS, AdapterConfig, WeightAdapter, at_least
+from .base import LayersConfig, WeightAdapter, at_least
 
 Groups = tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatrixConfig(AdapterConfig):
+class MatrixConfig(LayersConfig):
     """Base class of the configs of kinds that change the weights of layers as matrices.
 
     Attributes:
@@ -37,11 +37,6 @@ class MatrixConfig(AdapterConfig):
             raise PlanError(
                 f'{self.kind} adapter: rows must be parts of a fused projection like "q,v", not {self.rows!r}'
             )
-
-    @property
-    def places(self) -> tuple[str, ...]:
-        """Place `layers`: every weight that the kind fits."""
-        return (LAYERS,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,18 +113,19 @@ class MatrixAdapter(WeightAdapter):
         """Return the tables of a module, for kinds that fit them."""
         return table_groups(module) if cls.tables else ()
 
+    def sides(self, rank: int) -> tuple[int, int]:
+        """Return the rows and columns of the weight, for a change of this rank.
 
-def check_rank(kind: str, rank: int, matrix: tuple[int, int], shape: tuple[int, ...]) -> None:
-    """Raise if the rank is larger than a weight allows.
-
-    Raises:
-        PlanError: The rank is too large; the message gives the largest possible one.
-    """
-    if rank > min(matrix):
-        raise PlanError(
-            f"{kind} adapter: rank {rank} is above {min(matrix)}, the largest for a weight of shape {shape}; lower the "
-            "rank or exclude the layer with a '!' pattern"
-        )
+        Raises:
+            PlanError: The rank is larger than the weight allows; the message gives the largest possible one.
+        """
+        sides = self.layer.matrix_shape
+        if rank > min(sides):
+            raise PlanError(
+                f"{self.kind} adapter: rank {rank} is above {min(sides)}, the largest for a weight of shape "
+                f"{self.layer.shape(self.layer.main)}; lower the rank or exclude the layer with a '!' pattern"
+            )
+        return sides
 
 
 def matrix_groups(module: nn.Module) -> Groups:

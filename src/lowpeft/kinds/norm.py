@@ -7,21 +7,16 @@ from typing import ClassVar
 
 from torch import nn
 
-from .base import LAYERS, AdapterConfig
+from .base import LayersConfig
 from .full import Full
 from .roles import norm_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
-class NormConfig(AdapterConfig):
+class NormConfig(LayersConfig):
     """Settings of the training of norms. Without a target, all norms of the network are trained."""
 
     kind: ClassVar[str] = "norm"
-
-    @property
-    def places(self) -> tuple[str, ...]:
-        """Place `layers`: every norm."""
-        return (LAYERS,)
 
 
 class Norm(Full):

@@ -70,9 +70,10 @@ def start_problem(module: nn.Module, site: Site, adapter: Adapter) -> str | None
             changes = [added_to_random_features(adapter, site.shape[0])]
         else:
             return None
-    if not all(bool(change.isfinite().all()) for change in changes):
+    changed = [change for change in changes if bool(change.any())]
+    if not all(bool(change.isfinite().all()) for change in changed):
         return "gives NaN or infinity: the frozen weights, or the start values, are not finite or too large"
-    return "changes the network" if any(bool(change.any()) for change in changes) else None
+    return "changes the network" if changed else None
 
 
 def _new_adapter(root: nn.Module, module: nn.Module, plan: Plan, site: Site) -> Adapter:
