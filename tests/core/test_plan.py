@@ -228,10 +228,9 @@ REFUSED: list[tuple[Callable[[], nn.Module], Any, dict[str, Any], str]] = [
     (swinir, LoRAConfig(target="**.norm1"), {}, r"'\*\*\.norm1'.* \d+ .*lora"),
     (swinir, FullConfig(), {}, r"full .*target.*'\*\*'.* \d+ parameters"),
     (swinir, [SpatialConfig(), SpatialConfig()], {}, "two spatial adapters"),
-    (lambda: network("rcan"), "spatial", {"placement": "mlp"}, "RCAN .*'mlp'.* attention, stage"),
-    (lambda: network("rcan"), "spatial", {"placement": "parallel"}, "RCAN .*'parallel'.* attention, stage"),
-    (lambda: network("edsr"), "spatial", {"placement": "both"}, "EDSR .*'mlp'"),
-    (Unknown, "spatial", {"placement": "mlp"}, "Unknown .*'mlp'.* attention, stage"),
+    (swinir, "spatial", {"skip_stages": 4}, "skip_stages=4 leaves none of the 4 stages"),
+    (swinir, "spatial", {"skip_stages": -1}, "skip_stages must be a whole number of at least 0, not -1"),
+    (Unknown, "spatial", {"target": "entry", "skip_stages": 1}, "no stage that is known.*'!' pattern"),
     (Unknown, "spatial", {"target": ["entry", "nope"]}, "'nope'"),
     (Ambiguous, "stereo", {}, r"(?s)coarse\.0.*fine\.0"),
     (never_runs, "stereo", {}, r"\(2, 3, 32, 48\) and \d+ more: RuntimeError: not this size"),
@@ -370,6 +369,22 @@ def test_every_counts_the_chosen_sites_from_the_end_of_each_run(every: int, stag
 def test_every_counts_among_the_chosen_sites_only() -> None:
     plan = lowpeft.plan(network("swinir"), StereoConfig(target=["layers.*.conv", "!layers.1.conv"], every=2))
     assert paths(plan) == ["layers.2.conv"]
+
+
+def test_early_stages_are_left_out() -> None:
+    plan = lowpeft.plan(network("swinir"), "spatial", skip_stages=3)
+    assert {site.stage for site in plan.sites} == {3}
+    assert len(plan.sites) == len(lowpeft.plan(network("swinir"), "spatial", target="stage=3").sites)
+
+
+@pytest.mark.parametrize("name", ["rcan", "edsr", "span"])
+def test_a_block_of_one_branch_is_attention_and_mlp_in_one(name: str) -> None:
+    both = lowpeft.plan(network(name), "spatial", placement="both")
+    assert paths(both) == paths(lowpeft.plan(network(name), "spatial"))
+    assert any("one branch" in note for note in both.notes)
+    beside = lowpeft.plan(network(name), "spatial", placement="parallel_both")
+    assert {site.attachment.source for site in beside.sites} == {"input"}
+    assert len(beside.sites) == len(both.sites)
 
 
 def test_spatial_and_stereo_adapters_can_have_targets_of_their_own() -> None:

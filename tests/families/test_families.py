@@ -21,7 +21,7 @@ import zoo
 from lowpeft import PlanError
 from lowpeft.core.attachment.slots import pieces_in, slots
 from lowpeft.core.observation.blocks import block_problem
-from lowpeft.core.planning.choosing import output_module
+from lowpeft.core.planning.feature_sites import output_module
 from lowpeft.families import TOKENS, added, find_places, get_block, recognise
 from lowpeft.kinds import AdapterConfig, FeatureAdapter, TokenAdapter
 from lowpeft.ports.attachment import Spot

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -11,8 +11,22 @@ from .base import Family, Place, register_family
 from .swin import pixel_shuffle_scale
 
 
-def _nchw(name: str, path: str, channels: str) -> Place:
-    return Place(name=name, path=path, channels=channels, layout=Layout.NCHW)
+def _nchw(name: str, path: str, channels: str, source: Literal["output", "input"] = "output") -> Place:
+    return Place(name=name, path=path, channels=channels, layout=Layout.NCHW, source=source)
+
+
+def _branch(path: str, channels: str, *, block: str | None = None, block_channels: str | None = None) -> list[Place]:
+    """Return the places of a residual block's only branch, which stands for attention and MLP alike.
+
+    Args:
+        path: Path of the module that gives the branch's output.
+        channels: Path of the parameter that gives its channels.
+        block: Path of the module that reads the block's input, and gives its output; None for `path`.
+        block_channels: Path, from there, of the parameter that gives the channels; None for `channels`.
+    """
+    beside = {"path": block or path, "channels": block_channels or channels, "source": "input"}
+    outputs = [_nchw(name, path, channels) for name in ("attention", "mlp")]
+    return [*outputs, *(_nchw(name, **beside) for name in ("parallel_attention", "parallel"))]  # type: ignore[arg-type]
 
 
 def _upscaler_facts(network: Any) -> dict[str, Any]:
@@ -38,8 +52,8 @@ RCAN = register_family(
             ("body.*.residual_group.*.rcab", "body.*.conv", "conv_first"),
         ),
         places=(
-            _nchw("attention", "body.{stage}.body.{block}.body", "0.weight"),
-            _nchw("attention", "body.{stage}.residual_group.{block}.rcab", "0.weight"),
+            *_branch("body.{stage}.body.{block}.body", "0.weight"),
+            *_branch("body.{stage}.residual_group.{block}.rcab", "0.weight"),
             _nchw("stage", "body.{stage}.body", "0.body.0.weight"),
             _nchw("stage", "body.{stage}.conv", "weight"),
         ),
@@ -57,8 +71,8 @@ EDSR = register_family(
             ("body.*.conv1.weight", "body.*.conv2.weight", "conv_first", "conv_after_body", "!body.*.residual_group"),
         ),
         places=(
-            _nchw("attention", "body.{stage}.body", "0.weight"),
-            _nchw("attention", "body.{stage}.conv2", "weight"),
+            *_branch("body.{stage}.body", "0.weight"),
+            *_branch("body.{stage}.conv2", "weight", block="body.{stage}", block_channels="conv2.weight"),
             _nchw("stage", "body.{stage}.body", "0.weight"),
             _nchw("stage", "body.{stage}.conv2", "weight"),
         ),

@@ -72,9 +72,10 @@ def find_places(root: nn.Module, recognised: Recognised, name: str) -> tuple[Spo
             stage=stage,
             block=block,
             attachment=hit.place.attachment,
-            shape=(_channels(root, hit.path, hit.place),),
+            shape=(channels,),
         )
         for hit, stage, block in _numbered(_hits(root, recognised, name))
+        if (channels := _channels(root, hit.path, hit.place)) is not None
     )
 
 
@@ -128,7 +129,7 @@ def _hits(root: nn.Module, recognised: Recognised, name: str) -> list[_Hit]:
         expression = _expression(template)
         for path in modules:
             match = expression.fullmatch(path)
-            if match and not _is_empty(modules[path]):
+            if match and not _is_empty(modules[path]) and _channels(root, path, place) is not None:
                 stage, block = _numbers(match, "stage"), _numbers(match, "block")
                 hits.append(_Hit(path, template, place, (level, *stage), (order, *block) if block else ()))
     return sorted(hits, key=lambda h: (h.stage, h.block))
@@ -174,12 +175,14 @@ def _is_empty(module: nn.Module) -> bool:
     return isinstance(module, nn.Sequential) and len(module) == 0
 
 
-def _channels(root: nn.Module, path: str, place: Place) -> int:
+def _channels(root: nn.Module, path: str, place: Place) -> int | None:
+    """Return the number of channels; None if the module is another one, without the parameter that gives it."""
     around = path.rsplit(".", 1)[0] if place.channels.startswith("^") else path
     module, _, name = f"{around}.{place.channels.removeprefix('^')}".rpartition(".")
-    parameter = root.get_submodule(module)._parameters[name]
-    if parameter is None:
-        raise PlanError(f"{module} has no parameter {name!r}, which gives the channels of {path}")
+    try:
+        parameter = root.get_parameter(f"{module}.{name}")
+    except AttributeError:
+        return None
     return int(parameter.shape[0])
 
 

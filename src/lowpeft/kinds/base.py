@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from .. import checks
 from ..errors import PlanError
 from ..ports.attachment import Attachment, Layer
+from ..ports.facts import Facts
 from ..ports.layouts import ExtraTokens, Features, Layout, Matches
 from .learning import Calibrator, TrainingPart
 
@@ -126,15 +127,18 @@ class FeatureConfig(AdapterConfig):
     Attributes:
         item: Index of the features in the tuple or list that a target module returns; needed where several elements
             could be the features.
+        skip_stages: Number of the network's first stages that get no adapters (AdapterDrop, arXiv 2010.11918): the
+            backward pass ends before them, and so does the adapters' cost. None for all stages.
     """
 
     item: int | None = None
+    skip_stages: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the values, and raise if `item` is not an index."""
+        """Check the values, and raise if `item` is not an index or `skip_stages` not a number of stages."""
         super().__post_init__()
-        if self.item is not None:
-            at_least(self, item=0)
+        given = {name: value for name in ("item", "skip_stages") if (value := getattr(self, name)) is not None}
+        at_least(self, **dict.fromkeys(given, 0))
 
 
 def _frozen(name: str, value: object) -> object:
@@ -195,11 +199,14 @@ class FeatureAdapter(Adapter):
             they are known.
         row_local: True if the delta of an image row depends on that row only. The delta may then be computed some rows
             at a time to save memory. Set it to False if a row reads the rows above or below it.
+        whole_image: True if the delta depends on the whole image, e.g. through a Fourier transform. Images are then not
+            cut into strips (`lowpeft.enhance`) unless the user allows it with `lowpeft.describe(model, strips=True)`.
         reads_only: True if the adapter adds nothing and only passes its features to the root part (`Forward.seen`).
     """
 
     needs_rows: ClassVar[bool] = False
     row_local: ClassVar[bool] = True
+    whole_image: ClassVar[bool] = False
     reads_only: ClassVar[bool] = False
 
     @abstractmethod
@@ -314,6 +321,15 @@ class RootPart(Adapter):
 
         Example: VeRA returns (rows, columns), the largest of any layer.
         """
+
+    @classmethod
+    def shape_on(cls, facts: Facts, config: Any, sites: Sequence[int | Layer]) -> tuple[int, ...]:
+        """Return what `shape_for` returns, or more if shapes depend on facts of the network, e.g. on its scale.
+
+        Raises:
+            PlanError: The kind does not suit a network with these facts.
+        """
+        return cls.shape_for(config, sites)
 
     def begin(self, forward: Forward) -> None:
         """Do what is needed before the network runs; called only with `acts`."""

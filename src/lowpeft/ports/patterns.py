@@ -42,6 +42,12 @@ class Candidate:
 C = TypeVar("C", bound=Candidate)
 
 
+def around(path: str) -> tuple[str, ...]:
+    """Return the paths of the enclosing modules, outermost first; e.g. "a", "a.b" for "a.b.weight"."""
+    parts = path.split(".")
+    return tuple(".".join(parts[:i]) for i in range(1, len(parts)))
+
+
 def as_tuple(patterns: Patterns) -> tuple[str, ...]:
     """Return one pattern or a sequence of patterns as a tuple."""
     return (patterns,) if isinstance(patterns, str) else tuple(patterns)

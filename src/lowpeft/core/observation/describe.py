@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,13 +14,17 @@ from torch import Tensor, nn
 from ... import checks
 from ...errors import PlanError
 from ...families import Recognised
+from ...kinds import get_kind
 from ...ports.facts import Backbone, Facts, ImageFacts
 from ...ports.layouts import Size
 from ..attachment.calls import image_in, to_network
-from ..attachment.record import has_record, module_of, record_of, root_of, unwrap
+from ..attachment.record import has_record, module_of, recipes_of, record_of, root_of, unwrap
 from ..attachment.specialise import original_class
 from .examples import Example, examples
 from .trial import MOST_RUNS, Trial
+
+ALLOWED = "strips: allowed by the caller"
+"""Note of facts whose user lets images be cut into strips, whatever the network and its adapters are."""
 
 MULTIPLES_PX = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 """Candidates for `size_multiple`, in pixels, in the order of trial; the first at which the network runs is used."""
@@ -89,6 +93,8 @@ def describe(  # noqa: PLR0913  (one argument for each fact)
         facts = _measured(trial, given)
     else:
         facts = Facts(**{**known.values, **given, "notes": _without(known.notes, given)})
+    if given.get("strips"):
+        facts = replace(facts, notes=(*facts.notes, ALLOWED))
     return Backbone(module=module_of(module), **facts.values)
 
 
@@ -150,7 +156,7 @@ def image_facts(model: object) -> ImageFacts:
     Raises:
         PlanError: Scale or channels are unknown; they can be given with `lowpeft.describe`.
     """
-    facts = facts_of(model)
+    facts = _with_whole_images(facts_of(model), model)
     if facts.scale is None or facts.channels is None:
         missing = [name for name in ("scale", "channels") if getattr(facts, name) is None]
         raise PlanError(
@@ -160,6 +166,16 @@ def image_facts(model: object) -> ImageFacts:
             problems=facts.notes,
         )
     return ImageFacts(**facts.values)
+
+
+def _with_whole_images(facts: Facts, model: object) -> Facts:
+    """Return the facts without strips if an adapter reads the whole image, unless the user has allowed them."""
+    kinds = {config.kind for recipe in recipes_of(model) for config in recipe.adapters}
+    whole = sorted(name for name in kinds if getattr(get_kind(name).module, "whole_image", False))
+    if not whole or not facts.strips or ALLOWED in facts.notes:
+        return facts
+    note = f"strips: {', '.join(whole)} adapters read the whole image"
+    return replace(facts, strips=False, notes=(*_without(facts.notes, {"strips": None}), note))
 
 
 def _without(notes: tuple[str, ...], given: Mapping[str, Any]) -> tuple[str, ...]:

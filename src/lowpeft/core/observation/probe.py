@@ -96,11 +96,13 @@ class Probed(NamedTuple):
 
 
 def probe_places(trial: Trial) -> Probed:
-    """Find the places `stage`, `attention`, `mlp` and `parallel` of a network of no known family.
+    """Find the places of a network of no known family: `stage`, and those of attention and MLP.
 
     `stage` is the output of each stage. If every block has a child with the name of an attention (an MLP) whose output
-    is added to other features, `attention` (`mlp`) is that output; `parallel` reads the MLP's input. Without such an
-    attention, `attention` is the output of each block, or of each stage if the stages have no blocks.
+    is added to other features, `attention` (`mlp`) is that output; `parallel_attention` (`parallel`) reads its input.
+    Without such an attention, `attention` and `parallel_attention` are those of the whole block, or of each stage if
+    the stages have no blocks. Blocks without children of such names are one branch: `mlp` is `attention` there, and
+    `parallel` is `parallel_attention`.
 
     Raises:
         PlanError: The network does not run, or its stages are ambiguous or missing (`NoStagesError`).
@@ -112,22 +114,36 @@ def _probed(trial: Trial, observed: Observed) -> Probed:
     """Return the places that one observed run shows."""
     images = observed.example.images
     stages, beside = _stages(dict(base_modules(trial.root)), observed)
-    attention, mlp = _branches(trial, observed, [block for stage in stages for block in stage.blocks])
-    places: dict[str, list[Spot]] = {"stage": [], "attention": [], **({"mlp": [], "parallel": []} if mlp else {})}
+    blocks = [block for stage in stages for block in stage.blocks]
+    attention, mlp, one_branch = _branches(trial, observed, blocks)
+    outputs, inputs = _ends(blocks, attention, mlp, one_branch)
+    places: dict[str, list[Spot]] = {"stage": [], **{name: [] for name in (*outputs, *inputs)}}
     containers: dict[str, tuple[int | None, int | None]] = {}
     for i, stage in enumerate(stages):
         places["stage"].append(spot_at(stage.output.out, stage.output.last, images, stage=i))
         for j, block in enumerate(stage.blocks):
             containers.setdefault(block.path, (i, j))
             at = functools.partial(spot_at, images=images, stage=i, block=j)
-            for name, children in (("attention", attention), ("mlp", mlp), ("parallel", mlp)):
-                for path in children.get(block.path, ()):
-                    places[name].append(at(path, observed.modules[path], reads_input=name == "parallel"))
-            if not attention:
-                places["attention"].append(at(block.out, block.last))
+            for name, children in (*outputs.items(), *inputs.items()):
+                for path in children[block.path]:
+                    places[name].append(at(path, observed.modules[path], reads_input=name in inputs))
     for i, stage in enumerate(stages):  # after the blocks, because a stage may be a block itself
         containers.setdefault(stage.path, (i, None))
     return Probed({name: tuple(spots) for name, spots in places.items()}, containers, beside)
+
+
+def _ends(
+    blocks: list[Unit], attention: Children, mlp: Children, one_branch: bool
+) -> tuple[dict[str, Children], dict[str, Children]]:
+    """Return the modules by place and block: for places at their output, and for places that read their input.
+
+    Without attention children, the block stands for the attention, and with `one_branch` for the MLP too.
+    """
+    whole = {block.path: [block.out] for block in blocks}
+    called = whole if all(block.out == block.path for block in blocks) else {}
+    outputs = {"attention": attention or whole, "mlp": mlp or (whole if one_branch else {})}
+    inputs = {"parallel_attention": attention or called, "parallel": mlp or (called if one_branch else {})}
+    return ({name: c for name, c in some.items() if c} for some in (outputs, inputs))  # type: ignore[return-value]
 
 
 def spot_at(
@@ -229,8 +245,11 @@ Children = dict[str, list[str]]
 """Paths of children of one sort by the path of their block."""
 
 
-def _branches(trial: Trial, observed: Observed, blocks: list[Unit]) -> tuple[Children, Children]:
-    """Return the attention and MLP children by block, if added to other features; empty if a block has none."""
+def _branches(trial: Trial, observed: Observed, blocks: list[Unit]) -> tuple[Children, Children, bool]:
+    """Return the attention and MLP children by block, if added to other features; empty if a block has none.
+
+    The last value is True if no block has a child with the name of either.
+    """
 
     def in_all_blocks(children: Children) -> Children:
         return children if all(children.values()) else {}
@@ -238,10 +257,10 @@ def _branches(trial: Trial, observed: Observed, blocks: list[Unit]) -> tuple[Chi
     named = [in_all_blocks({b.path: _named(name, b, observed) for b in blocks}) for name in (ATTENTION, MLP)]
     paths = [path for children in named for of_block in children.values() for path in of_block]
     if not paths:
-        return {}, {}
+        return {}, {}, True
     added = trial.additions(observed.example, paths)
     attention, mlp = ({block: [p for p in of if p in added] for block, of in children.items()} for children in named)
-    return in_all_blocks(attention), in_all_blocks(mlp)
+    return in_all_blocks(attention), in_all_blocks(mlp), False
 
 
 def _named(name: re.Pattern[str], block: Unit, observed: Observed) -> list[str]:

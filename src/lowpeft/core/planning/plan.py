@@ -27,8 +27,9 @@ from ..observation.probe import NoStagesError
 from ..observation.trial import Trial
 from ..observation.usable import refuse_moving_statistics, refuse_unusable
 from .budget import within_budget
-from .choosing import choose_sites, layer_of, other_channels, refuse_moving_channels
+from .choosing import choose_sites, layer_of
 from .conflicts import refuse_conflicts, refuse_other_views
+from .feature_sites import other_channels, refuse_moving_channels
 from .mixing import is_known_apart, mixes_images
 from .ready_calls import Asked, with_call, with_found_places
 from .sites import Network, Site, site_key

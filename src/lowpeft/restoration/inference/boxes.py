@@ -116,10 +116,9 @@ def _strips(
 def _why_whole(facts: ImageFacts) -> str:
     if facts.square:
         return f"{facts.architecture} takes square images only and cannot be run in strips"
-    return (
-        f"{facts.architecture} needs the whole image, and strips would change its result; to allow them, give "
-        "lowpeft.describe(model, strips=True)"
-    )
+    told = [note.removeprefix("strips: ") for note in facts.notes if note.startswith("strips: ")]
+    why = told[0] if told else f"{facts.architecture} needs the whole image"
+    return f"{why}, and strips would change the result; to allow them, give lowpeft.describe(model, strips=True)"
 
 
 def strips(height: int, strip_px: int, context_px: int, align_px: int, at_least_px: int = 1) -> list[Box]:
