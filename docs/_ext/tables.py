@@ -642,8 +642,8 @@ def merge_parity(results: Any) -> str:
     return f"{table(MERGE_HEAD, merge_rows(results))}\n\n{table(head, trap_rows(results))}"
 
 
-def weight_methods(results: Any) -> str:
-    """What every weight recipe gives in a hundred steps, and what it costs."""
+def hundred_steps(results: Any) -> str:
+    """What every recipe for single images gives in a hundred steps, and what it costs."""
     return table(TRAINING_HEAD, training_rows(results, results_of("cost")))
 
 
@@ -814,7 +814,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "merge-parity": cost_section("merge_parity", merge_parity),
     "weight-kinds": kinds_on(("weights",)),
     "feature-kinds": kinds_on(("features", "tokens", "image")),
-    "weight-methods": cost_section("weight_methods", weight_methods),
+    "hundred-steps": cost_section("hundred_steps", hundred_steps),
 }
 
 

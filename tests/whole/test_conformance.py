@@ -49,7 +49,7 @@ from lowpeft.families import families, find_places, recognise
 from lowpeft.kinds import AdapterConfig, WeightAdapter, get_kind, kinds
 from lowpeft.kinds.roles import is_norm
 from lowpeft.ports.base import SLOT
-from lowpeft.recipes import Recipe, bundled, load_recipe
+from lowpeft.recipes import Recipe, load_recipe
 from states import assert_same_tensors, tensors
 from zoo import Network, image_of
 
@@ -127,18 +127,20 @@ def adapters(label: str, network: Network) -> tuple[AdapterConfig, ...]:
     return table[label]
 
 
-# The recipe `full` lets DropPath and statistics move, and `scratch` attaches nothing: tests/restoration/test_train.py
-# has both. `stereo-only` is a part of `stereo`. Other placements of spatial adapters are ports: see
-# tests/families/test_families.py. Of the recipes for weights, `lora` stands for all: kinds have labels of their own.
-RECIPES = tuple(
-    name
-    for name in bundled()
-    if load_recipe(name).freeze_statistics
-    and name not in ("stereo-only", "parallax-spatial")
-    and (name == "lora" or not all(get_kind(config.kind).on_weights for config in load_recipe(name).adapters))
-)
-WEIGHTS = tuple(kind.name for kind in kinds() if kind.on_weights)
-LABELS = (*dict.fromkeys((*RECIPES, *WEIGHTS, "convpass", "combination")),)
+# Kinds have labels of their own, with few parameters; of the recipes, those that mix views are tried, and two that
+# stand for the others. `stereo-only` is a part of `stereo`; `parallax-spatial` is `parallax` with the adapters of `spatial`.
+# Other placements of spatial adapters are ports: see tests/families/test_families.py.
+RECIPES = ("lora", "parallax", "spatial", "stereo")
+KINDS = tuple(kind.name for kind in kinds() if kind.name not in RECIPES)
+LABELS = (*RECIPES, *KINDS, "combination")
+
+NO_IMAGE = {"timm_swin", "timm_swin_v2"}
+"""Families whose networks give features, so that there is no image for a side network to add to."""
+
+
+def fits(label: str, network: Network) -> bool:
+    """Whether a network has what a kind needs; elsewhere it is refused, see the tests of the kind."""
+    return label != "lst" or network.family not in NO_IMAGE
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ class Case:
         return f"{self.network.name}-{self.label}"
 
 
-CASES = [Case(network, label) for network in zoo.FAMILIES for label in LABELS]
+CASES = [Case(network, label) for network in zoo.FAMILIES for label in LABELS if fits(label, network)]
 COMBINATIONS = [case for case in CASES if case.label == "combination"]
 
 # Kinds share ports: the arithmetic of every kind is tried on every network, what the ports do with one kind of each.
@@ -171,13 +173,14 @@ LATER = zoo.LATER | zoo.VARIANTS | {"swin2sr", "timm_swin"}
 """Rows that add no mechanism to the others of `zoo.FAMILIES`, such as `swin2sr_hf` and `timm_swin_v2`."""
 
 # What a kind does with a weight depends on the layer, not on the network around it, and `test_kinds.py` has layers of
-# every sort: the kinds of most mechanisms (factors, a norm of the weight, a shared part, a bias, indices) take one of
-# these networks, in turns, the others come in the slow tier. The recipes and convpass's ports are in the combination
-# too, which takes every network.
+# every sort; what it does with features depends on their layout, and the ports are in the combination, which takes
+# every network. So a kind takes one of these networks, in turns, or none if another kind has its mechanism; the others
+# come in the slow tier.
 FEW = ("ipt", "nafnet", "rcan", "swinir")
+IN_TURNS = ("dora", "vera", "ssf", "fish", "adalora", "full", "lst")
 ON_FEW: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(WEIGHTS, ()),
-    **{kind: (FEW[i % len(FEW)],) for i, kind in enumerate(("dora", "vera", "ssf", "fish", "adalora", "full"))},
+    **dict.fromkeys(KINDS, ()),
+    **{kind: (FEW[i % len(FEW)],) for i, kind in enumerate(IN_TURNS)},
     **dict.fromkeys(("lora", "spatial", "stereo"), (*FEW, "hat")),
     "convpass": FEW,
     "parallax": ("swinir",),
