@@ -39,6 +39,7 @@ from .families import BlockForward, Family, Place, Ports, register_family, unreg
 from .kinds import (
     AdaLoRAConfig,
     AdapterConfig,
+    AdaptFormerConfig,
     BitFitConfig,
     Calibrator,
     CoLoRAConfig,
@@ -49,6 +50,7 @@ from .kinds import (
     FishConfig,
     Forward,
     FullConfig,
+    HoulsbyConfig,
     IA3Config,
     Layer,
     LoHaConfig,
@@ -60,6 +62,7 @@ from .kinds import (
     NormConfig,
     OFTConfig,
     ParallaxConfig,
+    PfeifferConfig,
     RootPart,
     SpatialConfig,
     SSFConfig,
@@ -81,6 +84,7 @@ __version__ = _version()
 
 __all__ = [
     "AdaLoRAConfig",
+    "AdaptFormerConfig",
     "AdapterConfig",
     "AdapterError",
     "Backbone",
@@ -98,6 +102,7 @@ __all__ = [
     "FishConfig",
     "Forward",
     "FullConfig",
+    "HoulsbyConfig",
     "IA3Config",
     "Layer",
     "Layout",
@@ -114,6 +119,7 @@ __all__ = [
     "OFTConfig",
     "PairCheck",
     "ParallaxConfig",
+    "PfeifferConfig",
     "Place",
     "Plan",
     "PlanError",

@@ -9,6 +9,7 @@ from functools import partial
 from ..errors import PlanError
 from ..registry import Registry
 from .adalora import AdaLoRA, AdaLoRAConfig
+from .adaptformer import AdaptFormer, AdaptFormerConfig
 from .base import (
     AdapterConfig,
     FeatureAdapter,
@@ -20,6 +21,7 @@ from .convpass import Convpass, ConvpassConfig
 from .dora import DoRA, DoRAConfig
 from .fish import Fish, FishConfig
 from .full import Full, FullConfig
+from .houlsby import Houlsby, HoulsbyConfig
 from .ia3 import IA3, IA3Config
 from .loha import LoHa, LoHaConfig
 from .lokr import LoKr, LoKrConfig
@@ -27,6 +29,7 @@ from .lora import LoRA, LoRAConfig
 from .norm import Norm, NormConfig
 from .oft import OFT, OFTConfig
 from .parallax import ParallaxAdapter, ParallaxConfig
+from .pfeiffer import Pfeiffer, PfeifferConfig
 from .spatial import SpatialAdapter, SpatialConfig
 from .ssf import SSF, SSFConfig
 from .stereo import StereoAdapter, StereoConfig
@@ -145,3 +148,6 @@ register_adapter(IA3Config, IA3)
 register_adapter(BitFitConfig, BitFit)
 register_adapter(NormConfig, Norm)
 register_adapter(FishConfig, Fish)
+register_adapter(HoulsbyConfig, Houlsby)
+register_adapter(PfeifferConfig, Pfeiffer)
+register_adapter(AdaptFormerConfig, AdaptFormer)

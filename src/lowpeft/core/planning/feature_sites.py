@@ -29,7 +29,7 @@ def feature_sites(network: Network, config: AdapterConfig, kind: Kind) -> list[S
         PlanError: The network lacks a place, the target matches nothing, or the kind does not fit the matches.
     """
     if config.target is None:
-        chosen = [spot for name in config.places for spot in network.places(name)]
+        chosen = [spot for name in config.places for spot in network.places(name, config.without_place)]
     else:
         chosen = _chosen_features(network, config, kind)
     chosen = _later(config, _once(network, kind, chosen))
