@@ -62,7 +62,7 @@ class AdaptFormer(BottleneckAdapter):
     """Delta `scale · up(dropout(relu(down x)))`, added to the MLP's output.
 
     `down` maps C -> hidden and starts Kaiming-uniform, torch's default; `up` maps back. `up` and both biases start at
-    zero, so the scale has a gradient from the second step on. Drop path of the block does not cover the delta.
+    zero, so the scale has a gradient from the second step on.
 
     Trained parameters per site: 2 · C · hidden + hidden + C, and 1 with `learn_scale`.
 

@@ -34,10 +34,9 @@ class Pfeiffer(BottleneckAdapter):
     Trained parameters per site: 2 · C · hidden + hidden + C.
 
     Source: AdapterFusion (arXiv 2005.00247), whose search found this place best; its fusion of adapters is not part of
-    this kind. There the norm of the block follows the residual add, and the order was searched too: the bottleneck
-    reads the normed sum, skips to the sum before that norm, and is followed by the block's own norm once more. A
-    restoration block, which normalises before the branch, has no norm there to read from or to repeat; what remains is
-    one bottleneck per block, after the MLP.
+    this kind. There the norm follows the residual add, and the order was searched too: with the MLP's output m the
+    block gives norm(x + m + delta(norm(x + m))), in AdapterHub's code. A restoration block, which normalises before the
+    branch, has no norm there to read from: the delta is that of m.
     """
 
     kind = "pfeiffer"
