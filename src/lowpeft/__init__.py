@@ -20,6 +20,7 @@ from .core.operations.calibration import calibrate
 from .core.operations.checking import check_trainable
 from .core.operations.injection import delete, inject, rename, restore
 from .core.operations.merging import MergeReport, merge
+from .core.operations.methods import MethodRow, methods
 from .core.operations.optimizing import optimize
 from .core.operations.sensitivity import SensitivePlaces, sensitive_places
 from .core.operations.state import (
@@ -57,6 +58,7 @@ from .kinds import (
     LoKrConfig,
     LoRAConfig,
     LowRankConfig,
+    LSTConfig,
     MatrixAdapter,
     MatrixConfig,
     NormConfig,
@@ -104,6 +106,7 @@ __all__ = [
     "FullConfig",
     "HoulsbyConfig",
     "IA3Config",
+    "LSTConfig",
     "Layer",
     "Layout",
     "LoHaConfig",
@@ -114,6 +117,7 @@ __all__ = [
     "MatrixAdapter",
     "MatrixConfig",
     "MergeReport",
+    "MethodRow",
     "MultiViewModel",
     "NormConfig",
     "OFTConfig",
@@ -160,6 +164,7 @@ __all__ = [
     "load_backbone",
     "load_recipe",
     "merge",
+    "methods",
     "optimize",
     "plan",
     "push_to_hub",

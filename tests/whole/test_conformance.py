@@ -34,6 +34,7 @@ from lowpeft import (
     LoHaConfig,
     LoKrConfig,
     LoRAConfig,
+    LSTConfig,
     NormConfig,
     OFTConfig,
     PlanError,
@@ -107,6 +108,7 @@ def adapters(label: str, network: Network) -> tuple[AdapterConfig, ...]:
         "ia3": (IA3Config(),),
         "bitfit": (BitFitConfig(),),
         "norm": (norm(network),),
+        "lst": (LSTConfig(hidden=2),),
         "fish": (FishConfig(target="**.weight", share=0.5),),
         "combination": (SpatialConfig(), StereoConfig(every=1), lora, full),
     }

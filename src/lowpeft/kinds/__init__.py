@@ -26,6 +26,7 @@ from .learning import Calibrator, TrainingPart
 from .loha import LoHa, LoHaConfig
 from .lokr import LoKr, LoKrConfig
 from .lora import LoRA, LoRAConfig
+from .lst import LSTConfig, LSTRung
 from .matrices import LowRankConfig, MatrixAdapter, MatrixConfig
 from .norm import Norm, NormConfig
 from .oft import OFT, OFTConfig
@@ -70,6 +71,8 @@ __all__ = [
     "HoulsbyConfig",
     "IA3Config",
     "Kind",
+    "LSTConfig",
+    "LSTRung",
     "Layer",
     "LoHa",
     "LoHaConfig",

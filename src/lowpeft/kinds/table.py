@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import re
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,6 +28,7 @@ from .ia3 import IA3, IA3Config
 from .loha import LoHa, LoHaConfig
 from .lokr import LoKr, LoKrConfig
 from .lora import LoRA, LoRAConfig
+from .lst import LSTConfig, LSTRung
 from .norm import Norm, NormConfig
 from .oft import OFT, OFTConfig
 from .parallax import ParallaxAdapter, ParallaxConfig
@@ -54,10 +57,19 @@ class Kind:
         """Names of the config's fields."""
         return tuple(f.name for f in dataclasses.fields(self.config))
 
+    @property
+    def parameters(self) -> str:
+        """Formula of the number of trained parameters, from the docstring of the module; empty if it has none."""
+        found = _PARAMETERS.search(inspect.getdoc(self.module) or "")
+        return " ".join(found[1].split()).removesuffix(".") if found else ""
+
     def needs_data(self, config: AdapterConfig) -> bool:
         """Return whether adapters of a config learn their initial values from data, by `lowpeft.calibrate`."""
         return self.module.calibrator_class is not None or config.needs_data
 
+
+_PARAMETERS = re.compile(r"^Trained parameters per (?:layer|site): (.+?)(?:\n\n|\Z)", re.MULTILINE | re.DOTALL)
+"""Paragraph of a module's docstring that gives its number of parameters."""
 
 KINDS: Registry[Kind] = Registry(
     "adapter kind",
@@ -151,3 +163,4 @@ register_adapter(FishConfig, Fish)
 register_adapter(HoulsbyConfig, Houlsby)
 register_adapter(PfeifferConfig, Pfeiffer)
 register_adapter(AdaptFormerConfig, AdaptFormer)
+register_adapter(LSTConfig, LSTRung)
