@@ -40,6 +40,7 @@ from .families import BlockForward, Family, Place, Ports, register_family, unreg
 from .kinds import (
     AdaLoRAConfig,
     AdapterConfig,
+    AdaptFormerConfig,
     BitFitConfig,
     Calibrator,
     CoLoRAConfig,
@@ -50,6 +51,7 @@ from .kinds import (
     FishConfig,
     Forward,
     FullConfig,
+    HoulsbyConfig,
     IA3Config,
     Layer,
     LoHaConfig,
@@ -62,6 +64,7 @@ from .kinds import (
     NormConfig,
     OFTConfig,
     ParallaxConfig,
+    PfeifferConfig,
     RootPart,
     SpatialConfig,
     SSFConfig,
@@ -83,6 +86,7 @@ __version__ = _version()
 
 __all__ = [
     "AdaLoRAConfig",
+    "AdaptFormerConfig",
     "AdapterConfig",
     "AdapterError",
     "Backbone",
@@ -100,6 +104,7 @@ __all__ = [
     "FishConfig",
     "Forward",
     "FullConfig",
+    "HoulsbyConfig",
     "IA3Config",
     "LSTConfig",
     "Layer",
@@ -118,6 +123,7 @@ __all__ = [
     "OFTConfig",
     "PairCheck",
     "ParallaxConfig",
+    "PfeifferConfig",
     "Place",
     "Plan",
     "PlanError",

@@ -2,6 +2,7 @@
 
 from ..ports.attachment import Attachment, Layer
 from .adalora import AdaLoRA, AdaLoRAConfig
+from .adaptformer import AdaptFormer, AdaptFormerConfig
 from .base import (
     LAYERS,
     Adapter,
@@ -19,6 +20,7 @@ from .convpass import Convpass, ConvpassConfig
 from .dora import DoRA, DoRAConfig
 from .fish import Fish, FishConfig
 from .full import Full, FullConfig
+from .houlsby import Houlsby, HoulsbyConfig
 from .ia3 import IA3, IA3Config
 from .learning import Calibrator, TrainingPart
 from .loha import LoHa, LoHaConfig
@@ -29,6 +31,7 @@ from .matrices import LowRankConfig, MatrixAdapter, MatrixConfig
 from .norm import Norm, NormConfig
 from .oft import OFT, OFTConfig
 from .parallax import ParallaxAdapter, ParallaxConfig
+from .pfeiffer import Pfeiffer, PfeifferConfig
 from .spatial import SpatialAdapter, SpatialConfig
 from .ssf import SSF, SSFConfig
 from .stereo import StereoAdapter, StereoConfig
@@ -43,6 +46,8 @@ __all__ = [
     "SSF",
     "AdaLoRA",
     "AdaLoRAConfig",
+    "AdaptFormer",
+    "AdaptFormerConfig",
     "Adapter",
     "AdapterConfig",
     "Attachment",
@@ -62,6 +67,8 @@ __all__ = [
     "Forward",
     "Full",
     "FullConfig",
+    "Houlsby",
+    "HoulsbyConfig",
     "IA3Config",
     "Kind",
     "LSTConfig",
@@ -81,6 +88,8 @@ __all__ = [
     "OFTConfig",
     "ParallaxAdapter",
     "ParallaxConfig",
+    "Pfeiffer",
+    "PfeifferConfig",
     "RootPart",
     "SSFConfig",
     "SpatialAdapter",

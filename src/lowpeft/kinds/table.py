@@ -11,6 +11,7 @@ from functools import partial
 from ..errors import PlanError
 from ..registry import Registry
 from .adalora import AdaLoRA, AdaLoRAConfig
+from .adaptformer import AdaptFormer, AdaptFormerConfig
 from .base import (
     AdapterConfig,
     FeatureAdapter,
@@ -22,6 +23,7 @@ from .convpass import Convpass, ConvpassConfig
 from .dora import DoRA, DoRAConfig
 from .fish import Fish, FishConfig
 from .full import Full, FullConfig
+from .houlsby import Houlsby, HoulsbyConfig
 from .ia3 import IA3, IA3Config
 from .loha import LoHa, LoHaConfig
 from .lokr import LoKr, LoKrConfig
@@ -30,6 +32,7 @@ from .lst import LSTConfig, LSTRung
 from .norm import Norm, NormConfig
 from .oft import OFT, OFTConfig
 from .parallax import ParallaxAdapter, ParallaxConfig
+from .pfeiffer import Pfeiffer, PfeifferConfig
 from .spatial import SpatialAdapter, SpatialConfig
 from .ssf import SSF, SSFConfig
 from .stereo import StereoAdapter, StereoConfig
@@ -157,4 +160,7 @@ register_adapter(IA3Config, IA3)
 register_adapter(BitFitConfig, BitFit)
 register_adapter(NormConfig, Norm)
 register_adapter(FishConfig, Fish)
+register_adapter(HoulsbyConfig, Houlsby)
+register_adapter(PfeifferConfig, Pfeiffer)
+register_adapter(AdaptFormerConfig, AdaptFormer)
 register_adapter(LSTConfig, LSTRung)

@@ -79,8 +79,12 @@ class Network:
         """Return the family's places of that name or, without a family, those found in a run; may be empty."""
         return find_places(self.root, self.recognised, name) if self.recognised else self.probed.places.get(name, ())
 
-    def places(self, name: str) -> tuple[Spot, ...]:
+    def places(self, name: str, advice: str | None = None) -> tuple[Spot, ...]:
         """Return the same places as `find`.
+
+        Args:
+            name: Name of the place.
+            advice: What to do where there is none; None for what all kinds can do.
 
         Raises:
             PlanError: The network has no such places.
@@ -91,10 +95,8 @@ class Network:
         title = self.recognised.family.title if self.recognised else original_class(self.root).__name__
         if name in known:
             raise PlanError(f"this network has no module at the place {name!r} of its family {title}")
-        raise PlanError(
-            f"{title} has no place {name!r}; it has {', '.join(sorted(known))}. Name modules with target=, or register "
-            "a family that has this place"
-        )
+        advice = advice or "Name modules with target=, or register a family that has this place"
+        raise PlanError(f"{title} has no place {name!r}; it has {', '.join(sorted(known))}. {advice}")
 
     @functools.cached_property
     def containers(self) -> dict[str, tuple[int | None, int | None]]:
