@@ -17,6 +17,7 @@ from .bitfit import BitFit, BitFitConfig
 from .colora import CoLoRA, CoLoRAConfig
 from .convpass import Convpass, ConvpassConfig
 from .dora import DoRA, DoRAConfig
+from .fact import FacT, FacTConfig
 from .fish import Fish, FishConfig
 from .full import Full, FullConfig
 from .ia3 import IA3, IA3Config
@@ -54,6 +55,8 @@ __all__ = [
     "ConvpassConfig",
     "DoRA",
     "DoRAConfig",
+    "FacT",
+    "FacTConfig",
     "FeatureAdapter",
     "FeatureConfig",
     "Fish",

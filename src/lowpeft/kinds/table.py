@@ -18,6 +18,7 @@ from .bitfit import BitFit, BitFitConfig
 from .colora import CoLoRA, CoLoRAConfig
 from .convpass import Convpass, ConvpassConfig
 from .dora import DoRA, DoRAConfig
+from .fact import FacT, FacTConfig
 from .fish import Fish, FishConfig
 from .full import Full, FullConfig
 from .ia3 import IA3, IA3Config
@@ -145,3 +146,4 @@ register_adapter(IA3Config, IA3)
 register_adapter(BitFitConfig, BitFit)
 register_adapter(NormConfig, Norm)
 register_adapter(FishConfig, Fish)
+register_adapter(FacTConfig, FacT)
