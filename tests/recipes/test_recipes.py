@@ -25,6 +25,7 @@ from lowpeft import (
     CoLoRAConfig,
     ConvpassConfig,
     DoRAConfig,
+    FacTConfig,
     FishConfig,
     FullConfig,
     IA3Config,
@@ -491,6 +492,9 @@ CONFIGS: dict[type[AdapterConfig], st.SearchStrategy[AdapterConfig]] = {
     ),
     BitFitConfig: st.builds(BitFitConfig, target=targets),
     NormConfig: st.builds(NormConfig, target=targets),
+    FacTConfig: st.builds(
+        FacTConfig, target=targets, form=st.sampled_from(["tt", "tk"]), rank=st.integers(1, 64), scale=positive
+    ),
     FishConfig: st.builds(
         FishConfig,
         target=targets,

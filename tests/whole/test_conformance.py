@@ -28,6 +28,7 @@ from lowpeft import (
     CoLoRAConfig,
     ConvpassConfig,
     DoRAConfig,
+    FacTConfig,
     FishConfig,
     FullConfig,
     IA3Config,
@@ -119,6 +120,7 @@ def adapters(label: str, network: Network) -> tuple[AdapterConfig, ...]:
         "ia3": (IA3Config(),),
         "bitfit": (BitFitConfig(),),
         "norm": (norm(network),),
+        "fact": (FacTConfig(rank=2),),
         "fish": (FishConfig(target="**.weight", share=0.5),),
         "combination": (SpatialConfig(), StereoConfig(every=1), lora, full),
     }
@@ -178,6 +180,7 @@ ON_FEW: dict[str, tuple[str, ...]] = {
     **{kind: (FEW[i % len(FEW)],) for i, kind in enumerate(("dora", "vera", "ssf", "fish", "adalora", "full"))},
     **dict.fromkeys(("lora", "spatial", "stereo"), (*FEW, "hat")),
     "convpass": FEW,
+    "fact": ("nafnet",),
     "parallax": ("swinir",),
 }
 

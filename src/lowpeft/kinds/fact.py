@@ -124,14 +124,16 @@ class FacT(MatrixAdapter):
 
     def cores(self) -> Tensor:
         """Return Σ of each slice, (slices, rank, rank)."""
-        return self.sigma if "sigma" in self._parameters else torch.einsum("it,bat->iab", self.p, self._factor("g"))
+        if "sigma" in self._parameters:
+            return self.sigma
+        g = self._factor("g")
+        return (self.p @ g.permute(2, 1, 0).flatten(1)).reshape(-1, *g.shape[1:])
 
     def _right(self) -> Tensor:
         """Return Σ U of each row of slices, (slices below, rank, columns)."""
-        below, beside, positions, _ = self.slices
-        cores = self.cores()
-        cores = cores.reshape(below, beside, positions, *cores.shape[1:])
-        return torch.einsum("mnkab,bj->manjk", cores, self._factor("u")).flatten(2)
+        product = self.cores() @ self._factor("u")
+        slices = product.reshape(*self.slices[:3], *product.shape[1:])
+        return slices.permute(0, 3, 1, 4, 2).flatten(2)
 
     def change(self, base: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return s · V Σ U in the weight's shape."""

@@ -42,8 +42,8 @@ def slices_of(layer: Layer, kind: str, rank: int) -> Slices:
     where, advice = f"a weight of shape {shape}", "exclude the layer with a '!' pattern"
     if width == 1 or longer % width:
         raise PlanError(
-            f"{kind} adapter: {where}, {rows} outputs x {inputs} inputs, cannot be cut into square slices of 2 or more: "
-            f"one side must be a multiple of the other; {advice}"
+            f"{kind} adapter: {where}, {rows} outputs x {inputs} inputs, cannot be cut into square slices of 2 or "
+            f"more: one side must be a multiple of the other; {advice}"
         )
     if rank > width:
         raise PlanError(
