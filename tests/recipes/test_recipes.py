@@ -26,6 +26,7 @@ from lowpeft import (
     CoLoRAConfig,
     ConvpassConfig,
     DoRAConfig,
+    FacTConfig,
     FishConfig,
     FullConfig,
     HoulsbyConfig,
@@ -505,6 +506,9 @@ CONFIGS: dict[type[AdapterConfig], st.SearchStrategy[AdapterConfig]] = {
     ),
     BitFitConfig: st.builds(BitFitConfig, target=targets),
     NormConfig: st.builds(NormConfig, target=targets),
+    FacTConfig: st.builds(
+        FacTConfig, target=targets, form=st.sampled_from(["tt", "tk"]), rank=st.integers(1, 64), scale=positive
+    ),
     FishConfig: st.builds(
         FishConfig,
         target=targets,

@@ -28,6 +28,7 @@ from lowpeft import (
     BitFitConfig,
     CoLoRAConfig,
     DoRAConfig,
+    FacTConfig,
     FishConfig,
     FullConfig,
     IA3Config,
@@ -109,6 +110,7 @@ def adapters(label: str, network: Network) -> tuple[AdapterConfig, ...]:
         "bitfit": (BitFitConfig(),),
         "norm": (norm(network),),
         "lst": (LSTConfig(hidden=2),),
+        "fact": (FacTConfig(rank=2),),
         "fish": (FishConfig(target="**.weight", share=0.5),),
         "combination": (SpatialConfig(), StereoConfig(every=1), lora, full),
     }
@@ -165,7 +167,7 @@ LATER = zoo.LATER | zoo.VARIANTS | {"swin2sr", "timm_swin"}
 # every network. So a kind takes one of these networks, in turns, or none if another kind has its mechanism; the others
 # come in the slow tier.
 FEW = ("ipt", "nafnet", "rcan", "swinir")
-IN_TURNS = ("dora", "vera", "adaptformer", "ssf", "fish", "adalora", "full", "lst")
+IN_TURNS = ("dora", "vera", "adaptformer", "ssf", "fish", "adalora", "full", "lst", "fact")
 ON_FEW: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(KINDS, ()),
     **{kind: (FEW[i % len(FEW)],) for i, kind in enumerate(IN_TURNS)},

@@ -18,6 +18,7 @@ from .bitfit import BitFit, BitFitConfig
 from .colora import CoLoRA, CoLoRAConfig
 from .convpass import Convpass, ConvpassConfig
 from .dora import DoRA, DoRAConfig
+from .fact import FacT, FacTConfig
 from .fish import Fish, FishConfig
 from .full import Full, FullConfig
 from .houlsby import Houlsby, HoulsbyConfig
@@ -60,6 +61,8 @@ __all__ = [
     "ConvpassConfig",
     "DoRA",
     "DoRAConfig",
+    "FacT",
+    "FacTConfig",
     "FeatureAdapter",
     "FeatureConfig",
     "Fish",

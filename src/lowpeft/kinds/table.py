@@ -21,6 +21,7 @@ from .bitfit import BitFit, BitFitConfig
 from .colora import CoLoRA, CoLoRAConfig
 from .convpass import Convpass, ConvpassConfig
 from .dora import DoRA, DoRAConfig
+from .fact import FacT, FacTConfig
 from .fish import Fish, FishConfig
 from .full import Full, FullConfig
 from .houlsby import Houlsby, HoulsbyConfig
@@ -164,3 +165,4 @@ register_adapter(HoulsbyConfig, Houlsby)
 register_adapter(PfeifferConfig, Pfeiffer)
 register_adapter(AdaptFormerConfig, AdaptFormer)
 register_adapter(LSTConfig, LSTRung)
+register_adapter(FacTConfig, FacT)
