@@ -28,11 +28,13 @@ from .matrices import LowRankConfig, MatrixAdapter, MatrixConfig
 from .norm import Norm, NormConfig
 from .oft import OFT, OFTConfig
 from .parallax import ParallaxAdapter, ParallaxConfig
+from .prefix import Prefix, PrefixConfig
 from .spatial import SpatialAdapter, SpatialConfig
 from .ssf import SSF, SSFConfig
 from .stereo import StereoAdapter, StereoConfig
 from .table import KINDS, Kind, get_kind, kinds, register_adapter, unregister_adapter
 from .vera import VeRA, VeRAConfig
+from .vpt import VPT, VPTConfig
 
 __all__ = [
     "IA3",
@@ -40,6 +42,7 @@ __all__ = [
     "LAYERS",
     "OFT",
     "SSF",
+    "VPT",
     "AdaLoRA",
     "AdaLoRAConfig",
     "Adapter",
@@ -78,6 +81,8 @@ __all__ = [
     "OFTConfig",
     "ParallaxAdapter",
     "ParallaxConfig",
+    "Prefix",
+    "PrefixConfig",
     "RootPart",
     "SSFConfig",
     "SpatialAdapter",
@@ -86,6 +91,7 @@ __all__ = [
     "StereoConfig",
     "TokenAdapter",
     "TrainingPart",
+    "VPTConfig",
     "VeRA",
     "VeRAConfig",
     "WeightAdapter",

@@ -27,10 +27,12 @@ from .lora import LoRA, LoRAConfig
 from .norm import Norm, NormConfig
 from .oft import OFT, OFTConfig
 from .parallax import ParallaxAdapter, ParallaxConfig
+from .prefix import Prefix, PrefixConfig
 from .spatial import SpatialAdapter, SpatialConfig
 from .ssf import SSF, SSFConfig
 from .stereo import StereoAdapter, StereoConfig
 from .vera import VeRA, VeRAConfig
+from .vpt import VPT, VPTConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,3 +147,5 @@ register_adapter(IA3Config, IA3)
 register_adapter(BitFitConfig, BitFit)
 register_adapter(NormConfig, Norm)
 register_adapter(FishConfig, Fish)
+register_adapter(PrefixConfig, Prefix)
+register_adapter(VPTConfig, VPT)
