@@ -35,12 +35,14 @@ from lowpeft import (
     OFTConfig,
     ParallaxConfig,
     PlanError,
+    PrefixConfig,
     Recipe,
     SpatialConfig,
     SSFConfig,
     StereoConfig,
     TrainSettings,
     VeRAConfig,
+    VPTConfig,
     load_recipe,
 )
 from lowpeft.demo import demo_backbone
@@ -490,6 +492,8 @@ CONFIGS: dict[type[AdapterConfig], st.SearchStrategy[AdapterConfig]] = {
         IA3Config, target=targets, side=st.sampled_from(["output", "input"]), rows=st.sampled_from([None, "k,v"])
     ),
     BitFitConfig: st.builds(BitFitConfig, target=targets),
+    PrefixConfig: st.builds(PrefixConfig, target=targets, tokens=st.integers(1, 64)),
+    VPTConfig: st.builds(VPTConfig, target=targets, tokens=st.integers(1, 64)),
     NormConfig: st.builds(NormConfig, target=targets),
     FishConfig: st.builds(
         FishConfig,

@@ -45,7 +45,7 @@ from lowpeft import (
 )
 from lowpeft.core.attachment.slots import pieces_in
 from lowpeft.families import families, find_places, recognise
-from lowpeft.kinds import AdapterConfig, WeightAdapter, get_kind, kinds
+from lowpeft.kinds import AdapterConfig, TokenAdapter, WeightAdapter, get_kind, kinds
 from lowpeft.kinds.roles import is_norm
 from lowpeft.ports.base import SLOT
 from lowpeft.recipes import Recipe, bundled, load_recipe
@@ -158,11 +158,20 @@ class Case:
         return f"{self.network.name}-{self.label}"
 
 
-CASES = [Case(network, label) for network in zoo.FAMILIES for label in LABELS]
+TOKENS = [kind.name for kind in kinds() if issubclass(kind.module, TokenAdapter)]
+"""Kinds and recipes for attention with a softmax over tokens; tests/kinds/test_tokens.py has the other families."""
+
+
+def has_place(network: Network, label: str) -> bool:
+    """Whether the family has the place that the label's adapters need."""
+    return label not in TOKENS or any(place.name == "tokens" for place in FAMILY[network.family or ""].places)
+
+
+CASES = [Case(network, label) for network in zoo.FAMILIES for label in LABELS if has_place(network, label)]
 COMBINATIONS = [case for case in CASES if case.label == "combination"]
 
 # Kinds share ports: the arithmetic of every kind is tried on every network, what the ports do with one kind of each.
-PORTS = [case for case in CASES if case.label in ("convpass", "combination")]
+PORTS = [case for case in CASES if case.label in ("convpass", "combination", *TOKENS)]
 
 
 LATER = zoo.LATER | zoo.VARIANTS | {"swin2sr", "timm_swin"}
@@ -179,6 +188,8 @@ ON_FEW: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("lora", "spatial", "stereo"), (*FEW, "hat")),
     "convpass": FEW,
     "parallax": ("swinir",),
+    "prefix": ("swinir",),
+    "vpt": ("ipt",),
 }
 
 
@@ -561,6 +572,10 @@ SITE, SITES = "layers.1.conv", {"norm": "layers.1.residual_group.blocks.0.norm1"
 SITE_INPUT = torch.randn(2, 12, 4, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
 
 
+ON_A_SITE = [kind.name for kind in kinds() if kind.name not in TOKENS]
+"""Kinds that add to what one module gives; attention with tokens is tried in tests/kinds/test_tokens.py."""
+
+
 def on_site(kind: str) -> AdapterConfig:
     """A config of that kind for one convolution of SwinIR, or a norm where the kind is for norms."""
     config = get_kind(kind).config(target=SITES.get(kind, SITE))
@@ -587,7 +602,7 @@ def two_on_one_site(kind: str) -> tuple[nn.Module, Callable[..., Tensor]]:
     return root, call
 
 
-@pytest.mark.parametrize("kind", [kind.name for kind in kinds()])
+@pytest.mark.parametrize("kind", ON_A_SITE)
 def test_two_adapters_at_0_3_and_0_7_add_exactly(kind: str) -> None:
     _, call = two_on_one_site(kind)
     base, a, b = call(), call(a=1.0), call(b=1.0)
@@ -596,7 +611,7 @@ def test_two_adapters_at_0_3_and_0_7_add_exactly(kind: str) -> None:
     assert (call(a=0.3, b=0.7) - base - wanted).norm() <= 1e-6 * wanted.norm()
 
 
-@pytest.mark.parametrize("kind", [kind.name for kind in kinds()])
+@pytest.mark.parametrize("kind", ON_A_SITE)
 def test_the_order_of_attachment_plays_no_part(kind: str) -> None:
     root, call = two_on_one_site(kind)
     both = call(a=1.0, b=1.0)
@@ -607,7 +622,7 @@ def test_the_order_of_attachment_plays_no_part(kind: str) -> None:
     torch.testing.assert_close(call_other(a=1.0, b=1.0), both, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", [kind.name for kind in kinds()])
+@pytest.mark.parametrize("kind", ON_A_SITE)
 def test_removing_one_adapter_leaves_the_other(kind: str) -> None:
     root, call = two_on_one_site(kind)
     only_b = call(b=1.0)
@@ -638,7 +653,7 @@ def test_an_adapter_attached_to_a_stereo_model_keeps_it_one(network: Network) ->
 # --- Merging ---------------------------------------------------------------------------------------------------------
 
 MERGEABLE = [c for c in CASES if all(issubclass(get_kind(a.kind).module, WeightAdapter) for a in c.adapters)]
-UNMERGEABLE = [Case(network, label) for network in zoo.FAMILIES for label in RECIPES if label != "lora"]
+UNMERGEABLE = [case for case in CASES if case.label in RECIPES and case.label != "lora"]
 
 
 @each(MERGEABLE)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import PlanError
 from ..ports.layouts import ExtraTokens, Layout
 from .base import TOKENS, BlockForward, Family, Place, Ports, block_places, register_family
 from .swin import BLOCK_PORTS, attention_added, in_windows, noise, position_bias, pre_norm_mlp
@@ -91,16 +90,10 @@ def lewin_forward(block: nn.Module, ports: Ports, x: Tensor, mask: Tensor | None
 def _token_change(
     b: Any, windows: Tensor, mask: Tensor | None, images: int, extras: Sequence[ExtraTokens], *, by_region: bool
 ) -> Tensor:
-    """Return the change in attention's output that extra tokens cause, (windows, L, C); tokens get no modulator.
-
-    Raises:
-        PlanError: Tokens are to be projected by convolutions, which need a square of tokens.
-    """
+    """Return the change in attention's output that extra tokens cause, (windows, L, C); tokens get no modulator."""
     attention, rows = b.attn, math.isqrt(len(windows) // images)
 
     def project(tokens: Tensor) -> tuple[Tensor, Tensor]:
-        if not hasattr(attention.qkv, "to_kv"):
-            raise PlanError("this Uformer projects keys and values by convolutions, which do not fit single tokens")
         _, key, value = attention.qkv(b.norm1(tokens))
         return key.transpose(1, 2).flatten(2), value.transpose(1, 2).flatten(2)
 
