@@ -39,12 +39,14 @@ from lowpeft import (
     ParallaxConfig,
     PfeifferConfig,
     PlanError,
+    PrefixConfig,
     Recipe,
     SpatialConfig,
     SSFConfig,
     StereoConfig,
     TrainSettings,
     VeRAConfig,
+    VPTConfig,
     load_recipe,
 )
 from lowpeft.demo import demo_backbone
@@ -505,6 +507,8 @@ CONFIGS: dict[type[AdapterConfig], st.SearchStrategy[AdapterConfig]] = {
         IA3Config, target=targets, side=st.sampled_from(["output", "input"]), rows=st.sampled_from([None, "k,v"])
     ),
     BitFitConfig: st.builds(BitFitConfig, target=targets),
+    PrefixConfig: st.builds(PrefixConfig, target=targets, tokens=st.integers(1, 64)),
+    VPTConfig: st.builds(VPTConfig, target=targets, tokens=st.integers(1, 64)),
     NormConfig: st.builds(NormConfig, target=targets),
     FacTConfig: st.builds(
         FacTConfig, target=targets, form=st.sampled_from(["tt", "tk"]), rank=st.integers(1, 64), scale=positive

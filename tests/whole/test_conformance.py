@@ -39,15 +39,17 @@ from lowpeft import (
     NormConfig,
     OFTConfig,
     PlanError,
+    PrefixConfig,
     SpatialConfig,
     SSFConfig,
     StereoConfig,
     StereoModel,
     VeRAConfig,
+    VPTConfig,
 )
 from lowpeft.core.attachment.slots import pieces_in
 from lowpeft.families import families, recognise
-from lowpeft.kinds import AdapterConfig, WeightAdapter, get_kind, kinds
+from lowpeft.kinds import AdapterConfig, TokenAdapter, WeightAdapter, get_kind, kinds
 from lowpeft.kinds.roles import is_norm
 from lowpeft.ports.base import SLOT
 from lowpeft.recipes import Recipe, load_recipe
@@ -110,6 +112,8 @@ def adapters(label: str, network: Network) -> tuple[AdapterConfig, ...]:
         "bitfit": (BitFitConfig(),),
         "norm": (norm(network),),
         "lst": (LSTConfig(hidden=2),),
+        "prefix": (PrefixConfig(tokens=2),),
+        "vpt": (VPTConfig(tokens=2),),
         "fact": (FacTConfig(rank=2),),
         "fish": (FishConfig(target="**.weight", share=0.5),),
         "combination": (SpatialConfig(), StereoConfig(every=1), lora, full),
@@ -118,11 +122,14 @@ def adapters(label: str, network: Network) -> tuple[AdapterConfig, ...]:
 
 
 # Kinds have labels of their own, with few parameters; of the recipes, those that mix views are tried, and two that
-# stand for the others. `stereo-only` is a part of `stereo`; `parallax-spatial` is `parallax` with the adapters of `spatial`.
-# Other placements of spatial adapters are ports: see tests/families/test_families.py.
+# stand for the others. `stereo-only` is a part of `stereo`; `parallax-spatial` has `parallax` and `spatial`. Other
+# placements of spatial adapters are ports: see tests/families/test_families.py.
 RECIPES = ("lora", "parallax", "spatial", "stereo")
 KINDS = tuple(kind.name for kind in kinds() if kind.name not in RECIPES)
 LABELS = (*RECIPES, *KINDS, "combination")
+
+TOKENS = [kind.name for kind in kinds() if issubclass(kind.module, TokenAdapter)]
+"""Kinds for attention with a softmax over tokens; tests/kinds/test_tokens.py has the other families."""
 
 NO_IMAGE = {"timm_swin", "timm_swin_v2"}
 """Families whose networks give features, so that there is no image for a side network to add to."""
@@ -130,6 +137,8 @@ NO_IMAGE = {"timm_swin", "timm_swin_v2"}
 
 def fits(label: str, network: Network) -> bool:
     """Whether a network has what a kind needs; elsewhere it is refused, see the tests of the kind."""
+    if label in TOKENS:
+        return any(place.name == "tokens" for place in FAMILY[network.family or ""].places)
     return label != "lst" or network.family not in NO_IMAGE
 
 
@@ -156,7 +165,7 @@ CASES = [Case(network, label) for network in zoo.FAMILIES for label in LABELS if
 COMBINATIONS = [case for case in CASES if case.label == "combination"]
 
 # Kinds share ports: the arithmetic of every kind is tried on every network, what the ports do with one kind of each.
-PORTS = [case for case in CASES if case.label in ("convpass", "combination")]
+PORTS = [case for case in CASES if case.label in ("convpass", "combination", *TOKENS)]
 
 
 LATER = zoo.LATER | zoo.VARIANTS | {"swin2sr", "timm_swin"}
@@ -174,6 +183,8 @@ ON_FEW: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("lora", "spatial", "stereo"), (*FEW, "hat")),
     "convpass": FEW,
     "parallax": ("swinir",),
+    "prefix": ("swinir",),
+    "vpt": ("ipt",),
 }
 
 
@@ -556,6 +567,10 @@ SITE, SITES = "layers.1.conv", {"norm": "layers.1.residual_group.blocks.0.norm1"
 SITE_INPUT = torch.randn(2, 12, 4, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
 
 
+ON_A_SITE = [kind.name for kind in kinds() if kind.name not in (*TOKENS, "lst")]
+"""Kinds that add to what one module gives; those for attention and images are in tests/kinds/test_{tokens,lst}.py."""
+
+
 def on_site(kind: str) -> AdapterConfig:
     """A config of that kind for one convolution of SwinIR, or a norm where the kind is for norms."""
     config = get_kind(kind).config(target=SITES.get(kind, SITE))
@@ -582,7 +597,7 @@ def two_on_one_site(kind: str) -> tuple[nn.Module, Callable[..., Tensor]]:
     return root, call
 
 
-@pytest.mark.parametrize("kind", [kind.name for kind in kinds()])
+@pytest.mark.parametrize("kind", ON_A_SITE)
 def test_two_adapters_at_0_3_and_0_7_add_exactly(kind: str) -> None:
     _, call = two_on_one_site(kind)
     base, a, b = call(), call(a=1.0), call(b=1.0)
@@ -591,7 +606,7 @@ def test_two_adapters_at_0_3_and_0_7_add_exactly(kind: str) -> None:
     assert (call(a=0.3, b=0.7) - base - wanted).norm() <= 1e-6 * wanted.norm()
 
 
-@pytest.mark.parametrize("kind", [kind.name for kind in kinds()])
+@pytest.mark.parametrize("kind", ON_A_SITE)
 def test_the_order_of_attachment_plays_no_part(kind: str) -> None:
     root, call = two_on_one_site(kind)
     both = call(a=1.0, b=1.0)
@@ -602,7 +617,7 @@ def test_the_order_of_attachment_plays_no_part(kind: str) -> None:
     torch.testing.assert_close(call_other(a=1.0, b=1.0), both, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", [kind.name for kind in kinds()])
+@pytest.mark.parametrize("kind", ON_A_SITE)
 def test_removing_one_adapter_leaves_the_other(kind: str) -> None:
     root, call = two_on_one_site(kind)
     only_b = call(b=1.0)

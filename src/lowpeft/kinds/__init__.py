@@ -33,11 +33,13 @@ from .norm import Norm, NormConfig
 from .oft import OFT, OFTConfig
 from .parallax import ParallaxAdapter, ParallaxConfig
 from .pfeiffer import Pfeiffer, PfeifferConfig
+from .prefix import Prefix, PrefixConfig
 from .spatial import SpatialAdapter, SpatialConfig
 from .ssf import SSF, SSFConfig
 from .stereo import StereoAdapter, StereoConfig
 from .table import KINDS, Kind, get_kind, kinds, register_adapter, unregister_adapter
 from .vera import VeRA, VeRAConfig
+from .vpt import VPT, VPTConfig
 
 __all__ = [
     "IA3",
@@ -45,6 +47,7 @@ __all__ = [
     "LAYERS",
     "OFT",
     "SSF",
+    "VPT",
     "AdaLoRA",
     "AdaLoRAConfig",
     "AdaptFormer",
@@ -93,6 +96,8 @@ __all__ = [
     "ParallaxConfig",
     "Pfeiffer",
     "PfeifferConfig",
+    "Prefix",
+    "PrefixConfig",
     "RootPart",
     "SSFConfig",
     "SpatialAdapter",
@@ -101,6 +106,7 @@ __all__ = [
     "StereoConfig",
     "TokenAdapter",
     "TrainingPart",
+    "VPTConfig",
     "VeRA",
     "VeRAConfig",
     "WeightAdapter",

@@ -34,10 +34,12 @@ from .norm import Norm, NormConfig
 from .oft import OFT, OFTConfig
 from .parallax import ParallaxAdapter, ParallaxConfig
 from .pfeiffer import Pfeiffer, PfeifferConfig
+from .prefix import Prefix, PrefixConfig
 from .spatial import SpatialAdapter, SpatialConfig
 from .ssf import SSF, SSFConfig
 from .stereo import StereoAdapter, StereoConfig
 from .vera import VeRA, VeRAConfig
+from .vpt import VPT, VPTConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,3 +168,5 @@ register_adapter(PfeifferConfig, Pfeiffer)
 register_adapter(AdaptFormerConfig, AdaptFormer)
 register_adapter(LSTConfig, LSTRung)
 register_adapter(FacTConfig, FacT)
+register_adapter(PrefixConfig, Prefix)
+register_adapter(VPTConfig, VPT)

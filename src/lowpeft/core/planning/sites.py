@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ...errors import PlanError
-from ...families import Recognised, find_containers, find_places, get_block
+from ...families import TOKENS, Recognised, find_containers, find_places, get_block
 from ...kinds import Adapter, AdapterConfig, Attachment, Layer, get_kind
 from ...ports.attachment import Spot
 from ...ports.base import base_modules
@@ -23,6 +23,12 @@ from ..observation.probe import Probed, probe_places
 from ..observation.trial import Trial
 
 Built = TypeVar("Built")
+
+NOT_PROBED = {
+    TOKENS: "the network belongs to no known family, and which of its modules is a softmax over tokens, and how to add "
+    "keys and values to it, only a family can say: register one"
+}
+"""Reasons why a network of no known family lacks a place, by its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +101,9 @@ class Network:
         title = self.recognised.family.title if self.recognised else original_class(self.root).__name__
         if name in known:
             raise PlanError(f"this network has no module at the place {name!r} of its family {title}")
+        reason = self.recognised.family.without.get(name) if self.recognised else NOT_PROBED.get(name)
+        if reason is not None:
+            raise PlanError(f"{title} has no place {name!r}: {reason}")
         advice = advice or "Name modules with target=, or register a family that has this place"
         raise PlanError(f"{title} has no place {name!r}; it has {', '.join(sorted(known))}. {advice}")
 
