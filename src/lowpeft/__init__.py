@@ -40,6 +40,7 @@ from .families import BlockForward, Family, Place, Ports, register_family, unreg
 from .kinds import (
     AdaLoRAConfig,
     AdapterConfig,
+    AdaptIRConfig,
     BitFitConfig,
     Calibrator,
     CoLoRAConfig,
@@ -64,6 +65,7 @@ from .kinds import (
     ParallaxConfig,
     RootPart,
     SpatialConfig,
+    SpectralConfig,
     SSFConfig,
     StereoConfig,
     TrainingPart,
@@ -83,6 +85,7 @@ __version__ = _version()
 
 __all__ = [
     "AdaLoRAConfig",
+    "AdaptIRConfig",
     "AdapterConfig",
     "AdapterError",
     "Backbone",
@@ -128,6 +131,7 @@ __all__ = [
     "SensitivePlaces",
     "Site",
     "SpatialConfig",
+    "SpectralConfig",
     "StereoConfig",
     "StereoModel",
     "Summary",

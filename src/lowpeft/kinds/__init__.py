@@ -2,6 +2,7 @@
 
 from ..ports.attachment import Attachment, Layer
 from .adalora import AdaLoRA, AdaLoRAConfig
+from .adaptir import AdaptIR, AdaptIRConfig
 from .base import (
     LAYERS,
     Adapter,
@@ -30,6 +31,7 @@ from .norm import Norm, NormConfig
 from .oft import OFT, OFTConfig
 from .parallax import ParallaxAdapter, ParallaxConfig
 from .spatial import SpatialAdapter, SpatialConfig
+from .spectral import Spectral, SpectralConfig
 from .ssf import SSF, SSFConfig
 from .stereo import StereoAdapter, StereoConfig
 from .table import KINDS, Kind, get_kind, kinds, register_adapter, unregister_adapter
@@ -43,6 +45,8 @@ __all__ = [
     "SSF",
     "AdaLoRA",
     "AdaLoRAConfig",
+    "AdaptIR",
+    "AdaptIRConfig",
     "Adapter",
     "AdapterConfig",
     "Attachment",
@@ -85,6 +89,8 @@ __all__ = [
     "SSFConfig",
     "SpatialAdapter",
     "SpatialConfig",
+    "Spectral",
+    "SpectralConfig",
     "StereoAdapter",
     "StereoConfig",
     "TokenAdapter",

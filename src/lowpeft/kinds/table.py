@@ -11,6 +11,7 @@ from functools import partial
 from ..errors import PlanError
 from ..registry import Registry
 from .adalora import AdaLoRA, AdaLoRAConfig
+from .adaptir import AdaptIR, AdaptIRConfig
 from .base import (
     AdapterConfig,
     FeatureAdapter,
@@ -31,6 +32,7 @@ from .norm import Norm, NormConfig
 from .oft import OFT, OFTConfig
 from .parallax import ParallaxAdapter, ParallaxConfig
 from .spatial import SpatialAdapter, SpatialConfig
+from .spectral import Spectral, SpectralConfig
 from .ssf import SSF, SSFConfig
 from .stereo import StereoAdapter, StereoConfig
 from .vera import VeRA, VeRAConfig
@@ -147,6 +149,8 @@ register_adapter(FullConfig, Full)
 register_adapter(DoRAConfig, DoRA)
 register_adapter(SSFConfig, SSF)
 register_adapter(ConvpassConfig, Convpass)
+register_adapter(AdaptIRConfig, AdaptIR)
+register_adapter(SpectralConfig, Spectral)
 register_adapter(VeRAConfig, VeRA)
 register_adapter(LoHaConfig, LoHa)
 register_adapter(LoKrConfig, LoKr)
