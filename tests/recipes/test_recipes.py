@@ -21,6 +21,7 @@ from spandrel.architectures.SwinIR import SwinIR
 import lowpeft
 from lowpeft import (
     AdaLoRAConfig,
+    AdaptIRConfig,
     BitFitConfig,
     CoLoRAConfig,
     ConvpassConfig,
@@ -37,6 +38,7 @@ from lowpeft import (
     PlanError,
     Recipe,
     SpatialConfig,
+    SpectralConfig,
     SSFConfig,
     StereoConfig,
     TrainSettings,
@@ -471,6 +473,16 @@ CONFIGS: dict[type[AdapterConfig], st.SearchStrategy[AdapterConfig]] = {
         kernel_init=st.sampled_from(["xavier", "identity"]),
         beside=st.sampled_from(["both", "attention", "mlp"]),
     ),
+    AdaptIRConfig: st.builds(
+        AdaptIRConfig,
+        target=targets,
+        reduction=st.integers(1, 64),
+        hidden=st.none() | st.integers(1, 64),
+        gate_reduction=st.integers(1, 16),
+        amplitude_bias=st.sampled_from(["smooth", "paper"]),
+        phase_scale=st.booleans(),
+    ),
+    SpectralConfig: st.builds(SpectralConfig, target=targets, hidden=st.integers(1, 64), bands=st.integers(2, 64)),
     VeRAConfig: st.builds(VeRAConfig, target=targets, rank=st.integers(1, 64), start=positive, seed=st.integers(0, 9)),
     LoHaConfig: st.builds(LoHaConfig, target=targets, rank=st.integers(1, 64), alpha=st.none() | positive),
     LoKrConfig: st.builds(LoKrConfig, target=targets, rank=st.integers(1, 64), factor=st.just(-1) | st.integers(1, 64)),

@@ -184,7 +184,11 @@ ON_FEW: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("lora", "spatial", "stereo"), (*FEW, "hat")),
     "convpass": FEW,
     "parallax": ("swinir",),
+    "adaptir": ("swinir",),
+    "spectral": ("ipt",),
 }
+STEPS = {"adaptir": 3}
+"""Steps of training by label, where two do not reach every parameter: a zero layer behind another one waits."""
 
 
 def is_later(case: Case) -> bool:
@@ -250,10 +254,10 @@ def train(model: nn.Module, network: Network, steps: int = 2) -> nn.Module:
 
 @functools.cache
 def training(case: Case) -> tuple[dict[str, Tensor], Tensor, nn.Module]:
-    """The case's adapter parameters and output when new, and its network after two steps, in eval mode: write none."""
+    """The case's adapter parameters and output when new, and its network after `STEPS`, in eval mode: write none."""
     model = case.adapt(fresh(case.network))
     new = {name: p.detach().clone() for name, p in lowpeft.adapter_parameters(model)}
-    return new, look(model, case.network), train(model, case.network).eval()
+    return new, look(model, case.network), train(model, case.network, STEPS.get(case.label, 2)).eval()
 
 
 def trained(case: Case) -> nn.Module:

@@ -14,15 +14,13 @@ from torch.nn import functional as F
 from .. import checks
 from ..errors import PlanError
 from ..ports.layouts import Features
+from .amplitude_phase import AmplitudePhase
 from .base import FeatureAdapter, FeatureConfig, at_least
-from .fourier import by_frequency
 
 AmplitudeBias = Literal["smooth", "paper"]
 
 KERNEL = 3
 LEAST_HIDDEN = 8
-SMALL = 1e-3
-"""Amplitude below which a smooth amplitude bias fades out. Hidden features are normed, so amplitudes are near 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,51 +65,14 @@ class AdaptIRConfig(FeatureConfig):
         return ("parallel",)
 
 
-class Frequencies(nn.Module):
-    """Global branch `|F⁻¹(M · exp(iΦ))|` with `M = w_a·|F z| + b_a`, `Φ = w_p·∠F z + b_p` and the Fourier transform F.
-
-    It has one number of each sort for each channel, the same for all frequencies: `w_a = w_p = 1`, `b_a = b_p = 0` when
-    new, so that the result is |z|. It is computed as `(w_a + b_a/|F z|) · F z · exp(i((w_p - 1)·∠F z + b_p))`, which
-    needs no angle for `w_p = 1`.
-    """
-
-    def __init__(self, hidden: int, config: AdaptIRConfig) -> None:
-        super().__init__()
-        self.smooth = config.amplitude_bias == "smooth"
-        self.amplitude = nn.Parameter(torch.ones(hidden))
-        self.amplitude_bias = nn.Parameter(torch.zeros(hidden))
-        self.phase = nn.Parameter(torch.ones(hidden)) if config.phase_scale else None
-        self.phase_bias = nn.Parameter(torch.zeros(hidden))
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Return the branch's result for maps (N,h,H,W)."""
-        return by_frequency(z, self._changed).abs()
-
-    def _changed(self, spectrum: Tensor) -> Tensor:
-        real, imaginary = spectrum.real, spectrum.imag
-        values = (self.amplitude, self.amplitude_bias, self.phase_bias)
-        scale, bias, turn = (value.to(real.dtype)[:, None, None] for value in values)
-        if self.phase is not None:
-            turn = turn + (self.phase.to(real.dtype)[:, None, None] - 1) * spectrum.angle()
-        if self.smooth:
-            changed = spectrum * (scale + bias / (real.square() + imaginary.square() + SMALL**2).sqrt())
-        else:
-            changed = spectrum * scale + bias * _of_length_1(spectrum.angle())
-        return changed * _of_length_1(turn)
-
-
-def _of_length_1(angle: Tensor) -> Tensor:
-    return torch.complex(angle.cos(), angle.sin())
-
-
 class AdaptIR(FeatureAdapter):
     """`up(c · (α·l + β·g))` with a local branch l, a global one g and a channel branch c of `z = norm(down x)`.
 
     `down` maps C -> h. `norm` is a BatchNorm. l is a depthwise 3x3 convolution whose kernels are a product of two
-    matrices of rank r = h // 2. g is that of `Frequencies`. c is an MLP (h -> h // 2 -> h) of an average of z, weighted
-    by a softmax over all positions. The gates α = σ(MLP(mean of g)), for each channel, through m = h // gate_reduction
-    channels, and β = σ(linear(l)), for each position, come from the other branch; both are 1/2 when new. `up` maps
-    back to C, without a bias, and starts at zero, so that a new adapter adds nothing.
+    matrices of rank r = h // 2. g is that of `AmplitudePhase`. c is an MLP (h -> h // 2 -> h) of an average of z, with
+    weights from a softmax over all positions. The gates α = σ(MLP(mean of g)), for each channel, through
+    m = h // gate_reduction channels, and β = σ(linear(l)), for each position, come from the other branch; both are 1/2
+    when new. `up` maps back to C, without a bias, and starts at zero, so that a new adapter adds nothing.
 
     Trained parameters per site: 2·C·h + 12·h + h·r + 9·r + 2·h·⌊h/2⌋ + ⌊h/2⌋ + 2·h·m + m + 2; 29,069 at C = 576 with
     the defaults (IPT), 4,817 at C = 180 with reduction = 14 and gate_reduction = 4 (EDT). Without the phase's factor h
@@ -142,7 +103,9 @@ class AdaptIR(FeatureAdapter):
         self.kernel_a = nn.Parameter(torch.empty(hidden, half))
         self.kernel_b = nn.Parameter(torch.empty(half, KERNEL**2))
         self.kernel_bias = nn.Parameter(torch.zeros(hidden))
-        self.frequencies = Frequencies(hidden, config)
+        self.frequencies = AmplitudePhase(
+            hidden, smooth=config.amplitude_bias == "smooth", phase_scale=config.phase_scale
+        )
         self.attend = nn.Linear(hidden, 1)
         self.channel = nn.Sequential(nn.Linear(hidden, half), nn.GELU(), nn.Linear(half, hidden))
         self.local_gate = nn.Sequential(nn.Linear(hidden, gate), nn.GELU(), nn.Linear(gate, hidden))
@@ -168,7 +131,7 @@ class AdaptIR(FeatureAdapter):
         near = F.conv2d(z, kernel, self.kernel_bias, padding=KERNEL // 2, groups=z.shape[1]).movedim(1, -1)
         far = self.frequencies(z).movedim(1, -1)
         positions = z.movedim(1, -1).flatten(1, 2)
-        attention = self.attend(positions).softmax(1).to(positions.dtype)
+        attention = self.attend(positions).softmax(1)
         channel = self.channel((attention * positions).sum(1))[:, None, None]
         alpha = self.local_gate(far.mean((1, 2))).sigmoid()[:, None, None]
         beta = self.global_gate(near).sigmoid()
