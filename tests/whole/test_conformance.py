@@ -24,6 +24,7 @@ import lowpeft
 import zoo
 from lowpeft import (
     AdaLoRAConfig,
+    AdaptIRConfig,
     BitFitConfig,
     CoLoRAConfig,
     ConvpassConfig,
@@ -39,6 +40,7 @@ from lowpeft import (
     OFTConfig,
     PlanError,
     SpatialConfig,
+    SpectralConfig,
     SSFConfig,
     StereoConfig,
     StereoModel,
@@ -121,6 +123,8 @@ def adapters(label: str, network: Network) -> tuple[AdapterConfig, ...]:
         "bitfit": (BitFitConfig(),),
         "norm": (norm(network),),
         "lst": (LSTConfig(hidden=2),),
+        "adaptir": (AdaptIRConfig(hidden=4, gate_reduction=2),),
+        "spectral": (SpectralConfig(hidden=2),),
         "fish": (FishConfig(target="**.weight", share=0.5),),
         "combination": (SpatialConfig(), StereoConfig(every=1), lora, full),
     }
@@ -188,7 +192,9 @@ ON_FEW: dict[str, tuple[str, ...]] = {
     "spectral": ("ipt",),
 }
 STEPS = {"adaptir": 3}
-"""Steps of training by label, where two do not reach every parameter: a zero layer behind another one waits."""
+"""Steps of training by label, where two do not reach every parameter: one zero layer waits for another."""
+CANCELLED = {"adaptir": tuple(get_kind("adaptir").module.zero_gradients)}
+"""Parameters by label whose gradient is zero but for rounding, because what follows cancels them."""
 
 
 def is_later(case: Case) -> bool:
@@ -345,6 +351,7 @@ def test_every_adapter_parameter_moves_in_two_steps(case: Case) -> None:
     before, _, model = training(case)
     after = dict(lowpeft.adapter_parameters(model))
     still = [name for name in before if torch.equal(before[name], after[name])]
+    still = [name for name in still if not name.endswith(CANCELLED.get(case.label, ()))]
     assert [name for name in still if not (case.network.name in FLAT and ".pos." in name)] == []
 
 
