@@ -25,6 +25,7 @@ import zoo
 from lowpeft import (
     AdaLoRAConfig,
     AdaptFormerConfig,
+    AdaptIRConfig,
     BitFitConfig,
     CoLoRAConfig,
     DoRAConfig,
@@ -41,6 +42,7 @@ from lowpeft import (
     PlanError,
     PrefixConfig,
     SpatialConfig,
+    SpectralConfig,
     SSFConfig,
     StereoConfig,
     StereoModel,
@@ -115,6 +117,8 @@ def adapters(label: str, network: Network) -> tuple[AdapterConfig, ...]:
         "prefix": (PrefixConfig(tokens=2),),
         "vpt": (VPTConfig(tokens=2),),
         "fact": (FacTConfig(rank=2),),
+        "adaptir": (AdaptIRConfig(hidden=4, gate_reduction=2),),
+        "spectral": (SpectralConfig(hidden=2),),
         "fish": (FishConfig(target="**.weight", share=0.5),),
         "combination": (SpatialConfig(), StereoConfig(every=1), lora, full),
     }
@@ -185,7 +189,13 @@ ON_FEW: dict[str, tuple[str, ...]] = {
     "parallax": ("swinir",),
     "prefix": ("swinir",),
     "vpt": ("ipt",),
+    "adaptir": ("swinir",),
+    "spectral": ("ipt",),
 }
+STEPS = {"adaptir": 3}
+"""Steps of training by label, where two do not reach every parameter: one zero layer waits for another."""
+CANCELLED = {"adaptir": tuple(get_kind("adaptir").module.zero_gradients)}
+"""Parameters by label whose gradient is zero but for rounding, because what follows cancels them."""
 
 
 def is_later(case: Case) -> bool:
@@ -251,10 +261,10 @@ def train(model: nn.Module, network: Network, steps: int = 2) -> nn.Module:
 
 @functools.cache
 def training(case: Case) -> tuple[dict[str, Tensor], Tensor, nn.Module]:
-    """The case's adapter parameters and output when new, and its network after two steps, in eval mode: write none."""
+    """The case's adapter parameters and output when new, and its network after `STEPS`, in eval mode: write none."""
     model = case.adapt(fresh(case.network))
     new = {name: p.detach().clone() for name, p in lowpeft.adapter_parameters(model)}
-    return new, look(model, case.network), train(model, case.network).eval()
+    return new, look(model, case.network), train(model, case.network, STEPS.get(case.label, 2)).eval()
 
 
 def trained(case: Case) -> nn.Module:
@@ -342,6 +352,7 @@ def test_every_adapter_parameter_moves_in_two_steps(case: Case) -> None:
     before, _, model = training(case)
     after = dict(lowpeft.adapter_parameters(model))
     still = [name for name in before if torch.equal(before[name], after[name])]
+    still = [name for name in still if not name.endswith(CANCELLED.get(case.label, ()))]
     assert [name for name in still if not (case.network.name in FLAT and ".pos." in name)] == []
 
 

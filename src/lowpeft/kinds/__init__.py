@@ -3,6 +3,7 @@
 from ..ports.attachment import Attachment, Layer
 from .adalora import AdaLoRA, AdaLoRAConfig
 from .adaptformer import AdaptFormer, AdaptFormerConfig
+from .adaptir import AdaptIR, AdaptIRConfig
 from .base import (
     LAYERS,
     Adapter,
@@ -35,6 +36,7 @@ from .parallax import ParallaxAdapter, ParallaxConfig
 from .pfeiffer import Pfeiffer, PfeifferConfig
 from .prefix import Prefix, PrefixConfig
 from .spatial import SpatialAdapter, SpatialConfig
+from .spectral import Spectral, SpectralConfig
 from .ssf import SSF, SSFConfig
 from .stereo import StereoAdapter, StereoConfig
 from .table import KINDS, Kind, get_kind, kinds, register_adapter, unregister_adapter
@@ -52,6 +54,8 @@ __all__ = [
     "AdaLoRAConfig",
     "AdaptFormer",
     "AdaptFormerConfig",
+    "AdaptIR",
+    "AdaptIRConfig",
     "Adapter",
     "AdapterConfig",
     "Attachment",
@@ -102,6 +106,8 @@ __all__ = [
     "SSFConfig",
     "SpatialAdapter",
     "SpatialConfig",
+    "Spectral",
+    "SpectralConfig",
     "StereoAdapter",
     "StereoConfig",
     "TokenAdapter",

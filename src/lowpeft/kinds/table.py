@@ -12,6 +12,7 @@ from ..errors import PlanError
 from ..registry import Registry
 from .adalora import AdaLoRA, AdaLoRAConfig
 from .adaptformer import AdaptFormer, AdaptFormerConfig
+from .adaptir import AdaptIR, AdaptIRConfig
 from .base import (
     AdapterConfig,
     FeatureAdapter,
@@ -36,6 +37,7 @@ from .parallax import ParallaxAdapter, ParallaxConfig
 from .pfeiffer import Pfeiffer, PfeifferConfig
 from .prefix import Prefix, PrefixConfig
 from .spatial import SpatialAdapter, SpatialConfig
+from .spectral import Spectral, SpectralConfig
 from .ssf import SSF, SSFConfig
 from .stereo import StereoAdapter, StereoConfig
 from .vera import VeRA, VeRAConfig
@@ -153,6 +155,8 @@ register_adapter(FullConfig, Full)
 register_adapter(DoRAConfig, DoRA)
 register_adapter(SSFConfig, SSF)
 register_adapter(ConvpassConfig, Convpass)
+register_adapter(AdaptIRConfig, AdaptIR)
+register_adapter(SpectralConfig, Spectral)
 register_adapter(VeRAConfig, VeRA)
 register_adapter(LoHaConfig, LoHa)
 register_adapter(LoKrConfig, LoKr)
