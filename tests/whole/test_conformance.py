@@ -180,7 +180,7 @@ LATER = zoo.LATER | zoo.VARIANTS | {"swin2sr", "timm_swin"}
 # every network. So a kind takes one of these networks, in turns, or none if another kind has its mechanism; the others
 # come in the slow tier.
 FEW = ("ipt", "nafnet", "rcan", "swinir")
-IN_TURNS = ("dora", "vera", "adaptformer", "ssf", "fish", "adalora", "full", "lst", "fact")
+IN_TURNS = ("dora", "vera", "adaptformer", "adaptir", "fish", "adalora", "full", "fact")
 ON_FEW: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(KINDS, ()),
     **{kind: (FEW[i % len(FEW)],) for i, kind in enumerate(IN_TURNS)},
@@ -189,8 +189,8 @@ ON_FEW: dict[str, tuple[str, ...]] = {
     "parallax": ("swinir",),
     "prefix": ("swinir",),
     "vpt": ("ipt",),
-    "adaptir": ("swinir",),
-    "spectral": ("ipt",),
+    "lst": ("nafnet",),
+    "ssf": ("rcan",),
 }
 STEPS = {"adaptir": 3}
 """Steps of training by label, where two do not reach every parameter: one zero layer waits for another."""
@@ -254,7 +254,7 @@ def train(model: nn.Module, network: Network, steps: int = 2) -> nn.Module:
         optimiser.zero_grad()
         out = run(model, x)
         generator = torch.Generator().manual_seed(step)
-        (out * torch.randn(out.shape, generator=generator)).mean().backward()
+        (out * torch.randn(out.shape, generator=generator)).sum().backward()  # far above the optimiser's epsilon
         optimiser.step()
     return model
 
