@@ -132,8 +132,8 @@ def adapters(label: str, network: Network) -> tuple[AdapterConfig, ...]:
 
 
 # Kinds have labels of their own, with few parameters; of the recipes, those that mix views are tried, and two that
-# stand for the others. `stereo-only` is a part of `stereo`; `parallax-spatial` is `parallax` with the adapters of `spatial`.
-# Other placements of spatial adapters are ports: see tests/families/test_families.py.
+# stand for the others. `stereo-only` is a part of `stereo`; `parallax-spatial` is `parallax` with the adapters of
+# `spatial`. Other placements of spatial adapters are ports: see tests/families/test_families.py.
 RECIPES = ("lora", "parallax", "spatial", "stereo")
 KINDS = tuple(kind.name for kind in kinds() if kind.name not in RECIPES)
 LABELS = (*RECIPES, *KINDS, "combination")
@@ -253,7 +253,7 @@ def train(model: nn.Module, network: Network, steps: int = 2) -> nn.Module:
         optimiser.zero_grad()
         out = run(model, x)
         generator = torch.Generator().manual_seed(step)
-        (out * torch.randn(out.shape, generator=generator)).mean().backward()
+        (out * torch.randn(out.shape, generator=generator)).sum().backward()  # far above the optimiser's epsilon
         optimiser.step()
     return model
 
