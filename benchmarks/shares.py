@@ -29,16 +29,21 @@ NETWORKS = {"HAT-L x4": partial(hat, **HAT_L, upscale=4), "DCTLSA x4": partial(D
 """By name; the defaults of DCTLSA are its published size."""
 
 
-def trained(model: nn.Module, recipe: Recipe) -> int:
-    """Parameters that a recipe trains on a network."""
+def trained(model: nn.Module, recipe: Recipe) -> int | None:
+    """Parameters that a recipe trains on a network; None if the network does not have what it needs."""
     if recipe.from_scratch:
         return sum(parameter.numel() for parameter in model.parameters())
-    return lowpeft.plan(model, recipe, **FROZEN).parameters
+    try:
+        return lowpeft.plan(model, recipe, **FROZEN).parameters
+    except lowpeft.PlanError as error:
+        print(f"{recipe.name}: {error.message}", flush=True)
+        return None
 
 
 def counted(networks: Mapping[str, nn.Module], recipe: Recipe) -> dict[str, object]:
     """A recipe's counts, with its adapters: counts of a recipe that changed since are out of date."""
-    counts = {name: trained(model, recipe) for name, model in networks.items()}
+    known = {name: trained(model, recipe) for name, model in networks.items()}
+    counts = {name: count for name, count in known.items() if count is not None}
     print(f"{recipe.name}: {counts}", flush=True)
     return {"adapters": [config_to_dict(config) for config in recipe.adapters], "trained": counts}
 

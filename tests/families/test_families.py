@@ -596,7 +596,7 @@ def test_tokens_go_to_their_port_and_nothing_else_does() -> None:
     with pytest.raises(PlanError, match="which these places do not take"):
         lowpeft.plan(build("hat"), TokensConfig(target="**.mlp"))
     with pytest.raises(PlanError, match="has no place 'tokens'"):
-        lowpeft.plan(build("swin2sr"), TokensConfig())
+        lowpeft.plan(build("nafnet"), TokensConfig())
 
 
 @pytest.mark.parametrize("shifted", [False, True])

@@ -21,13 +21,16 @@ from spandrel.architectures.SwinIR import SwinIR
 import lowpeft
 from lowpeft import (
     AdaLoRAConfig,
+    AdaptFormerConfig,
     AdaptIRConfig,
     BitFitConfig,
     CoLoRAConfig,
     ConvpassConfig,
     DoRAConfig,
+    FacTConfig,
     FishConfig,
     FullConfig,
+    HoulsbyConfig,
     IA3Config,
     LoHaConfig,
     LoKrConfig,
@@ -35,7 +38,9 @@ from lowpeft import (
     NormConfig,
     OFTConfig,
     ParallaxConfig,
+    PfeifferConfig,
     PlanError,
+    PrefixConfig,
     Recipe,
     SpatialConfig,
     SpectralConfig,
@@ -43,6 +48,7 @@ from lowpeft import (
     StereoConfig,
     TrainSettings,
     VeRAConfig,
+    VPTConfig,
     load_recipe,
 )
 from lowpeft.demo import demo_backbone
@@ -473,6 +479,17 @@ CONFIGS: dict[type[AdapterConfig], st.SearchStrategy[AdapterConfig]] = {
         kernel_init=st.sampled_from(["xavier", "identity"]),
         beside=st.sampled_from(["both", "attention", "mlp"]),
     ),
+    HoulsbyConfig: st.builds(HoulsbyConfig, target=targets, hidden=st.integers(1, 64)),
+    PfeifferConfig: st.builds(PfeifferConfig, target=targets, hidden=st.integers(1, 64)),
+    AdaptFormerConfig: st.builds(
+        AdaptFormerConfig,
+        target=targets,
+        hidden=st.integers(1, 64),
+        scale=positive,
+        learn_scale=st.booleans(),
+        dropout=st.floats(0, 0.9),
+        input=st.sampled_from(["normed", "raw"]),
+    ),
     AdaptIRConfig: st.builds(
         AdaptIRConfig,
         target=targets,
@@ -502,7 +519,12 @@ CONFIGS: dict[type[AdapterConfig], st.SearchStrategy[AdapterConfig]] = {
         IA3Config, target=targets, side=st.sampled_from(["output", "input"]), rows=st.sampled_from([None, "k,v"])
     ),
     BitFitConfig: st.builds(BitFitConfig, target=targets),
+    PrefixConfig: st.builds(PrefixConfig, target=targets, tokens=st.integers(1, 64)),
+    VPTConfig: st.builds(VPTConfig, target=targets, tokens=st.integers(1, 64)),
     NormConfig: st.builds(NormConfig, target=targets),
+    FacTConfig: st.builds(
+        FacTConfig, target=targets, form=st.sampled_from(["tt", "tk"]), rank=st.integers(1, 64), scale=positive
+    ),
     FishConfig: st.builds(
         FishConfig,
         target=targets,

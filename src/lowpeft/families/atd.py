@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..ports.layouts import Layout
-from .base import BlockForward, Family, Place, Ports, added, block_places, register_family
-from .swin import BLOCK_PORTS, in_windows, mlp_added, noise
+from ..ports.layouts import ExtraTokens, Layout
+from .base import TOKENS, BlockForward, Family, Place, Ports, added, block_places, register_family
+from .swin import BLOCK_PORTS, in_windows, mlp_added, noise, position_bias
+from .tokens import Windows, change, in_heads, of_qkv
 
 
 def atd_forward(
@@ -18,8 +19,8 @@ def atd_forward(
 ) -> tuple[Tensor, Tensor]:
     """Run ATD's layer: x + windows + dictionary + categories (three sorts of attention of norm1 x), then the MLP.
 
-    The port `attention` reads the sum of the three. Except in the last layer, the token dictionary is updated from the
-    new features, which include the deltas.
+    The port `attention` reads the sum of the three; extra tokens go to the windows alone. Except in the last layer, the
+    token dictionary is updated from the new features, which include the deltas.
 
     Args:
         block: ATDTransformerLayer.
@@ -42,8 +43,13 @@ def atd_forward(
     categories = b.attn_aca(qkv, similarity, x_size)
     mask = params["attn_mask"] if b.shift_size > 0 else None
 
+    extras = ports.tokens(TOKENS, normed, Layout.NLC, x_size) if ports.wants(TOKENS) else ()
+
     def attend(windows: Tensor) -> Tensor:
         out: Tensor = b.attn_win(windows, rpi=params["rpi_sa"], mask=mask)
+        if extras:
+            grid = (batch, height // b.window_size, width // b.window_size)
+            out = out + _token_change(b, windows, params["rpi_sa"], mask, grid, extras)
         return out
 
     rows = qkv.reshape(batch, height, width, 3 * channels)
@@ -62,6 +68,21 @@ def atd_forward(
     return out, td
 
 
+def _token_change(
+    b: Any,
+    windows: Tensor,
+    index: Tensor,
+    mask: Tensor | None,
+    grid: tuple[int, int, int],
+    extras: Sequence[ExtraTokens],
+) -> Tensor:
+    """Return the change in attention in windows that extra tokens cause, from projected windows (windows, L, 3C)."""
+    attention = b.attn_win
+    own = in_heads(windows, attention.num_heads)
+    parts = Windows(*own, grid=grid, scale=attention.scale, bias=position_bias(attention, index), mask=mask)
+    return change([parts], lambda out: attention.proj(out[0]), of_qkv(b.wqkv, b.norm1), windows, extras)
+
+
 def atd_example(block: nn.Module) -> tuple[Any, ...]:
     """Return random tokens of 2x2 windows, a dictionary, the size, and a random position index and mask."""
     b: Any = block
@@ -73,7 +94,7 @@ def atd_example(block: nn.Module) -> tuple[Any, ...]:
     return tokens, noise(weight, 1, b.num_tokens, weight.shape[0]), (2 * window, 2 * window), params
 
 
-LAYER = BlockForward(name="atd.layer", forward=atd_forward, ports=BLOCK_PORTS, example=atd_example)
+LAYER = BlockForward(name="atd.layer", forward=atd_forward, ports=BLOCK_PORTS | {TOKENS}, example=atd_example)
 
 ATD = register_family(
     Family(

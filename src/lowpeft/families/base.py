@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
@@ -185,6 +185,7 @@ class Family:
             measured by running the network.
         writes_itself: True if the family's networks may change their own weights when they run. Planning then checks
             which weights they change.
+        without: Reason why the family lacks a place, by its name: a clause that errors give.
         inside: Path of the module that the signature describes, in a complete network of the family.
         source: Source of this description.
     """
@@ -198,6 +199,7 @@ class Family:
     fused: tuple[tuple[str, str], ...] = ()
     facts: Callable[[Any], Mapping[str, Any]] | None = None
     writes_itself: bool = False
+    without: Mapping[str, str] = field(default_factory=dict, hash=False)
     inside: str = ""
     source: str = ""
 
@@ -224,6 +226,8 @@ def register_family(family: Family) -> Family:
             problems.append(f"the place {place.path!r} must have either a block and a port, or a layout")
         elif place.block is not None and (place.block not in blocks or place.port not in blocks[place.block].ports):
             problems.append(f"the place {place.path!r} names the unknown port {place.block}:{place.port}")
+        if place.name in family.without:
+            problems.append(f"the family has the place {place.name!r}, and a reason why it lacks it")
     if problems:
         raise PlanError("cannot register this family:", problems=problems)
     BLOCKS.register(*family.blocks)

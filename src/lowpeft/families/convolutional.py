@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import nn
 
 from ..ports.layouts import Layout
-from .base import Family, Place, register_family
+from .base import TOKENS, Family, Place, register_family
 from .swin import pixel_shuffle_scale
 
 
@@ -58,6 +58,7 @@ RCAN = register_family(
             _nchw("stage", "body.{stage}.conv", "weight"),
         ),
         facts=_upscaler_facts,
+        without={TOKENS: "RCAN's attention is a gate for each channel, without tokens"},
         source="arXiv 1807.02758; the authors' and BasicSR's names",
     )
 )
@@ -77,6 +78,7 @@ EDSR = register_family(
             _nchw("stage", "body.{stage}.conv2", "weight"),
         ),
         facts=_upscaler_facts,
+        without={TOKENS: "EDSR has no attention"},
         source="arXiv 1707.02921; the authors' and BasicSR's names",
     )
 )

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ports.layouts import Layout
-from .base import BlockForward, Family, Place, Ports, block_places, register_family
-from .swin import BLOCK_PORTS, attention_added, mlp_added, noise
+from ..ports.layouts import ExtraTokens, Layout
+from .base import TOKENS, BlockForward, Family, Place, Ports, block_places, register_family
+from .swin import BLOCK_PORTS, attention_added, from_windows, mlp_added, noise, to_windows
+from .tokens import Windows, change, in_heads, of_qkv
 
 GROUP = "layers.{stage}.residual_group"
 HYBRID = GROUP + ".hf_blocks.{block}"
@@ -68,9 +69,43 @@ def srwab_forward(
     tall = attend("v", 1, qkv[..., half:], (right, down))
     attended = torch.cat([wide, tall], dim=-1).view(batch, -1, channels).contiguous()
     local = b.get_v(value).permute(0, 2, 3, 1).contiguous().view(batch, -1, channels)
-    out = attention_added(x, b.proj(attended + local), normed, ports, Layout.NLC, x_size)
+    contribution = b.proj(attended + local)
+    if ports.wants(TOKENS):
+        extras = ports.tokens(TOKENS, normed, Layout.NLC, x_size)
+        contribution = contribution + _token_change(b, normed, x_size, params, attn_mask, extras)
+    out = attention_added(x, contribution, normed, ports, Layout.NLC, x_size)
     normed = b.norm2(out)
     return mlp_added(out, b.mlp(normed), normed, ports, Layout.NLC, x_size)
+
+
+def _token_change(
+    b: Any,
+    normed: Tensor,
+    x_size: tuple[int, int],
+    params: Mapping[str, Any],
+    masks: Sequence[Tensor | None],
+    extras: Sequence[ExtraTokens],
+) -> Tensor:
+    """Return the change in attention's output (N, L, C) that extra tokens cause; the convolution stays the same."""
+    batch, length, channels = normed.shape
+    qkv = b.qkv(normed).view(batch, *x_size, 3, 2, channels // 2)
+    shifted = any(shift > 0 for shift in b.shift_size)
+    parts, places = [], []
+    for i, (name, attention) in enumerate(zip("hv", b.attns, strict=True)):
+        window = (attention.H_sp, attention.W_sp)
+        shift = (b.shift_size[i], b.shift_size[1 - i]) if shifted else (0, 0)
+        grid = (batch, x_size[0] // window[0], x_size[1] // window[1])
+        bias = attention.pos(params[f"biases_{name}"])[params[f"rpi_sa_{name}"]].permute(2, 0, 1)
+        own = in_heads(to_windows(qkv[..., i, :].flatten(3), window, shift), attention.num_heads)
+        mask = masks[i] if shifted else None
+        parts.append(Windows(*own, grid=grid, scale=attention.scale, bias=bias, mask=mask))
+        places.append((grid, window, shift))
+
+    def output(attended: list[Tensor]) -> Tensor:
+        maps = [from_windows(out, *place) for out, place in zip(attended, places, strict=True)]
+        return b.proj(torch.cat(maps, -1).view(batch, length, channels))  # type: ignore[no-any-return]
+
+    return change(parts, output, of_qkv(b.qkv, b.norm1), normed, extras)
 
 
 def srwab_example(block: nn.Module) -> tuple[Any, ...]:
@@ -90,7 +125,7 @@ def srwab_example(block: nn.Module) -> tuple[Any, ...]:
     return noise(weight, 1, side * side, weight.shape[0]), (side, side), params, (None, None)
 
 
-SRWAB = BlockForward(name="craft.srwab", forward=srwab_forward, ports=BLOCK_PORTS, example=srwab_example)
+SRWAB = BlockForward(name="craft.srwab", forward=srwab_forward, ports=BLOCK_PORTS | {TOKENS}, example=srwab_example)
 
 
 def _hybrid(name: str, child: str, **options: Any) -> Place:

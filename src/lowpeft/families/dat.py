@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..ports.layouts import Layout
-from .base import Family, Place, register_family
+from .base import TOKENS, Family, Place, register_family
 
 BLOCK = "layers.{stage}.blocks.{block}"
 
@@ -36,6 +36,9 @@ DAT = register_family(
             Place(name="stage", path="layers.{stage}.conv", channels="^blocks.0.norm1.weight", layout=Layout.NCHW),
         ),
         facts=lambda network: {"scale": network.upscale, "channels": network.conv_first.weight.shape[1]},
+        without={
+            TOKENS: "half of DAT's blocks attend over channels, the others join attention and a convolution in a module"
+        },
         source="arXiv 2308.03364",
     )
 )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ports.layouts import Layout
-from .base import BlockForward, Family, Place, Ports, added, block_places, register_family
+from .base import TOKENS, BlockForward, Family, Place, Ports, added, block_places, register_family
 from .swin import BLOCK_PORTS, mlp_added, noise, pixel_shuffle_scale
 
 BLOCK = "B{stage}.body.{block}.transformer_body.{part}.blocks.{block}"
@@ -81,6 +81,7 @@ DCTLSA = register_family(
             "scale": pixel_shuffle_scale(network.upsampler),
             "channels": network.fea_conv.weight.shape[1],
         },
+        without={TOKENS: "DCTLSA's attention is linear, without a softmax over tokens"},
         source="doi 10.1109/TIM.2023.3304672; the groups are joined densely, without a shortcut",
     )
 )

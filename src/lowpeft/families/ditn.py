@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..ports.layouts import Layout
-from .base import Family, Place, register_family
+from .base import TOKENS, Family, Place, register_family
 from .swin import pixel_shuffle_scale
 
 BLOCK = "UFONE.{stage}.SALs.{stage}"
@@ -36,6 +36,7 @@ DITN = register_family(
             "scale": pixel_shuffle_scale(network.upsample),
             "channels": network.sft.weight.shape[1],
         },
+        without={TOKENS: "DITN attends over channels, so extra tokens have no meaning"},
         source="arXiv 2308.02794; the released network has one UFONE, so that its layers are the stages",
     )
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,10 +10,11 @@ from torch import Tensor, nn
 
 from ..frozen import windows
 from ..frozen.rebuilding import note
-from ..ports.layouts import Layout
+from ..ports.layouts import ExtraTokens, Layout
 from . import fused
-from .base import BlockForward, Family, Place, Ports, block_places, register_family
-from .swin import BLOCK_PORTS, attention_added, mlp_added, noise
+from .base import TOKENS, BlockForward, Family, Place, Ports, block_places, register_family
+from .swin import BLOCK_PORTS, attention_added, from_windows, mlp_added, noise, to_windows
+from .tokens import Windows, change, in_heads, of_qkv
 
 GROUP = "body.layers.{stage}.residual_group"
 BLOCK = GROUP + ".blocks.{block}"
@@ -39,9 +41,34 @@ def block_forward(
     b: Any = block
     x = x.view(x.shape[0], *x_size, -1)  # `len(x)` would fix the batch size of an exported network
     normed = b.norm1(x)
-    x = attention_added(x, b.attend(normed, masks), normed, ports, Layout.NHWC, x_size)
+    attended = b.attend(normed, masks)
+    if ports.wants(TOKENS):
+        attended = attended + _token_change(b, normed, masks, ports.tokens(TOKENS, normed, Layout.NHWC, x_size))
+    x = attention_added(x, attended, normed, ports, Layout.NHWC, x_size)
     normed = b.norm2(x)
     return mlp_added(x, b.mlp(normed), normed, ports, Layout.NHWC, x_size).flatten(1, 2)
+
+
+def _token_change(b: Any, normed: Tensor, masks: tuple[Tensor, Tensor] | None, extras: Sequence[ExtraTokens]) -> Tensor:
+    """Return the change in attention's output (N,H,W,C) that extra tokens cause; the position term stays the same."""
+    batch, height, width, channels = normed.shape
+    qkv = b.qkv(normed).unflatten(-1, (3, 2, -1))
+    own = (b.attn_mask_h, b.attn_mask_v) if masks is None else masks
+    parts, places = [], []
+    for i, (h, w) in enumerate(b.windows):
+        shift = (h // 2, w // 2) if b.shifted else (0, 0)
+        count, grid = b.attns[i].heads, (batch, height // h, width // w)
+        windows = to_windows(qkv[..., i, :].flatten(3), (h, w), shift)
+        scale = (channels // (2 * count)) ** -0.5
+        mask = own[i] if b.shifted else None
+        parts.append(Windows(*in_heads(windows, count), grid=grid, scale=scale, mask=mask))
+        places.append((grid, (h, w), shift))
+
+    def output(attended: list[Tensor]) -> Tensor:
+        maps = [from_windows(out, *place) for out, place in zip(attended, places, strict=True)]
+        return b.proj(torch.cat(maps, -1))  # type: ignore[no-any-return]
+
+    return change(parts, output, of_qkv(b.qkv, b.norm1), normed, extras)
 
 
 def block_fused(
@@ -53,7 +80,7 @@ def block_fused(
 ) -> Any:
     """Run EDT's block like `block_forward`, fused; both halves of the channels have heads of their own."""
     b: Any = block
-    if ports.must_call(b.attns) or ports.must_call(b.qkv) or ports.must_call(b.proj):
+    if ports.wants(TOKENS) or ports.must_call(b.attns) or ports.must_call(b.qkv) or ports.must_call(b.proj):
         return NotImplemented
     grid = x.view(x.shape[0], *x_size, -1)
     normed = b.norm1(grid)
@@ -115,7 +142,7 @@ def _region_noise(like: Tensor, size: tuple[int, int], window: tuple[int, int]) 
 
 
 BLOCK_FORWARD = BlockForward(
-    name="edt.block", forward=block_forward, ports=BLOCK_PORTS, example=example, fused=block_fused
+    name="edt.block", forward=block_forward, ports=BLOCK_PORTS | {TOKENS}, example=example, fused=block_fused
 )
 
 EDT = register_family(

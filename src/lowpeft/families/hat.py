@@ -66,7 +66,7 @@ def _hybrid_block(
         out: Tensor = b.attn(windows, rpi=rpi_sa, mask=mask)
         if extras:
             grid = (batch, height // b.window_size, width // b.window_size)
-            out = out + window_change(b.attn, windows, position_bias(b.attn, rpi_sa), mask, grid, extras)
+            out = out + window_change(b.attn, windows, b.norm1, position_bias(b.attn, rpi_sa), mask, grid, extras)
         return out
 
     attended = in_windows(normed, b.window_size, shift, attend)

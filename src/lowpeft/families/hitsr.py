@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..ports.layouts import Layout, Size
-from .base import BlockForward, Family, Ports, block_places, register_family
+from .base import TOKENS, BlockForward, Family, Ports, block_places, register_family
 from .swin import BLOCK, BLOCK_PORTS, GROUP_CONV, attention_added, mlp_added, noise
 
 Mlp = Callable[[Any, Tensor, Size], Tensor]
@@ -82,6 +82,7 @@ def _family(name: str, title: str, forward: Callable[..., Tensor], *more: str) -
                 "channels": network.conv_first.weight.shape[1],
                 "size_multiple": 1,
             },
+            without={TOKENS: f"{title} correlates windows without a softmax over tokens"},
             source="arXiv 2407.05878; blocks pad to their windows themselves",
         )
     )

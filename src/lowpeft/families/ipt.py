@@ -21,7 +21,7 @@ def _self_attention(block: Any, ports: Ports, x: Tensor, position: Tensor | None
     attended = block.self_attn(query, key, normed)[0]
     if ports.wants(TOKENS):
         extras = ports.tokens(TOKENS, normed, Layout.LNC, size)
-        attended = attended + multihead_change(block.self_attn, query, key, normed, extras)
+        attended = attended + multihead_change(block.self_attn, block.norm1, query, key, normed, extras)
     return attention_added(x, block.dropout1(attended), normed, ports, Layout.LNC, size)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..ports.layouts import Layout
-from .base import BlockForward, Family, Place, Ports, added, block_places, register_family
+from .base import TOKENS, BlockForward, Family, Place, Ports, added, block_places, register_family
 from .swin import BLOCK_PORTS, noise
 
 
@@ -125,6 +125,7 @@ NAFNET = register_family(
         places=_places(NAF_BLOCK),
         blocks=(NAF_BLOCK,),
         facts=_facts,
+        without={TOKENS: "NAFNet has no attention over tokens"},
         source="arXiv 2204.04676",
     )
 )
@@ -137,6 +138,7 @@ KBNET = register_family(
         places=_places(KB_BLOCK),
         blocks=(KB_BLOCK,),
         facts=_facts,
+        without={TOKENS: "KBNet-s has no attention over tokens"},
         source="arXiv 2303.02881",
     )
 )

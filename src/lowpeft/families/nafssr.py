@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import BlockForward, Family, Ports, block_places, register_family
+from .base import TOKENS, BlockForward, Family, Ports, block_places, register_family
 from .nafnet import NAF_BLOCK, block_forward, example
 from .swin import BLOCK_PORTS
 
@@ -63,6 +63,7 @@ NAFSSR = register_family(
         signature=(("body.*.module.blk.sca", "body.*.module.blk.beta", "body.*.module.fusion.l_proj1", "intro", "up"),),
         places=block_places(BLOCK, "conv3.weight", NAF_BLOCK),
         facts=_facts,
+        without={TOKENS: "NAFSSR attends between the views only, outside its blocks"},
         source="arXiv 2204.08714; six channels, left and right",
     )
 )
@@ -77,6 +78,7 @@ CVHSSR = register_family(
         places=block_places(BLOCK, "conv3.weight", CHIMB),
         blocks=(CHIMB,),
         facts=_facts,
+        without={TOKENS: "CVHSSR attends between the views, and inside its blocks not over tokens"},
         source="arXiv 2304.06236; six channels, left and right",
     )
 )

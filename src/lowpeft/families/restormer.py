@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..ports.layouts import Layout
-from .base import Family, Place, register_family
+from .base import TOKENS, Family, Place, register_family
 
 LEVELS = (
     "encoder_level{stage}",
@@ -67,6 +67,7 @@ RESTORMER = register_family(
             ),
         ),
         facts=_facts,
+        without={TOKENS: "Restormer attends over channels, so extra tokens have no meaning"},
         source="arXiv 2111.09881",
     )
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..ports.layouts import Layout
-from .base import Family, Place, register_family
+from .base import TOKENS, Family, Place, register_family
 
 BLOCK, CHANNELS = "block_{stage}", "c1_r.eval_conv.weight"
 """Path of a block, and path of the parameter that gives its channels.
@@ -29,6 +29,7 @@ SPAN = register_family(
             *(_place(name, source="input") for name in ("parallel_attention", "parallel")),
         ),
         writes_itself=True,
+        without={TOKENS: "SPAN has no attention over tokens"},
         source="arXiv 2311.12770",
     )
 )

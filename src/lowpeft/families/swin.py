@@ -66,24 +66,41 @@ def pre_norm_mlp(block: nn.Module, ports: Ports, x: Tensor, size: Size | None, l
     return mlp_added(x, b.drop_path(b.mlp(normed)), normed, ports, layout, size)
 
 
-def in_windows(x: Tensor, window: int, shift: int, attend: Callable[[Tensor], Tensor]) -> Tensor:
+def in_windows(x: Tensor, window: int | Size, shift: int | Size, attend: Callable[[Tensor], Tensor]) -> Tensor:
     """Cut features into windows, apply `attend`, and put the windows together again.
 
     Args:
-        x: Features (N,H,W,C); H and W are multiples of the window's side.
-        window: Side of a window, in positions.
-        shift: Shift of the windows down and to the right, in positions.
-        attend: Function from (windows, window², C), the windows of one image in a row, to (windows, window², C'), with
-            any number of channels C'.
+        x: Features (N,H,W,C); H and W are multiples of the window's sides.
+        window: Side of a window, or its height and width, in positions.
+        shift: Shift of the windows down and to the right, in positions; one number or two.
+        attend: Function from (windows, L, C), the windows of one image in a row, to (windows, L, C'), with any number
+            of channels C'.
     """
+    (h, w), shift = _pair(window), _pair(shift)
+    grid = (x.shape[0], x.shape[1] // h, x.shape[2] // w)
+    return from_windows(attend(to_windows(x, (h, w), shift)), grid, (h, w), shift)
+
+
+def to_windows(x: Tensor, window: Size, shift: Size) -> Tensor:
+    """Return features (N,H,W,C) in windows, (windows, L, C); arguments as in `in_windows`."""
     batch, height, width, channels = x.shape
-    rows, columns = height // window, width // window
-    if shift > 0:
-        x = torch.roll(x, shifts=(-shift, -shift), dims=(1, 2))
-    windows = x.view(batch, rows, window, columns, window, channels).permute(0, 1, 3, 2, 4, 5).contiguous()
-    attended = attend(windows.view(-1, window * window, channels)).view(batch, rows, columns, window, window, -1)
-    x = attended.permute(0, 1, 3, 2, 4, 5).contiguous().view(batch, height, width, -1)
-    return torch.roll(x, shifts=(shift, shift), dims=(1, 2)) if shift > 0 else x
+    if any(shift):
+        x = torch.roll(x, shifts=(-shift[0], -shift[1]), dims=(1, 2))
+    (h, w), rows, columns = window, height // window[0], width // window[1]
+    windows = x.view(batch, rows, h, columns, w, channels).permute(0, 1, 3, 2, 4, 5).contiguous()
+    return windows.view(-1, h * w, channels)
+
+
+def from_windows(x: Tensor, grid: tuple[int, int, int], window: Size, shift: Size) -> Tensor:
+    """Return windows (windows, L, C) as features (N,H,W,C); `grid`: numbers of images, rows and columns of windows."""
+    (h, w), (batch, rows, columns) = window, grid
+    x = x.view(batch, rows, columns, h, w, -1).permute(0, 1, 3, 2, 4, 5).contiguous()
+    x = x.view(batch, rows * h, columns * w, -1)
+    return torch.roll(x, shifts=shift, dims=(1, 2)) if any(shift) else x
+
+
+def _pair(value: int | Size) -> Size:
+    return value if isinstance(value, tuple) else (value, value)
 
 
 def position_bias(attention: Any, index: Tensor) -> Tensor:

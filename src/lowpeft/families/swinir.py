@@ -26,7 +26,7 @@ from .swin import (
     position_bias,
     pre_norm_mlp,
 )
-from .tokens import window_change
+from .tokens import Windows, change, cosine_terms, cosine_window_change, window_change
 
 HF_BLOCK = "encoder.stages.{stage}.layers.{block}"
 
@@ -43,11 +43,20 @@ def _attended(block: Any, x: Tensor, x_size: tuple[int, int], extras: Sequence[E
         out: Tensor = block.attn(windows, mask=mask)
         if extras:
             grid = (x.shape[0], x_size[0] // window, x_size[1] // window)
-            bias = position_bias(block.attn, block.attn.relative_position_index)
-            out = out + window_change(block.attn, windows, bias, mask if shift > 0 else None, grid, extras)
+            out = out + _token_change(block, windows, mask if shift > 0 else None, grid, extras)
         return out
 
     return in_windows(rows, window, shift, attend).view(x.shape)
+
+
+def _token_change(
+    block: Any, windows: Tensor, mask: Tensor | None, grid: tuple[int, int, int], extras: Sequence[ExtraTokens]
+) -> Tensor:
+    """Return the change in SwinIR's or Swin2SR's attention that extra tokens cause."""
+    if hasattr(block.attn, "cpb_mlp"):
+        return cosine_window_change(block.attn, windows, mask, grid, extras)
+    bias = position_bias(block.attn, block.attn.relative_position_index)
+    return window_change(block.attn, windows, block.norm1, bias, mask, grid, extras)
 
 
 def swinir_forward(block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int, int]) -> Tensor:
@@ -114,7 +123,8 @@ def swin2sr_forward(block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int
     Source: Swin2SR (arXiv 2209.11345); Swin v2 (arXiv 2111.09883).
     """
     b: Any = block
-    contribution = b.drop_path(b.norm1(_attended(b, x, x_size)))
+    extras = ports.tokens(TOKENS, x, Layout.NLC, x_size) if ports.wants(TOKENS) else ()
+    contribution = b.drop_path(b.norm1(_attended(b, x, x_size, extras)))
     x = attention_added(x, contribution, x, ports, Layout.NLC, x_size)
     return mlp_added(x, b.drop_path(b.norm2(b.mlp(x))), x, ports, Layout.NLC, x_size)
 
@@ -122,7 +132,7 @@ def swin2sr_forward(block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int
 def swin2sr_fused(block: nn.Module, ports: Ports, x: Tensor, x_size: tuple[int, int]) -> Any:
     """Run Swin2SR's block like `swin2sr_forward`, fused."""
     b: Any = block
-    if not fused.can_fuse_cosine(ports, b.attn):
+    if ports.wants(TOKENS) or not fused.can_fuse_cosine(ports, b.attn):
         return NotImplemented
     order, masks = _fused_order(b, x, x_size)
     contribution = b.drop_path(b.norm1(fused.cosine_window_attention(ports, b.attn, x, order, masks)))
@@ -163,10 +173,14 @@ def swin2sr_transformers_forward(
     mask = b.get_attn_mask(height + bottom, width + right, dtype=x.dtype)
     mask = mask if mask is None else mask.to(x.device)
     outputs: list[tuple[Tensor, ...]] = []
+    extras = ports.tokens(TOKENS, x, Layout.NLC, input_dimensions) if ports.wants(TOKENS) else ()
 
     def attend(windows: Tensor) -> Tensor:
         outputs.append(b.attention(windows, mask, *rest))
-        return outputs[0][0]
+        if not extras:
+            return outputs[0][0]
+        grid = (batch, padded.shape[1] // window, padded.shape[2] // window)
+        return outputs[0][0] + _transformers_token_change(b.attention, windows, mask, grid, extras)
 
     attended = in_windows(padded, window, b.shift_size, attend)
     attended = attended[:, :height, :width, :].contiguous().view(batch, height * width, channels)
@@ -174,6 +188,22 @@ def swin2sr_transformers_forward(
     x = attention_added(x, contribution, x, ports, Layout.NLC, input_dimensions)
     contribution = b.drop_path(b.layernorm_after(b.output(b.intermediate(x))))
     return mlp_added(x, contribution, x, ports, Layout.NLC, input_dimensions), *outputs[0][1:]
+
+
+def _transformers_token_change(
+    attention: Any, windows: Tensor, mask: Tensor | None, grid: tuple[int, int, int], extras: Sequence[ExtraTokens]
+) -> Tensor:
+    """Return the change in the attention of transformers' Swin2SR that extra tokens cause, (windows, L, C)."""
+    inner, heads = attention.self, attention.self.num_attention_heads
+    layers = (inner.query, inner.key, inner.value)
+    query, key, value = (layer(windows).unflatten(-1, (heads, -1)).transpose(1, 2) for layer in layers)
+    cosine, bias = cosine_terms(inner, inner.continuous_position_bias_mlp)
+    parts = Windows(query, key, value, grid=grid, cosine=cosine, bias=bias, mask=mask)
+
+    def project(tokens: Tensor) -> tuple[Tensor, Tensor]:
+        return inner.key(tokens), inner.value(tokens)
+
+    return change([parts], lambda out: attention.output.dense(out[0]), project, windows, extras)
 
 
 def swin2sr_transformers_example(block: nn.Module) -> tuple[Any, ...]:
@@ -194,12 +224,16 @@ SWINIR_BLOCK = BlockForward(
     fused=swinir_fused,
 )
 SWIN2SR_BLOCK = BlockForward(
-    name="swin2sr.block", forward=swin2sr_forward, ports=BLOCK_PORTS, example=swin_example, fused=swin2sr_fused
+    name="swin2sr.block",
+    forward=swin2sr_forward,
+    ports=BLOCK_PORTS | {TOKENS},
+    example=swin_example,
+    fused=swin2sr_fused,
 )
 SWIN2SR_TRANSFORMERS_LAYER = BlockForward(
     name="swin2sr_transformers.layer",
     forward=swin2sr_transformers_forward,
-    ports=BLOCK_PORTS,
+    ports=BLOCK_PORTS | {TOKENS},
     example=swin2sr_transformers_example,
 )
 

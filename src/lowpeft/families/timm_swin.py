@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..frozen import windows
 from ..ports.layouts import Layout
 from . import fused
-from .base import BlockForward, Family, Place, Ports, block_places, register_family
-from .swin import BLOCK_PORTS, attention_added, mlp_added, noise
+from .base import TOKENS, BlockForward, Family, Place, Ports, block_places, register_family
+from .swin import BLOCK_PORTS, attention_added, in_windows, mlp_added, noise
+from .tokens import cosine_window_change, window_change
 
 STAGES = ("layers.{stage}", "layers_{stage}")
 """Paths of the stages; the second with `features_only=True`, where the network returns a list of stage features."""
@@ -29,7 +33,15 @@ def v1_forward(block: nn.Module, ports: Ports, x: Tensor) -> Tensor:
     """
     b: Any = block
     size, normed = (x.shape[1], x.shape[2]), b.norm1(x)
-    out = attention_added(x, b.drop_path1(b._attn(normed)), normed, ports, Layout.NHWC, size)
+    attended = b._attn(normed)
+    if ports.wants(TOKENS):
+        extras = ports.tokens(TOKENS, normed, Layout.NHWC, size)
+
+        def changed(windows: Tensor, mask: Tensor | None, grid: tuple[int, int, int]) -> Tensor:
+            return window_change(b.attn, windows, b.norm1, b.attn._get_rel_pos_bias()[0], mask, grid, extras)
+
+        attended = attended + _in_padded_windows(b, normed, changed)
+    out = attention_added(x, b.drop_path1(attended), normed, ports, Layout.NHWC, size)
     tokens = out.reshape(x.shape[0], -1, x.shape[3])
     normed = b.norm2(tokens)
     out = mlp_added(tokens, b.drop_path2(b.mlp(normed)), normed, ports, Layout.NLC, size)
@@ -39,7 +51,7 @@ def v1_forward(block: nn.Module, ports: Ports, x: Tensor) -> Tensor:
 def v1_fused(block: nn.Module, ports: Ports, x: Tensor) -> Any:
     """Run timm's Swin block like `v1_forward`, fused, unless it has to pad to whole windows."""
     b: Any = block
-    if not (_fits(b, x) and fused.can_fuse(ports, b.attn, b.attn.relative_position_bias_table)):
+    if ports.wants(TOKENS) or not (_fits(b, x) and fused.can_fuse(ports, b.attn, b.attn.relative_position_bias_table)):
         return NotImplemented
     size, normed = (x.shape[1], x.shape[2]), b.norm1(x)
     order, masks = _fused_order(b, x)
@@ -54,7 +66,7 @@ def v1_fused(block: nn.Module, ports: Ports, x: Tensor) -> Any:
 def v2_fused(block: nn.Module, ports: Ports, x: Tensor) -> Any:
     """Run timm's Swin v2 block like `v2_forward`, fused, unless it has to pad to whole windows."""
     b: Any = block
-    if not (_fits(b, x) and fused.can_fuse_cosine(ports, b.attn)):
+    if ports.wants(TOKENS) or not (_fits(b, x) and fused.can_fuse_cosine(ports, b.attn)):
         return NotImplemented
     size, (order, masks) = (x.shape[1], x.shape[2]), _fused_order(b, x)
     contribution = b.drop_path1(b.norm1(fused.cosine_window_attention(ports, b.attn, x, order, masks)))
@@ -98,11 +110,31 @@ def v2_forward(block: nn.Module, ports: Ports, x: Tensor) -> Tensor:
     Source: Swin Transformer v2 (arXiv 2111.09883).
     """
     b: Any = block
-    size = (x.shape[1], x.shape[2])
-    out = attention_added(x, b.drop_path1(b.norm1(b._attn(x))), x, ports, Layout.NHWC, size)
+    size, attended = (x.shape[1], x.shape[2]), b._attn(x)
+    if ports.wants(TOKENS):
+        extras = ports.tokens(TOKENS, x, Layout.NHWC, size)
+
+        def changed(windows: Tensor, mask: Tensor | None, grid: tuple[int, int, int]) -> Tensor:
+            return cosine_window_change(b.attn, windows, mask, grid, extras)
+
+        attended = attended + _in_padded_windows(b, x, changed)
+    out = attention_added(x, b.drop_path1(b.norm1(attended)), x, ports, Layout.NHWC, size)
     tokens = out.reshape(x.shape[0], -1, x.shape[3])
     out = mlp_added(tokens, b.drop_path2(b.norm2(b.mlp(tokens))), tokens, ports, Layout.NLC, size)
     return out.reshape(x.shape)
+
+
+def _in_padded_windows(
+    b: Any, x: Tensor, attend: Callable[[Tensor, Tensor | None, tuple[int, int, int]], Tensor]
+) -> Tensor:
+    """Apply a function of windows, their mask and their grid to (N,H,W,C), shifted, then padded, as the block does."""
+    (height, width), (h, w), shift = x.shape[1:3], b.window_size, tuple(b.shift_size)
+    shifted = torch.roll(x, shifts=(-shift[0], -shift[1]), dims=(1, 2)) if any(shift) else x
+    shifted = F.pad(shifted, (0, 0, 0, -width % w, 0, -height % h))
+    mask = b.get_attn_mask(shifted) if getattr(b, "dynamic_mask", False) else b.attn_mask
+    grid = (x.shape[0], shifted.shape[1] // h, shifted.shape[2] // w)
+    out = in_windows(shifted, (h, w), 0, lambda windows: attend(windows, mask, grid))[:, :height, :width]
+    return torch.roll(out, shifts=shift, dims=(1, 2)) if any(shift) else out
 
 
 def example(block: nn.Module) -> tuple[Tensor]:
@@ -131,9 +163,11 @@ def _signature(part: str) -> tuple[tuple[str, ...], ...]:
     )
 
 
-V1_BLOCK = BlockForward(name="timm_swin.block", forward=v1_forward, ports=BLOCK_PORTS, example=example, fused=v1_fused)
+V1_BLOCK = BlockForward(
+    name="timm_swin.block", forward=v1_forward, ports=BLOCK_PORTS | {TOKENS}, example=example, fused=v1_fused
+)
 V2_BLOCK = BlockForward(
-    name="timm_swin_v2.block", forward=v2_forward, ports=BLOCK_PORTS, example=example, fused=v2_fused
+    name="timm_swin_v2.block", forward=v2_forward, ports=BLOCK_PORTS | {TOKENS}, example=example, fused=v2_fused
 )
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ports.layouts import Layout
-from .base import BlockForward, Family, Place, Ports, block_places, register_family
-from .swin import BLOCK_PORTS, attention_added, in_windows, noise, pre_norm_mlp
+from ..ports.layouts import ExtraTokens, Layout
+from .base import TOKENS, BlockForward, Family, Place, Ports, block_places, register_family
+from .swin import BLOCK_PORTS, attention_added, in_windows, noise, position_bias, pre_norm_mlp
+from .tokens import Windows, change
 
 LEVELS = ("encoderlayer_{stage}", "conv", "decoderlayer_{stage}")
 """Paths of the levels, from the finest resolution down and up again."""
@@ -71,16 +73,34 @@ def lewin_forward(block: nn.Module, ports: Ports, x: Tensor, mask: Tensor | None
         x = x + b.cross_attn(x, b.cross_modulator.weight)
     normed = b.norm1(x)
 
+    extras = ports.tokens(TOKENS, normed, Layout.NLC, size) if ports.wants(TOKENS) else ()
+
     def attend(windows: Tensor) -> Tensor:
         if b.modulator is not None:
             windows = windows + b.modulator.weight
         out: Tensor = b.attn(windows, mask=scores)
-        return out
+        return out + _token_change(b, windows, scores, x.shape[0], extras, by_region=mask is None) if extras else out
 
     rows = normed.view(x.shape[0], side, side, x.shape[2])
     attended = in_windows(rows, b.win_size, b.shift_size, attend).view(x.shape)
     out = attention_added(x, b.drop_path(attended), normed, ports, Layout.NLC, size)
     return pre_norm_mlp(block, ports, out, size)
+
+
+def _token_change(
+    b: Any, windows: Tensor, mask: Tensor | None, images: int, extras: Sequence[ExtraTokens], *, by_region: bool
+) -> Tensor:
+    """Return the change in attention's output that extra tokens cause, (windows, L, C); tokens get no modulator."""
+    attention, rows = b.attn, math.isqrt(len(windows) // images)
+
+    def project(tokens: Tensor) -> tuple[Tensor, Tensor]:
+        _, key, value = attention.qkv(b.norm1(tokens))
+        return key.transpose(1, 2).flatten(2), value.transpose(1, 2).flatten(2)
+
+    query, key, value = attention.qkv(windows)
+    bias, grid = position_bias(attention, attention.relative_position_index), (images, rows, rows)
+    parts = Windows(query, key, value, grid, attention.scale, bias=bias, mask=mask, by_region=by_region)
+    return change([parts], lambda out: attention.proj(out[0]), project, windows, extras)
 
 
 def lewin_example(block: nn.Module) -> tuple[Any, ...]:
@@ -90,7 +110,7 @@ def lewin_example(block: nn.Module) -> tuple[Any, ...]:
     return (noise(weight, 1, 4 * b.win_size**2, weight.shape[0]),)
 
 
-LEWIN = BlockForward(name="uformer.lewin", forward=lewin_forward, ports=BLOCK_PORTS, example=lewin_example)
+LEWIN = BlockForward(name="uformer.lewin", forward=lewin_forward, ports=BLOCK_PORTS | {TOKENS}, example=lewin_example)
 
 
 def _facts(network: Any) -> dict[str, Any]:

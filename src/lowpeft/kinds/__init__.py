@@ -2,6 +2,7 @@
 
 from ..ports.attachment import Attachment, Layer
 from .adalora import AdaLoRA, AdaLoRAConfig
+from .adaptformer import AdaptFormer, AdaptFormerConfig
 from .adaptir import AdaptIR, AdaptIRConfig
 from .base import (
     LAYERS,
@@ -18,8 +19,10 @@ from .bitfit import BitFit, BitFitConfig
 from .colora import CoLoRA, CoLoRAConfig
 from .convpass import Convpass, ConvpassConfig
 from .dora import DoRA, DoRAConfig
+from .fact import FacT, FacTConfig
 from .fish import Fish, FishConfig
 from .full import Full, FullConfig
+from .houlsby import Houlsby, HoulsbyConfig
 from .ia3 import IA3, IA3Config
 from .learning import Calibrator, TrainingPart
 from .loha import LoHa, LoHaConfig
@@ -30,12 +33,15 @@ from .matrices import LowRankConfig, MatrixAdapter, MatrixConfig
 from .norm import Norm, NormConfig
 from .oft import OFT, OFTConfig
 from .parallax import ParallaxAdapter, ParallaxConfig
+from .pfeiffer import Pfeiffer, PfeifferConfig
+from .prefix import Prefix, PrefixConfig
 from .spatial import SpatialAdapter, SpatialConfig
 from .spectral import Spectral, SpectralConfig
 from .ssf import SSF, SSFConfig
 from .stereo import StereoAdapter, StereoConfig
 from .table import KINDS, Kind, get_kind, kinds, register_adapter, unregister_adapter
 from .vera import VeRA, VeRAConfig
+from .vpt import VPT, VPTConfig
 
 __all__ = [
     "IA3",
@@ -43,8 +49,11 @@ __all__ = [
     "LAYERS",
     "OFT",
     "SSF",
+    "VPT",
     "AdaLoRA",
     "AdaLoRAConfig",
+    "AdaptFormer",
+    "AdaptFormerConfig",
     "AdaptIR",
     "AdaptIRConfig",
     "Adapter",
@@ -59,6 +68,8 @@ __all__ = [
     "ConvpassConfig",
     "DoRA",
     "DoRAConfig",
+    "FacT",
+    "FacTConfig",
     "FeatureAdapter",
     "FeatureConfig",
     "Fish",
@@ -66,6 +77,8 @@ __all__ = [
     "Forward",
     "Full",
     "FullConfig",
+    "Houlsby",
+    "HoulsbyConfig",
     "IA3Config",
     "Kind",
     "LSTConfig",
@@ -85,6 +98,10 @@ __all__ = [
     "OFTConfig",
     "ParallaxAdapter",
     "ParallaxConfig",
+    "Pfeiffer",
+    "PfeifferConfig",
+    "Prefix",
+    "PrefixConfig",
     "RootPart",
     "SSFConfig",
     "SpatialAdapter",
@@ -95,6 +112,7 @@ __all__ = [
     "StereoConfig",
     "TokenAdapter",
     "TrainingPart",
+    "VPTConfig",
     "VeRA",
     "VeRAConfig",
     "WeightAdapter",

@@ -11,6 +11,7 @@ from functools import partial
 from ..errors import PlanError
 from ..registry import Registry
 from .adalora import AdaLoRA, AdaLoRAConfig
+from .adaptformer import AdaptFormer, AdaptFormerConfig
 from .adaptir import AdaptIR, AdaptIRConfig
 from .base import (
     AdapterConfig,
@@ -21,8 +22,10 @@ from .bitfit import BitFit, BitFitConfig
 from .colora import CoLoRA, CoLoRAConfig
 from .convpass import Convpass, ConvpassConfig
 from .dora import DoRA, DoRAConfig
+from .fact import FacT, FacTConfig
 from .fish import Fish, FishConfig
 from .full import Full, FullConfig
+from .houlsby import Houlsby, HoulsbyConfig
 from .ia3 import IA3, IA3Config
 from .loha import LoHa, LoHaConfig
 from .lokr import LoKr, LoKrConfig
@@ -31,11 +34,14 @@ from .lst import LSTConfig, LSTRung
 from .norm import Norm, NormConfig
 from .oft import OFT, OFTConfig
 from .parallax import ParallaxAdapter, ParallaxConfig
+from .pfeiffer import Pfeiffer, PfeifferConfig
+from .prefix import Prefix, PrefixConfig
 from .spatial import SpatialAdapter, SpatialConfig
 from .spectral import Spectral, SpectralConfig
 from .ssf import SSF, SSFConfig
 from .stereo import StereoAdapter, StereoConfig
 from .vera import VeRA, VeRAConfig
+from .vpt import VPT, VPTConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,4 +167,10 @@ register_adapter(IA3Config, IA3)
 register_adapter(BitFitConfig, BitFit)
 register_adapter(NormConfig, Norm)
 register_adapter(FishConfig, Fish)
+register_adapter(HoulsbyConfig, Houlsby)
+register_adapter(PfeifferConfig, Pfeiffer)
+register_adapter(AdaptFormerConfig, AdaptFormer)
 register_adapter(LSTConfig, LSTRung)
+register_adapter(FacTConfig, FacT)
+register_adapter(PrefixConfig, Prefix)
+register_adapter(VPTConfig, VPT)

@@ -125,17 +125,21 @@ class Features:
 
 
 class ExtraTokens(NamedTuple):
-    """Keys and values that an adapter adds to attention, in the space of the network's projected keys and values.
+    """Keys and values that an adapter adds to attention.
 
     Attributes:
         keys: P keys per image, (N, P, C), or (1, P, C) for all images; the heads are concatenated along C.
         values: P values, shaped like `keys`.
         gate: Factor of the change in attention's output, a tensor that broadcasts to (N, 1, C).
+        projected: True if keys and values are in the space of the network's projected keys and values. False if they
+            are in the space of attention's input: the block applies its norm and its projections to them, to `keys`
+            those of keys and to `values` those of values.
     """
 
     keys: Tensor
     values: Tensor
     gate: Tensor
+    projected: bool = True
 
 
 class Matches(NamedTuple):

@@ -272,10 +272,11 @@ class BlockPorts:
             if not isinstance(adapter, TokenAdapter):
                 raise PlanError(f"a {adapter.kind} adapter is not a TokenAdapter, so it cannot be at the port {port}")
             seen = _as_read(adapter, Features(values, layout, size, adapter.attachment.views))
-            keys, extra_values, gate = adapter.tokens(seen)
+            given = adapter.tokens(seen)
+            gate = given.gate
             if isinstance(strength, Tensor) and strength.dim():
                 gate = gate.expand(seen.values.shape[layout.batch_dim], 1, gate.shape[-1] if gate.dim() else 1)
-            extra.append(ExtraTokens(keys, extra_values, scaled(gate, strength, images=0)))
+            extra.append(given._replace(gate=scaled(gate, strength, images=0)))
         return extra
 
 

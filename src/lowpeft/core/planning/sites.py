@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ...errors import PlanError
-from ...families import Recognised, find_containers, find_places, get_block
+from ...families import TOKENS, Recognised, find_containers, find_places, get_block
 from ...kinds import Adapter, AdapterConfig, Attachment, Layer, get_kind
 from ...ports.attachment import Spot
 from ...ports.base import base_modules
@@ -23,6 +23,12 @@ from ..observation.probe import Probed, probe_places
 from ..observation.trial import Trial
 
 Built = TypeVar("Built")
+
+NOT_PROBED = {
+    TOKENS: "the network belongs to no known family, and which of its modules is a softmax over tokens, and how to add "
+    "keys and values to it, only a family can say: register one"
+}
+"""Reasons why a network of no known family lacks a place, by its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +85,12 @@ class Network:
         """Return the family's places of that name or, without a family, those found in a run; may be empty."""
         return find_places(self.root, self.recognised, name) if self.recognised else self.probed.places.get(name, ())
 
-    def places(self, name: str) -> tuple[Spot, ...]:
+    def places(self, name: str, advice: str | None = None) -> tuple[Spot, ...]:
         """Return the same places as `find`.
+
+        Args:
+            name: Name of the place.
+            advice: What to do where there is none; None for what all kinds can do.
 
         Raises:
             PlanError: The network has no such places.
@@ -91,10 +101,11 @@ class Network:
         title = self.recognised.family.title if self.recognised else original_class(self.root).__name__
         if name in known:
             raise PlanError(f"this network has no module at the place {name!r} of its family {title}")
-        raise PlanError(
-            f"{title} has no place {name!r}; it has {', '.join(sorted(known))}. Name modules with target=, or register "
-            "a family that has this place"
-        )
+        reason = self.recognised.family.without.get(name) if self.recognised else NOT_PROBED.get(name)
+        if reason is not None:
+            raise PlanError(f"{title} has no place {name!r}: {reason}")
+        advice = advice or "Name modules with target=, or register a family that has this place"
+        raise PlanError(f"{title} has no place {name!r}; it has {', '.join(sorted(known))}. {advice}")
 
     @functools.cached_property
     def containers(self) -> dict[str, tuple[int | None, int | None]]:
