@@ -35,6 +35,7 @@ from lowpeft import (
     LoHaConfig,
     LoKrConfig,
     LoRAConfig,
+    LSTConfig,
     NormConfig,
     OFTConfig,
     ParallaxConfig,
@@ -498,6 +499,9 @@ CONFIGS: dict[type[AdapterConfig], st.SearchStrategy[AdapterConfig]] = {
         gate_reduction=st.integers(1, 16),
         amplitude_bias=st.sampled_from(["smooth", "paper"]),
         phase_scale=st.booleans(),
+    ),
+    LSTConfig: st.builds(
+        LSTConfig, target=targets, hidden=st.integers(1, 64), skip_stages=st.none() | st.integers(0, 9)
     ),
     SpectralConfig: st.builds(SpectralConfig, target=targets, hidden=st.integers(1, 64), bands=st.integers(2, 64)),
     VeRAConfig: st.builds(VeRAConfig, target=targets, rank=st.integers(1, 64), start=positive, seed=st.integers(0, 9)),
