@@ -74,9 +74,10 @@ class AdaptIR(FeatureAdapter):
     m = h // gate_reduction channels, and β = σ(linear(l)), for each position, come from the other branch; both are 1/2
     when new. `up` maps back to C, without a bias, and starts at zero, so that a new adapter adds nothing.
 
-    Trained parameters per site: 2·C·h + 12·h + h·r + 9·r + 2·h·⌊h/2⌋ + ⌊h/2⌋ + 2·h·m + m + 2; 29,069 at C = 576 with
-    the defaults (IPT), 4,817 at C = 180 with reduction = 14 and gate_reduction = 4 (EDT). Without the phase's factor h
-    fewer. The saved file also has the BatchNorm's statistics.
+    Trained parameters per site: 2·C·h + 12·h + h·r + 9·r + 2·h·⌊h/2⌋ + ⌊h/2⌋ + 2·h·m + m + 2.
+
+    That is 29,069 at C = 576 with the defaults (IPT), and 4,817 at C = 180 with reduction = 14 and gate_reduction = 4
+    (EDT). Without the phase's factor it is h fewer. The saved file also has the BatchNorm's statistics.
 
     The norm cancels the bias of `down` in training, the softmax that of `attend`. Every part but l sees the whole map,
     so images cannot be cut into strips.

@@ -53,7 +53,7 @@ class Spectral(FeatureAdapter):
     (A complex f would not be radial: a real map's spectrum at -k is the conjugate of that at k.) f starts at 1. `gate`
     has one number for each channel and starts at zero, so that a new adapter adds nothing.
 
-    Trained parameters per site: 2·C·h + C + bands·h for h hidden channels.
+    Trained parameters per site: 2·C·h + C + bands·h with h = hidden.
 
     Source: our own form. The idea of low-rank projections around a gated filter in the Fourier domain is that of FraIR
     (OpenReview n9m13pabbk), of which only the abstract was read; FraIR transforms tokens along one dimension.

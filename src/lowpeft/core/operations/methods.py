@@ -116,13 +116,13 @@ def _acts_on(kind: Kind) -> str:
 
 
 def _zero(kind: Kind, config: AdapterConfig) -> tuple[str, ...]:
-    """Return the tensors of a new adapter that are zero, without the biases of layers that have a weight."""
+    """Return the tensors of a new adapter that are zero, without statistics and the biases of layers with a weight."""
     zero: list[str] = []
     for module in _new(kind, config):
         tensors = dict([*module.named_parameters(), *module.named_buffers()])
         for name, tensor in tensors.items():
             parent, _, last = name.rpartition(".")
-            is_bias = last == "bias" and f"{parent}.weight" in tensors
+            is_bias = (last == "bias" and f"{parent}.weight" in tensors) or last.endswith(("_bias", "running_mean"))
             if tensor.numel() and tensor.is_floating_point() and not is_bias and not tensor.any():
                 zero.append(parent if last == "weight" and parent else name)
     return tuple(dict.fromkeys(zero))
