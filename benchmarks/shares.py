@@ -19,6 +19,7 @@ from torch import nn
 
 import lowpeft
 from common import provenance
+from lowpeft import PlanError
 from lowpeft.paper.reproduce.networks import HAT_L, hat
 from lowpeft.recipes import Recipe, bundled, config_to_dict, load_recipe
 from lowpeft.storage import write_json
@@ -37,8 +38,18 @@ def trained(model: nn.Module, recipe: Recipe) -> int:
 
 
 def counted(networks: Mapping[str, nn.Module], recipe: Recipe) -> dict[str, object]:
-    """A recipe's counts, with its adapters: counts of a recipe that changed since are out of date."""
-    counts = {name: trained(model, recipe) for name, model in networks.items()}
+    """A recipe's counts, with its adapters: counts of a recipe that changed since are out of date.
+
+    A network that lacks the recipe's places has no count.
+    """
+    counts = {}
+    for name, model in networks.items():
+        try:
+            counts[name] = trained(model, recipe)
+        except PlanError as error:
+            if "has no place" not in error.message:
+                raise
+            print(f"{recipe.name}: left out {name}: {error}", flush=True)
     print(f"{recipe.name}: {counts}", flush=True)
     return {"adapters": [config_to_dict(config) for config in recipe.adapters], "trained": counts}
 
