@@ -1,4 +1,4 @@
-"""Rows of the tables of weight methods in the documentation, from the results of three benchmarks."""
+"""Rows of the tables of methods in the documentation, from the results of three benchmarks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ RIGHT = 1e-4
 PEFT_KINDS = ("lora", "dora", "loha", "lokr", "oft", "adalora", "ia3", "vera")
 MERGE_HEAD = ("layer", "lowpeft, largest of all kinds", *(f"peft, {kind}" for kind in PEFT_KINDS))
 TRAINING_HEAD = (
+    "network",
     "recipe",
     "trained",
     "file, kB",
@@ -53,17 +54,22 @@ def _peft_trap(found: float | str | None) -> str:
 
 
 def training_rows(results: Any, cost: Any) -> list[list[str]]:
-    """One row for each recipe, with its step time and kept bytes over those of full fine-tuning."""
+    """One row for each network and recipe; on DCTLSA with step time and kept bytes over those of full fine-tuning."""
     full = cell_of(cost, "dctlsa/full fine-tuning/count")
     rows = []
     for name, cell in results["cells"].items():
         if name.endswith("/bf16"):
             continue
-        counted = cell_of(cost, f"dctlsa/{name}/count")
-        times = [c["ratio"] for c in (cell_of(cost, f"dctlsa/{name}/train/{i}") for i in range(5)) if c]
+        network, recipe = name.split("/")
+        if "refused" in cell:
+            rows.append([network, f"`{recipe}`", "refused", *["–"] * (len(TRAINING_HEAD) - 3)])
+            continue
+        counted = cell_of(cost, f"{name}/count")
+        times = [c["ratio"] for c in (cell_of(cost, f"{name}/train/{i}") for i in range(5)) if c]
         rows.append(
             [
-                f"`{name}`",
+                network,
+                f"`{recipe}`",
                 f"{cell['trained']:,}",
                 f"{cell['file_bytes'] / 1000:.0f}",
                 f"{cell['loss_first']:.4f}",

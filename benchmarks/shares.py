@@ -19,7 +19,6 @@ from torch import nn
 
 import lowpeft
 from common import provenance
-from lowpeft import PlanError
 from lowpeft.paper.reproduce.networks import HAT_L, hat
 from lowpeft.recipes import Recipe, bundled, config_to_dict, load_recipe
 from lowpeft.storage import write_json
@@ -30,26 +29,21 @@ NETWORKS = {"HAT-L x4": partial(hat, **HAT_L, upscale=4), "DCTLSA x4": partial(D
 """By name; the defaults of DCTLSA are its published size."""
 
 
-def trained(model: nn.Module, recipe: Recipe) -> int:
-    """Parameters that a recipe trains on a network."""
+def trained(model: nn.Module, recipe: Recipe) -> int | None:
+    """Parameters that a recipe trains on a network; None if the network does not have what it needs."""
     if recipe.from_scratch:
         return sum(parameter.numel() for parameter in model.parameters())
-    return lowpeft.plan(model, recipe, **FROZEN).parameters
+    try:
+        return lowpeft.plan(model, recipe, **FROZEN).parameters
+    except lowpeft.PlanError as error:
+        print(f"{recipe.name}: {error.message}", flush=True)
+        return None
 
 
 def counted(networks: Mapping[str, nn.Module], recipe: Recipe) -> dict[str, object]:
-    """A recipe's counts, with its adapters: counts of a recipe that changed since are out of date.
-
-    A network that lacks the recipe's places has no count.
-    """
-    counts = {}
-    for name, model in networks.items():
-        try:
-            counts[name] = trained(model, recipe)
-        except PlanError as error:
-            if "has no place" not in error.message:
-                raise
-            print(f"{recipe.name}: left out {name}: {error}", flush=True)
+    """A recipe's counts, with its adapters: counts of a recipe that changed since are out of date."""
+    known = {name: trained(model, recipe) for name, model in networks.items()}
+    counts = {name: count for name, count in known.items() if count is not None}
     print(f"{recipe.name}: {counts}", flush=True)
     return {"adapters": [config_to_dict(config) for config in recipe.adapters], "trained": counts}
 

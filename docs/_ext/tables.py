@@ -31,7 +31,6 @@ from method_figures import MERGE_HEAD, TRAINING_HEAD, merge_rows, training_rows,
 
 SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields|Examples?):$")
 ENTRY = re.compile(r"    (\*{0,2}\w[\w.]*): (.*)")
-PARAMETERS = re.compile(r"^Trained parameters per layer: (.*?)\.?$(?=\n\n|\Z)", re.MULTILINE | re.DOTALL)
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 
 
@@ -129,9 +128,13 @@ def fingerprint() -> str:
     )
 
 
+COMMON_FIELDS = ("target", "item", "skip_stages")
+"""Fields that all kinds, or all that act on features, have."""
+
+
 def kinds() -> str:
     def row(kind: Any) -> list[str]:
-        fields = [f for f in dataclasses.fields(kind.config) if f.name != "target"]
+        fields = [f for f in dataclasses.fields(kind.config) if f.name not in COMMON_FIELDS]
         return [
             f"`{kind.name}`",
             first_line(kind.config),
@@ -163,22 +166,26 @@ def yes(answer: bool) -> str:
     return "yes" if answer else "no"
 
 
-def weight_kinds() -> str:
-    """What a kind that changes weights trains in each layer, and by what its size is set."""
+def kinds_on(on: tuple[str, ...]) -> Callable[[], str]:
+    """A table of the kinds that act on some part of a network: what they train, where, and how they start."""
 
-    def row(kind: Any) -> list[str]:
-        config = kind.config()
-        size = "fixed" if config.sizes is None else f"`{config.sizes[0]}`"
-        return [f"`{kind.name}`", parameters_of(kind.module), size, "yes", needs_data(kind, config)]
+    def write() -> str:
+        rows = [row for row in need("lowpeft", "methods")() if row.acts_on in on]
+        named = {kind.name: kind for kind in need("lowpeft.kinds", "kinds")()}
+        weights = on == ("weights",)
+        header = ["kind", f"trained parameters per {'layer' if weights else 'site'}", "sized by", "zero when new"]
+        header += ["needs data"] if weights else ["acts on", "places", "needs rows", "needs data"]
+        return table(header, [cells(row, named[row.kind], weights) for row in rows])
 
-    header = ["kind", "trained parameters per layer", "sized by", "mergeable", "needs data"]
-    return table(header, [row(kind) for kind in need("lowpeft.kinds", "kinds")() if kind.on_weights])
+    def cells(row: Any, kind: Any, weights: bool) -> list[str]:
+        size = "fixed" if row.sized_by is None else f"`{row.sized_by}`"
+        zero = ", ".join(f"`{name}`" for name in row.zero) or "–"
+        first = [f"`{row.kind}`", row.parameters or "–", size, zero]
+        places = ", ".join(f"`{place}`" for place in row.places)
+        where = [] if weights else [row.acts_on, places, yes(row.needs_rows)]
+        return [*first, *where, needs_data(kind, kind.config())]
 
-
-def parameters_of(module: type) -> str:
-    """What a kind's docstring says of its number of parameters; a test requires that it does."""
-    found = PARAMETERS.search(inspect.getdoc(module) or "")
-    return " ".join(found[1].split()) if found else "–"
+    return write
 
 
 def needs_data(kind: Any, config: Any) -> str:
@@ -635,8 +642,8 @@ def merge_parity(results: Any) -> str:
     return f"{table(MERGE_HEAD, merge_rows(results))}\n\n{table(head, trap_rows(results))}"
 
 
-def weight_methods(results: Any) -> str:
-    """What every weight recipe gives in a hundred steps, and what it costs."""
+def hundred_steps(results: Any) -> str:
+    """What every recipe for single images gives in a hundred steps, and what it costs."""
     return table(TRAINING_HEAD, training_rows(results, results_of("cost")))
 
 
@@ -805,8 +812,9 @@ GENERATED: dict[str, Callable[[], str]] = {
     "strips": measured("strips"),
     "switches": switches,
     "merge-parity": cost_section("merge_parity", merge_parity),
-    "weight-kinds": weight_kinds,
-    "weight-methods": cost_section("weight_methods", weight_methods),
+    "weight-kinds": kinds_on(("weights",)),
+    "feature-kinds": kinds_on(("features", "tokens", "image")),
+    "hundred-steps": cost_section("hundred_steps", hundred_steps),
 }
 
 

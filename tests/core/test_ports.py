@@ -769,7 +769,7 @@ def test_lists_in_a_recipe_become_tuples_and_tables_are_refused(tmp_path: Path) 
 @pytest.mark.parametrize("kind", [k.name for k in kinds()])
 def test_every_base_tensor_stays_as_it_is_while_a_kind_is_switched(kind: str) -> None:
     config = {k.name: k.config for k in kinds()}[kind]
-    by_place = {"stereo": {"every": 1}, **{k: {} for k in ("parallax", "convpass", "spatial", "norm", "prefix", "vpt")}}
+    by_place = {k.name: {} for k in kinds() if not k.on_weights} | {"stereo": {"every": 1}, "norm": {}}
     targets = by_place.get(kind, {"target": "**.qkv"})
     model = randomise_adapters(lowpeft.adapt(build("hat"), config(**targets)))
     before = tensors(model)

@@ -311,9 +311,7 @@ def test_changes_of_one_weight_are_each_of_the_frozen_one_and_add(kind: str) -> 
 
 # --- strengths by image ----------------------------------------------------------------------------------------------
 
-TARGETS: dict[str, dict[str, Any]] = {
-    kind: {} for kind in ("stereo", "parallax", "spatial", "convpass", "norm", "prefix", "vpt")
-}
+TARGETS: dict[str, dict[str, Any]] = {k.name: {} for k in kinds() if not k.on_weights or k.name == "norm"}
 
 
 def by_image_model(name: str, kind: str) -> nn.Module:

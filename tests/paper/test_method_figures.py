@@ -1,4 +1,4 @@
-"""Tables of what the benchmarks of weight methods write, from made-up results."""
+"""Tables of what the benchmarks of methods write, from made-up results."""
 
 from __future__ import annotations
 
@@ -29,11 +29,13 @@ def test_a_trap_without_peft_has_a_dash() -> None:
 
 def test_a_recipe_has_its_losses_and_its_cost_where_that_was_measured() -> None:
     cell = {"trained": 1000, "file_bytes": 4000, "loss_first": 0.2, "loss_last": 0.1}
-    results = {"cells": {"lora": cell, "lora/bf16": cell, "oft": cell}}
+    cells = {"dctlsa/lora": cell, "dctlsa/lora/bf16": cell, "dctlsa/oft": cell, "dctlsa/vpt": {"refused": "no tokens"}}
+    results = {"cells": cells}
     count = {"kept_bytes": 8}
     cost = {"cells": {"dctlsa/full fine-tuning/count": count, "dctlsa/lora/count": {"kept_bytes": 4}}}
     cost["cells"] |= {f"dctlsa/lora/train/{i}": {"ratio": 0.5 + i / 10} for i in range(3)}
     rows = method_figures.training_rows(results, cost)
-    assert rows[0] == ["`lora`", "1,000", "4", "0.2000", "0.1000", "finite", "0.60 (0.50–0.70)", "0.500"]
+    assert rows[0] == ["dctlsa", "`lora`", "1,000", "4", "0.2000", "0.1000", "finite", "0.60 (0.50–0.70)", "0.500"]
     assert rows[1][-3:] == ["–", "–", "–"]
+    assert rows[2][:4] == ["dctlsa", "`vpt`", "refused", "–"]
     assert all(len(row) == len(method_figures.TRAINING_HEAD) for row in rows)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import lowpeft
 from lowpeft import (
     DoRAConfig,
+    FacTConfig,
     FishConfig,
     IA3Config,
     LoHaConfig,
@@ -332,6 +333,7 @@ KINDS = {
     "loha": LoHaConfig(target="**", rank=1),
     "lokr": LoKrConfig(target="**", rank=1),
     "ia3": IA3Config(),
+    "fact": FacTConfig(rank=2),
     "fish": FishConfig(share=0.05),
 }
 

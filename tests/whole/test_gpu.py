@@ -76,7 +76,8 @@ def randomise_on_gpu(model: nn.Module) -> nn.Module:
     return randomise_adapters(model.cpu(), std=0.05).cuda()
 
 
-MERGEABLE = [case for case in CASES if case.label in ("lora", "full", "dora", "ssf", "vera", "loha", "lokr", "oft")]
+MERGES = ("lora", "full", "dora", "ssf", "vera", "loha", "lokr", "oft", "fact")
+MERGEABLE = [case for case in CASES if case.label in MERGES]
 
 
 @pytest.mark.parametrize("case", MERGEABLE, ids=str)

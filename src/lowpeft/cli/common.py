@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
@@ -29,6 +31,16 @@ from ..restoration.inference import Tiling
 
 Model = TypeVar("Model")
 
+_WIDTH = range(100, 121)
+"""Widths at which text below rows of a table is broken, in characters: that of the terminal, within these."""
+
+
+def wrapped(text: str) -> str:
+    """Return a paragraph broken into lines for the terminal, all with the indent of its beginning."""
+    width = min(max(shutil.get_terminal_size((_WIDTH[0], 0)).columns, _WIDTH[0]), _WIDTH[-1])
+    indent = text[: len(text) - len(text.lstrip())]
+    return textwrap.fill(text, width, subsequent_indent=indent, break_on_hyphens=False)
+
 
 def new_command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str, example: str
@@ -45,10 +57,11 @@ def new_command(
     return sub
 
 
-def add_weights(sub: argparse.ArgumentParser, *, required: bool = True) -> None:
+def add_weights(sub: argparse.ArgumentParser, *, required: bool = True, names: Sequence[str] = ("--weights",)) -> None:
     """Add the options that select the frozen network and its weights."""
     sub.add_argument(
-        "--weights",
+        *names,
+        dest="weights",
         required=required,
         metavar="FILE",
         help="checkpoint of the frozen network (.pth, .pt, .safetensors), 'demo' for the built-in one, or "

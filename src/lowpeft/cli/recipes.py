@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import shutil
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,10 +19,7 @@ from ..recipes import (
     recipe_to_dict,
     write_toml,
 )
-from .common import new_command
-
-_WIDTH = range(100, 121)
-"""Widths at which text below the rows is broken, in characters: that of the terminal, within these."""
+from .common import new_command, wrapped
 
 
 def add_to(commands: Any) -> None:
@@ -70,7 +65,7 @@ def _table(rows: Sequence[RecipeRow]) -> str:
         )
     heading, *lines = tables.text(cells).splitlines()
     texts = (f"  {row.paper} – {row.summary}" if row.paper else f"  {row.summary}" for row in rows)
-    return "\n".join([heading, *(f"{line}\n{_wrapped(text)}" for line, text in zip(lines, texts, strict=True))])
+    return "\n".join([heading, *(f"{line}\n{wrapped(text)}" for line, text in zip(lines, texts, strict=True))])
 
 
 def _answers(row: RecipeRow) -> dict[str, str]:
@@ -97,10 +92,4 @@ def _notes() -> str:
         "lowpeft plan RECIPE --weights FILE counts for your own network.",
         "lowpeft recipes RECIPE shows one recipe in full, as a file from which to make your own.",
     )
-    return "\n".join(map(_wrapped, notes))
-
-
-def _wrapped(text: str) -> str:
-    width = min(max(shutil.get_terminal_size((_WIDTH[0], 0)).columns, _WIDTH[0]), _WIDTH[-1])
-    indent = text[: len(text) - len(text.lstrip())]
-    return textwrap.fill(text, width, subsequent_indent=indent, break_on_hyphens=False)
+    return "\n".join(map(wrapped, notes))

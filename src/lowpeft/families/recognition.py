@@ -180,10 +180,10 @@ def _channels(root: nn.Module, path: str, place: Place) -> int | None:
     around = path.rsplit(".", 1)[0] if place.channels.startswith("^") else path
     module, _, name = f"{around}.{place.channels.removeprefix('^')}".rpartition(".")
     try:
-        parameter = root.get_parameter(f"{module}.{name}")
+        parameter = root.get_submodule(module)._parameters.get(name)
     except AttributeError:
         return None
-    return int(parameter.shape[0])
+    return None if parameter is None else int(parameter.shape[0])
 
 
 def _expression(path: str) -> re.Pattern[str]:

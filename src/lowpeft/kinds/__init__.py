@@ -2,6 +2,8 @@
 
 from ..ports.attachment import Attachment, Layer
 from .adalora import AdaLoRA, AdaLoRAConfig
+from .adaptformer import AdaptFormer, AdaptFormerConfig
+from .adaptir import AdaptIR, AdaptIRConfig
 from .base import (
     LAYERS,
     Adapter,
@@ -17,19 +19,24 @@ from .bitfit import BitFit, BitFitConfig
 from .colora import CoLoRA, CoLoRAConfig
 from .convpass import Convpass, ConvpassConfig
 from .dora import DoRA, DoRAConfig
+from .fact import FacT, FacTConfig
 from .fish import Fish, FishConfig
 from .full import Full, FullConfig
+from .houlsby import Houlsby, HoulsbyConfig
 from .ia3 import IA3, IA3Config
 from .learning import Calibrator, TrainingPart
 from .loha import LoHa, LoHaConfig
 from .lokr import LoKr, LoKrConfig
 from .lora import LoRA, LoRAConfig
+from .lst import LSTConfig, LSTRung
 from .matrices import LowRankConfig, MatrixAdapter, MatrixConfig
 from .norm import Norm, NormConfig
 from .oft import OFT, OFTConfig
 from .parallax import ParallaxAdapter, ParallaxConfig
+from .pfeiffer import Pfeiffer, PfeifferConfig
 from .prefix import Prefix, PrefixConfig
 from .spatial import SpatialAdapter, SpatialConfig
+from .spectral import Spectral, SpectralConfig
 from .ssf import SSF, SSFConfig
 from .stereo import StereoAdapter, StereoConfig
 from .table import KINDS, Kind, get_kind, kinds, register_adapter, unregister_adapter
@@ -45,6 +52,10 @@ __all__ = [
     "VPT",
     "AdaLoRA",
     "AdaLoRAConfig",
+    "AdaptFormer",
+    "AdaptFormerConfig",
+    "AdaptIR",
+    "AdaptIRConfig",
     "Adapter",
     "AdapterConfig",
     "Attachment",
@@ -57,6 +68,8 @@ __all__ = [
     "ConvpassConfig",
     "DoRA",
     "DoRAConfig",
+    "FacT",
+    "FacTConfig",
     "FeatureAdapter",
     "FeatureConfig",
     "Fish",
@@ -64,8 +77,12 @@ __all__ = [
     "Forward",
     "Full",
     "FullConfig",
+    "Houlsby",
+    "HoulsbyConfig",
     "IA3Config",
     "Kind",
+    "LSTConfig",
+    "LSTRung",
     "Layer",
     "LoHa",
     "LoHaConfig",
@@ -81,12 +98,16 @@ __all__ = [
     "OFTConfig",
     "ParallaxAdapter",
     "ParallaxConfig",
+    "Pfeiffer",
+    "PfeifferConfig",
     "Prefix",
     "PrefixConfig",
     "RootPart",
     "SSFConfig",
     "SpatialAdapter",
     "SpatialConfig",
+    "Spectral",
+    "SpectralConfig",
     "StereoAdapter",
     "StereoConfig",
     "TokenAdapter",

@@ -83,6 +83,11 @@ class AdapterConfig:
         return ("attention",)
 
     @property
+    def without_place(self) -> str | None:
+        """What to do where a network lacks one of the `places`, as an instruction; None for the general advice."""
+        return None
+
+    @property
     def sizes(self) -> tuple[str, Sequence[float]] | None:
         """Field that sets the number of parameters, and its values, smallest number first; None for a fixed size.
 

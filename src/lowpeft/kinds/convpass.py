@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import is_number
-from ..errors import PlanError, did_you_mean
+from .. import checks
+from ..errors import PlanError
 from ..ports.layouts import Features
-from .base import FeatureAdapter, FeatureConfig, at_least
+from .base import FeatureAdapter
+from .bottleneck import BottleneckConfig, closed, dropout_problems
 
 KernelInit = Literal["xavier", "identity"]
 Beside = Literal["both", "attention", "mlp"]
@@ -22,7 +21,7 @@ KERNEL = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvpassConfig(FeatureConfig):
+class ConvpassConfig(BottleneckConfig):
     """Settings of convolutional bypasses in every block.
 
     Attributes:
@@ -45,23 +44,15 @@ class ConvpassConfig(FeatureConfig):
 
     def check(self) -> None:
         """Raise if `hidden` is below 1, a factor is out of range, or a name is unknown."""
-        at_least(self, hidden=1)
-        problems = []
-        if not is_number(self.scale, above=0):
-            problems.append(f"scale must be a positive number, not {self.scale!r}")
-        if not (self.dropout == 0 or is_number(self.dropout, above=0)) or self.dropout >= 1:
-            problems.append(f"dropout must be a number of at least 0 and below 1, not {self.dropout!r}")
-        for name, known in (("kernel_init", get_args(KernelInit)), ("beside", get_args(Beside))):
-            value = getattr(self, name)
-            if value not in known:
-                problems.append(f"{name} {value!r} is not one of {', '.join(known)}{did_you_mean(str(value), known)}")
+        super().check()
+        problems = [
+            *checks.number("scale", self.scale, above=0),
+            *dropout_problems(self.dropout),
+            *checks.one_of("kernel_init", self.kernel_init, get_args(KernelInit)),
+            *checks.one_of("beside", self.beside, get_args(Beside)),
+        ]
         if problems:
             raise PlanError("convpass adapter:", problems=problems)
-
-    @property
-    def sizes(self) -> tuple[str, Sequence[int]]:
-        """The hidden channels, from 1."""
-        return "hidden", range(1, 1025)
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -75,8 +66,9 @@ class Convpass(FeatureAdapter):
 
     `down` maps C -> hidden and starts Xavier-uniform. `conv` is a 3x3 convolution of the hidden channels with zero
     padding. `up` maps back to C and starts at zero, so that a new adapter adds nothing. All biases start at zero.
-    2·C·h + C + 2·h + 9·h² parameters for h hidden channels. It works on the whole feature map, even if attention works
-    in windows.
+    It works on the whole feature map, even if attention works in windows.
+
+    Trained parameters per site: 2 · C · hidden + C + 2 · hidden + 9 · hidden².
 
     Source: Convpass (arXiv 2207.07039).
     """
@@ -93,15 +85,12 @@ class Convpass(FeatureAdapter):
         self.dropout = nn.Dropout(config.dropout)
         self.up = nn.Linear(config.hidden, channels)
         nn.init.xavier_uniform_(self.down.weight)
-        with torch.no_grad():
-            if config.kernel_init == "identity":
-                self.conv.weight.zero_()
-                self.conv.weight[:, :, KERNEL // 2, KERNEL // 2] = torch.eye(config.hidden)
-            else:
-                nn.init.xavier_uniform_(self.conv.weight)
-            for tensor in (self.down.bias, self.conv.bias, self.up.weight, self.up.bias):
-                if tensor is not None:
-                    tensor.zero_()
+        if config.kernel_init == "identity":
+            nn.init.dirac_(self.conv.weight)
+        else:
+            nn.init.xavier_uniform_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+        closed(self.down, self.up)
 
     def delta(self, features: Features) -> Tensor:
         """Return the bypass of the features."""

@@ -189,9 +189,10 @@ class ParallaxAdapter(FeatureAdapter):
         x_v(p) + W_other · Σ a(p, q) (x_w(q) - x_v(p)) + W_own · Σ a(p, q) (x_v(q) - x_v(p))
 
     `delta` is the last two terms. D (K,C), W_other and W_own (each C,C) and the two logits n of "no match" are trained.
-    Both views share them: 2·C² + K·C + 2 parameters, 67,682 at C = 180 and K = 16. W_other and W_own are zero when new.
-    D takes the first K channels until it is calibrated. The parameters are D/10 and n/100, so that one learning rate
-    suits all of them.
+    Both views share them. W_other and W_own are zero when new. D takes the first K channels until it is calibrated. The
+    parameters are D/10 and n/100, so that one learning rate suits all of them.
+
+    Trained parameters per site: 2·C² + K·C + 2, with K = `descriptor` channels of D.
 
     * Differences, not values: two noisy measurements of a point can be averaged, and equal views add nothing.
     * "No match": where nothing looks alike (occlusion, another scene) the weights vanish, and with them the delta.

@@ -1,7 +1,4 @@
-"""Prefix tuning: trained keys and values in the attention of every block.
-
-Trained parameters per site: 2·P·C + 1 for P tokens and C channels.
-"""
+"""Prefix tuning: trained keys and values in the attention of every block."""
 
 from __future__ import annotations
 
@@ -26,7 +23,9 @@ class Prefix(PromptAdapter):
     """P keys K and P values V: out + gate · (softmax(q·[k; K]) [v; V] − softmax(q·k) v), before attention's projection.
 
     K and V are in the space of the base's projected keys and values, one set for all images and windows. They start
-    normally distributed with standard deviation 1 (ours), the gate at zero. 2·P·C + 1 parameters.
+    normally distributed with standard deviation 1 (ours), the gate at zero.
+
+    Trained parameters per site: 2·P·C + 1 for P tokens and C channels.
 
     Source: prefix tuning (arXiv 2101.00190). Its reparametrisation, an MLP that makes keys and values in training, is
     left out: the paper has it for stability, and the zero gate serves that here.

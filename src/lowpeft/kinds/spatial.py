@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..errors import PlanError, did_you_mean
-from ..frozen.rebuilding import note
 from ..ports.layouts import Features
 from .base import FeatureAdapter, FeatureConfig, at_least
+from .bottleneck import closed, gelu
 
 Placement = Literal["attention", "mlp", "both", "parallel", "parallel_both"]
 
@@ -62,7 +60,8 @@ class SpatialAdapter(FeatureAdapter):
 
     `fc1` maps C -> C // reduction and starts truncated-normal (std 0.02) with zero bias. `fc2` maps back to C and
     starts at zero.
-    2·C·(C // reduction) + C + C // reduction parameters: 16,425 at C = 180.
+
+    Trained parameters per site: 2 · C · hidden + hidden + C with hidden = C // reduction; 16,425 at C = 180.
 
     Source: ASteISR (arXiv 2407.03598); initialisation as in the published code.
     """
@@ -77,11 +76,8 @@ class SpatialAdapter(FeatureAdapter):
         self.fc1 = nn.Linear(channels, hidden)
         self.fc2 = nn.Linear(hidden, channels)
         nn.init.trunc_normal_(self.fc1.weight, std=0.02)
-        with torch.no_grad():
-            for tensor in (self.fc1.bias, self.fc2.weight, self.fc2.bias):
-                tensor.zero_()
+        closed(self.fc1, self.fc2)
 
     def delta(self, features: Features) -> Tensor:
         """Return fc2(gelu(fc1(x))), applied along the channels."""
-        wide = self.fc1(features.channels_last)
-        return features.from_channels_last(self.fc2(note(F.gelu(wide), F.gelu, wide)))
+        return features.from_channels_last(self.fc2(gelu(self.fc1(features.channels_last))))

@@ -49,7 +49,9 @@ class StereoAdapter(FeatureAdapter):
         X_l' = X_l + β ⊙ softmax(s·A) V_r                 X_r' = X_r + γ ⊙ softmax(s·Aᵀ) V_l
 
     with separate weights and biases per view, LayerNorm over channels (eps 1e-6), s = `logit_scale`, and β = γ = 0 when
-    new. `delta` is the second term. 4·(C² + C) + 6·C parameters: 131,400 at C = 180.
+    new. `delta` is the second term.
+
+    Trained parameters per site: 4·(C² + C) + 6·C.
 
     The whole attention map is never stored: `scaled_dot_product_attention` computes it block by block, with the image
     rows as its batch.

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import re
 from dataclasses import dataclass
 from functools import partial
 
 from ..errors import PlanError
 from ..registry import Registry
 from .adalora import AdaLoRA, AdaLoRAConfig
+from .adaptformer import AdaptFormer, AdaptFormerConfig
+from .adaptir import AdaptIR, AdaptIRConfig
 from .base import (
     AdapterConfig,
     FeatureAdapter,
@@ -18,17 +22,22 @@ from .bitfit import BitFit, BitFitConfig
 from .colora import CoLoRA, CoLoRAConfig
 from .convpass import Convpass, ConvpassConfig
 from .dora import DoRA, DoRAConfig
+from .fact import FacT, FacTConfig
 from .fish import Fish, FishConfig
 from .full import Full, FullConfig
+from .houlsby import Houlsby, HoulsbyConfig
 from .ia3 import IA3, IA3Config
 from .loha import LoHa, LoHaConfig
 from .lokr import LoKr, LoKrConfig
 from .lora import LoRA, LoRAConfig
+from .lst import LSTConfig, LSTRung
 from .norm import Norm, NormConfig
 from .oft import OFT, OFTConfig
 from .parallax import ParallaxAdapter, ParallaxConfig
+from .pfeiffer import Pfeiffer, PfeifferConfig
 from .prefix import Prefix, PrefixConfig
 from .spatial import SpatialAdapter, SpatialConfig
+from .spectral import Spectral, SpectralConfig
 from .ssf import SSF, SSFConfig
 from .stereo import StereoAdapter, StereoConfig
 from .vera import VeRA, VeRAConfig
@@ -53,10 +62,19 @@ class Kind:
         """Names of the config's fields."""
         return tuple(f.name for f in dataclasses.fields(self.config))
 
+    @property
+    def parameters(self) -> str:
+        """Formula of the number of trained parameters, from the docstring of the module; empty if it has none."""
+        found = _PARAMETERS.search(inspect.getdoc(self.module) or "")
+        return " ".join(found[1].split()).removesuffix(".") if found else ""
+
     def needs_data(self, config: AdapterConfig) -> bool:
         """Return whether adapters of a config learn their initial values from data, by `lowpeft.calibrate`."""
         return self.module.calibrator_class is not None or config.needs_data
 
+
+_PARAMETERS = re.compile(r"^Trained parameters per (?:layer|site): (.+?)(?:\n\n|\Z)", re.MULTILINE | re.DOTALL)
+"""Paragraph of a module's docstring that gives its number of parameters."""
 
 KINDS: Registry[Kind] = Registry(
     "adapter kind",
@@ -137,6 +155,8 @@ register_adapter(FullConfig, Full)
 register_adapter(DoRAConfig, DoRA)
 register_adapter(SSFConfig, SSF)
 register_adapter(ConvpassConfig, Convpass)
+register_adapter(AdaptIRConfig, AdaptIR)
+register_adapter(SpectralConfig, Spectral)
 register_adapter(VeRAConfig, VeRA)
 register_adapter(LoHaConfig, LoHa)
 register_adapter(LoKrConfig, LoKr)
@@ -147,5 +167,10 @@ register_adapter(IA3Config, IA3)
 register_adapter(BitFitConfig, BitFit)
 register_adapter(NormConfig, Norm)
 register_adapter(FishConfig, Fish)
+register_adapter(HoulsbyConfig, Houlsby)
+register_adapter(PfeifferConfig, Pfeiffer)
+register_adapter(AdaptFormerConfig, AdaptFormer)
+register_adapter(LSTConfig, LSTRung)
+register_adapter(FacTConfig, FacT)
 register_adapter(PrefixConfig, Prefix)
 register_adapter(VPTConfig, VPT)

@@ -1,7 +1,4 @@
-"""VPT: trained prompts in the attention of every block (visual prompt tuning, deep).
-
-Trained parameters per site: P·C + 1 for P prompts and C channels.
-"""
+"""VPT: trained prompts in the attention of every block (visual prompt tuning, deep)."""
 
 from __future__ import annotations
 
@@ -31,7 +28,8 @@ class VPT(PromptAdapter):
     out + gate · (softmax(q·[k; LN(E) W_k]) [v; LN(E) W_v] − softmax(q·k) v), before attention's projection. LN, W_k and
     W_v are the block's own, with their adapters; blocks that normalise after attention have no LN. E starts uniform in
     ±√(6 / (3 + C)), which is the paper's ±√(6 / (3·p² + C)) for patches of p = 1 pixel; the gate at zero.
-    P·C + 1 parameters.
+
+    Trained parameters per site: P·C + 1 for P prompts and C channels.
 
     Source: VPT-deep (arXiv 2203.12119). It replaces the prompts before each block, so what a block makes of them is
     lost, and all that they do is this. The authors' code for Swin has no gate, so a new network differs from its base.

@@ -20,7 +20,7 @@ from .batches import run_by_image
 from .calls import image_in, with_image
 from .running import exporting, in_force, run, running_in, strengths_in
 from .settings import Setting, Strength, is_off
-from .slots import Acting, acting_in, root_parts, slot_of, slots, switches_of
+from .slots import Acting, acting_in, pieces_in, root_parts, slot_of, slots, switches_of
 from .switches import Switches, hold
 from .views import ViewBatch, arguments
 
@@ -34,6 +34,14 @@ def _checkpoints(root: nn.Module) -> bool:
     return any(module.__dict__.get(switch) is True for module in root.modules() for switch in CHECKPOINT_SWITCHES)
 
 
+def _trains_inside(root: nn.Module) -> bool:
+    """Return whether an adapter that is trained acts inside the network; a side network takes no gradient from it."""
+    inside = (p for _, _, slot in slots(root) for p in pieces_in(slot) if not isinstance(p, RootPart))
+    return any(
+        parameter.requires_grad for p in inside if not getattr(p, "reads_only", False) for parameter in p.parameters()
+    )
+
+
 def live_input_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
     """Let the input require a gradient while a module below checkpoints."""
 
@@ -44,7 +52,7 @@ def live_input_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         # Checkpointing may be switched on after adapters were attached, so read the switch in every forward pass.
-        if not torch.is_grad_enabled() or captured() or not _checkpoints(self):
+        if not torch.is_grad_enabled() or captured() or not _checkpoints(self) or not _trains_inside(self):
             return inner(self, *args, **kwargs)
         args, kwargs = tuple(map(live, args)), {k: live(v) for k, v in kwargs.items()}
         return inner(self, *args, **kwargs)

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from ... import checks
 from ...errors import PlanError
 from ...families import Recognised
-from ...kinds import get_kind
 from ...ports.facts import Backbone, Facts, ImageFacts
 from ...ports.layouts import Size
 from ..attachment.calls import image_in, to_network
-from ..attachment.record import has_record, module_of, recipes_of, record_of, root_of, unwrap
+from ..attachment.record import has_record, module_of, pieces, record_of, root_of, unwrap
 from ..attachment.specialise import original_class
 from .examples import Example, examples
 from .trial import MOST_RUNS, Trial
@@ -170,8 +169,8 @@ def image_facts(model: object) -> ImageFacts:
 
 def _with_whole_images(facts: Facts, model: object) -> Facts:
     """Return the facts without strips if an adapter reads the whole image, unless the user has allowed them."""
-    kinds = {config.kind for recipe in recipes_of(model) for config in recipe.adapters}
-    whole = sorted(name for name in kinds if getattr(get_kind(name).module, "whole_image", False))
+    attached = pieces(unwrap(model)) if has_record(model) else []
+    whole = sorted({piece.kind for _, _, piece in attached if getattr(piece, "whole_image", False)})
     if not whole or not facts.strips or ALLOWED in facts.notes:
         return facts
     note = f"strips: {', '.join(whole)} adapters read the whole image"

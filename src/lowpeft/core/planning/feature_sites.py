@@ -29,7 +29,7 @@ def feature_sites(network: Network, config: AdapterConfig, kind: Kind) -> list[S
         PlanError: The network lacks a place, the target matches nothing, or the kind does not fit the matches.
     """
     if config.target is None:
-        chosen = [spot for name in config.places for spot in network.places(name)]
+        chosen = [spot for name in config.places for spot in network.places(name, config.without_place)]
     else:
         chosen = _chosen_features(network, config, kind)
     chosen = _later(config, _once(network, kind, chosen))
@@ -134,8 +134,11 @@ def _refuse_other_ports(kind: Kind, chosen: Sequence[Spot]) -> None:
 def _chosen_features(network: Network, config: AdapterConfig, kind: Kind) -> list[Spot]:
     """Return the spots that the patterns select from the family's places for this kind and all other modules."""
     places: list[Spot] = []
-    if network.recognised or any("=" in t for t in config.target or ()):
+    by_number = any("=" in t for t in config.target or ())
+    if network.recognised or by_number:
         found = [spot for name in config.places for spot in network.find(name)]
+        if by_number and not found:
+            network.places(config.places[0], config.without_place)  # raises, and says which places there are
         order = {path: i for i, path in enumerate(dict.fromkeys(spot.path for spot in found))}
         places = sorted(found, key=lambda spot: order[spot.path])
     known = {spot.path for spot in places}

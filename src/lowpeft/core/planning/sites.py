@@ -85,8 +85,12 @@ class Network:
         """Return the family's places of that name or, without a family, those found in a run; may be empty."""
         return find_places(self.root, self.recognised, name) if self.recognised else self.probed.places.get(name, ())
 
-    def places(self, name: str) -> tuple[Spot, ...]:
+    def places(self, name: str, advice: str | None = None) -> tuple[Spot, ...]:
         """Return the same places as `find`.
+
+        Args:
+            name: Name of the place.
+            advice: What to do where there is none; None for what all kinds can do.
 
         Raises:
             PlanError: The network has no such places.
@@ -100,10 +104,8 @@ class Network:
         reason = self.recognised.family.without.get(name) if self.recognised else NOT_PROBED.get(name)
         if reason is not None:
             raise PlanError(f"{title} has no place {name!r}: {reason}")
-        raise PlanError(
-            f"{title} has no place {name!r}; it has {', '.join(sorted(known))}. Name modules with target=, or register "
-            "a family that has this place"
-        )
+        advice = advice or "Name modules with target=, or register a family that has this place"
+        raise PlanError(f"{title} has no place {name!r}; it has {', '.join(sorted(known))}. {advice}")
 
     @functools.cached_property
     def containers(self) -> dict[str, tuple[int | None, int | None]]:

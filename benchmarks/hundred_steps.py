@@ -1,17 +1,19 @@
-"""Every weight-space recipe for 100 steps on a frozen DCTLSA x4 whose LR images have noise: does the loss fall?
+"""Every recipe for single images, 100 steps on frozen networks whose LR images have noise: does the loss fall?
 
-    python benchmarks/weight_methods.py --data DATA --out benchmarks/results/weight_methods.json [RECIPE …]
+    python benchmarks/hundred_steps.py --data DATA --out benchmarks/results/hundred_steps.json [NETWORK/RECIPE …]
 
-Gaussian noise of 25 of 255 on the LR images of BSDS500, fresh in every crop, then 8 bit: far from what the network was
-trained for. One seed, one learning rate and few steps: this shows that the methods train, not which is best. A cell is
-RECIPE, trained in float32, or RECIPE/bf16, a few steps under autocast to bfloat16; it is written at once, so an
-interrupted run goes on where it stopped. Needs the extra `demo`, and a folder with `single/BSDS500` and `weights`;
-about half a minute a cell on one core.
+Gaussian noise of 25 of 255 on the LR images of BSDS500, fresh in every crop, then 8 bit: far from what the networks
+were trained for. They are DCTLSA x4 and the demo's small transformer (HAT x2). One seed, one learning rate and few
+steps: this shows that the methods train, not which is best. A cell is NETWORK/RECIPE, trained in float32, or
+NETWORK/RECIPE/bf16, a few steps under autocast to bfloat16; it is written at once, so an interrupted run goes on where
+it stopped. A recipe that does not fit a network leaves the reason. Needs the extra `demo`, and a folder with
+`single/BSDS500` and `weights`; about a minute a cell on one core.
 """
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +23,8 @@ import torch
 import lowpeft
 from common import options_of, provenance, run_cells
 from evidence import NoisyCrops
-from lowpeft.kinds import get_kind
+from lowpeft.demo import demo_backbone
+from lowpeft.ports.facts import Backbone
 from lowpeft.recipes import TrainSettings, bundled, load_recipe
 from lowpeft.restoration.data import find_scenes
 from lowpeft.restoration.training import build_model, train
@@ -44,16 +47,24 @@ ENDS = 10
 """Number of steps at each end of a run whose losses are averaged."""
 
 
-def weight_recipes() -> list[str]:
-    """Bundled recipes whose adapters are all on weights, and full fine-tuning as a change of all weights."""
-    recipes = {name: load_recipe(name) for name in bundled()}
-    return [n for n, r in recipes.items() if r.adapters and all(get_kind(a.kind).on_weights for a in r.adapters)]
+REFUSED = "refused"
+
+NETWORKS: dict[str, Callable[[Path], Backbone]] = {
+    "dctlsa": lambda data: lowpeft.load_backbone(data / "weights" / WEIGHTS),
+    "demo": lambda data: demo_backbone(),
+}
+
+
+def recipes() -> list[str]:
+    """Bundled recipes of adapters for single images, and full fine-tuning as a change of all weights."""
+    known = {name: load_recipe(name) for name in bundled()}
+    return [name for name, recipe in known.items() if recipe.adapters and recipe.views == 1]
 
 
 def run_cell(data: Path, cell: str) -> dict[str, object]:
-    name, _, precision = cell.partition("/")
+    network, name, *precision = cell.split("/")
     settings = replace(SETTINGS, precision="bf16", steps=BF16_STEPS) if precision else SETTINGS
-    base = lowpeft.load_backbone(data / "weights" / WEIGHTS)
+    base = NETWORKS[network](data)
     scale = lowpeft.describe(base).scale or 4
     source = NoisyCrops(
         find_scenes(data / "single" / "BSDS500" / "train", views=1),
@@ -64,7 +75,10 @@ def run_cell(data: Path, cell: str) -> dict[str, object]:
     torch.manual_seed(settings.seed)
     # The statistics of the network's batch norms stay as they are, also for `full`.
     recipe = replace(load_recipe(name), training=settings, freeze_statistics=True)
-    model = build_model(base, recipe)
+    try:
+        model = build_model(base, recipe)
+    except lowpeft.PlanError as error:
+        return {REFUSED: error.message}
     losses: list[float] = []
     done = train(model.train(), source, settings, report=lambda step: losses.append(step.loss))
     tensors = lowpeft.adapter_state_dict(model)
@@ -85,17 +99,18 @@ def run_cell(data: Path, cell: str) -> dict[str, object]:
 
 def main() -> None:
     parser = options_of(__doc__, data=True)
-    parser.add_argument("recipes", nargs="*", default=weight_recipes(), metavar="RECIPE")
+    every = [f"{network}/{recipe}" for network in NETWORKS for recipe in recipes()]
+    parser.add_argument("cells", nargs="*", default=every, metavar="NETWORK/RECIPE")
     options = parser.parse_args()
     head = {
-        **provenance("python benchmarks/weight_methods.py --data DATA", "spandrel"),
-        "weights": WEIGHTS,
+        **provenance("python benchmarks/hundred_steps.py --data DATA", "spandrel"),
+        "weights": {"dctlsa": WEIGHTS, "demo": "built in"},
         "noise": "sigma 25 of 255 on the LR images",
         "settings": vars(SETTINGS),
         "bf16_steps": BF16_STEPS,
         "averaged_steps": ENDS,
     }
-    cells = [f"{name}{precision}" for name in options.recipes for precision in ("", "/bf16")]
+    cells = [f"{name}{precision}" for name in options.cells for precision in ("", "/bf16")]
     run_cells(options.out, head, cells, lambda cell: run_cell(options.data, cell))
 
 
