@@ -73,7 +73,7 @@ def test_the_command_prints_all_rows(capsys: pytest.CaptureFixture[str]) -> None
     assert main(["methods"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert {line.split()[0] for line in lines if line and not line.startswith(" ")} >= {k.name for k in kinds()}
-    assert max(map(len, lines)) <= 130
+    assert max(map(len, lines)) <= 120
     assert main(["methods", "--json"]) == 0
     assert [row["kind"] for row in json.loads(capsys.readouterr().out)] == [kind.name for kind in kinds()]
 

@@ -12,10 +12,10 @@ from .. import tables
 from ..core.operations.methods import MethodRow, methods
 from .common import add_weights, backbone, new_command, wrapped
 
-_HEADER = ("kind", "acts on", "places", "zero", "merge", "rows", "data")
+_HEADER = ("kind", "acts on", "places", "merge", "rows", "data")
 _HEADER_OF_NETWORK = ("trained", "share", "kept")
 _NOTES = (
-    "zero: tensors of a new adapter that are zero, so that it changes no bit of the network.",
+    "zero when new: the tensors of a new adapter that are zero, so that it changes no bit of the network.",
     "merge: it can be written into the weights. rows: it needs the height and width of features.",
     "data: it learns its initial values from data.",
     "C: channels of features. rows, columns: output channels of a layer, and its other dimensions together.",
@@ -62,13 +62,7 @@ def _table(rows: Sequence[MethodRow], on_network: bool) -> str:
 
 def _cells(row: MethodRow) -> tuple[str, ...]:
     answers = ({True: "yes", False: "no"}[answer] for answer in (row.mergeable, row.needs_rows, row.needs_data))
-    return (
-        row.kind,
-        row.acts_on,
-        ", ".join(row.places) or "needs a target",
-        ", ".join(row.zero) or tables.NOTHING,
-        *answers,
-    )
+    return row.kind, row.acts_on, ", ".join(row.places) or "needs a target", *answers
 
 
 def _on_network(row: MethodRow) -> tuple[str, ...]:
@@ -80,5 +74,6 @@ def _on_network(row: MethodRow) -> tuple[str, ...]:
 def _below(row: MethodRow) -> str:
     size = f"; sized by {row.sized_by}" if row.sized_by else "; of fixed size"
     views = f"; mixes {row.views} views" if row.views > 1 else ""
-    text = wrapped(f"  parameters: {row.parameters or 'not stated'}{size}{views}")
+    zero = f"; zero when new: {', '.join(row.zero)}" if row.zero else ""
+    text = wrapped(f"  parameters: {row.parameters or 'not stated'}{size}{zero}{views}")
     return text if row.problem is None else f"{text}\n{wrapped(f'  does not fit: {row.problem}')}"
