@@ -34,14 +34,13 @@ NOISE = 25 / 255
 SETTINGS = TrainSettings(
     steps=100,
     batch=1,
-    crop_height_px=96,
-    crop_width_px=96,
     learning_rate=1e-3,
     warmup_steps=5,
     clip_norm=0.1,
     save_every_steps=0,
     calibration=8,
 )
+CROP_LR_PX = 24
 BF16_STEPS = 4
 ENDS = 10
 """Number of steps at each end of a run whose losses are averaged."""
@@ -66,6 +65,7 @@ def run_cell(data: Path, cell: str) -> dict[str, object]:
     settings = replace(SETTINGS, precision="bf16", steps=BF16_STEPS) if precision else SETTINGS
     base = NETWORKS[network](data)
     scale = lowpeft.describe(base).scale or 4
+    settings = replace(settings, crop_height_px=CROP_LR_PX * scale, crop_width_px=CROP_LR_PX * scale)
     source = NoisyCrops(
         find_scenes(data / "single" / "BSDS500" / "train", views=1),
         scale,
@@ -107,6 +107,7 @@ def main() -> None:
         "weights": {"dctlsa": WEIGHTS, "demo": "built in"},
         "noise": "sigma 25 of 255 on the LR images",
         "settings": vars(SETTINGS),
+        "crop_lr_px": CROP_LR_PX,
         "bf16_steps": BF16_STEPS,
         "averaged_steps": ENDS,
     }
