@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import lowpeft
 import zoo
@@ -49,7 +50,7 @@ def test_a_ladder_is_its_formula(name: str) -> None:
     paths = [site.path for site in lowpeft.plan(base, LSTConfig()).sites if site.path]
     seen: list[Tensor] = []
     for path in paths:
-        base.get_submodule(path).register_forward_hook(lambda module, args, output: seen.append(output))
+        base.get_submodule(path).register_forward_hook(lambda module, args, output: seen.append(output.clone()))
     rungs = [parts_of(model, f"{path}.lst.") for path in paths]
     with torch.no_grad():
         wanted = run(base, x)
@@ -211,3 +212,80 @@ def test_a_width_that_is_none_is_refused(hidden: object) -> None:
 def test_a_budget_finds_its_width() -> None:
     planned = functools.partial(lowpeft.plan, demo_backbone(), "lst")
     assert planned(budget="5%").parameters < planned(budget="20%").parameters
+
+
+class Padded(nn.Module):
+    """Stages on patches of `patch` pixels, of an image that is padded to whole patches, or by a border on all sides."""
+
+    def __init__(self, patch: int = 1, border: int = 0) -> None:
+        super().__init__()
+        self.patch, self.border = patch, border
+        self.head = nn.Conv2d(3, 8, patch, stride=patch)
+        self.stages = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()) for _ in range(3))
+        self.tail = nn.ConvTranspose2d(8, 3, patch, stride=patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        around = self.border
+        x = F.pad(x, (around, around + -width % self.patch, around, around + -height % self.patch), mode="replicate")
+        y = self.head(x)
+        for stage in self.stages:
+            y = stage(y) + y
+        return self.tail(y)[..., around : around + height, around : around + width]
+
+
+@pytest.mark.parametrize(("patch", "size"), [(8, (49, 49)), (8, (49, 96)), (4, (9, 40))])
+def test_a_padded_image_is_answered_where_it_is(patch: int, size: tuple[int, int]) -> None:
+    """A change near the padded corner changes the ladder's image there, not elsewhere."""
+    torch.manual_seed(3)
+    model = randomise_adapters(lowpeft.adapt(Padded(patch).eval(), LSTConfig(hidden=4)))
+    x = torch.rand(1, 3, *size)
+    row, column = size[0] - 5, size[1] - 5
+    moved = x.clone()
+    moved[..., row, column] += 1
+
+    def ladder(images: Tensor) -> Tensor:
+        with lowpeft.disabled(model):
+            base = model(images)
+        return model(images) - base
+
+    with torch.no_grad():
+        change = (ladder(moved) - ladder(x)).abs().sum((0, 1))
+    rows, columns = (change.sum(dim).argmax().item() for dim in (1, 0))
+    assert abs(rows - row) <= 2 * patch
+    assert abs(columns - column) <= 2 * patch
+
+
+def test_features_that_are_not_on_the_images_grid_are_refused() -> None:
+    with pytest.raises(PlanError, match="do not lie on the input image's grid"):
+        lowpeft.plan(Padded(border=8).eval(), "lst")
+
+
+def test_a_scale_that_is_not_the_networks_is_told() -> None:
+    described = lowpeft.describe(build("swinir"), scale=1)
+    model = lowpeft.adapt(described, LSTConfig(hidden=2))
+    with pytest.raises(PlanError, match="described with scale 1"):
+        model(images("swinir"))
+
+
+def test_features_that_the_network_overwrites_later_are_read_as_they_were() -> None:
+    class Overwriting(nn.Module):
+        def __init__(self, *, in_place: bool) -> None:
+            super().__init__()
+            self.in_place, self.head, self.tail = in_place, nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 3, 3, padding=1)
+            self.stages = nn.ModuleList(nn.Conv2d(6, 6, 3, padding=1) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.head(x)
+            for stage in self.stages:
+                y = stage(x)
+                x = y.add_(x) if self.in_place else y + x
+            return self.tail(x)
+
+    found = []
+    for in_place in (False, True):
+        torch.manual_seed(2)
+        model = randomise_adapters(lowpeft.adapt(Overwriting(in_place=in_place).eval(), LSTConfig(hidden=3)))
+        with torch.no_grad():
+            found.append(model(torch.rand(1, 3, 8, 12, generator=torch.Generator().manual_seed(0))))
+    assert torch.equal(*found)

@@ -31,7 +31,6 @@ from torch import Tensor, nn
 
 from ..core.attachment.copies import copy_of
 from ..core.attachment.record import root_of
-from ..core.attachment.specialise import original_class
 from ..core.files.adapter_files import AdapterFile, read_adapter, save_adapter
 from ..core.observation.fingerprint import Fingerprint, compare, fingerprint
 from ..core.operations.injection import inject, restore
@@ -41,7 +40,7 @@ from ..core.planning.sites import Site, site_key
 from ..errors import AdapterError
 from ..families import find_places, recognise
 from ..families.swinir import SWIN2SR, SWIN2SR_TRANSFORMERS
-from ..ports.base import base_parameters
+from ..ports.base import base_parameters, original_class
 from ..ports.facts import RECORD
 
 OFFICIAL, TRANSFORMERS = 0, 1  # indices into a row, called sides below

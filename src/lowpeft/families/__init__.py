@@ -36,6 +36,7 @@ from .base import (
     unregister_family,
 )
 from .fused import has_region_masks
+from .plain_attention import plain_attention
 from .recognition import Recognised, find_blocks, find_containers, find_fused, find_places, recognise
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "ipt",
     "nafnet",
     "nafssr",
+    "plain_attention",
     "recognise",
     "register_block_forward",
     "register_family",

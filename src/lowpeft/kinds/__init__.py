@@ -12,6 +12,7 @@ from .base import (
     FeatureConfig,
     Forward,
     RootPart,
+    Surroundings,
     TokenAdapter,
     WeightAdapter,
 )
@@ -110,6 +111,7 @@ __all__ = [
     "SpectralConfig",
     "StereoAdapter",
     "StereoConfig",
+    "Surroundings",
     "TokenAdapter",
     "TrainingPart",
     "VPTConfig",

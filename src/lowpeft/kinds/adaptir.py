@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from .. import checks
 from ..errors import PlanError
+from ..ports.capture import captured
 from ..ports.layouts import Features
 from .amplitude_phase import AmplitudePhase
 from .base import FeatureAdapter, FeatureConfig, at_least
@@ -122,12 +123,12 @@ class AdaptIR(FeatureAdapter):
     def delta(self, features: Features) -> Tensor:
         """Return the mix of the three branches."""
         x = features.rows
-        if self.training and x.shape[:3].numel() == 1:
+        if self._learns_statistics and x.shape[:3].numel() == 1:
             raise PlanError(
                 "an adaptir adapter norms its features over the batch, and one map of 1x1 positions has no spread: "
                 "train with a larger batch or larger images"
             )
-        z = self.norm(self.down(x).movedim(-1, 1))
+        z = self._normed(self.down(x).movedim(-1, 1))
         kernel = (self.kernel_a @ self.kernel_b).view(-1, 1, KERNEL, KERNEL)
         near = F.conv2d(z, kernel, self.kernel_bias, padding=KERNEL // 2, groups=z.shape[1]).movedim(1, -1)
         far = self.frequencies(z).movedim(1, -1)
@@ -137,3 +138,26 @@ class AdaptIR(FeatureAdapter):
         alpha = self.local_gate(far.mean((1, 2))).sigmoid()[:, None, None]
         beta = self.global_gate(near).sigmoid()
         return features.from_rows(self.up(channel * (alpha * near + beta * far)))
+
+    @property
+    def _learns_statistics(self) -> bool:
+        return self.training and self.norm.weight.requires_grad
+
+    def _normed(self, x: Tensor) -> Tensor:
+        """Return the BatchNorm of maps (N,h,H,W); its statistics change only while its own parameters are trained.
+
+        They stay as they are where activation checkpointing repeats a forward, and a value that is not finite (of a
+        batch that is thrown away, e.g. after an overflow) never gets into them.
+        """
+        norm = self.norm
+        if not self._learns_statistics:
+            return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        if not captured() and torch._C._current_autograd_node() is not None:
+            return F.batch_norm(x, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
+        statistics = [t for t in (norm.running_mean, norm.running_var) if t is not None]
+        before = [t.clone() for t in statistics]
+        normed: Tensor = norm(x)
+        with torch.no_grad():
+            for tensor, old in zip(statistics, before, strict=True):
+                tensor.copy_(torch.where(tensor.isfinite(), tensor, old))
+        return normed

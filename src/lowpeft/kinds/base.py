@@ -13,7 +13,7 @@ A kind may also have a `RootPart` (tensors shared by all sites, or code that act
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -218,6 +218,14 @@ class FeatureAdapter(Adapter):
     def delta(self, features: Features) -> Tensor:
         """Return the delta: a tensor with the shape and layout of `features.values` that is added to the features."""
 
+    def read(self, features: Features) -> Features:
+        """Return what `Forward.seen` keeps for the root part, with `reads_only`; by default the features themselves.
+
+        It is called at once, when the network comes to the site. Networks may overwrite features later, and features
+        that are kept take memory, so a part that needs only a little of them should compute it here.
+        """
+        return features
+
     def matches(self, features: Features) -> Matches | None:
         """Return where each position looks in the other view, for kinds of two views that can tell; else None.
 
@@ -328,11 +336,11 @@ class RootPart(Adapter):
         """
 
     @classmethod
-    def shape_on(cls, facts: Facts, config: Any, sites: Sequence[int | Layer]) -> tuple[int, ...]:
-        """Return what `shape_for` returns, or more if shapes depend on facts of the network, e.g. on its scale.
+    def shape_on(cls, network: Surroundings, config: Any, sites: Sequence[int | Layer]) -> tuple[int, ...]:
+        """Return what `shape_for` returns, or more if shapes depend on the network, e.g. on its scale.
 
         Raises:
-            PlanError: The kind does not suit a network with these facts.
+            PlanError: The kind does not suit the network.
         """
         return cls.shape_for(config, sites)
 
@@ -344,6 +352,21 @@ class RootPart(Adapter):
         return None
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """What a root part may ask about the network that it is planned for.
+
+    Attributes:
+        facts: Facts of the network.
+        pixels_per_position: Function that runs the network once and returns, for each site on features, the number of
+            pixels of the input image's sides per position of the features; None where the features do not lie on the
+            image's grid (another size, or unknown height and width).
+    """
+
+    facts: Facts
+    pixels_per_position: Callable[[], Sequence[int | None]]
+
+
 @dataclass
 class Forward:
     """State of one forward pass of an adapted network, for its acting root parts; discarded after the call.
@@ -353,7 +376,7 @@ class Forward:
         kwargs: Keyword arguments of the network.
         strengths: Factors for the strengths of other adapters in this forward pass, by adapter name; set in `begin`.
             Each is a number, a 0-dim tensor, or (feature adapters only) a tensor (N,), one per image of the batch.
-        seen: Adapters with `reads_only` and the features that they read, in the order of the calls.
+        seen: Adapters with `reads_only` and what they `read`, in the order of the calls.
     """
 
     args: tuple[Any, ...]

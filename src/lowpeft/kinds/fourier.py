@@ -21,6 +21,8 @@ def by_frequency(x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
         change: Function from the spectrum (N,C,H,W//2+1), which is complex, to another one. Its parameters may have
             another dtype.
     """
+    if not x.numel():  # a batch without images, which not every library transforms
+        return x
     with without_autocast(x.device.type):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         spectrum = change(torch.fft.rfft2(wide, norm="ortho"))

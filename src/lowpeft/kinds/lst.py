@@ -12,9 +12,8 @@ from torch.nn import functional as F
 
 from ..errors import PlanError
 from ..ports.attachment import Layer
-from ..ports.facts import Facts
-from ..ports.layouts import Features
-from .base import FeatureAdapter, FeatureConfig, Forward, RootPart, at_least
+from ..ports.layouts import Features, Layout
+from .base import FeatureAdapter, FeatureConfig, Forward, RootPart, Surroundings, at_least
 
 TEMPERATURE = 0.1
 KERNEL = 3
@@ -60,7 +59,7 @@ class LSTLadder(RootPart):
 
     def __init__(self, shape: tuple[int, ...], config: LSTConfig) -> None:
         super().__init__()
-        channels, self.scale = shape
+        channels, self.scale, self.pixels = shape
         self.start = nn.Parameter(torch.zeros(config.hidden))
         self.norm = nn.LayerNorm(config.hidden)
         self.out = nn.Conv2d(config.hidden, channels * self.scale**2, KERNEL, padding=KERNEL // 2)
@@ -77,35 +76,45 @@ class LSTLadder(RootPart):
         raise PlanError("the shapes of an lst adapter depend on the network's facts")
 
     @classmethod
-    def shape_on(cls, facts: Facts, config: LSTConfig, sites: Sequence[int | Layer]) -> tuple[int, ...]:
-        """Return the channels of the image and the scale of the network.
+    def shape_on(cls, network: Surroundings, config: LSTConfig, sites: Sequence[int | Layer]) -> tuple[int, ...]:
+        """Return the channels of the image, the scale of the network, and the pixels per position of the last stage.
 
         Raises:
-            PlanError: The network's scale or channels are not known.
+            PlanError: The network's scale or channels are not known, or the last stage is not on the image's grid.
         """
+        facts = network.facts
         if facts.scale is None or facts.channels is None:
             raise PlanError(
                 f"lst adapters add to the output image, and the scale and channels of {facts.architecture} are not "
                 "known: give them with lowpeft.describe(module, scale=…, channels=…)"
             )
-        return facts.channels, facts.scale
+        pixels = network.pixels_per_position()[-1]
+        if pixels is None:
+            raise PlanError(
+                "lst adapters add to the output image, and the features of the last stage do not lie on the input "
+                "image's grid (they have other sides, as with unpadded convolutions or a border that is cut off later)"
+            )
+        return facts.channels, facts.scale, pixels
 
     def finish(self, forward: Forward, output: Tensor) -> Tensor | None:
         """Return the ladder's image, from the features that its rungs have seen."""
         state: Tensor | None = None
         for rung, features in forward.seen:
             if isinstance(rung, LSTRung) and rung.root_part is self:
-                state = rung.climb(self.start[:, None, None] if state is None else state, features)
+                state = rung.climb(self.start[:, None, None] if state is None else state, features.values)
         if state is None:
             return None
         normed = self.norm(state.movedim(1, -1)).movedim(-1, 1)
-        height, width = output.shape[-2:]
-        # Features of networks with patches or pooling are smaller than the image; those of padded images are larger.
-        times = max(1, -(-height // (state.shape[2] * self.scale)))
-        if times > 1:
-            normed = F.interpolate(normed, scale_factor=times, mode="bilinear", align_corners=False)
+        if self.pixels > 1:
+            normed = F.interpolate(normed, scale_factor=self.pixels, mode="bilinear", align_corners=False)
         image = F.pixel_shuffle(self.out(normed), self.scale)
-        return image[..., :height, :width]
+        (height, width), sides = output.shape[-2:], image.shape[-2:]
+        if sides[0] < height or sides[1] < width:
+            raise PlanError(
+                f"an lst adapter made an image of {sides[0]}x{sides[1]} px for an output of {height}x{width} px: the "
+                f"network was described with scale {self.scale}, or its features were planned for other sides"
+            )
+        return image[..., :height, :width]  # the rest belongs to what the network pads, below and to the right
 
 
 class LSTRung(FeatureAdapter):
@@ -140,10 +149,13 @@ class LSTRung(FeatureAdapter):
         self.fc1 = nn.Conv2d(hidden, EXPANSION * hidden, 1)
         self.fc2 = nn.Conv2d(EXPANSION * hidden, hidden, 1)
 
-    def climb(self, before: Tensor, features: Features) -> Tensor:
-        """Return the next state (N, hidden, H, W) from the one before, or from s_0 (hidden, 1, 1)."""
+    def read(self, features: Features) -> Features:
+        """Return down(h), (N, hidden, H, W)."""
         rows = features.rows.detach().to(self.down.weight.dtype)
-        read = self.down(rows).movedim(-1, 1)
+        return Features(self.down(rows).movedim(-1, 1), Layout.NCHW, features.size)
+
+    def climb(self, before: Tensor, read: Tensor) -> Tensor:
+        """Return the next state (N, hidden, H, W) from the one before, or from s_0 (hidden, 1, 1), and down(h)."""
         if before.dim() == 4 and before.shape[2:] != read.shape[2:]:
             before = F.interpolate(before, size=read.shape[2:], mode="bilinear", align_corners=False)
         share = F.sigmoid(self.gate / TEMPERATURE).to(read.dtype)

@@ -17,6 +17,11 @@ SLOT = "lowpeft"
 """Reserved name of a module's slot, the child module that holds its adapters."""
 
 
+def original_class(module: nn.Module) -> type[nn.Module]:
+    """Return the user's class of a module, adapted or not."""
+    return getattr(type(module), "_lowpeft_base", type(module))
+
+
 def all_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield what `root.named_modules()` yields, adapters included."""
     return _walk(root, without=None)

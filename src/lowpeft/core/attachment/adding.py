@@ -16,6 +16,7 @@ from ...errors import PlanError
 from ...frozen.linear import Affine
 from ...kinds import Attachment, FeatureAdapter, TokenAdapter, WeightAdapter
 from ...ports.autocast import without_autocast
+from ...ports.base import original_class
 from ...ports.capture import captured
 from ...ports.layouts import ExtraTokens, Features, Layout, Size, find_size, square_size
 from .running import RUNNING
@@ -68,7 +69,7 @@ def _sum_of_deltas(
         if adapter.reads_only:
             running = RUNNING.get()
             if running is not None and running.forward is not None:
-                running.forward.seen.append((adapter, seen))
+                running.forward.seen.append((adapter, adapter.read(seen)))
             continue
         delta = _delta(adapter, seen, strength)
         total = delta if total is None else total + delta
@@ -171,8 +172,21 @@ def _can_go_by_rows(acting: list[Acting[FeatureAdapter]], features: Tensor) -> b
     )
 
 
-def with_deltas(module: nn.Module, slot: Slot, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return a module's output plus the deltas of the adapters on it."""
+def kept_input(module: nn.Module, slot: Slot, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Return a module's first tensor argument, before it runs, if an adapter on it reads that; else None.
+
+    It is a copy if a layer inside is set to write in place.
+    """
+    if all(a.adapter.attachment.source == "output" for a in on_output(slot)):
+        return None
+    x = _first_tensor(args, kwargs)
+    return x.clone() if any(getattr(m, "inplace", False) is True for m in module.modules()) else x
+
+
+def with_deltas(
+    module: nn.Module, slot: Slot, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any], read: Tensor | None
+) -> Any:
+    """Return a module's output plus the deltas of the adapters on it; `read` is what `kept_input` returned."""
     adapters = on_output(slot)
     if not adapters:
         return output
@@ -187,9 +201,8 @@ def with_deltas(module: nn.Module, slot: Slot, output: Any, args: tuple[Any, ...
 
         def features_of(adapter: FeatureAdapter) -> Features:
             attachment = adapter.attachment
-            return _seen(
-                attachment, values if attachment.source == "output" else _first_tensor(args, kwargs), args, kwargs
-            )
+            x = values if attachment.source == "output" or read is None else read
+            return _seen(attachment, x, args, kwargs)
 
         delta = _sum_of_deltas(adapters, features_of, values)
         new = values if delta is None else values + delta
@@ -229,8 +242,7 @@ def _acts_when_called(module: nn.Module) -> bool:
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     slot = slot_of(module)
     others = slot is not None and any(piece.attachment.form != "weight" for piece in pieces_in(slot))
-    base = getattr(type(module), "_lowpeft_base", type(module))
-    own_linear = isinstance(module, nn.Linear) and base.forward is not nn.Linear.forward
+    own_linear = isinstance(module, nn.Linear) and original_class(module).forward is not nn.Linear.forward
     return any(hooks) or others or own_linear or "forward" in module.__dict__
 
 

@@ -40,10 +40,10 @@ from ...families.quirks import DIFFERENTIABLE_IN_TRAINING_ONLY
 from ...frozen import layers
 from ...frozen.linear import Affine
 from ...frozen.rebuilding import Level, rebuilding
-from ...ports.base import SLOT
+from ...ports.base import SLOT, original_class
 from ...ports.capture import captured
 from ...ports.facts import RECORD
-from .adding import BlockPorts, adapted_tensor, low_rank_changes, with_deltas
+from .adding import BlockPorts, adapted_tensor, kept_input, low_rank_changes, with_deltas
 from .recomputing import recomputed
 from .record import Memory
 from .root_forwards import REPLICA, acting_forward, live_input_forward, switched_forward, views_forward
@@ -144,11 +144,6 @@ def _with_own_code(function: Any) -> Callable[..., Any]:
     return FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
 
 
-def original_class(module: nn.Module) -> type[nn.Module]:
-    """Return the user's class of a module, adapted or not."""
-    return getattr(type(module), "_lowpeft_base", type(module))
-
-
 def facets_of(module: nn.Module) -> Facets:
     """Return the facets of the module's class."""
     return getattr(type(module), "_lowpeft_facets", Facets())
@@ -222,9 +217,18 @@ def _memory_forward(inner: Callable[..., Any], memory: Memory | None) -> Callabl
 
 def _output_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        output = inner(self, *args, **kwargs)
         slot = slot_of(self)
-        return output if slot is None else with_deltas(self, slot, output, args, kwargs)
+        if slot is None:
+            return inner(self, *args, **kwargs)
+        read = kept_input(self, slot, args, kwargs)
+        before = None if read is None or captured() or read.is_inference() else read._version
+        output = inner(self, *args, **kwargs)
+        if read is not None and before is not None and read._version != before:
+            raise PlanError(
+                f"{original_class(self).__name__} overwrites its input, which adapters beside it read: name other "
+                "modules with target=, or let it work on a copy"
+            )
+        return with_deltas(self, slot, output, args, kwargs, read)
 
     return forward
 

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from ...errors import PlanError
 from ...families import BlockForward, get_block
-from ...ports.base import SLOT, base_modules, base_parameters
+from ...ports.base import SLOT, base_modules, base_parameters, original_class
 from ...ports.layouts import ExtraTokens, Layout, Size
 from ..attachment.adding import BlockPorts
 from ..attachment.copies import twin_of
-from ..attachment.specialise import original_class
 from .generators import kept_generators
 
 CLOSE = 1e-5

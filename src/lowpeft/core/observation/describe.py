@@ -14,16 +14,13 @@ from torch import Tensor, nn
 from ... import checks
 from ...errors import PlanError
 from ...families import Recognised
+from ...ports.base import original_class
 from ...ports.facts import Backbone, Facts, ImageFacts
 from ...ports.layouts import Size
 from ..attachment.calls import image_in, to_network
 from ..attachment.record import has_record, module_of, pieces, record_of, root_of, unwrap
-from ..attachment.specialise import original_class
 from .examples import Example, examples
 from .trial import MOST_RUNS, Trial
-
-ALLOWED = "strips: allowed by the caller"
-"""Note of facts whose user lets images be cut into strips, whatever the network and its adapters are."""
 
 MULTIPLES_PX = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 """Candidates for `size_multiple`, in pixels, in the order of trial; the first at which the network runs is used."""
@@ -93,7 +90,7 @@ def describe(  # noqa: PLR0913  (one argument for each fact)
     else:
         facts = Facts(**{**known.values, **given, "notes": _without(known.notes, given)})
     if given.get("strips"):
-        facts = replace(facts, notes=(*facts.notes, ALLOWED))
+        facts = replace(facts, notes=(*facts.notes, _allowed(_whole_image_kinds(module))))
     return Backbone(module=module_of(module), **facts.values)
 
 
@@ -167,11 +164,24 @@ def image_facts(model: object) -> ImageFacts:
     return ImageFacts(**facts.values)
 
 
+def _whole_image_kinds(model: object) -> list[str]:
+    """Return the kinds of the attached adapters that read the whole image."""
+    attached = pieces(unwrap(model)) if has_record(model) else []
+    return sorted({piece.kind for _, _, piece in attached if getattr(piece, "whole_image", False)})
+
+
+def _allowed(kinds: list[str]) -> str:
+    """Return the note of facts whose user lets images be cut into strips, for a network with adapters of these kinds.
+
+    Who allowed strips before such an adapter was attached did not mean it.
+    """
+    return " with ".join(["strips: allowed by the caller", *([", ".join(kinds)] if kinds else [])])
+
+
 def _with_whole_images(facts: Facts, model: object) -> Facts:
     """Return the facts without strips if an adapter reads the whole image, unless the user has allowed them."""
-    attached = pieces(unwrap(model)) if has_record(model) else []
-    whole = sorted({piece.kind for _, _, piece in attached if getattr(piece, "whole_image", False)})
-    if not whole or not facts.strips or ALLOWED in facts.notes:
+    whole = _whole_image_kinds(model)
+    if not whole or not facts.strips or _allowed(whole) in facts.notes:
         return facts
     note = f"strips: {', '.join(whole)} adapters read the whole image"
     return replace(facts, strips=False, notes=(*_without(facts.notes, {"strips": None}), note))

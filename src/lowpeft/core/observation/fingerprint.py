@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import AdapterError
-from ...ports.base import base_parameters
+from ...ports.base import base_parameters, original_class
 from ..attachment.copies import base_state, identifying_tensors
-from ..attachment.specialise import original_class
 
 LARGE = 2**20
 """Size in bytes from which a tensor is hashed in another thread; for smaller ones that costs more than it saves."""

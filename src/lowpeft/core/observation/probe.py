@@ -24,16 +24,17 @@ from __future__ import annotations
 import functools
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from torch import nn
 
 from ...errors import PlanError
+from ...families import TOKENS, plain_attention
 from ...ports.attachment import Attachment, Spot
-from ...ports.base import base_modules
+from ...ports.base import base_modules, original_class
 from ...ports.layouts import Layout, Size
-from ..attachment.specialise import original_class
+from ...ports.patterns import around
 from .observing import Observation, Observed, token_layout
 from .trial import Trial
 from .units import Sequence, Unit, levels_of, outermost, scaled_siblings, siblings, units_of
@@ -102,7 +103,8 @@ def probe_places(trial: Trial) -> Probed:
     is added to other features, `attention` (`mlp`) is that output; `parallel_attention` (`parallel`) reads its input.
     Without such an attention, `attention` and `parallel_attention` are those of the whole block, or of each stage if
     the stages have no blocks. Blocks without children of such names are one branch: `mlp` is `attention` there, and
-    `parallel` is `parallel_attention`.
+    `parallel` is `parallel_attention`. `tokens` are plain attention modules, if every block has one
+    (`families.plain_attention`).
 
     Raises:
         PlanError: The network does not run, or its stages are ambiguous or missing (`NoStagesError`).
@@ -127,9 +129,47 @@ def _probed(trial: Trial, observed: Observed) -> Probed:
             for name, children in (*outputs.items(), *inputs.items()):
                 for path in children[block.path]:
                     places[name].append(at(path, observed.modules[path], reads_input=name in inputs))
+    if tokens := _token_spots(trial, observed, stages):
+        places[TOKENS] = tokens
     for i, stage in enumerate(stages):  # after the blocks, because a stage may be a block itself
         containers.setdefault(stage.path, (i, None))
     return Probed({name: tuple(spots) for name, spots in places.items()}, containers, beside)
+
+
+def _token_spots(trial: Trial, observed: Observed, stages: list[Stage]) -> list[Spot]:
+    """Return the plain attention modules inside the blocks; none if a block has none.
+
+    Each is called once, and its batch is that of the images: attention in windows would need one gate for each image's
+    windows. Inside torch's fused layers, modules are not called.
+    """
+    images, spots = observed.example.images, list[Spot]()
+    for i, stage in enumerate(stages):
+        for j, block in enumerate(stage.blocks):
+            inside = _attentions(trial, observed, block, images)
+            if not inside:
+                return []
+            spots += [replace(spot, stage=i, block=j) for spot in inside]
+    return spots
+
+
+def _attentions(trial: Trial, observed: Observed, block: Unit, images: int) -> list[Spot]:
+    found: list[Spot] = []
+    for path, module in base_modules(block.module):
+        at = f"{block.path}.{path}" if path else block.path
+        seen = observed.modules.get(at)
+        if seen is None or seen.calls != 1 or any(has_fused_path(m) for m in _enclosing(block.module, path)):
+            continue
+        forward = plain_attention(trial.twin.get_submodule(at))
+        batch = 0 if getattr(module, "batch_first", True) else 1
+        if forward is None or seen.shape is None or len(seen.shape) != 3 or seen.shape[batch] != images:
+            continue
+        attachment = Attachment(form="block", block=forward.name, port=TOKENS)
+        found.append(Spot(path=at, attachment=attachment, shape=(seen.shape[-1],)))
+    return found
+
+
+def _enclosing(root: nn.Module, path: str) -> list[nn.Module]:
+    return [root, *(root.get_submodule(p) for p in around(path))]
 
 
 def _ends(

@@ -12,8 +12,8 @@ from itertools import groupby
 
 from torch import nn
 
+from ...ports.base import original_class
 from ...ports.layouts import Layout, Size
-from ..attachment.specialise import original_class
 from .observing import Observation, Observed
 
 MOST_SHRUNK_PX = 16

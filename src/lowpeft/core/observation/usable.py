@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ...errors import PlanError
-from ...ports.base import all_buffers, all_modules, all_parameters
-from ..attachment.specialise import original_class
+from ...ports.base import all_buffers, all_modules, all_parameters, original_class
 from ..attachment.wrappers import own_forward
 
 

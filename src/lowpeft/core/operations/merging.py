@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from ...errors import PlanError
 from ...kinds import Adapter, RootPart, WeightAdapter
+from ...ports.base import original_class
 from ..attachment.adding import adapted_tensor, base_of
 from ..attachment.changes import Undo, change, one_at_a_time
 from ..attachment.record import attached_names, pieces, record_of, unwrap
 from ..attachment.running import forget, in_force
 from ..attachment.settings import is_off
 from ..attachment.slots import Acting, Slot, acting_in, slots
-from ..attachment.specialise import original_class
 from ..observation.examples import Example
 from ..observation.merged_output import OutputComparison
 from .injection import drop_merged

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import PlanError
-from ...kinds import LAYERS, AdapterConfig, FeatureAdapter, FullConfig, Kind, TokenAdapter, WeightAdapter, kinds
+from ...kinds import (
+    LAYERS,
+    AdapterConfig,
+    FeatureAdapter,
+    FullConfig,
+    Kind,
+    Surroundings,
+    TokenAdapter,
+    WeightAdapter,
+    kinds,
+)
 from ...ports.base import base_parameters
 from ...ports.facts import Facts
 from ..attachment.copies import twin_of
@@ -85,7 +95,8 @@ def methods(model: object | None = None, *, memory: bool = True) -> tuple[Method
     facts, network = facts_of(model), twin_of(root_of(model))
     total = sum(parameter.numel() for _, parameter in base_parameters(network))
     measured = _Memory(network, facts) if memory else None
-    return tuple(_on_network(row, network, facts, total, measured) for row in rows)
+    with torch.random.fork_rng(devices=[]):
+        return tuple(_on_network(row, network, facts, total, measured) for row in rows)
 
 
 def _row(kind: Kind) -> MethodRow:
@@ -143,7 +154,7 @@ def _new(kind: Kind, config: AdapterConfig) -> Iterator[nn.Module]:
         if make.root_part_class is not None:
             facts = Facts(architecture="", scale=1, channels=3)
             part = make.root_part_class
-            yield part(part.shape_on(facts, config, [site]), config)
+            yield part(part.shape_on(Surroundings(facts, lambda: [1]), config, [site]), config)
 
 
 # --- on a network ----------------------------------------------------------------------------------------------------

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from ... import tables
 from ...errors import PlanError
+from ...ports.base import original_class
 from ...ports.facts import Facts
 from ...tables import NOTHING
 from ..attachment.changes import Undo, change, one_at_a_time
 from ..attachment.record import attached_names, check_name, module_of, pieces, record_of, uncalibrated, unwrap
-from ..attachment.specialise import facets_of, original_class
+from ..attachment.specialise import facets_of
 from .new_adapters import check_tensors, check_values, copy_tensors, tensors_of
 
 

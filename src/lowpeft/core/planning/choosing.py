@@ -16,14 +16,14 @@ from ...kinds import (
     AdapterConfig,
     Kind,
     Layer,
+    Surroundings,
     WeightAdapter,
     get_kind,
 )
 from ...kinds.matrices import table_groups
 from ...ports.attachment import Attachment, Spot
-from ...ports.base import base_parameters
+from ...ports.base import base_parameters, original_class
 from ...ports.patterns import Candidate, around, as_tuple, select
-from ..attachment.specialise import original_class
 from .feature_sites import feature_sites
 from .parametrised import how_to_fold
 from .sites import Network, Site, make_site
@@ -42,7 +42,8 @@ def choose_sites(network: Network, config: AdapterConfig) -> list[Site]:
     part = kind.module.root_part_class
     if part is None:
         return sites
-    shape = part.shape_on(network.facts, config, [s.layer or s.shape[0] for s in sites])
+    around_it = Surroundings(network.facts, lambda: [network.pixels_per_position(site.path) for site in sites])
+    shape = part.shape_on(around_it, config, [s.layer or s.shape[0] for s in sites])
     return [make_site(network, config, Spot(path="", attachment=Attachment(form="root"), shape=shape)), *sites]
 
 

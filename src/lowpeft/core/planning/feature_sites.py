@@ -12,10 +12,9 @@ from ...errors import PlanError
 from ...families import TOKENS
 from ...kinds import AdapterConfig, FeatureAdapter, Kind, TokenAdapter
 from ...ports.attachment import Spot
-from ...ports.base import SLOT
+from ...ports.base import SLOT, original_class
 from ...ports.layouts import Layout
 from ...ports.patterns import Candidate, around, select
-from ..attachment.specialise import original_class
 from ..observation.blocks import check_block
 from ..observation.observing import Observed
 from ..observation.probe import has_fused_path, spot_at
@@ -67,10 +66,14 @@ def _later(config: AdapterConfig, chosen: list[Spot]) -> list[Spot]:
             "known; leave them out with a '!' pattern in target= instead:",
             problems=outside,
         )
-    stages = 1 + max(cast(int, spot.stage) for spot in chosen)
-    if skipped >= stages:
-        raise PlanError(f"{config.kind} adapter: skip_stages={skipped} leaves none of the {stages} stages")
-    return [spot for spot in chosen if cast(int, spot.stage) >= skipped]
+    kept = [spot for spot in chosen if cast(int, spot.stage) >= skipped]
+    if not kept:
+        last = max(cast(int, spot.stage) for spot in chosen)
+        raise PlanError(
+            f"{config.kind} adapter: skip_stages={skipped} leaves none of the {len(chosen)} chosen modules: the last "
+            f"is in stage {last}, counted from 0"
+        )
+    return kept
 
 
 def _refuse_frames(network: Network, kind: Kind, sites: list[Site]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...errors import PlanError
-from ..attachment.specialise import original_class
+from ...ports.base import original_class
 from ..attachment.views import ViewBatch, view_of
 from ..attachment.wrappers import own_forward
 from ..observation.examples import BATCH, SIZES_PX, Example

@@ -16,10 +16,10 @@ from ...errors import PlanError
 from ...families import Recognised, find_blocks, find_containers, find_fused, get_block, has_region_masks, recognise
 from ...families.quirks import DIFFERENTIABLE_IN_TRAINING_ONLY
 from ...frozen import layers
-from ...ports.base import SLOT, base_modules
+from ...ports.base import SLOT, base_modules, original_class
 from ..attachment.copies import twin_of
 from ..attachment.record import Memory, Optimised
-from ..attachment.specialise import facets_of, original_class, set_facets
+from ..attachment.specialise import facets_of, set_facets
 from ..observation.blocks import CLOSE, apart, configuration, fused_problem
 from ..observation.describe import facts_of
 from ..observation.examples import Example

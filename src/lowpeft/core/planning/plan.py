@@ -13,12 +13,11 @@ from torch import nn
 from ... import tables
 from ...errors import PlanError
 from ...kinds import AdapterConfig
-from ...ports.base import base_modules, base_parameters
+from ...ports.base import base_modules, base_parameters, original_class
 from ...ports.facts import Facts
 from ...recipes import Recipe, load_recipe, override
 from ..attachment.changes import one_at_a_time
 from ..attachment.record import module_of, root_of
-from ..attachment.specialise import original_class
 from ..attachment.wrappers import refuse_fixed
 from ..observation.blocks import ChangedBlockError, OtherBlockError, check_block, variant_in
 from ..observation.describe import facts_of, is_described

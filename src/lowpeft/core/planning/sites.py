@@ -16,17 +16,17 @@ from ...errors import PlanError
 from ...families import TOKENS, Recognised, find_containers, find_places, get_block
 from ...kinds import Adapter, AdapterConfig, Attachment, Layer, get_kind
 from ...ports.attachment import Spot
-from ...ports.base import base_modules
+from ...ports.base import base_modules, original_class
 from ...ports.facts import Facts
-from ..attachment.specialise import original_class
+from ..observation.observing import Observed
 from ..observation.probe import Probed, probe_places
 from ..observation.trial import Trial
 
 Built = TypeVar("Built")
 
 NOT_PROBED = {
-    TOKENS: "the network belongs to no known family, and which of its modules is a softmax over tokens, and how to add "
-    "keys and values to it, only a family can say: register one"
+    TOKENS: "the network belongs to no known family, and not every one of its blocks has an nn.MultiheadAttention or a "
+    "module with qkv, proj and num_heads that is plain attention; register a family that says where its attention is"
 }
 """Reasons why a network of no known family lacks a place, by its name."""
 
@@ -107,6 +107,16 @@ class Network:
         advice = advice or "Name modules with target=, or register a family that has this place"
         raise PlanError(f"{title} has no place {name!r}; it has {', '.join(sorted(known))}. {advice}")
 
+    def pixels_per_position(self, path: str) -> int | None:
+        """Return the pixels of the image's sides per position of a module's output, where it lies on the image's grid.
+
+        None if no test image's sides are the same multiple of those of the output.
+        """
+        try:
+            return self.trial.first(lambda observed: _pixels_per_position(observed, path))
+        except PlanError:
+            return None
+
     @functools.cached_property
     def containers(self) -> dict[str, tuple[int | None, int | None]]:
         """Stage and block numbers by the path of the module that is the stage (block None) or the block."""
@@ -117,6 +127,16 @@ class Network:
         parts = path.split(".")
         around = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
         return next((self.containers[path] for path in around if path in self.containers), (None, None))
+
+
+def _pixels_per_position(observed: Observed, path: str) -> int:
+    seen, image = observed.modules.get(path), observed.example.size
+    if seen is None or seen.size is None or image is None:
+        raise PlanError(f"the height and width of the output of {path} are not known")
+    pixels = image[0] // max(1, seen.size[0])
+    if (pixels * seen.size[0], pixels * seen.size[1]) != tuple(image):
+        raise PlanError(f"the output of {path} is not on the grid of an image of {image}: it has sides {seen.size}")
+    return pixels
 
 
 # --- one site --------------------------------------------------------------------------------------------------------

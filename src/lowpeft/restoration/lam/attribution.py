@@ -25,10 +25,10 @@ from torch.nn import functional as F
 
 from ... import checks, tables
 from ...core.attachment.record import module_of
-from ...core.attachment.specialise import original_class
 from ...core.observation.describe import image_facts
 from ...errors import DataError, did_you_mean
 from ...families.quirks import DIFFERENTIABLE_IN_TRAINING_ONLY
+from ...ports.base import original_class
 from ...ports.facts import ImageFacts
 from ..inference.network import Views, check_images, first_parameter, in_eval_mode, run_padded, size
 
