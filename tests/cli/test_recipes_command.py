@@ -30,10 +30,10 @@ def test_the_table_has_every_recipe_and_fits_a_terminal(
 def test_the_table_shows_what_the_rows_say(capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(printed(capsys).split())
     for row in overview():
-        assert f"{row.paper} – {row.summary}" in text
+        assert f"{'; '.join(row.where)}: {row.summary}{f' ({row.paper})' * bool(row.paper)}" in text
         shares = " ".join(str(row.shares.get(network, "–")) for network in counts()["networks"])
         answers = [{True: "yes", False: "no", None: "–"}[answer] for answer in (row.mergeable, row.needs_data)]
-        assert f"{'; '.join(row.where)} {shares} {' '.join(answers)}" in text
+        assert f"{row.name} {', '.join(row.adapters) or '–'} {shares} {' '.join(answers)}" in text
 
 
 def test_a_registered_recipe_is_in_the_table_without_a_share(

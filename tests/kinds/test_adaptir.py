@@ -327,17 +327,67 @@ def test_a_spectral_adapter_moves_with_the_image_and_turns_with_it() -> None:
 @both_kinds
 def test_images_are_not_cut_into_strips_unless_it_is_allowed(config: Any) -> None:
     base, image, tiling = swinir(), torch.rand(3, 32, 16), Tiling(strip_px=8, context_px=8, align_px=8)
-    before, allowed = lowpeft.describe(base), lowpeft.describe(base, strips=True)
+    before, too_early = lowpeft.describe(base), lowpeft.describe(base, strips=True)
     assert lowpeft.enhance(base, image, tiling=tiling).shape == (3, 64, 32)
     model = randomise_adapters(lowpeft.adapt(base, config), std=0.5).eval()
-    for refused in (model, before, lowpeft.describe(model), lowpeft.describe(before, min_px=8), nn.Sequential(model)):
+    described = (before, too_early, lowpeft.describe(model), lowpeft.describe(before, min_px=8))
+    for refused in (model, *described, nn.Sequential(model)):
         with pytest.raises(DataError, match=rf"{config.kind} adapters read the whole image.*strips=True"):
             lowpeft.enhance(refused, image, tiling=tiling)
     whole = lowpeft.enhance(before, image)
-    for one in (allowed, lowpeft.describe(model, strips=True)):
-        assert (lowpeft.enhance(one, image, tiling=tiling) - whole).abs().max() > 1e-3
+    allowed = lowpeft.describe(model, strips=True)
+    assert (lowpeft.enhance(allowed, image, tiling=tiling) - whole).abs().max() > 1e-3
     lowpeft.restore(model)
     assert lowpeft.enhance(before, image, tiling=tiling).shape == (3, 64, 32)
+
+
+def statistics(model: nn.Module) -> list[Tensor]:
+    return [t.clone() for name, t in lowpeft.adapter_state_dict(model).items() if "running" in name]
+
+
+@pytest.mark.filterwarnings("ignore:torch.utils.checkpoint", "ignore:None of the inputs have requires_grad")
+def test_checkpointing_repeats_a_forward_without_counting_it_twice() -> None:
+    found = []
+    for checkpointing in (False, True):
+        model = lowpeft.adapt(swinir(), AdaptIRConfig(hidden=4)).train()
+        for module in model.modules():
+            if hasattr(module, "use_checkpoint"):
+                module.use_checkpoint = checkpointing
+        randomise_adapters(model)
+        model(noise(2, 3, 16, 16, dtype=torch.float32)).square().mean().backward()
+        found.append((statistics(model), [p.grad for _, p in lowpeft.adapter_parameters(model)]))
+    for plain, repeated in zip(*found, strict=True):
+        for one, other in zip(plain, repeated, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_frozen_adapter_keeps_its_statistics_and_uses_them() -> None:
+    model, x = randomise_adapters(lowpeft.adapt(swinir(), AdaptIRConfig(hidden=4), name="a")), torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        wanted = model.eval()(x)
+    before = statistics(model)
+    for _, parameter in lowpeft.adapter_parameters(model):
+        parameter.requires_grad_(False)
+    with torch.no_grad():
+        assert torch.equal(model.train()(x), wanted)
+    for old, new in zip(before, statistics(model), strict=True):
+        assert torch.equal(old, new)
+
+
+def test_a_batch_that_is_not_finite_leaves_the_statistics_finite() -> None:
+    model = lowpeft.adapt(swinir(), AdaptIRConfig(hidden=4)).train()
+    x = torch.rand(1, 3, 16, 16)
+    model(x * torch.nan)
+    assert all(t.isfinite().all() for t in statistics(model))
+    before = statistics(model)
+    model(x)
+    assert not all(map(torch.equal, before, statistics(model)))
+
+
+@both_kinds
+def test_no_images_give_no_images(config: Any) -> None:
+    adapter = filled({"adaptir": AdaptIR, "spectral": Spectral}[config.kind](8, config)).eval()
+    assert adapter.delta(features_of(noise(0, *SIZE, 8), Layout.NCHW)).shape == (0, 8, *SIZE)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -162,7 +162,14 @@ def test_recipes_for_weights_train_as_the_stereo_recipe_does(name: str) -> None:
     assert dataclasses.replace(recipe.training, learning_rate=rate) == STEREO.training
 
 
-@ADAPTING
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if len(load_recipe(name).adapters) > 1 else pytest.param(name, marks=pytest.mark.slow)
+        for name in bundled()
+        if load_recipe(name).adapters
+    ],
+)
 def test_recipes_start_as_the_network_itself(name: str) -> None:
     """On the demo's network, whose size is between the tiny ones of other tests and published ones."""
     base = demo_backbone()
@@ -253,7 +260,7 @@ def test_a_file_that_is_not_text_is_refused_by_name(tmp_path: Path) -> None:
         ({"adapter": {"kind": "spatial"}}, "[[adapter]]"),
         ({"adapter": [{"reduction": 4}]}, "'kind', not {'reduction': 4}"),
         ({"adapter": [{"kind": "spacial"}]}, "'spacial'"),
-        ({"adapter": [{"kind": "spacial"}]}, "(did you mean 'spatial'?)"),
+        ({"adapter": [{"kind": "spacial"}]}, "(did you mean 'spatial'"),
         ({"adapter": [{"kind": "spatial", "reductoin": 4}]}, "'reductoin' (did you mean 'reduction'?)"),
         ({"adapter": [{"kind": "spatial", "every": 2}]}, "'every'"),
         ({"adapter": [{"kind": "spatial", "reduction": 0}]}, "reduction must be a whole number of at least 1, not 0"),

@@ -589,7 +589,11 @@ SITE, SITES = "layers.1.conv", {"norm": "layers.1.residual_group.blocks.0.norm1"
 SITE_INPUT = torch.randn(2, 12, 4, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
 
 
-ON_A_SITE = [kind.name for kind in kinds() if kind.name not in (*TOKENS, "lst")]
+ON_A_SITE = [
+    pytest.param(kind.name, marks=[] if kind.name in ("stereo", "lora", "vera", "norm") else pytest.mark.slow)
+    for kind in kinds()
+    if kind.name not in (*TOKENS, "lst")
+]
 """Kinds that add to what one module gives; those for attention and images are in tests/kinds/test_{tokens,lst}.py."""
 
 

@@ -48,9 +48,9 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _table(rows: Sequence[RecipeRow]) -> str:
-    """Return the table, with the paper and the summary of each recipe below its row."""
+    """Return the table, with the places, the summary and the paper of each recipe below its row."""
     networks = tuple(counts()["networks"])
-    header = ("recipe", "adapters", "where", *networks, "merge", "data")
+    header = ("recipe", "adapters", *networks, "merge", "data")
     cells = [header]
     for row in rows:
         shares = (str(row.shares.get(network, tables.NOTHING)) for network in networks)
@@ -58,13 +58,12 @@ def _table(rows: Sequence[RecipeRow]) -> str:
             (
                 row.name,
                 ", ".join(row.adapters) or tables.NOTHING,
-                "; ".join(row.where),
                 *shares,
                 *_answers(row).values(),
             )
         )
     heading, *lines = tables.text(cells).splitlines()
-    texts = (f"  {row.paper} – {row.summary}" if row.paper else f"  {row.summary}" for row in rows)
+    texts = (f"  {'; '.join(row.where)}: {row.summary}{f' ({row.paper})' * bool(row.paper)}" for row in rows)
     return "\n".join([heading, *(f"{line}\n{wrapped(text)}" for line, text in zip(lines, texts, strict=True))])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -144,20 +144,19 @@ class AdaptIR(FeatureAdapter):
         return self.training and self.norm.weight.requires_grad
 
     def _normed(self, x: Tensor) -> Tensor:
-        """Return the BatchNorm of maps (N,h,H,W); its statistics change only while its own parameters are trained.
-
-        They stay as they are where activation checkpointing repeats a forward, and a value that is not finite (of a
-        batch that is thrown away, e.g. after an overflow) never gets into them.
-        """
+        """Return the BatchNorm of maps (N,h,H,W); its statistics change only while its own parameters are trained."""
         norm = self.norm
         if not self._learns_statistics:
             return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
-        if not captured() and torch._C._current_autograd_node() is not None:
-            return F.batch_norm(x, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
-        statistics = [t for t in (norm.running_mean, norm.running_var) if t is not None]
-        before = [t.clone() for t in statistics]
-        normed: Tensor = norm(x)
-        with torch.no_grad():
-            for tensor, old in zip(statistics, before, strict=True):
-                tensor.copy_(torch.where(tensor.isfinite(), tensor, old))
-        return normed
+        if captured() or torch._C._current_autograd_node() is None:  # else checkpointing repeats a forward
+            self._count(x.detach().to(norm.weight.dtype))
+        return F.batch_norm(x, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
+
+    @torch.no_grad()
+    def _count(self, x: Tensor) -> None:
+        """Move the statistics towards those of a batch, but to no value that is not finite (e.g. of an overflow)."""
+        norm: Any = self.norm
+        for running, new in ((norm.running_mean, x.mean((0, 2, 3))), (norm.running_var, x.var((0, 2, 3)))):
+            moved = running.lerp(new, norm.momentum)
+            running.copy_(torch.where(moved.isfinite(), moved, running))
+        norm.num_batches_tracked += 1
