@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import random
 import re
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import lowpeft
-from lowpeft import PlanError
+from lowpeft import AdapterConfig, PlanError, PrefixConfig, VPTConfig
 from lowpeft.core.observation.examples import Example
 from states import assert_same_tensors, randomise_adapters, run_acceptance_script, tensors
 from unfamiliar import (
@@ -1006,3 +1008,163 @@ def test_what_a_wrapped_family_says_of_its_output_is_not_believed_of_the_wrapper
         model = lowpeft.adapt(network, recipe)
         found = torch.cat(model(x[:1], x[1:])) if recipe == "stereo" else model(x)
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("placement", ["parallel", "parallel_both"])
+def test_what_a_layer_writes_in_place_was_read_before(placement: str) -> None:
+    class Activated(nn.Module):
+        """Both branches begin with a ReLU of the branch's input."""
+
+        def __init__(self, dim: int, *, inplace: bool) -> None:
+            super().__init__()
+            self.norm1, self.norm2 = nn.GroupNorm(1, dim), nn.GroupNorm(1, dim)
+            self.attn = nn.Sequential(nn.ReLU(inplace=inplace), nn.Conv2d(dim, dim, 1))
+            self.mlp = nn.Sequential(nn.ReLU(inplace=inplace), nn.Conv2d(dim, dim, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.attn(self.norm1(x))
+            return x + self.mlp(self.norm2(x))
+
+    x, found = torch.rand(2, 3, 12, 14), []
+    for inplace in (False, True):
+        torch.manual_seed(0)
+        network = Plain(functools.partial(Activated, inplace=inplace)).eval()
+        model = randomise_adapters(lowpeft.adapt(network, "spatial", placement=placement))
+        lowpeft.check_trainable(model, x)
+        with torch.no_grad():
+            found.append(model(x))
+    assert torch.equal(*found)
+
+
+def test_a_module_that_overwrites_its_input_is_told() -> None:
+    class Doubling(nn.Module):
+        def __init__(self, dim: int) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(dim, dim, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x.mul_(2))
+
+    class Calling(nn.Module):
+        def __init__(self, dim: int) -> None:
+            super().__init__()
+            self.norm, self.mlp = nn.GroupNorm(1, dim), Doubling(dim)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.mlp(self.norm(x))
+
+    model = lowpeft.adapt(Plain(Calling).eval(), "spatial", placement="parallel")
+    with torch.no_grad(), pytest.raises(PlanError, match="Doubling overwrites its input"):
+        model(torch.rand(2, 3, 12, 14))
+
+
+# --- tokens ----------------------------------------------------------------------------------------------------------
+
+
+class QKV(nn.Module):
+    """Attention of a vision transformer."""
+
+    def __init__(self, dim: int, *, biased: bool = False) -> None:
+        super().__init__()
+        self.num_heads, self.qkv, self.proj = 2, nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.bias = nn.Parameter(torch.rand(1)) if biased else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, dim = x.shape
+        q, k, v = self.qkv(x).view(n, length, 3, 2, dim // 2).permute(2, 0, 3, 1, 4)
+        logits = q @ k.transpose(-1, -2) / (dim // 2) ** 0.5
+        if self.bias is not None:
+            logits = logits + self.bias * torch.eye(length)
+        return self.proj((logits.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+class TokenBlock(nn.Module):
+    """A transformer's block on maps; `make` gives its attention, called with tokens, or as torch's."""
+
+    def __init__(self, dim: int, make: Callable[[int], nn.Module], *, masked: bool = False) -> None:
+        super().__init__()
+        self.norm, self.attn, self.masked = nn.LayerNorm(dim), make(dim), masked
+        self.mlp = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = getattr(self.attn, "batch_first", True)
+        tokens = self.norm(x.flatten(2).transpose(1, 2))
+        tokens = tokens if first else tokens.transpose(0, 1)
+        if isinstance(self.attn, nn.MultiheadAttention):
+            mask = torch.zeros(x[0, 0].numel(), x[0, 0].numel()) if self.masked else None
+            y = self.attn(tokens, tokens, tokens, attn_mask=mask, need_weights=False)[0]
+        else:
+            y = self.attn(tokens)
+        x = x + (y if first else y.transpose(0, 1)).transpose(1, 2).reshape(x.shape)
+        return x + self.mlp(x)
+
+
+PLAIN_ATTENTION: dict[str, Callable[[int], nn.Module]] = {
+    "qkv": QKV,
+    "batch first": lambda dim: nn.MultiheadAttention(dim, 2, batch_first=True),
+    "batch second": lambda dim: nn.MultiheadAttention(dim, 2),
+}
+
+
+def by_hand(attention: Any, x: Tensor, config: AdapterConfig, w: Mapping[str, Tensor]) -> Tensor:
+    """Attention of one image's tokens (L,C) with extra keys and values, head by head."""
+    weights = [attention.qkv.weight, attention.qkv.bias, attention.proj] if isinstance(attention, QKV) else None
+    if weights is None:
+        weights = [attention.in_proj_weight, attention.in_proj_bias, attention.out_proj]
+    matrix, bias, project = weights
+
+    def attended(keys: Tensor, values: Tensor) -> Tensor:
+        q, k, v = (x @ matrix.T + bias).chunk(3, -1)
+        k, v = torch.cat((k, keys)), torch.cat((v, values))
+        half = q.shape[-1] // 2
+        halves = [(q[:, h], k[:, h], v[:, h]) for h in (slice(0, half), slice(half, None))]
+        return project(torch.cat([(a @ b.T / half**0.5).softmax(-1) @ c for a, b, c in halves], -1))
+
+    none = x.new_zeros(0, x.shape[1])
+    if config.kind == "prefix":
+        keys, values = w["keys"][0], w["values"][0]
+    else:
+        _, keys, values = (w["prompts"][0] @ matrix.T + bias).chunk(3, -1)
+    without = attended(none, none)
+    return without + w["gate"] * (attended(keys, values) - without)
+
+
+@pytest.mark.parametrize("name", PLAIN_ATTENTION)
+@pytest.mark.parametrize("config", [PrefixConfig(tokens=3), VPTConfig(tokens=3)], ids=lambda c: c.kind)
+@torch.no_grad()  # with gradients, torch's own fast path ends where they begin, and rounds otherwise
+def test_plain_attention_of_an_unknown_network_takes_tokens(config: AdapterConfig, name: str) -> None:
+    torch.manual_seed(0)
+    network = Plain(lambda dim: TokenBlock(dim, PLAIN_ATTENTION[name])).eval().requires_grad_(False).double()
+    x = torch.rand(2, 3, 6, 10, dtype=torch.float64)
+    wanted = network(x)
+    model = lowpeft.adapt(network, config)
+    assert [s.path for s in lowpeft.plan(network, config, name="again").sites] == [f"stages.{i}.attn" for i in range(4)]
+    assert torch.equal(model(x), wanted)
+    randomise_adapters(model)
+    with torch.enable_grad():
+        lowpeft.check_trainable(model, x)
+    seen: list[tuple[Tensor, Tensor]] = []
+    attention = network.stages[0].attn
+    attention.register_forward_hook(lambda m, a, out: seen.append((a[0], out[0] if isinstance(out, tuple) else out)))
+    together = model(x)
+    for i in (0, 1):
+        torch.testing.assert_close(model(x[i : i + 1]), together[i : i + 1], rtol=1e-9, atol=1e-9)
+    given, found = (t.transpose(0, 1) if name == "batch second" else t for t in seen[0])
+    state = {n.rpartition(".")[2]: t for n, t in lowpeft.adapter_state_dict(model).items() if n.startswith("stages.0.")}
+    for i in (0, 1):
+        torch.testing.assert_close(found[i], by_hand(attention, given[i], config, state), rtol=1e-9, atol=1e-9)
+
+
+def test_attention_with_a_position_bias_of_its_own_is_not_plain() -> None:
+    network = Plain(lambda dim: TokenBlock(dim, functools.partial(QKV, biased=True)))
+    assert "is plain attention" in refusal(network, "vpt")
+
+
+def test_masks_and_tokens_do_not_go_together() -> None:
+    attention = PLAIN_ATTENTION["batch first"]
+    model = lowpeft.adapt(Plain(lambda dim: TokenBlock(dim, attention)).eval(), "vpt")
+    for module in model.modules():
+        if isinstance(module, TokenBlock):
+            module.masked = True
+    with torch.no_grad(), pytest.raises(PlanError, match="without masks"):
+        model(torch.rand(1, 3, 6, 10))

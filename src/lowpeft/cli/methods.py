@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from .. import tables
 from ..core.operations.methods import MethodRow, methods
 from .common import add_weights, backbone, new_command, wrapped
 
+_GROUPS = ("features", "tokens", "image", "weights")
 _HEADER = ("kind", "acts on", "places", "merge", "rows", "data")
 _HEADER_OF_NETWORK = ("trained", "share", "kept")
 _NOTES = (
@@ -19,7 +21,7 @@ _NOTES = (
     "merge: it can be written into the weights. rows: it needs the height and width of features.",
     "data: it learns its initial values from data.",
     "C: channels of features. rows, columns: output channels of a layer, and its other dimensions together.",
-    "lowpeft recipes shows recipes that use these kinds, docs/methods has a page for each.",
+    "Rows have default settings. lowpeft recipes shows recipes that use the kinds, docs/methods has a page for each.",
 )
 _OF_NETWORK = (
     "trained: parameters with default settings, and their share of the network's. kept: bytes that a forward keeps for "
@@ -44,10 +46,13 @@ def add_to(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Print the table, or its rows as JSON."""
     model = None if options.weights is None else backbone(options, quiet=True)
+    if model is not None and not options.no_memory:
+        print("running the network once for each kind, to count what it keeps (--no-memory does not)", file=sys.stderr)
     rows = methods(model, memory=not options.no_memory)
     if options.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2, ensure_ascii=False))
         return
+    rows = tuple(sorted(rows, key=lambda row: _GROUPS.index(row.acts_on)))
     notes = _NOTES if model is None else (_OF_NETWORK, *_NOTES)
     print("\n".join([_table(rows, model is not None), "", *map(wrapped, notes)]))
 

@@ -75,7 +75,8 @@ class AdaptIR(FeatureAdapter):
     m = h // gate_reduction channels, and β = σ(linear(l)), for each position, come from the other branch; both are 1/2
     when new. `up` maps back to C, without a bias, and starts at zero, so that a new adapter adds nothing.
 
-    Trained parameters per site: 2·C·h + 12·h + h·r + 9·r + 2·h·⌊h/2⌋ + ⌊h/2⌋ + 2·h·m + m + 2.
+    Trained parameters per site: 2·C·h + 12·h + 3·h·r + 10·r + 2·h·m + m + 2, with h = `hidden`, r = max(1, h // 2) and
+    m = max(1, h // `gate_reduction`).
 
     That is 29,069 at C = 576 with the defaults (IPT), and 4,817 at C = 180 with reduction = 14 and gate_reduction = 4
     (EDT). Without the phase's factor it is h fewer. The saved file also has the BatchNorm's statistics.

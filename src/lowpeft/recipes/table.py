@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from ..errors import PlanError
-from ..kinds import AdapterConfig
+from ..kinds import KINDS, AdapterConfig
 from ..registry import Registry
 from .recipe import Recipe, recipe_from_dict
 from .toml_files import read_toml, toml_header, toml_names
@@ -54,6 +54,9 @@ def load_recipe(recipe: str | Path | Recipe | AdapterConfig | Sequence[AdapterCo
         return Recipe(name=recipe.kind, adapters=(recipe,))
     if isinstance(recipe, str) and recipe in RECIPES:
         return RECIPES[recipe]
+    if isinstance(recipe, str) and recipe in KINDS and recipe not in bundled():
+        config = KINDS[recipe].config.__name__
+        raise PlanError(f"{recipe!r} is a kind without a recipe of its name: pass a config, {config}(…), instead")
     if isinstance(recipe, (str, Path)):
         table, origin = read_toml(recipe, resources.files(__package__), what="recipe", others=tuple(RECIPES))
         return recipe_from_dict(table, origin=origin)

@@ -19,6 +19,8 @@ from ...ports.facts import Backbone, Facts, ImageFacts
 from ...ports.layouts import Size
 from ..attachment.calls import image_in, to_network
 from ..attachment.record import has_record, module_of, pieces, record_of, root_of, unwrap
+from ..attachment.running import in_force
+from ..attachment.settings import is_off
 from .examples import Example, examples
 from .trial import MOST_RUNS, Trial
 
@@ -89,6 +91,7 @@ def describe(  # noqa: PLR0913  (one argument for each fact)
         facts = _measured(trial, given)
     else:
         facts = Facts(**{**known.values, **given, "notes": _without(known.notes, given)})
+        facts = facts if "strips" in given else _with_whole_images(facts, module)
     if given.get("strips"):
         facts = replace(facts, notes=(*facts.notes, _allowed(_whole_image_kinds(module))))
     return Backbone(module=module_of(module), **facts.values)
@@ -165,9 +168,13 @@ def image_facts(model: object) -> ImageFacts:
 
 
 def _whole_image_kinds(model: object) -> list[str]:
-    """Return the kinds of the attached adapters that read the whole image."""
-    attached = pieces(unwrap(model)) if has_record(model) else []
-    return sorted({piece.kind for _, _, piece in attached if getattr(piece, "whole_image", False)})
+    """Return the kinds of the adapters that act here and now and read the whole image."""
+    if not has_record(model):
+        return []
+    root = unwrap(model)
+    acting = {name for name, strength in in_force(record_of(root).switches).values.items() if not is_off(strength)}
+    attached = [piece for name, _, piece in pieces(root) if name in acting]
+    return sorted({piece.kind for piece in attached if getattr(piece, "whole_image", False)})
 
 
 def _allowed(kinds: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -136,7 +137,7 @@ def _zero(kind: Kind, config: AdapterConfig) -> tuple[str, ...]:
             is_bias = (last == "bias" and f"{parent}.weight" in tensors) or last.endswith(("_bias", "running_mean"))
             if tensor.numel() and tensor.is_floating_point() and not is_bias and not tensor.any():
                 zero.append(parent if last == "weight" and parent else name)
-    return tuple(dict.fromkeys(zero))
+    return tuple(dict.fromkeys(re.sub(r"_\d+$", "", name) for name in zero))
 
 
 def _new(kind: Kind, config: AdapterConfig) -> Iterator[nn.Module]:

@@ -49,6 +49,8 @@ def within_budget(network: Network, recipe: Recipe) -> Recipe:
         config = adapters[sized[0]]
         field, values = config.sizes or ("", ())
         count_at = functools.cache(functools.partial(_sized_count, network, config))
+        if all(count_at(value) is None for value in (values[0], values[-1])):
+            _count(network, config)  # where no size fits, the reason is often another one: it raises that
         value, count = _nearest(values, allowed - fixed, count_at)
         adapters[sized[0]] = config.resized(value)
         total, chosen = fixed + count, f"{config.kind} has {field}={_shown(value)}"
@@ -56,7 +58,7 @@ def within_budget(network: Network, recipe: Recipe) -> Recipe:
     network.notes[
         f"budget of {allowed:,.0f} parameters ({_percent(allowed, base)}){'' if met else ' NOT MET'}: {chosen}, "
         f"{total:,} trained ({_percent(total, base)})"
-        + ("; name fewer layers with target= or rows= for fewer" if sized and total > allowed and not met else "")
+        + ("; name fewer places with target= for fewer" if sized and total > allowed and not met else "")
     ] = None
     return dataclasses.replace(recipe, adapters=tuple(adapters), budget=None)
 

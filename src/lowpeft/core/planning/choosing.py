@@ -28,6 +28,9 @@ from .feature_sites import feature_sites
 from .parametrised import how_to_fold
 from .sites import Network, Site, make_site
 
+FEW = 0.1
+"""Least share of the layers that adapters which go to all layers must fit."""
+
 
 def choose_sites(network: Network, config: AdapterConfig) -> list[Site]:
     """Return the sites that a config's target selects, or else the default places of its kind.
@@ -75,10 +78,22 @@ def _weight_sites(network: Network, config: AdapterConfig, kind: Kind) -> list[S
             problems.append(f"{spot.tensors[0]}: {error}")
     if problems and (not by_default or not sites):
         raise PlanError(f"{kind.name} adapters do not fit {len(problems)} of the chosen parameters:", problems=problems)
+    _refuse_few(kind, config, sites, problems)
     if problems:
         network.notes[f"{kind.name}: left out {len(problems)} layers that it does not fit, e.g. {problems[0]}"] = None
     _note_passed_over(network, kind, target, spots)
     return sites
+
+
+def _refuse_few(kind: Kind, config: AdapterConfig, sites: Sequence[Site], problems: Sequence[str]) -> None:
+    """Refuse a size that leaves out nearly every layer, which nobody means who names none."""
+    layers = len(sites) + len(problems)
+    if config.sizes is not None and len(sites) < FEW * layers:
+        raise PlanError(
+            f"{kind.name} adapters with {config.settings} fit only {len(sites)} of {layers} layers; choose another "
+            "size, or name layers with target=:",
+            problems=problems,
+        )
 
 
 def _weight_spots(network: Network, adapter: type[WeightAdapter], config: AdapterConfig) -> Iterator[Spot]:
