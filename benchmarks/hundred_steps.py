@@ -106,7 +106,7 @@ def main() -> None:
         **provenance("python benchmarks/hundred_steps.py --data DATA", "spandrel"),
         "weights": {"dctlsa": WEIGHTS, "demo": "built in"},
         "noise": "sigma 25 of 255 on the LR images",
-        "settings": vars(SETTINGS),
+        "settings": {name: value for name, value in vars(SETTINGS).items() if not name.startswith("crop_")},
         "crop_lr_px": CROP_LR_PX,
         "bf16_steps": BF16_STEPS,
         "averaged_steps": ENDS,
