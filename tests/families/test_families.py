@@ -563,7 +563,9 @@ def test_the_order_of_adapters_with_tokens_does_not_matter() -> None:
     assert not torch.allclose(only_a, only_b)
 
 
-@pytest.mark.parametrize("name", WITH_TOKENS)
+@pytest.mark.parametrize(
+    "name", [n if n in ("hat", "ipt", "swinir") else pytest.param(n, marks=pytest.mark.slow) for n in WITH_TOKENS]
+)
 def test_tokens_of_one_image_stay_with_it_and_are_trained(name: str) -> None:
     root, x = lowpeft.adapt(build(name), TokensConfig()), images(name)
     with torch.no_grad():

@@ -310,7 +310,7 @@ def test_a_budget_keeps_the_scale_and_says_when_it_is_missed() -> None:
     assert "NOT MET" not in str(lowpeft.plan(model, "lora", budget="2%"))
     missed = str(lowpeft.plan(model, "lora", budget="0.1%"))
     assert "NOT MET: lora has rank=1" in missed
-    assert "name fewer layers" in missed
+    assert "name fewer places" in missed
     with pytest.raises(PlanError, match="give one of the two"):
         lowpeft.plan(model, "lora", budget="2%", rank=3)
 

@@ -92,8 +92,8 @@ def describe(  # noqa: PLR0913  (one argument for each fact)
     else:
         facts = Facts(**{**known.values, **given, "notes": _without(known.notes, given)})
         facts = facts if "strips" in given else _with_whole_images(facts, module)
-    if given.get("strips"):
-        facts = replace(facts, notes=(*facts.notes, _allowed(_whole_image_kinds(module))))
+    if given.get("strips") and (whole := _whole_image_kinds(module)):
+        facts = replace(facts, notes=(*facts.notes, _allowed(whole)))
     return Backbone(module=module_of(module), **facts.values)
 
 
@@ -178,11 +178,11 @@ def _whole_image_kinds(model: object) -> list[str]:
 
 
 def _allowed(kinds: list[str]) -> str:
-    """Return the note of facts whose user lets images be cut into strips, for a network with adapters of these kinds.
+    """Return the note of facts whose user lets images be cut into strips, though adapters read the whole image.
 
     Who allowed strips before such an adapter was attached did not mean it.
     """
-    return " with ".join(["strips: allowed by the caller", *([", ".join(kinds)] if kinds else [])])
+    return f"strips: allowed by the caller, with {', '.join(kinds)} adapters"
 
 
 def _with_whole_images(facts: Facts, model: object) -> Facts:
