@@ -110,10 +110,12 @@ class Network:
     def pixels_per_position(self, path: str) -> int | None:
         """Return the pixels of the image's sides per position of a module's output, where it lies on the image's grid.
 
-        None if no test image's sides are the same multiple of those of the output.
+        None if no test image's sides are the same multiple of those of the output. Networks of a known family may pad
+        every image, below and to the right; others could pad on all sides.
         """
+        may_pad = self.recognised is not None
         try:
-            return self.trial.first(lambda observed: _pixels_per_position(observed, path))
+            return self.trial.first(lambda observed: _pixels_per_position(observed, path, may_pad=may_pad))
         except PlanError:
             return None
 
@@ -129,12 +131,13 @@ class Network:
         return next((self.containers[path] for path in around if path in self.containers), (None, None))
 
 
-def _pixels_per_position(observed: Observed, path: str) -> int:
+def _pixels_per_position(observed: Observed, path: str, *, may_pad: bool) -> int:
     seen, image = observed.modules.get(path), observed.example.size
     if seen is None or seen.size is None or image is None:
         raise PlanError(f"the height and width of the output of {path} are not known")
-    pixels = image[0] // max(1, seen.size[0])
-    if (pixels * seen.size[0], pixels * seen.size[1]) != tuple(image):
+    pixels = max(1, image[0] // max(1, seen.size[0]))
+    height, width = (pixels * side for side in seen.size)
+    if (height, width) != tuple(image) and not (may_pad and height >= image[0] and width >= image[1]):
         raise PlanError(f"the output of {path} is not on the grid of an image of {image}: it has sides {seen.size}")
     return pixels
 
