@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 import lowpeft
 import zoo
 from lowpeft import Layer, LoRAConfig, PlanError, SSFConfig
+from lowpeft.core.operations.methods import kept_bytes
 from lowpeft.core.planning.choosing import layer_of
 from lowpeft.kinds import LoRA
 from reference import lora as reference
@@ -75,22 +77,6 @@ def test_two_products_have_the_gradients_of_the_changed_weight(name: str, monkey
         torch.testing.assert_close(outcomes[0], outcomes[1], rtol=0, atol=1e-9)
 
 
-def kept_bytes(model: nn.Module, x: Tensor) -> int:
-    """Bytes of the tensors that a forward keeps for backward, without parameters and buffers."""
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        model(x)
-    return sum(kept.values())
-
-
 @pytest.mark.parametrize("layer", [lambda: nn.Linear(64, 64), lambda: nn.Conv2d(64, 64, 3, padding=1)])
 def test_a_frozen_a_keeps_few_channels_of_the_input(layer: Callable[[], nn.Module]) -> None:
     size = (1, 64, 64) if isinstance(layer(), nn.Linear) else (1, 64, 64, 64)
@@ -100,7 +86,7 @@ def test_a_frozen_a_keeps_few_channels_of_the_input(layer: Callable[[], nn.Modul
         model = lowpeft.adapt(
             nn.Sequential(layer(), layer()), LoRAConfig(target="**", rank=2, freeze_a=frozen), example=x
         )
-        kept[frozen] = kept_bytes(model.train(), x.clone().requires_grad_(True))
+        kept[frozen] = kept_bytes(model.train(), partial(model, x.clone().requires_grad_(True)))
     assert kept[True] < 0.1 * kept[False]
 
 

@@ -18,11 +18,11 @@ from .base import FeatureAdapter, FeatureConfig, at_least
 
 @dataclass(frozen=True, kw_only=True)
 class BottleneckConfig(FeatureConfig):
-    """Base class of the configs of bottlenecks.
+    """Base class of the configs of kinds that are as large as their number of hidden channels.
 
     Attributes:
-        hidden: Number of channels of the bottleneck. The papers take 64 for transformers of 768 channels and more;
-            restoration networks have 48 to 180.
+        hidden: Number of hidden channels, e.g. those of a bottleneck. The papers take 64 for transformers of 768
+            channels and more; restoration networks have 48 to 180.
     """
 
     hidden: int = 16

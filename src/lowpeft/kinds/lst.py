@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from ..errors import PlanError
 from ..ports.attachment import Layer
 from ..ports.layouts import Features, Layout
-from .base import FeatureAdapter, FeatureConfig, Forward, RootPart, Surroundings, at_least
+from .base import FeatureAdapter, Forward, RootPart, Surroundings
+from .bottleneck import BottleneckConfig
 
 TEMPERATURE = 0.1
 KERNEL = 3
@@ -21,25 +22,10 @@ EXPANSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class LSTConfig(FeatureConfig):
-    """Settings of a ladder side network.
-
-    Attributes:
-        hidden: Channels of the side network; the paper takes an eighth of the network's width.
-    """
+class LSTConfig(BottleneckConfig):
+    """Settings of a ladder side network of `hidden` channels; the paper takes an eighth of the network's width."""
 
     kind: ClassVar[str] = "lst"
-
-    hidden: int = 16
-
-    def check(self) -> None:
-        """Raise if `hidden` is below 1."""
-        at_least(self, hidden=1)
-
-    @property
-    def sizes(self) -> tuple[str, Sequence[int]]:
-        """The channels of the side network, from 1."""
-        return "hidden", range(1, 1025)
 
     @property
     def places(self) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -11,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ..ports.layouts import Features
-from .base import FeatureAdapter, FeatureConfig, at_least
+from .base import FeatureAdapter, at_least
+from .bottleneck import BottleneckConfig
 from .fourier import by_frequency
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpectralConfig(FeatureConfig):
+class SpectralConfig(BottleneckConfig):
     """Settings of spectral adapters in every block.
 
     Attributes:
@@ -31,12 +31,8 @@ class SpectralConfig(FeatureConfig):
 
     def check(self) -> None:
         """Raise if `hidden` is below 1, or `bands` below 2."""
-        at_least(self, hidden=1, bands=2)
-
-    @property
-    def sizes(self) -> tuple[str, Sequence[int]]:
-        """The hidden channels, from 1."""
-        return "hidden", range(1, 1025)
+        super().check()
+        at_least(self, bands=2)
 
     @property
     def places(self) -> tuple[str, ...]:

@@ -91,10 +91,9 @@ def describe(  # noqa: PLR0913  (one argument for each fact)
         facts = _measured(trial, given)
     else:
         facts = Facts(**{**known.values, **given, "notes": _without(known.notes, given)})
-        facts = facts if "strips" in given else _with_whole_images(facts, module)
     if given.get("strips") and (whole := _whole_image_kinds(module)):
         facts = replace(facts, notes=(*facts.notes, _allowed(whole)))
-    return Backbone(module=module_of(module), **facts.values)
+    return Backbone(module=module_of(module), **_with_whole_images(facts, module).values)
 
 
 def _check(given: Mapping[str, Any]) -> None:
