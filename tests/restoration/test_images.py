@@ -262,9 +262,11 @@ def test_half_precision_is_widened_before_scaling(dtype: torch.dtype) -> None:
     assert torch.equal(to_uint8(image), to_uint8(image.double()))
 
 
-def test_to_float_takes_only_uint8() -> None:
-    with pytest.raises(DataError, match=r"torch\.float32"):
-        to_float(torch.zeros(3))
+def test_to_float_takes_uint8_and_leaves_float_images_as_they_are() -> None:
+    image = torch.tensor([-0.1, 1.2])
+    assert to_float(image) is image
+    with pytest.raises(DataError, match=r"torch\.int32"):
+        to_float(torch.zeros(3, dtype=torch.int32))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

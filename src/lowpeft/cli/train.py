@@ -16,9 +16,8 @@ from ..errors import LowpeftError
 from ..kinds import WeightAdapter, get_kind
 from ..ports.facts import Backbone
 from ..recipes import Recipe, TrainSettings, load_recipe, override
-from ..restoration.data import Crops, EachViewTwice, Example, find_scenes, load_example, read_clean_crops
+from ..restoration.data import EachViewTwice, Example
 from .common import (
-    add_border,
     add_device,
     add_optimize,
     add_recipe,
@@ -31,6 +30,7 @@ from .common import (
     warn_of_pairs,
     weights_facts,
 )
+from .sources import add_sources, examples_of, training_crops
 
 if TYPE_CHECKING:
     from ..restoration.training import CropSource, Processes, Step, Trained
@@ -49,26 +49,7 @@ def add_to(commands: Any) -> None:
         "lowpeft train stereo --weights CRAFT_x4.pth --data pairs/train --test pairs/test --out my-adapter",
     )
     add_recipe(sub)
-    source = sub.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data", metavar="DIR", help="stereo pairs to train on, in any of the known layouts")
-    source.add_argument(
-        "--images", metavar="DIR", help="single images instead, for recipes that exchange nothing between views"
-    )
-    sub.add_argument(
-        "--each-view-twice",
-        action="store_true",
-        help="train the control: each view of a pair given twice instead of the pair, so with twice as many samples in "
-        "a batch; what a stereo adapter gains over it comes from the other view (evaluate --control)",
-    )
-    sub.add_argument("--data-lr", metavar="DIR", help="LR images of --data or --images, instead of making them")
-    add_border(sub)
-    sub.add_argument(
-        "--validate", metavar="DIR", help="scenes to measure during training; the best result is kept in OUT/best"
-    )
-    sub.add_argument(
-        "--test", action="append", default=[], metavar="DIR", help="scenes to measure afterwards; may be repeated"
-    )
-    sub.add_argument("--test-lr", metavar="DIR", help="LR images of the one --test folder, instead of making them")
+    add_sources(sub)
     sub.add_argument("--out", required=True, metavar="DIR", help="folder for the adapter, log and checkpoints")
     sub.add_argument(
         "--resume", action="store_true", help="continue from the newest checkpoint in --out, if one exists"
@@ -112,14 +93,16 @@ def run(options: argparse.Namespace) -> None:
     settings = recipe.training
     _check(recipe, options)
     scale = image_facts(base).scale
-    scenes = _crops(options, scale, settings)
+    scenes = training_crops(options, scale, settings)
     crops: CropSource = EachViewTwice(scenes) if options.each_view_twice else scenes
     tests: dict[str, list[Example]] = {}
     validate = None
     if processes.main:
-        tests = {folder: _examples(options, folder, scale, options.test_lr) for folder in options.test}
+        tests = {folder: examples_of(options, folder, scale, options.test_lr) for folder in options.test}
         if options.validate:
-            validate = validation(_examples(options, options.validate, scale), each_view_twice=options.each_view_twice)
+            validate = validation(
+                examples_of(options, options.validate, scale), each_view_twice=options.each_view_twice
+            )
     model = build_model(base, recipe)
     module_of(model).to(device(options.device) if processes.device is None else processes.device)
     if not recipe.from_scratch:
@@ -189,29 +172,6 @@ def _check(recipe: Recipe, options: argparse.Namespace) -> None:
         problems.append(f"--merge does not work with recipe {recipe.name!r}: {why}")
     if problems:
         raise LowpeftError("these options cannot be used together:", problems=problems)
-
-
-def _crops(options: argparse.Namespace, scale: int, settings: TrainSettings) -> Crops:
-    """Return crops of the training scenes."""
-    folder, views = options.images or options.data, _views(options)
-    return Crops(
-        find_scenes(folder, scale=scale, lr_folder=options.data_lr, views=views),
-        scale,
-        crop_px=(settings.crop_height_px, settings.crop_width_px),
-        seed=settings.seed,
-        clean_crops=read_clean_crops(folder, views=views),
-        border=options.border,
-    )
-
-
-def _examples(options: argparse.Namespace, folder: str, scale: int, lr: str | None = None) -> list[Example]:
-    """Load the scenes of a folder, with the same number of views as the training scenes."""
-    scenes = find_scenes(folder, scale=scale, lr_folder=lr, views=_views(options))
-    return [load_example(scene, scale, border=options.border) for scene in scenes]
-
-
-def _views(options: argparse.Namespace) -> Literal[1, 2]:
-    return 1 if options.images else 2
 
 
 def _print_plan(model: object, recipe: Recipe, crops: CropSource, processes: Processes) -> None:

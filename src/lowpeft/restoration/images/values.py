@@ -8,13 +8,15 @@ from ...errors import DataError
 
 
 def to_float(image: torch.Tensor) -> torch.Tensor:
-    """Convert a uint8 image 0..255 of any shape to float32 0..1.
+    """Convert a uint8 image 0..255 of any shape to float32 0..1; a float image is returned as it is.
 
     Raises:
-        DataError: The image is not uint8.
+        DataError: The image is neither uint8 nor of a float type.
     """
+    if image.is_floating_point():
+        return image
     if image.dtype != torch.uint8:
-        raise DataError(f"expected a uint8 image, not {image.dtype}")
+        raise DataError(f"expected a uint8 or a float image, not {image.dtype}")
     return image.to(torch.float32) / 255
 
 

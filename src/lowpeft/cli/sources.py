@@ -1,0 +1,58 @@
+"""Options of `lowpeft train` that say where images come from, and the crops and scenes that they select."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Literal
+
+from ..recipes import TrainSettings
+from ..restoration.data import Crops, Example, find_scenes, load_example, read_clean_crops
+from .common import add_border
+
+
+def add_sources(sub: argparse.ArgumentParser) -> None:
+    """Add the options for training, validation and test images."""
+    source = sub.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", metavar="DIR", help="stereo pairs to train on, in any of the known layouts")
+    source.add_argument(
+        "--images", metavar="DIR", help="single images instead, for recipes that exchange nothing between views"
+    )
+    sub.add_argument(
+        "--each-view-twice",
+        action="store_true",
+        help="train the control: each view of a pair given twice instead of the pair, so with twice as many samples in "
+        "a batch; what a stereo adapter gains over it comes from the other view (evaluate --control)",
+    )
+    sub.add_argument("--data-lr", metavar="DIR", help="LR images of --data or --images, instead of making them")
+    add_border(sub)
+    sub.add_argument(
+        "--validate", metavar="DIR", help="scenes to measure during training; the best result is kept in OUT/best"
+    )
+    sub.add_argument(
+        "--test", action="append", default=[], metavar="DIR", help="scenes to measure afterwards; may be repeated"
+    )
+    sub.add_argument("--test-lr", metavar="DIR", help="LR images of the one --test folder, instead of making them")
+
+
+def training_crops(options: argparse.Namespace, scale: int, settings: TrainSettings) -> Crops:
+    """Return crops of the training scenes."""
+    folder, count = options.images or options.data, views(options)
+    return Crops(
+        find_scenes(folder, scale=scale, lr_folder=options.data_lr, views=count),
+        scale,
+        crop_px=(settings.crop_height_px, settings.crop_width_px),
+        seed=settings.seed,
+        clean_crops=read_clean_crops(folder, views=count),
+        border=options.border,
+    )
+
+
+def examples_of(options: argparse.Namespace, folder: str, scale: int, lr: str | None = None) -> list[Example]:
+    """Load the scenes of a folder, with the same number of views as the training scenes."""
+    scenes = find_scenes(folder, scale=scale, lr_folder=lr, views=views(options))
+    return [load_example(scene, scale, border=options.border) for scene in scenes]
+
+
+def views(options: argparse.Namespace) -> Literal[1, 2]:
+    """Return the number of views of the scenes that the options ask for."""
+    return 1 if options.images else 2
