@@ -7,6 +7,7 @@ from typing import Literal
 
 from ..recipes import TrainSettings
 from ..restoration.data import Crops, Example, find_scenes, load_example, read_clean_crops
+from ..restoration.degradations import PRESETS, STEPS, degradation
 from .common import add_border
 
 
@@ -23,7 +24,12 @@ def add_sources(sub: argparse.ArgumentParser) -> None:
         help="train the control: each view of a pair given twice instead of the pair, so with twice as many samples in "
         "a batch; what a stereo adapter gains over it comes from the other view (evaluate --control)",
     )
-    sub.add_argument("--data-lr", metavar="DIR", help="LR images of --data or --images, instead of making them")
+    sub.add_argument(
+        "--data-lr",
+        metavar="DIR",
+        help="degraded or LR images of --data or --images, instead of those beside them or of making them",
+    )
+    add_degrade(sub)
     add_border(sub)
     sub.add_argument(
         "--validate", metavar="DIR", help="scenes to measure during training; the best result is kept in OUT/best"
@@ -31,7 +37,21 @@ def add_sources(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--test", action="append", default=[], metavar="DIR", help="scenes to measure afterwards; may be repeated"
     )
-    sub.add_argument("--test-lr", metavar="DIR", help="LR images of the one --test folder, instead of making them")
+    sub.add_argument(
+        "--test-lr", metavar="DIR", help="degraded or LR images of the one --test folder, instead of making them"
+    )
+
+
+def add_degrade(sub: argparse.ArgumentParser) -> None:
+    """Add the option that makes degraded images from clean ones."""
+    steps = ", ".join(f"{name}:VALUE" if step.valued else name for name, step in STEPS.items())
+    sub.add_argument(
+        "--degrade",
+        metavar="STEPS",
+        type=degradation,
+        help=f"make the degraded images from the clean ones: {steps}, in order and separated by commas, e.g. noise:25 "
+        f"or blur:1.2,down:4,noise:5..10,jpeg:60; or {' or '.join(PRESETS)}; see docs/data.md",
+    )
 
 
 def training_crops(options: argparse.Namespace, scale: int, settings: TrainSettings) -> Crops:
@@ -44,13 +64,14 @@ def training_crops(options: argparse.Namespace, scale: int, settings: TrainSetti
         seed=settings.seed,
         clean_crops=read_clean_crops(folder, views=count),
         border=options.border,
+        degrade=options.degrade,
     )
 
 
 def examples_of(options: argparse.Namespace, folder: str, scale: int, lr: str | None = None) -> list[Example]:
     """Load the scenes of a folder, with the same number of views as the training scenes."""
     scenes = find_scenes(folder, scale=scale, lr_folder=lr, views=views(options))
-    return [load_example(scene, scale, border=options.border) for scene in scenes]
+    return [load_example(scene, scale, border=options.border, degrade=options.degrade) for scene in scenes]
 
 
 def views(options: argparse.Namespace) -> Literal[1, 2]:

@@ -14,8 +14,9 @@ from torch.utils.data import Dataset
 
 from ...errors import DataError
 from ...ports.layouts import Size
+from ..degradations import Degradation
 from ..images import Border, to_float
-from .examples import load_example, usable_size
+from .examples import check_degraded, load_example, read_views, usable_size
 from .model import Example, Rectangle, Scene
 
 CHECKED_SCENES = 1000
@@ -38,6 +39,10 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
     mirrored top to bottom, and have R, G and B permuted. Single images are randomly mirrored both ways; square crops
     are also turned by quarter turns.
 
+    With `degrade` the LR crops are made from the HR crops, anew for each sample, with random numbers that depend on
+    `seed` and `i` too. A margin around the crop is degraded with it where the scene has one, so that blur sees its
+    surroundings. Without `degrade`, scenes without LR files get LR views by MATLAB's bicubic.
+
     Scenes are decoded on first use and cached as uint8 until `memory_mb` is reached. The remaining scenes are decoded
     on every use; evicting others for them would gain nothing, since all scenes recur equally often.
 
@@ -48,14 +53,16 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         augment: True to mirror, permute and turn crops as above.
         seed: Any whole number.
         clean_crops: Usable rectangle of a scene in HR px, by scene name; see `read_clean_crops`.
-        border: Border of the LR views that are made; see `load_example`.
+        border: Border of the LR views that MATLAB's bicubic makes; see `load_example`.
+        degrade: Degradation that makes the LR crops, instead of LR files or bicubic.
         memory_mb: Size of the cache in MiB, per process: each DataLoader worker has a cache of this size.
 
     Raises:
-        DataError: There are no scenes, their numbers of views differ, the crop is not a multiple of the scale, or
-            scenes are smaller than the crop or have files of inconsistent sizes (all are listed). The check reads the
-            file headers of at most `CHECKED_SCENES` scenes. Errors in other scenes, and damage after a header, raise
-            from `crops[i]`. The scene is always named.
+        DataError: There are no scenes, their numbers of views differ, the crop is not a multiple of the scale, nothing
+            degrades the images (at scale 1), the degradation is for another scale, or scenes are smaller than the crop
+            or have files of inconsistent sizes (all are listed). The check reads the file headers of at most
+            `CHECKED_SCENES` scenes. Errors in other scenes, and damage after a header, raise from `crops[i]`. The scene
+            is always named.
     """
 
     scenes: Sequence[Scene]
@@ -66,6 +73,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
     seed: int = 0
     clean_crops: Mapping[str, Rectangle] | None = None
     border: Border = "symmetric"
+    degrade: Degradation | None = None
     memory_mb: float = 4096
     _kept: dict[int, Example] = field(default_factory=dict, init=False, repr=False)
     _free_bytes: float = field(default=0, init=False, repr=False)
@@ -80,6 +88,8 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
             raise DataError("crops need at least one scene, but none was given")
         if len({len(scene.hr) for scene in self.scenes}) > 1:
             raise DataError("some scenes are pairs and others single images; give them to separate Crops")
+        for scene in self.scenes:
+            check_degraded(scene, self.scale, self.degrade)
         count = len(self.scenes)
         numbers = sorted({n * count // CHECKED_SCENES for n in range(CHECKED_SCENES)})  # all, or evenly spaced
         problems = [problem for n in numbers if (problem := self._problem(self.scenes[n])) is not None]
@@ -105,16 +115,29 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         example = self._example(_shuffled(self.seed, epoch, len(self.scenes))[position])
         draws = _Draws("crop", self.seed, index)
         height, width = (side // self.scale for side in self.crop_px)
-        top = draws.below(example.lr[0].shape[-2] - height + 1)
-        left = draws.below(example.lr[0].shape[-1] - width + 1)
-        cut = []
-        for images, s in ((example.lr, 1), (example.hr, self.scale)):
-            rows, columns = slice(top * s, (top + height) * s), slice(left * s, (left + width) * s)
-            cut.append(torch.stack([image[:, rows, columns] for image in images]))
+        rows, columns = (side // self.scale for side in example.hr[0].shape[-2:])
+        top = draws.below(rows - height + 1)
+        left = draws.below(columns - width + 1)
+        hr = _cut(example.hr, top * self.scale, left * self.scale, self.crop_px)
+        if self.degrade is None:
+            lr = _cut(example.lr, top, left, (height, width))
+        else:
+            lr = self._degraded(self.degrade, example.hr, top, left, index)
+        cut = [to_float(lr), to_float(hr)]
         if self.augment:
             cut = _augmented(cut, draws)
-        lr, hr = (to_float(views).contiguous() for views in cut)
-        return lr, hr
+        return cut[0].contiguous(), cut[1].contiguous()
+
+    def _degraded(self, degrade: Degradation, images: Sequence[Tensor], top: int, left: int, index: int) -> Tensor:
+        """Degrade the crop at a row and a column of LR px, with a margin of the scene around it."""
+        s, margin = self.scale, degrade.reach(self.scale) // self.scale
+        height, width = (side // s for side in self.crop_px)
+        y0, x0 = max(0, top - margin), max(0, left - margin)
+        around = [
+            image[:, y0 * s : (top + height + margin) * s, x0 * s : (left + width + margin) * s] for image in images
+        ]
+        degraded = degrade.views(around, s, "crop", self.seed, index)
+        return _cut(degraded, top - y0, left - x0, (height, width))
 
     def __getstate__(self) -> dict[str, Any]:
         # A spawned worker starts with an empty cache.
@@ -125,7 +148,11 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
             return self._kept[number]
         scene = self.scenes[number]
         crop = (self.clean_crops or {}).get(scene.name)
-        example = load_example(scene, self.scale, clean_crop=crop, border=self.border)
+        if self.degrade is None:
+            example = load_example(scene, self.scale, clean_crop=crop, border=self.border)
+        else:
+            _, hr = read_views(scene, self.scale, clean_crop=crop, degrade=self.degrade)
+            example = Example(scene.name, (), hr)
         if smaller := self._smaller(scene, (example.hr[0].shape[-2], example.hr[0].shape[-1])):
             raise DataError(smaller)
         size = sum(image.numel() for image in (*example.lr, *example.hr))
@@ -145,6 +172,11 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         if size[0] >= self.crop_px[0] and size[1] >= self.crop_px[1]:
             return None
         return f"scene {scene.name}: {_sides(size)} can be used, but a crop has {_sides(self.crop_px)}"
+
+
+def _cut(images: Sequence[Tensor], top: int, left: int, size: Size) -> Tensor:
+    """Return the same rectangle of each view, stacked: (V,C,h,w)."""
+    return torch.stack([image[:, top : top + size[0], left : left + size[1]] for image in images])
 
 
 def _sides(size: Size) -> str:

@@ -10,9 +10,12 @@ from torch import Tensor
 
 from ...errors import DataError
 from ...ports.layouts import Size
+from ..degradations import Degradation
 from ..images import Border, image_size, matlab_downscale, matlab_halve, mod_crop, read_image
 from .layouts import MARKED
 from .model import AnyPath, Example, Rectangle, Scene, px
+
+Views = tuple[Tensor, ...]
 
 
 def load_example(
@@ -22,8 +25,11 @@ def load_example(
     clean_crop: Rectangle | None = None,
     border: Border = "symmetric",
     halve: bool = False,
+    degrade: Degradation | None = None,
 ) -> Example:
-    """Read a scene, cut it to whole LR pixels, and make its LR views by MATLAB's bicubic if it has no LR files.
+    """Read a scene, cut it to whole LR pixels, and make its LR views if it has no LR files.
+
+    They are made by `degrade`, the same at every call for scenes of this name, or by MATLAB's bicubic.
 
     Args:
         scene: The scene to read.
@@ -32,12 +38,39 @@ def load_example(
         border: Pixels that MATLAB's bicubic assumes beyond the edge; see `matlab_downscale`.
         halve: True shrinks the HR files by 2 first (`matlab_halve`) and uses the result as HR, which is the field's
             rule for Middlebury. LR files must match the halved HR views.
+        degrade: Degradation that makes the LR views; LR files are not read then.
 
     Raises:
-        DataError: A file cannot be read, the views differ in size, the LR views are not HR / `scale`, or the rectangle
-            is not inside the image; the scene is named.
+        DataError: A file cannot be read, the views differ in size, the LR views are not HR / `scale`, the rectangle is
+            not inside the image, the degradation is for another scale, or nothing degrades the views (at scale 1); the
+            scene is named.
     """
+    lr, hr = read_views(scene, scale, clean_crop=clean_crop, border=border, halve=halve, degrade=degrade)
+    if not lr and degrade is not None:
+        lr = degrade.views(hr, scale, "scene", scene.name)
+    elif not lr:
+        lr = tuple(matlab_downscale(v, scale, border=border) for v in hr)
+    return Example(scene.name, lr, hr)
+
+
+def read_views(
+    scene: Scene,
+    scale: int,
+    *,
+    clean_crop: Rectangle | None = None,
+    border: Border = "symmetric",
+    halve: bool = False,
+    degrade: Degradation | None = None,
+) -> tuple[Views, Views]:
+    """Return the LR views of a scene, none if they are to be made, and its HR views, as `load_example` reads them.
+
+    Raises:
+        DataError: As for `load_example`.
+    """
+    if degrade is not None:
+        scene = Scene(scene.name, scene.hr)
     try:
+        check_degraded(scene, scale, degrade)
         hr, lr = ([read_image(path) for path in paths] for paths in (scene.hr, scene.lr))
         x0, y0, x1, y1 = _kept(scene, list(map(_size, hr)), list(map(_size, lr)), scale, clean_crop, halve)
         if clean_crop is not None:
@@ -46,10 +79,26 @@ def load_example(
         if halve:
             hr = [matlab_halve(v, border=border) for v in hr]
         hr = [mod_crop(v, scale) for v in hr]
-        lr = [v[:, y0:y1, x0:x1] for v in lr] or [matlab_downscale(v, scale, border=border) for v in hr]
+        lr = [v[:, y0:y1, x0:x1] for v in lr]
     except DataError as error:
         raise _of_scene(scene, error) from None
-    return Example(scene.name, tuple(v.contiguous() for v in lr), tuple(v.contiguous() for v in hr))
+    return tuple(v.contiguous() for v in lr), tuple(v.contiguous() for v in hr)
+
+
+def check_degraded(scene: Scene, scale: int, degrade: Degradation | None) -> None:
+    """Check that something makes the degraded views of a scene different from the clean ones.
+
+    Raises:
+        DataError: Nothing does, or the degradation is for another scale.
+    """
+    if degrade is not None:
+        degrade.check(scale)
+    elif scale == 1 and not scene.lr:
+        raise DataError(
+            "a network of scale 1 needs degraded images, and there are none: name their folder (lr_folder=; on the "
+            "command line --data-lr, --lr), or make them, for example degrade=degradation('noise:25') (--degrade "
+            "noise:25)"
+        )
 
 
 def usable_size(scene: Scene, scale: int, *, clean_crop: Rectangle | None = None, halve: bool = False) -> Size:

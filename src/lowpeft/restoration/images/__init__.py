@@ -3,7 +3,16 @@
 An image is a tensor (3, H, W), RGB, uint8 0..255 or float 0..1. Only files need Pillow.
 """
 
-from .files import IMAGE_SUFFIXES, as_picture, image_size, make_folder, read_image, write_image, write_picture
+from .files import (
+    IMAGE_SUFFIXES,
+    as_picture,
+    as_tensor,
+    image_size,
+    make_folder,
+    read_image,
+    write_image,
+    write_picture,
+)
 from .resizing import Border, bicubic_upscale, matlab_downscale, matlab_halve, mod_crop
 from .values import eight_bit, to_float, to_uint8
 
@@ -11,6 +20,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "Border",
     "as_picture",
+    "as_tensor",
     "bicubic_upscale",
     "eight_bit",
     "image_size",

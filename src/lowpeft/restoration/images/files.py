@@ -108,6 +108,12 @@ def _refuse_other_samples(opened: Image, path: Path) -> None:
         )
 
 
+def as_tensor(picture: Image) -> torch.Tensor:
+    """Convert a Pillow image of mode L or RGB to uint8 (1, H, W) or (3, H, W)."""
+    flat = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return flat.view(picture.height, picture.width, -1).permute(2, 0, 1).contiguous()
+
+
 def _pixels(picture: Image) -> torch.Tensor:
     """Convert a Pillow image of any 8-bit mode to uint8 (3, H, W), with transparency composited over white."""
     from PIL import Image
@@ -115,9 +121,7 @@ def _pixels(picture: Image) -> torch.Tensor:
     if picture.has_transparency_data:
         coloured = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured)
-    rgb = picture.convert("RGB")
-    flat = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
-    return flat.view(rgb.height, rgb.width, 3).permute(2, 0, 1).contiguous()
+    return as_tensor(picture.convert("RGB"))
 
 
 def write_image(image: torch.Tensor, path: str | os.PathLike[str]) -> None:

@@ -38,16 +38,17 @@ def mod_crop(image: torch.Tensor, scale: int) -> torch.Tensor:
 
 
 def matlab_downscale(image: torch.Tensor, scale: int, *, border: Border = "symmetric") -> torch.Tensor:
-    """Shrink a uint8 image (..., C, H, W) like MATLAB's `imresize(image, 1/scale, 'bicubic')`.
+    """Shrink an image (..., C, H, W) like MATLAB's `imresize(image, 1/scale, 'bicubic')`.
 
     Args:
-        image: uint8 (..., C, H, W); H and W are multiples of `scale` (see `mod_crop`).
+        image: (..., C, H, W), uint8 (rounded after each of the two passes, as in MATLAB) or float (neither rounded nor
+            clipped); H and W are multiples of `scale` (see `mod_crop`).
         scale: Whole factor to shrink by.
         border: Pixels beyond the edge. `symmetric` mirrors the image, edge pixel included; `replicate` repeats the edge
             pixel. E.g. after a row that ends in 1 2 3: 3 2 1 or 3 3 3.
 
     Returns:
-        uint8 (..., C, H / scale, W / scale).
+        (..., C, H / scale, W / scale) of the same dtype.
 
     Raises:
         DataError: The dtype or shape is another, `scale` does not divide the sides, or the border is unknown.
@@ -59,13 +60,13 @@ def matlab_downscale(image: torch.Tensor, scale: int, *, border: Border = "symme
 
 
 def matlab_halve(image: torch.Tensor, *, border: Border = "symmetric") -> torch.Tensor:
-    """Halve a uint8 image (..., C, H, W) of any size like MATLAB's `imresize(image, 1/2, 'bicubic')`.
+    """Halve an image (..., C, H, W), uint8 or float, of any size like MATLAB's `imresize(image, 1/2, 'bicubic')`.
 
     The field prepares Middlebury scenes this way (`GenerateTrainingPatches.m` of iPASSR): it halves the whole image
     first, then cuts it to multiples of the scale.
 
     Returns:
-        uint8 (..., C, H', W'), where H' and W' are half of H and W, rounded up.
+        (..., C, H', W') of the same dtype, where H' and W' are half of H and W, rounded up.
 
     Raises:
         DataError: The dtype or shape is another, or the border is unknown.
@@ -76,8 +77,6 @@ def matlab_halve(image: torch.Tensor, *, border: Border = "symmetric") -> torch.
 
 def _shrunk(image: torch.Tensor, scale: int, border: Border) -> torch.Tensor:
     """Shrink; a side that `scale` does not divide is rounded up, as in `imresize`."""
-    if image.dtype != torch.uint8:
-        raise DataError(f"MATLAB's bicubic shrinks uint8 images, not {image.dtype}: round with to_uint8 first")
     return _resized(image, [_taps((scale - 1) / 2, stretch=scale)], scale, border)
 
 
@@ -97,8 +96,6 @@ def bicubic_upscale(image: torch.Tensor, scale: int, *, border: Border = "symmet
         DataError: The dtype or shape is another, or the border is unknown.
     """
     _check(image, scale, border)
-    if image.dtype != torch.uint8 and not image.is_floating_point():
-        raise DataError(f"expected a uint8 or float image, not {image.dtype}")
     phases = [_taps((phase + 0.5) / scale - 0.5, stretch=1) for phase in range(scale)]
     return _resized(image, phases, 1, border)
 
@@ -108,6 +105,8 @@ def _check(image: torch.Tensor, scale: int, border: Border = "symmetric") -> Non
         raise DataError(f"the scale must be at least 1, not {scale}")
     if image.ndim < 3 or image.numel() == 0:
         raise DataError(f"expected an image (..., C, H, W), not shape {tuple(image.shape)}")
+    if image.dtype != torch.uint8 and not image.is_floating_point():
+        raise DataError(f"expected a uint8 or float image, not {image.dtype}")
     if problems := checks.one_of("border", border, get_args(Border)):
         raise DataError(*problems)
 
