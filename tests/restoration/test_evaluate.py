@@ -146,7 +146,11 @@ def test_errors_of_lowpeft_keep_their_kind_and_get_the_scene() -> None:
     ("scenes", "protocol", "message"),
     [
         ([], "literature", "no scenes"),
-        ([example("a", views=1)], "literature", "scene a: .* 1 view, .*'literature' .* 2; .*protocol='single-image'$"),
+        (
+            [example("a", views=1)],
+            "literature",
+            "scene a: .* 1 view, .*'literature' .* 2; .*protocol='single-image' or protocol='rgb'$",
+        ),
         ([example("a")], "single-image", "scene a: .* 2 .*'single-image' .* 1"),
         ([example()], "litterature", "did you mean 'literature'"),
         ([example("a"), example("a", seed=2)], "literature", "two scenes are called a"),

@@ -22,7 +22,8 @@ from ..restoration.images import make_folder, to_float, write_picture
 from ..restoration.inference import DEFAULT_WINDOW_PX, Tiling, local_pooling
 from ..restoration.inference.network import Views, multi_view
 from ..restoration.inference.whole import WHOLE
-from ..restoration.metrics import PROTOCOLS, WHOLE_RGB
+from ..restoration.metrics import LITERATURE, PROTOCOLS, WHOLE_RGB
+from ..restoration.words import words
 from ..version import version
 from .common import (
     adapted,
@@ -43,6 +44,7 @@ from .common import (
     warn_of_pairs,
     weights_facts,
 )
+from .sources import add_degrade
 
 if TYPE_CHECKING:
     from ..restoration.evaluation import OtherView, Report, ReportRow
@@ -64,17 +66,21 @@ def add_to(commands: Any) -> None:
     add_weights(sub, required=False)
     add_adapter(sub)
     sub.add_argument("--data", required=True, metavar="DIR", help="scenes, in any of the known layouts")
-    sub.add_argument("--lr", metavar="DIR", help="their LR views, instead of those that the layout has")
+    sub.add_argument("--lr", metavar="DIR", help="their LR or degraded images, instead of those that the layout has")
+    add_degrade(sub)
     _add_controls(sub)
     add_border(sub)
     sub.add_argument("--halve", action="store_true", help="shrink the HR files by 2 first, the rule for Middlebury")
     sub.add_argument(
         "--protocol",
-        default="literature",
         metavar="NAME",
-        help=f"{', '.join(PROTOCOLS)} (default: %(default)s); see docs/evaluation.md",
+        help=f"{', '.join(PROTOCOLS)} (default: literature; rgb for a network of scale 1); see docs/evaluation.md",
     )
-    sub.add_argument("--bicubic", action="store_true", help="also measure bicubic; with --scale it needs no --weights")
+    sub.add_argument(
+        "--bicubic",
+        action="store_true",
+        help="also measure bicubic (at scale 1, the input); with --scale it needs no --weights",
+    )
     sub.add_argument("--scale", type=int, metavar="N", help="of bicubic alone; refuse a network of another scale")
     add_inference(sub)
     sub.add_argument(
@@ -109,10 +115,11 @@ def run(options: argparse.Namespace) -> None:
     """Measure, print and write the reports."""
     from ..restoration.evaluation import by_bicubic, measure, overview, write_reports
 
-    protocol = PROTOCOLS.find(options.protocol)
     remarks = _check(options)
     base = backbone(options) if options.weights else None
     scale = _scale(options, base)
+    options.protocol = options.protocol or ("rgb" if scale == 1 else LITERATURE.name)
+    protocol = PROTOCOLS.find(options.protocol)
     scenes = find_scenes(options.data, scale=scale, lr_folder=options.lr, views=protocol.views or 1)
     models = None if base is None else _models(options, base)
     out = make_folder(options.out) if options.out else None
@@ -120,7 +127,7 @@ def run(options: argparse.Namespace) -> None:
     if options.bicubic:
         seen = partial(_draw, out, scale, None) if out is not None and models is None else None
         bicubic = partial(measure, by_bicubic(scale), scale=scale, protocol=protocol)
-        reports.append(_measured(bicubic, "bicubic", options, scenes, scale, seen))
+        reports.append(_measured(bicubic, words(scale).baseline, options, scenes, scale, seen))
     if models is not None:
         if multi_view(module_of(models[0])) is not None:
             adapters = [config for recipe in recipes_of(models[0]) for config in recipe.adapters]
@@ -165,6 +172,8 @@ def _check(options: argparse.Namespace) -> list[str]:
         LowpeftError: Options exclude each other, or the control was not trained as one.
     """
     refuse_without_adapter(options)
+    if options.lr and options.degrade:
+        raise LowpeftError("--lr names degraded images, and --degrade makes them: give one of the two")
     given = [f"--{name.replace('_', '-')}" for name in NEED_ADAPTER if getattr(options, name)]
     if given and not options.adapter:
         raise LowpeftError(f"{given[0]} needs an adapter of two views: give --adapter")
@@ -282,7 +291,9 @@ def _measured(
     """Measure the scenes with a progress bar; `seen` is called with each and its results."""
     from ..restoration.progress import progress
 
-    examples = (load_example(s, scale, border=options.border, halve=options.halve) for s in scenes)
+    examples = (
+        load_example(s, scale, border=options.border, halve=options.halve, degrade=options.degrade) for s in scenes
+    )
     with progress(method, len(scenes)) as advance:
 
         def after(example: Example, results: Views) -> None:
@@ -305,14 +316,17 @@ def _facts(
     options: argparse.Namespace, scenes: tuple[Scene, ...], scale: int, base: Backbone | None
 ) -> dict[str, object]:
     """Return the facts of the run that its report files begin with."""
+    named = words(scale)
+    if options.degrade is not None:
+        made = f"made by {options.degrade}"
+    else:
+        made = "files" if all(scene.lr for scene in scenes) else f"made by MATLAB's bicubic, {options.border} border"
     facts: dict[str, object] = {
         "lowpeft": version(),
         "torch": torch.__version__,
         "data": Path(options.data).resolve().name,
-        "HR images": "halved" if options.halve else "as they are",
-        "LR images": (
-            "files" if all(scene.lr for scene in scenes) else f"made by MATLAB's bicubic, {options.border} border"
-        ),
+        f"{named.clean} images": "halved" if options.halve else "as they are",
+        f"{named.degraded} images": made,
         "scale": scale,
     }
     if base is not None:

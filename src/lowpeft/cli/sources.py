@@ -49,9 +49,22 @@ def add_degrade(sub: argparse.ArgumentParser) -> None:
         "--degrade",
         metavar="STEPS",
         type=degradation,
-        help=f"make the degraded images from the clean ones: {steps}, in order and separated by commas, e.g. noise:25 "
+        help=f"make degraded images from the clean ones: {steps}, in order and separated by commas, e.g. noise:25 "
         f"or blur:1.2,down:4,noise:5..10,jpeg:60; or {' or '.join(PRESETS)}; see docs/data.md",
     )
+
+
+def source_problems(options: argparse.Namespace) -> list[str]:
+    """Describe options of `add_sources` that cannot be combined."""
+    named = [f"--{name.replace('_', '-')}" for name in ("data_lr", "test_lr") if getattr(options, name)]
+    if options.degrade is None or not named:
+        return []
+    return [f"{' and '.join(named)} names degraded images, and --degrade makes them: give one of the two"]
+
+
+def source_facts(options: argparse.Namespace) -> dict[str, str | float]:
+    """Return the facts about the images that are saved with the result."""
+    return {} if options.degrade is None else {"degraded by": str(options.degrade)}
 
 
 def training_crops(options: argparse.Namespace, scale: int, settings: TrainSettings) -> Crops:

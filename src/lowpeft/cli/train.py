@@ -30,7 +30,7 @@ from .common import (
     warn_of_pairs,
     weights_facts,
 )
-from .sources import add_sources, examples_of, training_crops
+from .sources import add_sources, examples_of, source_facts, source_problems, training_crops
 
 if TYPE_CHECKING:
     from ..restoration.training import CropSource, Processes, Step, Trained
@@ -154,7 +154,7 @@ def _settings(settings: TrainSettings, options: argparse.Namespace, only_crop: t
 
 def _check(recipe: Recipe, options: argparse.Namespace) -> None:
     """Raise for options that cannot be combined, before any data is read."""
-    problems = []
+    problems = source_problems(options)
     if options.test_lr and len(options.test) != 1:
         problems.append(f"--test-lr needs exactly one --test folder, not {len(options.test)}")
     if bool(options.validate) != bool(recipe.training.validate_every_steps):
@@ -216,6 +216,7 @@ def _facts(
         "trained parameters": done.parameters,
         **optimised_facts(options),
         **run_facts(crops, settings),
+        **source_facts(options),
     }
     if done.best is not None:
         facts["best validation"] = f"{done.best:.4f} dB after {done.best_step} steps (in the folder best)"

@@ -171,6 +171,10 @@ def _both_without_left(sr: Sequence[Tensor], hr: Sequence[Tensor], scale: int, *
     return _mean_of_views(list(map(_without_left, sr)), list(map(_without_left, hr)), scale, metric=metric)
 
 
+def _whole(sr: Sequence[Tensor], hr: Sequence[Tensor], scale: int, *, metric: Metric) -> float:
+    return metric(sr[0], hr[0])
+
+
 def _luma_shaved(sr: Sequence[Tensor], hr: Sequence[Tensor], scale: int, *, metric: Metric) -> float:
     return metric(sr[0], hr[0], border_px=scale, channels="y")
 
@@ -213,6 +217,13 @@ PROTOCOLS = Registry(
         summary="luma (BT.601, not rounded), without as many rows and columns at each edge as the scale",
         columns=_columns("Y", _luma_shaved),
         source="BasicSR's calculate_psnr and calculate_ssim with test_y_channel",
+    ),
+    Protocol(
+        name="rgb",
+        views=1,
+        summary="uint8 RGB, whole images",
+        columns=_columns("RGB", _whole),
+        source="the tables of colour denoising (CBSD68, Kodak24) since DnCNN; default for networks of scale 1",
     ),
     error=DataError,
 )

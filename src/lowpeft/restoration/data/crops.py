@@ -80,6 +80,8 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
 
     def __post_init__(self) -> None:
         self.scenes, self.crop_px = tuple(self.scenes), (self.crop_px[0], self.crop_px[1])
+        if self.degrade is not None:
+            self.scenes = tuple(Scene(scene.name, scene.hr) for scene in self.scenes)
         self._free_bytes = self.memory_mb * 2**20
         height, width = self.crop_px
         if self.scale < 1 or min(height, width) < 1 or height % self.scale or width % self.scale:

@@ -93,8 +93,8 @@ class Degradation:
             key: What the random numbers depend on, and nothing else; e.g. a seed and the name of the scene.
 
         Returns:
-            One float32 image (C,H/scale,W/scale) per view. Noise is neither clipped nor rounded unless a later step
-            does so; other values lie in 0..1.
+            One float32 image (C,H/scale,W/scale) per view. Noise and the overshoot of bicubic leave 0..1, unless a later
+            step clips.
 
         Raises:
             DataError: The scale differs, or the images cannot be degraded.

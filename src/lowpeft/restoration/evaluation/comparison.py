@@ -1,4 +1,4 @@
-"""Comparison of a model with its frozen base, with bicubic, and with controls that see no other view."""
+"""Comparison of a model with its input, with its frozen base, and with controls that see no other view."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ...recipes import TrainSettings
 from ..data import Example
 from ..inference.network import Views, multi_view
 from ..metrics import WHOLE_RGB
+from ..words import words
 from .measure import by_bicubic, by_network, by_network_alone, measure
 from .other_view import CONTROL, SAME_VIEW, OtherView
 from .report import Report
@@ -31,9 +32,9 @@ class Comparison:
     """Reports of several methods on the same scenes, by `metrics.WHOLE_RGB`; printing it gives one table.
 
     Attributes:
-        reports: Reports by method: `bicubic`; `frozen` and `adapted`, or `trained` for a network without adapters;
-            `same view` for models of several views, with each view paired with itself; `control` for a model that was
-            trained so, if one was given, also with each view paired with itself.
+        reports: Reports by method: `bicubic` (`input` for scale 1); `frozen` and `adapted`, or `trained` for a network
+            without adapters; `same view` for models of several views, with each view paired with itself; `control` for
+            a model that was trained so, if one was given, also with each view paired with itself.
         remarks: What stands against the claim; see `OtherView`.
     """
 
@@ -57,7 +58,7 @@ class Comparison:
     @property
     def scenes(self) -> list[str]:
         """Names of the scenes."""
-        return [row.scene for row in self.reports["bicubic"].rows]
+        return [row.scene for row in next(iter(self.reports.values())).rows]
 
     @property
     def cells(self) -> list[list[str]]:
@@ -78,7 +79,9 @@ def compare(
     control: object | None = None,
     seen: Callable[[str, Example, Views], None] = lambda method, example, results: None,
 ) -> Comparison:
-    """Measure a model beside bicubic, its frozen base, itself with each view paired with itself, and a control.
+    """Measure a model beside its input, its frozen base, itself with each view paired with itself, and a control.
+
+    The input is enlarged by bicubic, unless the scale is 1.
 
     Args:
         model: A network or a model of several views, adapted or not.
@@ -93,7 +96,7 @@ def compare(
             not fit the model.
     """
     scale, network = image_facts(model).scale, by_network(model)
-    special = {"bicubic": by_bicubic(scale), SAME_VIEW: by_network_alone(model)}
+    special = {words(scale).baseline: by_bicubic(scale), SAME_VIEW: by_network_alone(model)}
     if control is not None:
         check_control(model, control)
         special[CONTROL] = by_network_alone(control)
@@ -114,7 +117,7 @@ def compare(
 
 def methods(model: object, *, control: object | None = None) -> Iterator[str]:
     """Yield the methods that `compare` measures for a model."""
-    yield "bicubic"
+    yield words(image_facts(model).scale).baseline
     yield from ("frozen", "adapted") if is_adapted(model) else ("trained",)
     if is_adapted(model) and multi_view(module_of(model)) is not None:
         yield SAME_VIEW

@@ -92,7 +92,9 @@ def by_network_alone(model: object, *, ensemble: bool = False, tiling: Tiling = 
 
 
 def by_bicubic(scale: int) -> Enhance:
-    """Return a function that upscales by MATLAB's bicubic interpolation."""
+    """Return a function that upscales by MATLAB's bicubic interpolation; with scale 1, that returns its input."""
+    if scale == 1:
+        return lambda example: example.lr
     return lambda example: tuple(bicubic_upscale(view, scale) for view in example.lr)
 
 

@@ -15,9 +15,11 @@ from torch.nn import functional as F
 from ...errors import DataError
 from ..data import Example
 from ..data.model import SIDES
-from ..images import as_picture, bicubic_upscale, eight_bit, make_folder, to_float, to_uint8, write_picture
+from ..images import as_picture, eight_bit, make_folder, to_float, to_uint8, write_picture
 from ..metrics import psnr
+from ..words import words
 from .disparity import AttendedDisparity
+from .measure import by_bicubic
 
 PATCH_PX, ENLARGE, MARGIN_PX, TEXT_PX = 48, 5, 12, 16
 PANEL_PX, BAR_PX = 480, 14
@@ -33,9 +35,10 @@ ERROR_GAIN = 4
 def draw_scene(
     path: Path, example: Example, results: Mapping[str, Tensor], *, scale: int, view: int = 0, errors: bool = True
 ) -> Path:
-    """Draw one view of a scene: bicubic, each method's result, HR, and the last method's errors.
+    """Draw one view of a scene: bicubic or the input, each method's result, the clean image, the last method's errors.
 
-    The patch is where bicubic differs most from HR, so the choice favours no method.
+    The patch is where bicubic (at scale 1: the input) differs most from the clean image, so the choice favours no
+    method.
 
     Args:
         path: File to write.
@@ -52,16 +55,20 @@ def draw_scene(
         DataError: The file cannot be written, or its suffix is not a known image format.
     """
     hr = example.hr[view]
-    bicubic = bicubic_upscale(example.lr[view], scale)
-    images = {"bicubic": bicubic, **{name: eight_bit(result) for name, result in results.items()}}
-    panels = {f"{name}  {psnr(image, hr):.2f} dB": image for name, image in images.items()} | {"HR": hr}
+    named = words(scale)
+    baseline = eight_bit(by_bicubic(scale)(example)[view])
+    images = {named.baseline: baseline, **{name: eight_bit(result) for name, result in results.items()}}
+    panels = {f"{name}  {psnr(image, hr):.2f} dB": image for name, image in images.items()} | {named.clean: hr}
     if errors:
         last = list(images.values())[-1]
         panels[f"error x{ERROR_GAIN}"] = error_map(last, hr)
     which = f", {SIDES[view]} view" if len(example.hr) == 2 else ""
-    note = f"{example.name}{which}, x{scale}. PSNR of the whole view, RGB; patch: where bicubic is farthest from HR."
+    note = (
+        f"{example.name}{which}{f', x{scale}' * (scale > 1)}. PSNR of the whole view, RGB; patch: where "
+        f"{named.baseline} is farthest from {named.clean}."
+    )
     make_folder(path.parent)
-    write_picture(_sheet(hr, panels, most_wrong(bicubic, hr), note), path)
+    write_picture(_sheet(hr, panels, most_wrong(baseline, hr), note), path)
     return path
 
 
@@ -94,10 +101,10 @@ def _sheet(hr: Tensor, panels: Mapping[str, Tensor], corner: tuple[int, int], no
     return sheet
 
 
-def most_wrong(bicubic: Tensor, hr: Tensor) -> tuple[int, int]:
-    """Return top and left of the patch where bicubic differs most from HR."""
+def most_wrong(baseline: Tensor, hr: Tensor) -> tuple[int, int]:
+    """Return top and left of the patch where the baseline differs most from the clean image."""
     px = min(PATCH_PX, *hr.shape[1:])
-    error = F.avg_pool2d((to_float(bicubic) - to_float(hr)).square()[None], px, stride=4).sum((0, 1))
+    error = F.avg_pool2d((to_float(baseline) - to_float(hr)).square()[None], px, stride=4).sum((0, 1))
     index = int(torch.argmax(error))
     return 4 * (index // error.shape[1]), 4 * (index % error.shape[1])
 
