@@ -239,6 +239,13 @@ def layouts() -> str:
     )
 
 
+def degradations() -> str:
+    """The steps of `--degrade`, and the chains that have a name."""
+    steps, presets = (need("lowpeft.restoration.degradations", name) for name in ("STEPS", "PRESETS"))
+    rows = [[f"`{name}:VALUE`" if step.valued else f"`{name}`", step.text] for name, step in steps.items()]
+    return table(["step", "what it does"], [*rows, *([f"`{name}`", row.text] for name, row in presets.items())])
+
+
 def protocols() -> str:
     """How PSNR and SSIM are taken, by name."""
 
@@ -783,6 +790,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "cost-plot": cost_plot,
     "cost-steps": cost_section("cost", cost_times("train")),
     "cost-steps-cuda": cost_section("cost_cuda", cost_times("train")),
+    "degradations": degradations,
     "ensemble": measured("ensemble"),
     "experiments": experiments,
     "families": families,

@@ -93,8 +93,7 @@ class Degradation:
             key: What the random numbers depend on, and nothing else; e.g. a seed and the name of the scene.
 
         Returns:
-            One float32 image (C,H/scale,W/scale) per view. Noise and the overshoot of bicubic leave 0..1, unless a later
-            step clips.
+            One float32 image (C,H/scale,W/scale) per view. Noise and bicubic can leave 0..1, unless a later step clips.
 
         Raises:
             DataError: The scale differs, or the images cannot be degraded.
