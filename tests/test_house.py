@@ -51,8 +51,8 @@ PACKAGES: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "lowpeft.core": (("padding", "attachment"), ("observation",), ("planning",), ("operations",), ("files",)),
     "lowpeft.restoration": (
-        ("images", "progress"),
-        ("metrics", "pages"),
+        ("images", "progress", "words"),
+        ("metrics", "pages", "degradations"),
         ("data", "inference"),
         ("evaluation", "lam"),
         ("training",),

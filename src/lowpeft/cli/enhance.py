@@ -44,7 +44,7 @@ def add_to(commands: Any) -> None:
         "--out",
         default=".",
         metavar="DIR",
-        help="folder for NAME_x4.png (of a network that keeps the size, NAME_x1.png); default: the current one",
+        help="folder for NAME_x4.png (of a network that keeps the size, NAME_restored.png); default: the current one",
     )
     sub.add_argument("--scale", type=int, help="refuse a network of another scale")
     add_inference(sub)
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> None:
         raise DataError(f"the views differ in size: {paths[0]} is {sizes[0]}, {paths[1]} is {sizes[1]}")
     base = backbone(options)
     scale = network_scale(options, base)
-    names = [f"{Path(p).stem}_x{scale}.png" for p in paths]
+    names = [f"{Path(p).stem}_{'restored' if scale == 1 else f'x{scale}'}.png" for p in paths]
     if len(set(names)) < len(paths):
         raise DataError(f"both views would be written to {names[0]}: give them different file names")
     folder = make_folder(options.out)

@@ -16,6 +16,7 @@ from ...errors import DataError
 from ...ports.layouts import Size
 from ..degradations import Degradation
 from ..images import Border, to_float
+from ..words import words
 from .examples import check_degraded, load_example, read_views, usable_size
 from .model import Example, Rectangle, Scene
 
@@ -97,8 +98,8 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         problems = [problem for n in numbers if (problem := self._problem(self.scenes[n])) is not None]
         if problems:
             raise DataError(
-                f"HR crops of {_sides(self.crop_px)} (crop_px=, on the command line --crop H W) cannot be taken from "
-                "these scenes:",
+                f"{words(self.scale).clean} crops of {_sides(self.crop_px)} (crop_px=, on the command line --crop H W) "
+                "cannot be taken from these scenes:",
                 problems=problems,
             )
 
