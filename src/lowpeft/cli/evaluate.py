@@ -43,6 +43,7 @@ from .common import (
     warn_of_pairs,
     weights_facts,
 )
+from .sources import add_selection, say_reading
 
 if TYPE_CHECKING:
     from ..restoration.evaluation import OtherView, Report, ReportRow
@@ -65,6 +66,7 @@ def add_to(commands: Any) -> None:
     add_adapter(sub)
     sub.add_argument("--data", required=True, metavar="DIR", help="scenes, in any of the known layouts")
     sub.add_argument("--lr", metavar="DIR", help="their LR views, instead of those that the layout has")
+    add_selection(sub, "--data")
     _add_controls(sub)
     add_border(sub)
     sub.add_argument("--halve", action="store_true", help="shrink the HR files by 2 first, the rule for Middlebury")
@@ -113,7 +115,15 @@ def run(options: argparse.Namespace) -> None:
     remarks = _check(options)
     base = backbone(options) if options.weights else None
     scale = _scale(options, base)
-    scenes = find_scenes(options.data, scale=scale, lr_folder=options.lr, views=protocol.views or 1)
+    scenes = find_scenes(
+        options.data,
+        scale=scale,
+        lr_folder=options.lr,
+        views=protocol.views or 1,
+        layout=options.layout,
+        meta_info=options.meta_info,
+    )
+    say_reading(scenes, scale)
     models = None if base is None else _models(options, base)
     out = make_folder(options.out) if options.out else None
     reports, other_view = [], None

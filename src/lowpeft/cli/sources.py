@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from typing import Literal
 
 from ..recipes import TrainSettings
-from ..restoration.data import Crops, Example, find_scenes, load_example, read_clean_crops
+from ..restoration.data import LAYOUTS, Crops, Example, Scene, find_scenes, load_example, read_clean_crops, reading
 from .common import add_border
 
 
@@ -24,6 +26,7 @@ def add_sources(sub: argparse.ArgumentParser) -> None:
         "a batch; what a stereo adapter gains over it comes from the other view (evaluate --control)",
     )
     sub.add_argument("--data-lr", metavar="DIR", help="LR images of --data or --images, instead of making them")
+    add_selection(sub, "--data or --images")
     add_border(sub)
     sub.add_argument(
         "--validate", metavar="DIR", help="scenes to measure during training; the best result is kept in OUT/best"
@@ -34,11 +37,35 @@ def add_sources(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--test-lr", metavar="DIR", help="LR images of the one --test folder, instead of making them")
 
 
+def add_selection(sub: argparse.ArgumentParser, of: str) -> None:
+    """Add the options that say how a folder is read; `of` is the option that names it."""
+    sub.add_argument(
+        "--layout", choices=list(LAYOUTS), metavar="ID", help=f"of {of}, where it fits several (docs/data.md)"
+    )
+    sub.add_argument(
+        "--meta-info",
+        metavar="FILE",
+        help=f"BasicSR's list of the images of {of} to use: NAME.png (H,W,C) in each line",
+    )
+
+
+def say_reading(scenes: Sequence[Scene], scale: int, what: str = "", *, made: str | None = None) -> None:
+    """Print on standard error how many scenes are read, and from where; arguments are those of `reading`."""
+    print(reading(scenes, scale, what=what, made=made), file=sys.stderr)
+
+
 def training_crops(options: argparse.Namespace, scale: int, settings: TrainSettings) -> Crops:
     """Return crops of the training scenes."""
     folder, count = options.images or options.data, views(options)
     return Crops(
-        find_scenes(folder, scale=scale, lr_folder=options.data_lr, views=count),
+        find_scenes(
+            folder,
+            scale=scale,
+            lr_folder=options.data_lr,
+            views=count,
+            layout=options.layout,
+            meta_info=options.meta_info,
+        ),
         scale,
         crop_px=(settings.crop_height_px, settings.crop_width_px),
         seed=settings.seed,
@@ -47,9 +74,12 @@ def training_crops(options: argparse.Namespace, scale: int, settings: TrainSetti
     )
 
 
-def examples_of(options: argparse.Namespace, folder: str, scale: int, lr: str | None = None) -> list[Example]:
-    """Load the scenes of a folder, with the same number of views as the training scenes."""
+def examples_of(
+    options: argparse.Namespace, folder: str, scale: int, what: str, *, lr: str | None = None
+) -> list[Example]:
+    """Load the scenes of a folder, with the same number of views as the training scenes, and say what is read."""
     scenes = find_scenes(folder, scale=scale, lr_folder=lr, views=views(options))
+    say_reading(scenes, scale, what)
     return [load_example(scene, scale, border=options.border) for scene in scenes]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,9 +56,9 @@ def find_scenes(
             these scenes are returned.
 
     Raises:
-        DataError: A folder is missing or contains no scene, it fits several layouts, it contains images of the same
-            names that its layout does not explain, or files are left over, duplicated or without their partner (all are
-            listed).
+        DataError: A folder is missing or contains no scene, it fits several layouts, folders of images lie beside the
+            HR views that the layout does not have, or files are left over, duplicated or without their partner (all
+            are listed).
     """
     asked = _Asked(scale=scale, lr_folder=lr_folder, views=views, layout=layout, meta_info=meta_info)
     return _find(Path(folder), asked)
@@ -100,8 +99,9 @@ def _find(given: Path, asked: _Asked) -> tuple[Scene, ...]:
     except OSError as error:
         raise DataError(f"cannot read {error.filename or given}: {error.strerror or error}") from None
     _refuse_same_folder(hr, lr, asked)
+    all_need_lr = bool(lr.scenes) and not asked.lr_may_lack
     problems = [] if listed is None else restrict(hr, lr, listed, root)
-    problems += hr.problems() + lr.problems() + _alone(hr, lr, asked)
+    problems += hr.problems() + lr.problems() + _alone(hr, lr, asked, all_need_lr)
     if problems:
         message = f"not every image in {root} belongs to a scene; remove these files or add their partners:"
         if listed is not None:
@@ -117,16 +117,16 @@ def _lr_of(listing: Listing, hr: Files, root: Path, row: FolderLayout, asked: _A
         DataError: For the reasons that `find_scenes` lists.
     """
     beside = grouped(row, hr.folder, hr.others, lr=True)
-    if row.lr_folder == "" or asked.layout is None:
+    if row.lr_folder == "":
         _part(hr, beside)
     if asked.lr_folder is not None:
         lr = lr_of_any_layout(listing, existing(Path(asked.lr_folder)), asked.views)
         return _under_names_of(hr, lr)
-    if beside.scenes:
-        return beside
     if row.lr_folder != "" and (source := lr_folder(listing, root, row, asked.scale)) is not None:
         return _under_names_of(hr, images_of_lr(listing, source, row))
     if asked.layout is None:
+        _part(hr, beside)
+    if asked.layout is None and not beside.scenes:
         refuse_unexplained(listing, hr, root, row)
     return beside
 
@@ -151,19 +151,18 @@ def _under_names_of(hr: Files, lr: Files) -> Files:
 
 
 def _refuse_same_folder(hr: Files, lr: Files, asked: _Asked) -> None:
-    if asked.lr_folder is not None and os.path.samefile(hr.folder, lr.folder):
+    if asked.lr_folder is not None and hr.folder.samefile(lr.folder):
         same = [name for name in hr.scenes if name in lr.scenes and hr.paths(name) == lr.paths(name)]
         if same or not lr.scenes.keys() - hr.scenes.keys():
             degraded, clean = image_words(asked.scale)
             raise DataError(f"{lr.folder} was given as the {degraded} images, but contains the {clean} images itself")
 
 
-def _alone(hr: Files, lr: Files, asked: _Asked) -> list[str]:
+def _alone(hr: Files, lr: Files, asked: _Asked, all_need_lr: bool) -> list[str]:
     """Describe the scenes that have views of one sort only."""
     degraded, clean = image_words(asked.scale)
-    what = "views"
-    alone = [f"{n}: has {degraded} {what}, but no {clean} {what}" for n in sorted(lr.scenes.keys() - hr.scenes.keys())]
-    if lr.scenes and not asked.lr_may_lack:
+    alone = [f"{n}: has {degraded} views, but no {clean} views" for n in sorted(lr.scenes.keys() - hr.scenes.keys())]
+    if all_need_lr:
         lacking = sorted(hr.scenes.keys() - lr.scenes.keys())
-        alone += [f"{n}: has {clean} {what}, but no {degraded} {what}" for n in lacking]
+        alone += [f"{n}: has {clean} views, but no {degraded} views" for n in lacking]
     return alone

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -40,7 +39,7 @@ class Files:
 
     def paths(self, name: str) -> tuple[Path, ...]:
         """Return the path of each view of a scene; empty if the scene has none."""
-        return tuple(Path(os.path.join(self.folder, files[0])) for files in self.scenes.get(name, ()))
+        return tuple(self.folder / files[0] for files in self.scenes.get(name, ()))
 
     def problems(self) -> list[str]:
         """Describe each view with several files or none, and each image with another name."""

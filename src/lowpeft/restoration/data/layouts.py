@@ -159,7 +159,7 @@ LAYOUTS = Registry(
     FolderLayout(name="kitti", title="raw KITTI 2012 or 2015", views=2, forms=(KITTI_2012, KITTI_2015)),
     FolderLayout(
         name="folders",
-        title="single images, HR and LR, or clean and degraded, in folders of their own (DIV2K, Set5, LOL, SIDD crops, …)",
+        title="single images, HR and LR, or clean and degraded, in folders of their own (DIV2K, Set5, LOL, …)",
         views=1,
         hr_folder=CLEAN_FOLDER,
         lr_folder=DEGRADED_FOLDER,

@@ -33,7 +33,7 @@ class Listing:
             return
         for name in self.folders(folder):
             if only is None or name.lower() in only:
-                yield from (f"{name}/{image}" for image in self.images(os.path.join(folder, name), depth - 1))
+                yield from (f"{name}/{image}" for image in self.images(f"{folder}/{name}", depth - 1))
 
     def has_images(self, folder: Path | str, depth: int = 0) -> bool:
         """Return whether there are images `depth` levels below a folder."""

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Collection
 from pathlib import Path
 
 from ...errors import DataError
 from .grouping import Files, grouped, single
 from .layouts import LAYOUTS, FolderLayout
-from .listing import Listing, stem
+from .listing import Listing
 from .recognition import layout_images
-from .words import DEGRADED_FOLDER, matched, told_apart
+from .words import DEGRADED_FOLDER, told_apart
 
 _LR_LIKE = re.compile(rf"(?:{DEGRADED_FOLDER})|(?i:lr.*|.*[^a-z]lr(?![a-z0-9]).*)")
 """Pattern of folder names that may contain LR views in any layout, e.g. LR_wild, DIV2K_train_LR_unknown, noisy."""
-HARMLESS = (
-    "annotations calib depth disp disparity edges figures flow labels mask masks notes results segmentation thumbnails"
-).split()
-"""Beginnings of names of folders that never contain degraded images, and are passed over."""
-_HARMLESS = re.compile(rf"(?i)(?:.*[_-])?(?:{'|'.join(HARMLESS)})(?![a-z]).*")
+_HARMLESS = re.compile(
+    "(?i)(?:.*[_-])?(?:annotations?|calib|depths?|disp|disparity|disparities|edges?|figures|flow|labels?|masks?|notes|"
+    "results|seg|segmentation|thumbnails?)(?![a-z]).*"
+)
+"""Names of folders that never contain degraded images, and are passed over: `masks`, `disp_occ_0`, `optical_flow`."""
 
 
 def lr_folder(listing: Listing, root: Path, row: FolderLayout, scale: int | None) -> Path | None:
@@ -96,47 +94,36 @@ def lr_of_any_layout(listing: Listing, folder: Path, views: int) -> Files:
 
 
 def refuse_unexplained(listing: Listing, hr: Files, root: Path, row: FolderLayout) -> None:
-    """Raise if a folder beside the HR views has images of the same names: they may be the degraded images.
+    """Raise for folders of images beside the HR views that the layout does not have: they may be the degraded images.
+
+    Folders with names of other things (`masks`, `depth`, …), of LR views at other scales, and without images in them
+    or in their folders are passed over.
 
     Raises:
-        DataError: There is such a folder; all are named.
+        DataError: There are such folders; all are named.
     """
-    if row.name == "kitti":  # all its cameras have files of the same names
+    if row.name == "kitti":  # raw data with other cameras
         return
-    places = [] if row.depth and not row.fixed_folders and not row.hr_folder else [root]
+    places = [root] if row.hr_folder or row.fixed_folders or not row.depth else []
     if hr.folder != root and not row.depth:
         places.append(hr.folder)
-    names: Collection[str] = {name.rpartition("/")[2] for name in hr.scenes}
     found = [
-        os.path.join(place, name)
+        str(place / name)
         for place in places
         for name in listing.folders(place)
-        if Path(place, name) != hr.folder
+        if place / name != hr.folder
         and name.lower() not in (row.fixed_folders or ())
         and not _HARMLESS.fullmatch(name)
         and not re.fullmatch(DEGRADED_FOLDER, name)  # of another scale
-        and _has_some(listing, Path(place, name), names, row)
+        and (listing.has_images(place / name) or listing.has_images(place / name, 1))
     ]
     if found:
         raise DataError(
-            f"beside the images of {hr.folder}, these folders contain images of the same names. If one contains their "
-            "degraded images, name it (lr_folder=, on the command line --data-lr or --lr); if not, name the layout "
-            f"(layout={row.name!r}, on the command line --layout {row.name}), and they are passed over:",
+            f"{hr.folder} was read as layout {row.name}, which does not say what these folders of images are. If one "
+            "contains the degraded images, name it (lr_folder=, on the command line --data-lr or --lr); if none does, "
+            f"name the layout (layout={row.name!r}, on the command line --layout {row.name}): they are then passed over.",
             problems=found,
         )
-
-
-def _has_some(listing: Listing, folder: Path, names: Collection[str], row: FolderLayout) -> bool:
-    """Return whether images in a folder, or in folders in it, are named like some of the scenes."""
-    images = [*listing.images(folder), *listing.images(folder, 1)]
-    if row.views == 1:
-        return bool(matched(names, {stem(image).rpartition("/")[2] for image in images}))
-    rows = [each for each in LAYOUTS.values() if each.views == row.views]
-    return any(
-        not grouped(each, folder, images, lr=lr).scenes.keys().isdisjoint(names)
-        for each in rows
-        for lr in (False, True)
-    )
 
 
 def images_of_lr(listing: Listing, folder: Path, row: FolderLayout) -> Files:

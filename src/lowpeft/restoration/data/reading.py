@@ -41,4 +41,4 @@ def reading(scenes: Sequence[Scene], scale: int, *, what: str = "", made: str | 
 
 def _common(views: Iterable[Collection[Path]]) -> str:
     """Return the deepest folder that contains all files."""
-    return os.path.commonpath({os.path.dirname(path) for files in views for path in files}) or "."
+    return os.path.commonpath({path.parent for files in views for path in files}) or "."

@@ -13,13 +13,14 @@ from typing import Literal
 Role = Literal["clean", "degraded"]
 
 CLEAN = (
-    "HR GT target targets groundtruth ground_truth high highres high_res sharp clean clear norain no_rain nohaze "
-    "no_haze normal original originals reference"
-).split()
+    *("HR", "GT", "target", "targets", "groundtruth", "ground_truth", "high", "highres", "high_res", "sharp", "clean"),
+    *("clear", "norain", "no_rain", "nohaze", "no_haze", "normal", "original", "originals", "reference"),
+)
 DEGRADED = (
-    "LR LQ input inputs low lowres low_res lowlight low_light realLR blur blurry blurred noise noisy rain rainy haze "
-    "hazy foggy snow snowy dark degraded distorted compressed jpeg bicubic bic"
-).split()
+    *("LR", "LQ", "input", "inputs", "low", "lowres", "low_res", "lowlight", "low_light", "realLR", "blur", "blurry"),
+    *("blurred", "noise", "noisy", "rain", "rainy", "haze", "hazy", "foggy", "snow", "snowy", "dark", "degraded"),
+    *("distorted", "compressed", "jpeg", "bicubic", "bic"),
+)
 
 
 def _any_of(words: Collection[str]) -> str:
@@ -48,9 +49,9 @@ def readings(name: str) -> Iterator[tuple[str, Role]]:
     """
     for match in _MARK.finditer(name):
         yield _without(name, match), "clean" if match["clean"] else "degraded"
-    for expression in (_MARKED_SCALE, _SCALE):
-        if match := expression.search(name):
-            yield _without(name, match), "degraded"
+    for scaled in (_MARKED_SCALE.search(name), _SCALE.search(name)):
+        if scaled:
+            yield _without(name, scaled), "degraded"
 
 
 def _without(name: str, match: re.Match[str]) -> str:
