@@ -12,7 +12,7 @@ from ...errors import DataError
 from ...ports.layouts import Size
 from ..images import Border, image_size, matlab_downscale, matlab_halve, mod_crop, read_image
 from .layouts import MARKED
-from .model import AnyPath, Example, Rectangle, Scene, px
+from .model import AnyPath, Example, Rectangle, Scene, image_words, px
 
 
 def load_example(
@@ -84,8 +84,10 @@ def _kept(
     for size, path in zip(lr, scene.lr, strict=True):
         if size != whole:
             made = f"{px(hr[0])}, halved," if halve else px(hr[0])
+            degraded, clean = image_words(scale)
             raise DataError(
-                f"at x{scale} an HR view of {made} needs an LR view of {px(whole)}, but {path.name} is {px(size)}"
+                f"at x{scale} the {clean} view of {made} needs a {degraded} view of {px(whole)}, but {path.name} is "
+                f"{px(size)}"
             )
     if clean_crop is None:
         kept = (0, 0, whole[1], whole[0])

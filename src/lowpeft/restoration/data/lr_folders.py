@@ -9,6 +9,7 @@ from ...errors import DataError
 from .grouping import Files, grouped, single
 from .layouts import LAYOUTS, FolderLayout
 from .listing import Listing
+from .model import image_words
 from .recognition import layout_images
 from .words import DEGRADED_FOLDER, told_apart
 
@@ -31,21 +32,22 @@ def lr_folder(listing: Listing, root: Path, row: FolderLayout, scale: int | None
     fitting, others = [], []
     for name in _lr_like(listing, root, expression, row):
         match = expression.fullmatch(name) or re.fullmatch(DEGRADED_FOLDER, name)
-        if match and _scale(match) not in (None, str(scale) if scale else _scale(match)):
+        if match and scale is not None and _scale(match) not in (None, str(scale)):
             continue
         if expression.fullmatch(name) and listing.has_images(root / name, row.depth):
             fitting.append(name)
         elif listing.has_images(root / name) or listing.has_images(root / name, 1):
             others.append(name)
+    degraded, _ = image_words(scale)
     if len(fitting) > 1:
         raise DataError(
-            f"{root} contains LR views in {', '.join(fitting)}; give the scale, or name the LR folder (lr_folder=, on "
-            "the command line --data-lr or --lr)"
+            f"{root} contains {degraded} images in {', '.join(fitting)}; give the scale, or name the folder to read "
+            "(lr_folder=, on the command line --data-lr or --lr)"
         )
     if others and not fitting:
         raise DataError(
-            f"{', '.join(str(root / name) for name in others)} may contain LR views, but not as in layout {row.name}; "
-            "name it as LR folder (lr_folder=, on the command line --data-lr or --lr)"
+            f"{', '.join(str(root / name) for name in others)} may contain {degraded} images, but not as in "
+            f"layout {row.name}; name the folder to read (lr_folder=, on the command line --data-lr or --lr)"
         )
     return root / fitting[0] if fitting else None
 
@@ -121,7 +123,7 @@ def refuse_unexplained(listing: Listing, hr: Files, root: Path, row: FolderLayou
         raise DataError(
             f"{hr.folder} was read as layout {row.name}, which does not say what these folders of images are. If one "
             "contains the degraded images, name it (lr_folder=, on the command line --data-lr or --lr); if none does, "
-            f"name the layout (layout={row.name!r}, on the command line --layout {row.name}): they are then passed over.",
+            f"name the layout (layout={row.name!r}, on the command line --layout {row.name}) to pass over them:",
             problems=found,
         )
 
