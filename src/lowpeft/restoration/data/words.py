@@ -73,7 +73,8 @@ def told_apart(names: Collection[str]) -> dict[str, tuple[str, str]]:
     known, used = set(names), set[str]()
     pairs = {}
     for key, roles in found.items():
-        clean = next((n for n in roles["clean"] if n not in used), key if key in known - used else None)
+        unmarked = key if key in known and key not in used else None
+        clean = next((n for n in roles["clean"] if n not in used), unmarked)
         degraded = next((n for n in roles["degraded"] if n not in used), None)
         if clean is not None and degraded is not None:
             pairs[key or clean] = (clean, degraded)
