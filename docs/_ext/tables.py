@@ -239,6 +239,15 @@ def layouts() -> str:
     )
 
 
+def image_words() -> str:
+    """The words by which names of folders and files say what their images are."""
+    rows = [
+        [role, ", ".join(f"`{word}`" for word in need("lowpeft.restoration.data.words", words))]
+        for role, words in (("clean", "CLEAN"), ("degraded", "DEGRADED"))
+    ]
+    return table(["images", "words in names of folders and files"], rows)
+
+
 def protocols() -> str:
     """How PSNR and SSIM are taken, by name."""
 
@@ -798,6 +807,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "parallax-rigs": parallax_rigs,
     "parallax-steps": parallax_steps,
     "layouts": layouts,
+    "image-words": image_words,
     "memory": measured("memory_of_a_pair"),
     "networks": networks,
     "own-offsets": own_offsets,
