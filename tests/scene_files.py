@@ -40,10 +40,10 @@ def write_layout(
     for name in names:
         for view, template in enumerate(form.hr):
             hr = noise(*hr_px, seed=zlib.crc32(name.encode()) + view)
-            _write(hr, folder / (layout.folders[0] + template).format(name=name, scale=scale))
+            _write(hr, folder / (layout.folders[0] + template).format(name=name, scale=scale, part="000"))
             if layout.lr_folder is not None:
                 lr = matlab_downscale(mod_crop(hr, scale), scale)
-                _write(lr, folder / (layout.folders[1] + form.lr[view]).format(name=name, scale=scale))
+                _write(lr, folder / (layout.folders[1] + form.lr[view]).format(name=name, scale=scale, part="000"))
 
 
 def _write(image: torch.Tensor, path: Path) -> None:

@@ -246,6 +246,15 @@ def degradations() -> str:
     return table(["step", "what it does"], [*rows, *([f"`{name}`", row.text] for name, row in presets.items())])
 
 
+def image_words() -> str:
+    """The words by which names of folders and files say what their images are."""
+    rows = [
+        [role, ", ".join(f"`{word}`" for word in need("lowpeft.restoration.data.roles", words))]
+        for role, words in (("clean", "CLEAN"), ("degraded", "DEGRADED"))
+    ]
+    return table(["images", "words in names of folders and files"], rows)
+
+
 def protocols() -> str:
     """How PSNR and SSIM are taken, by name."""
 
@@ -806,6 +815,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "parallax-rigs": parallax_rigs,
     "parallax-steps": parallax_steps,
     "layouts": layouts,
+    "image-words": image_words,
     "memory": measured("memory_of_a_pair"),
     "networks": networks,
     "own-offsets": own_offsets,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..kinds import ParallaxConfig
 from ..restoration.data import (
-    LAYOUTS,
     PairReport,
     check_pair,
     find_scenes,
@@ -19,6 +19,7 @@ from ..restoration.data import (
     verify_lr,
 )
 from .common import add_border, new_command
+from .sources import add_selection, say_reading
 
 
 def add_to(commands: Any) -> None:
@@ -60,7 +61,7 @@ def _add_source(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("data", metavar="DIR", help="a data set in any of the known layouts")
     sub.add_argument("--scale", type=int, required=True, metavar="N", help="SR factor")
     sub.add_argument("--views", type=int, default=2, choices=(1, 2), help="2 for stereo pairs (default), 1 for images")
-    sub.add_argument("--layout", choices=list(LAYOUTS), help="of DIR, where it fits several")
+    add_selection(sub, "DIR")
     sub.add_argument(
         "--halve", action="store_true", help="halve the HR images first, as the field does with Middlebury"
     )
@@ -70,7 +71,11 @@ def run_prepare(options: argparse.Namespace) -> None:
     """Write the data set."""
     from ..restoration.progress import progress
 
-    scenes = find_scenes(options.data, scale=options.scale, views=options.views, layout=options.layout)
+    found = find_scenes(
+        options.data, scale=options.scale, views=options.views, layout=options.layout, meta_info=options.meta_info
+    )
+    scenes = [replace(scene, lr=()) for scene in found]  # LR images are always made
+    say_reading(scenes, options.scale)
     clean = read_clean_crops(options.data, views=options.views)
     with progress("preparing", len(scenes)) as advance:
         written = prepare(
@@ -92,8 +97,14 @@ def run_verify(options: argparse.Namespace) -> int:
     from ..restoration.progress import progress
 
     scenes, without = scenes_with_lr(
-        options.data, scale=options.scale, lr_folder=options.lr, views=options.views, layout=options.layout
+        options.data,
+        scale=options.scale,
+        lr_folder=options.lr,
+        views=options.views,
+        layout=options.layout,
+        meta_info=options.meta_info,
     )
+    say_reading(scenes, options.scale)
     with progress("comparing", len(scenes)) as advance:
         report = verify_lr(scenes, options.scale, halve=options.halve, advance=advance)
     print(report)

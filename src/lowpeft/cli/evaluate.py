@@ -17,7 +17,7 @@ from ..core.files.adapter_files import load_adapter, read_adapter
 from ..core.observation.describe import image_facts
 from ..errors import LowpeftError
 from ..ports.facts import Backbone
-from ..restoration.data import EachViewTwice, Example, Scene, find_scenes, load_example
+from ..restoration.data import EachViewTwice, Example, Scene, load_example
 from ..restoration.images import make_folder, to_float, write_picture
 from ..restoration.inference import DEFAULT_WINDOW_PX, Tiling, local_pooling
 from ..restoration.inference.network import Views, multi_view
@@ -44,7 +44,7 @@ from .common import (
     warn_of_pairs,
     weights_facts,
 )
-from .sources import add_degrade
+from .sources import add_degrade, add_selection, find_clean, made, say_reading
 
 if TYPE_CHECKING:
     from ..restoration.evaluation import OtherView, Report, ReportRow
@@ -68,6 +68,7 @@ def add_to(commands: Any) -> None:
     sub.add_argument("--data", required=True, metavar="DIR", help="scenes, in any of the known layouts")
     sub.add_argument("--lr", metavar="DIR", help="their LR or degraded images, instead of those that the layout has")
     add_degrade(sub)
+    add_selection(sub, "--data")
     _add_controls(sub)
     add_border(sub)
     sub.add_argument("--halve", action="store_true", help="shrink the HR files by 2 first, the rule for Middlebury")
@@ -120,7 +121,8 @@ def run(options: argparse.Namespace) -> None:
     scale = _scale(options, base)
     options.protocol = options.protocol or ("rgb" if scale == 1 else LITERATURE.name)
     protocol = PROTOCOLS.find(options.protocol)
-    scenes = find_scenes(options.data, scale=scale, lr_folder=options.lr, views=protocol.views or 1)
+    scenes = find_clean(options, options.data, scale, views=protocol.views or 1, lr=options.lr, selected=True)
+    say_reading(scenes, scale, made=made(options))
     models = None if base is None else _models(options, base)
     out = make_folder(options.out) if options.out else None
     reports, other_view = [], None

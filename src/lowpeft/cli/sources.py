@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from ..recipes import TrainSettings
-from ..restoration.data import Crops, Example, find_scenes, load_example, read_clean_crops
+from ..restoration.data import LAYOUTS, Crops, Example, Scene, find_scenes, load_example, read_clean_crops, reading
 from ..restoration.degradations import PRESETS, STEPS, degradation
 from .common import add_border
 
@@ -30,6 +33,7 @@ def add_sources(sub: argparse.ArgumentParser) -> None:
         help="degraded or LR images of --data or --images, instead of those beside them or of making them",
     )
     add_degrade(sub)
+    add_selection(sub, "--data or --images")
     add_border(sub)
     sub.add_argument(
         "--validate", metavar="DIR", help="scenes to measure during training; the best result is kept in OUT/best"
@@ -67,11 +71,57 @@ def source_facts(options: argparse.Namespace) -> dict[str, str | float]:
     return {} if options.degrade is None else {"degraded by": str(options.degrade)}
 
 
+def add_selection(sub: argparse.ArgumentParser, of: str) -> None:
+    """Add the options that say how a folder is read; `of` is the option that names it."""
+    sub.add_argument(
+        "--layout", choices=list(LAYOUTS), metavar="ID", help=f"of {of}, where it fits several (docs/data.md)"
+    )
+    sub.add_argument(
+        "--meta-info",
+        metavar="FILE",
+        help=f"BasicSR's list of the images of {of} to use: NAME.png (H,W,C) in each line",
+    )
+
+
+def say_reading(scenes: Sequence[Scene], scale: int, what: str = "", *, made: str | None = None) -> None:
+    """Print on standard error how many scenes are read, and from where; arguments are those of `reading`."""
+    print(reading(scenes, scale, what=what, made=made), file=sys.stderr)
+
+
+def made(options: argparse.Namespace) -> str | None:
+    """Return how `--degrade` makes the degraded images, as `reading` takes it; None without that option."""
+    return None if options.degrade is None else f"made by {options.degrade}"
+
+
+def find_clean(
+    options: argparse.Namespace,
+    folder: str,
+    scale: int,
+    *,
+    views: int,
+    lr: str | None = None,
+    selected: bool = False,
+) -> tuple[Scene, ...]:
+    """Find the scenes of a folder; with `--degrade`, without the degraded files that lie there.
+
+    Args:
+        options: Options of the command.
+        folder: Folder of the scenes.
+        scale: Scale of the network.
+        views: Number of views of a scene.
+        lr: Folder of the degraded or LR files.
+        selected: True for the folder of which `--layout` and `--meta-info` speak.
+    """
+    layout, meta_info = (options.layout, options.meta_info) if selected else (None, None)
+    scenes = find_scenes(folder, scale=scale, lr_folder=lr, views=views, layout=layout, meta_info=meta_info)
+    return scenes if options.degrade is None else tuple(replace(scene, lr=()) for scene in scenes)
+
+
 def training_crops(options: argparse.Namespace, scale: int, settings: TrainSettings) -> Crops:
     """Return crops of the training scenes."""
     folder, count = options.images or options.data, views(options)
     return Crops(
-        find_scenes(folder, scale=scale, lr_folder=options.data_lr, views=count),
+        find_clean(options, folder, scale, views=count, lr=options.data_lr, selected=True),
         scale,
         crop_px=(settings.crop_height_px, settings.crop_width_px),
         seed=settings.seed,
@@ -81,9 +131,12 @@ def training_crops(options: argparse.Namespace, scale: int, settings: TrainSetti
     )
 
 
-def examples_of(options: argparse.Namespace, folder: str, scale: int, lr: str | None = None) -> list[Example]:
-    """Load the scenes of a folder, with the same number of views as the training scenes."""
-    scenes = find_scenes(folder, scale=scale, lr_folder=lr, views=views(options))
+def examples_of(
+    options: argparse.Namespace, folder: str, scale: int, what: str, *, lr: str | None = None
+) -> list[Example]:
+    """Load the scenes of a folder, with the same number of views as the training scenes, and say what is read."""
+    scenes = find_clean(options, folder, scale, views=views(options), lr=lr)
+    say_reading(scenes, scale, what, made=made(options))
     return [load_example(scene, scale, border=options.border, degrade=options.degrade) for scene in scenes]
 
 

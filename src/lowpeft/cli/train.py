@@ -30,7 +30,7 @@ from .common import (
     warn_of_pairs,
     weights_facts,
 )
-from .sources import add_sources, examples_of, source_facts, source_problems, training_crops
+from .sources import add_sources, examples_of, made, say_reading, source_facts, source_problems, training_crops
 
 if TYPE_CHECKING:
     from ..restoration.training import CropSource, Processes, Step, Trained
@@ -98,10 +98,11 @@ def run(options: argparse.Namespace) -> None:
     tests: dict[str, list[Example]] = {}
     validate = None
     if processes.main:
-        tests = {folder: examples_of(options, folder, scale, options.test_lr) for folder in options.test}
+        say_reading(scenes.scenes, scale, "training", made=made(options))
+        tests = {folder: examples_of(options, folder, scale, "test", lr=options.test_lr) for folder in options.test}
         if options.validate:
             validate = validation(
-                examples_of(options, options.validate, scale), each_view_twice=options.each_view_twice
+                examples_of(options, options.validate, scale, "validation"), each_view_twice=options.each_view_twice
             )
     model = build_model(base, recipe)
     module_of(model).to(device(options.device) if processes.device is None else processes.device)

@@ -20,6 +20,6 @@ class Words:
     baseline: str
 
 
-def words(scale: int) -> Words:
-    """Return the words for a network that enlarges by `scale`."""
+def words(scale: int | None) -> Words:
+    """Return the words for a network that enlarges by `scale`; None if that is not known."""
     return Words("clean", "degraded", "input") if scale == 1 else Words("HR", "LR", "bicubic")

@@ -14,6 +14,7 @@ from .model import Example, Rectangle, Scene
 from .pair_report import PairReport, check_pairs
 from .pairs import PairCheck, check_pair
 from .preparing import prepare
+from .reading import reading
 from .verifying import LRReport, Match, verify_lr
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "load_example",
     "prepare",
     "read_clean_crops",
+    "reading",
     "scenes_with_lr",
     "verify_lr",
 ]

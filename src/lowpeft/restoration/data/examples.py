@@ -12,6 +12,7 @@ from ...errors import DataError
 from ...ports.layouts import Size
 from ..degradations import Degradation
 from ..images import Border, image_size, matlab_downscale, matlab_halve, mod_crop, read_image
+from ..words import words
 from .layouts import MARKED
 from .model import AnyPath, Example, Rectangle, Scene, px
 
@@ -133,8 +134,10 @@ def _kept(
     for size, path in zip(lr, scene.lr, strict=True):
         if size != whole:
             made = f"{px(hr[0])}, halved," if halve else px(hr[0])
+            named = words(scale)
             raise DataError(
-                f"at x{scale} an HR view of {made} needs an LR view of {px(whole)}, but {path.name} is {px(size)}"
+                f"at x{scale} the {named.clean} view of {made} needs a {named.degraded} view of {px(whole)}, but "
+                f"{path.name} is {px(size)}"
             )
     if clean_crop is None:
         kept = (0, 0, whole[1], whole[0])

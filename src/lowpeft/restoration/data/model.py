@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -26,11 +26,13 @@ class Scene:
         name: Name of the scene, unique within its folder.
         hr: Files of the HR views: one image, or left and right.
         lr: Files of the LR views in the same order; empty if LR views are to be made from the HR views.
+        layout: Name of the folder layout in which the files were found; empty if they were given.
     """
 
     name: str
     hr: tuple[Path, ...]
     lr: tuple[Path, ...] = ()
+    layout: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if len(self.hr) not in (1, 2):
@@ -39,6 +41,8 @@ class Scene:
             raise DataError(
                 f"scene {self.name}: give {len(self.hr)} LR files, one per HR file, or none, not {len(self.lr)}"
             )
+        if same := sorted(set(self.hr) & set(self.lr)):
+            raise DataError(f"scene {self.name}: {same[0]} is given both as an HR (clean) and as an LR (degraded) file")
 
 
 @dataclass(frozen=True)

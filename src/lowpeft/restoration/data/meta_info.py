@@ -1,0 +1,55 @@
+"""BasicSR's meta-info files: the names of the images to use, one per line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ...errors import DataError
+from .grouping import Files
+from .listing import stem
+
+_LINE = re.compile(r"(?P<name>.+?)(?:\s*\(\s*\d+\s*(?:,\s*\d+\s*){1,2}\))?")
+
+
+def read_meta_info(path: Path) -> tuple[str, ...]:
+    """Return the names of a file with `NAME.png (H,W,C)` in each line, in order; sizes are optional and not compared.
+
+    Raises:
+        DataError: The file cannot be read, is not text, or contains no name or a name twice.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not a text file of names, as in: 0001_s001.png (480,480,3)") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+    matches = [_LINE.fullmatch(line.strip()) for line in lines]
+    names = [match["name"].replace("\\", "/").removeprefix("./") for match in matches if match]
+    if not names:
+        raise DataError(f"{path} lists no images; give one in each line, as in: 0001_s001.png (480,480,3)")
+    seen: set[str] = set()
+    if repeated := [name for name in names if name in seen or seen.add(name)]:  # type: ignore[func-returns-value]
+        raise DataError(f"{path} lists some images twice:", problems=repeated)
+    return tuple(names)
+
+
+def restrict(hr: Files, lr: Files, listed: tuple[str, ...], root: Path) -> list[str]:
+    """Keep the scenes of which a view is listed, and return a line for each listed name that no HR view has.
+
+    Args:
+        hr: HR views; names are relative to their folder or to `root`, with or without suffix.
+        lr: LR views.
+        listed: Names.
+        root: Folder of the data set.
+    """
+    above = hr.folder.relative_to(root).as_posix()
+    scenes: dict[str, str] = {}
+    for scene, views in hr.scenes.items():
+        for file in (file for files in views for file in files):
+            scenes |= dict.fromkeys((file, stem(file), f"{above}/{file}"), scene)
+    kept = {scenes[name] for name in listed if name in scenes}
+    for files in (hr, lr):
+        files.scenes = {name: views for name, views in files.scenes.items() if name in kept}
+        files.rest = []
+    return [f"{name}: is listed, but is not there" for name in listed if name not in scenes]

@@ -1,0 +1,109 @@
+"""Words by which folders and files say that their images are clean (HR) or degraded (LR).
+
+All are read in any case. In a folder's name they stand at the end (`train_blur`, `DIV2K_train_LR_bicubic`); in a file's
+name they stand anywhere between characters that are not letters (`norain-001`, `0001_GT_010`, `low00001`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from typing import Literal
+
+Role = Literal["clean", "degraded"]
+
+CLEAN = (
+    *("HR", "GT", "target", "targets", "groundtruth", "ground_truth", "high", "highres", "high_res", "sharp", "clean"),
+    *("clear", "norain", "no_rain", "nohaze", "no_haze", "normal", "original", "originals", "reference"),
+)
+DEGRADED = (
+    *("LR", "LQ", "input", "inputs", "low", "lowres", "low_res", "lowlight", "low_light", "realLR", "blur", "blurry"),
+    *("blurred", "noise", "noisy", "rain", "rainy", "haze", "hazy", "foggy", "snow", "snowy", "dark", "degraded"),
+    *("distorted", "compressed", "jpeg", "bicubic", "bic"),
+)
+
+
+def _any_of(words: Collection[str]) -> str:
+    return "|".join(sorted(words, key=len, reverse=True))
+
+
+_PART = r"(?:[_-](?:sub|patch|patches|crops?))?"
+CLEAN_FOLDER = rf"(?i:(?:.*[_ -])?(?:{_any_of(CLEAN)})(?:mod\d+)?{_PART})"
+"""Regular expression of the names of folders of clean images."""
+DEGRADED_FOLDER = (
+    rf"(?!{CLEAN_FOLDER}$)(?i:(?:(?:.*[_ -])?(?:{_any_of(DEGRADED)})(?:_?bic(?:ubic)?)?[_/-]?(?:x(?P<scale>\d+))?"
+    rf"|[xX](?P<factor>\d+)){_PART})"
+)
+"""Regular expression of the names of folders of degraded images; `scale` or `factor` is the SR factor, if it is named.
+"""
+
+_MARK = re.compile(rf"(?i)(?<![a-z])(?:(?P<clean>{_any_of(CLEAN)})|(?P<degraded>{_any_of(DEGRADED)}))(?![a-z])")
+_MARKED_SCALE = re.compile(r"(?i)(?<![a-z0-9])LR_?x?[2-8]$")
+_SCALE = re.compile(r"[_-]?[xX]\d+$")
+
+
+def readings(name: str) -> Iterator[tuple[str, Role]]:
+    """Yield each way to read a name as one of a marked image: the name without the mark, and what the mark says.
+
+    E.g. `norain-001` is `001`, clean; `0001x4` is `0001`, degraded. Nothing is yielded for a name without marks.
+    """
+    for match in _MARK.finditer(name):
+        yield _without(name, match), "clean" if match["clean"] else "degraded"
+    for scaled in (_MARKED_SCALE.search(name), _SCALE.search(name)):
+        if scaled:
+            yield _without(name, scaled), "degraded"
+
+
+def _without(name: str, match: re.Match[str]) -> str:
+    before, after = name[: match.start()], name[match.end() :]
+    kept = before.rstrip("_-. ") if before else ""
+    rest = after.lstrip("_-. ")
+    return f"{kept}_{rest}" if kept and rest else kept + rest
+
+
+def told_apart(names: Collection[str]) -> dict[str, tuple[str, str]]:
+    """Pair the names of clean and degraded images that lie together: the clean and the degraded name, by common name.
+
+    A clean image may have no mark (`0001` beside `0001_noisy`). Names that belong to no pair are left out.
+    """
+    found: dict[str, dict[Role, list[str]]] = {}
+    for name in names:
+        for key, role in readings(name):
+            found.setdefault(key, {"clean": [], "degraded": []})[role].append(name)
+    known, used = set(names), set[str]()
+    pairs = {}
+    for key, roles in found.items():
+        unmarked = key if key in known and key not in used else None
+        clean = next((n for n in roles["clean"] if n not in used), unmarked)
+        degraded = next((n for n in roles["degraded"] if n not in used), None)
+        if clean is not None and degraded is not None:
+            pairs[key or clean] = (clean, degraded)
+            used |= {clean, degraded}
+    return pairs
+
+
+def matched(clean: Collection[str], degraded: Collection[str]) -> dict[str, str]:
+    """Return the clean name of each degraded name, of images in two folders; names without partner are left out.
+
+    Equal names come first, then names that differ only in marks or in a scale (`rain-001`, `norain-001`; `1x4`, `1`).
+    """
+    found = {name: name for name in degraded if name in clean}
+    if len(found) == len(degraded):
+        return found
+    keys: dict[str, set[str]] = {}
+    for name in clean:
+        for key in (name, *_keys(name)):
+            keys.setdefault(key, set()).add(name)
+    taken = set(found)
+    for name in degraded:
+        near = (keys.get(key, set()) for key in _keys(name))
+        partner = next((min(names) for names in near if len(names) == 1 and not names & taken), None)
+        if name not in found and partner is not None:
+            found[name] = partner
+            taken.add(partner)
+    return found
+
+
+def _keys(name: str) -> list[str]:
+    keys = [key for key, _ in readings(name)]
+    return keys + [again for key in keys for again, _ in readings(key)]
