@@ -12,7 +12,8 @@ from ..errors import LowpeftError, did_you_mean
 from ..paper.experiments import Experiment, bundled_experiments, load_experiment
 from ..paper.experiments.show import shown
 from ..restoration.images import make_folder
-from .common import add_device, add_set, device, new_command, overrides
+from .common import add_device, add_set, device, new_command
+from .networks import overrides
 
 if TYPE_CHECKING:
     from ..paper.reproduce import Sources
