@@ -192,9 +192,12 @@ def load_into(
     module = module_of(network)
     found = read_checkpoint(file)
     own = module.state_dict()
-    candidates = _with_averages_as_layers(wanted(found, weights, file), found)
-    fitting = [each for each in candidates if not any(_differences(own, each.state).values())]
+    candidates: Sequence[Weights] = wanted(found, weights, file)
     try:
+        fitting = _fitting(own, candidates)
+        if not fitting:
+            candidates, found = (_with_averages_as_layers(found),) * 2
+            fitting = _fitting(own, candidates)
         if not fitting:
             raise _not_its_tensors(module, own, candidates)
         taken = the_one(fitting)
@@ -214,18 +217,21 @@ def load_into(
     return replace(base, notes=(*base.notes, *said(taken, found)), making=making)
 
 
-def _with_averages_as_layers(candidates: Sequence[Weights], found: Sequence[Weights]) -> list[Weights]:
-    """Return the candidates, and each raw one together with what looks like an average in it (a layer `avg.conv`)."""
-    joined = list(candidates)
+def _fitting(own: State, candidates: Sequence[Weights]) -> list[Weights]:
+    return [each for each in candidates if not any(_differences(own, each.state).values())]
+
+
+def _with_averages_as_layers(found: Sequence[Weights]) -> tuple[Weights, ...]:
+    """Return the raw state dicts, each together with what looks like an average in it: a layer called `avg`, say."""
+    joined = []
     for raw in (each for each in found if not each.averaged):
-        layers = [each for each in found if each.averaged and each.path[: len(raw.path)] == raw.path]
         state: State = dict(raw.state)
-        for each in layers:
-            prefix = ".".join(each.path[len(raw.path) :])
-            state |= {f"{prefix}.{key}": tensor for key, tensor in each.state.items()}
-        if layers:
-            joined.append(replace(raw, state=state))
-    return joined
+        for each in found:
+            if each.averaged and each.path[: len(raw.path)] == raw.path:
+                prefix = ".".join(each.path[len(raw.path) :])
+                state |= {f"{prefix}.{key}": tensor for key, tensor in each.state.items()}
+        joined.append(replace(raw, state=state))
+    return tuple(joined)
 
 
 def _differences(own: State, given: State) -> dict[str, list[str]]:
