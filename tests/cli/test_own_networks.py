@@ -17,6 +17,7 @@ from safetensors import safe_open
 import lowpeft
 from lowpeft.backbones.own import Factory
 from lowpeft.cli import main, parser
+from lowpeft.cli.common import backbone
 from lowpeft.demo import demo_backbone
 from lowpeft.restoration.images import write_image
 
@@ -129,6 +130,11 @@ def test_facts_are_measured_or_given(folder: Path) -> None:
     assert torch.equal(again.module.head.weight, base.module.head.weight)  # of the same seed
 
 
+def test_facts_can_be_given_for_any_network(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = parser().parse_args(["plan", "lora", "--weights", "demo", "--network-fact", "value_range=[0,255]"])
+    assert backbone(options).value_range == (0.0, 255.0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -151,7 +157,8 @@ def test_facts_are_measured_or_given(folder: Path) -> None:
         ([*OWN, "--raw-weights"], "--raw-weights"),
         ([*OWN, "--weights", "demo"], "demo"),
         ([*OWN, "--weights", "none.pth"], "none.pth"),
-        (["--weights", "demo", "--network-fact", "scale=4"], "--network-fact --network"),
+        (["--weights", "demo", "--network-set", "dim=4"], "--network-set --network"),
+        (["--weights", "demo", "--network-fact", "scal=4"], "'scal' 'scale'"),
         ([], "--weights --network"),
     ],
 )

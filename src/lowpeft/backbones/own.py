@@ -87,14 +87,7 @@ class Factory:
 
     def _check(self, build: Callable[..., object], facts: Mapping[str, Any]) -> None:
         """Raise for missing and unknown arguments of the function, and unknown facts."""
-        problems = list(_argument_problems(build, self.arguments))
-        known = [name for name in inspect.signature(describe).parameters if name not in ("module", "example")]
-        problems += [
-            f"there is no fact {name!r}{did_you_mean(name, known)}; facts are {', '.join(known)}"
-            for name in facts
-            if name not in known
-        ]
-        if problems:
+        if problems := [*_argument_problems(build, self.arguments), *_fact_problems(facts)]:
             raise LowpeftError(f"{self.name} cannot be called as asked:", problems=problems)
 
     def _called(self, build: Callable[..., object]) -> nn.Module | Backbone:
@@ -109,6 +102,24 @@ class Factory:
                 f"lowpeft.Backbone{what}"
             )
         return built
+
+
+def with_facts(base: Backbone, facts: Mapping[str, Any]) -> Backbone:
+    """Return a network with other facts, as `lowpeft.describe` does; the same one if none are given.
+
+    Raises:
+        LowpeftError: A fact is unknown or invalid.
+    """
+    if problems := list(_fact_problems(facts)):
+        raise LowpeftError("these facts cannot be given:", problems=problems)
+    return describe(base, **facts) if facts else base
+
+
+def _fact_problems(facts: Mapping[str, Any]) -> Iterator[str]:
+    known = [name for name in inspect.signature(describe).parameters if name not in ("module", "example")]
+    for name in facts:
+        if name not in known:
+            yield f"there is no fact {name!r}{did_you_mean(name, known)}; facts are {', '.join(known)}"
 
 
 def _function(name: str) -> Callable[..., object]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..backbones.checkpoints import Choice, which_weights
 from ..backbones.opening import load_backbone
+from ..backbones.own import with_facts
 from ..core.attachment.record import Memory
 from ..core.files.adapter_files import load_adapter
 from ..core.observation.describe import image_facts
@@ -279,16 +280,17 @@ def backbone(options: argparse.Namespace, *, quiet: bool = False) -> Backbone:
     """
     if not has_network(options):
         raise LowpeftError("no network was given: give --weights FILE, or --network MODULE:FUNCTION, or both")
-    if options.network is None:
-        if given := [f"--network-{name}" for name in ("set", "fact") if getattr(options, f"network_{name}")]:
-            raise LowpeftError(f"{' and '.join(given)} need a network of your own: give --network MODULE:FUNCTION")
-        if options.weights == "demo":
-            return demo_network(options)
     choice: Choice = "raw" if options.raw_weights else "ema"
-    if options.network is None:
-        base = load_backbone(options.weights, task=options.task, weights=choice, allow_half=options.allow_half)
+    facts = overrides(options.network_fact, option="--network-fact scale=4")
+    if options.network is not None:
+        base = own_network(options, choice, facts)
+    elif options.network_set:
+        raise LowpeftError("--network-set is for a network of your own: give --network MODULE:FUNCTION")
+    elif options.weights == "demo":
+        base = with_facts(demo_network(options), facts)
     else:
-        base = own_network(options, choice)
+        file = load_backbone(options.weights, task=options.task, weights=choice, allow_half=options.allow_half)
+        base = with_facts(file, facts)
     if (which := which_weights(base.notes)) is not None and not quiet:
         print(f"weights: {which}", file=sys.stderr)
     return base

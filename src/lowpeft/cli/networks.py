@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ def add_network(sub: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="fact of that network, instead of a measured or assumed one: scale=4, value_range=[0,255], "
-        "size_multiple=8; may be repeated",
+        help="fact of any network, instead of a known, measured or assumed one: scale=4, value_range=[0,255], "
+        "strips=true; may be repeated",
     )
 
 
@@ -57,7 +58,7 @@ def network_name(options: argparse.Namespace) -> str:
     return Path(options.weights).name if options.weights else str(options.network)
 
 
-def own_network(options: argparse.Namespace, choice: Choice) -> Backbone:
+def own_network(options: argparse.Namespace, choice: Choice, facts: Mapping[str, Any]) -> Backbone:
     """Build the network that `--network` names, with the current folder importable, as under `python -m`."""
     alone = ("task",) if options.weights else ("task", "raw_weights", "allow_half")
     if given := ["--" + name.replace("_", "-") for name in alone if getattr(options, name)]:
@@ -68,7 +69,6 @@ def own_network(options: argparse.Namespace, choice: Choice) -> Backbone:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     arguments = overrides(options.network_set, option="--network-set width=32")
-    facts = overrides(options.network_fact, option="--network-fact scale=4")
     factory = Factory(name=options.network, arguments=arguments)
     return factory.load(options.weights, weights=choice, allow_half=options.allow_half, facts=facts)
 

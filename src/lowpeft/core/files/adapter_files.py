@@ -365,7 +365,7 @@ def _attach(model: object, adapter: AdapterFile, source: str, *, name: str, forc
         raise AdapterError(f"the adapter {source!r} belongs to another base ({advice}):", problems=problems)
     plan = plan_sites(model, adapter.recipe, adapter.sites, name=name, trial=trial, facts=adapter.network)
     notes = [] if rounding is None else [rounding.text]
-    notes += [f"attached by force=True, though its base was another one: {'; '.join(problems)}"] if problems else []
+    notes += [f"attached by force, though its base was another one: {'; '.join(problems)}"] if problems else []
     plan = replace(plan, notes=(*plan.notes, *notes))
     return attach_plan(model, plan, found=known, tensors=adapter.tensors, calibrated=adapter.calibrated)
 

@@ -159,6 +159,7 @@ def _executor(cluster: Cluster, folder: Path) -> Any:
 
 
 def _last_line(error: Exception) -> str:
-    """Return the error of a job, without its traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip(" -=")]
+    """Return the error of a job, without its traceback and submitit's advice."""
+    text = str(error).partition("\nYou can check full logs")[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip(" -=")]
     return lines[-1] if lines else type(error).__name__
