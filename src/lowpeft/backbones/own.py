@@ -82,7 +82,7 @@ class Factory:
         if given or (file is None and isinstance(built, nn.Module)):
             code = call("lowpeft.describe", code, **given)
         importing = f"from {module} import {path.partition('.')[0]}"
-        making = Making(expression=code, imports=(importing,), anew=lambda: module_of(self._called(build)))
+        making = Making(expression=code, imports=(importing,), anew=functools.partial(_another, self))
         return replace(base, making=making)
 
     def _check(self, build: Callable[..., object], facts: Mapping[str, Any]) -> None:
@@ -102,6 +102,11 @@ class Factory:
                 f"lowpeft.Backbone{what}"
             )
         return built
+
+
+def _another(factory: Factory) -> nn.Module:
+    """Build another network, with new weights from the global random state."""
+    return module_of(factory._called(_function(factory.name)))
 
 
 def with_facts(base: Backbone, facts: Mapping[str, Any]) -> Backbone:
@@ -273,6 +278,7 @@ def _not_its_tensors(module: nn.Module, own: State, candidates: Sequence[Weights
         problems += [*(f"{what}: {key}" for key in keys[:MOST_NAMED]), *more]
     shared = len(own.keys() & nearest.state.keys())
     return LowpeftError(
-        f"its tensors are not those of the network; of the {len(own)} of the network, {shared} are {nearest.place}:",
+        f"its tensors are not those of the network. {nearest.place.capitalize()}, it has {shared} of the network's "
+        f"{len(own)} names:",
         problems=problems,
     )
