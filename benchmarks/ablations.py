@@ -7,7 +7,8 @@ Trains the rows of `ablations/NAME.toml` with three seeds, `scratch` with one, o
 on the 20 KITTI 2015 pairs with the archive's LR views and on the 5 Middlebury pairs of `DATA/stereo`, whose scenes no
 training or tuning saw: whole for `finetuning`, for the others the middle of each, `MIDDLE_HR_PX`. Results are written
 after every seed; run it again after an interruption, and what is finished in RUNS is taken over. `--cost` times every
-row's step at the end; nothing else should run on the machine then.
+row's step at the end; nothing else should run on the machine then. `--submit slurm --slurm time=600` runs the cells as
+jobs of a cluster.
 
 `--show` runs nothing: it prints the paper's table, ours from `results/NAME.json`, and of each of the paper's findings
 (claims.py) whether ours agree.
@@ -34,6 +35,7 @@ import lowpeft
 from claims import CLAIMS, directions, with_spread
 from common import options_of, provenance, write
 from lowpeft import tables
+from lowpeft.cli.cluster import add_cluster, cluster_of
 from lowpeft.paper.experiments import Experiment, load_experiment
 from lowpeft.paper.experiments.show import shown
 from lowpeft.paper.reproduce import Line, Settings, Sources, Table, reproduce
@@ -178,10 +180,16 @@ def run(options: argparse.Namespace) -> None:
         tests=test_sets(options.data, options.runs / ("whole" if whole else "middle"), whole=whole),
     )
     unpadded = UNPADDED if options.name == "pretraining" else {}
-    settings = Settings(jobs=options.jobs, training={} if whole else {**SHORT, **unpadded})
+    settings = Settings(
+        jobs=options.jobs,
+        cluster=cluster_of(options),
+        device="auto" if options.submit else "cpu",
+        training={} if whole else {**SHORT, **unpadded},
+    )
     if options.name in SAME_CELLS:
         take_over(options.name, options.seeds, options.runs)
-    command = f"python benchmarks/ablations.py {options.name} --data DATA --runs RUNS --jobs {options.jobs}"
+    command = f"python benchmarks/ablations.py {options.name} --data DATA --runs RUNS --jobs {options.jobs or 1}"
+    command += f" --submit {options.submit}" if options.submit else ""
     for count in range(1, len(options.seeds) + 1):
         seeds = options.seeds[:count]
         table = measured(experiment, sources, replace(settings, seeds=seeds), options.runs / options.name)
@@ -231,7 +239,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--weights", type=Path, help="folder of checkpoints, if not DATA/weights")
     parser.add_argument("--runs", type=Path, help="folder for runs, kept between calls")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    add_cluster(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of all rows but scratch")
     parser.add_argument("--cost", action="store_true", help="time every row's step, too; the rows must have a `full`")
     options = parser.parse_args()

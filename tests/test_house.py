@@ -68,6 +68,7 @@ NOT_AT_IMPORT = {
     "rich",
     "skimage",
     "spandrel",
+    "submitit",
     "timm",
     "torchvision",
     "transformers",
@@ -189,9 +190,10 @@ def packages_of(module: str) -> set[str]:
 
 
 def test_the_extras_bring_what_the_commands_import() -> None:
-    """`train` is enough for every command but those of NEED_DEMO, `spandrel` for opening checkpoints."""
+    """`train` is enough for every command but those of NEED_DEMO; `spandrel` opens checkpoints, `cluster` submits."""
     imported = {module: packages_of(module) - RUNTIME_DEPENDENCIES for module in SOURCES}
     brought = {"lowpeft.backbones.spandrel_reader": requirements("spandrel")}
+    brought["lowpeft.paper.reproduce.cluster"] = requirements("cluster")
     brought |= {module: requirements("demo") for module in SOURCES if module.startswith(NEED_DEMO)}
     missing = {m: found for m, names in imported.items() if (found := names - brought.get(m, requirements("train")))}
     assert missing == {}

@@ -15,14 +15,14 @@ import difflib
 import functools
 from collections.abc import Iterable, Sequence
 
-MOST_SHOWN = 20
+MOST_SHOWN = 100
 
 
 class LowpeftError(ValueError):
     """Base class of the errors that lowpeft raises on purpose.
 
     `message` contains the first line or lines. `problems` contains each finding as a separate line, for programs that
-    format them differently. The text of the error shows the first 20 problems. Control characters, which names in a
+    format them differently. The text of the error shows the first 100 problems. Control characters, which names in a
     file may contain, are escaped as in Python literals.
     """
 
@@ -31,7 +31,7 @@ class LowpeftError(ValueError):
         self.problems = tuple(problems)
         lines = [message, *(f"  - {problem}" for problem in self.problems[:MOST_SHOWN])]
         if (more := len(self.problems) - MOST_SHOWN) > 0:
-            lines.append(f"  … and {more:,} more")
+            lines.append(f"  … and {more:,} more (.problems has all)")
         super().__init__("".join(map(_printable, "\n".join(lines))))
 
     def __reduce__(self) -> tuple[object, ...]:

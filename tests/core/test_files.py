@@ -268,7 +268,11 @@ def test_the_card_names_the_base_and_its_hashes(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "call"), [("stereo", "left_sr, right_sr = model(left, right)"), ("spatial", "restored = model(image)")]
+    ("recipe", "call"),
+    [
+        ("stereo", "left_sr, right_sr = lowpeft.enhance(model, left, right)"),
+        ("spatial", "restored = lowpeft.enhance(model, image)"),
+    ],
 )
 def test_the_card_shows_the_call_that_works(recipe: str, call: str, tmp_path: Path) -> None:
     assert call in card(lowpeft.save_adapter(trained(network(), recipe), tmp_path))[1]

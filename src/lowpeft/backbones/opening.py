@@ -7,12 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ..core.observation.describe import family_facts
 from ..errors import LowpeftError, did_you_mean
 from ..families import recognise
-from ..ports.facts import Backbone
+from ..ports.facts import Backbone, Making, call, literal
 from . import timm_reader
 from .checkpoints import RAW_ASKED, Choice, in_full_precision, read_checkpoint, said, the_one, wanted
+from .own import load_into
 from .timm_reader import PREFIX
 from .weights import State, Weights
 
@@ -24,9 +27,12 @@ def load_backbone(
     weights: Choice = "ema",
     allow_half: bool = False,
     pretrained: bool = False,
+    network: nn.Module | Backbone | None = None,
     **options: Any,
 ) -> Backbone:
     """Open a checkpoint file (lowpeft reads EDT, spandrel all other networks), or create a timm network.
+
+    With `network`, load the file into that network, whatever its architecture.
 
     The state dict may be at the top level or under the usual keys of trainers (`params_ema`, `state_dict`, `netG`, …).
     Its names may have the prefix of a training wrapper (`module.`, Lightning's `model.`, …). If the file has averaged
@@ -44,6 +50,9 @@ def load_backbone(
         allow_half: True to load half-precision weights as float32 instead of raising. They were rounded, so an adapter
             made on them does not fit the float32 network.
         pretrained: True to let timm download pre-trained weights; otherwise a timm network has random weights.
+        network: Network of your own to load the tensors into, strictly; without it, the network is recognised by its
+            tensors. The file may be wrapped, and averaged, as other files. Masks and indices that the network computes
+            (`attn_mask`, `relative_position_index`) stay its own. Facts are its own, or measured (`lowpeft.describe`).
         options: Further arguments of `timm.create_model`, e.g. img_size=64; only for timm networks.
 
     Returns:
@@ -51,20 +60,25 @@ def load_backbone(
 
     Raises:
         LowpeftError: The file does not exist; it cannot be read as plain tensors (the message says what the file is);
+            its tensors are not those of `network` (missing, unexpected and mis-shaped ones are listed);
             raw weights were requested and it has none; it contains several networks; its architecture is not
             recognised (the message names the nearest one and the missing keys); its tensors do not fit that
             architecture; it has no such task; or spandrel is not installed. For timm: there is no network of that name
             (the message names the nearest), or timm cannot create it with these options.
     """
     if str(path).startswith(PREFIX):
-        if task is not None or allow_half or weights != "ema":
+        if task is not None or allow_half or weights != "ema" or network is not None:
             raise LowpeftError(
-                f"{path} is a timm network; task=, weights= and allow_half= are for checkpoint files only"
+                f"{path} is a timm network; task=, weights=, allow_half= and network= are for checkpoint files only"
             )
         return timm_reader.load(str(path).removeprefix(PREFIX), pretrained=pretrained, options=options)
     if given := [*["pretrained"] * pretrained, *options]:
         raise LowpeftError(f"{path} is the path of a file; {', '.join(given)} is for timm networks only ({PREFIX}NAME)")
-    return _from_file(Path(path), task, weights, allow_half=allow_half)
+    if network is None:
+        return _from_file(Path(path), task, weights, allow_half=allow_half)
+    if task is not None:
+        raise LowpeftError(f"leave out task={task!r} (--task): a network of your own does what it was built for")
+    return load_into(network, Path(path), weights=weights, allow_half=allow_half)
 
 
 def _from_file(file: Path, task: str | None, choice: Choice, *, allow_half: bool) -> Backbone:
@@ -73,7 +87,8 @@ def _from_file(file: Path, task: str | None, choice: Choice, *, allow_half: bool
     try:
         taken = recognised(candidates)
         backbone = backbone_of(in_full_precision(taken.state, allow_half=allow_half), task)
-        return replace(backbone, notes=(*backbone.notes, *said(taken, in_file)))
+        notes = (*backbone.notes, *said(taken, in_file))
+        return replace(backbone, notes=notes, making=_making(file, task=task, weights=choice, allow_half=allow_half))
     except LowpeftError as error:
         averaged = ""
         if candidates[0].averaged:
@@ -81,6 +96,12 @@ def _from_file(file: Path, task: str | None, choice: Choice, *, allow_half: bool
         raise LowpeftError(
             f"{file} is not a checkpoint that can be opened: {averaged}{error.message}", problems=error.problems
         ) from error
+
+
+def _making(file: Path, **options: object) -> Making:
+    """Return how the checkpoint is opened, in the folder where it is."""
+    given = {name: value for name, value in options.items() if value not in (None, "ema", False)}
+    return Making(expression=call("lowpeft.load_backbone", literal(file.name), **given))
 
 
 def backbone_of(state: State, task: str | None = None) -> Backbone:

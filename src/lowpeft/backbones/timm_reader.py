@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from ..errors import LowpeftError, did_you_mean
 from ..families import recognise
-from ..ports.facts import Backbone
+from ..ports.facts import Backbone, Making, call, literal
 
 PREFIX = "timm:"
 """Prefix that marks a timm name, as opposed to a path, in `load_backbone`."""
@@ -36,8 +36,8 @@ def load(name: str, *, pretrained: bool, options: dict[str, Any]) -> Backbone:
         module = timm.create_model(name, features_only=True, pretrained=pretrained, **options)
     except Exception as error:  # timm does not catch what its networks and the Hub raise
         reason = (str(error).splitlines() or [""])[0][:300]
-        asked = ", ".join(f"{k}={v!r}" for k, v in {"features_only": True, "pretrained": pretrained, **options}.items())
-        raise LowpeftError(f"timm cannot create {name!r} with {asked}: {type(error).__name__}: {reason}") from error
+        given = ", ".join(f"{k}={v!r}" for k, v in {"features_only": True, "pretrained": pretrained, **options}.items())
+        raise LowpeftError(f"timm cannot create {name!r} with {given}: {type(error).__name__}: {reason}") from error
     published = cast(dict[str, Any], module.pretrained_cfg)
     size = published.get("input_size") or (None,)
     side = options.get("img_size", size[-1])
@@ -48,6 +48,7 @@ def load(name: str, *, pretrained: bool, options: dict[str, Any]) -> Backbone:
             "published weights take"
         )
     family = recognise(module)
+    asked = {**({"pretrained": True} if pretrained else {}), **options}
     return Backbone(
         module=module.eval(),
         architecture=name,
@@ -56,4 +57,5 @@ def load(name: str, *, pretrained: bool, options: dict[str, Any]) -> Backbone:
         channels=options.get("in_chans", size[0]),
         fixed_px=side if published.get("fixed_input_size") and isinstance(side, int) else None,
         notes=tuple(notes),
+        making=Making(expression=call("lowpeft.load_backbone", literal(PREFIX + name), **asked)),
     )

@@ -6,7 +6,6 @@ import argparse
 import shutil
 import sys
 import textwrap
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import nn
 
 from ..backbones.checkpoints import Choice, which_weights
 from ..backbones.opening import load_backbone
+from ..backbones.own import with_facts
 from ..core.attachment.record import Memory
 from ..core.files.adapter_files import load_adapter
 from ..core.observation.describe import image_facts
@@ -28,6 +28,7 @@ from ..recipes import bundled
 from ..restoration.data import Rectangle, Scene, check_pairs
 from ..restoration.images import Border
 from ..restoration.inference import Tiling
+from .networks import add_network, demo_network, has_network, network_name, overrides, own_network
 
 Model = TypeVar("Model")
 
@@ -57,12 +58,10 @@ def new_command(
     return sub
 
 
-def add_weights(sub: argparse.ArgumentParser, *, required: bool = True, names: Sequence[str] = ("--weights",)) -> None:
+def add_weights(sub: argparse.ArgumentParser) -> None:
     """Add the options that select the frozen network and its weights."""
     sub.add_argument(
-        *names,
-        dest="weights",
-        required=required,
+        "--weights",
         metavar="FILE",
         help="checkpoint of the frozen network (.pth, .pt, .safetensors), 'demo' for the built-in one, or "
         "'timm:NAME' for one of timm, which gives features",
@@ -74,6 +73,7 @@ def add_weights(sub: argparse.ArgumentParser, *, required: bool = True, names: S
         help="open weights of half precision, which were rounded, as float32 instead of refusing them",
     )
     sub.add_argument("--task", help="of a network for several tasks, the one to keep: sr_x4 (EDT), 2_x4 (IPT), …")
+    add_network(sub)
 
 
 def add_raw_weights(sub: argparse.ArgumentParser) -> None:
@@ -113,9 +113,13 @@ def adapted(options: argparse.Namespace, base: Backbone) -> nn.Module:
 
 
 def weights_facts(options: argparse.Namespace, base: Backbone) -> dict[str, str]:
-    """Return facts for reports and model cards: the checkpoint's file name, and which of its weights were loaded."""
+    """Return facts for reports and model cards: the checkpoint's file name, and which of its weights were loaded.
+
+    They never contain `--network`: adapter files do not name code.
+    """
     which = which_weights(base.notes)
-    return {"base weights": Path(options.weights).name, **({} if which is None else {"weights": which})}
+    file = {"base weights": Path(options.weights).name} if options.weights else {}
+    return {**file, **({} if which is None else {"weights": which})}
 
 
 def add_border(sub: argparse.ArgumentParser) -> None:
@@ -238,7 +242,7 @@ def network_scale(options: argparse.Namespace, base: Backbone) -> int:
     """
     scale = image_facts(base).scale
     if options.scale not in (None, scale):
-        raise LowpeftError(f"--scale {options.scale} was asked for, but {options.weights} is a x{scale} network")
+        raise LowpeftError(f"--scale {options.scale} was asked for, but {network_name(options)} is a x{scale} network")
     return scale
 
 
@@ -268,26 +272,28 @@ def add_set(sub: argparse.ArgumentParser, text: str) -> None:
 
 
 def backbone(options: argparse.Namespace, *, quiet: bool = False) -> Backbone:
-    """Load the network that `--weights` and related options select, and print which of a file's weights were loaded.
+    """Load the network that `--weights` and `--network` select, and print which of a file's weights were loaded.
 
     Args:
         options: Parsed options of the command.
         quiet: True prints nothing, for commands that print the network's notes themselves.
     """
-    if options.weights != "demo":
-        choice: Choice = "raw" if options.raw_weights else "ema"
-        base = load_backbone(options.weights, task=options.task, weights=choice, allow_half=options.allow_half)
-        if (which := which_weights(base.notes)) is not None and not quiet:
-            print(f"weights: {which}", file=sys.stderr)
-        return base
-    if options.raw_weights or options.allow_half:
-        option = "--raw-weights" if options.raw_weights else "--allow-half"
-        raise LowpeftError(f"leave out {option}: the demo network has one set of weights, in float32")
-    if options.task is not None:
-        raise LowpeftError(f"leave out --task {options.task}: the demo network has a single task")
-    from ..demo import demo_backbone
-
-    return demo_backbone()
+    if not has_network(options):
+        raise LowpeftError("no network was given: give --weights FILE, or --network MODULE:FUNCTION, or both")
+    choice: Choice = "raw" if options.raw_weights else "ema"
+    facts = overrides(options.network_fact, option="--network-fact scale=4")
+    if options.network is not None:
+        base = own_network(options, choice, facts)
+    elif options.network_set:
+        raise LowpeftError("--network-set is for a network of your own: give --network MODULE:FUNCTION")
+    elif options.weights == "demo":
+        base = with_facts(demo_network(options), facts)
+    else:
+        file = load_backbone(options.weights, task=options.task, weights=choice, allow_half=options.allow_half)
+        base = with_facts(file, facts)
+    if (which := which_weights(base.notes)) is not None and not quiet:
+        print(f"weights: {which}", file=sys.stderr)
+    return base
 
 
 def changes(options: argparse.Namespace) -> dict[str, Any]:
@@ -296,28 +302,6 @@ def changes(options: argparse.Namespace) -> dict[str, Any]:
     if budget is None:
         return overrides(options.set)
     return {**overrides(options.set), "budget": int(budget) if budget.isdecimal() else budget}
-
-
-def overrides(settings: list[str]) -> dict[str, Any]:
-    """Convert `--set` options to keyword arguments of `adapt`; values that are not valid TOML are taken as text.
-
-    E.g. `every=1` and `spatial.reduction=8` give `{"every": 1, "spatial": {"reduction": 8}}`.
-    """
-    changes: dict[str, Any] = {}
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        if not equals or not name:
-            raise LowpeftError(f"--set {setting!r} is not FIELD=VALUE, as in --set every=1")
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text
-        kind, dot, field = name.partition(".")
-        table, key = (changes.setdefault(kind, {}), field) if dot else (changes, name)
-        if not isinstance(table, dict) or key in table:
-            raise LowpeftError(f"--set {setting!r} changes the same field as another --set; give one of them")
-        table[key] = value
-    return changes
 
 
 def device(name: str) -> torch.device:

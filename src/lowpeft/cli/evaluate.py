@@ -44,6 +44,7 @@ from .common import (
     warn_of_pairs,
     weights_facts,
 )
+from .networks import has_network, network_facts
 from .sources import add_degrade, add_selection, find_clean, made, say_reading
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def add_to(commands: Any) -> None:
         "measure a network, with or without an adapter, on stereo pairs or single images",
         "lowpeft evaluate --weights CRAFT_x4.pth --adapter my-adapter --data KITTI2015 --bicubic --out measured",
     )
-    add_weights(sub, required=False)
+    add_weights(sub)
     add_adapter(sub)
     sub.add_argument("--data", required=True, metavar="DIR", help="scenes, in any of the known layouts")
     sub.add_argument("--lr", metavar="DIR", help="their LR or degraded images, instead of those that the layout has")
@@ -117,7 +118,7 @@ def run(options: argparse.Namespace) -> None:
     from ..restoration.evaluation import by_bicubic, measure, overview, write_reports
 
     remarks = _check(options)
-    base = backbone(options) if options.weights else None
+    base = backbone(options) if has_network(options) else None
     scale = _scale(options, base)
     options.protocol = options.protocol or ("rgb" if scale == 1 else LITERATURE.name)
     protocol = PROTOCOLS.find(options.protocol)
@@ -275,9 +276,9 @@ def _scale(options: argparse.Namespace, base: Backbone | None) -> int:
     if base is None:
         for option in NEED_WEIGHTS:
             if getattr(options, option) not in (None, False):
-                raise LowpeftError(f"--{option.replace('_', '-')} needs a network: give --weights")
+                raise LowpeftError(f"--{option.replace('_', '-')} needs a network: give --weights or --network")
         if not options.bicubic or options.scale is None:
-            raise LowpeftError("give --weights, or --bicubic with --scale to measure bicubic alone")
+            raise LowpeftError("give --weights or --network, or --bicubic with --scale to measure bicubic alone")
         return int(options.scale)
     return network_scale(options, base)
 
@@ -332,7 +333,7 @@ def _facts(
         "scale": scale,
     }
     if base is not None:
-        facts |= weights_facts(options, base)
+        facts |= weights_facts(options, base) | network_facts(options)
         facts["device"] = str(device(options.device))
         if options.local_pooling is not None:
             facts["local_pooling"] = list(_window_px(options))

@@ -34,6 +34,7 @@ from .common import (
     view_paths,
     weights_facts,
 )
+from .networks import network_facts, network_name
 
 
 def add_to(commands: Any) -> None:
@@ -129,7 +130,12 @@ def _record(
         "lowpeft": version(),
         "torch": torch.__version__,
         "device": str(device(options.device)),
-        "network": {"architecture": base.architecture, "scale": base.scale, **weights_facts(options, base)},
+        "network": {
+            "architecture": base.architecture,
+            "scale": base.scale,
+            **weights_facts(options, base),
+            **network_facts(options),
+        },
         "adapter": options.adapter,
         "views": view_paths(options),
         "patch": dataclasses.asdict(patch),
@@ -144,7 +150,7 @@ def _notes(
     options: argparse.Namespace, base: Backbone, settings: LamSettings, columns: dict[str, Attribution]
 ) -> list[str]:
     """Return the paragraphs below the picture: the patch, the network and its training, the figures and settings."""
-    network = f"Network: {base.architecture} x{base.scale}, {Path(options.weights).name}"
+    network = f"Network: {base.architecture} x{base.scale}, {network_name(options)}"
     if options.adapter is not None:
         network += f", with the adapter {options.adapter}"
         if Path(options.adapter).is_dir():

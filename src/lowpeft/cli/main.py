@@ -14,8 +14,18 @@ from ..version import version
 from . import convert, data, demo, enhance, evaluate, lam, methods, recipes, reproduce, show, train
 from .memory import keep_freed_memory
 
-EXTRAS = {"accelerate": "train", "PIL": "train", "rich": "train", "skimage": "train", "spandrel": "spandrel"}
+EXTRAS = {
+    "accelerate": "train",
+    "PIL": "train",
+    "rich": "train",
+    "skimage": "train",
+    "spandrel": "spandrel",
+    "submitit": "cluster",
+}
 """Mapping from the import name of an optional package to the extra of lowpeft that installs it."""
+
+MOST_PROBLEMS = 20
+"""Number of problems of an error that are printed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _flushed(run(options) or 0)
     except LowpeftError as error:
-        return _fail(options.command, str(error), 2)
+        return _fail(options.command, _short(error), 2)
     except ModuleNotFoundError as error:
         extra = EXTRAS.get(error.name or "")
         if extra is None:
@@ -60,6 +70,13 @@ def _flushed(code: int) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to fail at exit
     return code
+
+
+def _short(error: LowpeftError) -> str:
+    """Return the text of an error with its first problems, so that its beginning stays on the screen."""
+    if (more := len(error.problems) - MOST_PROBLEMS) <= 1:
+        return str(error)
+    return str(LowpeftError(error.message, problems=(*error.problems[:MOST_PROBLEMS], f"… and {more:,} more")))
 
 
 def _fail(command: str, message: str, code: int) -> int:

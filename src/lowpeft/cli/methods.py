@@ -12,6 +12,7 @@ from typing import Any
 from .. import tables
 from ..core.operations.methods import MethodRow, methods
 from .common import add_weights, backbone, new_command, wrapped
+from .networks import has_network
 
 _GROUPS = ("features", "tokens", "image", "weights")
 _HEADER = ("kind", "acts on", "places", "merge", "rows", "data")
@@ -36,16 +37,16 @@ def add_to(commands: Any) -> None:
         "methods",
         run,
         "show all kinds of adapters, and what each would train on a network",
-        "lowpeft methods --network demo",
+        "lowpeft methods --weights demo",
     )
-    add_weights(sub, required=False, names=("--network", "--weights"))
+    add_weights(sub)
     sub.add_argument("--no-memory", action="store_true", help="do not run the network to count the bytes it keeps")
     sub.add_argument("--json", action="store_true", help="print the rows of the table as JSON")
 
 
 def run(options: argparse.Namespace) -> None:
     """Print the table, or its rows as JSON."""
-    model = None if options.weights is None else backbone(options, quiet=True)
+    model = backbone(options, quiet=True) if has_network(options) else None
     if model is not None and not options.no_memory:
         print("running the network once for each kind, to count what it keeps (--no-memory does not)", file=sys.stderr)
     rows = methods(model, memory=not options.no_memory)

@@ -12,7 +12,9 @@ from ..errors import LowpeftError, did_you_mean
 from ..paper.experiments import Experiment, bundled_experiments, load_experiment
 from ..paper.experiments.show import shown
 from ..restoration.images import make_folder
-from .common import add_device, add_set, device, new_command, overrides
+from .cluster import add_cluster, cluster_of
+from .common import add_device, add_set, device, new_command
+from .networks import overrides
 
 if TYPE_CHECKING:
     from ..paper.reproduce import Sources
@@ -46,7 +48,7 @@ def add_to(commands: Any) -> None:
     _add_sources(sub)
     sub.add_argument("--out", metavar="DIR", help="folder for runs, results and the table")
     sub.add_argument("--seeds", type=int, default=1, metavar="N", help="how many seeds each row gets (default: 1)")
-    sub.add_argument("--jobs", type=int, default=1, metavar="N", help="how many cells are run at a time (default: 1)")
+    add_cluster(sub)
     sub.add_argument("--ensemble", action="store_true", help="also measure the self-ensemble")
     sub.add_argument("--memory-mb", type=float, metavar="N", help="bound of the memory that inference takes")
     add_set(sub, "change a training setting of all rows: steps=1000, batch=2, learning_rate=1e-3; may be repeated")
@@ -103,7 +105,7 @@ def _chosen(experiment: Experiment, names: Sequence[str]) -> Experiment:
     return experiment.with_rows([row for row in experiment.rows if row.name in names]) if names else experiment
 
 
-_OF_RUNS = ("weights", "data", "adapter", "test", "seeds", "jobs", "ensemble", "memory_mb", "set")
+_OF_RUNS = ("weights", "data", "adapter", "test", "seeds", "jobs", "submit", "slurm", "ensemble", "memory_mb", "set")
 _OF_SPEED = ("size", "repeats")
 
 
@@ -147,13 +149,15 @@ def _reproduce(experiment: Experiment, options: argparse.Namespace) -> None:
 
     if not options.out:
         raise LowpeftError("runs need a folder: give --out DIR")
+    cluster = cluster_of(options)
     settings = Settings(
         seeds=range(options.seeds),
         training=overrides(options.set),
-        device=str(device(options.device)),
+        device=str(device(options.device)) if cluster is None else options.device,
         ensemble=options.ensemble,
         memory_mb=options.memory_mb,
         jobs=options.jobs,
+        cluster=cluster,
     )
     if options.adapter:
         _refuse(options, ("smoke", "data", "set", "seeds"), "--adapter measures a ready adapter, and trains nothing")

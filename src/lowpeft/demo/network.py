@@ -11,7 +11,7 @@ from importlib import resources
 from safetensors import safe_open
 
 from ..errors import LowpeftError
-from ..ports.facts import Backbone
+from ..ports.facts import Backbone, Making
 
 WEIGHTS = "demo_hat_x2.safetensors"
 
@@ -43,4 +43,5 @@ def demo_backbone() -> Backbone:
         value_range=(0.0, 1.0),
         size_multiple=config["window_size"],
         channels=3,
+        making=Making(expression="demo_backbone()", imports=("from lowpeft.demo import demo_backbone",)),
     )

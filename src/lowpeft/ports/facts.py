@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from torch import nn
@@ -114,14 +116,47 @@ class ImageFacts(Facts):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Making:
+    """How a network was made: text for people, which model cards show, and a way to build another one.
+
+    Attributes:
+        expression: Python expression that makes the `Backbone` again.
+        imports: Lines that the expression needs beside `import lowpeft`.
+        anew: Function that builds the network with new weights; None if lowpeft does not know how.
+    """
+
+    expression: str
+    imports: tuple[str, ...] = ()
+    anew: Callable[[], nn.Module] | None = None
+
+    def described(self, facts: Mapping[str, Any]) -> Making:
+        """Return how the network is made with these facts in place of those it has (see `lowpeft.describe`)."""
+        if not facts:
+            return self
+        return replace(self, expression=call("lowpeft.describe", self.expression, **facts))
+
+
+def call(function: str, *expressions: str, **values: Any) -> str:
+    """Return a call as Python code; `expressions` are code, `values` are numbers, texts, lists and the like."""
+    return f"{function}({', '.join([*expressions, *(f'{name}={literal(v)}' for name, v in values.items())])})"
+
+
+def literal(value: object) -> str:
+    """Return a value as Python code on one line, with double quotes around a text."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Backbone(Facts):
     """Network and its facts, from `lowpeft.load_backbone` or `lowpeft.describe`; prints as one line.
 
     Attributes:
         module: Trainable network, never an inference wrapper.
+        making: How the network was made; None if lowpeft did not make it. No file but the model card contains it.
     """
 
     module: nn.Module = field(repr=False)
+    making: Making | None = field(default=None, repr=False, compare=False)
 
     @property
     def facts(self) -> Facts:

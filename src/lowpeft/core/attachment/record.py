@@ -11,7 +11,7 @@ from torch import nn
 from ...errors import PlanError, did_you_mean
 from ...kinds import Adapter
 from ...ports.base import all_modules
-from ...ports.facts import RECORD, Backbone, Facts
+from ...ports.facts import RECORD, Backbone, Facts, Making
 from .slots import below, slots
 from .switches import Switches
 from .wrappers import network_in
@@ -72,6 +72,7 @@ class Record:
             without adapters.
         optimised: What `lowpeft.optimize` changed; None without it.
         switches: Default setting of the adapters, and the gate between forwards and changes.
+        making: How the network was made, for model cards; None if the adapters were attached to a bare module.
     """
 
     facts: Facts
@@ -85,6 +86,7 @@ class Record:
     forwards: dict[str, str] = field(default_factory=dict)
     optimised: Optimised | None = None
     switches: Switches = field(default_factory=Switches)
+    making: Making | None = None
 
     @property
     def in_use(self) -> bool:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ...errors import AdapterError, LowpeftError
 from ...ports.base import base_parameters
-from ...ports.facts import Facts
+from ...ports.facts import Facts, Making
 from ...recipes import Recipe, recipe_from_dict, recipe_to_dict
 from ...storage import fsync
 from ...version import version
@@ -135,7 +135,7 @@ def save_adapter(
     target = Path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
-        _write(target, tensors, config)
+        _write(target, tensors, config, record_of(root).making)
     except (OSError, TypeError, ValueError, SafetensorError) as error:  # of the path, or of facts that JSON lacks
         raise AdapterError(f"cannot write the adapter to {target}: {error}") from error
     return target
@@ -183,10 +183,10 @@ def _tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     return hashlib.sha256(lines.encode(), usedforsecurity=False).hexdigest()
 
 
-def _write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+def _write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], making: Making | None) -> None:
     _finish_pending(folder)
     text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
-    card = model_card(config, _bytes(tensors))
+    card = model_card(config, _bytes(tensors), folder.resolve().name, making)
     (text + card).encode()  # raises before anything is written, e.g. for half of a surrogate pair in the facts
     new = {name: folder / f"{name}.new" for name in FILES}
     save_file(tensors, new[TENSORS], {METADATA_KEY: json.dumps(config)})
@@ -365,7 +365,7 @@ def _attach(model: object, adapter: AdapterFile, source: str, *, name: str, forc
         raise AdapterError(f"the adapter {source!r} belongs to another base ({advice}):", problems=problems)
     plan = plan_sites(model, adapter.recipe, adapter.sites, name=name, trial=trial, facts=adapter.network)
     notes = [] if rounding is None else [rounding.text]
-    notes += [f"attached by force=True, though its base was another one: {'; '.join(problems)}"] if problems else []
+    notes += [f"attached by force, though its base was another one: {'; '.join(problems)}"] if problems else []
     plan = replace(plan, notes=(*plan.notes, *notes))
     return attach_plan(model, plan, found=known, tensors=adapter.tensors, calibrated=adapter.calibrated)
 

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from ...kinds import get_kind
+from ...ports.facts import Making, literal
 from ...recipes.recipe import config_from_dict
 
 TEXT = """\
@@ -23,10 +24,10 @@ tags:
 Only the adapter is here: {mb:.2f} MB, for a frozen base of {base[parameters]:,} parameters.
 
 ```python
-import lowpeft
+{imports}
 
-backbone = lowpeft.load_backbone("path/to/the/base/weights")
-model = lowpeft.load_adapter(backbone, "{place}")
+{backbone}
+model = lowpeft.load_adapter(backbone, {place})
 {call}
 ```
 
@@ -48,13 +49,14 @@ The adapter is refused on any other base than this one.
 """
 
 
-def model_card(config: dict[str, Any], size_bytes: int, place: str = "path/to/this/folder") -> str:
+def model_card(config: dict[str, Any], size_bytes: int, place: str, making: Making | None = None) -> str:
     """Return the text of an adapter's README.md.
 
     Args:
         config: Contents of `adapter_config.json`.
         size_bytes: Total size of the adapter's tensors, in bytes.
         place: Folder or Hub repository to load, as shown in the usage example.
+        making: How the base was made, as shown there; None if that is not known.
     """
     recipe, facts = config["recipe"], config["facts"]
     sites: Counter[str] = Counter()
@@ -68,16 +70,19 @@ def model_card(config: dict[str, Any], size_bytes: int, place: str = "path/to/th
     configs = [config_from_dict(group["adapter"]) for group in config["sites"]]
     if any(get_kind(c.kind).needs_data(c) for c in configs):
         facts = {"calibrated": "yes" if config.get("calibrated") else "no, its start is not learned from data", **facts}
-    stereo = any(c.views == 2 for c in configs)
+    views = max((c.views for c in configs), default=1)
+    imports, call = _call(config.get("network") or {}, views)
     rows = [f"| {_cell(key)} | {_cell(value)} |\n" for key, value in facts.items()]
     return TEXT.format(
         base=config["base"],
         name=_plain(recipe["name"]),
         summary=_plain(recipe["summary"] or recipe["name"]),
         mb=size_bytes / 1e6,
-        place=place,
-        stereo_tag="- stereo-super-resolution\n" if stereo else "",
-        call="left_sr, right_sr = model(left, right)" if stereo else "restored = model(image)",
+        place=literal(place),
+        stereo_tag="- stereo-super-resolution\n" if views == 2 else "",
+        imports="\n".join([*imports, "import lowpeft", *(() if making is None else making.imports)]),
+        backbone=_backbone(config["base"]["model"], making),
+        call=call,
         kinds="".join(
             f"| {kind} | {count} | {parameters[kind]:,} | {_cell('; '.join(sorted(settings[kind])))} |\n"
             for kind, count in sites.items()
@@ -85,6 +90,25 @@ def model_card(config: dict[str, Any], size_bytes: int, place: str = "path/to/th
         facts="".join(["## Facts\n\n| | |\n|---|---|\n", *rows, "\n"]) if facts else "",
         version=config["lowpeft"],
     )
+
+
+def _backbone(name: str, making: Making | None) -> str:
+    """Return the line that makes the base; of a network that lowpeft did not make, the line that a reader completes."""
+    if making is None:
+        return f"backbone = {_plain(name)}(...)  # the network with the checksums below"
+    return f"backbone = {making.expression}"
+
+
+def _call(network: dict[str, Any], views: int) -> tuple[list[str], str]:
+    """Return the imports and the lines that run the model: on random images, or only a call for other inputs."""
+    names = {1: ["image"], 2: ["left", "right"]}.get(views, [f"view_{number}" for number in range(1, views + 1)])
+    results = ", ".join({1: ["restored"], 2: ["left_sr", "right_sr"]}.get(views, [f"{name}_sr" for name in names]))
+    given = ", ".join(names)
+    if not network.get("scale") or not network.get("channels"):
+        return [], f"{results} = model({given})"
+    first = f"{views}, " if views > 1 else ""
+    images = f"{given} = torch.rand({first}{network['channels']}, 48, 64)  # your own: C,H,W, of values 0..1"
+    return ["import torch", ""], f"{images}\n{results} = lowpeft.enhance(model, {given})"
 
 
 def _cell(value: object) -> str:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ...errors import AdapterError
+from ...ports.facts import Making
+from ..attachment.record import record_of, unwrap
 from .adapter_files import CARD, CONFIG, FILES, read_adapter, read_json, save_adapter
 from .card import model_card
 
@@ -59,14 +61,15 @@ def push_to_hub(  # noqa: PLR0913  (options of a repository)
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = save_adapter(model, Path(temporary) / "adapter", name=name, facts=facts)
-        adapter = read_adapter(folder)
+        adapter, making = read_adapter(folder), record_of(unwrap(model)).making
         try:
             api = HfApi(token=token)
             is_new = _create(api, repo_id, private)
             if revision is not None:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
-            if is_new or edited_card == "replace" or not _card_was_edited(api, repo_id, revision):
-                (folder / CARD).write_text(model_card(adapter.config, adapter.size_bytes, repo_id), encoding="utf-8")
+            if is_new or edited_card == "replace" or not _card_was_edited(api, repo_id, revision, making):
+                card = model_card(adapter.config, adapter.size_bytes, repo_id, making)
+                (folder / CARD).write_text(card, encoding="utf-8")
             elif edited_card == "keep":
                 (folder / CARD).unlink()
             else:
@@ -101,8 +104,11 @@ def _create(api: HfApi, repo_id: str, private: bool | None) -> bool:
     return True
 
 
-def _card_was_edited(api: HfApi, repo_id: str, revision: str | None) -> bool:
-    """Return whether the repository has a model card other than the one that lowpeft writes for its config."""
+def _card_was_edited(api: HfApi, repo_id: str, revision: str | None, making: Making | None) -> bool:
+    """Return whether the repository has a model card other than the one that lowpeft writes for its config.
+
+    The config does not say how the base was made. Cards that show it as now, or not at all, are lowpeft's.
+    """
     if not api.file_exists(repo_id, CARD, revision=revision):
         return False
     card = Path(api.hf_hub_download(repo_id, CARD, revision=revision)).read_text(encoding="utf-8")
@@ -110,7 +116,8 @@ def _card_was_edited(api: HfApi, repo_id: str, revision: str | None) -> bool:
         return True
     config = read_json(Path(api.hf_hub_download(repo_id, CONFIG, revision=revision)))
     try:
-        written = model_card(config or {}, 0, repo_id)
+        cards = {model_card(config or {}, 0, repo_id, each) for each in (making, None)}
     except (KeyError, TypeError, ValueError, AttributeError):  # the config is not lowpeft's
         return True
-    return re.fullmatch(re.escape(written).replace(re.escape("0.00 MB"), r"\d+\.\d\d MB"), card) is None
+    patterns = (re.escape(written).replace(re.escape("0.00 MB"), r"\d+\.\d\d MB") for written in cards)
+    return not any(re.fullmatch(pattern, card) for pattern in patterns)

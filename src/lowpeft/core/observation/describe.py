@@ -93,7 +93,12 @@ def describe(  # noqa: PLR0913  (one argument for each fact)
         facts = Facts(**{**known.values, **given, "notes": _without(known.notes, given)})
     if given.get("strips") and (whole := _whole_image_kinds(module)):
         facts = replace(facts, notes=(*facts.notes, _allowed(whole)))
-    return Backbone(module=module_of(module), **_with_whole_images(facts, module).values)
+    making = module.making if isinstance(module, Backbone) else None
+    return Backbone(
+        module=module_of(module),
+        making=None if making is None else making.described(given),
+        **_with_whole_images(facts, module).values,
+    )
 
 
 def _check(given: Mapping[str, Any]) -> None:
@@ -159,8 +164,8 @@ def image_facts(model: object) -> ImageFacts:
         missing = [name for name in ("scale", "channels") if getattr(facts, name) is None]
         raise PlanError(
             f"{facts.architecture} cannot be run on images: unknown {' and '.join(missing)}. If it maps one N,C,H,W "
-            "tensor to another, give the facts with lowpeft.describe(module, scale=…, channels=…); otherwise call it "
-            "yourself",
+            "tensor to another, give the facts with lowpeft.describe(module, scale=…, channels=…) (on the command line "
+            "--network-fact); otherwise call it yourself",
             problems=facts.notes,
         )
     return ImageFacts(**facts.values)

@@ -15,7 +15,7 @@ from ...errors import PlanError
 from ...families import get_block
 from ...kinds import Adapter, RootPart
 from ...ports.base import SLOT, base_modules, base_parameters
-from ...ports.facts import RECORD, Facts
+from ...ports.facts import RECORD, Backbone, Facts
 from ..attachment.changes import Undo, change, one_at_a_time, switches_for
 from ..attachment.record import Record, check_name, module_of, pieces, record_of, root_of, unwrap
 from ..attachment.slots import Slot, drop, group_in, pieces_in, slot_of, slots
@@ -89,6 +89,8 @@ def attach_plan(
         mode = any(piece.training for piece in attached) if attached else root.training
         record.plans[plan.name] = plan
         record.facts = plan.facts
+        if isinstance(model, Backbone) and model.making is not None:
+            record.making = replace(model.making, anew=None)  # models are pickled, a user's function may not be
         if calibrated:
             record.calibrated.add(plan.name)
         for site, adapter in built:

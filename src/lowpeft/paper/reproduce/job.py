@@ -56,7 +56,7 @@ class Job:
         seed: Seed of the training.
         data: Folder of training pairs; required with a recipe.
         adapter: Folder of a ready adapter, which is measured without training.
-        device: Torch device of training and measurement.
+        device: Torch device of training and measurement; "auto" for a GPU if the machine that runs the job has one.
         ensemble: True to also measure the self-ensemble.
         memory_mb: Upper bound of the memory that inference takes, in MB; None for no bound.
     """
@@ -158,6 +158,8 @@ def run_job(job: Job, folder: Path) -> Outcome:
     if (done := finished(job, folder)) is not None:
         return done
     quiet()
+    if job.device == "auto":
+        job = dataclasses.replace(job, device="cuda" if torch.cuda.is_available() else "cpu")
     folder.mkdir(parents=True, exist_ok=True)
     backbone = load_backbone(job.weights)
     if job.network not in (backbone.family, backbone.architecture) or job.scale != backbone.scale:

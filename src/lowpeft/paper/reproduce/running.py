@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,6 +18,7 @@ from ...restoration.images import make_folder
 from ...restoration.metrics import PROTOCOLS
 from ...storage import write_json, write_text
 from ..experiments import Experiment, Row
+from .cluster import Cluster, submitter
 from .job import Job, Outcome, finished, run_job
 from .ready import with_ready_row
 from .smoke import smoke_experiment, write_smoke_scenes, write_smoke_weights
@@ -26,6 +28,9 @@ SMOKE_NOTE = (
     "A smoke run: tiny networks with random weights, a few steps on made-up scenes. It shows that the experiment runs; "
     "its figures mean nothing."
 )
+
+MOST_SUBMITTED = 1000
+"""Number of cells that may be submitted to a cluster at a time, if the caller does not say."""
 
 READY_NOTE = "The adapter of row {} was trained before: it was measured, not trained here."
 
@@ -63,7 +68,9 @@ class Settings:
         device: Torch device of training and measurement.
         ensemble: True to also measure the self-ensemble.
         memory_mb: Upper bound of the memory that inference takes, in MB; None for no bound.
-        jobs: Number of cells that run at a time; the CPU's threads are divided among them.
+        jobs: Number of cells that run at a time, or that are submitted and not finished; None for 1, or for all on a
+            Slurm cluster. On this machine the CPU's threads are divided among them.
+        cluster: Where cells run as jobs of submitit; None for processes of this one. `device` may then be "auto".
     """
 
     seeds: Sequence[int] = (0,)
@@ -71,7 +78,8 @@ class Settings:
     device: str = "cpu"
     ensemble: bool = False
     memory_mb: float | None = None
-    jobs: int = 1
+    jobs: int | None = None
+    cluster: Cluster | None = None
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -80,10 +88,17 @@ class Settings:
             LowpeftError: There are no seeds, or `memory_mb` or `jobs` is out of range; all are listed.
         """
         problems = checks.whole("the number of seeds", len(self.seeds), least=1)
-        problems += checks.whole("jobs", self.jobs, least=1)
+        problems += [] if self.jobs is None else checks.whole("jobs", self.jobs, least=1)
         problems += [] if self.memory_mb is None else checks.number("memory_mb", self.memory_mb, least=0)
         if problems:
             raise LowpeftError("the settings of the run do not work:", problems=problems)
+
+    @property
+    def at_a_time(self) -> int:
+        """Number of cells that run, or are submitted, at a time."""
+        if self.jobs is not None:
+            return self.jobs
+        return MOST_SUBMITTED if self.cluster is not None and self.cluster.place == "slurm" else 1
 
 
 def reproduce(
@@ -124,15 +139,11 @@ def reproduce(
     folder = make_folder(out)
     done = {job.folder: finished(job, folder / job.folder) for job in jobs}
     outcomes: list[Outcome] = []
-    with _pool(settings.jobs) as pool:
-        running = {job.folder: pool.submit(run_job, job, folder / job.folder) for job in jobs if not done[job.folder]}
-        try:
-            for number, job in enumerate(jobs, start=1):
-                report(f"{number}/{len(jobs)}: {job.folder}")
-                outcomes.append(done[job.folder] or running[job.folder].result())
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with _pool(settings, folder) as start:
+        running = {job.folder: start(run_job, job, folder / job.folder) for job in jobs if not done[job.folder]}
+        for number, job in enumerate(jobs, start=1):
+            report(f"{number}/{len(jobs)}: {job.folder}")
+            outcomes.append(done[job.folder] or running[job.folder].result())
     lines = _lines(experiment, outcomes)
     table = Table(experiment=experiment, lines=lines, note=note, made=tuple(_made(experiment, settings, lines)))
     write_json(folder / "table.json", table.as_dict())
@@ -159,15 +170,25 @@ def smoke(experiment: Experiment, out: str | Path, **keywords: Any) -> Table:
     return reproduce(small, sources, folder, note=SMOKE_NOTE, **keywords)
 
 
-def _pool(jobs: int) -> ProcessPoolExecutor:
-    """Create a pool that runs each job in a new process."""
-    return ProcessPoolExecutor(
-        max_workers=jobs,
+@contextmanager
+def _pool(settings: Settings, folder: Path) -> Iterator[Callable[..., Future[Outcome]]]:
+    """Yield a function that starts a call in a new process, here or as a job of submitit, and returns its future."""
+    if settings.cluster is not None:
+        with submitter(settings.cluster, folder / "jobs", settings.at_a_time) as jobs:
+            yield jobs.submit
+        return
+    with ProcessPoolExecutor(
+        max_workers=settings.at_a_time,
         mp_context=get_context("spawn"),
         max_tasks_per_child=1,
         initializer=torch.set_num_threads,
-        initargs=(max(1, torch.get_num_threads() // jobs),),
-    )
+        initargs=(max(1, torch.get_num_threads() // settings.at_a_time),),
+    ) as pool:
+        try:
+            yield pool.submit
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _jobs(experiment: Experiment, sources: Sources, settings: Settings) -> Iterator[Job]:

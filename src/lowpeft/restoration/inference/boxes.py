@@ -118,7 +118,8 @@ def _why_whole(facts: ImageFacts) -> str:
         return f"{facts.architecture} takes square images only and cannot be run in strips"
     told = [note.removeprefix("strips: ") for note in facts.notes if note.startswith("strips: ")]
     why = told[0] if told else f"{facts.architecture} needs the whole image"
-    return f"{why}, and strips would change the result; to allow them, pass on lowpeft.describe(model, strips=True)"
+    allow = "lowpeft.describe(model, strips=True) (on the command line --network-fact strips=true)"
+    return f"{why}, and strips would change the result; to allow them, pass on {allow}"
 
 
 def strips(height: int, strip_px: int, context_px: int, align_px: int, at_least_px: int = 1) -> list[Box]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,39 +43,51 @@ def build_model(model: object, recipe: Recipe) -> nn.Module | Backbone:
         PlanError: The recipe does not fit, or the network cannot be rebuilt. The network is unchanged.
     """
     if recipe.from_scratch:
-        module = module_of(model)
-        reinitialise(module, recipe.training.seed)
-        return model if isinstance(model, Backbone) else module
+        reinitialise(model, recipe.training.seed)
+        return model if isinstance(model, Backbone) else module_of(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.training.seed)
         return adapt(model, recipe)
 
 
-def reinitialise(module: nn.Module, seed: int) -> None:
+def reinitialise(model: object, seed: int) -> None:
     """Replace a network's weights, in place, by new ones from its constructor.
 
     Args:
-        module: lowpeft's EDT, or a network of spandrel; these store the arguments of their constructor.
+        model: lowpeft's EDT, or a network of spandrel; these store the arguments of their constructor. Or a `Backbone`
+            that says how to build another one (`--network`).
         seed: Seed of the weights.
 
     Raises:
-        PlanError: The arguments of the constructor are unknown, or the network's tensors differ from a new one's (e.g.
-            it is adapted). The network is unchanged.
+        PlanError: It is not known how the network is built, or its tensors differ from a new one's (e.g. it is
+            adapted). The network is unchanged.
     """
-    arguments = {"config": module.config} if isinstance(module, EDT) else getattr(module, "hyperparameters", None)
-    if not isinstance(arguments, dict):  # spandrel sets `hyperparameters`
-        raise PlanError(
-            f"{type(module).__name__} does not store the arguments of its constructor, so it cannot be built again: "
-            "give it new weights yourself, and pass it to lowpeft.restoration.training.train"
-        )
+    module = module_of(model)
+    build = _builder(model, module)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        new = type(module)(**arguments).state_dict()
-    if new.keys() != module.state_dict().keys():
+        new = build()
+    if new is module:
+        raise PlanError(f"the function that builds {type(module).__name__} returns the same network each time")
+    if new.state_dict().keys() != module.state_dict().keys():
         raise PlanError(
             f"this {type(module).__name__} has other tensors than a new one: it was changed or adapted; load it again"
         )
-    module.load_state_dict(new)
+    module.load_state_dict(new.state_dict())
+
+
+def _builder(model: object, module: nn.Module) -> Callable[[], nn.Module]:
+    """Return the function that builds another network like the given one."""
+    if isinstance(model, Backbone) and model.making is not None and model.making.anew is not None:
+        return model.making.anew
+    arguments = {"config": module.config} if isinstance(module, EDT) else getattr(module, "hyperparameters", None)
+    if not isinstance(arguments, dict):  # spandrel sets `hyperparameters`
+        raise PlanError(
+            f"{type(module).__name__} does not store the arguments of its constructor, so it cannot be built again: on "
+            "the command line, give --network MODULE:FUNCTION; in Python, give it new weights yourself, and pass it to "
+            "lowpeft.restoration.training.train"
+        )
+    return functools.partial(type(module), **arguments)
 
 
 def trained_parameters(model: object) -> dict[str, nn.Parameter]:
