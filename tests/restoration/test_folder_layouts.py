@@ -203,13 +203,6 @@ def test_the_clean_folder_is_not_its_own_degraded_one(place: str, tmp_path: Path
         find_scenes(tmp_path / place, views=1, scale=1, lr_folder=tmp_path / "GT")
 
 
-def test_a_long_list_of_problems_is_cut(tmp_path: Path) -> None:
-    touch(tmp_path, "GT/1.png", *(f"LQ/{number}.png" for number in range(1, 61)))
-    with pytest.raises(DataError, match=r"… and 49 more") as caught:
-        find_scenes(tmp_path, views=1)
-    assert (len(str(caught.value).splitlines()), len(caught.value.problems)) == (12, 59)
-
-
 # --- Meta-info files
 def test_a_meta_info_file_chooses_the_scenes(tmp_path: Path) -> None:
     touch(tmp_path, *(f"{folder}/{n}.png" for folder in ("GT", "LQ") for n in "abc"), "GT/alone.png")
