@@ -41,7 +41,7 @@ class Scene:
             raise DataError(
                 f"scene {self.name}: give {len(self.hr)} LR files, one per HR file, or none, not {len(self.lr)}"
             )
-        if same := sorted(set(self.hr) & set(self.lr)):
+        if same := [path for path in self.lr if path in self.hr]:
             raise DataError(f"scene {self.name}: {same[0]} is given both as an HR (clean) and as an LR (degraded) file")
 
 

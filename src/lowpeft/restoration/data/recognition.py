@@ -53,6 +53,8 @@ def hr_folder(listing: Listing, root: Path, row: FolderLayout) -> Path:
     Raises:
         DataError: There are several.
     """
+    if not row.hr_folder:
+        return root
     folders = _hr_folders(listing, root, row)
     if len(folders) > 1:
         names = ", ".join(folder.name for folder in folders)
