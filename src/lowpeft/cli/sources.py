@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Literal
 
 from ..recipes import TrainSettings
-from ..restoration.data import Crops, Example, find_scenes, load_example, read_clean_crops
+from ..restoration.data import Crops, Example, Scene, find_scenes, load_example, read_clean_crops
 from ..restoration.degradations import PRESETS, STEPS, degradation
 from .common import add_border
 
@@ -70,8 +71,13 @@ def training_crops(options: argparse.Namespace, scale: int, settings: TrainSetti
 
 def examples_of(options: argparse.Namespace, folder: str, scale: int, lr: str | None = None) -> list[Example]:
     """Load the scenes of a folder, with the same number of views as the training scenes."""
-    scenes = find_scenes(folder, scale=scale, lr_folder=lr, views=views(options))
+    scenes = scenes_of(options, folder, scale, lr)
     return [load_example(scene, scale, border=options.border, degrade=options.degrade) for scene in scenes]
+
+
+def scenes_of(options: argparse.Namespace, folder: str, scale: int, lr: str | None = None) -> Sequence[Scene]:
+    """Find the scenes of a folder, with the same number of views as the training scenes."""
+    return find_scenes(folder, scale=scale, lr_folder=lr, views=views(options))
 
 
 def views(options: argparse.Namespace) -> Literal[1, 2]:
