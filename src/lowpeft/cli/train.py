@@ -77,6 +77,7 @@ def run(options: argparse.Namespace) -> None:
     processes = connect()
     check_folder(Path(options.out), resume=options.resume)  # before anything is loaded
     refuse_without_adapter(options)
+    loss = own_loss(options)
     base = backbone(options)
     warm, recipe = _started(options, base)
     settings = recipe.training
@@ -109,7 +110,7 @@ def run(options: argparse.Namespace) -> None:
             validate=validate,
             report=lambda step: advance(_note(step)),
             callbacks=watchers,
-            loss=own_loss(options),
+            loss=loss,
         )
     if processes.main:
         _print_end(done, settings)

@@ -141,6 +141,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         progress = _progress(state["progress"], folder)
         identity, optimizer = (_table(state[key], key, folder) for key in ("identity", "optimizer"))
         return Checkpoint(progress=progress, identity=identity, tensors=tensors, optimizer=optimizer)
+    except TrainingError:
+        raise
     except (AttributeError, KeyError, OSError, RecursionError, SafetensorError, TypeError, ValueError) as error:
         raise TrainingError(f"{folder} cannot be read: {type(error).__name__}: {error}") from error
 

@@ -104,7 +104,7 @@ class Trained:
 class Callback:
     """What `train` calls during a run, in the main process alone. Override what you need; all of it does nothing.
 
-    `on_step` and `on_measured` may raise `StopTraining("why")`.
+    `on_row`, `on_step` and `on_measured` may raise `StopTraining("why")`.
     """
 
     def on_start(self, start: Start) -> None:
@@ -115,6 +115,9 @@ class Callback:
 
     def on_images(self, step: int, images: Mapping[str, Tensor]) -> None:
         """Act on images, uint8 (3,H,W) by name, that a callback shows after a step."""
+
+    def on_row(self, step: Step) -> None:
+        """Act after every step before its checkpoint, if due, is written: what must have every step once acts here."""
 
     def on_step(self, step: Step) -> None:
         """Act after every step, when its row is in the log and its checkpoint, if due, is written."""

@@ -239,8 +239,9 @@ class _TrainingRun:
         due = self._due(self.settings.save_every_steps) or self.at == self.settings.steps
         if log is not None:
             log.write(asdict(step))
-            if due:
-                self._save(log)
+        self._tell(lambda watcher: watcher.on_row(step))
+        if log is not None and due:
+            self._save(log)
         self._tell(lambda watcher: watcher.on_step(step))
         flag = torch.tensor(int(self.stopped is not None), device=self.trainee.device)
         if not self.processes.total(flag).item():

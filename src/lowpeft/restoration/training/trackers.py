@@ -50,6 +50,7 @@ class Trackers(Callback):
         self.names, self._open = tuple(dict.fromkeys(names)), list[Any]()
 
     def on_start(self, start: Start) -> None:
+        from accelerate import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
         if not self.names:
@@ -57,6 +58,7 @@ class Trackers(Callback):
         if start.out is None:
             raise TrainingError("trackers need a folder for the run: pass out=")
         start.out.mkdir(parents=True, exist_ok=True)
+        PartialState()  # the trackers need it for their own log messages
         for name in self.names:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # from the trackers' own dependencies
@@ -66,7 +68,7 @@ class Trackers(Callback):
             if name != "tensorboard":  # which has a page of its own for these, with a folder for each start
                 tracker.store_init_configuration(dict(start.settings))
 
-    def on_step(self, step: Step) -> None:
+    def on_row(self, step: Step) -> None:
         row = {name: value for name, value in asdict(step).items() if name != "step" and value is not None}
         for tracker in self._open:
             tracker.log(row, step=step.step)
