@@ -62,7 +62,9 @@ def test_a_step_on_twice_the_samples_has_the_loss_of_the_pairs() -> None:
 
 def test_a_control_is_another_run_than_its_pairs() -> None:
     model = model_of("stereo")
-    found = differences(identity(model, EachViewTwice(Samples()), SETTINGS), identity(model, Samples(), SETTINGS, {}))
+    found = differences(
+        identity(model, EachViewTwice(Samples()), SETTINGS, {}), identity(model, Samples(), SETTINGS, {})
+    )
     assert [line.split(" is ")[0] for line in found] == ["data.first crop.0", "data.first crop.1", "data.control"]
 
 
