@@ -184,8 +184,8 @@ def packages_of(module: str) -> set[str]:
             names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             names.add((node.module or "").partition(".")[0])
-    if module == "lowpeft.restoration.training.log":
-        names.add("tensorboard")  # torch.utils.tensorboard imports it
+    if module == "lowpeft.restoration.training.trackers":
+        names.add("tensorboard")  # Accelerate imports it
     return {INSTALLED_AS.get(n, n) for n in names - sys.stdlib_module_names - {"lowpeft"}}
 
 

@@ -13,7 +13,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import lowpeft
 from lowpeft import Backbone
 from lowpeft.backbones.networks import EDT, EDTConfig
 from lowpeft.recipes import TrainSettings
-from lowpeft.restoration.training import Trained, train
+from lowpeft.restoration.training import Step, Trackers, Trained, train, trained_parameters
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,29 @@ def go(recipe: str, settings: TrainSettings, **options: Any) -> tuple[nn.Module,
     return model, train(model, Samples(), settings, **options)
 
 
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of what is trained."""
+    return {name: p.detach().clone() for name, p in trained_parameters(model).items()}
+
+
+def equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+class Stop(BaseException):
+    """What no code catches, as a power cut."""
+
+
+def stop_after(step: int) -> Callable[[Step], None]:
+    """A report that ends the run after a step."""
+
+    def report(done: Step) -> None:
+        if done.step == step:
+            raise Stop
+
+    return report
+
+
 # --- Several processes
 RUNS = {
     "stereo": ("stereo", SETTINGS),
@@ -126,16 +149,19 @@ def ranks(out: Path) -> None:
 
 # --- Kills
 KILLED = {
-    "whole": replace(SETTINGS, steps=60, batch=2, save_every_steps=1, validate_every_steps=7),
-    "stereo": replace(SETTINGS, steps=30, batch=2, save_every_steps=2, validate_every_steps=7),
+    "whole": replace(SETTINGS, steps=60, batch=2, save_every_steps=1, validate_every_steps=7, patience=7),
+    "stereo": replace(SETTINGS, steps=30, batch=2, save_every_steps=2, validate_every_steps=7, patience=3),
 }
+ENDS = {"whole": 56, "stereo": 28}
+"""The steps after which they are out of patience, because their figure never changes."""
 
 
 def fork(recipe: str, out: Path) -> int:
     """A process that goes on with the run in the folder, or begins it."""
     pid = os.fork()
     if not pid:
-        go(recipe, KILLED[recipe], out=out, resume=True, validate=lambda model: float(model.training))
+        tracked = [Trackers(["tensorboard"])]
+        go(recipe, KILLED[recipe], out=out, resume=True, validate=lambda m: float(m.training), callbacks=tracked)
         os._exit(0)
     return pid
 
@@ -150,9 +176,16 @@ def kills(out: Path) -> None:
     """Kill a run ten times at random moments, let it end, and run another one without being killed."""
     recipe = out.name
     draw, moments = random.Random(recipe), []
-    for module in ("accelerate", "matplotlib.figure", "tensorboard", "torch._dynamo", "torch.utils.tensorboard"):
+    for module in (
+        "accelerate",
+        "matplotlib.figure",
+        "tensorboard",
+        "accelerate.tracking",
+        "torch._dynamo",
+        "torch.utils.tensorboard",
+    ):
         importlib.import_module(module)  # here, so that the processes begin at once
-    for step in sorted(draw.sample(range(KILLED[recipe].steps), 10)):
+    for step in sorted(draw.sample(range(ENDS[recipe]), 10)):
         pid = fork(recipe, out / "killed")
         while rows(out / "killed") < step:
             time.sleep(0.002)

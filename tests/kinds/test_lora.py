@@ -47,11 +47,11 @@ def test_the_scale_is_alpha_over_the_rank_or_its_root(fields: dict[str, float], 
 
 def test_lora_plus_trains_b_faster_than_a() -> None:
     from lowpeft import training_parts
-    from lowpeft.restoration.training.kinds import parameter_groups
+    from lowpeft.restoration.training.optimizers import parameter_groups
 
     model = lowpeft.adapt(holder("conv"), LoRAConfig(target="layer", rank=2, b_rate=16))
     parameters = dict(lowpeft.adapter_parameters(model))
-    groups = parameter_groups(parameters, training_parts(model, 10))
+    groups = parameter_groups(model, parameters, training_parts(model, 10), ())
     rates = {id(p): group["initial_lr"] for group in groups for p in group["params"]}
     assert {name.rpartition(".")[2]: rates[id(p)] for name, p in parameters.items()} == {"a": 1.0, "b": 16}
     assert not training_parts(lowpeft.adapt(holder("conv"), LoRAConfig(target="layer")), 10)

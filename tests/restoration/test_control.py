@@ -22,7 +22,7 @@ from lowpeft.restoration.evaluation import by_network_alone, compare, measure, m
 from lowpeft.restoration.images import matlab_downscale, write_image
 from lowpeft.restoration.metrics import WHOLE_RGB
 from lowpeft.restoration.training import train, validation
-from lowpeft.restoration.training.checkpoint import differences, identity
+from lowpeft.restoration.training.identity import differences, identity
 from states import backbone_of, randomise_adapters
 from training_runs import SETTINGS, Samples, model_of
 
@@ -62,7 +62,9 @@ def test_a_step_on_twice_the_samples_has_the_loss_of_the_pairs() -> None:
 
 def test_a_control_is_another_run_than_its_pairs() -> None:
     model = model_of("stereo")
-    found = differences(identity(model, EachViewTwice(Samples()), SETTINGS), identity(model, Samples(), SETTINGS))
+    found = differences(
+        identity(model, EachViewTwice(Samples()), SETTINGS, {}), identity(model, Samples(), SETTINGS, {})
+    )
     assert [line.split(" is ")[0] for line in found] == ["data.first crop.0", "data.first crop.1", "data.control"]
 
 

@@ -23,7 +23,15 @@ from lowpeft.restoration.evaluation import compare
 from lowpeft.restoration.images import bicubic_upscale, matlab_downscale, to_float
 from lowpeft.restoration.inference.network import run
 from lowpeft.restoration.metrics import psnr
-from lowpeft.restoration.training import image_loss, learning_rate, reinitialise, train, trained_parameters, validation
+from lowpeft.restoration.training import (
+    Trackers,
+    image_loss,
+    learning_rate,
+    reinitialise,
+    train,
+    trained_parameters,
+    validation,
+)
 from states import backbone_of
 from training_runs import SETTINGS, Samples, edt, go, model_of, small
 
@@ -236,7 +244,7 @@ def test_tensorboard_has_every_step(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    _, done = go("full", PLAIN, out=tmp_path)
+    _, done = go("full", PLAIN, out=tmp_path, callbacks=[Trackers(["tensorboard"])])
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
     assert [e.step for e in events] == [1, 2, 3, 4]
     assert events[-1].value == pytest.approx(done.loss)
@@ -501,7 +509,7 @@ def test_a_validation_figure_that_is_no_number_stops_the_run(tmp_path: Path) -> 
     assert lowpeft.read_adapter(tmp_path / "best").facts["validation"] == 20.0
 
 
-def test_what_goes_wrong_in_a_data_set_of_ones_own_is_not_blamed_on_a_reader() -> None:
+def test_samples_of_several_sizes_in_a_batch_are_refused() -> None:
     class Uneven(Samples):
         def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
             return replace(self, crop_px=(24 + 24 * index, 48)).plain(index)
@@ -510,7 +518,7 @@ def test_what_goes_wrong_in_a_data_set_of_ones_own_is_not_blamed_on_a_reader() -
             return super().__getitem__(index)
 
     model = model_of("stereo")
-    with pytest.raises(RuntimeError, match="stack expects each tensor to be equal size"):
+    with pytest.raises(TrainingError, match=r"the samples of a batch differ in size.*batch = 1"):
         train(model, Uneven(), PLAIN)
 
 

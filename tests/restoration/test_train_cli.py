@@ -17,7 +17,7 @@ import torch
 
 import lowpeft
 from lowpeft.cli import main, parser
-from lowpeft.cli.train import CROP
+from lowpeft.cli.training_options import CROP
 from lowpeft.demo import demo_backbone, write_scenes
 from lowpeft.recipes import TrainSettings
 

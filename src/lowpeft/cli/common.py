@@ -251,9 +251,18 @@ def tiling(options: argparse.Namespace) -> Tiling:
     return Tiling(memory_mb=options.memory_mb)
 
 
-def add_recipe(sub: argparse.ArgumentParser) -> None:
-    """Add the options for a recipe, the network to adapt, and changes of the recipe's fields."""
-    sub.add_argument("recipe", help=f"a bundled recipe ({', '.join(bundled())}) or a path to a .toml recipe")
+def add_recipe(sub: argparse.ArgumentParser, *, optional: str | None = None) -> None:
+    """Add the options for a recipe, the network to adapt, and changes of the recipe's fields.
+
+    Args:
+        sub: Parser of the command.
+        optional: What replaces the recipe, as the end of a sentence; None if the recipe is required.
+    """
+    sub.add_argument(
+        "recipe",
+        nargs=None if optional is None else "?",
+        help=f"a bundled recipe ({', '.join(bundled())}) or a path to a .toml recipe{optional or ''}",
+    )
     add_weights(sub)
     sub.add_argument(
         "--budget",

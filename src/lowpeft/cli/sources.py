@@ -135,9 +135,14 @@ def examples_of(
     options: argparse.Namespace, folder: str, scale: int, what: str, *, lr: str | None = None
 ) -> list[Example]:
     """Load the scenes of a folder, with the same number of views as the training scenes, and say what is read."""
-    scenes = find_clean(options, folder, scale, views=views(options), lr=lr)
+    scenes = scenes_of(options, folder, scale, lr)
     say_reading(scenes, scale, what, made=made(options))
     return [load_example(scene, scale, border=options.border, degrade=options.degrade) for scene in scenes]
+
+
+def scenes_of(options: argparse.Namespace, folder: str, scale: int, lr: str | None = None) -> tuple[Scene, ...]:
+    """Find the scenes of a folder, with the same number of views as the training scenes."""
+    return find_clean(options, folder, scale, views=views(options), lr=lr)
 
 
 def views(options: argparse.Namespace) -> Literal[1, 2]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any
 
-from ..core.attachment.record import is_adapted, module_of
+from torch import nn
+
+from ..core.attachment.record import is_adapted, module_of, recipes_of
 from ..core.observation.describe import image_facts
 from ..core.operations.calibration import needs_calibration
 from ..core.operations.state import summary
@@ -16,8 +20,10 @@ from ..errors import LowpeftError
 from ..kinds import WeightAdapter, get_kind
 from ..ports.facts import Backbone
 from ..recipes import Recipe, TrainSettings, load_recipe, override
-from ..restoration.data import EachViewTwice, Example
+from ..restoration.data import Crops, EachViewTwice, Example
 from .common import (
+    adapted,
+    add_adapter,
     add_device,
     add_optimize,
     add_recipe,
@@ -27,16 +33,24 @@ from .common import (
     new_command,
     optimised_facts,
     optimized,
+    refuse_without_adapter,
     warn_of_pairs,
     weights_facts,
 )
-from .sources import add_sources, examples_of, made, say_reading, source_facts, source_problems, training_crops
+from .sources import (
+    add_sources,
+    examples_of,
+    made,
+    say_reading,
+    scenes_of,
+    source_facts,
+    source_problems,
+    training_crops,
+)
+from .training_options import add_settings, add_watching, changed_settings, own_loss
 
 if TYPE_CHECKING:
-    from ..restoration.training import CropSource, Processes, Step, Trained
-
-CROP = ("crop_height_px", "crop_width_px")
-"""Training settings that the single option `--crop` sets together."""
+    from ..restoration.training import Callback, CropSource, Processes, Step, Trained
 
 
 def add_to(commands: Any) -> None:
@@ -48,7 +62,8 @@ def add_to(commands: Any) -> None:
         "train a recipe on a folder of stereo pairs or single images; several GPUs: accelerate launch -m lowpeft train",
         "lowpeft train stereo --weights CRAFT_x4.pth --data pairs/train --test pairs/test --out my-adapter",
     )
-    add_recipe(sub)
+    add_recipe(sub, optional="; with --adapter it may be left out: then it is the adapter's")
+    add_adapter(sub, more=", to train on from it, with a new optimiser and schedule")
     add_sources(sub)
     sub.add_argument("--out", required=True, metavar="DIR", help="folder for the adapter, log and checkpoints")
     sub.add_argument(
@@ -59,65 +74,41 @@ def add_to(commands: Any) -> None:
     )
     add_device(sub)
     add_optimize(sub, default="keep")
-    _add_settings(sub)
-
-
-def _add_settings(sub: argparse.ArgumentParser) -> None:
-    """Add an option for every field of TrainSettings."""
-    group = sub.add_argument_group("settings, instead of the recipe's")
-    about = {field.name: field.metadata["help"] for field in dataclasses.fields(TrainSettings)}
-    for name, kind in get_type_hints(TrainSettings).items():
-        if name in CROP:
-            continue
-        options: dict[str, Any] = {"type": kind, "metavar": "N" if kind is int else "X"}
-        if get_origin(kind) is Literal:
-            options = {"metavar": "|".join(get_args(kind))}
-        elif get_origin(kind) is tuple:
-            inner, *rest = get_args(kind)
-            options = {"type": inner, "nargs": "*" if rest == [...] else 2, "metavar": "N" if inner is int else "X"}
-        text = about[name].replace("%", "%%")
-        group.add_argument("--" + name.replace("_", "-"), help=text[:1].lower() + text[1:], **options)
-    group.add_argument("--crop", type=int, nargs=2, metavar=("H", "W"), help="height and width of the HR crop in px")
+    add_watching(sub)
+    add_settings(sub)
 
 
 def run(options: argparse.Namespace) -> None:
     """Train, measure, save."""
     from ..restoration.progress import progress
-    from ..restoration.training import build_model, check_folder, connect, crop_for, last_step, train, validation
+    from ..restoration.training import build_model, check_folder, connect, last_step, train
 
     processes = connect()
     check_folder(Path(options.out), resume=options.resume)  # before anything is loaded
+    refuse_without_adapter(options)
+    loss = own_loss(options)
     base = backbone(options)
-    recipe = override(load_recipe(options.recipe), changes(options))
-    recipe = dataclasses.replace(recipe, training=_settings(recipe.training, options, crop_for(base)))
+    warm, recipe = _started(options, base)
     settings = recipe.training
     _check(recipe, options)
     scale = image_facts(base).scale
     scenes = training_crops(options, scale, settings)
     crops: CropSource = EachViewTwice(scenes) if options.each_view_twice else scenes
     tests: dict[str, list[Example]] = {}
-    validate = None
+    validate: Callable[[object], float] | None = None
+    watchers: list[Callback] = []
     if processes.main:
         say_reading(scenes.scenes, scale, "training", made=made(options))
         tests = {folder: examples_of(options, folder, scale, "test", lr=options.test_lr) for folder in options.test}
-        if options.validate:
-            validate = validation(
-                examples_of(options, options.validate, scale, "validation"), each_view_twice=options.each_view_twice
-            )
-    model = build_model(base, recipe)
+        validate, watchers = _watching(options, scale)
+    model = build_model(base, recipe) if warm is None else warm
     module_of(model).to(device(options.device) if processes.device is None else processes.device)
     if not recipe.from_scratch:
         optimized(options, model)
     if processes.main:
         _print_plan(model, recipe, crops, processes)
-        if recipe.views > 1 and not options.each_view_twice:
-            warn_of_pairs(
-                scenes.scenes,
-                scale,
-                border=options.border,
-                clean_crops=scenes.clean_crops,
-                adapters=recipe.adapters,
-            )
+        _warn_of_pairs(options, recipe, scenes)
+    shared = _trained_and_measured(options, scenes) if processes.main else {}
     left = max(0, settings.steps - last_step(Path(options.out))) if options.resume else settings.steps
     with progress("training", left) if processes.main and left else nullcontext(lambda note: None) as advance:
         done = train(
@@ -125,32 +116,104 @@ def run(options: argparse.Namespace) -> None:
             crops,
             settings,
             out=options.out,
-            validate=validate,
             resume=options.resume,
+            validate=validate,
             report=lambda step: advance(_note(step)),
+            callbacks=watchers,
+            loss=loss,
         )
     if processes.main:
-        if not left:
-            print(f"nothing left to train: {settings.steps} of {settings.steps} steps are done")
-        _finish(options, model, recipe, _facts(options, base, crops, settings, done), tests)
+        _print_end(done, settings)
+        _finish(options, model, recipe, {**_facts(options, base, crops, settings, done), **shared}, tests)
     processes.leave()
+
+
+def _started(options: argparse.Namespace, base: Backbone) -> tuple[nn.Module | None, Recipe]:
+    """Return the model with the adapter that `--adapter` names (None without it), and the recipe with all settings.
+
+    Raises:
+        LowpeftError: Neither a recipe nor an adapter was given, or the adapter was made by another recipe.
+    """
+    from ..restoration.training import crop_for
+
+    only_crop = crop_for(base)
+    recipe = None if options.recipe is None else override(load_recipe(options.recipe), changes(options))
+    if options.adapter is None:
+        if recipe is None:
+            raise LowpeftError("give a recipe, or --adapter DIR to train on from a saved adapter")
+        model = None
+    else:
+        model, saved = adapted(options, base), recipes_of(base)[0]
+        if recipe is None and changes(options):
+            raise LowpeftError("--set and --budget change a recipe, but an adapter that exists keeps its form")
+        if recipe is not None and recipe.adapters != saved.adapters:
+            made = ", ".join(adapter.kind for adapter in saved.adapters)
+            raise LowpeftError(
+                f"the adapter {options.adapter} was made by {saved.name!r} ({made}), not by {recipe.name!r} as asked: "
+                "leave out the recipe, or give the one that it was made by, with the same --set"
+            )
+        recipe = saved if recipe is None else recipe
+    return model, dataclasses.replace(recipe, training=changed_settings(recipe.training, options, only_crop))
+
+
+def _watching(options: argparse.Namespace, scale: int) -> tuple[Callable[[object], float] | None, list[Callback]]:
+    """Return the function that measures during training, if one was asked for, and what else watches the run."""
+    from ..restoration.training import Trackers, ValidationImages, validation
+
+    watchers: list[Callback] = [Trackers(options.log_with)] if options.log_with else []
+    if not options.validate:
+        return None, watchers
+    examples = examples_of(options, options.validate, scale, "validation")
+    if options.validation_images:
+        watchers.append(ValidationImages(examples[: options.validation_images]))
+    return validation(examples, each_view_twice=options.each_view_twice), watchers
+
+
+def _warn_of_pairs(options: argparse.Namespace, recipe: Recipe, crops: Crops) -> None:
+    if recipe.views > 1 and not options.each_view_twice:
+        warn_of_pairs(
+            crops.scenes,
+            crops.scale,
+            border=options.border,
+            clean_crops=crops.clean_crops,
+            adapters=recipe.adapters,
+        )
+
+
+def _trained_and_measured(options: argparse.Namespace, crops: Crops) -> dict[str, str | float]:
+    """Say on standard error which scenes are both trained and measured on; return it as facts."""
+    from ..restoration.training import shared_scenes
+
+    facts: dict[str, str | float] = {}
+    folders = {"validated": [options.validate] if options.validate else [], "measured": options.test}
+    for what, given in folders.items():
+        found = []
+        for folder, title in zip(given, _titles(given), strict=True):
+            lr = options.test_lr if what == "measured" else None
+            scenes = scenes_of(options, folder, crops.scale, lr)
+            if shared := shared_scenes(crops.scenes, scenes):
+                found.append(f"{title}: {len(shared)} of {len(scenes)} scenes")
+                names = ", ".join(shared[:3]) + ", …" * (len(shared) > 3)
+                print(
+                    f"{len(shared)} of {len(scenes)} scenes of {folder} are training images ({names}): what is "
+                    f"{what} on them says nothing about new images",
+                    file=sys.stderr,
+                )
+        if found:
+            facts[f"{what} on training images"] = "; ".join(found)
+    return facts
+
+
+def _print_end(done: Trained, settings: TrainSettings) -> None:
+    if done.stopped is not None:
+        print(f"stopped after {done.steps} of {settings.steps} steps: {done.stopped}")
+    elif done.resumed_at >= settings.steps:
+        print(f"nothing left to train: {settings.steps} of {settings.steps} steps are done")
 
 
 def _note(step: Step) -> str:
     """Return the text beside the progress bar."""
     return f"loss {step.loss:.4f}" + ("" if step.validation is None else f", validation {step.validation:.3f}")
-
-
-def _settings(settings: TrainSettings, options: argparse.Namespace, only_crop: tuple[int, int] | None) -> TrainSettings:
-    """Return the recipe's settings with the command line's changes; `only_crop` (H, W) is used without `--crop`."""
-    names = [f.name for f in dataclasses.fields(settings) if f.name not in CROP]
-    changes = {name: value for name in names if (value := getattr(options, name)) is not None}
-    if crop := options.crop or only_crop:
-        changes |= dict(zip(CROP, crop, strict=True))
-    settings = dataclasses.replace(settings, **changes)
-    if options.each_view_twice:  # the same images in each step
-        return dataclasses.replace(settings, batch=2 * settings.batch, calibration=2 * settings.calibration)
-    return settings
 
 
 def _check(recipe: Recipe, options: argparse.Namespace) -> None:
@@ -160,6 +223,8 @@ def _check(recipe: Recipe, options: argparse.Namespace) -> None:
         problems.append(f"--test-lr needs exactly one --test folder, not {len(options.test)}")
     if bool(options.validate) != bool(recipe.training.validate_every_steps):
         problems.append("--validate DIR and --validate-every-steps N need each other: give both or neither")
+    if options.validation_images and not options.validate:
+        problems.append("--validation-images N shows scenes of --validate DIR: give both")
     if options.images and recipe.views > 1:
         problems.append(
             f"recipe {recipe.name!r} makes a stereo model, which is trained on pairs: use --data, not --images"
@@ -219,6 +284,10 @@ def _facts(
         **run_facts(crops, settings),
         **source_facts(options),
     }
+    if options.adapter is not None:
+        facts["started from"] = options.adapter
+    if done.stopped is not None:
+        facts["stopped"] = done.stopped
     if done.best is not None:
         facts["best validation"] = f"{done.best:.4f} dB after {done.best_step} steps (in the folder best)"
     return facts

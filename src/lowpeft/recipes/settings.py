@@ -7,8 +7,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .. import checks
 from ..errors import PlanError
+from ..ports.patterns import matcher
+from .losses import LOSSES, loss_terms
 
-Loss = Literal["l1", "charbonnier", "mse"]
+Optimizer = Literal["adamw", "adam", "nadam", "sgd"]
 Schedule = Literal["cosine", "multistep", "constant"]
 Precision = Literal["no", "bf16"]
 
@@ -16,6 +18,22 @@ Precision = Literal["no", "bf16"]
 def setting(default: Any, text: str, **limits: float) -> Any:
     """Return a field with a default, a help text and, for a number, limits as in `checks`; by default `least=0`."""
     return field(default=default, metadata={"help": text, "limits": limits or {"least": 0}})
+
+
+def rate_of(text: str) -> tuple[str, float]:
+    """Return the pattern and the factor of one of `TrainSettings.rates`, e.g. ("stereo", 2.0) for "stereo=2".
+
+    Raises:
+        ValueError: It is not a pattern, an equals sign and a number above 0.
+    """
+    pattern, equals, factor = text.rpartition("=")
+    try:
+        value = float(factor)
+    except ValueError:
+        value = 0.0
+    if not equals or not pattern.strip() or not checks.is_number(value, above=0):
+        raise ValueError(f"rates: {text!r} is not PATTERN=FACTOR with a factor above 0, as in 'stereo=2'")
+    return pattern.strip(), value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +47,18 @@ class TrainSettings:
     )
     crop_height_px: int = setting(128, "Height of the HR crop, in pixels", least=1)
     crop_width_px: int = setting(320, "Width of the HR crop, in pixels", least=1)
-    loss: Loss = setting("l1", "Loss function, l1, charbonnier or mse, on values 0..1")
-    learning_rate: float = setting(5e-4, "Peak learning rate of AdamW")
-    betas: tuple[float, float] = setting((0.9, 0.9), "Two betas of AdamW, each at least 0 and below 1")
-    weight_decay: float = setting(0.0, "Weight decay of AdamW")
+    loss: str = setting("l1", f"Loss on values 0..1: {', '.join(LOSSES)}, or a sum with weights such as 'l1 + 0.1*fft'")
+    optimizer: Optimizer = setting("adamw", "Optimiser of torch.optim: adamw, adam, nadam or sgd")
+    learning_rate: float = setting(5e-4, "Peak learning rate")
+    rates: tuple[str, ...] = setting(
+        (),
+        "Factors of the learning rate, each PATTERN=FACTOR: for the tensors of a kind of adapter (stereo=2) or with "
+        "names that a pattern matches (**.norm*=0.5); factors of the same tensor multiply",
+    )
+    betas: tuple[float, float] = setting(
+        (0.9, 0.9), "Two betas of the optimiser, each at least 0 and below 1; the first is the momentum of sgd"
+    )
+    weight_decay: float = setting(0.0, "Weight decay of the optimiser")
     schedule: Schedule = setting(
         "cosine",
         "Learning-rate schedule: cosine falls from the peak to final_learning_rate, multistep falls at "
@@ -53,6 +79,9 @@ class TrainSettings:
         0, "Processes per training process that read crops ahead; 0 reads them in the training process"
     )
     validate_every_steps: int = setting(0, "Steps between measurements during training; 0 means none")
+    patience: int = setting(
+        0, "Number of measurements without a new best after which training stops; 0 means that it does not"
+    )
     save_every_steps: int = setting(500, "Steps between checkpoints; 0 means one at the end only")
     keep_checkpoints: int = setting(1, "Number of the newest checkpoints to keep", least=1)
     calibration: int = setting(
@@ -81,11 +110,32 @@ class TrainSettings:
             problems.append(f"seed must be below 2**63, not {self.seed!r}")
         if checks.is_number(self.ema_decay, above=-1) and self.ema_decay >= 1:
             problems.append(f"ema_decay must be below 1, not {self.ema_decay!r}")
-        if problems := problems + self._problems_of_tuples():
+        if self.patience and not self.validate_every_steps:
+            problems.append("patience counts measurements: set validate_every_steps too")
+        if problems := problems + self._problems_of_loss() + self._problems_of_tuples():
             raise PlanError("these training settings are not valid:", problems=problems)
 
-    def _problems_of_tuples(self) -> list[str]:
+    def _problems_of_loss(self) -> list[str]:
+        try:
+            loss_terms(self.loss)
+        except (AttributeError, TypeError, ValueError) as error:
+            return [str(error) if isinstance(self.loss, str) else f"loss must be a string, not {self.loss!r}"]
+        return []
+
+    def _problems_of_rates(self) -> list[str]:
+        """List what is wrong with `rates`; which tensors they name is known when a model is trained."""
+        if not isinstance(self.rates, tuple) or not all(isinstance(rate, str) for rate in self.rates):
+            return [f"rates must be a list of strings such as 'stereo=2', not {self.rates!r}"]
         problems = []
+        for rate in self.rates:
+            try:
+                matcher(rate_of(rate)[0].removeprefix("!"))
+            except (PlanError, ValueError) as error:
+                problems.append(str(error))
+        return problems
+
+    def _problems_of_tuples(self) -> list[str]:
+        problems = self._problems_of_rates()
         betas = self.betas if isinstance(self.betas, tuple) else ()
         if len(betas) != 2 or not all(checks.is_number(b, above=-1) and 0 <= b < 1 for b in betas):
             problems.append(f"betas must be two numbers of at least 0 and below 1, not {self.betas!r}")

@@ -1,10 +1,19 @@
-"""Progress bars with the remaining time, on standard error, and a filter for needless warnings."""
+"""Progress with the remaining time, on standard error, and a filter for needless warnings.
+
+On a terminal it is a bar; elsewhere (a log file of a cluster job) a plain line after the first step, then every
+`SECONDS_BETWEEN_LINES`, and after the last.
+"""
 
 from __future__ import annotations
 
+import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
+
+SECONDS_BETWEEN_LINES = 30.0
 
 
 def quiet() -> None:
@@ -12,9 +21,14 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=r"torch\.meshgrid: in an upcoming release", category=UserWarning)
 
 
+def progress(title: str, total: int) -> AbstractContextManager[Callable[[str], None]]:
+    """Show the progress of `total` steps; yield a function to call after each step with a short note."""
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    return _bar(title, total) if terminal else _lines(title, total)
+
+
 @contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[[str], None]]:
-    """Show a bar for `total` steps; yield a function to call after each step with a short note for the bar."""
+def _bar(title: str, total: int) -> Iterator[Callable[[str], None]]:
     from rich import progress as parts
     from rich.console import Console
 
@@ -23,6 +37,7 @@ def progress(title: str, total: int) -> Iterator[Callable[[str], None]]:
         parts.BarColumn(),
         parts.MofNCompleteColumn(),
         parts.TextColumn("{task.fields[note]}"),
+        parts.TextColumn("elapsed"),
         parts.TimeElapsedColumn(),
         parts.TextColumn("left"),
         parts.TimeRemainingColumn(),
@@ -30,3 +45,49 @@ def progress(title: str, total: int) -> Iterator[Callable[[str], None]]:
     with parts.Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=total, note="")
         yield lambda note: bar.update(task, advance=1, note=note)
+
+
+@contextmanager
+def _lines(title: str, total: int) -> Iterator[Callable[[str], None]]:
+    lines = _Lines(title, total)
+    try:
+        yield lines.advance
+    finally:
+        lines.end()
+
+
+class _Lines:
+    """Plain lines, e.g. "training 120/2000  loss 0.0231  0.42 s/step  elapsed 0:00:50  left 0:13:20"."""
+
+    def __init__(self, title: str, total: int) -> None:
+        self._title, self._total, self._done, self._note = title, total, 0, ""
+        self._started = self._written_at = time.monotonic()
+        self._written = 0
+
+    def advance(self, note: str) -> None:
+        """Count a step, and write a line if one is due."""
+        self._done, self._note = self._done + 1, note
+        if self._done in (1, self._total) or time.monotonic() - self._written_at >= SECONDS_BETWEEN_LINES:
+            self._write()
+
+    def end(self) -> None:
+        """Write the last line, of a run that ended before its last step."""
+        if self._done > self._written:
+            self._write()
+
+    def _write(self) -> None:
+        self._written_at, self._written = time.monotonic(), self._done
+        elapsed = self._written_at - self._started
+        each = elapsed / self._done
+        left = max(0, self._total - self._done) * each
+        print(  # noqa: T201  (what this module is for)
+            f"{self._title} {self._done}/{self._total}  {self._note}  {each:.2f} s/step  elapsed {_clock(elapsed)}  "
+            f"left {_clock(left)}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _clock(seconds: float) -> str:
+    """Return a duration as text, e.g. "0:13:20"."""
+    return str(timedelta(seconds=round(seconds)))

@@ -12,7 +12,7 @@ from ...errors import DataError
 from ...ports.layouts import Size
 
 if TYPE_CHECKING:
-    from ..training.samples import CropSource, Named
+    from ..training.sources import CropSource, Named
 
 
 class EachViewTwice(Dataset[tuple[Tensor, Tensor]]):

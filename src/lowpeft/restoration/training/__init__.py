@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from ...core.attachment.record import is_adapted
 from .checkpoint import checkpoints, last_step
-from .loop import Step, Trained, train
+from .events import Callback, Measured, Start, Step, StopTraining, Trained
+from .loop import train
+from .losses import image_loss
 from .models import (
     NETWORK,
     build_model,
@@ -15,17 +17,28 @@ from .models import (
     save_product,
     trained_parameters,
 )
+from .overlap import shared_scenes
 from .parallel import Processes, connect
-from .samples import CropSource, crop_for, run_facts
-from .schedule import image_loss, learning_rate
-from .validation import validation
+from .samples import crop_for, run_facts
+from .schedule import learning_rate
+from .sources import CropSource, MapStyle
+from .trackers import TRACKERS, Trackers
+from .validation import ValidationImages, validation
 
 __all__ = [
     "NETWORK",
+    "TRACKERS",
+    "Callback",
     "CropSource",
+    "MapStyle",
+    "Measured",
     "Processes",
+    "Start",
     "Step",
+    "StopTraining",
+    "Trackers",
     "Trained",
+    "ValidationImages",
     "build_model",
     "check_folder",
     "checkpoints",
@@ -40,6 +53,7 @@ __all__ = [
     "save_merged",
     "save_network",
     "save_product",
+    "shared_scenes",
     "train",
     "trained_parameters",
     "validation",

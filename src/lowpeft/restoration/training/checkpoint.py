@@ -1,8 +1,8 @@
 """Checkpoints of a training run: one folder each, either complete or missing. No pickle.
 
     checkpoints/step-00000500/
-        tensors.safetensors   trained tensors, AdamW's state, moving averages
-        state.json            step, identity of the run, figures so far
+        tensors.safetensors   trained tensors, the optimiser's state, moving averages
+        state.json            step, identity of the run, figures so far, numbers of the optimiser
 
 A checkpoint is written under a temporary name, fsynced and renamed; only then are older ones removed. A killed run or a
 full disk therefore leaves the last good one intact.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,25 +21,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...core.attachment.record import is_adapted, record_of, unwrap
-from ...core.observation.fingerprint import digest, fingerprint
+from ... import checks
 from ...errors import TrainingError
-from ...recipes import TrainSettings, recipe_to_dict, settings_to_dict
 from ...storage import leftovers, new_folder
 from ...version import version
-from .samples import CropSource, control_facts, names_digest
 
-SCHEMA = 2
+SCHEMA = 3
 FOLDER, TENSORS, STATE = "checkpoints", "tensors.safetensors", "state.json"
 PREFIX = "step-"
-
-_MISSING = object()
-
-FREE = ("accumulate", "keep_checkpoints", "save_every_steps", "workers")
-"""Settings that may differ in a resumed run. Of these only `accumulate` changes results: the order of additions and the
-dropout masks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +43,7 @@ class Progress:
         loss: Mean loss of the last step's batch.
         best: Best validation figure so far; None before the first.
         best_step: Step after which `best` was measured; None before the first.
+        without_gain: Number of measurements since the best one.
     """
 
     step: int = 0
@@ -59,6 +51,7 @@ class Progress:
     loss: float = float("nan")
     best: float | None = None
     best_step: int | None = None
+    without_gain: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +62,13 @@ class Checkpoint:
         progress: Progress of the run.
         identity: JSON values that identify the run: settings, adapters, base, data.
         tensors: Tensors by name; on the CPU when read.
+        optimizer: Plain values of the optimiser's state; see `optimizers.optimizer_values`.
     """
 
     progress: Progress
     identity: dict[str, Any]
     tensors: dict[str, Tensor]
+    optimizer: dict[str, Any]
 
 
 def checkpoints(out: Path) -> list[Path]:
@@ -111,6 +106,7 @@ def write_checkpoint(out: Path, checkpoint: Checkpoint, *, keep: int) -> None:
             "lowpeft": version(),
             "progress": asdict(checkpoint.progress),
             "identity": checkpoint.identity,
+            "optimizer": checkpoint.optimizer,
         }
         state["sha256"] = _sha256(new / TENSORS, state)
         (new / STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
@@ -142,9 +138,46 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             raise TrainingError(f"{folder} was changed after it was written: its checksum differs")
         with safe_open(folder / TENSORS, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
-        return Checkpoint(progress=Progress(**state["progress"]), identity=state["identity"], tensors=tensors)
-    except (KeyError, OSError, SafetensorError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        progress = _progress(state["progress"], folder)
+        identity, optimizer = (_table(state[key], key, folder) for key in ("identity", "optimizer"))
+        return Checkpoint(progress=progress, identity=identity, tensors=tensors, optimizer=optimizer)
+    except TrainingError:
+        raise
+    except (AttributeError, KeyError, OSError, RecursionError, SafetensorError, TypeError, ValueError) as error:
         raise TrainingError(f"{folder} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _table(value: object, name: str, folder: Path) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TrainingError(f"{folder} cannot be read: {name} is {str(value)[:40]!r}, not a table")
+    return value
+
+
+def _is_figure(value: object) -> bool:
+    """Return whether a value is a number, possibly NaN or infinite."""
+    return type(value) in (int, float)
+
+
+def _progress(values: object, folder: Path) -> Progress:
+    """Return the progress from JSON values.
+
+    Raises:
+        TrainingError: A value is missing, unknown, or of another type; all are listed.
+    """
+    found = _table(values, "progress", folder)
+    fits: dict[str, Callable[[Any], bool]] = {
+        "step": lambda v: checks.is_whole(v, least=1) and folder.name == f"{PREFIX}{v:08d}",
+        "seconds": lambda v: checks.is_number(v, above=-1),
+        "loss": _is_figure,
+        "best": lambda v: v is None or _is_figure(v),
+        "best_step": lambda v: v is None or checks.is_whole(v, least=0),
+        "without_gain": lambda v: checks.is_whole(v, least=0),
+    }
+    problems = [f"progress.{key} is missing" for key in fits if key not in found]
+    problems += [f"progress.{key} is {v!r}" for key, v in found.items() if key not in fits or not fits[key](v)]
+    if problems:
+        raise TrainingError(f"{folder} cannot be read:", problems=problems)
+    return Progress(**found)
 
 
 def read_newest(out: Path) -> Checkpoint | None:
@@ -159,62 +192,3 @@ def read_newest(out: Path) -> Checkpoint | None:
     except TrainingError as error:
         then = f"continue from {folders[-2].name}" if len(folders) > 1 else "start again"
         raise TrainingError(f"{error.message}; remove {folders[-1]} to {then}") from error
-
-
-def identity(model: nn.Module, crops: CropSource, settings: TrainSettings) -> dict[str, Any]:
-    """Return JSON values that identify a run; a checkpoint with other values is refused.
-
-    Raises:
-        DataError: The first crop cannot be read.
-    """
-    values: dict[str, Any] = {
-        "setting": {key: value for key, value in settings_to_dict(settings).items() if key not in FREE},
-        "data": {
-            "scenes": len(crops.scenes),
-            "names of the scenes": names_digest(crops),
-            "crop px": crops.crop_px,
-            "scale": crops.scale,
-            "views": crops.views,
-            "first crop": [digest(image) for image in crops[0]],
-            **control_facts(crops),
-        },
-    }
-    if is_adapted(model):
-        record = record_of(unwrap(model))
-        recipes = {name: recipe_to_dict(plan.recipe) for name, plan in record.plans.items()}
-        values["adapter"] = {n: {k: r[k] for k in ("adapter", "freeze_statistics")} for n, r in recipes.items()}
-        values["base"] = record.base.as_dict()
-    else:
-        values["network"] = fingerprint(model).as_dict()
-    plain: dict[str, Any] = json.loads(json.dumps(values))
-    return plain
-
-
-def differences(run: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> list[str]:
-    """List the differences between a run and a checkpoint, e.g. "setting.steps is 7, in the checkpoint 6".
-
-    Tensors differ if their shapes do.
-    """
-    here, saved = _flat(run), _flat(checkpoint)
-    keys = [key for key in {**here, **saved} if here.get(key, _MISSING) != saved.get(key, _MISSING)]
-    return [
-        f"{key} is {_short(here.get(key, _MISSING))}, in the checkpoint {_short(saved.get(key, _MISSING))}"
-        for key in keys
-    ]
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Flatten nested mappings and lists into one dict with dotted names, e.g. "setting.betas.0"."""
-    if isinstance(value, Tensor):
-        return {name: tuple(value.shape)}
-    if isinstance(value, list):
-        value = dict(enumerate(value))
-    if not isinstance(value, Mapping):
-        return {name: value}
-    inner = [_flat(v, f"{name}.{key}" if name else str(key)) for key, v in value.items()]
-    return {key: leaf for leaves in inner for key, leaf in leaves.items()}
-
-
-def _short(value: Any) -> str:
-    text = "missing" if value is _MISSING else repr(value)
-    return text if len(text) <= 40 else f"{text[:12]}…{text[-5:]}"

@@ -1,7 +1,7 @@
 """Log of a training run: one row per step in JSON Lines, from which the curves are drawn.
 
-If TensorBoard is installed, its event files get the same rows. A run that resumes from the checkpoint of a step removes
-the rows after that step. So every step is logged once, whenever the run was killed.
+A run that resumes from the checkpoint of a step removes the rows after that step. So every step is logged once,
+whenever the run was killed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import itertools
 import json
 import math
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 from ...errors import TrainingError
 from ...storage import fsync, new_file
 
-JSONL, CURVES, TENSORBOARD = "training.jsonl", "training.png", "tensorboard"
+JSONL, CURVES = "training.jsonl", "training.png"
 COLUMNS = frozenset(("step", "loss", "learning_rate", "validation"))
 """Values of a row that the curves need."""
 
@@ -41,7 +40,6 @@ class Log:
         try:
             self._file.truncate(length)
             self._file.seek(0, os.SEEK_END)
-            self._events = _event_writer(out / TENSORBOARD, step)
         except BaseException:
             self._file.close()
             raise
@@ -50,22 +48,14 @@ class Log:
         """Add a step's row."""
         self._file.write((json.dumps(dict(row)) + "\n").encode())
         self._file.flush()
-        if self._events is not None:
-            for name, value in row.items():
-                if name != "step" and value is not None:
-                    self._events.add_scalar(name, value, row["step"])
 
     def flush(self) -> None:
         """Flush the log to the disk (fsync), before a checkpoint counts its steps."""
-        if self._events is not None:
-            self._events.flush()
         fsync(Path(self._file.name))
 
     def close(self) -> None:
         """Close the log."""
         self._file.close()
-        if self._events is not None:
-            self._events.close()
 
 
 def logged(out: Path, step: int) -> tuple[list[dict[str, Any]], int]:
@@ -95,16 +85,6 @@ def logged(out: Path, step: int) -> tuple[list[dict[str, Any]], int]:
     if rows and rows[-1]["step"] != step:
         raise TrainingError(f"{path} ends at step {rows[-1]['step']}, but the run is at step {step}: {advice}")
     return rows, length
-
-
-def _event_writer(folder: Path, step: int) -> Any:
-    """Return a TensorBoard writer that purges events after `step` left by a killed run; None without TensorBoard."""
-    if importlib.util.find_spec("tensorboard") is None:
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # from TensorBoard's own dependencies
-        from torch.utils.tensorboard import SummaryWriter
-    return SummaryWriter(str(folder), purge_step=step + 1)
 
 
 def draw_curves(out: Path, step: int, title: str) -> Path | None:

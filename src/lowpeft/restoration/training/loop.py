@@ -1,99 +1,60 @@
 """The training loop, for every recipe, every kind of adapter, and any number of processes.
 
-`train` checks its arguments and runs the loop; the methods of `_TrainingRun` are in the order of a run.
+`train` checks its arguments and runs the loop; the methods of `_TrainingRun` are in the order of a run. What is trained
+is a `Trainee`; what watches is a list of `Callback`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch import Tensor
 
-from ...core.attachment.record import is_adapted, module_of
+from ...core.attachment.record import module_of
 from ...core.observation.describe import image_facts
-from ...core.operations.state import adapter_state_dict
-from ...core.operations.training_parts import training_parts
 from ...errors import DataError, LowpeftError, TrainingError
-from ...ports.facts import ImageFacts
-from ...recipes import TrainSettings
-from ..inference.network import in_eval_mode, run_padded
-from .checkpoint import Checkpoint, Progress, checkpoints, differences, identity, read_newest, write_checkpoint
-from .kinds import parameter_groups, start_from_data
+from ...recipes import TrainSettings, settings_to_dict
+from ..inference.network import in_eval_mode
+from .calibrating import start_from_data
+from .checkpoint import Checkpoint, Progress, checkpoints, read_newest, write_checkpoint
+from .events import Callback, Measured, Reporting, Start, Step, StopTraining, Trained
+from .identity import differences, identity, of_other_length
 from .log import Log, draw_curves, logged
-from .models import check_folder, check_gradients, record_settings, save_product, trained_name, trained_parameters
-from .parallel import Processes, connect, in_parallel, without_exchange
-from .samples import CropSource, MicroBatch, batches, check_batch, check_crops, run_facts
-from .schedule import learning_rate, mean_loss
+from .losses import ImageLoss, LossOfViews, qualified_name
+from .models import check_folder, record_settings, save_product, trained_name
+from .optimizers import MakeOptimizer
+from .parallel import Processes, connect
+from .samples import batches, check_batch, check_crops, run_facts
+from .schedule import learning_rate
+from .sources import CropSource, MapStyle, Samples, source_of
+from .trainee import Trainee
 
 BEST = "best"
 """Subfolder of the run's folder for the result with the best validation figure."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """The state after an optimiser step; one row of the log.
-
-    Attributes:
-        step: Number of the step, from 1.
-        loss: Mean loss of this step's batch.
-        learning_rate: Learning rate of this step.
-        gradient_norm: Norm of the gradients of all trained tensors together, before clipping.
-        seconds: Training time so far, over all sessions.
-        validation: Validation figure after this step; None if it was not measured.
-    """
-
-    step: int
-    loss: float
-    learning_rate: float
-    gradient_norm: float
-    seconds: float
-    validation: float | None = None
+Validate = Callable[[Any], float]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """A finished run.
-
-    Attributes:
-        steps: Number of optimiser steps taken, over all sessions.
-        resumed_at: Number of steps taken before this call.
-        parameters: Number of trained parameters, in elements.
-        loss: Mean loss of the last step's batch.
-        seconds: Training time over all sessions.
-        best: Best validation figure; None if nothing was measured.
-        best_step: Number of the step with the best figure; None if nothing was measured.
-    """
-
-    steps: int
-    resumed_at: int
-    parameters: int
-    loss: float
-    seconds: float
-    best: float | None
-    best_step: int | None
-
-
-def train(
+def train(  # noqa: PLR0913  (parts of a run that each have a default)
     model: object,
-    crops: CropSource,
+    data: CropSource | MapStyle,
     settings: TrainSettings,
     *,
     out: str | Path | None = None,
-    validate: Callable[[Any], float] | None = None,
     resume: bool = False,
+    validate: Validate | None = None,
     report: Callable[[Step], None] | None = None,
+    callbacks: Sequence[Callback] = (),
+    loss: ImageLoss | None = None,
+    optimizer: MakeOptimizer | None = None,
 ) -> Trained:
     """Train a model's adapters, or a whole network without adapters.
 
@@ -105,23 +66,29 @@ def train(
         model: Adapted model, of which only the adapters are trained, on its device; or a network without adapters
             (a `Backbone` or a module), of which every parameter that requires a gradient is trained. Afterwards it is
             in eval mode; with `ema_decay`, its trained tensors are the averages.
-        crops: Data set, e.g. `lowpeft.restoration.data.Crops`. Crop size, scale and number of views must fit the model.
+        data: `lowpeft.restoration.data.Crops`, or any map-style data set: a list or a `torch.utils.data.Dataset` of
+            pairs (lr, hr), float 0..1, (C,h,w) and (C,sh,sw), or (V,C,h,w) and (V,C,sh,sw) for V views. It is gone
+            through in a new order in each epoch. Size, scale and number of views must fit the model.
         settings: Training settings of the recipe.
         out: Folder for the adapter (or `network.safetensors`), the log and the checkpoints. All processes must share
             it.
-        validate: Function from `model` to a figure; higher is better. The main process alone calls it, every
-            `settings.validate_every_steps` steps and after the last, in eval mode and without gradients. The best
-            result is kept in `out/best`.
         resume: True to continue from the newest checkpoint in `out`, if one exists. Without it a folder with a
             checkpoint is refused, so that no run is overwritten or continued by accident. A folder with a trained
             result but no checkpoint is always refused.
+        validate: Function from `model` to a figure; higher is better. The main process alone calls it, every
+            `settings.validate_every_steps` steps and after the last, in eval mode and without gradients. The best
+            result is kept in `out/best`.
         report: Function called after every step, in the main process alone.
+        callbacks: Further watchers; see `Callback`. They, `report` and `validate` may raise `StopTraining`.
+        loss: Function from output and target, (N,C,H,W), float32 0..1, to a scalar, instead of `settings.loss`.
+        optimizer: Function from groups of parameters to a torch optimiser, instead of `settings.optimizer`. The
+            learning rate is that of the settings' schedule.
 
     Returns:
         Figures of the finished run.
 
     Raises:
-        TrainingError: The crops or settings do not fit; the folder contains a checkpoint of another run, or a log that
+        TrainingError: The data or settings do not fit; the folder contains a checkpoint of another run, or a log that
             was cut; a trained tensor gets no gradient in the first step; the loss or the gradient is not finite; a crop
             cannot be read; or the folder cannot be written. The message names the last good checkpoint, which is
             intact.
@@ -129,7 +96,8 @@ def train(
             take and return images; or calibration fails (see `lowpeft.calibrate`).
     """
     processes, folder = connect(), None if out is None else Path(out)
-    check_crops(crops, model)
+    source = source_of(data, settings.seed)
+    check_crops(source, model)
     check_batch(settings, processes)
     if settings.validate_every_steps and validate is None and processes.main:
         raise TrainingError("settings.validate_every_steps is set, but no function was given: pass validate=")
@@ -138,65 +106,52 @@ def train(
     if folder is not None:
         trained_name(model)
         check_folder(folder, resume=resume)
-    run = _TrainingRun(model, crops, settings, processes, folder)
+    watchers = [*callbacks, *([] if report is None else [Reporting(report)])] if processes.main else []
+    run = _TrainingRun(source, settings, processes, folder, watchers)
+    run.set_up(model, loss, optimizer)
     if folder is not None:
         run.resume(folder)
-    start = run.progress.step
-    run.module.train()
-    try:
-        with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
-            run.loop(validate if processes.main else None, report if processes.main else None)
-    finally:
-        run.module.eval()
-    processes.wait()
-    done = run.progress
-    return Trained(
-        steps=done.step,
-        resumed_at=start,
-        parameters=sum(p.numel() for p in run.parameters.values()),
-        loss=done.loss,
-        seconds=done.seconds,
-        best=done.best,
-        best_step=done.best_step,
-    )
+    return run.finish(validate if processes.main else None)
 
 
 class _TrainingRun:
     """One call of `train`: its arguments, and the state that its steps change.
 
     Attributes:
-        module: Module that is trained; `given` is the model as the user passed it, for `validate`.
-        network: Module from crops to their loss, the same in every process.
+        trainee: What is trained.
         out: Folder to write to; None outside the main process.
-        parameters: Trained parameters by name.
-        hooks: Training hooks of the kinds of adapters in the model.
-        average: Moving averages of `parameters`, by name; empty without `ema_decay`.
         progress: Steps taken and figures so far.
         at: Number of the step that is being taken, for error messages.
+        stopped: Why the run ends before its last step; None if it does not.
     """
 
+    trainee: Trainee
+
     def __init__(
-        self, model: object, crops: CropSource, settings: TrainSettings, processes: Processes, folder: Path | None
+        self,
+        crops: CropSource | Samples,
+        settings: TrainSettings,
+        processes: Processes,
+        folder: Path | None,
+        watchers: Sequence[Callback],
     ) -> None:
-        self.given, self.crops, self.settings = model, crops, settings
-        self.processes, self.folder, self.out = processes, folder, folder if processes.main else None
+        self.crops, self.settings, self.processes, self.watchers = crops, settings, processes, watchers
+        self.folder, self.out = folder, folder if processes.main else None
         self.progress, self.at = Progress(), 0
-        self.module, facts = module_of(model), image_facts(model)
-        self.adapted = is_adapted(self.module)
-        if processes.device is not None:
-            self.module.to(processes.device)
+        self.stopped: str | None = None
+
+    def set_up(self, model: object, loss: ImageLoss | None, optimizer: MakeOptimizer | None) -> None:
+        """Place the model, calibrate it, and make what trains it."""
+        settings, module, of_views = self.settings, module_of(model), LossOfViews(self.settings.loss, loss)
+        if self.processes.device is not None:
+            module.to(self.processes.device)
+        own = {what: qualified_name(f) for what, f in (("loss", loss), ("optimizer", optimizer)) if f is not None}
         with self._errors_explained(DataError, OSError):
-            start_from_data(self.module, crops, settings, facts)
-            self.identity = {} if folder is None else identity(self.module, crops, settings)
-        self.parameters = trained_parameters(self.module)
-        self.device = next(iter(self.parameters.values())).device
-        self.hooks = training_parts(self.module, settings.steps)
-        groups = parameter_groups(self.parameters, self.hooks)
-        self.optimizer = torch.optim.AdamW(groups, betas=settings.betas, weight_decay=settings.weight_decay)
-        # Not `swa_utils.AveragedModel`, which copies the whole network: only the trained tensors are averaged.
-        self.average = {n: p.detach().clone() for n, p in self.parameters.items()} if settings.ema_decay else {}
-        network = _NetworkWithLoss(self.module, settings, facts)
-        self.network = in_parallel(network, processes, sync_buffers=not self.adapted)
+            of_views.prepare(next(module.parameters()).device)
+            start_from_data(module, self.crops, settings, image_facts(model), of_views)
+            self.identity = {} if self.folder is None else identity(module, self.crops, settings, own)
+        self.own_facts: dict[str, str | float] = {f"own {what}": name for what, name in own.items()}
+        self.trainee = Trainee(model, settings, self.processes, of_views, optimizer)
 
     def resume(self, folder: Path) -> None:
         """Load the newest checkpoint of the folder, if one exists.
@@ -207,17 +162,14 @@ class _TrainingRun:
         """
         checkpoint = read_newest(folder)
         step = 0 if checkpoint is None else checkpoint.progress.step
-        if self.processes.total(torch.tensor(step, device=self.device)).item() != step * self.processes.number:
+        if self.processes.total(torch.tensor(step, device=self.trainee.device)).item() != step * self.processes.number:
             raise TrainingError(f"the processes see different checkpoints: {folder} must be a folder that all share")
         if checkpoint is None:
             return
-        saved = checkpoint.tensors
-        for name, parameter in self.parameters.items():
-            if f"optimizer.step.{name}" in saved:  # AdamW itself creates its state in a parameter's first step
-                moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
-                self.optimizer.state[parameter] = {"step": torch.zeros_like(saved[f"optimizer.step.{name}"]), **moments}
-        tensors = self._tensors()
-        problems = differences(self.identity, checkpoint.identity) or differences(tensors, saved)
+        saved, problems = of_other_length(
+            self.identity, checkpoint.identity, step=step, why_not=self.trainee.why_no_other_length()
+        )
+        problems += differences(self.identity, saved) or self.trainee.problems_of(checkpoint)
         if problems:
             raise TrainingError(
                 f"the checkpoint of step {step} in {folder} is of another run; train in another folder, or undo these "
@@ -226,145 +178,152 @@ class _TrainingRun:
             )
         logged(folder, step)  # every process checks the log before the main one opens it
         self.processes.wait()
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                tensor.copy_(saved[name])
+        self.trainee.restore(checkpoint)
         self.progress, self.at = checkpoint.progress, step
+        self.stopped = self._out_of_patience()
 
-    def loop(self, validate: Callable[[Any], float] | None, report: Callable[[Step], None] | None) -> None:
-        """Take all remaining steps, then write the result."""
+    def finish(self, validate: Validate | None) -> Trained:
+        """Take all remaining steps and write the result; the model is in eval mode afterwards."""
+        start, trained, module = self.progress.step, None, self.trainee.module
+        module.train()
+        try:
+            with torch.random.fork_rng(devices=[self.trainee.device] if self.trainee.device.type == "cuda" else []):
+                self._loop(validate)
+            self.processes.wait()
+            done = self.progress
+            trained = Trained(
+                steps=done.step,
+                resumed_at=start,
+                parameters=sum(p.numel() for p in self.trainee.parameters.values()),
+                loss=done.loss,
+                seconds=done.seconds,
+                best=done.best,
+                best_step=done.best_step,
+                stopped=self.stopped,
+            )
+        finally:
+            module.eval()
+            for watcher in self.watchers:
+                watcher.on_end(trained)
+        return trained
+
+    def _loop(self, validate: Validate | None) -> None:
         settings, first = self.settings, self.progress.step + 1
         started = time.monotonic() - self.progress.seconds
-        parts = batches(self.crops, settings, self.processes, start=self.progress.step, device=self.device)
-        # The rate of a group is its factor (`initial_lr`) times the rate of the step. After n steps `last_epoch` is n,
-        # so a resumed run has the schedule of an uninterrupted one.
-        self.schedule = LambdaLR(self.optimizer, lambda n: learning_rate(settings, n), last_epoch=first - 2)
+        parts = batches(self.crops, settings, self.processes, start=first - 1, device=self.trainee.device)
+        self.trainee.schedule_from(first - 1)
+        last = first - 1 if self.stopped else settings.steps
         with self._errors_explained(OSError, SafetensorError, LowpeftError):
-            with closing(Log(self.out, self.progress.step)) if self.out is not None else nullcontext() as log:
-                for number in range(first, settings.steps + 1):
-                    self.at = number
-                    loss, gradient_norm = self._optimize(next(parts), first=number == first)
+            start = Start(step=first - 1, steps=settings.steps, out=self.out, settings=settings_to_dict(settings))
+            for watcher in self.watchers:
+                watcher.on_start(start)
+            with closing(Log(self.out, first - 1)) if self.out is not None else nullcontext() as log:
+                for self.at in range(first, last + 1):
+                    loss, gradient_norm = self.trainee.step(next(parts), self.at, first=self.at == first)
                     step = Step(
-                        step=number,
+                        step=self.at,
                         loss=loss,
-                        learning_rate=learning_rate(settings, number - 1),
+                        learning_rate=learning_rate(settings, self.at - 1),
                         gradient_norm=gradient_norm,
                         seconds=time.monotonic() - started,
                     )
-                    self.progress = replace(self.progress, step=number, loss=loss, seconds=step.seconds)
-                    if validate is not None and self._due(settings.validate_every_steps):
-                        step = replace(step, validation=self._measure(validate))
-                    if log is not None:
-                        log.write(asdict(step))
-                        if self._due(settings.save_every_steps) or number == settings.steps:
-                            self._save(log)
-                    if report is not None:
-                        report(step)
-            self._overwrite(self.average)
-            record_settings(self.module, settings)
-            if self.out is not None:
-                self._write(self.out)
-                draw_curves(self.out, settings.steps, f"{settings.steps} steps, {settings.loss} loss")
+                    self.progress = replace(self.progress, step=self.at, loss=loss, seconds=step.seconds)
+                    if self._after(step, validate, log):
+                        break
+            self._write_result()
 
-    def _optimize(self, parts: list[MicroBatch], *, first: bool) -> tuple[float, float]:
-        """Take an optimiser step; return the batch's loss and the norm of its gradient."""
-        settings, hooks, total = self.settings, self.hooks.values(), torch.zeros((), device=self.device)
-        for i, part in enumerate(parts):
-            # Dropout depends on nothing but the seed and the number of the first sample.
-            torch.manual_seed(_seed(settings.seed, part.first))
-            share = len(part.lr) / settings.batch
-            with without_exchange(self.network, active=i < len(parts) - 1 and not first):
-                loss = self.network(part.lr, part.hr) * share
-                penalties = [p for hook in hooks if (p := hook.penalty()) is not None]
-                objective = loss + torch.stack(penalties).sum() * share if penalties else loss
-                if self.adapted and not objective.requires_grad:
-                    check_gradients(self.parameters)
-                (objective * self.processes.number).backward()  # DDP averages over processes; this makes it a sum
-            total += loss.detach()
-        if self.adapted and first:
-            check_gradients(self.parameters)
-        for hook in hooks:
-            hook.before_step(self.at)
-        loss_of_batch = self.processes.total(total).item()
-        gradient_norm = get_total_norm([p.grad for p in self.parameters.values() if p.grad is not None])
-        for what, value in (("loss", loss_of_batch), ("norm of the gradient", gradient_norm.item())):
-            if not math.isfinite(value):
-                rate = learning_rate(settings, self.at - 1)
-                raise TrainingError(f"the {what} is {value}: lower the learning rate (now {rate:.3g})")
-        if settings.clip_norm:
-            clip_grads_with_norm_(self.parameters.values(), settings.clip_norm, gradient_norm)
-        self.optimizer.step()
-        self.schedule.step()
-        for hook in hooks:
-            hook.after_step(self.at)
-        self.optimizer.zero_grad()
-        if self.average:
-            # The ramp, from TensorFlow's ExponentialMovingAverage, keeps a short run's average from staying near its
-            # start: with decay 0.99, step 1 has 0.18, step 100 has 0.92.
-            decay = min(settings.ema_decay, (1 + self.at) / (10 + self.at))
-            update_average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-            update_average([*self.average.values()], [*self.parameters.values()], self.at)
-        return loss_of_batch, gradient_norm.item()
+    def _after(self, step: Step, validate: Validate | None, log: Log | None) -> bool:
+        """Measure, log, save and report a step; return whether the run ends here."""
+        if validate is not None and self._due(self.settings.validate_every_steps):
+            step = replace(step, validation=self._measure(validate))
+        due = self._due(self.settings.save_every_steps) or self.at == self.settings.steps
+        if log is not None:
+            log.write(asdict(step))
+        self._tell(lambda watcher: watcher.on_row(step))
+        if log is not None and due:
+            self._save(log)
+        self._tell(lambda watcher: watcher.on_step(step))
+        flag = torch.tensor(int(self.stopped is not None), device=self.trainee.device)
+        if not self.processes.total(flag).item():
+            return False
+        self.stopped = self.stopped or "the main process stopped the run"
+        if log is not None and not due:
+            self._save(log)
+        return True
 
-    def _measure(self, validate: Callable[[Any], float]) -> float:
+    def _tell(self, call: Callable[[Callback], None]) -> None:
+        """Call every watcher; note why one stops the run."""
+        for watcher in self.watchers:
+            try:
+                call(watcher)
+            except StopTraining as stop:
+                self.stopped = self.stopped or str(stop) or f"stopped by {type(watcher).__name__}"
+
+    def _measure(self, validate: Validate) -> float | None:
         """Return the validation figure of the model as it would be saved now; save it if it is the best so far."""
-        with in_eval_mode(self.module), self._averaged():
-            value = validate(self.given)
+        given = self.trainee.given
+        with in_eval_mode(self.trainee.module), self.trainee.averaged():
+            try:
+                value = validate(given)
+            except StopTraining as stop:
+                self.stopped = str(stop) or "stopped by validate"
+                return None
             if math.isnan(value):
                 raise TrainingError("the validation figure is NaN: check the function given as validate=")
-            if self.progress.best is None or value > self.progress.best:
-                self.progress = replace(self.progress, best=value, best_step=self.at)
+            best = self.progress.best is None or value > self.progress.best
+            if best:
+                self.progress = replace(self.progress, best=value, best_step=self.at, without_gain=0)
                 if self.out is not None:
                     self._write(self.out / BEST, validation=value)
+            else:
+                self.progress = replace(self.progress, without_gain=self.progress.without_gain + 1)
+            measured = Measured(step=self.at, value=value, best=best, model=given, out=self.out, show=self._show)
+            self._tell(lambda watcher: watcher.on_measured(measured))
+        self.stopped = self.stopped or self._out_of_patience()
         return value
+
+    def _show(self, images: Mapping[str, Tensor]) -> None:
+        self._tell(lambda watcher: watcher.on_images(self.at, images))
+
+    def _out_of_patience(self) -> str | None:
+        patience, count = self.settings.patience, self.progress.without_gain
+        if not patience or count < patience:
+            return None
+        return f"no better figure in {count} measurement{'s' * (count > 1)} (patience)"
 
     def _save(self, log: Log) -> None:
         """Write a checkpoint, then the result as it is now; errors are those of `write_checkpoint`, `save_product`."""
         log.flush()
-        checkpoint = Checkpoint(progress=self.progress, identity=self.identity, tensors=self._tensors())
+        trainee = self.trainee
+        checkpoint = Checkpoint(
+            progress=self.progress, identity=self.identity, tensors=trainee.tensors(), optimizer=trainee.values()
+        )
         write_checkpoint(log.out, checkpoint, keep=self.settings.keep_checkpoints)
-        with self._averaged():
+        with trainee.averaged():
             self._write(log.out)
 
     def _write(self, folder: Path, **facts: float) -> None:
         """Write the result as it is now, with the settings and the number of steps that made it."""
-        record_settings(self.module, replace(self.settings, steps=self.progress.step))
-        save_product(self.module, folder, facts={**self._facts(), **facts})
+        record_settings(self.trainee.module, replace(self.settings, steps=self.progress.step))
+        save_product(self.trainee.module, folder, facts={**self._facts(), **facts})
+
+    def _write_result(self) -> None:
+        """Leave the averages in the model, and write it and the curves."""
+        steps = self.progress.step
+        self.trainee.overwrite(self.trainee.average)
+        record_settings(self.trainee.module, replace(self.settings, steps=steps))
+        if self.out is not None:
+            self._write(self.out)
+            draw_curves(self.out, steps, f"{steps} steps, {self.own_facts.get('own loss', self.settings.loss)} loss")
 
     def _due(self, every: int) -> bool:
         """Return whether something done every `every` steps (0: never) and after the last is due after this step."""
         return bool(every) and (self.at % every == 0 or self.at == self.settings.steps)
 
-    def _tensors(self) -> dict[str, Tensor]:
-        """Return the tensors of a checkpoint by name, e.g. "optimizer.exp_avg.body.0.weight"; not copied."""
-        module, state = self.module, self.optimizer.state
-        groups: dict[str, Mapping[str, Tensor]] = {
-            "model": adapter_state_dict(module, name=trained_name(module)) if self.adapted else module.state_dict(),
-            "kinds": {f"{label}.{n}": t for label, hook in self.hooks.items() for n, t in hook.state().items()},
-            "average": self.average,
-            "optimizer": {f"{k}.{n}": t for n, p in self.parameters.items() for k, t in state.get(p, {}).items()},
-        }
-        return {f"{group}.{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
-
-    @torch.no_grad()
-    def _overwrite(self, values: Mapping[str, Tensor]) -> None:
-        for name, value in values.items():
-            self.parameters[name].copy_(value)
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Put the averages, if there are any, in place of the trained tensors within the block."""
-        before = {name: self.parameters[name].detach().clone() for name in self.average}
-        self._overwrite(self.average)
-        try:
-            yield
-        finally:
-            self._overwrite(before)
-
     def _facts(self) -> dict[str, str | float]:
         """Return the facts of the run that are saved with its result."""
         steps = f"{self.progress.step} of {self.settings.steps} steps"
-        return {"training": steps, **run_facts(self.crops, self.settings)}
+        return {"training": steps, **run_facts(self.crops, self.settings), **self.own_facts}
 
     @contextmanager
     def _errors_explained(self, *errors: type[Exception]) -> Iterator[None]:
@@ -378,23 +337,3 @@ class _TrainingRun:
             raise TrainingError(
                 f"training stopped at step {self.at}. {last}. The reason: {reason}", problems=problems
             ) from error
-
-
-class _NetworkWithLoss(nn.Module):
-    """Module from crops to their loss. DDP wraps it, so that the model itself stays unwrapped."""
-
-    def __init__(self, model: nn.Module, settings: TrainSettings, facts: ImageFacts) -> None:
-        super().__init__()
-        self.model = model
-        self._settings = settings
-        self._facts = facts
-
-    def forward(self, lr: Tensor, hr: Tensor) -> Tensor:
-        with torch.autocast(lr.device.type, torch.bfloat16, enabled=self._settings.precision == "bf16"):
-            outputs = run_padded(self.model, lr.unbind(1), self._facts)
-        return mean_loss(self._settings.loss, [output.float() for output in outputs], hr.unbind(1))
-
-
-def _seed(seed: int, sample: int) -> int:
-    """Return the seed of the micro-batch that begins with this sample."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {sample}".encode()).digest()[:8]) >> 1

@@ -1,11 +1,10 @@
-"""Training samples: the protocol of a data set, its checks, and the batches of each process."""
+"""Training samples: their checks against the model, and the batches of each process."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,42 +14,9 @@ from ...core.attachment.record import module_of
 from ...core.observation.describe import image_facts
 from ...errors import DataError, LowpeftError, TrainingError
 from ...recipes import TrainSettings
-from ..data import EachViewTwice
 from ..inference.network import multi_view
 from .parallel import Processes
-
-
-class Named(Protocol):
-    """Something with a name."""
-
-    @property
-    def name(self) -> str: ...
-
-
-class CropSource(Protocol):
-    """A data set of training crops; `lowpeft.restoration.data.Crops` is one.
-
-    `crops[i]` is a pair (lr, hr) of shapes (V,3,h,w) and (V,3,sh,sw), float32, 0..1. It is defined for every i >= 0 and
-    depends on i alone.
-    """
-
-    @property
-    def crop_px(self) -> tuple[int, int]:
-        """Height and width of the HR crop."""
-
-    @property
-    def scale(self) -> int:
-        """HR sides divided by LR sides: s."""
-
-    @property
-    def views(self) -> int:
-        """Number of views of a scene, V: 1 for single images, 2 for stereo pairs (left first), or more, in order."""
-
-    @property
-    def scenes(self) -> Sequence[Named]:
-        """Scenes from which the crops are taken."""
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]: ...
+from .sources import CropSource, Samples, control_facts, names_digest
 
 
 class MicroBatch(NamedTuple):
@@ -77,7 +43,7 @@ def crop_for(model: object) -> tuple[int, int] | None:
     return None if facts.fixed_px is None else (facts.fixed_px * facts.scale, facts.fixed_px * facts.scale)
 
 
-def check_crops(crops: CropSource, model: object) -> None:
+def check_crops(crops: CropSource | Samples, model: object) -> None:
     """Check that a network can be trained on these crops.
 
     A `MultiViewModel` takes crops with its number of views. Any other network is trained on each view separately.
@@ -94,27 +60,21 @@ def check_crops(crops: CropSource, model: object) -> None:
         problems.append(f"the network is for scale x{facts.scale}, the crops are for x{crops.scale}")
     if views_model is not None and views_model.views != crops.views:
         problems.append(f"the model takes {views_model.views} views of a scene, the crops have {crops.views}")
+    if isinstance(crops, Samples) and crops.channels != facts.channels:
+        problems.append(f"the network takes images of {facts.channels} channels, the samples have {crops.channels}")
     if problems:
         raise TrainingError("the network cannot be trained on these crops:", problems=problems)
 
 
-def control_facts(crops: CropSource) -> dict[str, str | float]:
-    """Return what tells a control from the run that it is compared with; empty for all crops but `EachViewTwice`."""
-    return dict(crops.facts) if isinstance(crops, EachViewTwice) else {}
-
-
-def names_digest(crops: CropSource) -> str:
-    """Return the SHA-256 of the scenes' names."""
-    names = "\n".join(scene.name for scene in crops.scenes).encode()
-    return hashlib.sha256(names, usedforsecurity=False).hexdigest()
-
-
-def run_facts(crops: CropSource, settings: TrainSettings) -> dict[str, str | float]:
+def run_facts(crops: CropSource | Samples, settings: TrainSettings) -> dict[str, str | float]:
     """Return what is saved of a run with its result: number and names of its scenes, `control_facts`, the average."""
-    count = len(crops.scenes)
-    scenes = f"{count} scene{'s' * (count > 1)} (SHA-256 of their names: {names_digest(crops)[:16]}…)"
+    if isinstance(crops, Samples):
+        data = f"{crops.count} sample{'s' * (crops.count > 1)} of a data set of one's own"
+    else:
+        count = len(crops.scenes)
+        data = f"{count} scene{'s' * (count > 1)} (SHA-256 of their names: {names_digest(crops)[:16]}…)"
     average = {"trained tensors": f"moving average (EMA), decay {settings.ema_decay}"} if settings.ema_decay else {}
-    return {"training data": scenes, **control_facts(crops), **average}
+    return {"training data": data, **control_facts(crops), **average}
 
 
 def check_batch(settings: TrainSettings, processes: Processes) -> None:
@@ -148,7 +108,7 @@ class _ErrorsAsValues(Dataset[Any]):
     A DataLoader worker would bury a raised error in its traceback.
     """
 
-    def __init__(self, crops: CropSource) -> None:
+    def __init__(self, crops: CropSource | Samples) -> None:
         self._crops = crops
 
     def __getitem__(self, index: int) -> Any:
@@ -166,11 +126,16 @@ def _stacked(samples: list[Any]) -> Any:
         if isinstance(sample, LowpeftError):
             return sample
     indices, lr, hr = zip(*samples, strict=True)
+    if sizes := sorted({tuple(image.shape) for image in hr} if len({image.shape for image in hr}) > 1 else ()):
+        return TrainingError(
+            f"the samples of a batch differ in size, (V,C,H,W): {' and '.join(map(str, sizes[:3]))}; crop them to one "
+            "size, or set batch = 1"
+        )
     return indices[0], torch.stack(lr), torch.stack(hr)
 
 
 def batches(
-    crops: CropSource, settings: TrainSettings, processes: Processes, *, start: int, device: torch.device
+    crops: CropSource | Samples, settings: TrainSettings, processes: Processes, *, start: int, device: torch.device
 ) -> Iterator[list[MicroBatch]]:
     """Yield this process's share of each step's batch, from step `start` (from 0) on, as micro-batches on the device.
 

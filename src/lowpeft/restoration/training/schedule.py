@@ -1,20 +1,11 @@
-"""Learning-rate schedules and losses."""
+"""Learning-rate schedules."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import assert_never
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
 from ...recipes import TrainSettings
-from ...recipes.settings import Loss
-
-CHARBONNIER_EPSILON = 1e-3
-"""The ε of the Charbonnier loss, for values 0..1, from Lai et al., LapSRN (arXiv 1704.03915)."""
 
 
 def learning_rate(settings: TrainSettings, step: int) -> float:
@@ -36,17 +27,3 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
             return final + (peak - final) * (1 + math.cos(math.pi * done)) / 2
         case unknown:
             assert_never(unknown)
-
-
-def image_loss(kind: Loss, output: Tensor, target: Tensor) -> Tensor:
-    """Return the mean of |d| (l1), sqrt(d² + ε²) (charbonnier) or d² (mse) for d = output - target, values 0..1."""
-    if kind == "l1":
-        return F.l1_loss(output, target)
-    if kind == "mse":
-        return F.mse_loss(output, target)
-    return ((output - target).square() + CHARBONNIER_EPSILON**2).sqrt().mean()
-
-
-def mean_loss(kind: Loss, outputs: Iterable[Tensor], targets: Iterable[Tensor]) -> Tensor:
-    """Return the mean of `image_loss` over the views of scenes."""
-    return torch.stack([image_loss(kind, out, target) for out, target in zip(outputs, targets, strict=True)]).mean()

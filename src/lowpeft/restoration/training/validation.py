@@ -1,14 +1,20 @@
-"""Validation during training: one figure for a network on whole scenes."""
+"""Validation during training: one figure for a network on whole scenes, and its images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from torch import Tensor
+
 from ...core.observation.describe import image_facts
 from ...errors import DataError
 from ..data import Example
 from ..evaluation import by_network, by_network_alone, measure
+from ..images import eight_bit, write_image
 from ..metrics import WHOLE_RGB
+from .events import Callback, Measured
+
+SIDES = ("L", "R")
 
 
 def validation(examples: Sequence[Example], *, each_view_twice: bool = False) -> Callable[[object], float]:
@@ -30,3 +36,31 @@ def validation(examples: Sequence[Example], *, each_view_twice: bool = False) ->
         return measure(enhance, examples, scale=scale, protocol=WHOLE_RGB).means()["PSNR"]
 
     return validate
+
+
+class ValidationImages(Callback):
+    """Write the results on a few validation scenes after every measurement, and give them to the trackers.
+
+    The files are `OUT/validation/step-00000500/SCENE.png` (of pairs `SCENE_L.png` and `SCENE_R.png`).
+
+    Attributes:
+        examples: The scenes to show, e.g. the first three.
+    """
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self.examples = examples
+
+    def on_measured(self, measured: Measured) -> None:
+        enhance = by_network(measured.model)
+        images: dict[str, Tensor] = {}
+        for example in self.examples:
+            views = [eight_bit(view.squeeze(0) if view.ndim == 4 else view) for view in enhance(example)]
+            names = [""] if len(views) == 1 else [f"_{side}" for side in SIDES[: len(views)]]
+            images |= {f"{example.name}{side}": view.cpu() for side, view in zip(names, views, strict=True)}
+        if measured.out is not None:
+            folder = measured.out / "validation" / f"step-{measured.step:08d}"
+            for name, image in images.items():
+                path = folder / f"{name}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_image(image, path)
+        measured.show(images)

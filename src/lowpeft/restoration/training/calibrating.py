@@ -1,50 +1,27 @@
-"""Participation of the kinds of adapters in training: their start from data, and their hooks in every step."""
+"""The start of adapters whose kind learns its initial values from data."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...checks import is_number
 from ...core.attachment.calls import image_in, to_network, to_plain
 from ...core.attachment.record import is_adapted
 from ...core.operations.calibration import calibrate, needs_calibration
 from ...core.padding import pad_to
-from ...errors import TrainingError
-from ...kinds import TrainingPart
 from ...ports.facts import ImageFacts
 from ...recipes import TrainSettings
 from ..inference.network import multi_view
-from .samples import CropSource
-from .schedule import mean_loss
+from .losses import LossOfViews
+from .sources import CropSource, Samples
 
 
-def parameter_groups(parameters: Mapping[str, nn.Parameter], hooks: Mapping[str, TrainingPart]) -> list[dict[str, Any]]:
-    """Group the parameters by their learning-rate factor (`initial_lr`) for the optimiser.
-
-    Raises:
-        TrainingError: A kind gives a factor that is not above 0, or for a name that is not a parameter.
-    """
-    factors: dict[int, float] = {}
-    for hook in hooks.values():
-        named = {f"{site}.{n}": p for site, a in hook.adapters.items() for n, p in a.named_parameters()}
-        rates = hook.rates()
-        if bad := [f"{n}: {f}" for n, f in rates.items() if n not in named or not is_number(f, above=0)]:
-            raise TrainingError(
-                f"{type(hook).__name__}.rates() must give numbers above 0 by names of parameters; these are not:",
-                problems=bad,
-            )
-        factors |= {id(named[name]): factor for name, factor in rates.items()}
-    groups: dict[float, list[nn.Parameter]] = {}
-    for parameter in parameters.values():
-        groups.setdefault(factors.get(id(parameter), 1.0), []).append(parameter)
-    return [{"params": members, "initial_lr": factor} for factor, members in groups.items()]
-
-
-def start_from_data(module: nn.Module, crops: CropSource, settings: TrainSettings, facts: ImageFacts) -> None:
+def start_from_data(
+    module: nn.Module, crops: CropSource | Samples, settings: TrainSettings, facts: ImageFacts, of_views: LossOfViews
+) -> None:
     """Calibrate the adapters that start from data and are not calibrated, on the first `settings.calibration` crops.
 
     The result depends on the crops and the seed alone, so a resumed run gets tensors of the same shapes.
@@ -68,7 +45,7 @@ def start_from_data(module: nn.Module, crops: CropSource, settings: TrainSetting
         outputs = output if together else (image_in(output, facts.output),)
         height, width = targets[0].shape[-2:]
         images = [to_plain(image.float(), facts)[..., :height, :width] for image in outputs]
-        return mean_loss(settings.loss, images, [target.float() for target in targets])
+        return of_views(images, [target.float() for target in targets])
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)

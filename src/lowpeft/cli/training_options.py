@@ -1,0 +1,105 @@
+"""Options of `lowpeft train` for the training settings and what watches a run, and what they select."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import operator
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
+
+from ..errors import LowpeftError
+from ..recipes import TrainSettings
+
+if TYPE_CHECKING:
+    from ..restoration.training.losses import ImageLoss
+
+CROP = ("crop_height_px", "crop_width_px")
+"""Training settings that the single option `--crop` sets together."""
+_METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT"}
+
+
+def add_watching(sub: argparse.ArgumentParser) -> None:
+    """Add the options for what watches a run."""
+    sub.add_argument(
+        "--log-with",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="also write the log to experiment trackers: tensorboard, wandb, … (see docs/training.md)",
+    )
+    sub.add_argument(
+        "--validation-images",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --validate: write the results on its first N scenes after every measurement, to OUT/validation",
+    )
+    sub.add_argument(
+        "--loss-module",
+        metavar="MODULE:FUNCTION",
+        help="a loss of your own instead of --loss: the function, called without arguments, returns the loss, which "
+        "takes output and target (N,C,H,W), values 0..1",
+    )
+
+
+def add_settings(sub: argparse.ArgumentParser) -> None:
+    """Add an option for every field of TrainSettings."""
+    group = sub.add_argument_group("settings, instead of the recipe's")
+    about = {field.name: field.metadata["help"] for field in dataclasses.fields(TrainSettings)}
+    for name, kind in get_type_hints(TrainSettings).items():
+        if name in CROP:
+            continue
+        options: dict[str, Any] = {"type": kind, "metavar": _METAVARS.get(kind)}
+        if get_origin(kind) is Literal:
+            options = {"metavar": "|".join(get_args(kind))}
+        elif get_origin(kind) is tuple:
+            inner, *rest = get_args(kind)
+            metavar = "PATTERN=FACTOR" if inner is str else _METAVARS[inner]
+            options = {"type": inner, "nargs": "*" if rest == [...] else 2, "metavar": metavar}
+        text = about[name].replace("%", "%%")
+        group.add_argument("--" + name.replace("_", "-"), help=text[:1].lower() + text[1:], **options)
+    group.add_argument("--crop", type=int, nargs=2, metavar=("H", "W"), help="height and width of the HR crop in px")
+
+
+def changed_settings(
+    settings: TrainSettings, options: argparse.Namespace, only_crop: tuple[int, int] | None
+) -> TrainSettings:
+    """Return the recipe's settings with the command line's changes; `only_crop` (H, W) is used without `--crop`."""
+    names = [f.name for f in dataclasses.fields(settings) if f.name not in CROP]
+    changes = {name: value for name in names if (value := getattr(options, name)) is not None}
+    changes |= {name: tuple(value) for name, value in changes.items() if isinstance(value, list)}
+    if crop := options.crop or only_crop:
+        changes |= dict(zip(CROP, crop, strict=True))
+    settings = dataclasses.replace(settings, **changes)
+    if options.each_view_twice:  # the same images in each step
+        return dataclasses.replace(settings, batch=2 * settings.batch, calibration=2 * settings.calibration)
+    return settings
+
+
+def own_loss(options: argparse.Namespace) -> ImageLoss | None:
+    """Import and make the loss that `--loss-module` names; None without it.
+
+    Raises:
+        LowpeftError: There is no such module or function, it fails, or it returns nothing that can be called.
+    """
+    if options.loss_module is None:
+        return None
+    name: str = options.loss_module
+    module, colon, path = name.partition(":")
+    if not (colon and all(part.isidentifier() for part in (*module.split("."), *path.split(".")))):
+        raise LowpeftError(f"--loss-module {name!r} is not MODULE:FUNCTION, as in mypackage.losses:perceptual")
+    if str(Path.cwd()) not in sys.path and "" not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as for `python -m lowpeft`
+    try:
+        loss: Any = operator.attrgetter(path)(importlib.import_module(module))()
+    except Exception as error:
+        raise LowpeftError(f"--loss-module {name} cannot be made: {type(error).__name__}: {error}") from error
+    if not callable(loss):
+        raise LowpeftError(
+            f"--loss-module {name} returned a {type(loss).__name__}: it is called without arguments and must return "
+            "the loss, a function of (output, target)"
+        )
+    return cast("ImageLoss", loss)

@@ -1,0 +1,291 @@
+"""What watches a run, early stop, trackers, longer runs, and checkpoints that were tampered with."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import json
+import shutil
+import sys
+import types
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import lowpeft
+from lowpeft.errors import PlanError, TrainingError
+from lowpeft.recipes import TrainSettings
+from lowpeft.restoration.data import Example
+from lowpeft.restoration.images import matlab_downscale, read_image
+from lowpeft.restoration.training import (
+    Callback,
+    Measured,
+    Start,
+    Step,
+    StopTraining,
+    Trackers,
+    Trained,
+    ValidationImages,
+    checkpoints,
+    train,
+)
+from lowpeft.restoration.training.checkpoint import _sha256, read_checkpoint
+from training_runs import SETTINGS, Samples, Stop, equal, go, model_of, state_of, stop_after
+
+pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch", "no_figures")
+
+PLAIN = replace(SETTINGS, ema_decay=0.0, warmup_steps=0, steps=4)
+CONSTANT = replace(SETTINGS, schedule="constant")
+VALIDATED = replace(CONSTANT, validate_every_steps=1, steps=8)
+
+
+@pytest.fixture(autouse=True)
+def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves are not drawn; tests/restoration/test_train.py has those."""
+    monkeypatch.setattr("lowpeft.restoration.training.loop.draw_curves", lambda *arguments: None)
+
+
+# --- Watchers
+class Watcher(Callback):
+    """Notes what it is told; stops at a step or a measurement."""
+
+    def __init__(self, **stops: int) -> None:
+        self.told: list[str] = []
+        self.stops = stops
+
+    def on_start(self, start: Start) -> None:
+        self.told.append(f"start {start.step}/{start.steps}")
+
+    def on_measured(self, measured: Measured) -> None:
+        self.told.append(f"measured {measured.step}")
+        assert not measured.model.training
+        if measured.step == self.stops.get("measured"):
+            raise StopTraining("seen enough")
+
+    def on_step(self, step: Step) -> None:
+        self.told.append(f"step {step.step}")
+        if step.step == self.stops.get("step"):
+            raise StopTraining
+
+    def on_end(self, trained: Trained | None) -> None:
+        self.told.append("end" if trained is None else f"end {trained.steps} {trained.stopped}")
+
+
+def test_a_callback_is_told_everything_in_order() -> None:
+    watcher = Watcher()
+    go("full", replace(PLAIN, steps=2, validate_every_steps=2), validate=lambda m: 1.0, callbacks=[watcher])
+    assert watcher.told == ["start 0/2", "step 1", "measured 2", "step 2", "end 2 None"]
+    with pytest.raises(Stop):
+        go("full", PLAIN, callbacks=[watcher], report=stop_after(1))
+    assert watcher.told[-1] == "end"
+
+
+@pytest.mark.parametrize("place", ["step", pytest.param("measured", marks=pytest.mark.slow), "report"])
+def test_a_run_that_a_watcher_stops_is_saved_and_goes_on_when_resumed(place: str, tmp_path: Path) -> None:
+    def report(step: Step) -> None:
+        if place == "report" and step.step == 3:
+            raise StopTraining("enough")
+
+    stopper = Watcher(**{place: 3})
+    settings = replace(VALIDATED, save_every_steps=4)
+    options: dict[str, Any] = {"out": tmp_path, "validate": lambda m: 1.0}
+    _, done = go("full", settings, **options, callbacks=[stopper], report=report)
+    assert (done.steps, done.stopped is None) == (3, False)
+    assert lowpeft.read_adapter(tmp_path).recipe.training.steps == 3
+    again, done = go("full", settings, **options, resume=True)
+    assert (done.resumed_at, done.steps, done.stopped) == (3, 8, None)
+    assert equal(state_of(again), state_of(go("full", settings, validate=lambda m: 1.0)[0]))
+
+
+@pytest.mark.parametrize("killed", [*(pytest.param(n, marks=pytest.mark.slow) for n in (None, 2, 5)), 4])
+def test_a_run_without_gain_stops_early_also_when_it_was_resumed(killed: int | None, tmp_path: Path) -> None:
+    values = [1.0, 3.0, 2.0, 2.5, 1.0, 9.0, 9.0, 9.0]
+    steps: list[int] = []
+
+    def figure(model: nn.Module) -> float:
+        return values[steps[-1] if steps else 0]
+
+    def count(step: Step) -> None:
+        steps.append(step.step)
+        if step.step == killed and len(steps) == killed:
+            raise Stop
+
+    settings = replace(VALIDATED, patience=3, save_every_steps=2)
+    if killed is not None:
+        with pytest.raises(Stop):
+            go("full", settings, out=tmp_path, validate=figure, report=count)
+        steps.append(max(n for n in (0, 2, 4) if n <= killed))
+    _, done = go("full", settings, out=tmp_path, validate=figure, report=count, resume=True)
+    assert (done.steps, done.best, done.best_step) == (5, 3.0, 2)
+    assert "no better figure in 3 measurements" in str(done.stopped)
+    again = go("full", settings, out=tmp_path, validate=figure, resume=True)[1]
+    assert (again.resumed_at, again.steps, again.stopped) == (5, 5, done.stopped)
+    more = go("full", replace(settings, patience=9), out=tmp_path, validate=figure, report=count, resume=True)[1]
+    assert (more.resumed_at, more.steps, more.stopped) == (5, 8, None)
+
+
+def test_patience_needs_measurements() -> None:
+    with pytest.raises(PlanError, match="validate_every_steps"):
+        TrainSettings(patience=2)
+
+
+# --- Images and trackers
+def scene() -> Example:
+    hr = (torch.rand(3, 24, 48) * 255).to(torch.uint8)
+    return Example("scene", (matlab_downscale(hr, 2),), (hr,))
+
+
+class Wandb(types.ModuleType):
+    """A stub of W&B: a resumed run ignores steps that it has, and what is logged to one step is one row."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+        self.runs: dict[str, dict[int, dict[str, Any]]] = {}
+        self.config = types.SimpleNamespace(update=lambda values, allow_val_change: None)
+        self.Image = lambda array: array.shape
+
+    def init(self, **options: Any) -> Any:
+        rows = self.runs.setdefault(options["id"], {})
+        first = max(rows, default=-1) + 1
+        assert options["resume"] == "allow"
+
+        def log(values: dict[str, Any], step: int) -> None:
+            if step >= first:
+                assert not values.keys() & rows.setdefault(step, {}).keys()
+                rows[step] |= values
+
+        return types.SimpleNamespace(log=log, finish=lambda: None)
+
+
+def test_wandb_gets_each_step_once_and_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    settings = replace(SETTINGS, validate_every_steps=3)
+    for resume in (False, True):
+        watchers = [Trackers(["wandb"]), ValidationImages([scene()])]
+        options: dict[str, Any] = {"out": tmp_path, "validate": lambda m: 1.0, "callbacks": watchers}
+        if resume:
+            go("full", settings, **options, resume=True)
+        else:
+            with pytest.raises(Stop):
+                go("full", settings, **options, report=stop_after(3))
+    (rows,) = stub.runs.values()
+    assert [step for step, values in rows.items() if "loss" in values] == [1, 2, 3, 4, 5, 6]
+    shown = {step: values["scene"] for step, values in rows.items() if "scene" in values}
+    assert shown == {3: [(24, 48, 3)], 6: [(24, 48, 3)]}
+    assert read_image(tmp_path / "validation" / "step-00000003" / "scene.png").shape == (3, 24, 48)
+    assert read_image(tmp_path / "validation" / "step-00000006" / "scene.png").shape == (3, 24, 48)
+
+
+def test_tensorboard_has_each_step_once_after_a_stop(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = replace(SETTINGS, validate_every_steps=3)
+    options: dict[str, Any] = {"out": tmp_path, "validate": lambda m: 1.0}
+    with pytest.raises(Stop):
+        go("full", settings, **options, callbacks=[Trackers(["tensorboard"])], report=stop_after(3))
+    watchers = [Trackers(["tensorboard"]), ValidationImages([scene()])]
+    go("full", settings, **options, callbacks=watchers, resume=True)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+    assert [event.step for event in events.Images("scene/0" if "scene/0" in events.Tags()["images"] else "scene")] == [
+        3,
+        6,
+    ]
+
+
+def test_trackers_that_are_not_there_are_named() -> None:
+    with pytest.raises(TrainingError, match="tracked") as caught:
+        Trackers(["tensorbord", "wandb"])
+    problems = caught.value.problems
+    assert "did you mean 'tensorboard'" in problems[0]
+    assert problems[1] == "wandb is not installed: pip install wandb"
+    with pytest.raises(TrainingError, match="out="):
+        go("full", PLAIN, callbacks=[Trackers(["tensorboard"])])
+
+
+# --- Longer runs
+def test_a_constant_schedule_goes_on_exactly(tmp_path: Path) -> None:
+    go("full", replace(CONSTANT, steps=4), out=tmp_path / "run")
+    longer, done = go("full", CONSTANT, out=tmp_path / "run", resume=True)
+    assert (done.resumed_at, done.steps) == (4, 6)
+    assert equal(state_of(longer), state_of(go("full", CONSTANT)[0]))
+    with pytest.raises(TrainingError, match="another run") as caught:
+        go("full", replace(CONSTANT, steps=5), out=tmp_path / "run", resume=True)
+    assert caught.value.problems == ("setting.steps is 5, in the checkpoint 6, of which 6 are done",)
+
+
+def test_another_length_of_cosine_is_refused_with_the_way(tmp_path: Path) -> None:
+    go("full", SETTINGS, out=tmp_path)
+    with pytest.raises(TrainingError, match="another run") as caught:
+        go("full", replace(SETTINGS, steps=9), out=tmp_path, resume=True)
+    (problem,) = caught.value.problems
+    assert problem.startswith("setting.steps is 9, in the checkpoint 6: the cosine schedule")
+    assert "--adapter" in problem
+
+
+# --- Tampered checkpoints
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("begun")
+    with pytest.raises(Stop):
+        go("full", SETTINGS, out=out, report=stop_after(3))
+    return out
+
+
+STRANGE = (None, True, -1, 10**400, 1.5, "x", [], {}, [1], {"a": 1})
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(p for key, item in inner for p in places(item, (*path, key)))] if path else [
+        p for key, item in inner for p in places(item, (key,))
+    ]  # fmt: skip
+
+
+def tampered(state: Any, place: tuple[Any, ...], value: Any) -> Any:
+    changed = json.loads(json.dumps(state))
+    at = changed
+    for key in place[:-1]:
+        at = at[key]
+    at[place[-1]] = value
+    return changed
+
+
+def test_no_tampering_with_the_state_is_a_raw_error_or_another_result(begun: Path, tmp_path: Path) -> None:
+    """Without a new checksum every change is found; with one, whatever has another type, or another step."""
+    out = shutil.copytree(begun, tmp_path / "out")
+    (folder,) = checkpoints(out)
+    file, state = folder / "state.json", json.loads((folder / "state.json").read_text())
+    for place in places(state):
+        for value in STRANGE:
+            if json.dumps(changed := tampered(state, place, value)) == json.dumps(state):
+                continue
+            file.write_text(json.dumps(changed))
+            with pytest.raises(TrainingError, match="step-00000002"):
+                read_checkpoint(folder)
+    strange = [("progress", key) for key in state["progress"]] + [(k,) for k in ("progress", "identity", "optimizer")]
+    for place in strange:
+        for value in ("x", True, [1], -2 if place[-1] != "best" else "y"):
+            changed = tampered(state, place, value)
+            changed.pop("sha256")
+            changed["sha256"] = _sha256(folder / "tensors.safetensors", changed)
+            if place == ("progress", "loss") and value == -2:
+                continue
+            file.write_text(json.dumps(changed))
+            with pytest.raises(TrainingError, match="step-00000002"):
+                read_checkpoint(folder)
+    model = model_of("full")
+    before = state_of(model)
+    for place in [("optimizer", "name"), ("optimizer", "groups"), ("optimizer", "state"), ("identity", "setting")]:
+        changed = tampered(state, place, "x")
+        changed.pop("sha256")
+        changed["sha256"] = _sha256(folder / "tensors.safetensors", changed)
+        file.write_text(json.dumps(changed))
+        with pytest.raises(TrainingError, match="step 2"):
+            train(model, Samples(), SETTINGS, out=out, resume=True)
+    assert equal(before, state_of(model))
