@@ -36,7 +36,7 @@ MOST_SHARE_OF_TORCH = 0.25
 PACKAGES: dict[str, tuple[tuple[str, ...], ...]] = {
     "lowpeft": (
         ("errors", "storage", "tables", "version"),
-        ("checks", "registry"),
+        ("checks", "importing", "registry"),
         ("ports",),
         ("frozen",),
         ("kinds", "families"),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +15,7 @@ from torch import nn
 from ..core.attachment.record import module_of
 from ..core.observation.describe import describe
 from ..errors import LowpeftError, did_you_mean
+from ..importing import cause, function_named
 from ..ports.facts import Backbone, Making, call, literal
 from .checkpoints import Choice, in_full_precision, read_checkpoint, said, the_one, wanted
 from .weights import State, Weights
@@ -64,7 +63,7 @@ class Factory:
                 arguments, or returns something else; the file does not fit; or a fact is unknown or invalid.
         """
         given = dict(facts or {})
-        build = _function(self.name)
+        build = _builder(self.name)
         self._check(build, given)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
@@ -94,7 +93,7 @@ class Factory:
         try:
             built = build(**self.arguments)
         except Exception as error:
-            raise LowpeftError(f"{call(self.name, **self.arguments)} failed: {_cause(error)}") from error
+            raise LowpeftError(f"{call(self.name, **self.arguments)} failed: {cause(error)}") from error
         if not isinstance(built, nn.Module | Backbone):
             what = "; return its .model" if isinstance(getattr(built, "model", None), nn.Module) else ""
             raise LowpeftError(
@@ -106,7 +105,7 @@ class Factory:
 
 def _another(factory: Factory) -> nn.Module:
     """Build another network, with new weights from the global random state."""
-    return module_of(factory._called(_function(factory.name)))
+    return module_of(factory._called(_builder(factory.name)))
 
 
 def with_facts(base: Backbone, facts: Mapping[str, Any]) -> Backbone:
@@ -120,60 +119,20 @@ def with_facts(base: Backbone, facts: Mapping[str, Any]) -> Backbone:
     return describe(base, **facts) if facts else base
 
 
+def _builder(name: str) -> Callable[..., object]:
+    return function_named(
+        name,
+        "a function that builds a network",
+        "mypackage.models:make_network",
+        advice="Checkpoint files, demo and timm:NAME are weights (--weights)",
+    )
+
+
 def _fact_problems(facts: Mapping[str, Any]) -> Iterator[str]:
     known = [name for name in inspect.signature(describe).parameters if name not in ("module", "example")]
     for name in facts:
         if name not in known:
             yield f"there is no fact {name!r}{did_you_mean(name, known)}; facts are {', '.join(known)}"
-
-
-def _function(name: str) -> Callable[..., object]:
-    """Import a function by its name, `package.module:function`."""
-    module_name, colon, path = name.partition(":")
-    if not (colon and all(part.isidentifier() for part in (*module_name.split("."), *path.split(".")))):
-        raise LowpeftError(
-            f"{name!r} does not name a function that builds a network: give MODULE:FUNCTION, as in "
-            "mypackage.models:make_network. Checkpoint files, demo and timm:NAME are weights (--weights)"
-        )
-    module = _imported(module_name)
-    try:
-        found = functools.reduce(getattr, path.split("."), module)
-    except AttributeError as error:
-        callables = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        near = did_you_mean(path, callables)
-        raise LowpeftError(f"{module_name} ({_place(module)}) has no {path}{near}") from error
-    if isinstance(found, nn.Module) or not callable(found):
-        raise LowpeftError(
-            f"{name} is a {type(found).__name__}, not a function: write one that returns the network, "
-            f"as in def make_network(): return {path}"
-        )
-    return found
-
-
-def _imported(name: str) -> object:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
-            raise LowpeftError(
-                f"there is no module {error.name!r}, neither in the current folder, {Path.cwd()}, nor on the path of "
-                "Python (PYTHONPATH), nor among the installed packages"
-            ) from error
-        raise LowpeftError(f"the module {name} cannot be imported: {_cause(error)}") from error
-    except (Exception, SystemExit) as error:
-        raise LowpeftError(f"the module {name} cannot be imported: {_cause(error)}") from error
-
-
-def _cause(error: BaseException) -> str:
-    """Return the first line of a user's error, and where in their code it was raised."""
-    text = (str(error).splitlines() or [""])[0][:300]
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
-    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if len(frames) > 1 else ""
-    return f"{type(error).__name__}: {text}{place}"
-
-
-def _place(module: object) -> str:
-    return str(getattr(module, "__file__", None) or "a package without a file")
 
 
 def _argument_problems(build: Callable[..., object], arguments: Mapping[str, Any]) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from ..backbones.checkpoints import Choice
 from ..backbones.own import Factory
 from ..backbones.timm_reader import PREFIX
 from ..errors import LowpeftError
+from ..importing import make_folder_importable
 from ..ports.facts import Backbone
 
 
@@ -65,9 +65,7 @@ def own_network(options: argparse.Namespace, choice: Choice, facts: Mapping[str,
         raise LowpeftError(f"leave out {' and '.join(given)}: not for --network{'' if options.weights else ' alone'}")
     if options.weights is not None and (options.weights == "demo" or options.weights.startswith(PREFIX)):
         raise LowpeftError(f"--weights {options.weights} is a network itself: give it, or --network, but not both")
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    make_folder_importable()
     arguments = overrides(options.network_set, option="--network-set width=32")
     factory = Factory(name=options.network, arguments=arguments)
     return factory.load(options.weights, weights=choice, allow_half=options.allow_half, facts=facts)

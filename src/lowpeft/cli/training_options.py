@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
-import operator
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from ..errors import LowpeftError
+from ..importing import cause, function_named, make_folder_importable
 from ..recipes import TrainSettings
 
 if TYPE_CHECKING:
@@ -88,15 +85,12 @@ def own_loss(options: argparse.Namespace) -> ImageLoss | None:
     if options.loss_module is None:
         return None
     name: str = options.loss_module
-    module, colon, path = name.partition(":")
-    if not (colon and all(part.isidentifier() for part in (*module.split("."), *path.split(".")))):
-        raise LowpeftError(f"--loss-module {name!r} is not MODULE:FUNCTION, as in mypackage.losses:perceptual")
-    if str(Path.cwd()) not in sys.path and "" not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # as for `python -m lowpeft`
+    make_folder_importable()
+    make = function_named(name, "a function that makes a loss", "mypackage.losses:perceptual")
     try:
-        loss: Any = operator.attrgetter(path)(importlib.import_module(module))()
+        loss = make()
     except Exception as error:
-        raise LowpeftError(f"--loss-module {name} cannot be made: {type(error).__name__}: {error}") from error
+        raise LowpeftError(f"--loss-module {name} failed: {cause(error)}") from error
     if not callable(loss):
         raise LowpeftError(
             f"--loss-module {name} returned a {type(loss).__name__}: it is called without arguments and must return "
