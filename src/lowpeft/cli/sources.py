@@ -67,7 +67,7 @@ def source_facts(options: argparse.Namespace) -> dict[str, str | float]:
     return {} if options.degrade is None else {"degraded by": str(options.degrade)}
 
 
-def training_crops(options: argparse.Namespace, scale: int, settings: TrainSettings) -> Crops:
+def training_crops(options: argparse.Namespace, scale: int, settings: TrainSettings, *, channels: int = 3) -> Crops:
     """Return crops of the training scenes."""
     folder, count = options.images or options.data, views(options)
     return Crops(
@@ -78,13 +78,19 @@ def training_crops(options: argparse.Namespace, scale: int, settings: TrainSetti
         clean_crops=read_clean_crops(folder, views=count),
         border=options.border,
         degrade=options.degrade,
+        channels=channels,
     )
 
 
-def examples_of(options: argparse.Namespace, folder: str, scale: int, lr: str | None = None) -> list[Example]:
+def examples_of(
+    options: argparse.Namespace, folder: str, scale: int, lr: str | None = None, *, channels: int = 3
+) -> list[Example]:
     """Load the scenes of a folder, with the same number of views as the training scenes."""
     scenes = find_scenes(folder, scale=scale, lr_folder=lr, views=views(options))
-    return [load_example(scene, scale, border=options.border, degrade=options.degrade) for scene in scenes]
+    return [
+        load_example(scene, scale, border=options.border, degrade=options.degrade, channels=channels)
+        for scene in scenes
+    ]
 
 
 def views(options: argparse.Namespace) -> Literal[1, 2]:

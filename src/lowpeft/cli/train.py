@@ -24,6 +24,7 @@ from .common import (
     backbone,
     changes,
     device,
+    image_channels,
     new_command,
     optimised_facts,
     optimized,
@@ -92,16 +93,17 @@ def run(options: argparse.Namespace) -> None:
     recipe = dataclasses.replace(recipe, training=_settings(recipe.training, options, crop_for(base)))
     settings = recipe.training
     _check(recipe, options)
-    scale = image_facts(base).scale
-    scenes = training_crops(options, scale, settings)
+    scale, channels = image_facts(base).scale, image_channels(base)
+    scenes = training_crops(options, scale, settings, channels=channels)
     crops: CropSource = EachViewTwice(scenes) if options.each_view_twice else scenes
     tests: dict[str, list[Example]] = {}
     validate = None
     if processes.main:
-        tests = {folder: examples_of(options, folder, scale, options.test_lr) for folder in options.test}
+        tests = {f: examples_of(options, f, scale, options.test_lr, channels=channels) for f in options.test}
         if options.validate:
             validate = validation(
-                examples_of(options, options.validate, scale), each_view_twice=options.each_view_twice
+                examples_of(options, options.validate, scale, channels=channels),
+                each_view_twice=options.each_view_twice,
             )
     model = build_model(base, recipe)
     module_of(model).to(device(options.device) if processes.device is None else processes.device)
