@@ -17,9 +17,12 @@ from ...errors import DataError
 from ...ports.layouts import Size
 from ..degradations import Degradation
 from ..images import Border, ImageHeader, check_channels, to_float
-from .examples import check_degraded, load_example, read_views, usable_size
+from .examples import bicubic_views, check_degraded, read_views, usable_size
 from .index import read_headers
 from .model import Example, Rectangle, Scene
+
+BICUBIC_REACH = 3
+"""LR px around a crop on which MATLAB's bicubic depends: its kernel reaches 2 and a half."""
 
 Headers = Mapping[Path, ImageHeader | DataError]
 
@@ -130,25 +133,26 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         top = draws.below(rows - height + 1)
         left = draws.below(columns - width + 1)
         hr = _cut(example.hr, top * self.scale, left * self.scale, self.crop_px)
-        if self.degrade is None:
-            lr = _cut(example.lr, top, left, (height, width))
-        else:
-            lr = self._degraded(self.degrade, example.hr, top, left, index)
+        lr = _cut(example.lr, top, left, (height, width)) if example.lr else self._made(example.hr, top, left, index)
         cut = [to_float(lr), to_float(hr)]
         if self.augment:
             cut = _augmented(cut, draws)
         return cut[0].contiguous(), cut[1].contiguous()
 
-    def _degraded(self, degrade: Degradation, images: Sequence[Tensor], top: int, left: int, index: int) -> Tensor:
-        """Degrade the crop at a row and a column of LR px, with a margin of the scene around it."""
-        s, margin = self.scale, degrade.reach(self.scale) // self.scale
+    def _made(self, images: Sequence[Tensor], top: int, left: int, index: int) -> Tensor:
+        """Make the LR crop at a row and a column of LR px from HR views, with a margin of the scene around it."""
+        s = self.scale
+        margin = BICUBIC_REACH if self.degrade is None else self.degrade.reach(s) // s
         height, width = (side // s for side in self.crop_px)
         y0, x0 = max(0, top - margin), max(0, left - margin)
         around = [
             image[:, y0 * s : (top + height + margin) * s, x0 * s : (left + width + margin) * s] for image in images
         ]
-        degraded = degrade.views(around, s, "crop", self.seed, index)
-        return _cut(degraded, top - y0, left - x0, (height, width))
+        if self.degrade is None:
+            made = bicubic_views(around, s, border=self.border)
+        else:
+            made = self.degrade.views(around, s, "crop", self.seed, index)
+        return _cut(made, top - y0, left - x0, (height, width))
 
     def __getstate__(self) -> dict[str, Any]:
         # A spawned worker starts with an empty cache.
@@ -159,17 +163,19 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
             return self._kept[number]
         scene = self.scenes[number]
         crop = (self.clean_crops or {}).get(scene.name)
-        if self.degrade is None:
-            example = load_example(scene, self.scale, clean_crop=crop, border=self.border, channels=self.channels)
-        else:
-            _, hr = read_views(scene, self.scale, clean_crop=crop, degrade=self.degrade, channels=self.channels)
-            example = Example(scene.name, (), hr)
+        lr, hr = read_views(scene, self.scale, clean_crop=crop, degrade=self.degrade, channels=self.channels)
+        example = Example(scene.name, lr, hr)
         if smaller := self._smaller(scene, (example.hr[0].shape[-2], example.hr[0].shape[-1])):
             raise DataError(smaller)
         size = sum(image.nbytes for image in (*example.lr, *example.hr))
-        if size <= self._free_bytes:
-            self._kept[number] = example
-            self._free_bytes -= size
+        if not example.lr and self.degrade is None:
+            size += size // self.scale**2
+        if size > self._free_bytes:
+            return example
+        if not example.lr and self.degrade is None:  # made once where it is kept, otherwise only around each crop
+            example = replace(example, lr=bicubic_views(hr, self.scale, border=self.border))
+        self._kept[number] = example
+        self._free_bytes -= size
         return example
 
     def _lr_files(self, scene: Scene) -> tuple[Path, ...]:

@@ -53,8 +53,7 @@ def load_example(
     if not lr and degrade is not None:
         lr = degrade.views(hr, scale, "scene", scene.name)
     elif not lr:
-        lr = tuple(matlab_downscale(v, scale, border=border) for v in hr)
-        lr = tuple(v.clamp(0, 1) if v.is_floating_point() else v for v in lr)  # as a file of these values would be
+        lr = bicubic_views(hr, scale, border=border)
     return Example(scene.name, lr, hr)
 
 
@@ -89,6 +88,12 @@ def read_views(
     except DataError as error:
         raise _of_scene(scene, error) from None
     return tuple(v.contiguous() for v in lr), tuple(v.contiguous() for v in hr)
+
+
+def bicubic_views(hr: Sequence[Tensor], scale: int, *, border: Border) -> Views:
+    """Return LR views by MATLAB's bicubic; those of deep views are clipped to 0..1, as files of them would be."""
+    views = (matlab_downscale(view, scale, border=border) for view in hr)
+    return tuple(view.clamp(0, 1) if view.is_floating_point() else view for view in views)
 
 
 def check_degraded(scene: Scene, scale: int, degrade: Degradation | None) -> None:
