@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from lowpeft.errors import DataError
 from lowpeft.restoration.data import Crops, Scene, crops, find_scenes, load_example
+from lowpeft.restoration.data.examples import read_views
 from lowpeft.restoration.images import to_float, write_image
 from scene_files import noise, write_pair
 
@@ -203,9 +204,9 @@ def test_what_is_kept_is_not_decoded_again(scenes: list[Scene], monkeypatch: pyt
 
     def counted(scene: Scene, *args: object, **kwargs: object) -> object:
         loaded[scene.name] += 1
-        return load_example(scene, *args, **kwargs)
+        return read_views(scene, *args, **kwargs)
 
-    monkeypatch.setattr(crops, "load_example", counted)
+    monkeypatch.setattr(crops, "read_views", counted)
     found = Crops(scenes, 4, **SMALL)
     for number in range(9):
         found[number]
