@@ -14,7 +14,14 @@ from ..version import version
 from . import convert, data, demo, enhance, evaluate, lam, methods, recipes, reproduce, show, train
 from .memory import keep_freed_memory
 
-EXTRAS = {"accelerate": "train", "PIL": "train", "rich": "train", "skimage": "train", "spandrel": "spandrel"}
+EXTRAS = {
+    "accelerate": "train",
+    "PIL": "train",
+    "rich": "train",
+    "skimage": "train",
+    "spandrel": "spandrel",
+    "tifffile": "train",
+}
 """Mapping from the import name of an optional package to the extra of lowpeft that installs it."""
 
 

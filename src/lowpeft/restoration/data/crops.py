@@ -101,8 +101,10 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         for scene in self.scenes:
             check_degraded(scene, self.scale, self.degrade)
         check_channels(self.channels)
-        headers = read_headers([path for scene in self.scenes for path in (*scene.hr, *self._lr_files(scene))])
-        problems = [problem for scene in self.scenes if (problem := self._problem(scene, headers)) is not None]
+        # Where crops are degraded anew, LR files are not read.
+        checked = self.scenes if self.degrade is None else [Scene(scene.name, scene.hr) for scene in self.scenes]
+        headers = read_headers([path for scene in checked for path in (*scene.hr, *scene.lr)])
+        problems = [problem for scene in checked if (problem := self._problem(scene, headers)) is not None]
         if problems:
             raise DataError(
                 f"HR crops of {_sides(self.crop_px)} (crop_px=, on the command line --crop H W) cannot be taken from "
@@ -178,14 +180,10 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         self._free_bytes -= size
         return example
 
-    def _lr_files(self, scene: Scene) -> tuple[Path, ...]:
-        """Return the LR files of a scene that are read: none where the crops are degraded anew."""
-        return scene.lr if self.degrade is None else ()
-
     def _problem(self, scene: Scene, headers: Headers) -> str | None:
         try:
-            crop, read = (self.clean_crops or {}).get(scene.name), replace(scene, lr=self._lr_files(scene))
-            size = usable_size(read, self.scale, clean_crop=crop, size_of=lambda path: _found(headers, path).size)
+            crop = (self.clean_crops or {}).get(scene.name)
+            size = usable_size(scene, self.scale, clean_crop=crop, size_of=lambda path: _found(headers, path).size)
         except DataError as error:
             return str(error)
         return self._smaller(scene, size)

@@ -3,11 +3,10 @@
 An image is a tensor (3, H, W), RGB, or (1, H, W), grey; uint8 0..255 or float 0..1. Only files need Pillow.
 """
 
-from .colours import check_channels
+from .colours import as_tensor, check_channels
 from .files import (
     IMAGE_SUFFIXES,
     as_picture,
-    as_tensor,
     make_folder,
     read_image,
     write_image,

@@ -31,6 +31,12 @@ def check_channels(channels: int) -> None:
         )
 
 
+def as_tensor(picture: Image) -> torch.Tensor:
+    """Convert a Pillow image of mode L, RGB or RGBA to uint8 (1, H, W), (3, H, W) or (4, H, W)."""
+    flat = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return flat.view(picture.height, picture.width, -1).permute(2, 0, 1).contiguous()
+
+
 def plain(picture: Image, channels: int) -> Image:
     """Convert an 8-bit picture of any mode to mode L (1 channel) or RGB (3): opaque, in sRGB."""
     from PIL import Image

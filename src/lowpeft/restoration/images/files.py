@@ -10,7 +10,7 @@ import torch
 
 from ...errors import DataError, did_you_mean
 from ...storage import new_file
-from .colours import check_channels, plain, with_channels
+from .colours import as_tensor, check_channels, plain, with_channels
 from .deep import deep_pixels, upright
 from .headers import opened_image
 from .values import eight_bit
@@ -61,12 +61,6 @@ def read_image(path: str | os.PathLike[str], *, channels: int = 3) -> torch.Tens
         # Pillow turns a TIFF upright when it loads it.
         orientation = 1 if opened.format == "TIFF" else header.orientation
         return upright(as_tensor(plain(opened, channels)), orientation).contiguous()
-
-
-def as_tensor(picture: Image) -> torch.Tensor:
-    """Convert a Pillow image of mode L or RGB to uint8 (1, H, W) or (3, H, W)."""
-    flat = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return flat.view(picture.height, picture.width, -1).permute(2, 0, 1).contiguous()
 
 
 def write_image(image: torch.Tensor, path: str | os.PathLike[str]) -> None:
