@@ -14,6 +14,16 @@ TEMPORARY = ".part"
 """Suffix of temporary files and folders: `.NAME.RANDOM.part` beside `NAME`."""
 
 
+def cache_folder() -> Path:
+    """Return the folder for what can be made again: `$XDG_CACHE_HOME/lowpeft`, by default `~/.cache/lowpeft`.
+
+    Raises:
+        RuntimeError: There is no home folder.
+    """
+    given = os.environ.get("XDG_CACHE_HOME")
+    return (Path(given) if given else Path.home() / ".cache") / "lowpeft"
+
+
 @contextlib.contextmanager
 def new_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path` to write to; it replaces `path` when the block ends without an error.

@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 
 from lowpeft.errors import DataError
 from lowpeft.restoration.data import Crops, Scene, crops, find_scenes, load_example
+from lowpeft.restoration.data.examples import read_views
 from lowpeft.restoration.images import to_float, write_image
-from scene_files import noise, touch, write_pair
+from scene_files import noise, write_pair
 
 SMALL = {"crop_px": (8, 16)}
 PLACES = (24 // 4 - 2 + 1, 40 // 4 - 4 + 1)
@@ -203,9 +204,9 @@ def test_what_is_kept_is_not_decoded_again(scenes: list[Scene], monkeypatch: pyt
 
     def counted(scene: Scene, *args: object, **kwargs: object) -> object:
         loaded[scene.name] += 1
-        return load_example(scene, *args, **kwargs)
+        return read_views(scene, *args, **kwargs)
 
-    monkeypatch.setattr(crops, "load_example", counted)
+    monkeypatch.setattr(crops, "read_views", counted)
     found = Crops(scenes, 4, **SMALL)
     for number in range(9):
         found[number]
@@ -267,12 +268,17 @@ def test_a_pickled_copy_gives_the_same_crops_and_carries_no_pixels(scenes: list[
     assert same(pickle.loads(copied)[0], first)
 
 
-@pytest.mark.parametrize("number", [-1, 2**62])
-def test_there_is_no_crop_before_the_first_or_behind_the_last(scenes: list[Scene], number: int) -> None:
-    found = Crops(scenes, 4, **SMALL)
-    assert len(found) == 2**62
+def test_there_is_no_crop_before_the_first(scenes: list[Scene]) -> None:
     with pytest.raises(IndexError):
-        found[number]
+        Crops(scenes, 4, **SMALL)[-1]
+
+
+def test_crops_go_on_behind_one_pass_over_the_scenes(scenes: list[Scene]) -> None:
+    found = Crops(scenes, 4, **SMALL)
+    assert len(found) == len(list(found)) == len(scenes)
+    assert all(same(a, found[i]) for i, a in enumerate(found))
+    assert not same(found[0], found[len(scenes)])
+    assert found[2**62][1].shape == found[0][1].shape
 
 
 # --- What is checked at once, and what when it is hit
@@ -294,25 +300,6 @@ def test_all_scenes_whose_files_do_not_fit_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         Crops(scenes, 4, crop_px=(16, 32))
     assert [line.split(":")[0] for line in caught.value.problems] == ["scene a", "scene c"]
-
-
-def test_large_sets_are_neither_decoded_nor_all_opened_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 49,020 folders of patches, the headers of 1,000 are read."""
-    touch(tmp_path, *(f"{n:04d}/{file}.png" for n in range(40) for file in ("hr0", "hr1", "lr0", "lr1")))
-    opened = []
-    monkeypatch.setattr(crops, "CHECKED_SCENES", 10)
-    monkeypatch.setattr(crops, "usable_size", lambda scene, *a, **k: opened.append(scene.name) or (120, 360))
-    found = Crops(find_scenes(tmp_path), 4, crop_px=(120, 360))
-    assert len(found.scenes) == 40
-    assert opened == [f"{n:04d}" for n in range(0, 40, 4)]
-
-
-def test_a_scene_that_was_not_checked_is_named_when_it_is_hit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scenes = [write_pair(tmp_path, "big", 16, 32), write_pair(tmp_path, "small", 16, 24)]
-    monkeypatch.setattr(crops, "CHECKED_SCENES", 1)
-    found = Crops(scenes, 4, crop_px=(16, 32))
-    with pytest.raises(DataError, match=r"scene small: height 16, width 24 px .*height 16, width 32 px"):
-        [found[n] for n in range(2)]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

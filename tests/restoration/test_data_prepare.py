@@ -360,9 +360,9 @@ def wrong_ratio(folder: Path) -> None:
     hr_files(folder / "LR_x4", (8, 16), (8, 16))
 
 
-def sixteen_bits(folder: Path) -> None:
+def float_samples(folder: Path) -> None:
     left, _ = hr_files(folder, (16, 32), (16, 32))
-    Image.new("I;16", (32, 16), 40000).save(left)
+    Image.new("F", (32, 16)).save(left, format="TIFF")
 
 
 def corrupt(folder: Path) -> None:
@@ -385,7 +385,7 @@ def empty(folder: Path) -> None:
 BAD = [
     (unpaired, ("a_L.png: has no right view", "b_R.png: has no left view")),
     (sizes_differ, ("scene a: ", "32x16 px", "36x16 px")),
-    (sixteen_bits, ("scene a: ", "a_L.png", "8 bits per sample")),
+    (float_samples, ("scene a: ", "a_L.png", "32 bits (float")),
     (corrupt, ("scene a: ", "a_R.png")),
     (no_image, ("scene a: ", "a_L.png")),
     (too_small, ("scene a: ",)),

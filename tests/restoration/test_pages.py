@@ -125,7 +125,7 @@ def test_a_slider_begins_with_the_images_asked_for(
         (Slider, [{"a": A, "b": B[:, 1:]}]),
         (Slider, [{"a": A, "b": B[None]}]),
         (Pictures, [{}]),
-        (Pictures, [{"a": A[:1]}]),
+        (Pictures, [{"a": A[:2]}]),
         (Table, [[]]),
         (Table, [[[]]]),
         (Table, [[["a", "b"], ["1"]]]),

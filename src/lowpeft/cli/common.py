@@ -26,7 +26,7 @@ from ..kinds import AdapterConfig, ParallaxConfig
 from ..ports.facts import Backbone
 from ..recipes import bundled
 from ..restoration.data import Rectangle, Scene, check_pairs
-from ..restoration.images import Border
+from ..restoration.images import Border, check_channels
 from ..restoration.inference import Tiling
 from .networks import add_network, demo_network, has_network, network_name, overrides, own_network
 
@@ -244,6 +244,18 @@ def network_scale(options: argparse.Namespace, base: Backbone) -> int:
     if options.scale not in (None, scale):
         raise LowpeftError(f"--scale {options.scale} was asked for, but {network_name(options)} is a x{scale} network")
     return scale
+
+
+def image_channels(base: Backbone) -> int:
+    """Return the channels of the images that a network takes: 3, or 1 for grey.
+
+    Raises:
+        DataError: It takes another number, so image files cannot be read for it.
+        PlanError: The network does not take and return images.
+    """
+    channels = image_facts(base).channels
+    check_channels(channels)
+    return channels
 
 
 def tiling(options: argparse.Namespace) -> Tiling:

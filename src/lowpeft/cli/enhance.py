@@ -20,6 +20,7 @@ from .common import (
     add_weights,
     backbone,
     device,
+    image_channels,
     network_scale,
     new_command,
     optimized,
@@ -59,11 +60,12 @@ def run(options: argparse.Namespace) -> None:
     from ..restoration.progress import progress
 
     paths = view_paths(options)
-    images = [read_image(path) for path in paths]
+    base = backbone(options)
+    channels = image_channels(base)
+    images = [read_image(path, channels=channels) for path in paths]
     if images[0].shape != images[-1].shape:
         sizes = [f"{v.shape[-1]}x{v.shape[-2]} px" for v in images]
         raise DataError(f"the views differ in size: {paths[0]} is {sizes[0]}, {paths[1]} is {sizes[1]}")
-    base = backbone(options)
     scale = network_scale(options, base)
     names = [f"{Path(p).stem}_{'restored' if scale == 1 else f'x{scale}'}.png" for p in paths]
     if len(set(names)) < len(paths):

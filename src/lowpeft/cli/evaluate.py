@@ -35,6 +35,7 @@ from .common import (
     add_weights,
     backbone,
     device,
+    image_channels,
     network_scale,
     new_command,
     optimised_facts,
@@ -120,6 +121,7 @@ def run(options: argparse.Namespace) -> None:
     remarks = _check(options)
     base = backbone(options) if has_network(options) else None
     scale = _scale(options, base)
+    options.channels = 3 if base is None else image_channels(base)
     options.protocol = options.protocol or ("rgb" if scale == 1 else LITERATURE.name)
     protocol = PROTOCOLS.find(options.protocol)
     scenes = find_clean(options, options.data, scale, views=protocol.views or 1, lr=options.lr, selected=True)
@@ -295,7 +297,15 @@ def _measured(
     from ..restoration.progress import progress
 
     examples = (
-        load_example(s, scale, border=options.border, halve=options.halve, degrade=options.degrade) for s in scenes
+        load_example(
+            scene,
+            scale,
+            border=options.border,
+            halve=options.halve,
+            degrade=options.degrade,
+            channels=options.channels,
+        )
+        for scene in scenes
     )
     with progress(method, len(scenes)) as advance:
 

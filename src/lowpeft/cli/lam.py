@@ -29,6 +29,7 @@ from .common import (
     add_weights,
     backbone,
     device,
+    image_channels,
     new_command,
     refuse_without_adapter,
     view_paths,
@@ -78,8 +79,8 @@ def run(options: argparse.Namespace) -> None:
     settings = LamSettings(steps=options.steps, sigma_px=options.sigma, chunk=options.chunk)
     y, x, side = options.patch
     patch = Patch(y_px=y, x_px=x, side_px=side, view=options.view)
-    views = [to_float(read_image(path)) for path in view_paths(options)]
     base = backbone(options)
+    views = [to_float(read_image(path, channels=image_channels(base))) for path in view_paths(options)]
     folder = make_folder(options.out)
     columns = _attributions(options, base, views, patch, settings)
     print(as_table(columns))

@@ -21,6 +21,7 @@ EXTRAS = {
     "skimage": "train",
     "spandrel": "spandrel",
     "submitit": "cluster",
+    "tifffile": "train",
 }
 """Mapping from the import name of an optional package to the extra of lowpeft that installs it."""
 

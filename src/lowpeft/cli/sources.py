@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
+from ..ports.facts import ImageFacts
 from ..recipes import TrainSettings
 from ..restoration.data import LAYOUTS, Crops, Example, Scene, find_scenes, load_example, read_clean_crops, reading
 from ..restoration.degradations import PRESETS, STEPS, degradation
@@ -117,27 +118,29 @@ def find_clean(
     return scenes if options.degrade is None else tuple(replace(scene, lr=()) for scene in scenes)
 
 
-def training_crops(options: argparse.Namespace, scale: int, settings: TrainSettings) -> Crops:
+def training_crops(options: argparse.Namespace, facts: ImageFacts, settings: TrainSettings) -> Crops:
     """Return crops of the training scenes."""
     folder, count = options.images or options.data, views(options)
     return Crops(
-        find_clean(options, folder, scale, views=count, lr=options.data_lr, selected=True),
-        scale,
+        find_clean(options, folder, facts.scale, views=count, lr=options.data_lr, selected=True),
+        facts.scale,
         crop_px=(settings.crop_height_px, settings.crop_width_px),
         seed=settings.seed,
         clean_crops=read_clean_crops(folder, views=count),
         border=options.border,
         degrade=options.degrade,
+        channels=facts.channels,
     )
 
 
 def examples_of(
-    options: argparse.Namespace, folder: str, scale: int, what: str, *, lr: str | None = None
+    options: argparse.Namespace, facts: ImageFacts, folder: str, what: str, *, lr: str | None = None
 ) -> list[Example]:
     """Load the scenes of a folder, with the same number of views as the training scenes, and say what is read."""
-    scenes = scenes_of(options, folder, scale, lr)
-    say_reading(scenes, scale, what, made=made(options))
-    return [load_example(scene, scale, border=options.border, degrade=options.degrade) for scene in scenes]
+    scenes = scenes_of(options, folder, facts.scale, lr)
+    say_reading(scenes, facts.scale, what, made=made(options))
+    settings = {"border": options.border, "degrade": options.degrade, "channels": facts.channels}
+    return [load_example(scene, facts.scale, **settings) for scene in scenes]
 
 
 def scenes_of(options: argparse.Namespace, folder: str, scale: int, lr: str | None = None) -> tuple[Scene, ...]:

@@ -18,7 +18,7 @@ from ..core.operations.calibration import needs_calibration
 from ..core.operations.state import summary
 from ..errors import LowpeftError
 from ..kinds import WeightAdapter, get_kind
-from ..ports.facts import Backbone
+from ..ports.facts import Backbone, ImageFacts
 from ..recipes import Recipe, TrainSettings, load_recipe, override
 from ..restoration.data import Crops, EachViewTwice, Example
 from .common import (
@@ -30,6 +30,7 @@ from .common import (
     backbone,
     changes,
     device,
+    image_channels,
     new_command,
     optimised_facts,
     optimized,
@@ -91,16 +92,17 @@ def run(options: argparse.Namespace) -> None:
     warm, recipe = _started(options, base)
     settings = recipe.training
     _check(recipe, options)
-    scale = image_facts(base).scale
-    scenes = training_crops(options, scale, settings)
+    image_channels(base)
+    facts = image_facts(base)
+    scenes = training_crops(options, facts, settings)
     crops: CropSource = EachViewTwice(scenes) if options.each_view_twice else scenes
     tests: dict[str, list[Example]] = {}
     validate: Callable[[object], float] | None = None
     watchers: list[Callback] = []
     if processes.main:
-        say_reading(scenes.scenes, scale, "training", made=made(options))
-        tests = {folder: examples_of(options, folder, scale, "test", lr=options.test_lr) for folder in options.test}
-        validate, watchers = _watching(options, scale)
+        say_reading(scenes.scenes, facts.scale, "training", made=made(options))
+        tests = {folder: examples_of(options, facts, folder, "test", lr=options.test_lr) for folder in options.test}
+        validate, watchers = _watching(options, facts)
     model = build_model(base, recipe) if warm is None else warm
     module_of(model).to(device(options.device) if processes.device is None else processes.device)
     if not recipe.from_scratch:
@@ -156,14 +158,16 @@ def _started(options: argparse.Namespace, base: Backbone) -> tuple[nn.Module | N
     return model, dataclasses.replace(recipe, training=changed_settings(recipe.training, options, only_crop))
 
 
-def _watching(options: argparse.Namespace, scale: int) -> tuple[Callable[[object], float] | None, list[Callback]]:
+def _watching(
+    options: argparse.Namespace, facts: ImageFacts
+) -> tuple[Callable[[object], float] | None, list[Callback]]:
     """Return the function that measures during training, if one was asked for, and what else watches the run."""
     from ..restoration.training import Trackers, ValidationImages, validation
 
     watchers: list[Callback] = [Trackers(options.log_with)] if options.log_with else []
     if not options.validate:
         return None, watchers
-    examples = examples_of(options, options.validate, scale, "validation")
+    examples = examples_of(options, facts, options.validate, "validation")
     if options.validation_images:
         watchers.append(ValidationImages(examples[: options.validation_images]))
     return validation(examples, each_view_twice=options.each_view_twice), watchers

@@ -12,7 +12,7 @@ import torch
 from ..errors import DataError
 from ..recipes import TrainSettings
 from ..restoration.data import Scene, find_scenes, load_example
-from ..restoration.images import make_folder, to_uint8, write_image
+from ..restoration.images import make_folder, to_float, to_uint8, write_image
 from .scenes import write_scenes
 
 TRAIN_SCENES, TEST_SCENES = 24, 4
@@ -72,6 +72,6 @@ def noisy(scenes: Sequence[Scene], folder: Path, scale: int) -> tuple[Scene, ...
         paths = [folder / f"{scene.name}_{side}.png" for side in "LR"]
         for view, path in zip(example.lr, paths, strict=True):
             noise = NOISE * torch.randn(view.shape, generator=generator)
-            write_image(to_uint8((view / 255 + noise).clamp(0, 1)), path)
+            write_image(to_uint8((to_float(view) + noise).clamp(0, 1)), path)
         results.append(replace(scene, lr=tuple(paths)))
     return tuple(results)

@@ -37,7 +37,7 @@ def psnr(sr: Tensor, hr: Tensor, *, border_px: int = 0, channels: Channels = "rg
     """Return the peak signal-to-noise ratio in dB, 10 log10(255² / mean squared error); inf for equal images.
 
     Args:
-        sr: Image (3, H, W), uint8 or float 0..1.
+        sr: Image (3, H, W) or, grey, (1, H, W); uint8 or float 0..1.
         hr: Image of the same shape, uint8 or float 0..1.
         border_px: Number of rows and columns to shave at each edge. Stereo tables shave none, single-image tables as
             many as the scale.
@@ -45,7 +45,8 @@ def psnr(sr: Tensor, hr: Tensor, *, border_px: int = 0, channels: Channels = "rg
             only, as in single-image tables (not rounded to 8 bits again).
 
     Raises:
-        DataError: The shapes differ, are not (3, H, W), or nothing is left after shaving.
+        DataError: The shapes differ, are not (3, H, W) or (1, H, W), values lie far outside 0..1 or are NaN, or nothing
+            is left after shaving.
     """
     squares, count = 0.0, 0
     for sr_part, hr_part in _compared(sr, hr, border_px, channels):
@@ -63,13 +64,14 @@ def ssim(sr: Tensor, hr: Tensor, *, border_px: int = 0, channels: Channels = "rg
     Trans. Image Processing 13(4), 2004): Gaussian 11x11 window with sigma 1.5, population covariance.
 
     Args:
-        sr: Image (3, H, W), uint8 or float 0..1.
+        sr: Image (3, H, W) or, grey, (1, H, W); uint8 or float 0..1.
         hr: Image of the same shape, uint8 or float 0..1.
         border_px: Number of rows and columns to shave at each edge; see `psnr`.
         channels: Variant of the SSIM, `rgb` or `y`.
 
     Raises:
-        DataError: The shapes differ, are not (3, H, W), or the image left after shaving is smaller than the window.
+        DataError: The shapes differ, are not (3, H, W) or (1, H, W), values lie far outside 0..1 or are NaN, or the
+            image left after shaving is smaller than the window.
     """
     from skimage.metrics import structural_similarity
 
@@ -98,9 +100,9 @@ def _compared(
             f"the two images must have the same shape, not {tuple(sr.shape)} and {tuple(hr.shape)}: mod_crop the HR "
             "image, or crop what was padded"
         )
-    if hr.ndim != 3 or hr.shape[0] != 3:
+    if hr.ndim != 3 or hr.shape[0] not in (1, 3):
         raise DataError(
-            f"expected images (3, H, W), not shape {tuple(hr.shape)}: measure the images of a batch one by one"
+            f"expected images (3, H, W) or (1, H, W), not shape {tuple(hr.shape)}: measure a batch one by one"
         )
     height, width = hr.shape[-2:]
     if border_px < 0 or 2 * border_px >= min(height, width):
@@ -116,6 +118,9 @@ def _compared(
 
 
 def _luma(image: Tensor) -> Tensor:
+    """Return the luma of an RGB image (3,H,W); a grey image is compared as it is, as in BasicSR."""
+    if len(image) == 1:
+        return image
     weights = image.new_tensor(Y_WEIGHTS)[:, None, None]
     return (image * weights / 255).sum(0, keepdim=True) + 16
 

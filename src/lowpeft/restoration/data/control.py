@@ -57,6 +57,9 @@ class EachViewTwice(Dataset[tuple[Tensor, Tensor]]):
     def scenes(self) -> Sequence[Named]:
         return self.crops.scenes
 
+    def __len__(self) -> int:
+        return 2 * len(self.scenes)
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         pair, view = divmod(index, 2)
         lr, hr = self.crops[pair]

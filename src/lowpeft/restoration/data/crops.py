@@ -1,11 +1,12 @@
-"""Training crops: an endless sequence in which each crop depends only on the seed and its index."""
+"""Training crops: a sequence without end in which each crop depends only on the seed and its index."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,26 +16,29 @@ from torch.utils.data import Dataset
 from ...errors import DataError
 from ...ports.layouts import Size
 from ..degradations import Degradation
-from ..images import Border, to_float
+from ..images import Border, ImageHeader, check_channels, to_float
 from ..words import words
-from .examples import check_degraded, load_example, read_views, usable_size
+from .examples import bicubic_views, check_degraded, read_views, usable_size
+from .index import read_headers
 from .model import Example, Rectangle, Scene
 
-CHECKED_SCENES = 1000
-"""Maximum number of scenes whose file headers are checked when crops are set up; most data sets have fewer."""
+BICUBIC_REACH = 3
+"""LR px around a crop on which MATLAB's bicubic depends: its kernel reaches 2 and a half."""
 
-_ENDLESS = 2**62
+Headers = Mapping[Path, ImageHeader | DataError]
+
 _PERMUTATIONS = torch.tensor([(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
 
 
 @dataclass(eq=False)
 class Crops(Dataset[tuple[Tensor, Tensor]]):
-    """Random training crops of scenes: `crops[i]` is (LR (V,3,h,w), HR (V,3,scale*h,scale*w)), float32 0..1.
+    """Random training crops of scenes: `crops[i]` is (LR (V,C,h,w), HR (V,C,scale*h,scale*w)), float32 0..1.
 
     `crops[i]` depends only on the settings, `seed` and `i`, not on earlier calls or on the process. Resuming at `i`,
-    any number of DataLoader workers, and the shards of a distributed run therefore give the same samples. The sequence
-    is endless (`len` is 2**62) and already shuffled: read it in order, from any index. Each scene is used once per
-    epoch, in a new random order; positions within a scene are equally likely.
+    any number of DataLoader workers, and the shards of a distributed run therefore give the same samples. Crops are
+    numbered without end and already shuffled: read them in order, from any index. Each scene is used once per pass, in
+    a new random order; positions within a scene are equally likely. `len` is the number of scenes, which is one pass,
+    and iterating ends after it; `crops[i]` with a larger `i` belongs to a later pass, with other crops.
 
     Pairs are randomly mirrored left to right (which swaps the views, since a mirrored left camera stands on the right),
     mirrored top to bottom, and have R, G and B permuted. Single images are randomly mirrored both ways; square crops
@@ -44,8 +48,8 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
     `seed` and `i` too. A margin around the crop is degraded with it where the scene has one, so that blur sees its
     surroundings. Without `degrade`, scenes without LR files get LR views by MATLAB's bicubic.
 
-    Scenes are decoded on first use and cached as uint8 until `memory_mb` is reached. The remaining scenes are decoded
-    on every use; evicting others for them would gain nothing, since all scenes recur equally often.
+    Scenes are decoded on first use and cached (8-bit ones as uint8) until `memory_mb` is reached. The remaining scenes
+    are decoded on every use; evicting others for them would gain nothing, since all scenes recur equally often.
 
     Attributes:
         scenes: One or more scenes, all with the same number of views.
@@ -57,13 +61,15 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         border: Border of the LR views that MATLAB's bicubic makes; see `load_example`.
         degrade: Degradation that makes the LR crops, instead of LR files or bicubic.
         memory_mb: Size of the cache in MiB, per process: each DataLoader worker has a cache of this size.
+        channels: 3 for RGB, or 1 for grey; see `lowpeft.restoration.images.read_image`.
+        deep_scenes: Number of scenes with HR files of 16 bits per sample.
 
     Raises:
         DataError: There are no scenes, their numbers of views differ, the crop is not a multiple of the scale, nothing
             degrades the images (at scale 1), the degradation is for another scale, or scenes are smaller than the crop
-            or have files of inconsistent sizes (all are listed). The check reads the file headers of at most
-            `CHECKED_SCENES` scenes. Errors in other scenes, and damage after a header, raise from `crops[i]`. The scene
-            is always named.
+            or have files of inconsistent sizes (all are listed). The headers of all files are read for this, with an
+            index of those that were read before (see `read_headers`). Damage after a header raises from `crops[i]`. The
+            scene is always named.
     """
 
     scenes: Sequence[Scene]
@@ -76,6 +82,8 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
     border: Border = "symmetric"
     degrade: Degradation | None = None
     memory_mb: float = 4096
+    channels: int = 3
+    deep_scenes: int = field(default=0, init=False)
     _kept: dict[int, Example] = field(default_factory=dict, init=False, repr=False)
     _free_bytes: float = field(default=0, init=False, repr=False)
 
@@ -93,15 +101,16 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
             raise DataError("some scenes are pairs and others single images; give them to separate Crops")
         for scene in self.scenes:
             check_degraded(scene, self.scale, self.degrade)
-        count = len(self.scenes)
-        numbers = sorted({n * count // CHECKED_SCENES for n in range(CHECKED_SCENES)})  # all, or evenly spaced
-        problems = [problem for n in numbers if (problem := self._problem(self.scenes[n])) is not None]
+        check_channels(self.channels)
+        headers = read_headers([path for scene in self.scenes for path in (*scene.hr, *scene.lr)])
+        problems = [problem for scene in self.scenes if (problem := self._problem(scene, headers)) is not None]
         if problems:
             raise DataError(
                 f"{words(self.scale).clean} crops of {_sides(self.crop_px)} (crop_px=, on the command line --crop H W) "
                 "cannot be taken from these scenes:",
                 problems=problems,
             )
+        self.deep_scenes = sum(any(_found(headers, path).bits > 8 for path in scene.hr) for scene in self.scenes)
 
     @property
     def views(self) -> int:
@@ -109,11 +118,14 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         return len(self.scenes[0].hr)
 
     def __len__(self) -> int:
-        return _ENDLESS
+        return len(self.scenes)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        if not 0 <= index < _ENDLESS:
-            raise IndexError(f"crops are numbered from 0 to 2**62 - 1, not {index}")
+        if index < 0:
+            raise IndexError(f"crops are numbered from 0, without end; there is no crop {index}")
         epoch, position = divmod(index, len(self.scenes))
         example = self._example(_shuffled(self.seed, epoch, len(self.scenes))[position])
         draws = _Draws("crop", self.seed, index)
@@ -122,25 +134,26 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         top = draws.below(rows - height + 1)
         left = draws.below(columns - width + 1)
         hr = _cut(example.hr, top * self.scale, left * self.scale, self.crop_px)
-        if self.degrade is None:
-            lr = _cut(example.lr, top, left, (height, width))
-        else:
-            lr = self._degraded(self.degrade, example.hr, top, left, index)
+        lr = _cut(example.lr, top, left, (height, width)) if example.lr else self._made(example.hr, top, left, index)
         cut = [to_float(lr), to_float(hr)]
         if self.augment:
             cut = _augmented(cut, draws)
         return cut[0].contiguous(), cut[1].contiguous()
 
-    def _degraded(self, degrade: Degradation, images: Sequence[Tensor], top: int, left: int, index: int) -> Tensor:
-        """Degrade the crop at a row and a column of LR px, with a margin of the scene around it."""
-        s, margin = self.scale, degrade.reach(self.scale) // self.scale
+    def _made(self, images: Sequence[Tensor], top: int, left: int, index: int) -> Tensor:
+        """Make the LR crop at a row and a column of LR px from HR views, with a margin of the scene around it."""
+        s = self.scale
+        margin = BICUBIC_REACH if self.degrade is None else self.degrade.reach(s) // s
         height, width = (side // s for side in self.crop_px)
         y0, x0 = max(0, top - margin), max(0, left - margin)
         around = [
             image[:, y0 * s : (top + height + margin) * s, x0 * s : (left + width + margin) * s] for image in images
         ]
-        degraded = degrade.views(around, s, "crop", self.seed, index)
-        return _cut(degraded, top - y0, left - x0, (height, width))
+        if self.degrade is None:
+            made = bicubic_views(around, s, border=self.border)
+        else:
+            made = self.degrade.views(around, s, "crop", self.seed, index)
+        return _cut(made, top - y0, left - x0, (height, width))
 
     def __getstate__(self) -> dict[str, Any]:
         # A spawned worker starts with an empty cache.
@@ -151,22 +164,25 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
             return self._kept[number]
         scene = self.scenes[number]
         crop = (self.clean_crops or {}).get(scene.name)
-        if self.degrade is None:
-            example = load_example(scene, self.scale, clean_crop=crop, border=self.border)
-        else:
-            _, hr = read_views(scene, self.scale, clean_crop=crop, degrade=self.degrade)
-            example = Example(scene.name, (), hr)
+        lr, hr = read_views(scene, self.scale, clean_crop=crop, degrade=self.degrade, channels=self.channels)
+        example = Example(scene.name, lr, hr)
         if smaller := self._smaller(scene, (example.hr[0].shape[-2], example.hr[0].shape[-1])):
             raise DataError(smaller)
-        size = sum(image.numel() for image in (*example.lr, *example.hr))
-        if size <= self._free_bytes:
-            self._kept[number] = example
-            self._free_bytes -= size
+        size = sum(image.nbytes for image in (*example.lr, *example.hr))
+        if not example.lr and self.degrade is None:
+            size += size // self.scale**2
+        if size > self._free_bytes:
+            return example
+        if not example.lr and self.degrade is None:  # made once where it is kept, otherwise only around each crop
+            example = replace(example, lr=bicubic_views(hr, self.scale, border=self.border))
+        self._kept[number] = example
+        self._free_bytes -= size
         return example
 
-    def _problem(self, scene: Scene) -> str | None:
+    def _problem(self, scene: Scene, headers: Headers) -> str | None:
         try:
-            size = usable_size(scene, self.scale, clean_crop=(self.clean_crops or {}).get(scene.name))
+            crop = (self.clean_crops or {}).get(scene.name)
+            size = usable_size(scene, self.scale, clean_crop=crop, size_of=lambda path: _found(headers, path).size)
         except DataError as error:
             return str(error)
         return self._smaller(scene, size)
@@ -175,6 +191,14 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         if size[0] >= self.crop_px[0] and size[1] >= self.crop_px[1]:
             return None
         return f"scene {scene.name}: {_sides(size)} can be used, but a crop has {_sides(self.crop_px)}"
+
+
+def _found(headers: Headers, path: Path) -> ImageHeader:
+    """Return the header of a file, or raise the error that it has instead."""
+    found = headers[path]
+    if isinstance(found, DataError):
+        raise found
+    return found
 
 
 def _cut(images: Sequence[Tensor], top: int, left: int, size: Size) -> Tensor:
@@ -212,9 +236,9 @@ def _augmented(cut: list[Tensor], draws: _Draws) -> list[Tensor]:
         cut = [views.flip(0, -1) for views in cut]  # the mirrored left view is the new right view
     if draws.below(2):
         cut = [views.flip(-2) for views in cut]
-    if pair:
+    if pair and cut[0].shape[1] == 3:
         channels = _PERMUTATIONS[draws.below(len(_PERMUTATIONS))]
         cut = [views[:, channels] for views in cut]
-    elif cut[0].shape[-1] == cut[0].shape[-2] and draws.below(2):
+    if not pair and cut[0].shape[-1] == cut[0].shape[-2] and draws.below(2):
         cut = [views.transpose(-1, -2) for views in cut]  # with the flips: all eight turns and reflections
     return cut

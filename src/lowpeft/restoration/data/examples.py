@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from ...errors import DataError
 from ...ports.layouts import Size
 from ..degradations import Degradation
-from ..images import Border, image_size, matlab_downscale, matlab_halve, mod_crop, read_image
+from ..images import Border, image_size, matlab_downscale, matlab_halve, mod_crop, read_image, to_float
 from ..words import words
 from .layouts import MARKED
 from .model import AnyPath, Example, Rectangle, Scene, px
@@ -27,6 +27,7 @@ def load_example(
     border: Border = "symmetric",
     halve: bool = False,
     degrade: Degradation | None = None,
+    channels: int = 3,
 ) -> Example:
     """Read a scene, cut it to whole LR pixels, and make its LR views if it has no LR files.
 
@@ -40,17 +41,20 @@ def load_example(
         halve: True shrinks the HR files by 2 first (`matlab_halve`) and uses the result as HR, which is the field's
             rule for Middlebury. LR files must match the halved HR views.
         degrade: Degradation that makes the LR views; LR files are not read then.
+        channels: 3 for RGB, or 1 for grey; see `lowpeft.restoration.images.read_image`.
 
     Raises:
         DataError: A file cannot be read, the views differ in size, the LR views are not HR / `scale`, the rectangle is
             not inside the image, the degradation is for another scale, or nothing degrades the views (at scale 1); the
             scene is named.
     """
-    lr, hr = read_views(scene, scale, clean_crop=clean_crop, border=border, halve=halve, degrade=degrade)
+    lr, hr = read_views(
+        scene, scale, clean_crop=clean_crop, border=border, halve=halve, degrade=degrade, channels=channels
+    )
     if not lr and degrade is not None:
         lr = degrade.views(hr, scale, "scene", scene.name)
     elif not lr:
-        lr = tuple(matlab_downscale(v, scale, border=border) for v in hr)
+        lr = bicubic_views(hr, scale, border=border)
     return Example(scene.name, lr, hr)
 
 
@@ -62,6 +66,7 @@ def read_views(
     border: Border = "symmetric",
     halve: bool = False,
     degrade: Degradation | None = None,
+    channels: int = 3,
 ) -> tuple[Views, Views]:
     """Return the LR views of a scene, none if they are to be made, and its HR views, as `load_example` reads them.
 
@@ -72,7 +77,7 @@ def read_views(
         scene = Scene(scene.name, scene.hr)
     try:
         check_degraded(scene, scale, degrade)
-        hr, lr = ([read_image(path) for path in paths] for paths in (scene.hr, scene.lr))
+        hr, lr = (_of_one_depth([read_image(p, channels=channels) for p in paths]) for paths in (scene.hr, scene.lr))
         x0, y0, x1, y1 = _kept(scene, list(map(_size, hr)), list(map(_size, lr)), scale, clean_crop, halve)
         if clean_crop is not None:
             step = 2 * scale if halve else scale
@@ -84,6 +89,12 @@ def read_views(
     except DataError as error:
         raise _of_scene(scene, error) from None
     return tuple(v.contiguous() for v in lr), tuple(v.contiguous() for v in hr)
+
+
+def bicubic_views(hr: Sequence[Tensor], scale: int, *, border: Border) -> Views:
+    """Return LR views by MATLAB's bicubic; those of deep views are clipped to 0..1, as files of them would be."""
+    views = (matlab_downscale(view, scale, border=border) for view in hr)
+    return tuple(view.clamp(0, 1) if view.is_floating_point() else view for view in views)
 
 
 def check_degraded(scene: Scene, scale: int, degrade: Degradation | None) -> None:
@@ -102,14 +113,21 @@ def check_degraded(scene: Scene, scale: int, degrade: Degradation | None) -> Non
         )
 
 
-def usable_size(scene: Scene, scale: int, *, clean_crop: Rectangle | None = None, halve: bool = False) -> Size:
-    """Return height and width of the HR views that `load_example` would give, reading only the file headers.
+def usable_size(
+    scene: Scene,
+    scale: int,
+    *,
+    clean_crop: Rectangle | None = None,
+    halve: bool = False,
+    size_of: Callable[[Path], Size] = image_size,
+) -> Size:
+    """Return height and width of the HR views that `load_example` would give, from the sizes that `size_of` gives.
 
     Raises:
         DataError: For the reasons that `load_example` lists, except damage after a header.
     """
     try:
-        hr, lr = ([image_size(path) for path in paths] for paths in (scene.hr, scene.lr))
+        hr, lr = ([size_of(path) for path in paths] for paths in (scene.hr, scene.lr))
         x0, y0, x1, y1 = _kept(scene, hr, lr, scale, clean_crop, halve)
     except DataError as error:
         raise _of_scene(scene, error) from None
@@ -150,6 +168,11 @@ def _kept(
     if kept[0] >= kept[2] or kept[1] >= kept[3]:
         raise DataError(f"{clean_crop or px(hr[0])} contains no whole LR pixel at x{scale}")
     return kept
+
+
+def _of_one_depth(views: list[Tensor]) -> list[Tensor]:
+    """Return views as they are; as float views 0..1 if one of them is deep."""
+    return [to_float(view) for view in views] if any(view.is_floating_point() for view in views) else views
 
 
 def _of_scene(scene: Scene, error: DataError) -> DataError:

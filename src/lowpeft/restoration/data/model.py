@@ -51,13 +51,19 @@ class Example:
 
     Attributes:
         name: Name of the scene.
-        lr: One uint8 tensor (3,H,W) per view, RGB, 0..255, all of one size.
-        hr: One uint8 tensor (3,scale*H,scale*W) per view, RGB, 0..255.
+        lr: One tensor (C,H,W) per view, RGB or grey, all of one size: uint8 0..255, or float 0..1 from deep files, of
+            deep HR views, or degraded.
+        hr: One tensor (C,scale*H,scale*W) per view, RGB or grey: uint8 0..255, or float32 0..1 from deep files.
     """
 
     name: str
     lr: tuple[Tensor, ...]
     hr: tuple[Tensor, ...]
+
+    @property
+    def deep(self) -> bool:
+        """True if the HR files have 16 bits per sample, so that the HR views are float images."""
+        return any(view.is_floating_point() for view in self.hr)
 
 
 def px(size: Size) -> str:

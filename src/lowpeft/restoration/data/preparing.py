@@ -12,7 +12,7 @@ import torch
 from ...errors import DataError
 from ...storage import leftovers, new_folder, write_json
 from ...version import version
-from ..images import Border, read_image, write_image
+from ..images import Border, image_header, read_image, write_image
 from .examples import load_example, usable_size
 from .layouts import LAYOUTS
 from .model import AnyPath, Example, Rectangle, Scene
@@ -80,6 +80,8 @@ def _check(scenes: Sequence[Scene], scale: int, halve: bool, crops: Mapping[str,
     for scene in scenes:
         try:
             usable_size(scene, scale, clean_crop=crops.get(scene.name), halve=halve)
+            if any(image_header(path).bits > 8 for path in scene.hr):
+                raise DataError(f"scene {scene.name}: has 16 bits per sample, but 8-bit files would be written")
         except DataError as error:
             problems.append(str(error))
     if problems:

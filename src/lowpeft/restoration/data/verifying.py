@@ -81,7 +81,7 @@ def verify_lr(
         advance: Called with each scene's name after it is compared.
 
     Raises:
-        DataError: There are no scenes, one has no LR files, or one cannot be loaded.
+        DataError: There are no scenes, one has no LR files, one cannot be loaded, or its files have 16 bits.
     """
     without = [f"scene {scene.name}: has no LR files" for scene in scenes if not scene.lr]
     if without or not scenes:
@@ -92,6 +92,8 @@ def verify_lr(
             examples = {border: load_example(scene, scale, border=border, halve=True) for border in BORDERS}
         else:
             examples = dict.fromkeys(BORDERS, load_example(scene, scale))
+        if any(view.is_floating_point() for e in examples.values() for view in (*e.lr, *e.hr)):
+            raise DataError(f"scene {scene.name}: has files of 16 bits per sample, but only 8-bit files are verified")
         matches[scene.name] = {border: _match(example, scale, border) for border, example in examples.items()}
         advance(scene.name)
     return LRReport(matches)

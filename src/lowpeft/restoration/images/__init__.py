@@ -1,28 +1,32 @@
 """Images: files, 8-bit and float values, and MATLAB's bicubic resizing.
 
-An image is a tensor (3, H, W), RGB, uint8 0..255 or float 0..1. Only files need Pillow.
+An image is a tensor (3, H, W), RGB, or (1, H, W), grey; uint8 0..255 or float 0..1. Only files need Pillow.
 """
 
+from .colours import as_tensor, check_channels
 from .files import (
     IMAGE_SUFFIXES,
     as_picture,
-    as_tensor,
-    image_size,
     make_folder,
     read_image,
     write_image,
     write_picture,
 )
+from .headers import ImageHeader, image_header, image_size
 from .resizing import Border, bicubic_upscale, matlab_downscale, matlab_halve, mod_crop
-from .values import eight_bit, to_float, to_uint8
+from .values import check_values, eight_bit, to_float, to_uint8
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "Border",
+    "ImageHeader",
     "as_picture",
     "as_tensor",
     "bicubic_upscale",
+    "check_channels",
+    "check_values",
     "eight_bit",
+    "image_header",
     "image_size",
     "make_folder",
     "matlab_downscale",

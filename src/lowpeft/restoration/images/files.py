@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from ...errors import DataError, did_you_mean
-from ...ports.layouts import Size
 from ...storage import new_file
+from .colours import as_tensor, check_channels, plain, with_channels
+from .deep import deep_pixels, upright
+from .headers import opened_image
 from .values import eight_bit
 
 if TYPE_CHECKING:
@@ -31,110 +31,51 @@ _WRITERS: dict[str, tuple[str, dict[str, int | bool]]] = {
 }
 IMAGE_SUFFIXES = frozenset(_WRITERS)
 
-_EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
 
-_EXIF_ORIENTATION, _FIRST_QUARTER_TURN = 0x0112, 5  # orientations 5 to 8 swap the sides
+def read_image(path: str | os.PathLike[str], *, channels: int = 3) -> torch.Tensor:
+    """Read an image file as (3,H,W), RGB, or (1,H,W), grey: uint8 0..255, or float32 0..1 from a file of 16 bits.
 
+    - It is turned upright by the EXIF orientation that stands before the pixels.
+    - Colours of an embedded profile that is not sRGB are converted to sRGB (relative colorimetric). A profile that
+      cannot be read, or is of another colour space than the file, is ignored.
+    - Transparent pixels are composited over white; an opaque image keeps its colours exactly.
+    - Of several frames or pages the first is read.
+    - PNG and TIFF of 16 bits per sample become float32, value / 65535. Files of fewer than 8 bits become 8 bits.
 
-def read_image(path: str | os.PathLike[str]) -> torch.Tensor:
-    """Read an image file as uint8 (3, H, W), RGB, turned upright according to its EXIF tag.
-
-    Grey and palette images become RGB. Transparent images are composited over white. Of several frames the first is
-    read.
-
-    Raises:
-        DataError: The file is missing, a folder, unreadable, not an image, truncated, in LAB colours, or has more than
-            8 bits per sample.
-    """
-    from PIL import ImageOps
-
-    with _opened(Path(path)) as opened:
-        return _pixels(ImageOps.exif_transpose(opened))
-
-
-def image_size(path: str | os.PathLike[str]) -> Size:
-    """Return height and width of the image that `read_image` would give, reading only the file's header.
+    Args:
+        path: File to read.
+        channels: 3 gives RGB; grey is repeated. 1 gives grey; of RGB the luma 0.299 R + 0.587 G + 0.114 B (BT.601, as
+            in MATLAB's `rgb2gray`), rounded half up if 8-bit.
 
     Raises:
-        DataError: For the reasons that `read_image` lists, except damage after the header.
+        DataError: The file is missing, a folder, unreadable, not an image, truncated, in LAB colours, or of a depth
+            that is not read: more than 8 bits in formats other than PNG and TIFF, float, or 32 bits. Or `channels` is
+            neither 1 nor 3.
     """
-    with _opened(Path(path)) as opened:
-        # For a PNG without EXIF before its pixels, getexif would decode all of them to search for EXIF after them.
-        exif = opened.getexif() if opened.format != "PNG" or "exif" in opened.info else {}
-        turned = exif.get(_EXIF_ORIENTATION, 1) >= _FIRST_QUARTER_TURN
-        return opened.size if turned else (opened.height, opened.width)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image]:
-    """Open an image file of at most 8 bits per sample, without reading pixels; raise DataError for Pillow's errors."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        if path.is_dir():
-            raise DataError(f"expected an image file, but {path} is a folder")
-        if not path.exists():
-            raise DataError(f"there is no image file {path}")
-        with Image.open(path) as opened:
-            _refuse_other_samples(opened, path)
-            yield opened
-    except UnidentifiedImageError:
-        raise DataError(f"{path} is not an image in a format that Pillow reads") from None
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{path} is too large to be read safely: {error}") from None
-    except DataError:
-        raise
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        # The type of error that a broken file raises depends on its format.
-        raise DataError(f"{path} is damaged, truncated or not readable: {error}") from None
-
-
-def _refuse_other_samples(opened: Image, path: Path) -> None:
-    """Raise for LAB, and for more than 8 bits per sample, which Pillow would silently reduce to 8."""
-    # Deep colour files open as plain "RGB". Only the decoder's raw mode ("RGB;16B") shows the depth; in PPM, the
-    # largest sample value does.
-    raw_arguments = [tile[3] for tile in getattr(opened, "tile", ())]
-    arguments = [part for raw in raw_arguments for part in (raw if isinstance(raw, tuple) else (raw,))]
-    deep = any(
-        (isinstance(part, str) and ";16" in part) or (opened.format == "PPM" and isinstance(part, int) and part > 255)
-        for part in arguments
-    )
-    if opened.mode == "LAB":
-        raise DataError(f"{path} is in LAB colours, but lowpeft reads grey and RGB images: convert it first")
-    if deep or opened.mode not in _EIGHT_BIT_MODES:
-        raise DataError(
-            f"{path} has more than 8 bits per sample (Pillow mode {opened.mode}), but lowpeft reads 8-bit images: "
-            "convert it first"
-        )
-
-
-def as_tensor(picture: Image) -> torch.Tensor:
-    """Convert a Pillow image of mode L or RGB to uint8 (1, H, W) or (3, H, W)."""
-    flat = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return flat.view(picture.height, picture.width, -1).permute(2, 0, 1).contiguous()
-
-
-def _pixels(picture: Image) -> torch.Tensor:
-    """Convert a Pillow image of any 8-bit mode to uint8 (3, H, W), with transparency composited over white."""
-    from PIL import Image
-
-    if picture.has_transparency_data:
-        coloured = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured)
-    return as_tensor(picture.convert("RGB"))
+    check_channels(channels)
+    path = Path(path)
+    with opened_image(path) as (opened, header):
+        if header.bits > 8:
+            return with_channels(deep_pixels(opened, header, path), channels)
+        opened.load()
+        # Pillow turns a TIFF upright when it loads it.
+        orientation = 1 if opened.format == "TIFF" else header.orientation
+        return upright(as_tensor(plain(opened, channels)), orientation).contiguous()
 
 
 def write_image(image: torch.Tensor, path: str | os.PathLike[str]) -> None:
-    """Write an image (3, H, W), uint8 or float 0..1 (see `to_uint8`), in the format given by the suffix.
+    """Write an image (3, H, W) or (1, H, W), uint8 or float 0..1 (see `to_uint8`), in the format of the suffix.
 
     The write is atomic: if the process is killed, an earlier file at this path is unchanged. JPEG is written at
     quality 95 without chroma subsampling, all other formats without loss.
 
     Raises:
-        DataError: The image is not (3, H, W) of such values, the suffix is unknown, or the path cannot be written.
+        DataError: The image is not (3, H, W) or (1, H, W) of such values, the suffix is unknown, or the path cannot be
+            written.
     """
-    if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
-        raise DataError(f"cannot write {path}: expected an image (3, H, W), not shape {tuple(image.shape)}")
+    if image.ndim != 3 or image.shape[0] not in (1, 3) or image.numel() == 0:
+        found = tuple(image.shape)
+        raise DataError(f"cannot write {path}: expected an image (3, H, W) or (1, H, W), not shape {found}")
     write_picture(as_picture(image), path)
 
 
@@ -158,17 +99,17 @@ def write_picture(picture: Image, path: str | os.PathLike[str]) -> None:
 
 
 def as_picture(image: torch.Tensor) -> Image:
-    """Convert an image (3, H, W), uint8 or float 0..1 (see `to_uint8`), to a Pillow image.
+    """Convert an image (3, H, W) or (1, H, W), uint8 or float 0..1 (see `to_uint8`), to a Pillow image.
 
     Raises:
-        DataError: The image is of another type, or contains NaN or an infinity.
+        DataError: The image is of another type, contains NaN or an infinity, or values far outside 0..1.
     """
     from PIL import Image
 
     pixels = eight_bit(image)
     buffer = bytearray(pixels.numel())
     torch.frombuffer(buffer, dtype=torch.uint8).copy_(pixels.permute(1, 2, 0).reshape(-1))
-    return Image.frombytes("RGB", (pixels.shape[2], pixels.shape[1]), buffer)
+    return Image.frombytes("L" if len(pixels) == 1 else "RGB", (pixels.shape[2], pixels.shape[1]), buffer)
 
 
 def make_folder(folder: str | os.PathLike[str]) -> Path:

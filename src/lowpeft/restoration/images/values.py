@@ -6,6 +6,25 @@ import torch
 
 from ...errors import DataError
 
+LEAST, MOST = -8.0, 8.0
+"""Bounds of values that pass as an image 0..1: strong noise stays within them, an image 0..255 only if it is black."""
+
+
+def check_values(image: torch.Tensor, what: str = "an image") -> None:
+    """Check that the values of a float image lie about 0..1; a little outside, as noise may lie, is no error.
+
+    Raises:
+        DataError: A value is below `LEAST` or above `MOST`: the image is in 0..255 or another range. Or it is NaN.
+    """
+    if not image.is_floating_point() or not image.numel():
+        return
+    low, high = (float(end) for end in image.detach().aminmax())
+    if not (low >= LEAST and high <= MOST):
+        raise DataError(
+            f"{what} must have values 0..1, but this one has {low:g} to {high:g}: divide an image 0..255 by 255, or "
+            "give it as uint8"
+        )
+
 
 def to_float(image: torch.Tensor) -> torch.Tensor:
     """Convert a uint8 image 0..255 of any shape to float32 0..1; a float image is returned as it is.
@@ -24,7 +43,8 @@ def to_uint8(image: torch.Tensor) -> torch.Tensor:
     """Convert a float image 0..1 of any shape to uint8 0..255: clamp to the range, then round half up.
 
     Raises:
-        DataError: The image is not of a float type, or contains NaN or an infinity.
+        DataError: The image is not of a float type, contains NaN or an infinity, or values far outside 0..1 (see
+            `check_values`).
     """
     if not image.is_floating_point():
         raise DataError(f"expected a float image with values 0..1, not {image.dtype}")
@@ -32,6 +52,7 @@ def to_uint8(image: torch.Tensor) -> torch.Tensor:
         raise DataError(
             "the image contains NaN or infinite values, which 8 bits cannot represent: check what produced it"
         )
+    check_values(image)
     # bfloat16 cannot represent 254.5: convert to float32 before scaling.
     wide = image.detach().to(torch.promote_types(image.dtype, torch.float32))
     return wide.clamp(0, 1).mul_(255).add_(0.5).floor_().to(torch.uint8)

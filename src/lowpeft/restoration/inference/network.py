@@ -14,6 +14,7 @@ from ...core.attachment.wrappers import layers
 from ...core.padding import pad_to
 from ...errors import DataError
 from ...ports.facts import ImageFacts
+from ..images import check_values
 
 Views = tuple[Tensor, ...]
 
@@ -44,7 +45,8 @@ def check_images(views: Views, channels: int, *, batches: bool) -> None:
         batches: True if an image may be a batch (N,C,H,W).
 
     Raises:
-        DataError: There is no view, the views differ in shape, or one is not an image 0..1 of `channels` channels.
+        DataError: There is no view, the views differ in shape, or one is not an image of `channels` channels with
+            values about 0..1.
     """
     form = "(C,H,W) or (N,C,H,W)" if batches else "(C,H,W)"
     if not views:
@@ -58,6 +60,7 @@ def check_images(views: Views, channels: int, *, batches: bool) -> None:
             raise DataError(f"an image must be {form} of values 0..1, not {tuple(view.shape)} of {view.dtype}")
         if view.shape[-3] != channels:
             raise DataError(f"the network takes images of {channels} channels, not {tuple(view.shape)}")
+        check_values(view)
 
 
 def run(module: nn.Module, views: Views, facts: ImageFacts) -> Views:

@@ -193,11 +193,13 @@ def _sizes(images: Mapping[str, Image], *, least: int) -> dict[str, Size]:
     for name, image in images.items():
         if not isinstance(image, torch.Tensor) and hasattr(image, "save"):
             sizes[name] = (image.height, image.width)
-        elif isinstance(image, torch.Tensor) and image.ndim == 3 and image.shape[0] == 3 and image.numel():
+        elif isinstance(image, torch.Tensor) and image.ndim == 3 and image.shape[0] in (1, 3) and image.numel():
             sizes[name] = (image.shape[1], image.shape[2])
         else:
             found = f"shape {tuple(image.shape)}" if isinstance(image, torch.Tensor) else type(image).__name__
-            raise DataError(f"image {name!r}: expected a tensor (3, H, W) or an image of Pillow, not {found}")
+            raise DataError(
+                f"image {name!r}: expected a tensor (3, H, W) or (1, H, W), or an image of Pillow, not {found}"
+            )
     return sizes
 
 

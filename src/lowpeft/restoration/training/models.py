@@ -96,13 +96,17 @@ def trained_parameters(model: object) -> dict[str, nn.Parameter]:
     Parameters that require no gradient are left out.
 
     Raises:
-        TrainingError: No parameter requires a gradient.
+        TrainingError: No parameter requires a gradient, or one of the network contains NaN.
     """
     module = module_of(model)
     named = adapter_parameters(module) if is_adapted(module) else module.named_parameters()
     trained = {name: parameter for name, parameter in named if parameter.requires_grad}
     if not trained:
         raise TrainingError(f"{type(module).__name__} has no parameter that requires a gradient")
+    if wrong := [f"{name} contains NaN" for name, p in module.named_parameters() if bool(p.isnan().any())]:
+        raise TrainingError(
+            f"the weights of this {type(module).__name__} are damaged; load them again:", problems=wrong
+        )
     return trained
 
 

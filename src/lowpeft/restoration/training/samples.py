@@ -14,6 +14,8 @@ from ...core.attachment.record import module_of
 from ...core.observation.describe import image_facts
 from ...errors import DataError, LowpeftError, TrainingError
 from ...recipes import TrainSettings
+from ..data import Crops
+from ..images import check_values
 from ..inference.network import multi_view
 from .parallel import Processes
 from .sources import CropSource, Samples, control_facts, names_digest
@@ -49,7 +51,7 @@ def check_crops(crops: CropSource | Samples, model: object) -> None:
     A `MultiViewModel` takes crops with its number of views. Any other network is trained on each view separately.
 
     Raises:
-        TrainingError: The scale, size or number of views of the crops differs from what the model takes.
+        TrainingError: The scale, size, number of views or channels of the crops differs from what the model takes.
         PlanError: The network does not take and return images.
     """
     facts, views_model = image_facts(model), multi_view(module_of(model))
@@ -60,8 +62,11 @@ def check_crops(crops: CropSource | Samples, model: object) -> None:
         problems.append(f"the network is for scale x{facts.scale}, the crops are for x{crops.scale}")
     if views_model is not None and views_model.views != crops.views:
         problems.append(f"the model takes {views_model.views} views of a scene, the crops have {crops.views}")
-    if isinstance(crops, Samples) and crops.channels != facts.channels:
-        problems.append(f"the network takes images of {facts.channels} channels, the samples have {crops.channels}")
+    if isinstance(crops, Crops | Samples) and crops.channels != facts.channels:
+        problems.append(
+            f"the network takes images of {facts.channels} channels, the crops have {crops.channels} (Crops(…, "
+            f"channels={facts.channels}) reads files so)"
+        )
     if problems:
         raise TrainingError("the network cannot be trained on these crops:", problems=problems)
 
@@ -113,7 +118,10 @@ class _ErrorsAsValues(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         try:
-            return index, *self._crops[index]
+            lr, hr = self._crops[index]
+            for image in (lr, hr):
+                check_values(image, f"the images of sample {index}")
+            return index, lr, hr
         except LowpeftError as error:
             return error
         except OSError as error:

@@ -15,15 +15,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from ...core.observation.fingerprint import digest
-from ...errors import TrainingError
+from ...errors import DataError, TrainingError
 from ..data import EachViewTwice
+from ..images import check_values
 
 EXPECTED = (
     "a sample is a pair (lr, hr) of float tensors with values 0..1 and shapes (C,h,w) and (C,s*h,s*w), or "
     "(V,C,h,w) and (V,C,s*h,s*w) for V views of a scene"
 )
-LARGEST = 5.0
-"""Values beyond -4..5 are taken for a mistake (0..255, say); noise may leave 0..1."""
 
 
 class Named(Protocol):
@@ -140,8 +139,10 @@ def _problems(name: str, value: object) -> list[str]:
         return [f"{name} has shape {tuple(value.shape)}"]
     if not value.dtype.is_floating_point:
         return [f"{name} is {str(value.dtype).removeprefix('torch.')}, not float: divide 0..255 by 255"]
-    if not bool(((value - 0.5).abs() < LARGEST - 0.5).all()):
-        return [f"{name} has values {value.min().item():.4g}..{value.max().item():.4g}: divide 0..255 by 255"]
+    try:
+        check_values(value, name)
+    except DataError as error:
+        return [error.message]
     return []
 
 
