@@ -57,6 +57,15 @@ def run_cell(runs: Path, data: Path, cell: str, command: str) -> dict[str, objec
         if not (link := runs / name).exists():
             link.symlink_to((data / "single" / name).resolve(), target_is_directory=True)
     folder = cell.replace("/", "-")
+    if not figures_of(runs / folder):
+        train(runs, command, folder)
+    facts = facts_of(runs / folder)
+    kept = {name: facts[name] for name in ("training", "trained parameters")}
+    return {"command": f"lowpeft train {command} --out {folder}", **kept, "psnr_db": figures_of(runs / folder)}
+
+
+def train(runs: Path, command: str, folder: str) -> None:
+    """Run the command; a run that was interrupted goes on."""
     paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     subprocess.run(
         [sys.executable, "-m", "lowpeft", "train", *shlex.split(command), "--out", folder, "--resume"],
@@ -64,16 +73,19 @@ def run_cell(runs: Path, data: Path, cell: str, command: str) -> dict[str, objec
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         check=True,
     )
-    facts = facts_of(runs / folder)
-    figures = {key.rsplit(", ", 1)[-1]: value for key, value in facts.items() if key.startswith("PSNR in dB")}
-    kept = {name: facts[name] for name in ("training", "trained parameters")}
-    return {"command": f"lowpeft train {command} --out {folder}", **kept, "psnr_db": figures}
+
+
+def figures_of(folder: Path) -> dict[str, object]:
+    """The measured PSNR in dB by method; empty for a run that is not finished."""
+    return {key.rsplit(", ", 1)[-1]: v for key, v in facts_of(folder).items() if key.startswith("PSNR in dB")}
 
 
 def facts_of(folder: Path) -> Mapping[str, object]:
     """The facts that a run saved with its adapter or network."""
     if (folder / "adapter_model.safetensors").exists():
         return lowpeft.read_adapter(folder).facts
+    if not (folder / "network.safetensors").exists():
+        return {}
     with safe_open(folder / "network.safetensors", framework="pt") as file:
         return {key: float(v) if key.startswith("PSNR") else v for key, v in file.metadata().items()}
 
