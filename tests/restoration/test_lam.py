@@ -597,9 +597,7 @@ def test_the_record_names_the_task_of_a_network_for_several(work: Path) -> None:
     assert json.loads((work / "edt" / "lam.json").read_text())["task"] == "sr_x3"
 
 
-def test_a_network_for_grey_images_gets_grey_views_from_the_command(
-    work: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_grey_network_gets_grey_views_from_the_command(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     network = DnCNN(in_nc=1, out_nc=1, nc=4, nb=17, act_mode="R")
     save_file(network.state_dict(), work / "grey.safetensors")
