@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from spandrel.architectures.SPAN import SPAN
+from spandrel.architectures.DnCNN import DnCNN
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -597,12 +597,13 @@ def test_the_record_names_the_task_of_a_network_for_several(work: Path) -> None:
     assert json.loads((work / "edt" / "lam.json").read_text())["task"] == "sr_x3"
 
 
-def test_a_network_for_grey_images_is_refused_by_the_command(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_grey_network_gets_grey_views_from_the_command(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
-    save_file(SPAN(num_in_ch=1, num_out_ch=1, feature_channels=4, upscale=2).state_dict(), work / "grey.safetensors")
+    network = DnCNN(in_nc=1, out_nc=1, nc=4, nb=17, act_mode="R")
+    save_file(network.state_dict(), work / "grey.safetensors")
     arguments = ["--weights", str(work / "grey.safetensors"), *ARGUMENTS[2:]]
-    assert main(["lam", str(work / "L.png"), *arguments, "--out", str(work / "grey")]) == 2
-    assert "images of 1 channels" in capsys.readouterr().err
+    assert main(["lam", str(work / "L.png"), *arguments, "--out", str(work / "grey")]) == 0
+    assert "lam.png" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

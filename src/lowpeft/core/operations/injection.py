@@ -46,17 +46,19 @@ def inject(model: object, plan: Plan) -> nn.Module:
 
     Raises:
         PlanError: The plan is for another network, or is outdated because adapters have been attached or replaced
-            since; the base contains NaN; or the adapters cannot be built. The model is unchanged.
+            since; the base contains NaN or infinity; or the adapters cannot be built. The model is unchanged.
     """
     _refuse_nan(module_of(model))
     return attach_plan(model, plan)
 
 
 def _refuse_nan(base: nn.Module) -> None:
-    """Raise PlanError for parameters with NaN: everything trained on such a base is lost."""
+    """Raise PlanError for parameters that are not finite: everything trained on such a base is lost."""
     checked = ((n, p) for n, p in base.named_parameters() if p.is_floating_point() and p.element_size() > 1)
-    if wrong := [f"{name} contains NaN" for name, p in checked if not p.is_meta and bool(p.isnan().any())]:
-        raise PlanError(f"the weights of this {type(base).__name__} are damaged; load them again:", problems=wrong)
+    if wrong := [
+        f"{name} contains NaN or infinity" for name, p in checked if not p.is_meta and not bool(p.isfinite().all())
+    ]:
+        raise PlanError(f"the weights of this {type(base).__name__} are not finite; load them again:", problems=wrong)
 
 
 @one_at_a_time

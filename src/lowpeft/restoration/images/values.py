@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ...errors import DataError
@@ -19,6 +21,8 @@ def check_values(image: torch.Tensor, what: str = "an image") -> None:
     if not image.is_floating_point() or not image.numel():
         return
     low, high = (float(end) for end in image.detach().aminmax())
+    if math.isnan(low):
+        raise DataError(f"{what} must have values 0..1, but this one contains NaN: check what produced it")
     if not (low >= LEAST and high <= MOST):
         raise DataError(
             f"{what} must have values 0..1, but this one has {low:g} to {high:g}: divide an image 0..255 by 255, or "

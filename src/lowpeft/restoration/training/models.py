@@ -103,9 +103,11 @@ def trained_parameters(model: object) -> dict[str, nn.Parameter]:
     trained = {name: parameter for name, parameter in named if parameter.requires_grad}
     if not trained:
         raise TrainingError(f"{type(module).__name__} has no parameter that requires a gradient")
-    if wrong := [f"{name} contains NaN" for name, p in module.named_parameters() if bool(p.isnan().any())]:
+    if wrong := [
+        f"{name} contains NaN or infinity" for name, p in module.named_parameters() if not bool(p.isfinite().all())
+    ]:
         raise TrainingError(
-            f"the weights of this {type(module).__name__} are damaged; load them again:", problems=wrong
+            f"the weights of this {type(module).__name__} are not finite; load them again:", problems=wrong
         )
     return trained
 
