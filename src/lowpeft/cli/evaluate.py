@@ -18,7 +18,7 @@ from ..core.observation.describe import image_facts
 from ..errors import LowpeftError
 from ..ports.facts import Backbone
 from ..restoration.data import EachViewTwice, Example, Scene, load_example
-from ..restoration.images import make_folder, to_float, write_picture
+from ..restoration.images import image_header, make_folder, to_float, write_picture
 from ..restoration.inference import DEFAULT_WINDOW_PX, Tiling, local_pooling
 from ..restoration.inference.network import Views, multi_view
 from ..restoration.inference.whole import WHOLE
@@ -334,11 +334,13 @@ def _facts(
         made = f"made by {options.degrade}"
     else:
         made = "files" if all(scene.lr for scene in scenes) else f"made by MATLAB's bicubic, {options.border} border"
+    deep = sum(any(image_header(path).bits > 8 for path in scene.hr) for scene in scenes)
     facts: dict[str, object] = {
         "lowpeft": version(),
         "torch": torch.__version__,
         "data": Path(options.data).resolve().name,
-        f"{named.clean} images": "halved" if options.halve else "as they are",
+        f"{named.clean} images": ("halved" if options.halve else "as they are")
+        + (f"; {deep} of {len(scenes)} scenes of 16 bits, read as float" if deep else ""),
         f"{named.degraded} images": made,
         "scale": scale,
     }

@@ -14,7 +14,7 @@ from ...core.attachment.record import module_of
 from ...core.observation.describe import image_facts
 from ...errors import DataError, LowpeftError, TrainingError
 from ...recipes import TrainSettings
-from ..data import Crops
+from ..data import Crops, EachViewTwice
 from ..images import check_values
 from ..inference.network import multi_view
 from .parallel import Processes
@@ -78,6 +78,9 @@ def run_facts(crops: CropSource | Samples, settings: TrainSettings) -> dict[str,
     else:
         count = len(crops.scenes)
         data = f"{count} scene{'s' * (count > 1)} (SHA-256 of their names: {names_digest(crops)[:16]}…)"
+    inner = crops.crops if isinstance(crops, EachViewTwice) else crops
+    if isinstance(inner, Crops) and inner.deep_scenes:
+        data += f", {inner.deep_scenes} of 16 bits, read as float"
     average = {"trained tensors": f"moving average (EMA), decay {settings.ema_decay}"} if settings.ema_decay else {}
     return {"training data": data, **control_facts(crops), **average}
 
