@@ -31,6 +31,7 @@ import lowpeft
 import zoo
 from lowpeft import AdapterError, FullConfig, LoRAConfig, LowpeftError, PlanError, SpatialConfig, StereoConfig
 from lowpeft.core.files.adapter_files import CARD, CONFIG, METADATA_KEY, TENSORS
+from tiers import by_default
 from zoo import ROWS
 
 pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")
@@ -122,9 +123,13 @@ def folder(tmp_path: Path) -> Path:
 
 # --- Round trips
 @pytest.mark.parametrize(
-    "recipe", ["lora", "full", *(row.name for row in lowpeft.recipes.overview() if row.mergeable is False)]
+    "recipe",
+    by_default(  # weights, two views, tokens, a side network; every kind survives in the test below
+        ["lora", "stereo", "vpt", "lst"],
+        ["lora", "full", *(row.name for row in lowpeft.recipes.overview() if row.mergeable is False)],
+    ),
 )
-@pytest.mark.parametrize("name", ["swinir", "hat"])
+@pytest.mark.parametrize("name", by_default(["swinir"], ["swinir", "hat"]))
 def test_a_loaded_adapter_computes_what_the_saved_one_did(name: str, recipe: str, tmp_path: Path) -> None:
     images = [torch.rand(1, 3, 8, 12) for _ in range(2 if lowpeft.load_recipe(recipe).views > 1 else 1)]
     adapted = trained(network(name), recipe)

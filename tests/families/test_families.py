@@ -54,6 +54,9 @@ some_blocks = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in zoo.LATER else name for name in BLOCKS]
 )
 """Those that come later are tried in the slow tier."""
+# What planning says of a fork or of a dtype, and how views are counted, is code that all families share.
+FEW = ("ipt", "nafnet", "swinir")
+few_blocks = pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in FEW)) for n in BLOCKS])
 Key = TypeVar("Key")
 
 
@@ -231,7 +234,7 @@ def test_all_places_together_give_what_the_family_says(name: str) -> None:
     check_places(x, places, see, PADS_PX.get(name, 0))
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LATER)) for n in FOUND])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in FEW)) for n in FOUND])
 def test_the_number_of_views_reaches_every_place(name: str) -> None:
     model: nn.Module = build(name)
     for place in places_of(model):
@@ -276,7 +279,7 @@ def first(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-@every_block
+@some_blocks
 @torch.no_grad()
 def test_a_block_forward_without_adapters_is_bit_equal(name: str) -> None:
     blocks = blocks_of(build(name))
@@ -287,7 +290,7 @@ def test_a_block_forward_without_adapters_is_bit_equal(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
-@some_blocks
+@few_blocks
 def test_a_network_of_another_dtype_is_planned(name: str, dtype: torch.dtype) -> None:
     """Even SwinIR in half precision, which runs at its own size only: the mask for others is float32."""
     assert lowpeft.plan(build(name).to(dtype), RecorderConfig()).sites
@@ -416,7 +419,7 @@ def test_a_port_adds_where_it_says(name: str) -> None:
             assert not torch.allclose(found, plain, rtol=1e-3, atol=1e-3), port
 
 
-@some_blocks
+@few_blocks
 def test_a_fork_of_a_block_is_refused_by_name(name: str) -> None:
     root = build(name)
     for block, _ in blocks_of(root).values():
@@ -432,7 +435,7 @@ def test_a_fork_of_a_block_is_refused_by_name(name: str) -> None:
         lowpeft.plan(root, RecorderConfig())
 
 
-@some_blocks
+@few_blocks
 def test_a_fork_of_shifted_blocks_alone_is_refused(name: str) -> None:
     root = build(name)
     forks = [block for block, _ in blocks_of(root).values() if shifts(block)]
@@ -639,7 +642,9 @@ def test_ipt_tokens_have_a_size_where_they_are_a_square(count: int, size: Size |
     assert set(sizes) == {size}
 
 
-@pytest.mark.parametrize("name", ["hat", "swinir", "edt", "timm_swin_v2"])
+@pytest.mark.parametrize(
+    "name", ["swinir", *(pytest.param(n, marks=pytest.mark.slow) for n in ("hat", "edt", "timm_swin_v2"))]
+)
 def test_what_a_refusal_of_a_fork_advises_works(name: str) -> None:
     root = build(name)
     for block, _ in blocks_of(root).values():

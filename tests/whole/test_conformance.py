@@ -211,16 +211,28 @@ def is_later(case: Case) -> bool:
     return case.network.name in LATER or case.network.name not in ON_FEW.get(case.label, (case.network.name,))
 
 
-def each(cases: list[Case]) -> pytest.MarkDecorator:
-    """A test of every case."""
-    rows = [pytest.param(c, marks=pytest.mark.slow) if is_later(c) else c for c in cases]
+# What changes an adapted network, copies it or stores it goes over its modules and tensors, whatever they compute: a
+# network of images, one of tokens and one with an output of a class of its own stand for the others by default.
+EXAMPLES = ("nafnet", "swinir", "swin2sr_hf")
+
+
+def each(cases: list[Case], networks: tuple[str, ...] | None = None) -> pytest.MarkDecorator:
+    """A test of every case; in the default tier only of these networks, if any are given."""
+    later = [c for c in cases if is_later(c) or (networks is not None and c.network.name not in networks)]
+    rows = [pytest.param(c, marks=pytest.mark.slow) if c in later else c for c in cases]
     return pytest.mark.parametrize("case", rows, ids=str)
 
 
 every_case, every_port, every_combination = each(CASES), each(PORTS), each(COMBINATIONS)
+example_port, example_combination = each(PORTS, (*EXAMPLES, "ipt")), each(COMBINATIONS, EXAMPLES)
 every_network = pytest.mark.parametrize(
     "network",
     [pytest.param(n, marks=pytest.mark.slow) if n.name in LATER else n for n in zoo.FAMILIES],
+    ids=lambda n: n.name,
+)
+example_network = pytest.mark.parametrize(
+    "network",
+    [pytest.param(n, marks=[] if n.name in EXAMPLES else pytest.mark.slow) for n in zoo.FAMILIES],
     ids=lambda n: n.name,
 )
 
@@ -350,7 +362,7 @@ def test_a_new_adapter_changes_no_bit(case: Case) -> None:
     assert torch.equal(training(case)[1], base_output(case.network))
 
 
-@every_network
+@example_network
 def test_a_new_adapter_changes_no_bit_of_a_single_image(network: Network) -> None:
     x = batch_for(network)[:1]
     adapted = lowpeft.adapt(fresh(network), "spatial")
@@ -373,7 +385,7 @@ def test_training_changes_the_output(case: Case) -> None:
     assert not torch.equal(trained_output(case), base_output(case.network))
 
 
-@every_port
+@example_port
 def test_training_and_mode_flips_leave_every_base_tensor_bit_equal(case: Case) -> None:
     model = copy.deepcopy(trained(case))
     before = tensors(pristine(case.network))
@@ -383,7 +395,7 @@ def test_training_and_mode_flips_leave_every_base_tensor_bit_equal(case: Case) -
     assert_same_tensors(tensors(base_of(model)), before)
 
 
-@every_combination
+@example_combination
 def test_mode_flips_change_no_tensor(case: Case) -> None:
     model = copy.deepcopy(trained(case))
     before = {name: t.clone() for name, t in model.state_dict().items()}
@@ -392,20 +404,20 @@ def test_mode_flips_change_no_tensor(case: Case) -> None:
     assert_same_tensors(model.state_dict(), before)
 
 
-@every_combination
+@example_combination
 def test_only_adapters_are_in_training_mode_under_train(case: Case) -> None:
     model = case.adapt(fresh(case.network)).train()
     modes = {path: m.training for path, m in base_of(model).named_modules()}
     assert [path for path, training in modes.items() if training != (SLOT in path.split("."))] == []
 
 
-@every_combination
+@example_combination
 def test_only_adapters_require_gradients(case: Case) -> None:
     root = base_of(case.adapt(fresh(case.network)))
     assert [n for n, p in root.named_parameters() if p.requires_grad != (SLOT in n.split("."))] == []
 
 
-@every_port
+@example_port
 def test_check_trainable_passes(case: Case) -> None:
     model, x = case.adapt(fresh(case.network)), batch_for(case.network)
     before = {name: t.clone() for name, t in model.state_dict().items()}
@@ -417,14 +429,14 @@ def test_check_trainable_passes(case: Case) -> None:
 # --- Files -----------------------------------------------------------------------------------------------------------
 
 
-@every_port
+@example_port
 def test_a_saved_adapter_on_a_fresh_base_gives_bit_equal_outputs(case: Case, tmp_path: Path) -> None:
     lowpeft.save_adapter(trained(case), tmp_path)
     loaded = lowpeft.load_adapter(fresh(case.network), tmp_path)
     assert torch.equal(look(loaded, case.network), trained_output(case))
 
 
-@every_port
+@example_port
 def test_the_file_holds_the_adapter_tensors_and_no_others(case: Case, tmp_path: Path) -> None:
     folder = lowpeft.save_adapter(trained(case), tmp_path)
     stored = load_file(folder / "adapter_model.safetensors")
@@ -436,7 +448,7 @@ def test_the_file_holds_the_adapter_tensors_and_no_others(case: Case, tmp_path: 
 # --- Taking out, copying, moving -------------------------------------------------------------------------------------
 
 
-@every_port
+@example_port
 def test_restore_gives_the_same_object_as_it_was(case: Case) -> None:
     root = mix_flags(fresh(case.network))
     with untouched(root):
@@ -444,7 +456,7 @@ def test_restore_gives_the_same_object_as_it_was(case: Case) -> None:
         assert lowpeft.restore(model) is root
 
 
-@every_combination
+@example_combination
 def test_adapted_modules_keep_their_class_for_isinstance(case: Case) -> None:
     root = fresh(case.network)
     classes = {path: type(m) for path, m in root.named_modules()}
@@ -453,7 +465,7 @@ def test_adapted_modules_keep_their_class_for_isinstance(case: Case) -> None:
     assert all(isinstance(modules[path], cls) for path, cls in classes.items())
 
 
-@every_combination
+@example_combination
 def test_a_deep_copy_trains_on_its_own(case: Case) -> None:
     original = trained(case)
     before = {name: t.clone() for name, t in original.state_dict().items()}
@@ -464,13 +476,13 @@ def test_a_deep_copy_trains_on_its_own(case: Case) -> None:
     assert not torch.equal(look(twin, case.network), look(original, case.network))
 
 
-@every_combination
+@example_combination
 def test_a_pickled_model_computes_the_same(case: Case) -> None:
     loaded = pickle.loads(pickle.dumps(trained(case)))
     assert torch.equal(look(loaded, case.network), trained_output(case))
 
 
-@every_combination
+@example_combination
 def test_a_pickled_model_can_be_restored(case: Case) -> None:
     loaded = pickle.loads(pickle.dumps(trained(case)))
     root = lowpeft.restore(loaded)
@@ -481,7 +493,7 @@ def test_a_pickled_model_can_be_restored(case: Case) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-@every_combination
+@example_combination
 def test_a_new_adapter_changes_no_bit_after_a_move_to_another_dtype(case: Case, dtype: torch.dtype) -> None:
     base = fresh(case.network).requires_grad_(False).to(dtype)  # torch may choose another kernel for frozen weights
     try:
@@ -494,7 +506,7 @@ def test_a_new_adapter_changes_no_bit_after_a_move_to_another_dtype(case: Case, 
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-@every_combination
+@example_combination
 def test_a_trained_adapter_works_after_a_move_to_another_dtype(case: Case, dtype: torch.dtype) -> None:
     base = fresh(case.network).to(dtype)
     try:
@@ -507,7 +519,7 @@ def test_a_trained_adapter_works_after_a_move_to_another_dtype(case: Case, dtype
     assert not torch.equal(out, expected)
 
 
-@every_combination
+@example_combination
 def test_an_original_checkpoint_loads_into_an_adapted_network(case: Case) -> None:
     checkpoint = {
         name: t + 1 if t.is_floating_point() else t for name, t in pristine(case.network).state_dict().items()
@@ -531,7 +543,7 @@ def test_disabled_is_the_base_bit_for_bit_and_ends_with_the_block(case: Case) ->
     assert torch.equal(look(model, case.network), trained_output(case))
 
 
-@every_combination
+@example_combination
 def test_disabled_ends_with_an_exception(case: Case) -> None:
     model = copy.deepcopy(trained(case))
     with pytest.raises(KeyError, match="out of the block"), lowpeft.disabled(model):
@@ -539,7 +551,7 @@ def test_disabled_ends_with_an_exception(case: Case) -> None:
     assert torch.equal(look(model, case.network), trained_output(case))
 
 
-@every_network
+@example_network
 def test_a_disabled_stereo_backbone_takes_single_images(network: Network) -> None:
     model = lowpeft.adapt(fresh(network), "stereo")
     x = batch_for(network)[:1]
@@ -547,14 +559,14 @@ def test_a_disabled_stereo_backbone_takes_single_images(network: Network) -> Non
         assert torch.equal(image_of(model.backbone(x.clone())), image_of(pristine(network)(x.clone())))
 
 
-@every_combination
+@example_combination
 def test_strength_0_is_the_base_bit_for_bit(case: Case) -> None:
     model = copy.deepcopy(trained(case))
     lowpeft.set_strength(model, 0)
     assert torch.equal(look(model, case.network), base_output(case.network))
 
 
-@every_combination
+@example_combination
 def test_strength_1_is_the_trained_network_again(case: Case) -> None:
     model = copy.deepcopy(trained(case))
     lowpeft.set_strength(model, 0.5)
@@ -564,7 +576,7 @@ def test_strength_1_is_the_trained_network_again(case: Case) -> None:
     assert not torch.equal(half, trained_output(case))
 
 
-@every_network
+@example_network
 def test_strength_one_half_adds_half_of_each_weight_change(network: Network) -> None:
     root = train(lowpeft.adapt(fresh(network), LoRAConfig(target="**", rank=1)), network)
     lowpeft.set_strength(root, 0.5)
@@ -655,7 +667,7 @@ def test_removing_one_adapter_leaves_the_other(kind: str) -> None:
         assert torch.equal(root.get_submodule(SITES.get(kind, SITE))(SITE_INPUT.clone()), only_b)
 
 
-@every_network
+@example_network
 def test_removing_both_adapters_leaves_the_base_as_it_was(network: Network) -> None:
     root = mix_flags(fresh(network))
     with untouched(root):
@@ -665,7 +677,7 @@ def test_removing_both_adapters_leaves_the_base_as_it_was(network: Network) -> N
         lowpeft.restore(root, name="b")
 
 
-@every_network
+@example_network
 def test_an_adapter_attached_to_a_stereo_model_keeps_it_one(network: Network) -> None:
     model = lowpeft.adapt(fresh(network), "stereo", name="a")
     assert lowpeft.adapt(model, LoRAConfig(target="**", rank=1), name="b") is model
@@ -699,7 +711,7 @@ def test_merging_feature_adapters_is_refused(case: Case) -> None:
         lowpeft.merge(model)
 
 
-@every_combination
+@example_combination
 def test_merging_a_combination_keeps_the_feature_adapters(case: Case) -> None:
     model = copy.deepcopy(trained(case))
     report = lowpeft.merge(model)
@@ -719,7 +731,11 @@ def test_a_place_that_the_family_lacks_is_refused(name: str) -> None:
         lowpeft.adapt(root, AdaptFormerConfig(input="raw"))
 
 
-SOME = ("hat", "swin2sr_hf", "timm_swin_v2", "edsr")  # a refusal is planning's, and planning's code is one
+SOME = [  # a refusal is planning's, and planning's code is one
+    pytest.param(n, marks=[] if n.name in ("swin2sr_hf", "edsr") else pytest.mark.slow)
+    for n in zoo.FAMILIES
+    if n.name in ("hat", "swin2sr_hf", "timm_swin_v2", "edsr")
+]
 
 REFUSED: dict[str, Callable[[nn.Module], object]] = {
     "unknown recipe": lambda m: lowpeft.adapt(m, "stero"),
@@ -739,17 +755,23 @@ REFUSED: dict[str, Callable[[nn.Module], object]] = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-@pytest.mark.parametrize("network", [n for n in zoo.FAMILIES if n.name in SOME], ids=lambda n: n.name)
+@pytest.mark.parametrize("network", SOME, ids=lambda n: n.name)
 def test_a_refusal_leaves_the_network_untouched(network: Network, what: str) -> None:
     root = mix_flags(fresh(network))
     with untouched(root), pytest.raises(lowpeft.LowpeftError):
         REFUSED[what](root)
 
 
+@functools.cache
+def new(case: Case) -> nn.Module:
+    """The case's network with new adapters: read it, never write it."""
+    return case.adapt(fresh(case.network))
+
+
 @pytest.mark.parametrize("what", [*REFUSED, "name taken"])
 @pytest.mark.parametrize("label", ["stereo", "lora"])
 def test_a_refusal_leaves_the_adapter_that_is_there_untouched(label: str, what: str) -> None:
-    root = base_of(Case(HAT, label).adapt(fresh(HAT)))
+    root = base_of(copy.deepcopy(new(Case(HAT, label))))
     calls = {**REFUSED, "name taken": lambda m: lowpeft.adapt(m, "spatial", name="default")}
     with untouched(root), pytest.raises(lowpeft.LowpeftError):
         calls[what](root)
@@ -770,7 +792,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> None:
 
 
 @pytest.mark.parametrize("function", ["_new_adapter", "_attach"])
-@every_combination
+@example_combination
 def test_an_error_in_the_middle_of_attaching_leaves_the_network_untouched(
     case: Case, function: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -807,7 +829,7 @@ def test_an_error_while_loading_tensors_leaves_the_network_untouched(
         lowpeft.load_adapter(root, tmp_path)
 
 
-@every_port
+@example_port
 def test_planning_leaves_the_network_untouched(case: Case) -> None:
     root = mix_flags(fresh(case.network))
     random_state = torch.get_rng_state()

@@ -1,0 +1,17 @@
+"""Which cases of a test the default tier runs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import pytest
+
+
+def by_default(kept: Collection[Any], values: Iterable[Any]) -> list[Any]:
+    """The values as parameters of a test: those in `kept` in the default tier, the others in the slow one."""
+    values = list(values)
+    strangers = [value for value in kept if value not in values]
+    if strangers:
+        raise ValueError(f"not among the cases: {strangers}")
+    return [value if value in kept else pytest.param(value, marks=pytest.mark.slow) for value in values]
