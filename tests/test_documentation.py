@@ -70,7 +70,14 @@ def prose(page: Path) -> str:
     return text
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+LATER = {f"docs/methods/{name}.md" for name in ("adalora", "colora", "fish", "spt")}
+"""Pages in the slow tier: their blocks calibrate the demo's network as docs/training.md and the kinds' tests do."""
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, id=n, marks=[pytest.mark.slow] * (n in LATER)) for p, n in zip(PAGES, NAMES, strict=True)],
+)
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registries: None) -> None:
     """The blocks of a page run in order, in one namespace, in an empty folder."""
     module = types.ModuleType("page")

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+SORTS = ("full", "lora", "spatial", "stereo", "prefix", "lst")
+"""One kind of each sort: on weights, whole or as a product; on features, of a view or of all; on tokens; aside."""
+
 
 def by_default(kept: Collection[Any], values: Iterable[Any]) -> list[Any]:
     """The values as parameters of a test: those in `kept` in the default tier, the others in the slow one."""

@@ -24,6 +24,7 @@ from lowpeft.cli import main, parser
 from lowpeft.cli.memory import keep_freed_memory
 from lowpeft.demo import demo_backbone, make_scene, write_scenes
 from lowpeft.restoration.images import matlab_downscale, read_image, write_image
+from tiers import by_default
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -194,8 +195,13 @@ def other_network(name: str, folder: Path) -> Path:
     return folder / f"{name}.pth"
 
 
-@pytest.mark.parametrize(("name", "task"), [("edt", "sr_x2"), ("ipt", "0_x2")])
-@pytest.mark.parametrize("recipe", ["stereo", "spatial"])
+@pytest.mark.parametrize(
+    ("recipe", "name", "task"),
+    by_default(
+        [("spatial", "edt", "sr_x2"), ("stereo", "ipt", "0_x2")],
+        [(r, *n) for r in ("stereo", "spatial") for n in (("edt", "sr_x2"), ("ipt", "0_x2"))],
+    ),
+)
 def test_networks_of_fixed_size_other_range_or_several_tasks_train_and_run(
     name: str, task: str, recipe: str, work: Path, tmp_path: Path
 ) -> None:

@@ -26,6 +26,7 @@ from counting import kept_bytes
 from lowpeft.core.attachment.record import record_of, unwrap
 from lowpeft.core.attachment.specialise import facets_of
 from states import randomise_adapters
+from tiers import by_default
 
 BLOCK = "layers.0.residual_group.blocks.1"
 X = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -276,7 +277,7 @@ def test_masks_that_are_not_swins_keep_all_blocks_as_they_are() -> None:
 
 
 # --- adapters that come, change and go
-@pytest.mark.parametrize("memory", ["keep", "rebuild", "checkpoint"])
+@pytest.mark.parametrize("memory", by_default(["rebuild"], ["keep", "rebuild", "checkpoint"]))
 def test_adapters_are_added_switched_merged_and_removed_afterwards(memory: Any) -> None:
     torch.manual_seed(0)
     model = lowpeft.optimize(lowpeft.adapt(hat(), "spatial").train(), memory)
@@ -521,7 +522,7 @@ def test_second_order_gradients_are_refused(memory: Any) -> None:
         torch.autograd.grad(model(X).mean(), parameters, create_graph=True)
 
 
-@pytest.mark.parametrize("memory", ["keep", "rebuild", "checkpoint"])
+@pytest.mark.parametrize("memory", by_default(["checkpoint"], ["keep", "rebuild", "checkpoint"]))
 def test_several_forwards_and_a_second_backward(memory: Any) -> None:
     model = adapted()
 

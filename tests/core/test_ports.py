@@ -46,6 +46,7 @@ from lowpeft.kinds import kinds
 from lowpeft.ports.base import SLOT
 from lowpeft.ports.layouts import Layout
 from states import assert_same_tensors, randomise_adapters, tensors
+from tiers import SORTS, by_default
 from zoo import ROWS, build, image, image_of
 
 pytestmark = pytest.mark.usefixtures("registries")
@@ -686,7 +687,7 @@ class Neighbours(FeatureAdapter):
         return features.from_rows_by_view((total - view) / (len(views) - 1) * self.gain for view in views)
 
 
-@pytest.mark.parametrize("name", ["hat", "swinir", "edt", "timm_swin", "ipt", "edsr"])
+@pytest.mark.parametrize("name", by_default(["swinir", "edsr"], ["hat", "swinir", "edt", "timm_swin", "ipt", "edsr"]))
 def test_an_adapter_for_three_views_mixes_scenes_and_nothing_else(name: str, tmp_path: Path) -> None:
     lowpeft.register_adapter(NeighboursConfig, Neighbours)
     views = image(name, 6).split(2)
@@ -766,7 +767,7 @@ def test_lists_in_a_recipe_become_tuples_and_tables_are_refused(tmp_path: Path) 
     assert lowpeft.read_adapter(folder).sites[0].config == TurnConfig(target="**", steps=(5,))
 
 
-@pytest.mark.parametrize("kind", [k.name for k in kinds()])
+@pytest.mark.parametrize("kind", by_default(SORTS, [k.name for k in kinds()]))
 def test_every_base_tensor_stays_as_it_is_while_a_kind_is_switched(kind: str) -> None:
     config = {k.name: k.config for k in kinds()}[kind]
     by_place = {k.name: {} for k in kinds() if not k.on_weights} | {"stereo": {"every": 1}, "norm": {}}

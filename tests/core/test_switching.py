@@ -30,6 +30,7 @@ from lowpeft import LoRAConfig, MultiViewModel, PlanError, SpatialConfig, VeRACo
 from lowpeft.kinds import kinds
 from states import assert_same_tensors, randomise_adapters, run_acceptance_script, tensors
 from stress import stress, switched
+from tiers import SORTS, by_default
 from zoo import build, image, image_of
 
 pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")
@@ -330,7 +331,7 @@ def scenes_out(model: nn.Module, scenes: Tensor) -> Tensor:
     return image_of(model(scenes[:, 0].clone()))
 
 
-@pytest.mark.parametrize("kind", [k.name for k in kinds()])
+@pytest.mark.parametrize("kind", by_default(SORTS, [k.name for k in kinds()]))
 def test_strengths_by_image_are_those_of_single_images(kind: str) -> None:
     model = by_image_model("hat", kind)
     views = model.views if isinstance(model, MultiViewModel) else 1
@@ -471,8 +472,20 @@ def gradients(
 
 
 @pytest.mark.filterwarnings("ignore:torch.utils.checkpoint. the use_reentrant parameter")  # spandrel's call
-@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "in another thread"])
-@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize(
+    ("region", "elsewhere"),
+    [
+        # The harder place by default, and the one that is nested in the other.
+        pytest.param(
+            region,
+            elsewhere,
+            id=f"{region}-{'in another thread' if elsewhere else 'here'}",
+            marks=[pytest.mark.slow] * (not elsewhere and region != "nested, reentrant"),
+        )
+        for region in REGIONS
+        for elsewhere in (False, True)
+    ],
+)
 def test_a_repeated_forward_has_the_setting_of_the_one_that_it_repeats(
     model: nn.Module, region: str, elsewhere: bool
 ) -> None:

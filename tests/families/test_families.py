@@ -56,7 +56,9 @@ some_blocks = pytest.mark.parametrize(
 """Those that come later are tried in the slow tier."""
 # What planning says of a fork or of a dtype, and how views are counted, is code that all families share.
 FEW = ("ipt", "nafnet", "swinir")
-few_blocks = pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in FEW)) for n in BLOCKS])
+few_blocks = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in FEW)) for n in BLOCKS]
+)
 Key = TypeVar("Key")
 
 

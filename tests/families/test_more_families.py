@@ -36,8 +36,8 @@ BLOCKS = {
 STAGES = {**dict.fromkeys(BLOCKS, 4), "dctlsa": 6, "ditn": 8, "restormer": 8, "uformer": 9}
 
 NAMES = sorted(BLOCKS)
-FIRST = {"craft", "dat", "dctlsa", "restormer"}
-"""Windows, tokens, a block that holds its shortcut, a U-shape: the others are of these sorts."""
+FIRST = {"dat", "restormer"}
+"""Windows of tokens and a U-shape of images: the others are of these sorts, or hold their shortcut in the block."""
 PLACEMENTS = ("attention", "mlp", "both", "parallel", "parallel_both")
 
 

@@ -21,6 +21,7 @@ from lowpeft.restoration.training.checkpoint import read_newest
 from lowpeft.restoration.training.schedule import learning_rate
 from reference import adaptive_ranks as reference
 from states import assert_same_tensors, randomise_adapters
+from tiers import by_default
 from training_runs import SETTINGS, Samples, edt
 from zoo import Holder
 
@@ -281,7 +282,7 @@ def test_train_has_the_published_order_and_counts_the_clipped_gradients(tmp_path
         torch.testing.assert_close(saved[key], mean, rtol=1e-3, atol=1e-9, msg=key)
 
 
-@pytest.mark.parametrize("killed_at", [3, 5])
+@pytest.mark.parametrize("killed_at", by_default([3], [3, 5]))
 def test_a_run_that_stops_and_goes_on_is_bit_equal(killed_at: int, tmp_path: Path) -> None:
     def stop(step: Any) -> None:
         if step.step == killed_at:

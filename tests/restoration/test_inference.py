@@ -19,6 +19,7 @@ from lowpeft.restoration.inference import Tiling, reach_px
 from lowpeft.restoration.inference.boxes import crop_starts
 from lowpeft.restoration.inference.network import run
 from states import backbone_of, facts, randomise_adapters
+from tiers import by_default
 
 pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")
 
@@ -163,7 +164,7 @@ def test_an_image_of_the_fixed_size_is_not_chopped() -> None:
         torch.testing.assert_close(view, expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("scale", [2, 4])
+@pytest.mark.parametrize("scale", by_default([2], [2, 4]))
 def test_the_result_does_not_depend_on_the_chunk_size(scale: int) -> None:
     backbone = ipt(scale)
     left, right = images(3, 100, 200)
@@ -249,7 +250,15 @@ def test_another_number_of_views_is_refused(count: int) -> None:
         enhance(MeanOf(Enlarge(), 3), *images(3, 9, 13, count=count))
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, AveragedModel, lambda model: torch.compile(model, backend="eager")])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel,
+        AveragedModel,
+        # Compilation takes seconds; tests/core/test_wrappers.py has it by default.
+        pytest.param(lambda model: torch.compile(model, backend="eager"), marks=pytest.mark.slow),
+    ],
+)
 def test_a_stereo_model_stays_one_inside_what_wraps_it(wrap: Callable[[nn.Module], nn.Module]) -> None:
     model = stereo(edsr())
     wanted = enhance(model, *images(3, 8, 12), ensemble=True)

@@ -17,6 +17,7 @@ from lowpeft import AdapterConfig, Calibrator, Layer, PlanError, TrainingPart, W
 from lowpeft.errors import DataError, TrainingError
 from lowpeft.restoration.training import train
 from states import assert_same_tensors, randomise_adapters
+from tiers import by_default
 from training_runs import SETTINGS, Samples, edt
 
 pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")
@@ -204,7 +205,7 @@ def learnt_model(*, stereo: bool = False) -> nn.Module:
     return lowpeft.adapt(base, configs)
 
 
-@pytest.mark.parametrize("stereo", [False, True], ids=["single images", "pairs"])
+@pytest.mark.parametrize("stereo", by_default([True], [False, True]), ids=["single images", "pairs"])
 def test_train_lets_kinds_learn_their_start_and_saves_it(stereo: bool, tmp_path: Path) -> None:
     model, settings = learnt_model(stereo=stereo), dataclasses.replace(SETTINGS, calibration=4)
     train(model, Samples(), settings, out=tmp_path / "run")

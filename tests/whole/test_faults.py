@@ -38,6 +38,7 @@ from lowpeft.ports.base import SLOT
 from lowpeft.recipes import TrainSettings
 from lowpeft.restoration.training import train
 from states import assert_same_tensors, randomise_adapters, tensors
+from tiers import by_default
 from training_runs import Samples
 from zoo import ROWS, build, image, image_of
 
@@ -197,7 +198,7 @@ def test_a_block_that_no_stage_has_is_an_error() -> None:
         ("compact", "stage=1", "body.4."),
     ],
 )
-@pytest.mark.parametrize("kind", [LoRAConfig, SSFConfig], ids=["lora", "ssf"])
+@pytest.mark.parametrize("kind", by_default([LoRAConfig], [LoRAConfig, SSFConfig]), ids=["lora", "ssf"])
 def test_places_choose_weights_too(kind: type, name: str, target: str, lead: str) -> None:
     options = {"rank": 1} if kind is LoRAConfig else {}
     everything = lowpeft.plan(build(name), kind(target="**", **options)).sites
@@ -372,7 +373,7 @@ def test_the_newer_onnx_exporter_exports_what_computes_the_same(kind: str) -> No
 
 
 @graphs
-@pytest.mark.parametrize("kind", ["stereo", SLOW_TO_EXPORT, "dora"])
+@pytest.mark.parametrize("kind", ["stereo", SLOW_TO_EXPORT, pytest.param("dora", marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_a_model_exported_for_all_sizes_runs_at_sizes_that_go_by_rows(
     kind: str, monkeypatch: pytest.MonkeyPatch

@@ -27,6 +27,10 @@ def random_input(network: Network) -> Tensor:
     return network.value_max * torch.rand(2, network.channels, *network.input_px)
 
 
+LATER = {n.name for n in zoo.ALL if n not in (*zoo.FAMILIES, *zoo.TWO_VIEWS)} | zoo.LATER | zoo.VARIANTS
+"""Rows that only slow tests run on."""
+
+
 def rows(networks: Iterable[Network], later: Collection[str] = ()) -> list[object]:
     slow = {*zoo.SLOW, *later}
     return [pytest.param(n, id=n.name, marks=[pytest.mark.slow] * (n.name in slow)) for n in networks]
@@ -36,7 +40,7 @@ def one_by_one(module: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([run(module, image) for image in x.split(1)])
 
 
-@pytest.mark.parametrize("network", rows(zoo.ALL, zoo.LATER | zoo.VARIANTS))
+@pytest.mark.parametrize("network", rows(zoo.ALL, LATER))
 def test_a_row_is_what_it_says(network: Network) -> None:
     torch.manual_seed(1)
     module = network.build()
@@ -75,7 +79,7 @@ def test_a_coupled_row_refuses_a_batch_or_mixes_it(network: Network) -> None:
 
 # spandrel's copies of NAFNet and OmniSR use an old name in their own autograd function.
 @pytest.mark.filterwarnings("ignore:'saved_variables' is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("network", rows(zoo.ALL, zoo.LATER | zoo.VARIANTS))
+@pytest.mark.parametrize("network", rows(zoo.ALL, LATER))
 def test_gradients_pass_through_the_frozen_network(network: Network) -> None:
     torch.manual_seed(1)
     module = network.build().requires_grad_(False)
