@@ -11,6 +11,7 @@ import dataclasses
 import enum
 import importlib
 import inspect
+import itertools
 import json
 import os
 import re
@@ -663,6 +664,23 @@ def hundred_steps(results: Any) -> str:
     return table(TRAINING_HEAD, training_rows(results, results_of("cost")))
 
 
+def denoiser(results: Any) -> str:
+    """What adapters and full fine-tuning give on Kodak24, from networks that were trained on noise of sigma 15."""
+    titles = {"base": "NAFNet", "own": "own network"}
+    tasks = {"noise-25": "noise, sigma 25", "jpeg-30": "JPEG, quality 30"}
+    rows = []
+    for (base, title), (task, words) in itertools.product(titles.items(), tasks.items()):
+        cells = {method: results["cells"].get(f"{base}/{task}/{method}") for method in ("lora", "full")}
+        if not all(cells.values()):
+            continue
+        lora, full = (cells[method]["psnr_db"] for method in ("lora", "full"))
+        share = int(cells["lora"]["trained parameters"]) / int(cells["full"]["trained parameters"])
+        figures = (lora["input"], lora["frozen"], lora["adapted"], full["adapted"])
+        rows.append([title, words, *(f"{figure:.2f}" for figure in figures), f"{100 * share:.0f} %"])
+    head = ["network", "task", "input", "frozen", "LoRA", "full", "parameters of LoRA, of full"]
+    return table(["PSNR in dB" if name == "network" else name for name in head], rows)
+
+
 def cost_plot() -> str:
     """The plot of time over memory, where it was drawn."""
     image = Path(__file__).resolve().parents[1] / "images" / "performance.png"
@@ -800,6 +818,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "cost-steps": cost_section("cost", cost_times("train")),
     "cost-steps-cuda": cost_section("cost_cuda", cost_times("train")),
     "degradations": degradations,
+    "denoiser": cost_section("denoiser", denoiser),
     "ensemble": measured("ensemble"),
     "experiments": experiments,
     "families": families,

@@ -340,8 +340,8 @@ def test_single_images_are_measured_by_the_frozen_network_and_by_an_ensemble(
 def bad_inputs() -> list[tuple[list[str], str]]:
     demo = ["--weights", "demo", "--data", "{folder}/pairs", "--device", "cpu"]
     return [
-        (["--data", "{folder}/pairs"], "give --weights, or --bicubic with --scale"),
-        (["--data", "{folder}/pairs", "--bicubic"], "give --weights, or --bicubic with --scale"),
+        (["--data", "{folder}/pairs"], "give --weights or --network, or --bicubic with --scale"),
+        (["--data", "{folder}/pairs", "--bicubic"], "give --weights or --network, or --bicubic with --scale"),
         (["--data", "{folder}/pairs", "--bicubic", "--scale", "4", "--ensemble"], "--ensemble"),
         (["--data", "{folder}/pairs", "--bicubic", "--scale", "4", "--local-pooling"], "--local-pooling"),
         ([*demo, "--revision", "main"], "--revision"),

@@ -125,8 +125,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "dict": ([{"lq": 1, "gt": 2}], "a dict"),
     "arrays": (pair(lr=np.zeros((3, 12, 24))), "lr is a ndarray"),
     "bytes": (pair(lr=torch.zeros(3, 12, 24, dtype=torch.uint8)), "uint8"),
-    "0..255": (pair(hr=torch.rand(3, 24, 48) * 255), "divide 0..255 by 255"),
-    "NaN": (pair(lr=torch.full((3, 12, 24), float("nan"))), "values nan"),
+    "0..255": (pair(hr=torch.rand(3, 24, 48) * 255), "divide an image 0..255 by 255"),
+    "NaN": (pair(lr=torch.full((3, 12, 24), float("nan"))), "NaN"),
     "flat": (pair(lr=torch.rand(12, 24)), r"lr has shape \(12, 24\)"),
     "no multiple": (pair(hr=torch.rand(3, 25, 48)), "times one whole number"),
     "views": (pair(hr=torch.rand(2, 3, 24, 48)), "lr has shape"),
@@ -134,7 +134,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "number": (7, "a int is not a data set"),
     "other scale": ([*pairs(1), (torch.rand(3, 12, 24), torch.rand(3, 36, 72))], "must agree"),
     "sizes": ([*pairs(2), *pairs(2, (16, 24))], "batch = 1"),
-    "channels": ([(torch.rand(1, 12, 24), torch.rand(1, 24, 48))], "3 channels, the samples have 1"),
+    "channels": ([(torch.rand(1, 12, 24), torch.rand(1, 24, 48))], "3 channels, the crops have 1"),
 }
 
 

@@ -1,0 +1,67 @@
+"""The released networks and adapters of the folder `adapters`: they open, fit, and do what their cards say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import lowpeft
+from lowpeft.restoration.data import find_scenes, load_example
+from lowpeft.restoration.degradations import degradation
+from lowpeft.restoration.evaluation import compare
+from lowpeft.restoration.metrics import psnr
+
+ADAPTERS = Path(__file__).resolve().parents[2] / "adapters"
+RESULTS = ADAPTERS.parent / "benchmarks" / "results" / "denoiser.json"
+TASKS = {"noise-25": "noise:25", "jpeg-30": "jpeg:30"}
+
+
+def base() -> lowpeft.Backbone:
+    return lowpeft.load_backbone(ADAPTERS / "denoiser" / "network.safetensors")
+
+
+def test_the_folder_is_small() -> None:
+    assert sum(file.stat().st_size for file in ADAPTERS.rglob("*") if file.is_file()) < 5_000_000
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_an_adapter_loads_merges_and_changes_what_the_base_does(name: str) -> None:
+    image = torch.rand(3, 40, 48, generator=torch.Generator().manual_seed(0))
+    frozen = lowpeft.enhance(base(), image)
+    model = lowpeft.load_adapter(base(), ADAPTERS / name)
+    adapted = lowpeft.enhance(model, image)
+    assert (adapted - frozen).abs().max() > 0.01
+    report = lowpeft.merge(model)
+    assert not report.kept
+    assert (lowpeft.enhance(model, image) - adapted).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_card_and_the_results_have_the_same_figures(name: str) -> None:
+    facts = lowpeft.read_adapter(ADAPTERS / name).facts
+    measured = json.loads(RESULTS.read_text())["cells"][f"base/{name}/lora"]["psnr_db"]
+    assert {method: facts[f"PSNR in dB, RGB, Kodak24, {method}"] for method in measured} == measured
+    assert facts["degraded by"] == TASKS[name]
+    assert measured["adapted"] > measured["frozen"]
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", TASKS)
+def test_the_figures_are_measured_again(name: str, data_root: Path) -> None:
+    scenes = find_scenes(data_root / "single" / "Kodak24", views=1)
+    examples = [load_example(scene, 1, degrade=degradation(TASKS[name])) for scene in scenes]
+    facts = lowpeft.read_adapter(ADAPTERS / name).facts
+    for method, db in compare(lowpeft.load_adapter(base(), ADAPTERS / name), examples).means_db().items():
+        assert db == pytest.approx(facts[f"PSNR in dB, RGB, Kodak24, {method}"], abs=0.01)
+
+
+def test_the_base_removes_the_noise_that_it_was_trained_on() -> None:
+    smooth = torch.nn.functional.interpolate(torch.rand(1, 3, 6, 6), size=(96, 96), mode="bicubic")[0].clamp(0, 1)
+    clean = (smooth * 255).round().to(torch.uint8)
+    (noisy,) = degradation("noise:15").views([clean], 1, 0)
+    restored = lowpeft.enhance(base(), noisy)
+    assert psnr(restored, clean) > psnr(noisy, clean) + 6
