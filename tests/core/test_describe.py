@@ -22,6 +22,7 @@ from lowpeft.restoration.evaluation import compare, evaluate
 from lowpeft.restoration.images import matlab_downscale
 from lowpeft.restoration.training import train, validation
 from states import assert_same_tensors, randomise_adapters, run_acceptance_script, tensors
+from tiers import by_default
 from training_runs import SETTINGS, Samples
 
 PROBED = {"compact": (2, 3, 1), "drct": (2, 3, 4), "drunet": (1, 4, 8), "realcugan_x3": (3, 3, 1)}
@@ -108,7 +109,9 @@ class Fixed(Own):
 
 
 # --- Known and measured
-@pytest.mark.parametrize("name", [n.name for n in zoo.FAMILIES if n.task != "features"])
+@pytest.mark.parametrize(
+    "name", by_default(["edt", "ipt", "nafnet", "swinir"], [n.name for n in zoo.FAMILIES if n.task != "features"])
+)
 def test_networks_of_a_family_have_the_facts_of_their_row(name: str) -> None:
     found, wanted = describe(build(name)), row(name)
     assert (found.scale, found.channels, found.value_range) == (wanted.scale, wanted.channels, (0.0, wanted.value_max))
@@ -271,7 +274,7 @@ def pairs(count: int = 2) -> list[Example]:
     return found
 
 
-@pytest.mark.parametrize("block", [Residual, Windows])
+@pytest.mark.parametrize("block", by_default([Windows], [Residual, Windows]))
 def test_an_own_network_becomes_a_stereo_network(block: Callable[[int], nn.Module], tmp_path: Path) -> None:
     net, settings = own(block), replace(SETTINGS, steps=3, validate_every_steps=3)
     left, right = torch.rand(2, 3, 21, 34)

@@ -219,7 +219,9 @@ def fork_activation(block: nn.Module) -> None:
     block.mlp.act = OfAllTokens()
 
 
-@pytest.mark.parametrize("fork", [fork_block, fork_linear, fork_attention, fork_activation])
+@pytest.mark.parametrize(
+    "fork", by_default([fork_attention], [fork_block, fork_linear, fork_attention, fork_activation])
+)
 def test_copies_of_the_code_compute_what_they_computed(fork: Callable[[nn.Module], None]) -> None:
     model, plain = hat(), hat()
     for network in (model, plain):
@@ -502,7 +504,7 @@ def test_stages_that_write_to_their_input_cannot_run_again() -> None:
 
 
 # --- together with torch
-@pytest.mark.parametrize("memory", ["keep", "rebuild", "checkpoint"])
+@pytest.mark.parametrize("memory", by_default(["checkpoint"], ["keep", "rebuild", "checkpoint"]))
 def test_autocast(memory: Any) -> None:
     def run(model: nn.Module) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -514,7 +516,7 @@ def test_autocast(memory: Any) -> None:
     assert close(run(lowpeft.optimize(model, memory)), plain, 0.03)
 
 
-@pytest.mark.parametrize("memory", ["keep", "rebuild", "checkpoint"])
+@pytest.mark.parametrize("memory", by_default(["checkpoint"], ["keep", "rebuild", "checkpoint"]))
 def test_second_order_gradients_are_refused(memory: Any) -> None:
     model = lowpeft.optimize(adapted(), memory)
     parameters = [p for _, p in lowpeft.adapter_parameters(model)]
@@ -542,7 +544,7 @@ def test_several_forwards_and_a_second_backward(memory: Any) -> None:
     assert close(run(), plain)
 
 
-@pytest.mark.parametrize("memory", ["keep", "rebuild", "checkpoint"])
+@pytest.mark.parametrize("memory", by_default(["checkpoint"], ["keep", "rebuild", "checkpoint"]))
 def test_distributed_data_parallel(memory: Any, tmp_path: Path) -> None:
     model = adapted()
     plain = gradients(model)

@@ -21,6 +21,7 @@ import lowpeft
 import zoo
 from lowpeft import Backbone, FullConfig, LoRAConfig, PlanError, SpatialConfig, StereoConfig
 from lowpeft.families import recognise
+from tiers import by_default
 from zoo import ROWS
 
 
@@ -165,8 +166,8 @@ def assert_not_written(model: nn.Module, act: Callable[[], object]) -> None:
 NETWORKS = ["swinir", "hat", "swin2sr_hf", "ipt", "nafnet", "edsr", "esrgan", "drct", "compact"]
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("training", by_default([True], [True, False]), ids=["training", "eval"])
+@pytest.mark.parametrize("name", by_default(["swinir", "nafnet", "compact"], NETWORKS))  # two families, and none
 def test_a_plan_writes_nothing(name: str, training: bool) -> None:
     model = network(name).train(training)
 

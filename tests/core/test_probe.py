@@ -506,7 +506,13 @@ EXAMPLES: dict[str, tuple[Callable[[], nn.Module], object, Callable[[Tensor], ob
 }
 
 
-@pytest.mark.parametrize(("make", "example", "of"), EXAMPLES.values(), ids=EXAMPLES)
+@pytest.mark.parametrize(
+    ("make", "example", "of"),
+    [
+        pytest.param(*row, id=name, marks=[pytest.mark.slow] * (name not in ("a dict", "six channels")))
+        for name, row in EXAMPLES.items()  # one that is unpacked and one tensor; the others are of these sorts
+    ],
+)
 def test_an_example_says_what_a_network_is_called_with(
     make: Callable[[], nn.Module], example: object, of: Callable[[Tensor], object]
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -54,12 +54,15 @@ LATER = {"DataParallel of compile", "compiled in place", "DataParallel of DDP"}
 """Combinations and variants of the others: in the slow tier."""
 
 
-def each(wrappers: dict[str, Callable[[nn.Module], nn.Module]]) -> pytest.MarkDecorator:
-    rows = [pytest.param(w, id=name, marks=[pytest.mark.slow] * (name in LATER)) for name, w in wrappers.items()]
+def each(wrappers: dict[str, Callable[[nn.Module], nn.Module]], later: Collection[str] = LATER) -> pytest.MarkDecorator:
+    rows = [pytest.param(w, id=name, marks=[pytest.mark.slow] * (name in later)) for name, w in wrappers.items()]
     return pytest.mark.parametrize("wrap", rows)
 
 
 every_wrapper, every_holder = each(WRAPPERS), each(WRAPPERS | FIXED)
+# A compiled network is compiled anew in every test: by default where it is run with other settings.
+but_compiled = each(WRAPPERS, LATER | {"compile"})
+holder_but_compiled = each(WRAPPERS | FIXED, LATER | {"compile"})
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -102,7 +105,7 @@ def test_a_wrapped_network_is_adapted_inside_and_starts_as_the_base(wrap: Callab
     assert not torch.equal(pair(randomise_adapters(stereo)), BASE)
 
 
-@every_wrapper
+@but_compiled
 def test_adapters_of_single_images_give_the_wrapper_back(wrap: Callable[[nn.Module], nn.Module]) -> None:
     wrapped = wrap(network())
     for recipe in ("spatial", "lora"):
@@ -111,7 +114,7 @@ def test_adapters_of_single_images_give_the_wrapper_back(wrap: Callable[[nn.Modu
     assert not torch.equal(single(randomise_adapters(wrapped)), BASE)
 
 
-@every_wrapper
+@but_compiled
 def test_a_file_from_a_wrapped_network_fits_the_bare_one_and_the_reverse(
     wrap: Callable[[nn.Module], nn.Module], tmp_path: Path
 ) -> None:
@@ -152,7 +155,7 @@ def adapted(wrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
 ADAPTED = pair(randomise_adapters(lowpeft.adapt(network(), "stereo", every=1)))
 
 
-@every_holder
+@holder_but_compiled
 def test_a_wrapped_adapted_network_computes_the_same(wrap: Callable[[nn.Module], nn.Module]) -> None:
     torch.testing.assert_close(pair(adapted(wrap)), ADAPTED, rtol=0, atol=1e-6)
 
@@ -176,7 +179,7 @@ def test_an_adapter_is_saved_from_the_wrapper(wrap: Callable[[nn.Module], nn.Mod
     torch.testing.assert_close(pair(lowpeft.load_adapter(network(), tmp_path)), ADAPTED, rtol=0, atol=0)
 
 
-@every_holder
+@holder_but_compiled
 def test_the_wrapper_is_trained_and_the_base_stays(wrap: Callable[[nn.Module], nn.Module]) -> None:
     model = adapted(wrap).train()
     lowpeft.check_trainable(model)

@@ -26,6 +26,7 @@ from lowpeft.restoration.evaluation import evaluate
 from lowpeft.restoration.images import write_image
 from lowpeft.restoration.metrics import PROTOCOLS
 from states import randomise_adapters
+from tiers import by_default
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -60,7 +61,7 @@ def job(sources: Sources, row: str = "both", **changes: object) -> Job:
 @pytest.mark.parametrize(
     ("row", "trained"),
     [
-        ("scratch", 83_667),
+        pytest.param("scratch", 83_667, marks=pytest.mark.slow),
         pytest.param("full", 83_667, marks=pytest.mark.slow),
         pytest.param("spatial", 1_044, marks=pytest.mark.slow),
         ("both", 5_220),
@@ -128,7 +129,7 @@ def test_a_cell_that_was_cut_off_after_training_is_measured_without_training_aga
     assert again.peak_mb == first.peak_mb > 1
 
 
-@pytest.mark.parametrize("change", ["seed", "ensemble", "data", "recipe", "weights"])
+@pytest.mark.parametrize("change", by_default(["seed", "data"], ["seed", "ensemble", "data", "recipe", "weights"]))
 def test_a_result_of_another_run_is_refused_and_kept(change: str, sources: Sources, tmp_path: Path) -> None:
     frozen = job(sources, recipe=None)
     run_job(frozen, tmp_path)

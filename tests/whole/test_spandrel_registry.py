@@ -32,6 +32,7 @@ from lowpeft.restoration.inference import Tiling, reach_px
 from lowpeft.restoration.lam import LamSettings, Patch, attribute
 from lowpeft.restoration.training import train
 from states import facts, randomise_adapters
+from tiers import by_default
 from training_runs import SETTINGS, Samples
 
 # spandrel's copy of OmniSR uses an old name in its own autograd function.
@@ -198,7 +199,7 @@ def test_a_call_that_lowpeft_does_not_know_is_refused(opened: Open, monkeypatch:
 
 
 # --- The facts
-@pytest.mark.parametrize("name", TOLD)
+@pytest.mark.parametrize("name", by_default(["drunet", "gfpgan", "ipt"], TOLD))
 def test_the_facts_are_carried(name: str, opened: Open) -> None:
     backbone = opened(name).backbone
     assert {fact: getattr(backbone, fact) for fact in TOLD[name]} == TOLD[name]
@@ -271,7 +272,9 @@ def padded(network: Opened, x: Tensor) -> Tensor:
     return pad_to(x, x.shape[-2] + down, x.shape[-1] + right)
 
 
-@pytest.mark.parametrize("name", ["drunet", "fbcnn", "mixdehazenet", slow("restoreformer"), slow("uformer")])
+@pytest.mark.parametrize(
+    "name", ["drunet", slow("fbcnn"), slow("mixdehazenet"), slow("restoreformer"), slow("uformer")]
+)
 def test_a_network_is_trained_as_it_is_used(name: str, opened: Open) -> None:
     """The loss of the first step, before anything has changed, is that of what spandrel makes of the crop."""
     network = opened(name)
@@ -284,7 +287,7 @@ def test_a_network_is_trained_as_it_is_used(name: str, opened: Open) -> None:
     assert trained.loss == pytest.approx((theirs - hr).abs().mean().item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["drunet", "fbcnn", slow("mixdehazenet")])
+@pytest.mark.parametrize("name", ["drunet", slow("fbcnn"), slow("mixdehazenet")])
 def test_a_pair_of_views_is_run_as_each_by_itself_at_the_start(name: str, opened: Open) -> None:
     network = opened(name)
     (path, *_) = first_convolutions(network.backbone.module)
@@ -295,7 +298,7 @@ def test_a_pair_of_views_is_run_as_each_by_itself_at_the_start(name: str, opened
         torch.testing.assert_close(found, theirs, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["drunet", "mixdehazenet", slow("fbcnn"), slow("uformer")])
+@pytest.mark.parametrize("name", ["drunet", slow("mixdehazenet"), slow("fbcnn"), slow("uformer")])
 def test_an_adapter_file_carries_the_facts(name: str, opened: Open, tmp_path: Path) -> None:
     network = opened(name)
     model = randomise_adapters(with_lora(network.backbone))
