@@ -70,8 +70,10 @@ def prose(page: Path) -> str:
     return text
 
 
-LATER = {f"docs/methods/{name}.md" for name in ("adalora", "colora", "fish", "spt")}
-"""Pages in the slow tier: their blocks calibrate the demo's network as docs/training.md and the kinds' tests do."""
+LATER = {
+    f"docs/{name}.md" for name in ("evaluation", "lam", *(f"methods/{n}" for n in ("adalora", "colora", "fish", "spt")))
+}
+"""Pages in the slow tier: their blocks measure or calibrate the demo's network for seconds, as the tests of both do."""
 
 
 @pytest.mark.parametrize(

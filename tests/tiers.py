@@ -12,9 +12,13 @@ SORTS = ("full", "lora", "spatial", "stereo", "prefix", "lst")
 
 
 def by_default(kept: Collection[Any], values: Iterable[Any]) -> list[Any]:
-    """The values as parameters of a test: those in `kept` in the default tier, the others in the slow one."""
+    """The values as parameters of a test: those in `kept` in the default tier, the others in the slow one.
+
+    A tuple is the values of several parameters.
+    """
     values = list(values)
     strangers = [value for value in kept if value not in values]
     if strangers:
         raise ValueError(f"not among the cases: {strangers}")
-    return [value if value in kept else pytest.param(value, marks=pytest.mark.slow) for value in values]
+    rows = [(value, value if isinstance(value, tuple) else (value,)) for value in values]
+    return [pytest.param(*row, marks=[] if value in kept else [pytest.mark.slow]) for value, row in rows]

@@ -30,6 +30,7 @@ import lowpeft
 from lowpeft import LowpeftError, load_backbone
 from lowpeft.cli import main
 from lowpeft.core.observation.fingerprint import OTHER_WEIGHTS
+from tiers import by_default
 from zoo import ROWS
 
 State = dict[str, Tensor]
@@ -218,7 +219,7 @@ BOTH = {
 }
 
 
-@pytest.mark.parametrize("form", BOTH)
+@pytest.mark.parametrize("form", by_default(list(BOTH)[::2], BOTH))
 def test_the_average_is_taken_and_said_and_raw_weights_on_request(form: str, tmp_path: Path) -> None:
     path, case = tmp_path / "network.pth", BOTH[form]
     torch.save(case.content(), path)
@@ -278,7 +279,7 @@ RAW_ALONE: dict[str, Callable[[], object]] = {
 }
 
 
-@pytest.mark.parametrize("form", RAW_ALONE)
+@pytest.mark.parametrize("form", by_default(list(RAW_ALONE)[::2], RAW_ALONE))
 def test_a_state_dict_is_found_however_it_is_wrapped(form: str, tmp_path: Path) -> None:
     path = tmp_path / "network.ckpt"
     torch.save(RAW_ALONE[form](), path)

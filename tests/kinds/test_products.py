@@ -17,6 +17,7 @@ from lowpeft.kinds import OFT, AdapterConfig, Layer, LoHa, LoKr, WeightAdapter
 from lowpeft.kinds.lokr import parts
 from reference import products as reference
 from states import randomise_adapters
+from tiers import by_default
 from zoo import Holder
 
 OTHERS: dict[str, Callable[[], nn.Module]] = {
@@ -322,7 +323,7 @@ def test_oft_computes_in_float32_after_a_move_to_bfloat16() -> None:
     torch.testing.assert_close(change.double(), wanted, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", EVERY)
+@pytest.mark.parametrize("case", by_default(["loha", "oft"], EVERY))
 def test_one_graph_of_a_compiled_network_computes_the_same(case: str) -> None:
     model = randomise_adapters(lowpeft.adapt(Holder(LAYERS["groups"]()).eval(), EVERY[case]))
     torch._dynamo.reset()

@@ -179,8 +179,11 @@ COMBINATIONS = [case for case in CASES if case.label == "combination"]
 PORTS = [case for case in CASES if case.label in ("convpass", "combination", *TOKENS)]
 
 
-LATER = zoo.LATER | zoo.VARIANTS | {"swin2sr", "timm_swin"}
-"""Rows that add no mechanism to the others of `zoo.FAMILIES`, such as `swin2sr_hf` and `timm_swin_v2`."""
+LATER = zoo.LATER | zoo.VARIANTS | {"swin2sr", "timm_swin", "hat", "edt"}
+"""Rows that add no mechanism to the others of `zoo.FAMILIES`, such as `swin2sr_hf`, `timm_swin_v2` and `swinir`.
+
+HAT is the network of the demo and of most tests elsewhere; EDT has tests of its own.
+"""
 
 # What a kind does with a weight depends on the layer, not on the network around it, and `test_kinds.py` has layers of
 # every sort; what it does with features depends on their layout, and the ports are in the combination, which takes
@@ -192,7 +195,7 @@ ON_FEW: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(KINDS, ()),
     **{kind: (FEW[i % len(FEW)],) for i, kind in enumerate(IN_TURNS)},
     **dict.fromkeys(("lora", "spatial"), ("ipt", "nafnet")),
-    "stereo": ("nafnet", "hat"),
+    "stereo": ("nafnet", "swinir"),
     "convpass": ("ipt", "rcan"),
     "parallax": ("swinir",),
     "prefix": ("swinir",),
