@@ -176,7 +176,9 @@ def test_other_code_of_a_known_family_is_run(tested: list[nn.Module]) -> None:
 ROWS = [row for row in zoo.FAMILIES if row.family in APART]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    "row", [pytest.param(row, id=row.name, marks=[pytest.mark.slow] * (row.name in zoo.LATER)) for row in ROWS]
+)
 def test_families_that_are_known_to_keep_images_apart_do(row: zoo.Network) -> None:
     root = row.build()
     attempt = trial.Trial(root)

@@ -421,7 +421,7 @@ def test_a_stereo_adapted_backbone_of_strength_0_takes_single_images() -> None:
         assert torch.equal(model.backbone(x), build("hat")(x))
 
 
-@pytest.mark.parametrize("name", [n for n in SR if getattr(n, "values", None) != ("swin2sr_hf",)])
+@pytest.mark.parametrize("name", [n for n in SR if n.values != ("swin2sr_hf",)])
 @torch.no_grad()
 def test_permuting_the_pairs_of_a_batch_permutes_the_outputs(name: str) -> None:
     model = randomise_adapters(lowpeft.adapt(build(name), "stereo"))
