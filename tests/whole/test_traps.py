@@ -952,7 +952,7 @@ distributed.destroy_process_group()
 """
 
 
-@pytest.mark.slow  # tests/restoration/test_train_processes.py trains in two processes by default
+@pytest.mark.slow  # as are the runs in two processes of tests/restoration/test_train_processes.py
 @pytest.mark.parametrize(
     ("name", "recipe"),
     [
