@@ -80,6 +80,28 @@ def shared():
     return SHARED
 
 
+def loaded():
+    net = Net(8, 2)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.fill_(0.1)
+    return net
+
+
+def changes_torch():
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float64)
+    return Net(8, 2).float()
+
+
+def leaves():
+    raise SystemExit(3)
+
+
+async def later():
+    return Net(8, 2)
+
+
 NUMBER = 3
 """
 
@@ -265,6 +287,26 @@ def test_scratch_builds_the_network_anew_under_the_seed(folder: Path) -> None:
     assert not torch.equal(first, before)
     with pytest.raises(lowpeft.PlanError, match="the same network each time"):
         build_model(Factory(name="privatenets:shared").load(), recipe)
+    with pytest.raises(lowpeft.PlanError, match="the same weights under every seed"):
+        build_model(Factory(name="privatenets:loaded").load(), recipe)
+
+
+def test_a_function_changes_nothing_of_torch(folder: Path) -> None:
+    sys.path.insert(0, str(folder))
+    Factory(name="privatenets:changes_torch").load()
+    assert torch.is_grad_enabled()
+    assert torch.get_default_dtype() == torch.float32
+    for name, says in {"leaves": "SystemExit", "later": "returned a coroutine"}.items():
+        with pytest.raises(lowpeft.LowpeftError, match=says):
+            Factory(name=f"privatenets:{name}").load()
+
+
+def test_averaged_weights_alone_that_do_not_fit_are_listed(folder: Path) -> None:
+    sys.path.insert(0, str(folder))
+    torch.save({"params_ema": network(9).state_dict()}, "average.pth")
+    with pytest.raises(lowpeft.LowpeftError, match=r"average\.pth cannot be loaded into Net") as caught:
+        lowpeft.load_backbone("average.pth", network=network())
+    assert "of another shape: head.weight: 9x3x3x3 for 8x3x3x3" in caught.value.problems
 
 
 # --- What files say

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -91,16 +92,30 @@ class Factory:
 
     def _called(self, build: Callable[..., object]) -> nn.Module | Backbone:
         try:
-            built = build(**self.arguments)
-        except Exception as error:
+            with _torch_as_it_was():
+                built = build(**self.arguments)
+        except (Exception, SystemExit) as error:
             raise LowpeftError(f"{call(self.name, **self.arguments)} failed: {cause(error)}") from error
         if not isinstance(built, nn.Module | Backbone):
+            if inspect.iscoroutine(built):
+                built.close()  # it would warn that nobody awaited it
             what = "; return its .model" if isinstance(getattr(built, "model", None), nn.Module) else ""
             raise LowpeftError(
                 f"{self.name} returned a {type(built).__name__}, but must return a torch.nn.Module or a "
                 f"lowpeft.Backbone{what}"
             )
         return built
+
+
+@contextmanager
+def _torch_as_it_was() -> Iterator[None]:
+    """Put back what a user's function may change for the whole process: gradients, and the default dtype."""
+    gradients, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(gradients)
+        torch.set_default_dtype(dtype)
 
 
 def _another(factory: Factory) -> nn.Module:
@@ -171,7 +186,8 @@ def load_into(
     try:
         fitting = _fitting(own, candidates)
         if not fitting:
-            candidates, found = (_with_averages_as_layers(found),) * 2
+            if joined := _with_averages_as_layers(found):
+                candidates, found = joined, joined
             fitting = _fitting(own, candidates)
         if not fitting:
             raise _not_its_tensors(module, own, candidates)

@@ -59,21 +59,31 @@ def reinitialise(model: object, seed: int) -> None:
         seed: Seed of the weights.
 
     Raises:
-        PlanError: It is not known how the network is built, or its tensors differ from a new one's (e.g. it is
-            adapted). The network is unchanged.
+        PlanError: It is not known how the network is built, a new one has the same weights under every seed, or its
+            tensors differ from a new one's (e.g. it is adapted). The network is unchanged.
     """
     module = module_of(model)
     build = _builder(model, module)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        new = build()
+    new, other = (_built(build, each) for each in (seed, seed + 1))
     if new is module:
         raise PlanError(f"the function that builds {type(module).__name__} returns the same network each time")
+    drawn = [(a, b) for a, b in zip(new.parameters(), other.parameters(), strict=False) if a.numel() > 1]
+    if drawn and all(torch.equal(a, b) for a, b in drawn):
+        raise PlanError(
+            f"the function that builds {type(module).__name__} gives it the same weights under every seed, so they are "
+            "not new: it loads them, or sets a seed of its own. Name a function that does neither"
+        )
     if new.state_dict().keys() != module.state_dict().keys():
         raise PlanError(
             f"this {type(module).__name__} has other tensors than a new one: it was changed or adapted; load it again"
         )
     module.load_state_dict(new.state_dict())
+
+
+def _built(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
 
 
 def _builder(model: object, module: nn.Module) -> Callable[[], nn.Module]:
