@@ -156,7 +156,7 @@ def test_a_loaded_adapter_is_summed_up_as_the_saved_one(tmp_path: Path) -> None:
 
 
 def test_saving_a_loaded_adapter_writes_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    again = lowpeft.save_adapter(lowpeft.load_adapter(plain(), folder), tmp_path / "again")
+    again = lowpeft.save_adapter(lowpeft.load_adapter(plain(), folder), tmp_path / "again" / folder.name)
     assert [n for n in (TENSORS, CONFIG, CARD) if (again / n).read_bytes() != (folder / n).read_bytes()] == []
 
 
@@ -699,7 +699,7 @@ def test_a_model_without_adapters_is_not_saved(tmp_path: Path) -> None:
 def test_saving_over_an_adapter_replaces_it(folder: Path, tmp_path: Path) -> None:
     other = trained(plain(), FullConfig(target="entry"), seed=9)
     lowpeft.save_adapter(other, folder)
-    fresh = lowpeft.save_adapter(other, tmp_path / "fresh")
+    fresh = lowpeft.save_adapter(other, tmp_path / "fresh" / folder.name)  # the card names the folder
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == {p.name: p.read_bytes() for p in fresh.iterdir()}
 
 
