@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,35 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch, capsys
         advance("loss 2")
     shown = capsys.readouterr().err
     assert shown.index("elapsed") < shown.index("left")
+
+
+def test_a_signal_ends_a_run_with_a_checkpoint_from_which_it_goes_on(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lowpeft.restoration.training import Trackers
+
+    def interrupted(self: Trackers, step: object) -> None:
+        if step.step == 2:  # type: ignore[attr-defined]
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Trackers, "on_row", interrupted)
+    before = signal.getsignal(signal.SIGTERM)
+    train = command(scenes, tmp_path / "out", "spatial", "--steps", "4", "--log-with", "tensorboard")
+    assert main(train) == 128 + signal.SIGTERM
+    assert "stopped after 2 of 4 steps: SIGTERM came; continue with --resume" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert main([*train, "--resume"]) == 0
+    assert "training 3/4" in capsys.readouterr().err
+
+
+def test_an_adapter_that_was_measured_is_trained_on_without_measuring(scenes: Path, tmp_path: Path) -> None:
+    measured = ["--steps", "1", "--validate", str(scenes / "test"), "--validate-every-steps", "1", "--patience", "1"]
+    assert main(command(scenes, tmp_path / "out", "spatial", *measured)) == 0
+    more = command(scenes, tmp_path / "more", "--adapter", str(tmp_path / "out"), "--steps", "1")
+    assert main(more) == 0
+
+
+def test_an_invalid_degradation_is_explained(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(command(scenes, tmp_path / "out", "spatial", "--degrade", "noise:50..5"))
+    assert "the smaller value comes first" in capsys.readouterr().err

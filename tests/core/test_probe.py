@@ -1174,3 +1174,42 @@ def test_masks_and_tokens_do_not_go_together() -> None:
             module.masked = True
     with torch.no_grad(), pytest.raises(PlanError, match="without masks"):
         model(torch.rand(1, 3, 6, 10))
+
+
+class Widening(nn.Module):
+    def __init__(self, taken: int, given: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(taken, given, 3, padding=1), nn.Conv2d(given, given, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.second(torch.relu(self.first(x))))
+
+
+class Changing(nn.Module):
+    """A small U-Net whose blocks change the number of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.e1, self.e2, self.e3 = Widening(3, 8), Widening(8, 16), Widening(16, 32)
+        self.u2, self.u1 = nn.ConvTranspose2d(32, 16, 2, 2), nn.ConvTranspose2d(16, 8, 2, 2)
+        self.d2, self.d1 = Widening(32, 16), Widening(16, 8)
+        self.tail = nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.e1(x)
+        second = self.e2(nn.functional.max_pool2d(first, 2))
+        y = self.u2(self.e3(nn.functional.max_pool2d(second, 2)))
+        y = self.u1(self.d2(torch.cat((y, second), 1)))
+        return x + self.tail(self.d1(torch.cat((y, first), 1)))
+
+
+@pytest.mark.parametrize("kind", ["convpass", "adaptformer", "adaptir", "spectral"])
+def test_a_block_that_changes_its_channels_has_no_place_beside_it(kind: str) -> None:
+    with pytest.raises(PlanError, match="no place"):
+        lowpeft.plan(Changing(), kind)
+
+
+def test_other_kinds_fit_blocks_that_change_their_channels() -> None:
+    model, x = Changing().eval(), torch.rand(1, 3, 16, 16)
+    expected = model(x)
+    assert torch.equal(lowpeft.adapt(model, "spatial")(x), expected)

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
+from ..errors import LowpeftError
 from ..ports.facts import ImageFacts
 from ..recipes import TrainSettings
 from ..restoration.data import LAYOUTS, Crops, Example, Scene, find_scenes, load_example, read_clean_crops, reading
-from ..restoration.degradations import PRESETS, STEPS, degradation
+from ..restoration.degradations import PRESETS, STEPS, Degradation, degradation
 from .common import add_border
 
 
@@ -47,15 +48,22 @@ def add_sources(sub: argparse.ArgumentParser) -> None:
     )
 
 
+def _degradation(text: str) -> Degradation:
+    try:
+        return degradation(text)
+    except LowpeftError as error:  # a ValueError, whose text argparse would leave out
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def add_degrade(sub: argparse.ArgumentParser) -> None:
     """Add the option that makes degraded images from clean ones."""
     steps = ", ".join(f"{name}:VALUE" if step.valued else name for name, step in STEPS.items())
     sub.add_argument(
         "--degrade",
         metavar="STEPS",
-        type=degradation,
+        type=_degradation,
         help=f"make degraded images from the clean ones: {steps}, in order and separated by commas, e.g. noise:25 "
-        f"or blur:1.2,down:4,noise:5..10,jpeg:60; or {' or '.join(PRESETS)}; see docs/data.md",
+        f"or blur:1.2,down:4,noise:5..10,jpeg:60; or {' or '.join(PRESETS)}; see docs/restoration.md",
     )
 
 

@@ -38,6 +38,7 @@ from .common import (
     warn_of_pairs,
     weights_facts,
 )
+from .signals import stop_on_signal
 from .sources import (
     add_sources,
     examples_of,
@@ -79,8 +80,8 @@ def add_to(commands: Any) -> None:
     add_settings(sub)
 
 
-def run(options: argparse.Namespace) -> None:
-    """Train, measure, save."""
+def run(options: argparse.Namespace) -> int | None:
+    """Train, measure, save; return an exit code that is not 0 if a signal stopped the run."""
     from ..restoration.progress import progress
     from ..restoration.training import build_model, check_folder, connect, last_step, train
 
@@ -111,8 +112,10 @@ def run(options: argparse.Namespace) -> None:
         _print_plan(model, recipe, crops, processes)
         _warn_of_pairs(options, recipe, scenes)
     shared = _trained_and_measured(options, scenes) if processes.main else {}
-    left = max(0, settings.steps - last_step(Path(options.out))) if options.resume else settings.steps
-    with progress("training", left) if processes.main and left else nullcontext(lambda note: None) as advance:
+    before = last_step(Path(options.out)) if options.resume else 0
+    left = settings.steps > before
+    bar = progress("training", settings.steps, before) if processes.main and left else nullcontext(lambda note: None)
+    with bar as advance, stop_on_signal() as (stop, signals):
         done = train(
             model,
             crops,
@@ -121,13 +124,15 @@ def run(options: argparse.Namespace) -> None:
             resume=options.resume,
             validate=validate,
             report=lambda step: advance(_note(step)),
-            callbacks=watchers,
+            callbacks=[*watchers, stop],
             loss=loss,
         )
     if processes.main:
         _print_end(done, settings)
-        _finish(options, model, recipe, {**_facts(options, base, crops, settings, done), **shared}, tests)
+        measured = {} if signals else tests  # a cluster grants a minute, not a measurement
+        _finish(options, model, recipe, {**_facts(options, base, crops, settings, done), **shared}, measured)
     processes.leave()
+    return 128 + signals[0] if signals else None
 
 
 def _started(options: argparse.Namespace, base: Backbone) -> tuple[nn.Module | None, Recipe]:
@@ -154,8 +159,17 @@ def _started(options: argparse.Namespace, base: Backbone) -> tuple[nn.Module | N
                 f"the adapter {options.adapter} was made by {saved.name!r} ({made}), not by {recipe.name!r} as asked: "
                 "leave out the recipe, or give the one that it was made by, with the same --set"
             )
-        recipe = saved if recipe is None else recipe
+        recipe = _without_measurements(saved, options) if recipe is None else recipe
     return model, dataclasses.replace(recipe, training=changed_settings(recipe.training, options, only_crop))
+
+
+def _without_measurements(recipe: Recipe, options: argparse.Namespace) -> Recipe:
+    """Return an adapter's recipe without the measurements of the run that made it, unless this one measures too."""
+    if options.validate:
+        return recipe
+    return dataclasses.replace(
+        recipe, training=dataclasses.replace(recipe.training, validate_every_steps=0, patience=0)
+    )
 
 
 def _watching(

@@ -21,14 +21,20 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=r"torch\.meshgrid: in an upcoming release", category=UserWarning)
 
 
-def progress(title: str, total: int) -> AbstractContextManager[Callable[[str], None]]:
-    """Show the progress of `total` steps; yield a function to call after each step with a short note."""
+def progress(title: str, total: int, before: int = 0) -> AbstractContextManager[Callable[[str], None]]:
+    """Show the progress of `total` steps; yield a function to call after each step with a short note.
+
+    Args:
+        title: What is done.
+        total: Number of steps, with those done before.
+        before: Number of steps done before, by a run that is resumed.
+    """
     terminal = sys.stderr is not None and sys.stderr.isatty()
-    return _bar(title, total) if terminal else _lines(title, total)
+    return _bar(title, total, before) if terminal else _lines(title, total, before)
 
 
 @contextmanager
-def _bar(title: str, total: int) -> Iterator[Callable[[str], None]]:
+def _bar(title: str, total: int, before: int) -> Iterator[Callable[[str], None]]:
     from rich import progress as parts
     from rich.console import Console
 
@@ -43,13 +49,13 @@ def _bar(title: str, total: int) -> Iterator[Callable[[str], None]]:
         parts.TimeRemainingColumn(),
     )
     with parts.Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=total, note="")
+        task = bar.add_task(title, total=total, completed=before, note="")
         yield lambda note: bar.update(task, advance=1, note=note)
 
 
 @contextmanager
-def _lines(title: str, total: int) -> Iterator[Callable[[str], None]]:
-    lines = _Lines(title, total)
+def _lines(title: str, total: int, before: int) -> Iterator[Callable[[str], None]]:
+    lines = _Lines(title, total, before)
     try:
         yield lines.advance
     finally:
@@ -59,15 +65,18 @@ def _lines(title: str, total: int) -> Iterator[Callable[[str], None]]:
 class _Lines:
     """Plain lines, e.g. "training 120/2000  loss 0.0231  0.42 s/step  elapsed 0:00:50  left 0:13:20"."""
 
-    def __init__(self, title: str, total: int) -> None:
-        self._title, self._total, self._done, self._note = title, total, 0, ""
-        self._started = self._written_at = time.monotonic()
-        self._written = 0
+    def __init__(self, title: str, total: int, before: int) -> None:
+        self._title, self._total, self._before, self._note = title, total, before, ""
+        self._started = self._written_at = self._first_at = time.monotonic()
+        self._done = self._written = before
 
     def advance(self, note: str) -> None:
         """Count a step, and write a line if one is due."""
         self._done, self._note = self._done + 1, note
-        if self._done in (1, self._total) or time.monotonic() - self._written_at >= SECONDS_BETWEEN_LINES:
+        if self._done == self._before + 1:
+            self._first_at = time.monotonic()
+        ends = (self._before + 1, self._total)
+        if self._done in ends or time.monotonic() - self._written_at >= SECONDS_BETWEEN_LINES:
             self._write()
 
     def end(self) -> None:
@@ -78,7 +87,8 @@ class _Lines:
     def _write(self) -> None:
         self._written_at, self._written = time.monotonic(), self._done
         elapsed = self._written_at - self._started
-        each = elapsed / self._done
+        later = self._done - self._before - 1  # the first step takes longer than the others
+        each = (self._written_at - self._first_at) / later if later else elapsed
         left = max(0, self._total - self._done) * each
         print(  # noqa: T201  (what this module is for)
             f"{self._title} {self._done}/{self._total}  {self._note}  {each:.2f} s/step  elapsed {_clock(elapsed)}  "

@@ -119,6 +119,7 @@ def _probed(trial: Trial, observed: Observed) -> Probed:
     blocks = [block for stage in stages for block in stage.blocks]
     attention, mlp, one_branch = _branches(trial, observed, blocks)
     outputs, inputs = _ends(blocks, attention, mlp, one_branch)
+    inputs = {name: children for name, children in inputs.items() if _keep_shape(children, observed)}
     places: dict[str, list[Spot]] = {"stage": [], **{name: [] for name in (*outputs, *inputs)}}
     containers: dict[str, tuple[int | None, int | None]] = {}
     for i, stage in enumerate(stages):
@@ -184,6 +185,12 @@ def _ends(
     outputs = {"attention": attention or whole, "mlp": mlp or (whole if one_branch else {})}
     inputs = {"parallel_attention": attention or called, "parallel": mlp or (called if one_branch else {})}
     return ({name: c for name, c in some.items() if c} for some in (outputs, inputs))  # type: ignore[return-value]
+
+
+def _keep_shape(children: Children, observed: Observed) -> bool:
+    """Return whether each module gives the shape that it takes: an adapter beside it reads one, adds to the other."""
+    seen = [observed.modules[path] for paths in children.values() for path in paths]
+    return all(each.input_shape in (None, each.shape) for each in seen)
 
 
 def spot_at(

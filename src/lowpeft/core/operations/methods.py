@@ -201,6 +201,8 @@ def _on_network(row: MethodRow, network: nn.Module, facts: Facts, total: int, me
             row = replace(row, kept=memory.share(adapt(twin_of(network), config), row.views))
     except PlanError as error:
         row = replace(row, problem=error.message)
+    except RuntimeError as error:  # the others are shown all the same
+        row = replace(row, problem=f"the adapted network cannot be run: {str(error).splitlines()[0]}")
     return row
 
 

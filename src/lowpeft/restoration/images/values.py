@@ -25,8 +25,8 @@ def check_values(image: torch.Tensor, what: str = "an image") -> None:
         raise DataError(f"{what} must have values 0..1, but this one contains NaN: check what produced it")
     if not (low >= LEAST and high <= MOST):
         raise DataError(
-            f"{what} must have values 0..1, but this one has {low:g} to {high:g}: divide an image 0..255 by 255, or "
-            "give it as uint8"
+            f"{what} must have values 0..1, but this one has {low:g} to {high:g}: divide an image 0..255 by 255, "
+            "one of 16 bits by 65535"
         )
 
 
