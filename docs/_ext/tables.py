@@ -676,8 +676,9 @@ def denoiser(results: Any) -> str:
         lora, full = (cells[method]["psnr_db"] for method in ("lora", "full"))
         share = int(cells["lora"]["trained parameters"]) / int(cells["full"]["trained parameters"])
         figures = (lora["input"], lora["frozen"], lora["adapted"], full["adapted"])
-        rows.append([title, words, *(f"{figure:.2f}" for figure in figures), f"{100 * share:.0f} %"])
-    head = ["network", "task", "input", "frozen", "LoRA", "full", "parameters of LoRA, of full"]
+        steps = cells["lora"]["training"].split()[0]
+        rows.append([title, words, steps, *(f"{figure:.2f}" for figure in figures), f"{100 * share:.0f} %"])
+    head = ["network", "task", "steps", "input", "frozen", "LoRA", "full", "parameters of LoRA, of full"]
     return table(["PSNR in dB" if name == "network" else name for name in head], rows)
 
 
