@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ...checks import plain_whole
 from ...errors import DataError
 from ...ports.layouts import Size
 from ..degradations import Degradation
@@ -92,6 +93,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         if self.degrade is not None:
             self.scenes = tuple(Scene(scene.name, scene.hr) for scene in self.scenes)
         self._free_bytes = self.memory_mb * 2**20
+        self.seed = _whole(self.seed, "the seed of crops")
         height, width = self.crop_px
         if self.scale < 1 or min(height, width) < 1 or height % self.scale or width % self.scale:
             raise DataError(f"crop_px must be two positive multiples of the scale {self.scale}, not {self.crop_px}")
@@ -124,6 +126,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        index = _whole(index, "the number of a crop")
         if index < 0:
             raise IndexError(f"crops are numbered from 0, without end; there is no crop {index}")
         epoch, position = divmod(index, len(self.scenes))
@@ -191,6 +194,14 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         if size[0] >= self.crop_px[0] and size[1] >= self.crop_px[1]:
             return None
         return f"scene {scene.name}: {_sides(size)} can be used, but a crop has {_sides(self.crop_px)}"
+
+
+def _whole(value: object, what: str) -> int:
+    """Return an integer of any library as Python's, so that equal numbers give equal draws."""
+    whole = plain_whole(value)
+    if whole is None:
+        raise DataError(f"{what} must be a whole number, not {value!r}")
+    return whole
 
 
 def _found(headers: Headers, path: Path) -> ImageHeader:
