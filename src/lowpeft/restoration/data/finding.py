@@ -186,9 +186,12 @@ def _alone(hr: Files, lr: Files, asked: _Asked, all_need_lr: bool) -> list[str]:
     ]
     if all_need_lr:
         lacking = sorted(hr.scenes.keys() - lr.scenes.keys())
-        alone += [f"{n}: has {named.clean} views, but no {named.degraded} views{_denied(hr, n, 'clean')}" for n in lacking]
+        alone += [
+            f"{n}: has {named.clean} views, but no {named.degraded} views{_denied(hr, n, 'clean')}" for n in lacking
+        ]
     return alone
 
 
 def _denied(files: Files, name: str, role: Role) -> str:
-    return f" (but its name does not say {role})" if denies(files.scene_path(name), role) else ""
+    other = "degraded" if role == "clean" else "clean"
+    return f" (its name has a word of {other} images)" if denies(files.scene_path(name), role) else ""

@@ -43,8 +43,8 @@ _NO_RESULT = rf"(?!.*(?<![a-z])(?:{_any_of(RESULTS)})(?![a-z]))"
 CLEAN_FOLDER = rf"(?i:{_NO_RESULT}(?:.*[_ -])?{_DENIED}(?:{_any_of(CLEAN)})(?:mod\d+)?{_PART})"
 """Regular expression of the names of folders of clean images."""
 DEGRADED_FOLDER = (
-    rf"(?!{CLEAN_FOLDER}$)(?i:{_NO_RESULT}(?:(?:.*[_ -])?{_DENIED}(?:{_any_of(DEGRADED)})(?:_?bic(?:ubic)?)?[_/-]?(?:x(?P<scale>\d+))?"
-    rf"|[xX](?P<factor>\d+)){_PART})"
+    rf"(?!{CLEAN_FOLDER}$)(?i:{_NO_RESULT}(?:(?:.*[_ -])?{_DENIED}(?:{_any_of(DEGRADED)})(?:_?bic(?:ubic)?)?"
+    rf"[_/-]?(?:x(?P<scale>\d+))?|[xX](?P<factor>\d+)){_PART})"
 )
 """Regular expression of the names of folders of degraded images; `scale` or `factor` is the SR factor, if it is named.
 """
