@@ -35,7 +35,7 @@ def read_meta_info(path: Path) -> tuple[str, ...]:
 
 
 def restrict(hr: Files, lr: Files, listed: tuple[str, ...], root: Path) -> list[str]:
-    """Keep the scenes of which a view is listed, and return a line for each name that no HR view has, or whose view is listed already.
+    """Keep the scenes of which a view is listed, and return a line for each name without an HR view or listed twice.
 
     Args:
         hr: HR views; names are relative to their folder or to `root`, with or without suffix.
