@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import sys
 from collections.abc import Collection
 
@@ -12,6 +13,14 @@ from .errors import did_you_mean
 def is_whole(value: object, *, least: int) -> bool:
     """Return whether a value is an integer, not a bool, of at least `least`."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def plain_whole(value: object) -> int | None:
+    """Return an integer of any library (NumPy, torch), or a bool, as Python's int; None for anything else."""
+    try:
+        return int(operator.index(value))  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def is_number(value: object, *, above: float) -> bool:

@@ -60,6 +60,9 @@ def test_a_grey_network_is_trained_measured_and_run(folder: Path, capsys: pytest
     measured = ("--data", "clean", *DEGRADE, "--bicubic", "--out", "measured")
     for protocol in ("rgb", "single-image"):
         assert main(["evaluate", *weights, "--adapter", "run", *measured, "--protocol", protocol]) == 0
+        said = capsys.readouterr().out + (folder / "measured" / "report.md").read_text()
+        assert "RGB" not in said
+        assert ("PSNR grey" in said) == (protocol == "rgb")
     assert main(["enhance", "clean/colour.png", *weights, "--adapter", "run", "--out", "out"]) == 0
     (result,) = (folder / "out").iterdir()
     image = read_image(result)

@@ -7,8 +7,10 @@ import pickle
 import re
 import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -17,8 +19,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lowpeft.errors import DataError
-from lowpeft.restoration.data import Crops, Scene, crops, find_scenes, load_example
+from lowpeft.restoration.data import Crops, EachViewTwice, Scene, crops, find_scenes, load_example
 from lowpeft.restoration.data.examples import read_views
+from lowpeft.restoration.degradations import degradation
 from lowpeft.restoration.images import to_float, write_image
 from scene_files import noise, write_pair
 
@@ -73,6 +76,22 @@ def test_the_four_images_of_a_crop_show_one_place(scenes: list[Scene], number: i
     found = [places(image, part) for image, part in zip((*whole_lr, *whole_hr), (*lr, *hr), strict=True)]
     ((top, left),) = found[0]
     assert found == [[(top, left)]] * 2 + [[(4 * top, 4 * left)]] * 2
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, torch.tensor, bool])
+def test_equal_numbers_of_any_library_give_equal_crops(scenes: list[Scene], kind: Callable[[int], int]) -> None:
+    made = Crops(scenes, 4, **SMALL, degrade=degradation("down:4,noise:25"))
+    again = Crops(scenes, 4, **SMALL, degrade=made.degrade, seed=kind(0))
+    assert same(again[kind(1)], made[1])
+    assert same(EachViewTwice(again)[kind(1)], EachViewTwice(made)[1])
+
+
+@pytest.mark.parametrize("number", [1.5, "1", None, slice(3)])
+def test_numbers_of_crops_are_whole(scenes: list[Scene], number: int) -> None:
+    with pytest.raises(DataError, match="the number of a crop must be a whole number"):
+        Crops(scenes, 4, **SMALL)[number]
+    with pytest.raises(DataError, match="the seed of crops must be a whole number"):
+        Crops(scenes, 4, **SMALL, seed=number)
 
 
 def test_every_place_is_drawn_equally_often(scenes: list[Scene]) -> None:

@@ -144,6 +144,9 @@ def test_kernels_sum_to_one_and_have_their_shapes() -> None:
         ("nois:25", "did you mean 'noise'"),
         ("noise", "noise:VALUE"),
         ("noise:", "neither a number"),
+        ("noise:5_0", "neither a number"),
+        (None, "written as text.*not None"),
+        (5, "written as text.*not 5"),
         ("noise:loud", "neither a number nor LOW..HIGH"),
         ("noise:0", "above 0 to 255"),
         ("noise:nan", "above 0 to 255"),
@@ -161,6 +164,38 @@ def test_kernels_sum_to_one_and_have_their_shapes() -> None:
 def test_what_is_no_degradation_is_refused(text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         degradation(text)
+
+
+@pytest.mark.parametrize("text", ["noise:12.3456789", "noise:0.1..0.30000000000000004", "poisson:1e6", "blur:1e-7"])
+def test_what_is_printed_is_read_as_the_same(text: str) -> None:
+    assert degradation(str(degradation(text))) == degradation(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "images", "scale", "message"),
+    [
+        ("noise:25", [], 1, "at least one image"),
+        ("noise:25", [textured(), textured(40)], 1, r"one size, but these are \(3, 48, 64\), \(3, 40, 64\)"),
+        ("noise:25", [None], 1, "image tensors .*not NoneType"),
+        ("noise:25", [textured()[0]], 1, r"image tensors .*not \(48, 64\)"),
+        ("poisson:9", [torch.full((3, 8, 8), math.nan)], 1, "NaN"),
+        ("noise:25", [textured().float()], 1, "divide an image 0..255 by 255"),
+        ("jpeg:30", [textured(channels=2)], 1, "JPEG takes .*not of 2"),
+        ("bsrgan", [textured(channels=4)], 2, "JPEG takes .*not of 4"),
+        ("bsrgan", [textured()[:, :9, :9]], 4, "multiples of the scale 4, but this one is 9x9"),
+        ("down:2,down:2", [textured()[:, :6]], 4, "multiples of the scale 4"),
+        ("bsrgan", [textured()], 0, "scale must be a whole number of at least 1, not 0"),
+    ],
+)
+def test_images_that_cannot_be_degraded_are_refused(text: str, images: list[Tensor], scale: int, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        degradation(text).views(images, scale, "key")
+
+
+def test_keys_are_texts_and_whole_numbers() -> None:
+    assert torch.equal(made("noise:5", textured(), np.int64(1), "a"), made("noise:5", textured(), 1, "a"))
+    with pytest.raises(DataError, match="texts and whole numbers"):
+        made("noise:5", textured(), 0.5)
 
 
 def test_printing_gives_the_text() -> None:

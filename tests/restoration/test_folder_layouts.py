@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +29,8 @@ FOUND = {
     "Rain13K": Found("input/1.jpg target/1.jpg", {"1": "target/1.jpg input/1.jpg"}),
     "MIT Adobe": Found("inputs/1.tif targets/1.tif", {"1": "targets/1.tif inputs/1.tif"}),
     "LOL": Found("low/2.png high/2.png", {"2": "high/2.png low/2.png"}),
-    "LOL v2": Found("Low/low01.png Normal/normal01.png", {"normal01": "Normal/normal01.png Low/low01.png"}),
+    "LOL v2, renamed": Found("Low/low01.png GT/normal01.png", {"normal01": "GT/normal01.png Low/low01.png"}),
+    "no at the end of a word": Found("piano_rain/1.png GT/1.png", {"1": "GT/1.png piano_rain/1.png"}),
     "sharp": Found("blur/1.png sharp/1.png", {"1": "sharp/1.png blur/1.png"}),
     "blurry": Found("blurry/1.png sharp/1.png", {"1": "sharp/1.png blurry/1.png"}),
     "noisy clean": Found("noisy/1.png clean/1.bmp", {"1": "clean/1.bmp noisy/1.png"}),
@@ -76,8 +78,13 @@ FOUND = {
     "prefixes": Found("noisy_a.png clean_a.png", {"a": "clean_a.png noisy_a.png"}),
     "mark of one only": Found("a.png a_noisy.png", {"a": "a.png a_noisy.png"}),
     "scale of one only": Found("a.png ax4.png", {"a": "a.png ax4.png"}, scale=4),
-    "a word of the scene": Found(
-        "low_1_noisy.png low_1_clean.png", {"low_1": "low_1_clean.png low_1_noisy.png"}
+    "a scale after digits": Found("0801.png 0801x4.png", {"0801": "0801.png 0801x4.png"}, scale=4),
+    "resolutions are no scales": Found(
+        "a_640.png a_640x480.png a_16.png a_16x9.png", {f"a_{n}": f"a_{n}.png" for n in (16, "16x9", 640, "640x480")}
+    ),
+    "denied words of files": Found("a.png a_not_noisy.png", {"a": "a.png", "a_not_noisy": "a_not_noisy.png"}),
+    "words in the folder of a scene": Found(
+        "low_a/sharp/1.png low_a/blur/1.png", {"low_a_1": "low_a/sharp/1.png low_a/blur/1.png"}
     ),
     # Words that mean nothing alone
     "words in names": Found(
@@ -161,6 +168,24 @@ REFUSED = {
     "left over in one folder": Refused("a_gt.png a_lq.png b_lq.png c.png", ("b_lq: has degraded", "c: has clean")),
     "several degraded of one": Refused("a_gt.png a_noisy.png a_blur.png", ("a_", "has degraded views, but no clean")),
     "ambiguous marks": Refused("rain/rain-1.png norain/clean-1.png norain/gt-1.png", ("rain-1: has degraded",)),
+    "words of both roles": Refused(
+        "low_noise_1.png high_noise_1.png", ("cannot be told apart", "high_noise_1, low_noise_1")
+    ),
+    "words of both roles in one name": Refused("low_1_noisy.png low_1_clean.png", ("low_1_clean, low_1_noisy",)),
+    "folders of scenes of both roles": Refused(
+        "low_a/sharp/1.png low_a/blur/1.png high_a/sharp/1.png high_a/blur/1.png", ("cannot be told apart",)
+    ),
+    "a scale in two folders is no resolution": Refused(
+        "HR/a_640.png LR/a_640x480.png", ("a_640x480: has", "a_640: has"), scale=4
+    ),
+    "a denied word of a degraded folder": Refused("GT/1.png not_blurred/1.png", ("--data-lr", "not_blurred")),
+    "a denied word of a clean folder": Refused("not_clean/1.png noisy/1.png", ("not_clean (layout plain",)),
+    "results of a method": Refused("clean/1.png denoised_input/1.png", ("--data-lr", "denoised_input")),
+    "results that look clean": Refused("restored_GT/1.png LQ/1.png", ("restored_GT (layout plain",)),
+    "maps of normals": Refused("input/1.png normal/1.png rgb/1.png", ("normal (layout plain", "rgb (layout plain")),
+    "marks against the folders": Refused(
+        "clean/rain-1.png noisy/norain-1.png", ("norain-1: has degraded", "a word of clean images", "\n  - rain-1: has")
+    ),
     "one side": Refused("left/1.png right/2.png", ("left/1.png: has no right", "right/2.png: has no left"), views=2),
     "scene without partner": Refused("s/im0.png s/im1.png t/im0.png", ("t/im0.png: has no right view",), views=2),
     "nothing": Refused("notes.txt", ("no scenes", "folders", "plain")),
@@ -203,6 +228,24 @@ def test_the_clean_folder_is_not_its_own_degraded_one(place: str, tmp_path: Path
         find_scenes(tmp_path / place, views=1, scale=1, lr_folder=tmp_path / "GT")
 
 
+def test_names_may_differ_in_words_without_a_role_where_the_folders_are_named(tmp_path: Path) -> None:
+    touch(tmp_path, "Normal/normal01.png", "Low/low01.png")
+    (scene,) = find_scenes(tmp_path / "Normal", views=1, lr_folder=tmp_path / "Low")
+    assert scene.lr == (tmp_path / "Low" / "low01.png",)
+
+
+def test_names_that_look_the_same_are_the_same(tmp_path: Path) -> None:
+    names = [unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD")]
+    touch(tmp_path, f"GT/{names[1]}.png", f"LQ/{names[0]}.png")
+    (tmp_path / "meta.txt").write_text(names[1], encoding="utf-8")
+    for meta_info in (None, tmp_path / "meta.txt"):
+        (scene,) = find_scenes(tmp_path, views=1, meta_info=meta_info)
+        assert (scene.name, scene.hr[0].stem, scene.lr[0].stem) == (names[0], names[1], names[0])
+    touch(tmp_path, f"GT/{names[0]}.png")
+    with pytest.raises(DataError, match="is the same view as"):
+        find_scenes(tmp_path, views=1)
+
+
 # --- Meta-info files
 def test_a_meta_info_file_chooses_the_scenes(tmp_path: Path) -> None:
     touch(tmp_path, *(f"{folder}/{n}.png" for folder in ("GT", "LQ") for n in "abc"), "GT/alone.png")
@@ -211,10 +254,10 @@ def test_a_meta_info_file_chooses_the_scenes(tmp_path: Path) -> None:
     assert [(s.name, s.lr) for s in found] == [(n, (tmp_path / "LQ" / f"{n}.png",)) for n in "ac"]
 
 
-@pytest.mark.parametrize("lines", ["GT/a.png", "a", "./a.png (1,2)"])
+@pytest.mark.parametrize("lines", ["GT/a.png", "a", "./a.png (1,2)", "GT/a", "\ufeffa.png"])
 def test_names_of_a_meta_info_file_may_have_a_folder_or_no_suffix(lines: str, tmp_path: Path) -> None:
     touch(tmp_path, "GT/a.png", "GT/b.png")
-    (tmp_path / "meta.txt").write_text(lines)
+    (tmp_path / "meta.txt").write_text(lines, encoding="utf-8")
     assert [s.name for s in find_scenes(tmp_path, views=1, meta_info=tmp_path / "meta.txt")] == ["a"]
 
 
@@ -229,6 +272,7 @@ def test_a_view_of_a_pair_in_a_meta_info_file_chooses_the_pair(tmp_path: Path) -
     [
         (b"a.png\nz.png (1,1,3)\ny.png\n", r"meta.txt(?s:.*)z.png: is listed(?s:.*)y.png: is listed"),
         (b"a.png\na.png\n", r"twice(?s:.*)a\.png"),
+        (b"a.png\nGT/a.png\na\n", r"GT/a.png: is listed twice, also as a.png(?s:.*)a: is listed twice"),
         (b"b.png\n", "b: has HR views, but no LR views"),
         (b"\n\n", "lists no images"),
         (b"\xff\xfe\x00", "not a text file"),

@@ -68,8 +68,8 @@ def test_files_that_changed_or_came_are_opened_again(files: list[Path], opened: 
     assert sorted(opened) == sorted([files[2], files[3], new])
 
 
-def foreign(path: Path) -> bytes:
-    body = json.dumps({"reader": index._reader(), "files": {str(path): ["a"]}}).encode()
+def foreign(path: Path, *row: object) -> bytes:
+    body = json.dumps({"reader": index._reader(), "files": {str(path): row}}).encode()
     return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
 
 
@@ -85,8 +85,28 @@ def test_a_damaged_or_foreign_index_is_made_anew(files: list[Path], opened: list
         flipped = content.replace(b", 5, 8, 1]", b", 9, 8, 1]")
         body = content.partition(b"\n")[2].replace(b"Pillow", b"Willow")
         version = hashlib.sha256(body).hexdigest().encode() + b"\n" + body
-        made = {"cut": content[:-9], "empty": b"", "flip": flipped, "foreign": foreign(files[0]), "version": version}
+        made = {
+            "cut": content[:-9],
+            "empty": b"",
+            "flip": flipped,
+            "foreign": foreign(files[0], "a"),
+            "version": version,
+        }
         place.write_bytes(made[damage])
+    opened.clear()
+    assert sizes(files) == expected
+    assert sorted(opened) == files
+
+
+@pytest.mark.parametrize(
+    "row", [("x", 5, 8, 1), (4, 5, None, 1), (4, 0, 8, 1), (4, 5, 9, 1), (4, 5, 8, 9), (4, True, 8, 1), (4, 5, 8.0, 1)]
+)
+def test_a_whole_index_of_impossible_values_is_made_anew(
+    files: list[Path], opened: list[Path], row: tuple[object, ...]
+) -> None:
+    expected = sizes(files)
+    status = files[0].stat()
+    stored(files).write_bytes(foreign(files[0], status.st_size, status.st_mtime_ns, *row))
     opened.clear()
     assert sizes(files) == expected
     assert sorted(opened) == files

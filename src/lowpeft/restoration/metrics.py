@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
 from typing import Literal
@@ -161,6 +161,13 @@ class Protocol:
     summary: str
     columns: tuple[Column, ...]
     source: str
+
+    def of_channels(self, channels: int) -> Protocol:
+        """Return the protocol with texts that say what is measured: grey, not RGB, of images with one channel."""
+        if channels != 1:
+            return self
+        columns = tuple(replace(column, name=column.name.replace("RGB", "grey")) for column in self.columns)
+        return replace(self, columns=columns, summary=self.summary.replace("RGB", "grey"))
 
 
 def _mean_of_views(sr: Sequence[Tensor], hr: Sequence[Tensor], scale: int, *, metric: Metric) -> float:

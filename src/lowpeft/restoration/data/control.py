@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from ...errors import DataError
 from ...ports.layouts import Size
+from .model import as_whole
 
 if TYPE_CHECKING:
     from ..training.sources import CropSource, Named
@@ -61,6 +62,6 @@ class EachViewTwice(Dataset[tuple[Tensor, Tensor]]):
         return 2 * len(self.scenes)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        pair, view = divmod(index, 2)
+        pair, view = divmod(as_whole(index, "the number of a crop"), 2)
         lr, hr = self.crops[pair]
         return lr[[view, view]], hr[[view, view]]

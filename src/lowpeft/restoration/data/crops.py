@@ -20,7 +20,7 @@ from ..images import Border, ImageHeader, check_channels, to_float
 from ..words import words
 from .examples import bicubic_views, check_degraded, read_views, usable_size
 from .index import read_headers
-from .model import Example, Rectangle, Scene
+from .model import Example, Rectangle, Scene, as_whole
 
 BICUBIC_REACH = 3
 """LR px around a crop on which MATLAB's bicubic depends: its kernel reaches 2 and a half."""
@@ -92,6 +92,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         if self.degrade is not None:
             self.scenes = tuple(Scene(scene.name, scene.hr) for scene in self.scenes)
         self._free_bytes = self.memory_mb * 2**20
+        self.seed = as_whole(self.seed, "the seed of crops")
         height, width = self.crop_px
         if self.scale < 1 or min(height, width) < 1 or height % self.scale or width % self.scale:
             raise DataError(f"crop_px must be two positive multiples of the scale {self.scale}, not {self.crop_px}")
@@ -124,6 +125,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        index = as_whole(index, "the number of a crop")
         if index < 0:
             raise IndexError(f"crops are numbered from 0, without end; there is no crop {index}")
         epoch, position = divmod(index, len(self.scenes))

@@ -14,6 +14,7 @@ from ..degradations import Degradation
 from ..images import Border, image_size, matlab_downscale, matlab_halve, mod_crop, read_image, to_float
 from ..words import words
 from .layouts import MARKED
+from .listing import composed
 from .model import AnyPath, Example, Rectangle, Scene, px
 
 Views = tuple[Tensor, ...]
@@ -216,7 +217,7 @@ def read_clean_crops(folder: AnyPath, *, views: int = 2) -> dict[str, Rectangle]
         if not isinstance(corners, list) or [type(corner) for corner in corners] != [int] * 4:
             raise DataError(f"{path}: 'clean_crop' of {entry['scene']} must be [x0, y0, x1, y1] in px, not {corners!r}")
         x0, y0, x1, y1 = corners
-        name = str(entry["scene"])
+        name = composed(str(entry["scene"]))
         names = [name, *(template.format(name=name) for template in MARKED.hr)] if views == 1 else [name]
         crops |= dict.fromkeys(names, (x0, y0, x1, y1))
     return crops

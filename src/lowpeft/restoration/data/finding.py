@@ -14,7 +14,7 @@ from .lr_folders import images_of_lr, lr_folder, lr_of_any_layout, refuse_unexpl
 from .meta_info import read_meta_info, restrict
 from .model import AnyPath, Scene
 from .recognition import hr_folder, layout_images, recognise
-from .roles import matched, readings, told_apart
+from .roles import Role, denies, matched, readings, told_apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ def _find(given: Path, asked: _Asked) -> tuple[Scene, ...]:
     if problems:
         message = f"not every image in {root} belongs to a scene; remove these files or add their partners:"
         if listed is not None:
-            message = f"the scenes that {asked.meta_info} lists cannot all be found in {root}:"
+            message = f"the list {asked.meta_info} does not fit the images in {root}:"
         raise DataError(message, problems=problems)
     return tuple(Scene(name, hr.paths(name), lr.paths(name), row.name) for name in sorted(hr.scenes))
 
@@ -133,10 +133,26 @@ def _lr_of(listing: Listing, hr: Files, root: Path, row: FolderLayout, asked: _A
 
 
 def _part(hr: Files, lr: Files) -> None:
-    """Move scenes whose names mark them as degraded from the HR to the LR views, under their common names."""
+    """Move scenes whose names mark them as degraded from the HR to the LR views, under their common names.
+
+    Raises:
+        DataError: A name of a pair has words of clean and of degraded images.
+    """
     pairs = told_apart(hr.scenes)
     if not pairs:
         return
+    unclear = [
+        f"{clean}, {degraded}"
+        for clean, degraded in pairs.values()
+        if denies(hr.scene_path(clean), "clean") or denies(hr.scene_path(degraded), "degraded")
+    ]
+    if unclear:
+        raise DataError(
+            f"images in {hr.folder} cannot be told apart, because a name has words of clean and of degraded images: "
+            "put clean and degraded images into folders of their own (GT and LQ), or name the layout (layout='plain', "
+            "on the command line --layout plain) if none is degraded:",
+            problems=unclear,
+        )
     scenes = {key: hr.scenes.pop(clean) for key, (clean, _) in pairs.items()}
     lr.scenes |= {key: hr.scenes.pop(degraded) for key, (_, degraded) in pairs.items()}
     for name in [n for n in hr.scenes if {"degraded"} == {role for _, role in readings(n)}]:
@@ -165,10 +181,17 @@ def _alone(hr: Files, lr: Files, asked: _Asked, all_need_lr: bool) -> list[str]:
     """Describe the scenes that have views of one sort only."""
     named = words(asked.scale)
     alone = [
-        f"{n}: has {named.degraded} views, but no {named.clean} views"
+        f"{n}: has {named.degraded} views, but no {named.clean} views{_denied(lr, n, 'degraded')}"
         for n in sorted(lr.scenes.keys() - hr.scenes.keys())
     ]
     if all_need_lr:
         lacking = sorted(hr.scenes.keys() - lr.scenes.keys())
-        alone += [f"{n}: has {named.clean} views, but no {named.degraded} views" for n in lacking]
+        alone += [
+            f"{n}: has {named.clean} views, but no {named.degraded} views{_denied(hr, n, 'clean')}" for n in lacking
+        ]
     return alone
+
+
+def _denied(files: Files, name: str, role: Role) -> str:
+    other = "degraded" if role == "clean" else "clean"
+    return f" (its name has a word of {other} images)" if denies(files.scene_path(name), role) else ""

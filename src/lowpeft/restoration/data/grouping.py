@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .layouts import FolderLayout, pattern, written
-from .listing import stem
+from .listing import composed, stem
 from .model import SIDES
 
 _Form = tuple[str, ...]
@@ -41,6 +41,10 @@ class Files:
         """Return the path of each view of a scene; empty if the scene has none."""
         return tuple(self.folder / files[0] for files in self.scenes.get(name, ()))
 
+    def scene_path(self, name: str) -> str:
+        """Return the path of a scene's first file, without suffix, relative to the folder."""
+        return stem(next(file for files in self.scenes[name] for file in files))
+
     def problems(self) -> list[str]:
         """Describe each view with several files or none, and each image with another name."""
         problems = []
@@ -52,7 +56,7 @@ class Files:
         problems += [f"{image}: is not named {names}" for image in self.rest if "/" not in image]
         if self._templates and all(template.startswith("{name}/") for template in self._templates):
             # A scene's folder may contain other images, e.g. disparities, but only beside views.
-            folders = {image.split("/")[0] for image in self.rest} - self.scenes.keys()
+            folders = {composed(image.split("/")[0]) for image in self.rest} - self.scenes.keys()
             problems += [f"{folder}: none of its images is named {names}" for folder in sorted(folders)]
         return problems
 

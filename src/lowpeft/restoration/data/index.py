@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
+from ...checks import is_whole
 from ...errors import DataError
 from ...storage import cache_folder, new_file
 from ...version import version
@@ -93,12 +94,17 @@ def _stored(place: Path) -> dict[str, _Entry]:
         content = json.loads(body)
         if content["reader"] != _reader():
             return {}
-        return {
-            name: ((size, changed), ImageHeader((height, width), bits, orientation))
-            for name, (size, changed, height, width, bits, orientation) in content["files"].items()
-        }
+        return {name: _entry(*row) for name, row in content["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
+
+
+def _entry(size: int, changed: int, height: int, width: int, bits: int, orientation: int) -> _Entry:
+    """Return a stored entry; a ValueError if one of its numbers cannot be."""
+    whole = all(is_whole(each, least=1) for each in (height, width, orientation))
+    if not (whole and bits in (8, 16) and orientation <= 8 and type(size) is type(changed) is type(bits) is int):
+        raise ValueError("no header of an image")
+    return (size, changed), ImageHeader((height, width), bits, orientation)
 
 
 def _store(place: Path, entries: Mapping[str, _Entry]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Container, Iterator
 from pathlib import Path
 
@@ -67,6 +68,11 @@ def existing(folder: Path) -> Path:
     return folder
 
 
+def composed(name: str) -> str:
+    """Return a name in Unicode's composed form (NFC), so that names that look the same are the same."""
+    return unicodedata.normalize("NFC", name)
+
+
 def stem(image: str) -> str:
-    """Return a path without its suffix."""
-    return image.rpartition(".")[0]
+    """Return a path without its suffix, in composed form."""
+    return composed(image.rpartition(".")[0])

@@ -11,7 +11,7 @@ from .grouping import Files, grouped, single
 from .layouts import LAYOUTS, FolderLayout
 from .listing import Listing
 from .recognition import layout_images
-from .roles import DEGRADED_FOLDER, told_apart
+from .roles import DEGRADED_FOLDER, denies, told_apart
 
 _LR_LIKE = re.compile(rf"(?:{DEGRADED_FOLDER})|(?i:lr.*|.*[^a-z]lr(?![a-z0-9]).*)")
 """Pattern of folder names that may contain LR views in any layout, e.g. LR_wild, DIV2K_train_LR_unknown, noisy."""
@@ -82,8 +82,9 @@ def lr_of_any_layout(listing: Listing, folder: Path, views: int) -> Files:
     """
     if views == 1:
         lr = single(folder, listing.images(folder) if listing.has_images(folder) else listing.images(folder, 1))
-        if pairs := told_apart(lr.scenes):  # HR views beside them
-            lr.scenes = {degraded: lr.scenes[degraded] for _, degraded in pairs.values()}
+        pairs = told_apart(lr.scenes).values()  # with HR views beside them
+        if pairs and not any(denies(clean, "clean") or denies(degraded, "degraded") for clean, degraded in pairs):
+            lr.scenes = {degraded: lr.scenes[degraded] for _, degraded in pairs}
     else:
         forms = dict.fromkeys(
             form.lr for row in LAYOUTS.values() if row.views == views for form in row.forms if form.lr

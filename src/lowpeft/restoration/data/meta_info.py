@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...errors import DataError
 from .grouping import Files
-from .listing import stem
+from .listing import composed, stem
 
 _LINE = re.compile(r"(?P<name>.+?)(?:\s*\(\s*\d+\s*(?:,\s*\d+\s*){1,2}\))?")
 
@@ -19,13 +19,13 @@ def read_meta_info(path: Path) -> tuple[str, ...]:
         DataError: The file cannot be read, is not text, or contains no name or a name twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise DataError(f"{path} is not a text file of names, as in: 0001_s001.png (480,480,3)") from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
     matches = [_LINE.fullmatch(line.strip()) for line in lines]
-    names = [match["name"].replace("\\", "/").removeprefix("./") for match in matches if match]
+    names = [composed(match["name"].replace("\\", "/").removeprefix("./")) for match in matches if match]
     if not names:
         raise DataError(f"{path} lists no images; give one in each line, as in: 0001_s001.png (480,480,3)")
     seen: set[str] = set()
@@ -35,7 +35,7 @@ def read_meta_info(path: Path) -> tuple[str, ...]:
 
 
 def restrict(hr: Files, lr: Files, listed: tuple[str, ...], root: Path) -> list[str]:
-    """Keep the scenes of which a view is listed, and return a line for each listed name that no HR view has.
+    """Keep the scenes of which a view is listed, and return a line for each name without an HR view or listed twice.
 
     Args:
         hr: HR views; names are relative to their folder or to `root`, with or without suffix.
@@ -43,13 +43,19 @@ def restrict(hr: Files, lr: Files, listed: tuple[str, ...], root: Path) -> list[
         listed: Names.
         root: Folder of the data set.
     """
-    above = hr.folder.relative_to(root).as_posix()
-    scenes: dict[str, str] = {}
+    above = composed(hr.folder.relative_to(root).as_posix())
+    found: dict[str, tuple[str, str]] = {}
     for scene, views in hr.scenes.items():
-        for file in (file for files in views for file in files):
-            scenes |= dict.fromkeys((file, stem(file), f"{above}/{file}"), scene)
-    kept = {scenes[name] for name in listed if name in scenes}
+        for file in (composed(file) for files in views for file in files):
+            found |= dict.fromkeys((file, stem(file), f"{above}/{file}", f"{above}/{stem(file)}"), (scene, file))
+    kept = {found[name][0] for name in listed if name in found}
     for files in (hr, lr):
         files.scenes = {name: views for name, views in files.scenes.items() if name in kept}
         files.rest = []
-    return [f"{name}: is listed, but is not there" for name in listed if name not in scenes]
+    problems, first = [], dict[str, str]()
+    for name in listed:
+        if name not in found:
+            problems.append(f"{name}: is listed, but is not there")
+        elif (known := first.setdefault(found[name][1], name)) != name:
+            problems.append(f"{name}: is listed twice, also as {known}")
+    return problems

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ...checks import plain_whole
 from ...errors import DataError
 from ...ports.layouts import Size
 
@@ -69,3 +70,15 @@ class Example:
 def px(size: Size) -> str:
     """Return the text `WIDTHxHEIGHT px` for a size (height, width)."""
     return f"{size[1]}x{size[0]} px"
+
+
+def as_whole(value: object, what: str) -> int:
+    """Return an integer of any library as Python's, so that equal numbers give equal draws.
+
+    Raises:
+        DataError: The value is none.
+    """
+    whole = plain_whole(value)
+    if whole is None:
+        raise DataError(f"{what} must be a whole number, not {value!r}")
+    return whole

@@ -1,7 +1,9 @@
 """Words by which folders and files say that their images are clean (HR) or degraded (LR).
 
 All are read in any case. In a folder's name they stand at the end (`train_blur`, `DIV2K_train_LR_bicubic`); in a file's
-name they stand anywhere between characters that are not letters (`norain-001`, `0001_GT_010`, `low00001`).
+name they stand anywhere between characters that are not letters (`norain-001`, `0001_GT_010`, `low00001`). After
+`no`, `not`, `non`, `un` or `without` they say nothing (`not_blurred`), nor do they in folders of results
+(`denoised_input`).
 """
 
 from __future__ import annotations
@@ -14,13 +16,21 @@ Role = Literal["clean", "degraded"]
 
 CLEAN = (
     *("HR", "GT", "target", "targets", "groundtruth", "ground_truth", "high", "highres", "high_res", "sharp", "clean"),
-    *("clear", "norain", "no_rain", "nohaze", "no_haze", "normal", "original", "originals", "reference"),
+    *("clear", "norain", "no_rain", "nohaze", "no_haze"),
 )
 DEGRADED = (
     *("LR", "LQ", "input", "inputs", "low", "lowres", "low_res", "lowlight", "low_light", "realLR", "blur", "blurry"),
     *("blurred", "noise", "noisy", "rain", "rainy", "haze", "hazy", "foggy", "snow", "snowy", "dark", "degraded"),
     *("distorted", "compressed", "jpeg", "bicubic", "bic"),
 )
+NO_ROLE = ("normal", "original", "originals", "reference")
+"""Words of clean images that mean other things as often, e.g. maps of normals: names may differ in them, in two folders
+whose roles are known, and they say nothing else."""
+RESULTS = (
+    *("denoised", "deblurred", "derained", "dehazed", "desnowed", "restored", "enhanced", "recovered", "reconstructed"),
+    *("output", "outputs", "result", "results", "predicted", "prediction", "predictions"),
+)
+"""Words of folders with what a method made: neither clean nor degraded images, whatever else the name says."""
 
 
 def _any_of(words: Collection[str]) -> str:
@@ -28,18 +38,26 @@ def _any_of(words: Collection[str]) -> str:
 
 
 _PART = r"(?:[_-](?:sub|patch|patches|crops?))?"
-CLEAN_FOLDER = rf"(?i:(?:.*[_ -])?(?:{_any_of(CLEAN)})(?:mod\d+)?{_PART})"
+_DENIED = "".join(rf"(?<!(?<![a-z]){word}[^a-z])" for word in ("no", "not", "non", "un", "without"))
+_NO_RESULT = rf"(?!.*(?<![a-z])(?:{_any_of(RESULTS)})(?![a-z]))"
+CLEAN_FOLDER = rf"(?i:{_NO_RESULT}(?:.*[_ -])?{_DENIED}(?:{_any_of(CLEAN)})(?:mod\d+)?{_PART})"
 """Regular expression of the names of folders of clean images."""
 DEGRADED_FOLDER = (
-    rf"(?!{CLEAN_FOLDER}$)(?i:(?:(?:.*[_ -])?(?:{_any_of(DEGRADED)})(?:_?bic(?:ubic)?)?[_/-]?(?:x(?P<scale>\d+))?"
-    rf"|[xX](?P<factor>\d+)){_PART})"
+    rf"(?!{CLEAN_FOLDER}$)(?i:{_NO_RESULT}(?:(?:.*[_ -])?{_DENIED}(?:{_any_of(DEGRADED)})(?:_?bic(?:ubic)?)?"
+    rf"[_/-]?(?:x(?P<scale>\d+))?|[xX](?P<factor>\d+)){_PART})"
 )
 """Regular expression of the names of folders of degraded images; `scale` or `factor` is the SR factor, if it is named.
 """
 
-_MARK = re.compile(rf"(?i)(?<![a-z])(?:(?P<clean>{_any_of(CLEAN)})|(?P<degraded>{_any_of(DEGRADED)}))(?![a-z])")
+_MARK = re.compile(
+    rf"(?i)(?<![a-z]){_DENIED}(?:(?P<clean>{_any_of(CLEAN)})|(?P<degraded>{_any_of(DEGRADED)}))(?![a-z])"
+)
+_OTHER_MARK = re.compile(rf"(?i)(?<![a-z]){_DENIED}(?:{_any_of(NO_ROLE)})(?![a-z])")
 _MARKED_SCALE = re.compile(r"(?i)(?<![a-z0-9])LR_?x?[2-8]$")
-_SCALE = re.compile(r"[_-]?[xX]\d+$")
+_SCALE = re.compile(r"(?:(?<!\d)[_-]?[xX]\d{1,2}|(?<=\d{3})[xX][2-8])$")
+"""Scale at the end of a name; the ends of `640x480` and `16x9` are none."""
+_SCALE_IN_FOLDER = re.compile(r"[_-]?[xX](?:[2-9]|1[0-6])$")
+"""The same in a folder of degraded images, where `1x4` can be nothing else."""
 
 
 def readings(name: str) -> Iterator[tuple[str, Role]]:
@@ -52,6 +70,12 @@ def readings(name: str) -> Iterator[tuple[str, Role]]:
     for scaled in (_MARKED_SCALE.search(name), _SCALE.search(name)):
         if scaled:
             yield _without(name, scaled), "degraded"
+
+
+def denies(path: str, role: Role) -> bool:
+    """Return whether a word in the path of an image says the other role; the folder of a scene does not count."""
+    roles = {"clean" if match["clean"] else "degraded" for match in _MARK.finditer(path.partition("/")[2] or path)}
+    return not roles <= {role}
 
 
 def _without(name: str, match: re.Match[str]) -> str:
@@ -92,11 +116,11 @@ def matched(clean: Collection[str], degraded: Collection[str]) -> dict[str, str]
         return found
     keys: dict[str, set[str]] = {}
     for name in clean:
-        for key in (name, *_keys(name)):
+        for key in (name, *_keys(name, "clean")):
             keys.setdefault(key, set()).add(name)
     taken = set(found)
     for name in degraded:
-        near = (keys.get(key, set()) for key in _keys(name))
+        near = (keys.get(key, set()) for key in _keys(name, "degraded"))
         partner = next((min(names) for names in near if len(names) == 1 and not names & taken), None)
         if name not in found and partner is not None:
             found[name] = partner
@@ -104,6 +128,14 @@ def matched(clean: Collection[str], degraded: Collection[str]) -> dict[str, str]
     return found
 
 
-def _keys(name: str) -> list[str]:
-    keys = [key for key, _ in readings(name)]
-    return keys + [again for key in keys for again, _ in readings(key)]
+def _keys(name: str, role: Role) -> list[str]:
+    """Return an image's name without one of its marks, and without two; only marks that its role allows."""
+    keys = _shortened(name, role)
+    return keys + [again for key in keys for again in _shortened(key, role)]
+
+
+def _shortened(name: str, role: Role) -> list[str]:
+    marks = [match for match in _MARK.finditer(name) if match[role]]
+    marks += _OTHER_MARK.finditer(name) if role == "clean" else ()
+    marks += [found for found in (_MARKED_SCALE.search(name), _SCALE_IN_FOLDER.search(name)) if found]
+    return [_without(name, mark) for mark in marks]

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from ...checks import plain_whole
 from ...errors import DataError, did_you_mean
-from ..images import to_float
+from ..images import check_values, to_float
 from .draws import generator, uniform, whole
 from .practical import PRESETS, Preset
 from .steps import STEPS
@@ -36,7 +37,8 @@ class Span:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.low:g}" if self.low == self.high else f"{self.low:g}..{self.high:g}"
+        low, high = (repr(float(end)).removesuffix(".0") for end in (self.low, self.high))
+        return low if self.low == self.high else f"{low}..{high}"
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,10 @@ class Degradation:
             scale: Sides of the network's output divided by those of its input.
 
         Raises:
-            DataError: The factors of `down` make another scale.
+            DataError: The factors of `down` make another scale, or the scale is no whole number of at least 1.
         """
+        if (plain_whole(scale) or 0) < 1:
+            raise DataError(f"the scale must be a whole number of at least 1, not {scale!r}")
         if self._preset is not None:
             return
         factor = self._factor
@@ -96,9 +100,11 @@ class Degradation:
             One float32 image (C,H/scale,W/scale) per view. Noise and bicubic can leave 0..1, unless a later step clips.
 
         Raises:
-            DataError: The scale differs, or the images cannot be degraded.
+            DataError: The scale differs, there are no images, they differ in size, their sides are no multiples of the
+                scale, they contain NaN or values far outside 0..1, or JPEG cannot hold their number of channels.
         """
         self.check(scale)
+        _check_images(clean, scale)
         images, random = torch.stack([to_float(view).float() for view in clean]), generator(*key)
         if self._preset is not None:
             return self._preset.call(images, scale, random).unbind()
@@ -113,6 +119,24 @@ class Degradation:
     @property
     def _preset(self) -> Preset | None:
         return PRESETS.get(self.parts[0][0])
+
+
+def _check_images(images: Sequence[Tensor], scale: int) -> None:
+    shapes = [tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__ for image in images]
+    if not shapes:
+        raise DataError("a degradation needs at least one image, but none was given")
+    if len(set(shapes)) > 1:
+        raise DataError(f"the images of a scene must be of one size, but these are {', '.join(map(str, shapes))}")
+    shape = shapes[0]
+    if isinstance(shape, str) or len(shape) != 3 or 0 in shape:
+        raise DataError(f"a degradation takes image tensors (C, H, W), not {shape}")
+    if shape[1] % scale or shape[2] % scale:
+        raise DataError(
+            f"the sides of an image must be multiples of the scale {scale}, but this one is {shape[2]}x{shape[1]} px: "
+            "mod_crop it first"
+        )
+    for image in images:
+        check_values(image, "an image to degrade")
 
 
 def _drawn(name: str, span: Span | None, random: Generator) -> float:
@@ -133,6 +157,8 @@ def degradation(text: str) -> Degradation:
     Raises:
         DataError: The text is not of this form, a name is unknown, or a value is out of range; all problems are listed.
     """
+    if not isinstance(text, str):
+        raise DataError(f"a degradation is written as text ({FORM}), for example 'noise:25', not {text!r}")
     problems: list[str] = []
     parts = [part for word in text.split(",") if (part := _part(word.strip(), problems)) is not None]
     names = [name for name, _ in parts]
@@ -157,13 +183,20 @@ def _part(word: str, problems: list[str]) -> tuple[str, Span | None] | None:
             problems.append(f"{name} needs a value: {name}:VALUE" if step.valued else f"{name} has no value")
         return name, None
     try:
-        low, high = (float(end) for end in (values.split("..") if ".." in values else (values, values)))
+        low, high = (_number(end) for end in (values.split("..") if ".." in values else (values, values)))
     except ValueError:
         problems.append(f"{word}: {values!r} is neither a number nor LOW..HIGH")
         return None
     if problem := _problem(name, Span(low, high)):
         problems.append(f"{word}: {problem}")
     return name, Span(low, high)
+
+
+def _number(text: str) -> float:
+    """Read a number; Python's 5_0 for 50 is none."""
+    if "_" in text:
+        raise ValueError(text)
+    return float(text)
 
 
 def _problem(name: str, span: Span) -> str | None:

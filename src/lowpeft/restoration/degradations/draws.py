@@ -9,12 +9,22 @@ from typing import TypeVar
 import torch
 from torch import Generator
 
+from ...checks import plain_whole
+from ...errors import DataError
+
 T = TypeVar("T")
 
 
 def generator(*key: str | int) -> Generator:
-    """Return a generator on the CPU whose seed is a hash of the key."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
+    """Return a generator on the CPU whose seed is a hash of the key; equal integers of any library count as one.
+
+    Raises:
+        DataError: A part of the key is neither text nor an integer.
+    """
+    plain = tuple(str(part) if isinstance(part, str) else plain_whole(part) for part in key)
+    if None in plain:
+        raise DataError(f"the key of random draws must consist of texts and whole numbers, not {key!r}")
+    digest = hashlib.sha256(repr(plain).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
 
 

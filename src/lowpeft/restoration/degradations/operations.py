@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from ...errors import DataError
 from ...ports.layouts import Size
 from ..images import as_picture, as_tensor, to_float, to_uint8
 
@@ -68,7 +69,12 @@ def jpeg(images: Tensor, quality: int) -> Tensor:
     """Clip and round to 8 bits, then compress by JPEG (Pillow, libjpeg's tables, chroma halved in both directions).
 
     Images of 1 channel are compressed as grey, images of 3 as RGB.
+
+    Raises:
+        DataError: The images have another number of channels.
     """
+    if images.shape[1] not in (1, 3):
+        raise DataError(f"JPEG takes images of 1 channel (grey) or 3 (RGB), not of {images.shape[1]}")
     return torch.stack([_through_jpeg(image, quality) for image in images])
 
 

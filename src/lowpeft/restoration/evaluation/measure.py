@@ -123,12 +123,14 @@ def measure(
             the scene's name as a note.
     """
     rows: dict[str, ReportRow] = {}
+    channels = set[int]()
     for example in examples:
         if example.name in rows:
             raise DataError(f"two scenes are called {example.name}, but reports need unique names: rename one")
         if protocol.views not in (None, len(example.hr)):
             raise DataError(_other_views(example, protocol))
         try:
+            channels.add(len(example.hr[0]))
             results = enhance(example)
             rows[example.name] = measured_row(example, results, scale, protocol)
         except LowpeftError as error:
@@ -142,7 +144,7 @@ def measure(
             seen(example, results)
     if not rows:
         raise DataError("no scenes were given to measure")
-    return Report(method=method, protocol=protocol, rows=tuple(rows.values()))
+    return Report(method=method, protocol=protocol.of_channels(max(channels)), rows=tuple(rows.values()))
 
 
 def measured_row(example: Example, results: Views, scale: int, protocol: Protocol) -> ReportRow:
