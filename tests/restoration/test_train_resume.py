@@ -281,7 +281,7 @@ def change_the_state(folder: Path) -> None:
         (lambda folder: (folder / "tensors.safetensors").unlink(), "tensors.safetensors"),
         (lambda folder: (folder / "state.json").write_text("{"), "JSONDecodeError"),
         (lambda folder: (folder / "state.json").write_text('{"schema": 9}'), "schema 9"),
-        (lambda folder: (folder / "state.json").write_text('{"schema": 3}'), "sha256"),
+        (lambda folder: (folder / "state.json").write_text('{"schema": 4}'), "sha256"),
         (change_the_state, "checksum"),
     ],
     ids=["truncated", "changed", "no tensors", "no JSON", "schema", "empty", "changed state"],
