@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ _METHODS = tuple(name for name in vars(Callback) if name.startswith("on_"))
 
 
 def check_arguments(
-    *, settings: object, out: object, resume: object, callbacks: object, functions: dict[str, object]
+    *, settings: object, out: object, resume: object, callbacks: object, functions: Mapping[str, object]
 ) -> None:
     """Check the types of the arguments of `train`.
 
