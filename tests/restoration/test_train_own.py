@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from lowpeft.restoration.training import (
     train,
     trained_parameters,
 )
+from lowpeft.restoration.training.losses import qualified_name
 from lowpeft.restoration.training.sources import Samples as Finite
 from lowpeft.restoration.training.sources import source_of
 from training_runs import SETTINGS, Samples, Stop, equal, go, model_of, state_of, stop_after
@@ -150,6 +152,119 @@ def test_samples_of_several_sizes_are_trained_one_by_one() -> None:
     assert train(model_of("spatial"), data, replace(PLAIN, batch=1)).steps == 4
 
 
+class Broken(Augmented):
+    """Raises for a sample that is not the first."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if index == 2:
+            raise self.error
+        return super().__getitem__(index)
+
+
+class BrokenCrops(Samples):
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if index == 4:
+            raise KeyError("bad")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("error", [KeyError("bad"), IndexError("bad"), OSError("bad"), StopIteration("bad")])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_an_error_of_a_data_set_names_the_sample(error: Exception, workers: int) -> None:
+    with pytest.raises(TrainingError, match=rf"step \d.*sample 2 of .*{type(error).__name__}: .?bad") as caught:
+        train(model_of("spatial"), Broken(error), replace(PLAIN, workers=workers))
+    assert "Traceback" not in str(caught.value)
+
+
+def test_an_error_of_a_source_of_crops_names_the_crop(tmp_path: Path) -> None:
+    settings = replace(PLAIN, save_every_steps=1)
+    with pytest.raises(TrainingError, match="step-00000001.*crop 4 cannot be read: KeyError: 'bad'"):
+        train(model_of("full"), BrokenCrops(), settings, out=tmp_path)
+
+
+def test_any_of_sixteen_samples_tells_a_data_set_from_another(tmp_path: Path) -> None:
+    data = pairs(6)
+    train(model_of("spatial"), data, replace(CONSTANT, steps=2), out=tmp_path)
+    for n in range(6):
+        other = [pair if i != n else pairs(1)[0] for i, pair in enumerate(data)]
+        with pytest.raises(TrainingError, match="another run"):
+            train(model_of("spatial"), other, CONSTANT, out=tmp_path, resume=True)
+    facts = Finite(pairs(40), 0).facts()["some samples"]
+    assert len(facts) == 2 * 16
+
+
+# --- Arguments of wrong types
+ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
+    "loss text": ({"loss": "l1"}, "loss must be a function, not 'l1'; .*settings.loss"),
+    "loss class": ({"loss": nn.L1Loss}, "not the class L1Loss"),
+    "optimizer text": ({"optimizer": "adam"}, "settings.optimizer"),
+    "optimizer made": (
+        {"optimizer": torch.optim.SGD([nn.Parameter(torch.zeros(1))])},
+        "optimizer must be a function, not a SGD",
+    ),
+    "optimizer fails": ({"optimizer": lambda groups: 1 / 0}, "optimizer= failed: ZeroDivisionError"),
+    "validate": ({"validate": 3}, "validate must be a function, not 3"),
+    "report": ({"report": "x"}, "report must be a function"),
+    "callback": ({"callbacks": [print]}, r"callbacks\[0\] must be a Callback"),
+    "callbacks": ({"callbacks": 7}, "callbacks must be a list of Callback, not 7"),
+    "out": ({"out": 7}, "out must be the path of a folder, not 7"),
+    "out with NUL": ({"out": "a\0b"}, "out must be the path"),
+    "resume": ({"resume": "no"}, "resume must be True or False, not 'no'"),
+    "settings": ({"settings": {"steps": 3}}, "settings must be a TrainSettings .* not a dict"),
+    "loss fails": ({"loss": lambda output, target: output.sub_(target).abs().mean()}, "loss .* failed: RuntimeError"),
+    "complex loss": (
+        {"loss": lambda output, target: torch.fft.fft2(output - target).mean()},
+        "must return a real float, not complex64",
+    ),
+    "integer loss": ({"loss": lambda output, target: torch.tensor(3)}, "must return a real float, not int64"),
+}
+
+
+@pytest.mark.parametrize("case", ARGUMENTS)
+def test_arguments_that_train_cannot_use_are_refused_in_words(case: str) -> None:
+    options, says = ARGUMENTS[case]
+    settings = options.get("settings", PLAIN)
+    with pytest.raises(TrainingError, match=rf"(?s){says}"):
+        go("full", settings, **{key: value for key, value in options.items() if key != "settings"})
+
+
+def test_a_loss_without_a_gradient_is_refused_for_a_network_too() -> None:
+    with pytest.raises(TrainingError, match="get no gradient"):
+        go("whole", PLAIN, loss=lambda output, target: (output.detach() - target).abs().mean())
+
+
+@pytest.mark.parametrize("value", [np.float32(2), torch.tensor(2.0), np.array(2.0), 2, torch.tensor([2.0])])
+def test_validate_may_return_a_number_of_numpy_and_of_torch(value: Any, tmp_path: Path) -> None:
+    settings = replace(PLAIN, steps=1, validate_every_steps=1)
+    assert go("full", settings, validate=lambda model: value, out=tmp_path)[1].best == 2.0
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (None, "not None"),
+        ("2", "not '2'"),
+        (torch.zeros(2), r"not a tensor of shape \(2,\)"),
+        (1j, "not a complex"),
+        (float("inf"), "is infinite"),
+    ],
+)
+def test_what_validate_may_not_return_is_refused(value: Any, says: str) -> None:
+    with pytest.raises(TrainingError, match=says):
+        go("full", replace(PLAIN, validate_every_steps=1), validate=lambda model: value)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_network_of_another_dtype_gets_its_images_in_it(dtype: torch.dtype) -> None:
+    model = model_of("spatial").to(dtype)
+    before = state_of(model)
+    train(model, pairs(), PLAIN)
+    assert not equal(before, state_of(model))
+
+
 # --- Losses
 def test_ssim_is_that_of_scikit_image() -> None:
     target = torch.rand(2, 3, 20, 24, dtype=torch.float64)
@@ -221,6 +336,21 @@ def test_a_loss_of_ones_own_is_what_is_minimised_and_is_part_of_the_run(tmp_path
     assert "own loss" in caught.value.problems[0]
 
 
+def weighted(output: Tensor, target: Tensor, weight: float) -> Tensor:
+    return own_loss(output, target) * weight
+
+
+def test_the_arguments_of_a_partial_are_part_of_its_name(tmp_path: Path) -> None:
+    go("full", replace(CONSTANT, steps=2), loss=functools.partial(weighted, weight=1.0), out=tmp_path)
+    with pytest.raises(TrainingError, match="another run"):
+        go("full", CONSTANT, loss=functools.partial(weighted, weight=100.0), out=tmp_path, resume=True)
+    go("full", CONSTANT, loss=functools.partial(weighted, weight=1.0), out=tmp_path, resume=True)
+    long = [qualified_name(functools.partial(weighted, [n] * 1000)) for n in (1, 2)]
+    assert long[0] != long[1]
+    assert max(map(len, long)) < 200
+    assert qualified_name(functools.partial(weighted, own_loss)).endswith("test_train_own.own_loss)")
+
+
 def test_a_loss_that_is_a_module_is_not_trained() -> None:
     loss = Perceptual()
     before = {k: v.clone() for k, v in loss.state_dict().items()}
@@ -262,6 +392,7 @@ OPTIMIZERS: dict[str, tuple[TrainSettings, dict[str, Any]]] = {
     **{name: (replace(SETTINGS, optimizer=name, weight_decay=0.1), {}) for name in ("adam", "nadam", "sgd")},
     "own": (SETTINGS, {"optimizer": odd}),
     "adafactor": (SETTINGS, {"optimizer": adafactor}),
+    "adagrad": (SETTINGS, {"optimizer": torch.optim.Adagrad}),  # has its state before the first step
 }
 
 
@@ -281,16 +412,30 @@ def test_the_state_of_any_optimiser_is_in_the_checkpoint(name: str, tmp_path: Pa
         go("full", replace(SETTINGS, optimizer="adamw" if name != "own" else "sgd"), out=tmp_path, resume=True)
 
 
-def test_what_no_checkpoint_can_hold_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("thing", object(), "object"),
+        ("my buf", 1, "the key 'my buf'"),
+        ("a.b", 1, "the key 'a.b'"),
+        (3, 1, "the key 3"),
+        (None, {"n": 1}, "under 'glob'"),
+    ],
+)
+def test_what_no_checkpoint_can_hold_is_refused_at_the_first_step(
+    key: Any, value: Any, says: str, tmp_path: Path
+) -> None:
     class Strange(torch.optim.SGD):
         def step(self, closure: Any = None) -> None:  # type: ignore[override]
             super().step()
+            state: Any = self.state
             for group in self.param_groups:
-                self.state[group["params"][0]]["thing"] = object()
+                at = "glob" if key is None else group["params"][0]
+                state[at] = value if key is None else {key: value}
 
-    with pytest.raises(TrainingError, match="state of Strange") as caught:
+    with pytest.raises(TrainingError, match=r"step 1\b.*state of Strange") as caught:
         go("full", SETTINGS, optimizer=lambda groups: Strange(groups, lr=1.0), out=tmp_path)
-    assert "object" in caught.value.problems[0]
+    assert says in caught.value.problems[0]
     assert not checkpoints(tmp_path)
 
 
@@ -299,6 +444,10 @@ def test_what_no_checkpoint_can_hold_is_refused(tmp_path: Path) -> None:
     [
         (lambda groups: 7, "not a int"),
         (lambda groups: torch.optim.SGD([nn.Parameter(torch.zeros(1))]), "1 tensors"),
+        (
+            lambda groups: torch.optim.SparseAdam([p for g in groups for p in g["params"]]),
+            "step of .*SparseAdam failed",
+        ),
         (lambda groups: torch.optim.LBFGS([p for g in groups for p in g["params"]]), "closure"),
     ],
 )

@@ -257,6 +257,47 @@ def test_tied_weights_are_kept(tmp_path: Path) -> None:
     assert same(tmp_path / "a", tmp_path / "b", "whole")
 
 
+# --- One run in a folder
+class Holding(Samples):
+    """Tries to train in a folder, in this process and in another, while its first crop is read."""
+
+    out: Path
+    said: tuple[str, ...] = ()
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if not self.said:
+            self.said = ("trying",)
+            with pytest.raises(TrainingError) as caught:
+                go("full", SETTINGS, out=self.out, resume=True)
+            code = "import sys, pathlib; from lowpeft.restoration.training.locking import locked\n"
+            code += "with locked(pathlib.Path(sys.argv[1])): pass"
+            other = subprocess.run([sys.executable, "-c", code, str(self.out)], capture_output=True, text=True)
+            self.said = (str(caught.value), other.stderr.strip().splitlines()[-1])
+        return super().__getitem__(index)
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    crops = Holding()
+    crops.out = tmp_path
+    train(model_of("full"), crops, SETTINGS, out=tmp_path)
+    assert all(f"another run is training in {tmp_path} (" in said for said in crops.said), crops.said
+    assert f"process {os.getpid()} on" in crops.said[1]
+    assert not [*tmp_path.glob(".*")]
+    assert go("full", SETTINGS, out=tmp_path, resume=True)[1].resumed_at == 6
+
+
+def test_a_lock_that_a_killed_run_left_holds_nobody_up(tmp_path: Path) -> None:
+    (tmp_path / ".training.lock").write_text("process 1 on another")
+    go("full", replace(SETTINGS, steps=1), out=tmp_path)
+
+
+def test_without_resume_nothing_is_read(begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if a checkpoint appears after the folder was checked."""
+    monkeypatch.setattr("lowpeft.restoration.training.loop.check_folder", lambda folder, resume: None)
+    out = shutil.copytree(begun, tmp_path / "out")
+    assert go("stereo", replace(SETTINGS, steps=1), out=out)[1].resumed_at == 0
+
+
 # --- Damage
 def truncate(folder: Path) -> None:
     path = folder / "tensors.safetensors"
@@ -283,7 +324,7 @@ def change_the_state(folder: Path) -> None:
         (lambda folder: (folder / "tensors.safetensors").unlink(), "tensors.safetensors"),
         (lambda folder: (folder / "state.json").write_text("{"), "JSONDecodeError"),
         (lambda folder: (folder / "state.json").write_text('{"schema": 9}'), "schema 9"),
-        (lambda folder: (folder / "state.json").write_text('{"schema": 3}'), "sha256"),
+        (lambda folder: (folder / "state.json").write_text('{"schema": 4}'), "sha256"),
         (change_the_state, "checksum"),
     ],
     ids=["truncated", "changed", "no tensors", "no JSON", "schema", "empty", "changed state"],

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import lowpeft
@@ -208,6 +209,28 @@ def test_trackers_that_are_not_there_are_named() -> None:
         go("full", PLAIN, callbacks=[Trackers(["tensorboard"])])
 
 
+class Stopper(Callback):
+    """Stops the run at its start or at its end."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+
+    def on_start(self, start: Start) -> None:
+        if self.place == "start":
+            raise StopTraining("at once")
+
+    def on_end(self, trained: Trained | None) -> None:
+        if self.place == "end":
+            raise StopTraining("too late")
+
+
+def test_a_run_may_be_stopped_at_its_start_and_at_its_end(tmp_path: Path) -> None:
+    _, done = go("full", CONSTANT, out=tmp_path, callbacks=[Stopper("start")])
+    assert (done.steps, done.stopped) == (1, "at once")
+    _, done = go("full", CONSTANT, out=tmp_path, resume=True, callbacks=[Stopper("end")])
+    assert (done.resumed_at, done.steps, done.stopped) == (1, 6, None)
+
+
 # --- Longer runs
 def test_a_constant_schedule_goes_on_exactly(tmp_path: Path) -> None:
     go("full", replace(CONSTANT, steps=4), out=tmp_path / "run")
@@ -281,11 +304,37 @@ def test_no_tampering_with_the_state_is_a_raw_error_or_another_result(begun: Pat
                 read_checkpoint(folder)
     model = model_of("full")
     before = state_of(model)
-    for place in [("optimizer", "name"), ("optimizer", "groups"), ("optimizer", "state"), ("identity", "setting")]:
-        changed = tampered(state, place, "x")
+    group = ("optimizer", "groups", 0)
+    for place, value in [
+        *(((*at, key), "x") for at, key in ((("optimizer",), "name"), (("optimizer",), "state"), (group, "betas"))),
+        *((("optimizer", "groups"), value) for value in ("x", [1], [{}])),
+        *(((*group, "betas"), value) for value in (None, [1])),
+        *(((*group, "eps"), value) for value in (None, "x", -1, 10**400)),
+        (("optimizer", "tensors"), {}),
+        (("identity", "setting"), "x"),
+    ]:
+        changed = tampered(state, place, value)
         changed.pop("sha256")
         changed["sha256"] = _sha256(folder / "tensors.safetensors", changed)
         file.write_text(json.dumps(changed))
         with pytest.raises(TrainingError, match="step 2"):
             train(model, Samples(), SETTINGS, out=out, resume=True)
     assert equal(before, state_of(model))
+
+
+@pytest.mark.parametrize("change", ["removed", "of another shape"])
+def test_a_state_of_the_optimiser_without_some_tensors_is_refused(change: str, begun: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(begun, tmp_path / "out")
+    (folder,) = checkpoints(out)
+    file, tensors = folder / "state.json", load_file(folder / "tensors.safetensors")
+    name = next(name for name in tensors if name.startswith("optimizer.exp_avg."))
+    tensors[name] = torch.zeros(2)
+    if change == "removed":
+        del tensors[name]
+    save_file(tensors, folder / "tensors.safetensors")
+    state = json.loads(file.read_text())
+    state.pop("sha256")
+    file.write_text(json.dumps({**state, "sha256": _sha256(folder / "tensors.safetensors", state)}))
+    with pytest.raises(TrainingError, match="step 2") as caught:
+        go("full", SETTINGS, out=out, resume=True)
+    assert caught.value.problems == ("tensors of the state of AdamW are missing or changed",)

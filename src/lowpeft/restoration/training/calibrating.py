@@ -16,7 +16,7 @@ from ...ports.facts import ImageFacts
 from ...recipes import TrainSettings
 from ..inference.network import multi_view
 from .losses import LossOfViews
-from .sources import CropSource, Samples
+from .sources import CropSource, Samples, read
 
 
 def start_from_data(
@@ -28,7 +28,7 @@ def start_from_data(
 
     Raises:
         PlanError: As for `lowpeft.calibrate`.
-        DataError: A crop cannot be read.
+        LowpeftError: A crop cannot be read.
     """
     if not is_adapted(module) or not needs_calibration(module):
         return
@@ -37,7 +37,7 @@ def start_from_data(
 
     def batches() -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
         for i in range(settings.calibration):
-            lr, hr = crops[i]
+            lr, hr = read(crops, i)
             lr, hr = to_network(pad_to(lr, *facts.sides_for(*lr.shape[-2:])), facts).to(like), hr.to(like)
             yield (lr[:, None].unbind(), hr[:, None].unbind()) if together else ((lr,), (hr,))
 

@@ -28,7 +28,7 @@ from ...errors import TrainingError
 from ...storage import leftovers, new_folder
 from ...version import version
 
-SCHEMA = 3
+SCHEMA = 4
 FOLDER, TENSORS, STATE = "checkpoints", "tensors.safetensors", "state.json"
 PREFIX = "step-"
 

@@ -104,7 +104,8 @@ class Trained:
 class Callback:
     """What `train` calls during a run, in the main process alone. Override what you need; all of it does nothing.
 
-    `on_row`, `on_step` and `on_measured` may raise `StopTraining("why")`.
+    `on_start`, `on_row`, `on_step` and `on_measured` may raise `StopTraining("why")`; from `on_start` it ends the run
+    after the first step of this call.
     """
 
     def on_start(self, start: Start) -> None:

@@ -6,10 +6,9 @@ is a `Trainee`; what watches is a list of `Callback`.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,12 @@ from .calibrating import start_from_data
 from .checkpoint import Checkpoint, Progress, checkpoints, read_newest, write_checkpoint
 from .events import Callback, Measured, Reporting, Start, Step, StopTraining, Trained
 from .identity import differences, identity, of_other_length
+from .locking import locked
 from .log import Log, draw_curves, logged
 from .losses import ImageLoss, LossOfViews, qualified_name
 from .models import check_folder, record_settings, save_product, trained_name
 from .optimizers import MakeOptimizer
+from .own_code import check_arguments, figure_of
 from .parallel import Processes, connect
 from .samples import batches, check_batch, check_crops, run_facts
 from .schedule import learning_rate
@@ -60,7 +61,8 @@ def train(  # noqa: PLR0913  (parts of a run that each have a default)
 
     All randomness of a step derives from `settings.seed` and the numbers of its samples. The same call therefore gives
     the same result on one machine (bit for bit on a CPU), and a run that was killed and resumed gives the result of an
-    uninterrupted one.
+    uninterrupted one. Two calls in two threads share the global generators: with dropout or random augmentation they
+    are not repeatable; use two processes.
 
     Args:
         model: Adapted model, of which only the adapters are trained, on its device; or a network without adapters
@@ -74,8 +76,8 @@ def train(  # noqa: PLR0913  (parts of a run that each have a default)
             it.
         resume: True to continue from the newest checkpoint in `out`, if one exists. Without it a folder with a
             checkpoint is refused, so that no run is overwritten or continued by accident. A folder with a trained
-            result but no checkpoint is always refused.
-        validate: Function from `model` to a figure; higher is better. The main process alone calls it, every
+            result but no checkpoint is always refused, as is one in which another run is training.
+        validate: Function from `model` to a finite figure; higher is better. The main process alone calls it, every
             `settings.validate_every_steps` steps and after the last, in eval mode and without gradients. The best
             result is kept in `out/best`.
         report: Function called after every step, in the main process alone.
@@ -88,13 +90,16 @@ def train(  # noqa: PLR0913  (parts of a run that each have a default)
         Figures of the finished run.
 
     Raises:
-        TrainingError: The data or settings do not fit; the folder contains a checkpoint of another run, or a log that
-            was cut; a trained tensor gets no gradient in the first step; the loss or the gradient is not finite; a crop
-            cannot be read; or the folder cannot be written. The message names the last good checkpoint, which is
+        TrainingError: An argument, the data or the settings do not fit; another run uses the folder; the folder
+            contains a checkpoint of another run, or a log that was cut; a trained tensor gets no gradient in the first
+            step; the loss, the gradient or a validation figure is not finite; a crop cannot be read; the loss or the
+            optimiser fails; or the folder cannot be written. The message names the last good checkpoint, which is
             intact.
         PlanError: `out` is given and several adapters would be trained, but a folder stores one; the network does not
             take and return images; or calibration fails (see `lowpeft.calibrate`).
     """
+    functions = {"validate": validate, "report": report, "loss": loss, "optimizer": optimizer}
+    check_arguments(settings=settings, out=out, resume=resume, callbacks=callbacks, functions=functions)
     processes, folder = connect(), None if out is None else Path(out)
     source = source_of(data, settings.seed)
     check_crops(source, model)
@@ -105,13 +110,15 @@ def train(  # noqa: PLR0913  (parts of a run that each have a default)
         raise TrainingError("resume=True was given without a folder to resume from: pass out=")
     if folder is not None:
         trained_name(model)
-        check_folder(folder, resume=resume)
     watchers = [*callbacks, *([] if report is None else [Reporting(report)])] if processes.main else []
     run = _TrainingRun(source, settings, processes, folder, watchers)
-    run.set_up(model, loss, optimizer)
-    if folder is not None:
-        run.resume(folder)
-    return run.finish(validate if processes.main else None)
+    with run.holding_folder():
+        if folder is not None:
+            check_folder(folder, resume=resume)
+        run.set_up(model, loss, optimizer)
+        if folder is not None and resume:
+            run.resume(folder)
+        return run.finish(validate if processes.main else None)
 
 
 class _TrainingRun:
@@ -140,13 +147,23 @@ class _TrainingRun:
         self.progress, self.at = Progress(), 0
         self.stopped: str | None = None
 
+    @contextmanager
+    def holding_folder(self) -> Iterator[None]:
+        """Keep other runs out of the folder within the block, which all processes enter together."""
+        with ExitStack() as stack:
+            if self.out is not None:
+                with self._errors_explained(OSError):
+                    stack.enter_context(locked(self.out))
+            self.processes.wait()
+            yield
+
     def set_up(self, model: object, loss: ImageLoss | None, optimizer: MakeOptimizer | None) -> None:
         """Place the model, calibrate it, and make what trains it."""
         settings, module, of_views = self.settings, module_of(model), LossOfViews(self.settings.loss, loss)
         if self.processes.device is not None:
             module.to(self.processes.device)
         own = {what: qualified_name(f) for what, f in (("loss", loss), ("optimizer", optimizer)) if f is not None}
-        with self._errors_explained(DataError, OSError):
+        with self._errors_explained(DataError, TrainingError, OSError):
             of_views.prepare(next(module.parameters()).device)
             start_from_data(module, self.crops, settings, image_facts(model), of_views)
             self.identity = {} if self.folder is None else identity(module, self.crops, settings, own)
@@ -204,7 +221,8 @@ class _TrainingRun:
         finally:
             module.eval()
             for watcher in self.watchers:
-                watcher.on_end(trained)
+                with suppress(StopTraining):  # there is nothing left to stop
+                    watcher.on_end(trained)
         return trained
 
     def _loop(self, validate: Validate | None) -> None:
@@ -215,8 +233,7 @@ class _TrainingRun:
         last = first - 1 if self.stopped else settings.steps
         with self._errors_explained(OSError, SafetensorError, LowpeftError):
             start = Start(step=first - 1, steps=settings.steps, out=self.out, settings=settings_to_dict(settings))
-            for watcher in self.watchers:
-                watcher.on_start(start)
+            self._tell(lambda watcher: watcher.on_start(start))
             with closing(Log(self.out, first - 1)) if self.out is not None else nullcontext() as log:
                 for self.at in range(first, last + 1):
                     loss, gradient_norm = self.trainee.step(next(parts), self.at, first=self.at == first)
@@ -228,6 +245,8 @@ class _TrainingRun:
                         seconds=time.monotonic() - started,
                     )
                     self.progress = replace(self.progress, step=self.at, loss=loss, seconds=step.seconds)
+                    if log is not None and self.at == first:
+                        self.trainee.values()  # what no checkpoint can hold is refused now, not at the first one
                     if self._after(step, validate, log):
                         break
             self._write_result()
@@ -264,12 +283,10 @@ class _TrainingRun:
         given = self.trainee.given
         with in_eval_mode(self.trainee.module), self.trainee.averaged():
             try:
-                value = validate(given)
+                value = figure_of(validate(given))
             except StopTraining as stop:
                 self.stopped = str(stop) or "stopped by validate"
                 return None
-            if math.isnan(value):
-                raise TrainingError("the validation figure is NaN: check the function given as validate=")
             best = self.progress.best is None or value > self.progress.best
             if best:
                 self.progress = replace(self.progress, best=value, best_step=self.at, without_gain=0)

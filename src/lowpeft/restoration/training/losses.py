@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Callable, Iterable
 
 import torch
@@ -10,6 +12,7 @@ from torch.nn import functional as F
 
 from ...errors import TrainingError
 from ...recipes.losses import loss_terms
+from .own_code import is_plain, users_code
 
 CHARBONNIER_EPSILON = 1e-3
 """The ε of the Charbonnier loss, for values 0..1, from Lai et al., LapSRN (arXiv 1704.03915)."""
@@ -106,24 +109,42 @@ class LossOfViews:
         """Return the mean loss of pairs of outputs and targets, each (N,C,H,W).
 
         Raises:
-            TrainingError: The user's own loss is not a scalar tensor, or the images are too small for the loss.
+            TrainingError: The user's own loss fails or is not a real scalar tensor, or the images are too small for
+                the loss.
         """
         return torch.stack([self._of(out, target) for out, target in zip(outputs, targets, strict=True)]).mean()
 
     def _of(self, output: Tensor, target: Tensor) -> Tensor:
         if self._own is None:
             return image_loss(self._text, output, target)
-        loss = self._own(output, target)
+        with users_code(f"the loss {self.name} failed"):
+            loss = self._own(output, target)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
             raise TrainingError(f"the loss {self.name} must return a tensor of one number, not {found}: take its mean")
+        if not loss.is_floating_point():
+            kind = str(loss.dtype).removeprefix("torch.")
+            raise TrainingError(f"the loss {self.name} must return a real float, not {kind}: e.g. take its abs()")
         return loss.float().reshape(())
 
 
 def qualified_name(function: object) -> str:
-    """Return the module and name of a function, e.g. "package.losses.perceptual"; of an object those of its class."""
-    inner = getattr(function, "func", None)  # of functools.partial
-    if inner is not None:
-        return f"partial({qualified_name(inner)})"
+    """Return the module and name of a function, e.g. "package.losses.perceptual"; of an object those of its class.
+
+    A `functools.partial` has its arguments too, plain ones by value: "partial(package.losses.weighted, w=2)".
+    """
+    if isinstance(function, functools.partial):
+        arguments = [*map(_argument, function.args), *(f"{k}={_argument(v)}" for k, v in function.keywords.items())]
+        return f"partial({', '.join([qualified_name(function.func), *arguments])})"
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{getattr(named, '__module__', '?')}.{getattr(named, '__qualname__', '?')}"
+
+
+def _argument(value: object) -> str:
+    """Return a plain argument's value, by its digest if it is long, and the name of anything else."""
+    if not is_plain(value):
+        return qualified_name(value)
+    text = repr(value)
+    return (
+        text if len(text) <= 80 else f"sha256:{hashlib.sha256(text.encode(), usedforsecurity=False).hexdigest()[:16]}"
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -17,6 +19,7 @@ from ...kinds import TrainingPart
 from ...ports.patterns import Candidate, around, select
 from ...recipes import TrainSettings
 from ...recipes.settings import rate_of
+from .own_code import is_plain, users_code
 
 Groups = list[dict[str, Any]]
 MakeOptimizer = Callable[[Groups], Optimizer]
@@ -24,19 +27,19 @@ MakeOptimizer = Callable[[Groups], Optimizer]
 
 _TIED = {"lr", "initial_lr", "params"}
 """Values of a group that follow from the step and the model."""
-_PLAIN = (bool, int, float, str, type(None))
 
 
 def make_optimizer(groups: Groups, settings: TrainSettings, own: MakeOptimizer | None) -> Optimizer:
     """Return the optimiser that the settings name, or the user's own.
 
     Raises:
-        TrainingError: The user's own is no optimiser of exactly these parameters, or its step takes a closure.
+        TrainingError: The user's own fails, is no optimiser of exactly these parameters, or its step takes a closure.
     """
     if own is None:
         return _named(groups, settings)
     wanted = {id(p) for group in groups for p in group["params"]}
-    optimizer = own(groups)
+    with users_code("the function given as optimizer= failed"):
+        optimizer = own(groups)
     if not isinstance(optimizer, Optimizer):
         raise TrainingError(f"optimizer= must return a torch.optim.Optimizer, not a {type(optimizer).__name__}")
     held = [p for group in optimizer.param_groups for p in group["params"]]
@@ -123,10 +126,11 @@ def optimizer_tensors(optimizer: Optimizer, parameters: Mapping[str, nn.Paramete
 
 
 def optimizer_values(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Any]:
-    """Return the plain values of an optimiser's state: `state` by key and name, and `groups`.
+    """Return the plain values of an optimiser's state: `state` by key and name, `groups`, and shapes of the `tensors`.
 
     Raises:
-        TrainingError: The state has values that are neither tensors nor plain, so that no checkpoint can hold them.
+        TrainingError: The state has what no checkpoint can hold: values that are neither tensors nor plain, keys that
+            are not words, or the state of something that is not trained.
     """
     state = {
         f"{key}.{name}": value
@@ -135,21 +139,81 @@ def optimizer_values(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter
         if not isinstance(value, Tensor)
     }
     groups = [{k: v for k, v in group.items() if k not in _TIED} for group in optimizer.param_groups]
-    bad = [f"{key}: {type(v).__name__}" for key, v in state.items() if not _is_plain(v)]
+    bad = _keys_that_cannot_be_stored(optimizer, parameters)
+    bad += [f"{key}: {type(v).__name__}" for key, v in state.items() if not is_plain(v)]
     bad += [
-        f"group {i}, {k}: {type(v).__name__}" for i, g in enumerate(groups) for k, v in g.items() if not _is_plain(v)
+        f"group {i}, {k}: {type(v).__name__}"
+        for i, g in enumerate(groups)
+        for k, v in g.items()
+        if not (is_plain(v) and isinstance(k, str))
     ]
     if bad:
         raise TrainingError(
             f"a checkpoint cannot hold all of the state of {type(optimizer).__name__}: tensors of a parameter, "
-            "numbers, texts and lists of them can be stored, these cannot:",
+            "numbers, texts and lists of them can be stored, under keys that are words (self.state[p]['exp_avg']); "
+            "these cannot:",
             problems=bad[:10],
         )
-    return {"name": type(optimizer).__name__, "state": state, "groups": groups}
+    shapes = {name: [*tensor.shape] for name, tensor in optimizer_tensors(optimizer, parameters).items()}
+    return {"name": type(optimizer).__name__, "state": state, "groups": groups, "tensors": shapes}
 
 
-def _is_plain(value: object) -> bool:
-    return isinstance(value, _PLAIN) or (isinstance(value, list | tuple) and all(map(_is_plain, value)))
+def _keys_that_cannot_be_stored(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> list[str]:
+    """List keys of the state that are not of a trained tensor, and those of its values that are not words."""
+    names = {id(p): name for name, p in parameters.items()}
+    bad = [
+        f"state under {key!r:.40}, which is no trained tensor"
+        if not isinstance(key, Tensor)
+        else f"state of a tensor of shape {tuple(key.shape)}, which is not trained"
+        for key, of_it in optimizer.state.items()
+        if id(key) not in names and of_it
+    ]
+    return bad + [
+        f"{names[id(p)]}: the key {key!r:.40}"
+        for p, of_it in optimizer.state.items()
+        if id(p) in names
+        for key in of_it
+        if not (isinstance(key, str) and key.isidentifier())
+    ]
+
+
+def optimizer_problems(
+    optimizer: Optimizer, here: Mapping[str, Any], saved: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> list[str]:
+    """List what keeps a stored state from being put into an optimiser.
+
+    Args:
+        optimizer: The optimiser.
+        here: Its own `optimizer_values`.
+        saved: The stored ones, of any form.
+        tensors: The stored tensors.
+    """
+    kind, groups = here["name"], saved.get("groups")
+    of_groups = isinstance(groups, list) and all(isinstance(group, dict) for group in groups)
+    if (
+        not (of_groups and isinstance(saved.get("state"), dict))
+        or saved.get("name") != kind
+        or [set(group) for group in groups or ()] != [set(group) for group in here["groups"]]
+    ):
+        return [f"the optimiser is {kind}, in the checkpoint it is {str(saved.get('name'))[:40]} or other"]
+    found = {name: [*tensor.shape] for name, tensor in tensors.items()}
+    problems = [] if saved.get("tensors") == found else [f"tensors of the state of {kind} are missing or changed"]
+    fixed = type(optimizer).__module__.startswith("torch.optim.")
+    return problems + [
+        f"{key} of group {i} of {kind} is {mine[key]!r}, in the checkpoint {str(theirs[key])[:40]!r}"
+        for i, (mine, theirs) in enumerate(zip(here["groups"], groups or (), strict=True))
+        for key in mine
+        if not _goes_on(mine[key], theirs[key], fixed=fixed)
+    ]
+
+
+def _goes_on(here: object, saved: object, *, fixed: bool) -> bool:
+    """Return whether a group's value may go on from a stored one: if `fixed`, from the same; else, of the same type."""
+    here = json.loads(json.dumps(here))  # tuples are lists in the checkpoint
+    if fixed or (isinstance(saved, float) and not math.isfinite(saved)):
+        return here == saved
+    kinds = {float if type(value) is int else type(value) for value in (here, saved)}
+    return len(kinds - {type(None)}) <= 1
 
 
 def restore_optimizer(

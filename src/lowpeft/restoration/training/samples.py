@@ -12,13 +12,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from ...core.attachment.record import module_of
 from ...core.observation.describe import image_facts
-from ...errors import DataError, LowpeftError, TrainingError
+from ...errors import LowpeftError, TrainingError
 from ...recipes import TrainSettings
 from ..data import Crops, EachViewTwice
-from ..images import check_values
 from ..inference.network import multi_view
 from .parallel import Processes
-from .sources import CropSource, Samples, control_facts, names_digest
+from .sources import CropSource, Samples, control_facts, names_digest, read
 
 
 class MicroBatch(NamedTuple):
@@ -121,14 +120,9 @@ class _ErrorsAsValues(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         try:
-            lr, hr = self._crops[index]
-            for image in (lr, hr):
-                check_values(image, f"the images of sample {index}")
-            return index, lr, hr
+            return index, *read(self._crops, index)
         except LowpeftError as error:
             return error
-        except OSError as error:
-            return DataError(str(error))
 
 
 def _stacked(samples: list[Any]) -> Any:
@@ -154,8 +148,7 @@ def batches(
     8 … 11.
 
     Raises:
-        DataError: A sample cannot be read.
-        TrainingError: A DataLoader worker died.
+        LowpeftError: A sample cannot be read, or a DataLoader worker died.
     """
     share = shares(settings.batch, processes.number, settings.accumulate)[processes.index]
     steps = range(start, settings.steps)

@@ -18,6 +18,7 @@ from ...core.observation.fingerprint import digest
 from ...errors import DataError, TrainingError
 from ..data import EachViewTwice
 from ..images import check_values
+from .own_code import users_code
 
 EXPECTED = (
     "a sample is a pair (lr, hr) of float tensors with values 0..1 and shapes (C,h,w) and (C,s*h,s*w), or "
@@ -71,7 +72,8 @@ class Samples:
     """A finite data set as an endless source: all of it in each epoch, in an order drawn from the seed and the epoch.
 
     Sample i depends on i alone: the global generators of Python, NumPy and torch, from which a data set may draw its
-    augmentations, are seeded for each sample and put back afterwards. So a run can be resumed anywhere.
+    augmentations, are seeded for each sample and put back afterwards. So a run can be resumed anywhere. They belong to
+    the whole process: with two runs in two threads, such augmentations, and dropout, are not repeatable.
 
     Attributes:
         data: The data set.
@@ -84,7 +86,8 @@ class Samples:
     """
 
     def __init__(self, data: MapStyle, seed: int) -> None:
-        self.data, self.seed, self.count = data, seed, len(data)
+        with users_code("the length of the data set cannot be found"):
+            self.data, self.seed, self.count = data, seed, len(data)
         if not self.count:
             raise TrainingError("the data set is empty: give at least one pair (lr, hr)")
         lr, hr = self._sample(0, 0)
@@ -111,12 +114,13 @@ class Samples:
         return lr, hr
 
     def facts(self) -> dict[str, Any]:
-        """Return what identifies the data set: its length, and digests of its first, middle and last sample."""
-        numbers = sorted({0, self.count // 2, self.count - 1})
+        """Return what identifies the data set: its length, and digests of up to 16 samples, evenly spaced."""
+        most = min(self.count, 16)
+        numbers = [i * (self.count - 1) // max(1, most - 1) for i in range(most)]
         return {"samples": self.count, "some samples": [digest(t) for n in numbers for t in self._sample(n, n)]}
 
     def _sample(self, number: int, index: int) -> tuple[Tensor, Tensor]:
-        with _seeded(self.seed, index):
+        with users_code(f"sample {number} of the data set cannot be read"), _seeded(self.seed, index):
             sample = self.data[number]
         if not isinstance(sample, tuple | list) or len(sample) != 2:
             found = f"{len(sample)} items" if isinstance(sample, tuple | list) else f"a {type(sample).__name__}"
@@ -167,6 +171,19 @@ def source_of(data: object, seed: int) -> CropSource | Samples:
     return Samples(cast(MapStyle, data), seed)
 
 
+def read(source: CropSource | Samples, index: int) -> tuple[Tensor, Tensor]:
+    """Return a pair (lr, hr) of a source.
+
+    Raises:
+        LowpeftError: The pair cannot be read, or is not a pair of images with values about 0..1.
+    """
+    with users_code(f"crop {index} cannot be read"):
+        lr, hr = source[index]
+        for image in (lr, hr):
+            check_values(image, f"the images of sample {index}")
+        return lr, hr
+
+
 def names_digest(crops: CropSource) -> str:
     """Return the SHA-256 of the scenes' names."""
     names = "\n".join(scene.name for scene in crops.scenes).encode()
@@ -191,7 +208,7 @@ def identity_of(source: CropSource | Samples) -> dict[str, Any]:
         **shape,
         "scenes": len(source.scenes),
         "names of the scenes": names_digest(source),
-        "first crop": [digest(image) for image in source[0]],
+        "first crop": [digest(image) for image in read(source, 0)],
         **control_facts(source),
     }
 

@@ -22,7 +22,7 @@ from ...errors import TrainingError
 from ...kinds import TrainingPart
 from ...ports.facts import ImageFacts
 from ...recipes import TrainSettings
-from ..inference.network import run_padded
+from ..inference.network import first_parameter, run_padded
 from .checkpoint import Checkpoint
 from .identity import differences
 from .losses import LossOfViews
@@ -30,11 +30,13 @@ from .models import check_gradients, trained_name, trained_parameters
 from .optimizers import (
     MakeOptimizer,
     make_optimizer,
+    optimizer_problems,
     optimizer_tensors,
     optimizer_values,
     parameter_groups,
     restore_optimizer,
 )
+from .own_code import users_code
 from .parallel import Processes, in_parallel, without_exchange
 from .samples import MicroBatch
 from .schedule import learning_rate
@@ -85,7 +87,8 @@ class Trainee:
         """Take an optimiser step; return the batch's loss and the norm of its gradient.
 
         Raises:
-            TrainingError: One of the two is not finite, or a trained tensor gets no gradient in the first step.
+            TrainingError: One of the two is not finite, a trained tensor gets no gradient in the first step, or the
+                optimiser fails.
         """
         loss_of_batch = self._backward(parts, first=first)
         hooks = self.hooks.values()
@@ -98,7 +101,8 @@ class Trainee:
                 raise TrainingError(f"the {what} is {value}: lower the learning rate (now {rate:.3g})")
         if self.settings.clip_norm:
             clip_grads_with_norm_(self.parameters.values(), self.settings.clip_norm, gradient_norm)
-        self.optimizer.step()
+        with users_code(f"the step of the optimiser {type(self.optimizer).__name__} failed"):
+            self.optimizer.step()
         self.schedule.step()
         for hook in hooks:
             hook.after_step(number)
@@ -122,7 +126,7 @@ class Trainee:
                 loss = self.network(part.lr, part.hr) * share
                 penalties = [p for hook in self.hooks.values() if (p := hook.penalty()) is not None]
                 objective = loss + torch.stack(penalties).sum() * share if penalties else loss
-                if self.adapted and not objective.requires_grad:
+                if not objective.requires_grad:
                     check_gradients(self.parameters)
                 (objective * self.processes.number).backward()  # DDP averages over processes; this makes it a sum
             total += loss.detach()
@@ -149,21 +153,22 @@ class Trainee:
         """List what keeps a checkpoint from being loaded: other tensors, or another optimiser."""
         names = {f".{name}" for name in self.parameters}
         of_optimizer = {k: t for k, t in saved.tensors.items() if k.startswith("optimizer.")}
-        problems = differences(self.tensors(), {k: t for k, t in saved.tensors.items() if k not in of_optimizer})
+        others = {k: t for k, t in saved.tensors.items() if k not in of_optimizer}
+        problems = differences(self._without_optimizer(), others)
         problems += [
             f"{key} is the state of no trained tensor" for key in of_optimizer if not any(map(key.endswith, names))
         ]
-        kind, groups = type(self.optimizer).__name__, [*map(set, self.values()["groups"])]
-        values = saved.optimizer
-        fits = isinstance(values.get("state"), dict) and isinstance(values.get("groups"), list)
-        if not fits or values.get("name") != kind or [set(g) for g in values["groups"]] != groups:
-            problems.append(f"the optimiser is {kind}, in the checkpoint it is {str(values.get('name'))[:40]} or other")
-        return problems
+        state = {k.removeprefix("optimizer."): t for k, t in of_optimizer.items()}
+        return problems + optimizer_problems(self.optimizer, self.values(), saved.optimizer, state)
+
+    def _without_optimizer(self) -> dict[str, Tensor]:
+        """Return `tensors` but for the state of the optimiser, which it may have only after a step."""
+        return {name: tensor for name, tensor in self.tensors().items() if not name.startswith("optimizer.")}
 
     @torch.no_grad()
     def restore(self, saved: Checkpoint) -> None:
         """Load a checkpoint that has no problems."""
-        for name, tensor in self.tensors().items():
+        for name, tensor in self._without_optimizer().items():
             tensor.copy_(saved.tensors[name])
         state = {k.removeprefix("optimizer."): t for k, t in saved.tensors.items() if k.startswith("optimizer.")}
         restore_optimizer(self.optimizer, self.parameters, state, saved.optimizer)
@@ -195,7 +200,10 @@ class Trainee:
 
 
 class _NetworkWithLoss(nn.Module):
-    """Module from crops to their loss. DDP wraps it, so that the model itself stays unwrapped."""
+    """Module from crops to their loss. DDP wraps it, so that the model itself stays unwrapped.
+
+    Crops get the network's dtype, as in `enhance`; the loss is computed in float32.
+    """
 
     def __init__(self, model: nn.Module, precision: str, facts: ImageFacts, loss: LossOfViews) -> None:
         super().__init__()
@@ -204,7 +212,8 @@ class _NetworkWithLoss(nn.Module):
 
     def forward(self, lr: Tensor, hr: Tensor) -> Tensor:
         with torch.autocast(lr.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
-            outputs = run_padded(self.model, lr.unbind(1), self._facts)
+            views = lr.to(first_parameter(self.model, default=lr).dtype).unbind(1)
+            outputs = run_padded(self.model, views, self._facts)
         return self._loss([output.float() for output in outputs], hr.unbind(1))
 
 
