@@ -16,6 +16,7 @@ from lowpeft.cli import main
 from lowpeft.errors import DataError, PlanError, TrainingError
 from lowpeft.recipes import TrainSettings
 from lowpeft.restoration.data import Crops, find_scenes, prepare
+from lowpeft.restoration.degradations import degradation
 from lowpeft.restoration.images import as_picture, read_image, write_image
 from lowpeft.restoration.metrics import psnr, ssim
 from lowpeft.restoration.training import train
@@ -134,9 +135,9 @@ def test_weights_with_nan_are_neither_adapted_nor_trained(folder: Path) -> None:
     with pytest.raises(PlanError, match=r"body\.2\.bias contains NaN"):
         lowpeft.adapt(base, lowpeft.LoRAConfig(target="**", rank=1))
     assert {name: id(module) for name, module in base.module.named_modules()} == before
-    scenes = find_scenes("clean", views=1, scale=1, lr_folder="clean")
+    crops = Crops(find_scenes("clean", views=1), 1, crop_px=(16, 16), degrade=degradation("noise:25"))
     with pytest.raises(TrainingError, match=r"body\.2\.bias contains NaN"):
-        train(base, Crops(scenes, 1, crop_px=(16, 16)), TrainSettings(steps=1, batch=1))
+        train(base, crops, TrainSettings(steps=1, batch=1))
 
 
 # --- Killed writers

@@ -188,6 +188,9 @@ REFUSED = {
     ),
     "one side": Refused("left/1.png right/2.png", ("left/1.png: has no right", "right/2.png: has no left"), views=2),
     "scene without partner": Refused("s/im0.png s/im1.png t/im0.png", ("t/im0.png: has no right view",), views=2),
+    "several exposures of a clean image": Refused(
+        "1_noisy1.png 1_noisy2.png 1_clean.png", ("several degraded", "1_noisy1", "1_noisy2")
+    ),
     "nothing": Refused("notes.txt", ("no scenes", "folders", "plain")),
 }  # fmt: skip
 

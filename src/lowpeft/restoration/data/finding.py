@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,7 +130,22 @@ def _lr_of(listing: Listing, hr: Files, root: Path, row: FolderLayout, asked: _A
         _part(hr, beside)
     if asked.layout is None and not beside.scenes:
         refuse_unexplained(listing, hr, root, row)
+        _refuse_several_degraded(hr, asked)
     return beside
+
+
+def _refuse_several_degraded(hr: Files, asked: _Asked) -> None:
+    """Raise where several degraded images belong to one clean image, e.g. `1_noisy1` and `1_noisy2` to `1_clean`."""
+    read = [(name, key, role) for name in hr.scenes for key, role in readings(name)]
+    clean = {key for _, key, role in read if role == "clean"}
+    several = [name for name, key, role in read if role == "degraded" and re.sub(r"[_-]?\d+$", "", key) in clean]
+    if asked.views == 1 and several:
+        raise DataError(
+            f"several degraded images in {hr.folder} seem to belong to one clean image: give each a clean image of its "
+            "own, in two folders of equal names; or say that all of them are clean with layout='plain' (--layout "
+            "plain):",
+            problems=several,
+        )
 
 
 def _part(hr: Files, lr: Files) -> None:
