@@ -181,7 +181,7 @@ def test_an_error_of_a_data_set_names_the_sample(error: Exception, workers: int)
 
 def test_an_error_of_a_source_of_crops_names_the_crop(tmp_path: Path) -> None:
     settings = replace(PLAIN, save_every_steps=1)
-    with pytest.raises(TrainingError, match="step-00000001.*crop 4 cannot be read: KeyError: 'bad'"):
+    with pytest.raises(TrainingError, match=r"step-00000001.*crop 4 cannot be read: KeyError: 'bad'"):
         train(model_of("full"), BrokenCrops(), settings, out=tmp_path)
 
 
@@ -345,10 +345,10 @@ def test_the_arguments_of_a_partial_are_part_of_its_name(tmp_path: Path) -> None
     with pytest.raises(TrainingError, match="another run"):
         go("full", CONSTANT, loss=functools.partial(weighted, weight=100.0), out=tmp_path, resume=True)
     go("full", CONSTANT, loss=functools.partial(weighted, weight=1.0), out=tmp_path, resume=True)
-    long = [qualified_name(functools.partial(weighted, [n] * 1000)) for n in (1, 2)]
+    long = [qualified_name(functools.partial(weighted, weight=[n] * 1000)) for n in (1, 2)]
     assert long[0] != long[1]
     assert max(map(len, long)) < 200
-    assert qualified_name(functools.partial(weighted, own_loss)).endswith("test_train_own.own_loss)")
+    assert qualified_name(functools.partial(weighted, weight=own_loss)).endswith("test_train_own.own_loss)")
 
 
 def test_a_loss_that_is_a_module_is_not_trained() -> None:

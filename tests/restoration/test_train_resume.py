@@ -271,7 +271,8 @@ class Holding(Samples):
                 go("full", SETTINGS, out=self.out, resume=True)
             code = "import sys, pathlib; from lowpeft.restoration.training.locking import locked\n"
             code += "with locked(pathlib.Path(sys.argv[1])): pass"
-            other = subprocess.run([sys.executable, "-c", code, str(self.out)], capture_output=True, text=True)
+            command = [sys.executable, "-c", code, str(self.out)]
+            other = subprocess.run(command, check=False, capture_output=True, text=True)
             self.said = (str(caught.value), other.stderr.strip().splitlines()[-1])
         return super().__getitem__(index)
 
