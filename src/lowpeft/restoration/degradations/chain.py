@@ -76,7 +76,8 @@ class Degradation:
                 f"the network enlarges by {scale}, but the degradation {self} does not shrink: add down:{scale} in its "
                 f"place, for example down:{scale},{self}"
             )
-        raise DataError(f"the network enlarges by {scale}, but the degradation {self} shrinks by {factor}")
+        does = "keeps the size" if scale == 1 else f"enlarges by {scale}"
+        raise DataError(f"the network {does}, but the degradation {self} shrinks by {factor}")
 
     def reach(self, scale: int) -> int:
         """Return the distance in px, a multiple of `scale`, at which a pixel of a clean image can change the result."""
