@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -169,7 +170,7 @@ def _progress(values: object, folder: Path) -> Progress:
         "step": lambda v: checks.is_whole(v, least=1) and folder.name == f"{PREFIX}{v:08d}",
         "seconds": lambda v: checks.is_number(v, above=-1),
         "loss": _is_figure,
-        "best": lambda v: v is None or _is_figure(v),
+        "best": lambda v: v is None or checks.is_number(v, above=-math.inf),
         "best_step": lambda v: v is None or checks.is_whole(v, least=0),
         "without_gain": lambda v: checks.is_whole(v, least=0),
     }
