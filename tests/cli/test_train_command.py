@@ -149,6 +149,9 @@ def test_an_adapter_that_was_measured_is_trained_on_without_measuring(scenes: Pa
     assert main(command(scenes, tmp_path / "out", "spatial", *measured)) == 0
     more = command(scenes, tmp_path / "more", "--adapter", str(tmp_path / "out"), "--steps", "1")
     assert main(more) == 0
+    again = command(scenes, tmp_path / "again", "spatial", "--steps", "1", "--validate", str(scenes / "test"))
+    assert main(again) == 0
+    assert (tmp_path / "again" / "best" / "adapter_config.json").exists()  # without an interval: with the checkpoint
 
 
 def test_an_invalid_degradation_is_explained(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,7 +38,10 @@ def add_sources(sub: argparse.ArgumentParser) -> None:
     add_selection(sub, "--data or --images")
     add_border(sub)
     sub.add_argument(
-        "--validate", metavar="DIR", help="scenes to measure during training; the best result is kept in OUT/best"
+        "--validate",
+        metavar="DIR",
+        help="scenes to measure during training, every --validate-every-steps, by default with every checkpoint; the "
+        "best result is kept in OUT/best",
     )
     sub.add_argument(
         "--test", action="append", default=[], metavar="DIR", help="scenes to measure afterwards; may be repeated"

@@ -239,8 +239,8 @@ def _check(recipe: Recipe, options: argparse.Namespace) -> None:
     problems = source_problems(options)
     if options.test_lr and len(options.test) != 1:
         problems.append(f"--test-lr needs exactly one --test folder, not {len(options.test)}")
-    if bool(options.validate) != bool(recipe.training.validate_every_steps):
-        problems.append("--validate DIR and --validate-every-steps N need each other: give both or neither")
+    if recipe.training.validate_every_steps and not options.validate:
+        problems.append("--validate-every-steps N needs scenes to measure: give --validate DIR")
     if options.validation_images and not options.validate:
         problems.append("--validation-images N shows scenes of --validate DIR: give both")
     if options.images and recipe.views > 1:

@@ -71,6 +71,8 @@ def changed_settings(
     if crop := options.crop or only_crop:
         changes |= dict(zip(CROP, crop, strict=True))
     settings = dataclasses.replace(settings, **changes)
+    if options.validate and not settings.validate_every_steps:
+        settings = dataclasses.replace(settings, validate_every_steps=settings.save_every_steps or settings.steps)
     if options.each_view_twice:  # the same images in each step
         return dataclasses.replace(settings, batch=2 * settings.batch, calibration=2 * settings.calibration)
     return settings
