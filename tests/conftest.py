@@ -76,6 +76,12 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of training draw no curves; tests/restoration/test_train.py has those."""
+    monkeypatch.setattr("lowpeft.restoration.training.loop.draw_curves", lambda *arguments: None)
+
+
+@pytest.fixture
 def registries() -> Iterator[None]:
     """Put back what a test or an example registers, so that the next test sees lowpeft's own tables."""
     modules = [m for name, m in sys.modules.items() if name.partition(".")[0] == "lowpeft"]

@@ -92,6 +92,9 @@ SETTINGS = TrainSettings(
     warmup_steps=2,
     save_every_steps=2,
 )
+PLAIN = replace(SETTINGS, ema_decay=0.0, warmup_steps=0, steps=4)
+CONSTANT = replace(SETTINGS, schedule="constant")
+VALIDATED = replace(CONSTANT, validate_every_steps=1, steps=8)
 
 
 def model_of(recipe: str) -> nn.Module:

@@ -14,7 +14,7 @@ from lowpeft.demo import write_scenes
 from lowpeft.restoration import progress as progress_module
 from lowpeft.restoration.progress import progress
 
-pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch", "no_figures")
+pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch", "no_figures", "no_curves")
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +23,6 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_scenes(folder / "train", range(2), size_px=(64, 128))
     write_scenes(folder / "test", range(1), size_px=(64, 128), split="test")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lowpeft.restoration.training.loop.draw_curves", lambda *arguments: None)
 
 
 def command(scenes: Path, out: Path, *more: str) -> list[str]:

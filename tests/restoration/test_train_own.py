@@ -28,19 +28,9 @@ from lowpeft.restoration.training import (
 from lowpeft.restoration.training.losses import qualified_name
 from lowpeft.restoration.training.sources import Samples as Finite
 from lowpeft.restoration.training.sources import source_of
-from training_runs import SETTINGS, Samples, Stop, equal, go, model_of, state_of, stop_after
+from training_runs import CONSTANT, PLAIN, SETTINGS, Samples, Stop, equal, go, model_of, state_of, stop_after
 
-pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch", "no_figures")
-
-PLAIN = replace(SETTINGS, ema_decay=0.0, warmup_steps=0, steps=4)
-CONSTANT = replace(SETTINGS, schedule="constant")
-VALIDATED = replace(CONSTANT, validate_every_steps=1, steps=8)
-
-
-@pytest.fixture(autouse=True)
-def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Curves are not drawn; tests/restoration/test_train.py has those."""
-    monkeypatch.setattr("lowpeft.restoration.training.loop.draw_curves", lambda *arguments: None)
+pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch", "no_figures", "no_curves")
 
 
 def pairs(count: int = 5, size: tuple[int, int] = (12, 24), views: int | None = None) -> list[tuple[Tensor, Tensor]]:

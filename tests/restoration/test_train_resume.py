@@ -289,7 +289,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
 
 def test_a_lock_that_a_killed_run_left_holds_nobody_up(tmp_path: Path) -> None:
     (tmp_path / ".training.lock").write_text("process 1 on another")
-    go("full", replace(SETTINGS, steps=1), out=tmp_path)
+    assert go("full", replace(SETTINGS, steps=1), out=tmp_path)[1].steps == 1
 
 
 def test_without_resume_nothing_is_read(begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,19 +34,9 @@ from lowpeft.restoration.training import (
     train,
 )
 from lowpeft.restoration.training.checkpoint import _sha256, read_checkpoint
-from training_runs import SETTINGS, Samples, Stop, equal, go, model_of, state_of, stop_after
+from training_runs import CONSTANT, PLAIN, SETTINGS, VALIDATED, Samples, Stop, equal, go, model_of, state_of, stop_after
 
-pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch", "no_figures")
-
-PLAIN = replace(SETTINGS, ema_decay=0.0, warmup_steps=0, steps=4)
-CONSTANT = replace(SETTINGS, schedule="constant")
-VALIDATED = replace(CONSTANT, validate_every_steps=1, steps=8)
-
-
-@pytest.fixture(autouse=True)
-def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Curves are not drawn; tests/restoration/test_train.py has those."""
-    monkeypatch.setattr("lowpeft.restoration.training.loop.draw_curves", lambda *arguments: None)
+pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch", "no_figures", "no_curves")
 
 
 # --- Watchers

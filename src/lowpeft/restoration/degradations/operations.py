@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from ...errors import DataError
 from ...ports.layouts import Size
 from ..images import as_picture, as_tensor, to_float, to_uint8
+from ..images.colours import LUMA
 
 Resampling = Literal["area", "bilinear", "bicubic"]
-_REC_601 = (0.299, 0.587, 0.114)  # weights of R, G, B in grey
 
 
 def gaussian_noise(images: Tensor, sigma: float, random: Generator, *, grey: bool = False) -> Tensor:
@@ -37,7 +37,7 @@ def poisson_noise(images: Tensor, photons: float, random: Generator, *, grey: bo
     """
     clean = images.clamp(0, 1)
     if grey and images.shape[1] == 3:
-        clean = (clean * clean.new_tensor(_REC_601).view(1, 3, 1, 1)).sum(1, keepdim=True)
+        clean = (clean * clean.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
     return images + (torch.poisson(clean * photons, generator=random) / photons - clean) * scale
 
 
