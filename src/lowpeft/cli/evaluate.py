@@ -33,6 +33,7 @@ from .common import (
     add_inference,
     add_optimize,
     add_weights,
+    add_white_level,
     backbone,
     device,
     image_channels,
@@ -46,7 +47,7 @@ from .common import (
     weights_facts,
 )
 from .networks import has_network, network_facts
-from .sources import add_degrade, add_selection, find_clean, made, say_reading
+from .sources import add_degrade, add_selection, find_clean, loading_of, say_reading
 
 if TYPE_CHECKING:
     from ..restoration.evaluation import OtherView, Report, ReportRow
@@ -73,6 +74,7 @@ def add_to(commands: Any) -> None:
     add_selection(sub, "--data")
     _add_controls(sub)
     add_border(sub)
+    add_white_level(sub)
     sub.add_argument("--halve", action="store_true", help="shrink the HR files by 2 first, the rule for Middlebury")
     sub.add_argument(
         "--protocol",
@@ -125,7 +127,7 @@ def run(options: argparse.Namespace) -> None:
     options.protocol = options.protocol or ("rgb" if scale == 1 else LITERATURE.name)
     protocol = PROTOCOLS.find(options.protocol)
     scenes = find_clean(options, options.data, scale, views=protocol.views or 1, lr=options.lr, selected=True)
-    say_reading(scenes, scale, made=made(options))
+    say_reading(options, scenes, scale)
     models = None if base is None else _models(options, base)
     out = make_folder(options.out) if options.out else None
     reports, other_view = [], None
@@ -136,7 +138,7 @@ def run(options: argparse.Namespace) -> None:
     if models is not None:
         if multi_view(module_of(models[0])) is not None:
             adapters = [config for recipe in recipes_of(models[0]) for config in recipe.adapters]
-            warn_of_pairs(scenes, scale, border=options.border, halve=options.halve, adapters=adapters)
+            warn_of_pairs(scenes, scale, loading=loading_of(options, options.channels), adapters=adapters)
         report, other_view = _measured_network(*models, remarks, options, scenes, scale, out)
         reports.append(report)
     written: tuple[Path, ...] = ()
@@ -296,17 +298,8 @@ def _measured(
     """Measure the scenes with a progress bar; `seen` is called with each and its results."""
     from ..restoration.progress import progress
 
-    examples = (
-        load_example(
-            scene,
-            scale,
-            border=options.border,
-            halve=options.halve,
-            degrade=options.degrade,
-            channels=options.channels,
-        )
-        for scene in scenes
-    )
+    loading = loading_of(options, options.channels)
+    examples = (load_example(scene, scale, loading=loading) for scene in scenes)
     with progress(method, len(scenes)) as advance:
 
         def after(example: Example, results: Views) -> None:
