@@ -224,8 +224,8 @@ def test_a_killed_run_is_finished_by_the_next(raw: Path, tmp_path: Path) -> None
     ("changes", "problem"),
     [
         ({"scale": 2}, "scale was 4, is now 2"),
-        ({"border": "replicate"}, "border was 'symmetric', is now 'replicate'"),
-        ({"halve": True}, "halve was False, is now True"),
+        ({"loading": Loading(border="replicate")}, "border was 'symmetric', is now 'replicate'"),
+        ({"loading": Loading(halve=True)}, "halve was False, is now True"),
     ],
 )
 def test_settings_are_not_mixed_in_one_folder(raw: Path, tmp_path: Path, changes: dict, problem: str) -> None:

@@ -77,9 +77,11 @@ def _of_scene(image: str) -> bool:
 
 
 def _fitting(listing: Listing, root: Path, rows: Iterable[FolderLayout]) -> list[FolderLayout]:
-    fitting = [row for row in rows if _hr_folders(listing, root, row)]
-    names = {row.name for row in fitting}
-    return [row for row in fitting if names.isdisjoint(row.gives_way_to)]
+    fitting: dict[str, FolderLayout] = {}
+    for row in rows:
+        if fitting.keys().isdisjoint(row.gives_way_to) and _hr_folders(listing, root, row):
+            fitting[row.name] = row
+    return list(fitting.values())
 
 
 def _hr_folders(listing: Listing, root: Path, row: FolderLayout) -> list[Path]:

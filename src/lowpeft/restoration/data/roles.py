@@ -51,6 +51,8 @@ DEGRADED_FOLDER = (
 """Regular expression of the names of folders of degraded images; `scale` or `factor` is the SR factor, if it is named.
 """
 
+_LETTER = re.compile("[A-Za-z]")
+"""What every mark and every scale contains, so that names without are done quickly."""
 _MARK = re.compile(
     rf"(?i)(?<![a-z]){_DENIED}(?:(?P<clean>{_any_of(CLEAN)})|(?P<degraded>{_any_of(DEGRADED)}))(?![a-z])"
 )
@@ -68,6 +70,8 @@ def readings(name: str) -> Iterator[tuple[str, Role]]:
 
     E.g. `norain-001` is `001`, clean; `0001x4` is `0001`, degraded. Nothing is yielded for a name without marks.
     """
+    if not _LETTER.search(name):
+        return
     for match in _MARK.finditer(name):
         yield _without(name, match), "clean" if match["clean"] else "degraded"
     for scaled in (_MARKED_SCALE.search(name), _SCALE.search(name)):
@@ -153,6 +157,8 @@ def _keys(name: str, role: Role) -> list[str]:
 
 
 def _shortened(name: str, role: Role) -> list[str]:
+    if not _LETTER.search(name):
+        return []
     marks = [match for match in _MARK.finditer(name) if match[role]]
     marks += _OTHER_MARK.finditer(name) if role == "clean" else ()
     marks += [found for found in (_MARKED_SCALE.search(name), _SCALE_IN_FOLDER.search(name)) if found]

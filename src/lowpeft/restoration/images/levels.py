@@ -31,8 +31,8 @@ def depth_remark(paths: Iterable[Path], white_level: int = WHITE) -> str:
         return ""
     count = f"{len(values)} file{'s' * (len(values) > 1)}"
     return (
-        f"the 16-bit files seem to contain {bits} bits: of {count} looked at, no value is above {max(values)}, which is "
-        f"read as {max(values) / WHITE:.2f} of white; if so, give --white-level {2**bits - 1}"
+        f"the 16-bit files seem to contain {bits} bits: of {count} looked at, no value is above {max(values)}, which "
+        f"is read as {max(values) / WHITE:.2f} of white; if so, give --white-level {2**bits - 1}"
     )
 
 
