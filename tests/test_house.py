@@ -54,7 +54,7 @@ PACKAGES: dict[str, tuple[tuple[str, ...], ...]] = {
         ("images", "progress", "words"),
         ("metrics", "pages", "degradations"),
         ("data", "inference"),
-        ("evaluation", "lam"),
+        ("evaluation", "lam", "enhancing"),
         ("training",),
     ),
 }

@@ -32,13 +32,18 @@ class LowpeftError(ValueError):
         lines = [message, *(f"  - {problem}" for problem in self.problems[:MOST_SHOWN])]
         if (more := len(self.problems) - MOST_SHOWN) > 0:
             lines.append(f"  … and {more:,} more (.problems has all)")
-        super().__init__("".join(map(_printable, "\n".join(lines))))
+        super().__init__("".join(map(_character, "\n".join(lines))))
 
     def __reduce__(self) -> tuple[object, ...]:
         return functools.partial(type(self), problems=self.problems), (self.message,)
 
 
-def _printable(character: str) -> str:
+def printable(text: object) -> str:
+    """Return a text, e.g. a path, on one line, with control characters escaped as in Python literals."""
+    return "".join(map(_character, str(text))).replace("\n", "\\n")
+
+
+def _character(character: str) -> str:
     return character if character.isprintable() or character == "\n" else ascii(character)[1:-1]
 
 

@@ -150,10 +150,13 @@ def say_depth(options: argparse.Namespace, paths: Iterable[Path]) -> None:
         print(remark, file=sys.stderr)
 
 
-def add_device(sub: argparse.ArgumentParser) -> None:
-    """Add the option that selects the device."""
+def add_device(sub: argparse.ArgumentParser, *, mps: bool = False) -> None:
+    """Add the option that selects the device; with `mps`, also Apple's GPU."""
+    apple, untested = (", else mps", ", mps (Apple's GPU, untested)") if mps else ("", "")
     sub.add_argument(
-        "--device", default="auto", help="auto (default: cuda if available, else cpu), cpu, cuda, cuda:1, …"
+        "--device",
+        default="auto",
+        help=f"auto (default: cuda if available{apple}, else cpu), cpu, cuda, cuda:1, …{untested}",
     )
 
 
@@ -349,14 +352,15 @@ def changes(options: argparse.Namespace) -> dict[str, Any]:
     return {**overrides(options.set), "budget": int(budget) if budget.isdecimal() else budget}
 
 
-def device(name: str) -> torch.device:
-    """Return the device that `--device` names.
+def device(name: str, *, mps: bool = False) -> torch.device:
+    """Return the device that `--device` names; with `mps`, `auto` takes Apple's GPU where there is no CUDA.
 
     Raises:
         LowpeftError: The device cannot be used on this machine.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        apple = mps and torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if apple else "cpu"
     try:
         chosen = torch.device(name)
     except RuntimeError as error:

@@ -1,31 +1,41 @@
-"""`lowpeft enhance`: restore a pair of views, or one image, with a frozen network and an adapter."""
+"""`lowpeft enhance`: restore or super-resolve image files with a network, adapted or not."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from ..core.attachment.views import StereoModel
-from ..errors import DataError, LowpeftError
+from ..core.attachment.record import module_of
+from ..errors import printable
+from ..restoration.data import spread
+from ..restoration.enhancing import (
+    FORMATS,
+    PRECISIONS,
+    SIDES_BY_SIDE,
+    Existing,
+    FileSettings,
+    Outcome,
+    plan_files,
+    run_files,
+)
 from .common import (
     adapted,
     add_adapter,
     add_device,
     add_inference,
     add_optimize,
-    add_views,
     add_weights,
+    add_white_level,
     backbone,
     device,
     network_scale,
     new_command,
     optimized,
-    read_views,
-    tiling,
-    view_paths,
+    refuse_without_adapter,
+    say_depth,
 )
 
 
@@ -35,12 +45,39 @@ def add_to(commands: Any) -> None:
         commands,
         "enhance",
         run,
-        "restore or super-resolve a pair of views, or one image, with a frozen network and an adapter",
-        "lowpeft enhance left.png right.png --weights CRAFT_x4.pth --adapter my-adapter --out results",
+        "restore or super-resolve images, or stereo pairs, with a network, adapted or not",
+        "lowpeft enhance photos --weights CRAFT_x4.pth --adapter my-adapter --out results",
     )
-    add_views(sub, "; adapters of single-image recipes need none")
+    sub.add_argument(
+        "input",
+        nargs="+",
+        help="image files, folders, and patterns ('shots/*.png', quoted); for a stereo model two files, left and "
+        "right, folders or patterns of files named in pairs, or files that contain both views (MPO, JPS)",
+    )
+    sub.add_argument("--recursive", action="store_true", help="take the images in subfolders too, and keep the folders")
+    sub.add_argument(
+        "--side-by-side",
+        choices=SIDES_BY_SIDE,
+        metavar="ORDER",
+        help=f"each file contains both views side by side: {' or '.join(SIDES_BY_SIDE)}",
+    )
+    add_white_level(sub)
     add_weights(sub)
-    add_adapter(sub, required=True)
+    add_adapter(sub)
+    _add_results(sub)
+    add_inference(sub)
+    sub.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="bf16 or fp16: run the network under autocast, faster on GPUs; results change (default: %(default)s)",
+    )
+    add_optimize(sub, default="none")
+    add_device(sub, mps=True)
+
+
+def _add_results(sub: argparse.ArgumentParser) -> None:
+    """Add the options that say where results go and how they are written."""
     sub.add_argument(
         "--out",
         default=".",
@@ -48,39 +85,55 @@ def add_to(commands: Any) -> None:
         help="folder for NAME_x4.png (of a network that keeps the size, NAME_restored.png); default: the current one",
     )
     sub.add_argument("--scale", type=int, help="refuse a network of another scale")
-    add_inference(sub)
-    add_optimize(sub, default="none")
-    add_device(sub)
+    sub.add_argument(
+        "--format", choices=FORMATS, help="of the results (default: that of each input if it loses nothing, else png)"
+    )
+    sub.add_argument("--bits", type=int, choices=(8, 16), help="per sample of the results (default: as in each input)")
+    existing = sub.add_mutually_exclusive_group()
+    existing.add_argument("--skip-existing", action="store_true", help="leave out images whose results exist")
+    existing.add_argument("--overwrite", action="store_true", help="replace results that exist, never inputs")
 
 
-def run(options: argparse.Namespace) -> None:
-    """Read the images, enhance them, and write the results."""
-    from ..restoration.images import make_folder, to_float, write_image
-    from ..restoration.inference import enhance, is_out_of_memory
+def run(options: argparse.Namespace) -> int:
+    """Find the images, enhance them, and write and print the results."""
     from ..restoration.progress import progress
 
-    paths = view_paths(options)
+    refuse_without_adapter(options)
+    settings = _settings(options)
     base = backbone(options)
-    images = read_views(options, base)
-    if images[0].shape != images[-1].shape:
-        sizes = [f"{v.shape[-1]}x{v.shape[-2]} px" for v in images]
-        raise DataError(f"the views differ in size: {paths[0]} is {sizes[0]}, {paths[1]} is {sizes[1]}")
-    scale = network_scale(options, base)
-    names = [f"{Path(p).stem}_{'restored' if scale == 1 else f'x{scale}'}.png" for p in paths]
-    if len(set(names)) < len(paths):
-        raise DataError(f"both views would be written to {names[0]}: give them different file names")
-    folder = make_folder(options.out)
-    model = optimized(options, adapted(options, base).to(device(options.device)))
-    if isinstance(model, StereoModel) and options.right is None:
-        raise DataError(f"the adapter {options.adapter} makes a stereo model: give it two views, left and right")
-    with progress("enhancing", 1) as advance:
-        try:
-            views = enhance(model, *map(to_float, images), ensemble=options.ensemble, tiling=tiling(options))
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise LowpeftError(f"{options.left} does not fit into memory: set a bound (--memory-mb)") from error
-            raise
-        advance("")
-    for name, view in zip(names, (views,) if isinstance(views, Tensor) else views, strict=True):
-        write_image(view, folder / name)
-        print(folder / name)
+    network_scale(options, base)
+    model = base if options.adapter is None else adapted(options, base)
+    module_of(model).to(device(options.device, mps=True))
+    optimized(options, model)
+    work = plan_files(model, options.input, options.out, settings)
+    say_depth(options, spread([path for job in work.jobs for path in job.files]))
+    with progress("enhancing", len(work.jobs)) as advance:
+        outcome = run_files(model, work, settings, say=_say, advance=lambda name: advance(printable(name)))
+    return _report(outcome)
+
+
+def _settings(options: argparse.Namespace) -> FileSettings:
+    existing: Existing = "skip" if options.skip_existing else "overwrite" if options.overwrite else "refuse"
+    names = ("recursive", "side_by_side", "format", "bits", "white_level", "ensemble", "memory_mb", "precision")
+    return FileSettings(existing=existing, **{name: getattr(options, name) for name in names})
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _report(outcome: Outcome) -> int:
+    """Print what was written, skipped and not done, and return the exit code."""
+    _print_paths(outcome.written)
+    if outcome.skipped:
+        _say(f"results that exist and were skipped: {len(outcome.skipped)}")
+    if outcome.failures:
+        _say(f"lowpeft enhance: not enhanced: {len(outcome.failures)}")
+    for line in outcome.failures:
+        _say(f"  - {printable(line)}")
+    return 1 if outcome.failures else 0
+
+
+def _print_paths(paths: Sequence[Path]) -> None:
+    for path in paths:
+        print(printable(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -19,7 +20,7 @@ from ..errors import LowpeftError
 from ..ports.facts import Backbone
 from ..restoration.data import EachViewTwice, Example, Scene, load_example
 from ..restoration.images import image_header, make_folder, to_float, write_picture
-from ..restoration.inference import DEFAULT_WINDOW_PX, Tiling, local_pooling
+from ..restoration.inference import DEFAULT_WINDOW_PX, Tiling, local_pooling, strips_remark
 from ..restoration.inference.network import Views, multi_view
 from ..restoration.inference.whole import WHOLE
 from ..restoration.metrics import LITERATURE, PROTOCOLS, WHOLE_RGB
@@ -239,6 +240,8 @@ def _measured_network(
         for each in (model, control) if options.local_pooling is not None else ():
             if each is not None:
                 pools.enter_context(local_pooling(each, _window_px(options)))
+        if options.memory_mb is not None and (remark := strips_remark(model)):
+            print(remark, file=sys.stderr)
         network = partial(evaluate, model, protocol=options.protocol, **settings)
         report = _measured(network, _name(model), options, scenes, scale, seen)
         controls = {}

@@ -39,10 +39,10 @@ def _bar(title: str, total: int, before: int) -> Iterator[Callable[[str], None]]
     from rich.console import Console
 
     columns = (
-        parts.TextColumn("{task.description}"),
+        parts.TextColumn("{task.description}", markup=False),
         parts.BarColumn(),
         parts.MofNCompleteColumn(),
-        parts.TextColumn("{task.fields[note]}"),
+        parts.TextColumn("{task.fields[note]}", markup=False),
         parts.TextColumn("elapsed"),
         parts.TimeElapsedColumn(),
         parts.TextColumn("left"),

@@ -11,7 +11,7 @@ from ...errors import DataError
 from ..images import IMAGE_SUFFIXES
 
 _SUFFIXES = tuple(IMAGE_SUFFIXES)
-_PASSED_OVER = frozenset({"__MACOSX", "$RECYCLE.BIN", "Thumbs.db"})
+PASSED_OVER = frozenset({"__MACOSX", "$RECYCLE.BIN", "Thumbs.db"})
 
 
 class Listing:
@@ -47,7 +47,7 @@ class Listing:
             with os.scandir(key) as entries:
                 for entry in entries:
                     name = entry.name
-                    if name.startswith(".") or name in _PASSED_OVER:
+                    if name.startswith(".") or name in PASSED_OVER:
                         continue
                     if entry.is_dir():
                         folders.append(name)

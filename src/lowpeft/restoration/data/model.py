@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from ...ports.layouts import Size
 from ..degradations import Degradation
 from ..images import Border, check_channels, check_white_level
 
+Thing = TypeVar("Thing")
 AnyPath = str | os.PathLike[str]
 Rectangle = tuple[int, int, int, int]
 """Rectangle [x0, y0, x1, y1) in px: the top left pixel (x0, y0) is inside, the bottom right (x1, y1) is outside."""
@@ -111,9 +113,9 @@ def without_lr(scenes: Iterable[Scene]) -> tuple[Scene, ...]:
     return tuple(first.values())
 
 
-def spread(scenes: Sequence[Scene]) -> list[Scene]:
-    """Return up to `LOOKED_AT` evenly spaced scenes."""
-    return [scenes[n] for n in sorted({n * len(scenes) // LOOKED_AT for n in range(LOOKED_AT)})] if scenes else []
+def spread(things: Sequence[Thing]) -> list[Thing]:
+    """Return up to `LOOKED_AT` evenly spaced things, e.g. scenes."""
+    return [things[n] for n in sorted({n * len(things) // LOOKED_AT for n in range(LOOKED_AT)})] if things else []
 
 
 def px(size: Size) -> str:

@@ -3,9 +3,11 @@
 An image is a tensor (3, H, W), RGB, or (1, H, W), grey; uint8 0..255 or float 0..1. Only files need Pillow.
 """
 
-from .colours import as_tensor, check_channels
+from .colours import as_tensor, check_channels, with_channels
 from .deep import check_white_level
 from .files import (
+    ALPHA_SUFFIXES,
+    DEEP_SUFFIXES,
     IMAGE_SUFFIXES,
     as_picture,
     make_folder,
@@ -15,13 +17,18 @@ from .files import (
 )
 from .headers import ImageHeader, image_header, image_size
 from .levels import depth_remark
+from .photos import Photo, PhotoHeader, photo_header, read_photo
 from .resizing import Border, bicubic_upscale, matlab_downscale, matlab_halve, mod_crop
 from .values import check_values, eight_bit, to_float, to_uint8
 
 __all__ = [
+    "ALPHA_SUFFIXES",
+    "DEEP_SUFFIXES",
     "IMAGE_SUFFIXES",
     "Border",
     "ImageHeader",
+    "Photo",
+    "PhotoHeader",
     "as_picture",
     "as_tensor",
     "bicubic_upscale",
@@ -36,9 +43,12 @@ __all__ = [
     "matlab_downscale",
     "matlab_halve",
     "mod_crop",
+    "photo_header",
     "read_image",
+    "read_photo",
     "to_float",
     "to_uint8",
+    "with_channels",
     "write_image",
     "write_picture",
 ]

@@ -37,15 +37,26 @@ def as_tensor(picture: Image) -> torch.Tensor:
     return flat.view(picture.height, picture.width, -1).permute(2, 0, 1).contiguous()
 
 
-def plain(picture: Image, channels: int) -> Image:
-    """Convert an 8-bit picture of any mode to mode L (1 channel) or RGB (3): opaque, in sRGB."""
+def is_grey(picture: Image) -> bool:
+    """Return whether a picture has no colours, by its mode."""
+    return picture.mode in _GREY_MODES or picture.mode.startswith("I")
+
+
+def plain(picture: Image, channels: int, *, on_white: bool = True) -> Image:
+    """Convert an 8-bit picture of any mode to mode L (1 channel) or RGB (3), in sRGB.
+
+    Args:
+        picture: The picture.
+        channels: 1 or 3.
+        on_white: True composites transparent pixels over white; False gives the colours that they have.
+    """
     from PIL import Image
 
-    grey, profile = picture.mode in _GREY_MODES, picture.info.get("icc_profile")
+    grey, profile = is_grey(picture), picture.info.get("icc_profile")
     if picture.has_transparency_data:
-        picture = picture.convert("LA") if picture.mode == "La" else picture
-        coloured = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured)
+        coloured = _with_alpha(picture)
+        white = Image.new("RGBA", coloured.size, "white")
+        picture = Image.alpha_composite(white, coloured) if on_white else coloured
     if picture.mode != "CMYK":
         picture = picture.convert("L" if grey else "RGB")
     if profile:
@@ -53,6 +64,37 @@ def plain(picture: Image, channels: int) -> Image:
     return (picture if picture.mode in ("L", "RGB") else picture.convert("RGB")).convert(
         "L" if channels == 1 else "RGB"
     )
+
+
+def alpha_of(picture: Image) -> Image | None:
+    """Return the opacity of an 8-bit picture as a picture of mode L, 0 transparent; None if it has none."""
+    return _with_alpha(picture).getchannel("A") if picture.has_transparency_data else None
+
+
+def _with_alpha(picture: Image) -> Image:
+    return (picture.convert("LA") if picture.mode == "La" else picture).convert("RGBA")
+
+
+def profile_as_read(picture: Image) -> bytes | None:
+    """Return the profile that the colours given by `plain` are in: the picture's own, or sRGB where it was converted.
+
+    None if the picture has none or it was ignored; then, as in most files, sRGB is meant. None too for converted grey.
+    """
+    from PIL import ImageCms
+
+    profile: bytes | None = picture.info.get("icc_profile")
+    if not profile:
+        return None
+    try:
+        space = ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile.xcolor_space
+    except (OSError, ValueError, TypeError):
+        return None
+    grey = is_grey(picture)
+    if space != ("GRAY" if grey else "CMYK" if picture.mode == "CMYK" else "RGB "):
+        return None
+    if is_srgb(profile):
+        return profile
+    return None if grey else ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def with_channels(image: Tensor, channels: int) -> Tensor:

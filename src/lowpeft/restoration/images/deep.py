@@ -33,6 +33,16 @@ def deep_pixels(opened: Image, header: ImageHeader, path: Path, white_level: int
     """Return a 16-bit image (1,H,W) or (3,H,W), float32 0..1, upright, with transparency composited over white.
 
     Raises:
+        DataError: As for `deep_layers`.
+    """
+    values, alpha = deep_layers(opened, header, path, white_level)
+    return values if alpha is None else values * alpha + (1 - alpha)
+
+
+def deep_layers(opened: Image, header: ImageHeader, path: Path, white_level: int) -> tuple[Tensor, Tensor | None]:
+    """Return the colours of a 16-bit image, (1,H,W) or (3,H,W), float32 0..1, upright, and its opacity, (1,H,W).
+
+    Raises:
         DataError: The pixels are above the white level, those of an RGB TIFF are damaged, or tifffile is missing.
     """
     samples = deep_samples(opened, path)
@@ -44,11 +54,10 @@ def deep_pixels(opened: Image, header: ImageHeader, path: Path, white_level: int
     values = samples[:3].to(torch.float32) / white_level
     if is_white_zero(opened):
         values = 1 - values
-    if len(samples) == 4:
-        alpha = samples[3:].to(torch.float32) / WHITE
-        values = values * alpha + (1 - alpha)
     turned = opened.format == "TIFF" and len(samples) == 1  # by Pillow, as it decoded them
-    return upright(values, 1 if turned else header.orientation).contiguous()
+    orientation = 1 if turned else header.orientation
+    alpha = upright(samples[3:].to(torch.float32) / WHITE, orientation).contiguous() if len(samples) == 4 else None
+    return upright(values, orientation).contiguous(), alpha
 
 
 def deep_samples(opened: Image, path: Path) -> Tensor:

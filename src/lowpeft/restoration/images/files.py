@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ from ...errors import DataError, did_you_mean
 from ...storage import new_file
 from .colours import as_tensor, check_channels, plain, with_channels
 from .deep import WHITE, check_white_level, deep_pixels, upright
+from .deep_files import deep_samples_of, write_deep_png, write_deep_tiff
 from .headers import opened_image
 from .values import eight_bit
 
@@ -30,6 +33,12 @@ _WRITERS: dict[str, tuple[str, dict[str, int | bool]]] = {
     ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
 }
 IMAGE_SUFFIXES = frozenset(_WRITERS)
+DEEP_SUFFIXES = frozenset({".png", ".tif", ".tiff"})
+"""Suffixes of formats that `write_image` writes with 16 bits per sample."""
+ALPHA_SUFFIXES = DEEP_SUFFIXES | {".webp"}
+"""Suffixes of formats that `write_image` writes with transparency."""
+_DESCRIBED = ALPHA_SUFFIXES | {".jpg", ".jpeg"}
+"""Suffixes of formats that have a place for a profile and EXIF data."""
 
 
 def read_image(path: str | os.PathLike[str], *, channels: int = 3, white_level: int = WHITE) -> torch.Tensor:
@@ -66,20 +75,57 @@ def read_image(path: str | os.PathLike[str], *, channels: int = 3, white_level: 
         return upright(as_tensor(plain(opened, channels)), orientation).contiguous()
 
 
-def write_image(image: torch.Tensor, path: str | os.PathLike[str]) -> None:
+def write_image(
+    image: torch.Tensor,
+    path: str | os.PathLike[str],
+    *,
+    bits: int = 8,
+    alpha: torch.Tensor | None = None,
+    profile: bytes | None = None,
+    exif: bytes | None = None,
+) -> None:
     """Write an image (3, H, W) or (1, H, W), uint8 or float 0..1 (see `to_uint8`), in the format of the suffix.
 
     The write is atomic: if the process is killed, an earlier file at this path is unchanged. JPEG is written at
     quality 95 without chroma subsampling, all other formats without loss.
 
+    Args:
+        image: The image.
+        path: File to write.
+        bits: Bits per sample, 8, or 16 for PNG and TIFF.
+        alpha: Opacity, (1, H, W), uint8 or float 0..1, for PNG, TIFF and WebP; None for an opaque image.
+        profile: ICC profile of the colours; BMP and PPM have no place for it.
+        exif: EXIF data; BMP, PPM and TIFF of 16 bits have no place for them.
+
     Raises:
-        DataError: The image is not (3, H, W) or (1, H, W) of such values, the suffix is unknown, or the path cannot be
-            written.
+        DataError: The image or the opacity has another shape or other values, the suffix is unknown, the format cannot
+            hold the depth or the opacity, or the path cannot be written.
     """
+    path = Path(path)
     if image.ndim != 3 or image.shape[0] not in (1, 3) or image.numel() == 0:
         found = tuple(image.shape)
         raise DataError(f"cannot write {path}: expected an image (3, H, W) or (1, H, W), not shape {found}")
-    write_picture(as_picture(image), path)
+    suffix = _known(path)
+    if alpha is not None and alpha.shape != (1, *image.shape[1:]):
+        raise DataError(
+            f"cannot write {path}: expected alpha (1, H, W) as large as the image, not {tuple(alpha.shape)}"
+        )
+    if bits not in (8, 16) or (bits == 16 and suffix not in DEEP_SUFFIXES):
+        raise DataError(f"cannot write {path} with {bits} bits per sample: PNG and TIFF hold 8 or 16, the others 8")
+    if alpha is not None and suffix not in ALPHA_SUFFIXES:
+        raise DataError(f"cannot write {path} with transparency: choose PNG, TIFF or WebP")
+    if bits == 16:
+        samples = torch.cat([deep_samples_of(part) for part in (image, alpha) if part is not None])
+        with _new(path) as temporary:
+            if suffix == ".png":
+                write_deep_png(samples, temporary, profile=profile, exif=exif)
+            else:
+                write_deep_tiff(samples, temporary, profile=profile)
+        return
+    picture = as_picture(image)
+    if alpha is not None:
+        picture.putalpha(as_picture(alpha))
+    _save(picture, path, {"icc_profile": profile, "exif": exif} if suffix in _DESCRIBED else {})
 
 
 def write_picture(picture: Image, path: str | os.PathLike[str]) -> None:
@@ -88,15 +134,30 @@ def write_picture(picture: Image, path: str | os.PathLike[str]) -> None:
     Raises:
         DataError: The suffix is unknown, or the path cannot be written.
     """
-    path = Path(path)
+    _save(picture, Path(path), {})
+
+
+def _save(picture: Image, path: Path, about: dict[str, bytes | None]) -> None:
+    format_name, options = _WRITERS[_known(path)]
+    with _new(path) as temporary:
+        picture.save(temporary, format=format_name, **options, **{k: v for k, v in about.items() if v is not None})
+
+
+def _known(path: Path) -> str:
+    """Return the suffix in small letters; raise DataError if no image format has it."""
     suffix = path.suffix.lower()
     if suffix not in _WRITERS:
         known = f"{did_you_mean(suffix, _WRITERS)}; known: {', '.join(sorted(_WRITERS))}"
         raise DataError(f"cannot write {path}: {path.suffix!r} is not the suffix of a known image format{known}")
-    format_name, options = _WRITERS[suffix]
+    return suffix
+
+
+@contextmanager
+def _new(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that becomes `path`; errors of the system in the block become DataError."""
     try:
         with new_file(path, durable=False) as temporary:
-            picture.save(temporary, format=format_name, **options)
+            yield temporary
     except OSError as error:
         raise DataError(f"cannot write the image {path}: {error.strerror or error}") from None
 

@@ -50,16 +50,26 @@ def to_uint8(image: torch.Tensor) -> torch.Tensor:
         DataError: The image is not of a float type, contains NaN or an infinity, or values far outside 0..1 (see
             `check_values`).
     """
+    return to_whole(image, 255).to(torch.uint8)
+
+
+def to_whole(image: torch.Tensor, white: int) -> torch.Tensor:
+    """Convert a float image 0..1 of any shape to whole numbers 0..`white`, still floats, as `to_uint8` does.
+
+    Raises:
+        DataError: As for `to_uint8`.
+    """
     if not image.is_floating_point():
         raise DataError(f"expected a float image with values 0..1, not {image.dtype}")
     if not torch.isfinite(image).all():
         raise DataError(
-            "the image contains NaN or infinite values, which 8 bits cannot represent: check what produced it"
+            f"the image contains NaN or infinite values, which {white.bit_length()} bits cannot represent: check what "
+            "produced it"
         )
     check_values(image)
     # bfloat16 cannot represent 254.5: convert to float32 before scaling.
     wide = image.detach().to(torch.promote_types(image.dtype, torch.float32))
-    return wide.clamp(0, 1).mul_(255).add_(0.5).floor_().to(torch.uint8)
+    return wide.clamp(0, 1).mul_(white).add_(0.5).floor_()
 
 
 def eight_bit(image: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from .memory import is_out_of_memory, peak_bytes
 from .pooling import DEFAULT_WINDOW_PX, local_pooling
-from .reach import reach_px
+from .reach import reach_px, strips_remark
 from .tiling import Tiling
 from .whole import enhance
 
@@ -14,4 +14,5 @@ __all__ = [
     "local_pooling",
     "peak_bytes",
     "reach_px",
+    "strips_remark",
 ]

@@ -11,12 +11,16 @@ from ...core.attachment.record import module_of
 from ...core.observation.describe import image_facts
 from ...errors import DataError
 from ...ports.facts import ImageFacts
+from .boxes import round_up
 from .network import first_parameter, in_eval_mode, multi_view, run
 from .tiling import Tiling
 
 WIDTH_PX, GREY = 32, 0.5
 MOST_ROWS = 1024
 """Maximum height of the image above the marked rows; a network that reaches farther counts as global."""
+
+FAR_ROWS = 512
+"""Distance in rows from which on a row that matters is taken as a sign that a network sees the whole image."""
 
 SAME = 1e-6
 """Largest difference of values 0..1 that counts as rounding."""
@@ -50,6 +54,29 @@ def reach_px(model: object, *, align_px: int | None = None) -> int | None:
     align = Tiling(align_px=align_px).aligned_to(facts.size_multiple)
     with in_eval_mode(module):
         return _reach(module, facts, align)
+
+
+def strips_remark(model: object) -> str:
+    """Return a sentence if strips of a network give another result than the whole image, else the empty string.
+
+    That is so if rows of its result depend on rows more than `FAR_ROWS` away: it sees the whole image, e.g. through
+    global pools.
+
+    Raises:
+        PlanError: The network does not take and return images.
+    """
+    facts, module = image_facts(model), module_of(model)
+    if facts.fixed_px is not None or facts.square or not facts.strips:
+        return ""
+    align = Tiling().aligned_to(facts.size_multiple)
+    with in_eval_mode(module):
+        far = _spread(module, facts, round_up(FAR_ROWS, align), align) is None
+    if not far:
+        return ""
+    return (
+        "this network sees the whole image, so the strips of an image that is run in strips differ from the whole and "
+        "may show at their borders: more memory avoids it, and lowpeft evaluate --local-pooling measures a remedy"
+    )
 
 
 def _reach(module: nn.Module, facts: ImageFacts, align: int) -> int | None:
