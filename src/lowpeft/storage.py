@@ -118,5 +118,5 @@ def fsync(path: Path) -> None:
 
 def _beside(path: Path) -> Path:
     """Return a new temporary path. A long name is shortened, so that it stays within the 255 bytes of file systems."""
-    name = path.name.encode()[:200].decode(errors="ignore")
+    name = os.fsencode(path.name)[:200].decode(errors="ignore")
     return path.with_name(f".{name}.{secrets.token_hex(6)}{TEMPORARY}")

@@ -393,7 +393,7 @@ def test_enhance_gives_advice_where_memory_is_short(
     def fails(*args: object, **options: object) -> None:
         raise torch.OutOfMemoryError("of the device")
 
-    monkeypatch.setattr("lowpeft.restoration.inference.enhance", fails)
+    monkeypatch.setattr("lowpeft.restoration.enhancing.running.enhance_views", fails)
     views = [str(folder / "pairs" / f"one_{side}.png") for side in "LR"]
     command = ["enhance", *views, "--weights", "demo", "--adapter", str(folder / "adapter"), "--out", str(tmp_path)]
     assert main([*command, "--device", "cpu"]) == 2

@@ -124,8 +124,8 @@ class Room:
             return
         self._said = True
         self._say(
-            f"an image of {size[1]}x{size[0]} px takes about {self.needed_mb(size):,.0f} MB, more than {limit:,.0f} MB, "
-            "so such images are run in strips"
+            f"an image of {size[1]}x{size[0]} px takes about {self.needed_mb(size):,.0f} MB, more than the "
+            f"{limit:,.0f} MB it may take: such images are run in strips"
         )
         if remark := strips_remark(self._model):
             self._say(remark)

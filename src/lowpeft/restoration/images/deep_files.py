@@ -76,4 +76,5 @@ def write_deep_tiff(samples: Tensor, path: Path, *, profile: bytes | None) -> No
         planarconfig="contig" if channels > 1 else None,
         extrasamples=["unassalpha"] if channels in (2, 4) else None,
         iccprofile=profile,
+        metadata=None,
     )
