@@ -370,6 +370,17 @@ def test_views_without_partner_fail_by_line(stereo: StereoModel, tmp_path: Path)
     ] * 3
 
 
+def test_views_of_one_name_are_told_apart(stereo: StereoModel, tmp_path: Path) -> None:
+    files = [tmp_path / "left" / "a.png", tmp_path / "right" / "a.jpg"]
+    for path, view in zip(files, pair(), strict=True):
+        path.parent.mkdir()
+        write_image(view, path)
+    assert names(enhance_files(stereo, files, tmp_path / "out"), tmp_path / "out") == [
+        "a_left_x2.png",
+        "a_right_x2.png",
+    ]
+
+
 def test_two_files_are_the_views(stereo: StereoModel, tmp_path: Path) -> None:
     for name, view in zip(("one.png", "two.jpg"), pair(), strict=True):
         write_image(view, tmp_path / name)

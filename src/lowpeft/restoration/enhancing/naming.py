@@ -12,6 +12,7 @@ from ...core.attachment.record import module_of
 from ...core.observation.describe import image_facts
 from ...errors import DataError, LowpeftError
 from ...ports.layouts import Size
+from ..data.model import SIDES
 from ..images import ALPHA_SUFFIXES, DEEP_SUFFIXES, PhotoHeader, check_channels, photo_header
 from ..images.photos import Views
 from ..inference.network import multi_view
@@ -82,7 +83,6 @@ def plan_files(
         raise DataError("the network takes single images: two views side by side are for stereo models")
     out = Path(out)
     found, failures = find_jobs(inputs, settings, views=views, without=out)
-    # Of several separate images, each is a job of its own.
     jobs, only = [], len(found) + len(failures) == 1
     for job in found:
         try:
@@ -120,6 +120,8 @@ def _checked(job: Job, views: int, scale: int, settings: FileSettings) -> _Check
     if views == STEREO and len(job) == 1:
         holds = settings.side_by_side or headers[0].views
         size = _view_size(paths[0], size, holds)
+    elif len(job) == STEREO and paths[0] == paths[1]:
+        raise DataError(f"{paths[0]} was given as both views: give two files, left and right")
     elif headers[0].size != headers[-1].size:
         sizes = [f"{h.size[1]}x{h.size[0]} px" for h in headers]
         raise DataError(f"the views differ in size: {paths[0]} is {sizes[0]}, {paths[1]} is {sizes[1]}")
@@ -171,9 +173,9 @@ def _named(jobs: Sequence[_Checked], out: Path, scale: int) -> list[FileJob]:
 
     def targets(checked: _Checked, whole: bool) -> tuple[Path, ...]:
         names = [source.path.name if whole else source.path.stem for source in checked.job]
-        if checked.views is not None:
-            names = [f"{names[0]}_{side}" for side in ("left", "right")]
-        folders = [source.below for source in checked.job] * len(names)
+        folders = [source.below for source in checked.job] * STEREO
+        if checked.views is not None or (len(names) == STEREO and names[0] == names[1] and folders[0] == folders[1]):
+            names = [f"{names[0]}_{side}" for side in SIDES]
         return tuple(
             out / folder / f"{name}_{mark}{suffix}"
             for folder, name, suffix in zip(folders, names, checked.suffixes, strict=False)
