@@ -163,8 +163,11 @@ def test_runtime_dependencies_are_the_five() -> None:
 INSTALLED_AS = {"PIL": "pillow", "skimage": "scikit-image"}
 """Packages that are imported by another name than they are installed by."""
 
-NOT_NAMED = {"matplotlib", "tensorboard"}
+NOT_NAMED = {"matplotlib", "psutil", "tensorboard"}
 """Packages that a command does without where they are not installed."""
+
+BY_OTHERS = {"psutil"}
+"""Those of them that packages of our extras bring: accelerate."""
 
 NEED_DEMO = ("lowpeft.demo", "lowpeft.paper.reproduce.networks")
 """Modules that may import what only the extra `demo` brings together."""
@@ -191,7 +194,7 @@ def packages_of(module: str) -> set[str]:
 
 def test_the_extras_bring_what_the_commands_import() -> None:
     """`train` is enough for every command but those of NEED_DEMO; `spandrel` opens checkpoints, `cluster` submits."""
-    imported = {module: packages_of(module) - RUNTIME_DEPENDENCIES for module in SOURCES}
+    imported = {module: packages_of(module) - RUNTIME_DEPENDENCIES - BY_OTHERS for module in SOURCES}
     brought = {"lowpeft.backbones.spandrel_reader": requirements("spandrel")}
     brought["lowpeft.paper.reproduce.cluster"] = requirements("cluster")
     brought |= {module: requirements("demo") for module in SOURCES if module.startswith(NEED_DEMO)}
