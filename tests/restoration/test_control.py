@@ -171,7 +171,7 @@ def test_a_control_is_trained_and_measured(folder: Path, tmp_path: Path, capsys:
     assert main([*evaluate, "--control", str(control), "--out", str(out)]) == 0
     assert capsys.readouterr().out.count("the other view: ") == 1
     content = json.loads((out / "report.json").read_text())
-    adapted, other = content["methods"][0]["scenes"], content["the other view"]
+    adapted, other = content["methods"][1]["scenes"], content["the other view"]
     assert list(other) == ["same view", "control", "remarks"]  # the adapter was not trained at all
     for figures in (other["same view"], other["control"]):
         gains = {scene: adapted[scene]["PSNR (L+R)/2"] - psnr for scene, psnr in figures["PSNR in dB"].items()}

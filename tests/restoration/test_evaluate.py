@@ -17,6 +17,7 @@ from lowpeft.cli import main
 from lowpeft.demo import demo_backbone
 from lowpeft.restoration.data import Example
 from lowpeft.restoration.evaluation import (
+    Outcome,
     Report,
     by_bicubic,
     by_network,
@@ -24,7 +25,6 @@ from lowpeft.restoration.evaluation import (
     evaluate,
     measure,
     overview,
-    write_reports,
 )
 from lowpeft.restoration.evaluation.pictures import draw_scene
 from lowpeft.restoration.images import bicubic_upscale, matlab_downscale, read_image, to_float, write_image
@@ -209,7 +209,7 @@ def test_an_overview_is_of_one_set_and_protocol() -> None:
 
 
 def test_files_hold_the_facts_and_every_table(tmp_path: Path) -> None:
-    paths = write_reports([report(), report("other")], tmp_path, facts={"scale": SCALE})
+    paths = Outcome(reports=[report(), report("other")], facts={"scale": SCALE}).write(tmp_path)
     content = json.loads(paths[0].read_text())
     assert [m["method"] for m in content["methods"]] == ["bicubic", "other"]
     assert content["scale"] == SCALE
@@ -221,7 +221,7 @@ def test_files_hold_the_facts_and_every_table(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "report.json").mkdir()
     with pytest.raises(DataError, match=str(tmp_path)):
-        write_reports([report()], tmp_path, facts={})
+        Outcome(reports=[report()]).write(tmp_path)
 
 
 # --- Pictures
@@ -312,7 +312,7 @@ def test_the_command_measures_prints_and_writes(
     printed = capsys.readouterr().out
     assert "mean of 2 scenes" in printed
     content = json.loads((tmp_path / "report.json").read_text())
-    assert [m["method"] for m in content["methods"]] == ["bicubic", "adapted"]
+    assert [m["method"] for m in content["methods"]] == ["bicubic", "frozen", "adapted"]
     assert content["local_pooling"] == [16, 24]
     assert ("the other view" in content, "the other view" in printed) == (False, False)
     assert content["LR images"] == "made by MATLAB's bicubic, symmetric border"
@@ -323,7 +323,7 @@ def test_the_command_measures_prints_and_writes(
     scene = Example("one", tuple(matlab_downscale(v, 2) for v in hr), hr)
     with lowpeft.restoration.inference.local_pooling(model, (16, 24)):
         wanted = evaluate(model, [scene], protocol="asteisr").means()
-    assert content["methods"][1]["scenes"]["one"] == pytest.approx(wanted, abs=1e-3)
+    assert content["methods"][2]["scenes"]["one"] == pytest.approx(wanted, abs=1e-3)
 
 
 def test_single_images_are_measured_by_the_frozen_network_and_by_an_ensemble(

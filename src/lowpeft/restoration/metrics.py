@@ -137,11 +137,13 @@ class Column:
         digits: Number of digits after the decimal point in tables.
         measure: Function that computes the figure of one scene from its results, its HR views (one or two of each,
             (3, H, W), uint8 or float 0..1) and the scale.
+        lower_is_better: True for distances.
     """
 
     name: str
     digits: int
     measure: Callable[[Sequence[Tensor], Sequence[Tensor], int], float]
+    lower_is_better: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
