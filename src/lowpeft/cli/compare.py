@@ -32,6 +32,7 @@ from .measuring import (
     measured,
     measuring_facts,
     protocol_of,
+    report,
     scenes_to_measure,
     state_digest,
 )
@@ -89,8 +90,7 @@ def run(options: argparse.Namespace) -> None:
     reports = [found[name] for name in methods]
     gains = [gain(found[name], found["frozen"]) for name in named]
     outcome = Outcome(reports=reports, facts=facts, gains=gains)
-    written = () if out is None else outcome.write(out)
-    print(outcome, *written, sep="\n")
+    report(options, outcome, scenes, scale, named)
 
 
 def _named(texts: Iterable[str]) -> dict[str, str]:
@@ -106,7 +106,7 @@ def _named(texts: Iterable[str]) -> dict[str, str]:
             name, what = Path(text).stem if _is_weights(text) else Path(text).name or text, text
         if not what or not name.strip() or "/" in name:
             raise LowpeftError(f"cannot read {text!r}: give an adapter or a checkpoint, or NAME=ADAPTER")
-        if name in (*found, "frozen", "bicubic", "input"):
+        if name in (*found, "frozen", "bicubic", "input", "truth"):
             raise LowpeftError(f"two methods would be called {name}: give one of them another name, as NAME={what}")
         found[name] = what
     return found

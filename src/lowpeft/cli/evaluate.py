@@ -41,6 +41,7 @@ from .measuring import (
     measured,
     measuring_facts,
     protocol_of,
+    report,
     scenes_to_measure,
     state_digest,
 )
@@ -124,8 +125,7 @@ def run(options: argparse.Namespace) -> None:
     reports, other_view = _parted(found, protocol, options.channels, remarks, model, control)
     gains = [gain(reports[-1], reports[-2])] if "frozen" in found and "adapted" in found else []
     outcome = Outcome(reports=reports, facts=facts, gains=gains, other_view=other_view)
-    written = () if out is None else outcome.write(out)
-    print(outcome, *written, sep="\n")
+    report(options, outcome, scenes, scale, {"adapted": options.adapter} if options.adapter else {})
 
 
 def _models(options: argparse.Namespace, base: Backbone) -> tuple[object, object | None]:
@@ -224,17 +224,18 @@ def _draw(
     """Draw a scene by every method, and where a model of two views looks."""
     from ..restoration.evaluation import CONTROL, SAME_VIEW, attended_disparity, most_confident
     from ..restoration.evaluation.pictures import draw_attended, draw_scene
+    from ..restoration.evaluation.results import PICTURES, disparity_path
 
     hidden = (words(scale).baseline, SAME_VIEW, CONTROL)
     shown = {name: views[0] for name, views in results.items() if name not in hidden}
-    draw_scene(out / "pictures" / f"{example.name}.png", example, shown, scale=scale)
+    draw_scene(out / PICTURES / f"{example.name}.png", example, shown, scale=scale)
     together = None if model is None else multi_view(module_of(model))
     # A network that takes crops of one size looks along crops, not along rows of the scene.
     if together is None or together.views != 2 or image_facts(model).fixed_px is not None:
         return
     left, right = map(to_float, example.lr)
     if found := attended_disparity(model, left, right, tiling=tiling):
-        write_picture(draw_attended(example, most_confident(found)), out / "pictures" / f"{example.name}-disparity.png")
+        write_picture(draw_attended(example, most_confident(found)), disparity_path(out, example.name))
 
 
 def _scale(options: argparse.Namespace, base: Backbone | None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 
@@ -39,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit code: 0 for success, 1 if a command compares and finds a difference, 2 for bad input, a missing package or
         too little memory, 130 after Ctrl-C.
     """
-    options = parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser().parse_args(given)
+    options.command_line = shlex.join(["lowpeft", *given])
     quiet()
     if getattr(options, "memory_mb", None) is None:
         keep_freed_memory()

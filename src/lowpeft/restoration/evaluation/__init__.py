@@ -17,6 +17,7 @@ from .measure import (
 )
 from .other_view import CONTROL, SAME_VIEW, OtherView
 from .outcome import Outcome
+from .page import Origin, ScenePictures, write_outcome_page
 from .report import Report, ReportRow, overview
 
 __all__ = [
@@ -28,10 +29,12 @@ __all__ = [
     "Gain",
     "Journal",
     "Method",
+    "Origin",
     "OtherView",
     "Outcome",
     "Report",
     "ReportRow",
+    "ScenePictures",
     "attended_disparity",
     "by_bicubic",
     "by_frozen",
@@ -50,4 +53,5 @@ __all__ = [
     "resume",
     "trained_otherwise",
     "unfinished",
+    "write_outcome_page",
 ]
