@@ -125,7 +125,8 @@ def run(options: argparse.Namespace) -> None:
     reports, other_view = _parted(found, protocol, options.channels, remarks, model, control)
     gains = [gain(reports[-1], reports[-2])] if "frozen" in found and "adapted" in found else []
     outcome = Outcome(reports=reports, facts=facts, gains=gains, other_view=other_view)
-    report(options, outcome, scenes, scale, {"adapted": options.adapter} if options.adapter else {})
+    adapters = {"adapted": options.adapter} if options.adapter else {}
+    report(options, outcome, scenes, scale, adapters, disparity=model is not None)
 
 
 def _models(options: argparse.Namespace, base: Backbone) -> tuple[object, object | None]:
@@ -230,12 +231,14 @@ def _draw(
     shown = {name: views[0] for name, views in results.items() if name not in hidden}
     draw_scene(out / PICTURES / f"{example.name}.png", example, shown, scale=scale)
     together = None if model is None else multi_view(module_of(model))
+    picture = disparity_path(out, example.name)
+    picture.unlink(missing_ok=True)  # of an earlier measurement
     # A network that takes crops of one size looks along crops, not along rows of the scene.
     if together is None or together.views != 2 or image_facts(model).fixed_px is not None:
         return
     left, right = map(to_float, example.lr)
     if found := attended_disparity(model, left, right, tiling=tiling):
-        write_picture(draw_attended(example, most_confident(found)), disparity_path(out, example.name))
+        write_picture(draw_attended(example, most_confident(found)), picture)
 
 
 def _scale(options: argparse.Namespace, base: Backbone | None) -> int:

@@ -153,14 +153,17 @@ def measured(
             if journal is not None:
                 journal.add(scene.name, rows[scene.name])
             advance(scene.name)
-    reports = reports_of(methods, {name: rows[name] for name in names}, channels=options.channels)
-    if journal is not None:
-        journal.finish()
-    return reports
+    return reports_of(methods, {name: rows[name] for name in names}, channels=options.channels)
 
 
 def report(
-    options: argparse.Namespace, outcome: Outcome, scenes: Sequence[Scene], scale: int, adapters: Mapping[str, str]
+    options: argparse.Namespace,
+    outcome: Outcome,
+    scenes: Sequence[Scene],
+    scale: int,
+    adapters: Mapping[str, str],
+    *,
+    disparity: bool = False,
 ) -> None:
     """Print what was measured; with `--out`, write the reports, and last the page.
 
@@ -170,11 +173,12 @@ def report(
         scenes: The scenes.
         scale: HR sides divided by LR sides.
         adapters: Adapters by method; the page shows how those in folders were trained.
+        disparity: True shows on the page where a model of two views looks.
 
     Raises:
         LowpeftError: A file cannot be written, or an image of the page cannot be read again.
     """
-    from ..restoration.evaluation import Origin, ScenePictures, write_outcome_page
+    from ..restoration.evaluation import Origin, ScenePictures, finish, write_outcome_page
 
     if options.out is None:
         print(outcome)
@@ -182,10 +186,14 @@ def report(
     out, by_name = Path(options.out), {scene.name: scene for scene in scenes}
     paths = outcome.write(out)
     pictures = ScenePictures(
-        load=lambda name: _load(options, by_name[name], scale), scale=scale, scenes=options.page_scenes
+        load=lambda name: _load(options, by_name[name], scale),
+        scale=scale,
+        scenes=options.page_scenes,
+        disparity=disparity,
     )
     origin = Origin(command=options.command_line, training=_training(adapters))
     page = write_outcome_page(outcome, out, pictures, origin=origin)
+    finish(out)
     print(outcome.as_text(most=MOST_PRINTED))
     print(*paths, page, sep="\n")
 

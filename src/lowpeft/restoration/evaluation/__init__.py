@@ -3,7 +3,7 @@
 from .comparison import Comparison, check_control, compare, methods, trained_otherwise
 from .difference import Difference, Gain, gain
 from .disparity import AttendedDisparity, attended_disparity, most_confident
-from .journal import Journal, resume, unfinished
+from .journal import Journal, finish, resume, unfinished
 from .measure import (
     Method,
     by_bicubic,
@@ -43,6 +43,7 @@ __all__ = [
     "check_control",
     "compare",
     "evaluate",
+    "finish",
     "gain",
     "measure",
     "measure_scene",

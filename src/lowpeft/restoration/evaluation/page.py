@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 NAME = "index.html"
 TRUTH = "truth"
 """Name of the clean image on pages."""
-MOST_PX, PAGE_PX = 640, 5_000_000
-"""Largest side of a shown image, and pixels of all colour images of a page, so that it can be mailed: a noisy image of
+LEAST_PX, MOST_PX, PAGE_PX = 160, 640, 4_000_000
+"""Smallest and largest side to which images are cut, and pixels of all colour images of a page, so that it can be mailed: a noisy image of
 this size takes 2 to 3 bytes for each pixel as PNG, a map of errors a third of that."""
 
 
@@ -42,11 +42,13 @@ class ScenePictures:
         load: Function that reads a scene again, by name.
         scale: HR sides divided by LR sides.
         scenes: Number of scenes to show: the worst and, of an odd number one less, the best.
+        disparity: True shows also the pictures of attended disparity that were drawn.
     """
 
     load: Callable[[str], Example]
     scale: int
     scenes: int
+    disparity: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +108,7 @@ def view_parts(
         errors: Names of the images whose errors are mapped.
     """
     maps = {f"error of {name}": error_map(images[name], images[TRUTH]) for name in errors}
-    note = f"Mean error of the channels, times {ERROR_GAIN}: black is none, white 1/{ERROR_GAIN} of the range or more."
+    note = f"Errors times {ERROR_GAIN}: black is none, white 1/{ERROR_GAIN} of the range or more."
     return [Slider(images, caption, shown=shown), Pictures(maps, note)]
 
 
@@ -126,8 +128,8 @@ def _answer(outcome: Outcome) -> list[Part]:
     parts.append(Table(overview_cells(outcome.reports), "Means"))
     if not outcome.gains:
         return parts
-    interval = "interval: how far the mean would move with other scenes of this kind"
-    parts += [Table(each.cells(), interval) for each in outcome.gains]
+    said = "Gains. Interval: how far the mean would move with other scenes of this kind."
+    parts += [Table(each.cells(), said * (i == 0)) for i, each in enumerate(outcome.gains)]
     if (plotted := plot_gains(outcome.gains)) is not None:
         column = outcome.gains[0].columns[0].column.name
         note = f"{column}: the mean with its 95 % interval, and each scene as a dot."
@@ -147,19 +149,22 @@ def _scene_cells(outcome: Outcome) -> list[list[str]]:
 def _shown(outcome: Outcome, folder: Path, pictures: ScenePictures) -> Iterable[Part]:
     """Return the sections of the worst and the best scenes."""
     ranking, count = outcome.by_worst(), pictures.scenes
-    by = "gain" if outcome.gains else f"{outcome.reports[-1].method}, {outcome.reports[0].protocol.columns[0].name}"
-    if count <= 0 or not ranking:
-        return
-    if len(ranking) <= count:
-        sections = {f"In pictures, the worst scene first ({by})": ranking}
-    else:
-        best = ranking[: len(ranking) - count // 2 - 1 : -1]
-        sections = {f"The worst scenes ({by})": ranking[: count - len(best)], f"The best scenes ({by})": best}
+    first, last = outcome.reports[0].protocol.columns[0].name, outcome.reports[-1].method
+    worst, best = "the smallest gain", "the largest gain"
+    if not outcome.gains:
+        worst, best = (f"the {which} {first} of {last}" for which in ("worst", "best"))
+    sections = {f"All scenes, {worst} first": ranking}
+    if len(ranking) > count:
+        bests = ranking[len(ranking) - count // 2 :][::-1]
+        sections = {f"Scenes with {worst}": ranking[: count - len(bests)], f"Scenes with {best}": bests}
     shown = sum(map(len, sections.values()))
     for title, scenes in sections.items():
         yield from [Heading(title)] * bool(scenes)
         for scene in scenes:
             yield from _scene(outcome, folder, pictures.load(scene), pictures.scale, shown)
+            if pictures.disparity and (path := disparity_path(folder, scene)).exists():
+                with Image.open(path) as picture:
+                    yield Pictures({"attended disparity": picture.convert("RGB")})
 
 
 def _scene(outcome: Outcome, folder: Path, example: Example, scale: int, shown: int) -> Iterable[Part]:
@@ -168,21 +173,18 @@ def _scene(outcome: Outcome, folder: Path, example: Example, scale: int, shown: 
     views = _views([report.method for report in outcome.reports], folder, example, scale)
     mapped = [name for name in (over, *judged) if name != TRUTH]
     weight = len(views) * (len(views[0]) + len(mapped) / 3)
-    side = min(MOST_PX, math.isqrt(int(PAGE_PX / (shown * weight))))
+    side = min(MOST_PX, max(LEAST_PX, math.isqrt(int(PAGE_PX / (shown * weight)))))
     box = _box(views[0][over], [views[0][name] for name in judged], side)
     figures = _figures(outcome, example.name)
     whole = tuple(views[0][over].shape[1:])
     yield Heading(example.name, level=3)
     for i, images in enumerate(views):
-        caption = f"{f'{SIDES[i].capitalize()} view. ' * (len(views) > 1)}{figures}."
+        caption = " ".join([f"{SIDES[i].capitalize()} view."] * (len(views) > 1) + [f"{figures}."] * (i == 0))
         if (box.height, box.width) != whole:
             where = "the same part" if i else f"where {over} and {' or '.join(judged)} differ most"
             caption += f" {box.width}x{box.height} of {whole[1]}x{whole[0]} px are shown: {where}."
         cut = {name: box.cut(image) for name, image in images.items()}
         yield from view_parts(cut, caption, (over, judged[0]), errors=mapped)
-    if (path := disparity_path(folder, example.name)).exists():
-        with Image.open(path) as picture:
-            yield Pictures({"attended disparity": picture.convert("RGB")})
 
 
 def _compared(outcome: Outcome, scale: int) -> tuple[str, list[str]]:

@@ -11,7 +11,6 @@ from ... import tables
 from ...errors import DataError
 from ..metrics import Column, Protocol
 
-
 REPORT = "report.md"
 """Name of the file with all tables."""
 
