@@ -125,8 +125,8 @@ def run(options: argparse.Namespace) -> None:
     reports, other_view = _parted(found, protocol, options.channels, remarks, model, control)
     gains = [gain(reports[-1], reports[-2])] if "frozen" in found and "adapted" in found else []
     outcome = Outcome(reports=reports, facts=facts, gains=gains, other_view=other_view)
-    adapters = {"adapted": options.adapter} if options.adapter else {}
-    report(options, outcome, scenes, scale, adapters, disparity=model is not None)
+    trained = {"adapted": options.adapter} if options.adapter else {}
+    report(options, outcome, scenes, scale, trained, disparity=model is not None)
 
 
 def _models(options: argparse.Namespace, base: Backbone) -> tuple[object, object | None]:
