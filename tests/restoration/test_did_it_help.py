@@ -138,9 +138,7 @@ def pyiqa(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         return Distance({"lpips": "FR", "niqe": "NR"}[name])
 
     module = ModuleType("pyiqa")
-    module.__dict__.update(
-        vars(SimpleNamespace(list_models=lambda: ["lpips", "dists", "niqe"], create_metric=create_metric))
-    )
+    module.__dict__.update(list_models=lambda: ["lpips", "dists", "niqe"], create_metric=create_metric)
     monkeypatch.setitem(sys.modules, "pyiqa", module)
     return module
 
