@@ -59,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from my_net import make  # type: ignore[import-not-found]
 
     for seed, name in enumerate(("one", "two")):
-        model = lowpeft.adapt(make(), "lora", target=("body.0", "body.2"))
+        model = lowpeft.adapt(make(), "lora", rank=2, target=("body.0", "body.2"))
         lowpeft.save_adapter(randomise_adapters(model, seed=seed), path / name)
     sys.path.remove(str(path))
     return path
