@@ -35,7 +35,7 @@ class Net(nn.Module):
         self.up = nn.PixelShuffle(scale)
 
     def forward(self, x):
-        Net.calls += 1
+        Net.calls += tuple(x.shape[-2:]) == (16, 20)  # not those that probe the network
         if Net.calls == Net.stop_at:
             raise KeyboardInterrupt
         return self.up(self.body(x)) * 0.1 + 0.5
