@@ -151,9 +151,12 @@ def test_another_measurement_is_not_resumed(
     stop_at(3)
     assert main(command("evaluate", "--adapter", "one", "--out", str(tmp_path))) == 130
     stop_at(None)
-    for more, problem in ((["--adapter", "two"], "adapter: "), (["--adapter", "one", "--protocol", "derain"], "Y")):
+    for more, problem in (
+        (["--adapter", "two"], "adapter: "),
+        (["--adapter", "one", "--protocol", "derain"], "protocol: "),
+    ):
         assert main(command("evaluate", *more, "--out", str(tmp_path), "--resume")) == 2
-        assert problem in capsys.readouterr().err
+        assert f"- {problem}: " in capsys.readouterr().err
     assert main(command("evaluate", "--adapter", "two", "--out", str(tmp_path))) == 0
     assert "measuring anew; --resume would go on with the 1" in capsys.readouterr().err
 
