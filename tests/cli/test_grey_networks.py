@@ -15,7 +15,7 @@ import lowpeft
 from lowpeft.cli import main
 from lowpeft.errors import DataError, PlanError, TrainingError
 from lowpeft.recipes import TrainSettings
-from lowpeft.restoration.data import Crops, find_scenes, prepare
+from lowpeft.restoration.data import Crops, Loading, find_scenes, prepare
 from lowpeft.restoration.degradations import degradation
 from lowpeft.restoration.images import as_picture, read_image, write_image
 from lowpeft.restoration.metrics import psnr, ssim
@@ -75,7 +75,7 @@ def test_a_grey_network_is_trained_measured_and_run(folder: Path, capsys: pytest
 @pytest.mark.parametrize("channels", [1, 3])
 def test_crops_of_other_channels_are_refused_before_training(folder: Path, channels: int) -> None:
     model = described(channels)
-    crops = Crops(find_scenes("clean", views=1, scale=2), 2, crop_px=(16, 16), channels=4 - channels)
+    crops = Crops(find_scenes("clean", views=1, scale=2), 2, crop_px=(16, 16), loading=Loading(channels=4 - channels))
     with pytest.raises(TrainingError, match=rf"images of {channels} channels.*channels={channels}"):
         train(model, crops, TrainSettings(steps=1, batch=1))
 
@@ -135,7 +135,7 @@ def test_weights_with_nan_are_neither_adapted_nor_trained(folder: Path) -> None:
     with pytest.raises(PlanError, match=r"body\.2\.bias contains NaN"):
         lowpeft.adapt(base, lowpeft.LoRAConfig(target="**", rank=1))
     assert {name: id(module) for name, module in base.module.named_modules()} == before
-    crops = Crops(find_scenes("clean", views=1), 1, crop_px=(16, 16), degrade=degradation("noise:25"))
+    crops = Crops(find_scenes("clean", views=1), 1, crop_px=(16, 16), loading=Loading(degrade=degradation("noise:25")))
     with pytest.raises(TrainingError, match=r"body\.2\.bias contains NaN"):
         train(base, crops, TrainSettings(steps=1, batch=1))
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lowpeft.errors import DataError
-from lowpeft.restoration.data import Crops, EachViewTwice, Scene, crops, find_scenes, load_example
+from lowpeft.restoration.data import Crops, EachViewTwice, Loading, Scene, crops, find_scenes, load_example
 from lowpeft.restoration.data.examples import read_views
 from lowpeft.restoration.degradations import degradation
 from lowpeft.restoration.images import to_float, write_image
@@ -80,8 +80,8 @@ def test_the_four_images_of_a_crop_show_one_place(scenes: list[Scene], number: i
 
 @pytest.mark.parametrize("kind", [np.int64, np.uint8, torch.tensor, bool])
 def test_equal_numbers_of_any_library_give_equal_crops(scenes: list[Scene], kind: Callable[[int], int]) -> None:
-    made = Crops(scenes, 4, **SMALL, degrade=degradation("down:4,noise:25"))
-    again = Crops(scenes, 4, **SMALL, degrade=made.degrade, seed=kind(0))
+    made = Crops(scenes, 4, **SMALL, loading=Loading(degrade=degradation("down:4,noise:25")))
+    again = Crops(scenes, 4, **SMALL, seed=kind(0), loading=Loading(degrade=made.loading.degrade))
     assert same(again[kind(1)], made[1])
     assert same(EachViewTwice(again)[kind(1)], EachViewTwice(made)[1])
 
@@ -109,8 +109,8 @@ def test_crops_stay_inside_the_clean_rectangle(scenes: list[Scene]) -> None:
 
 
 def test_the_border_is_that_of_the_lr_views(scenes: list[Scene]) -> None:
-    example = load_example(scenes[0], 4, border="replicate")
-    lr, _ = Crops(scenes[:1], 4, crop_px=(24, 40), augment=False, border="replicate")[0]
+    example = load_example(scenes[0], 4, loading=Loading(border="replicate"))
+    lr, _ = Crops(scenes[:1], 4, crop_px=(24, 40), augment=False, loading=Loading(border="replicate"))[0]
     assert torch.equal(lr, torch.stack([to_float(v) for v in example.lr]))
 
 

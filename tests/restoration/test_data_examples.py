@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lowpeft.errors import DataError
-from lowpeft.restoration.data import Example, Scene, find_scenes, load_example, read_clean_crops
+from lowpeft.restoration.data import Example, Loading, Scene, find_scenes, load_example, read_clean_crops
 from lowpeft.restoration.data.examples import usable_size
 from lowpeft.restoration.images import matlab_downscale, matlab_halve, write_image
 from scene_files import noise, write_pair
@@ -25,7 +25,7 @@ def hr_and_lr(folder: Path, hr_px: tuple[int, int], lr_px: tuple[int, int]) -> S
 # --- LR views
 @pytest.mark.parametrize("border", ["symmetric", "replicate"])
 def test_lr_views_are_made_from_the_whole_mod_cropped_view(tmp_path: Path, border: str) -> None:
-    example = load_example(write_pair(tmp_path, "a", 18, 35), 4, border=border)
+    example = load_example(write_pair(tmp_path, "a", 18, 35), 4, loading=Loading(border=border))
     assert torch.equal(example.hr[0], noise(18, 35)[:, :16, :32])
     assert torch.equal(example.lr[1], matlab_downscale(noise(18, 35, 1000)[:, :16, :32], 4, border=border))
 
@@ -44,7 +44,7 @@ def test_single_images_have_one_view(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(32, 64), (31, 61), (33, 62)])
 def test_halving_comes_first_and_on_the_whole_view(tmp_path: Path, size: tuple[int, int]) -> None:
     """As `GenerateTrainingPatches.m` of iPASSR does: imresize by 1/2, then modcrop, then imresize by 1/scale."""
-    example = load_example(write_pair(tmp_path, "a", *size), 4, halve=True)
+    example = load_example(write_pair(tmp_path, "a", *size), 4, loading=Loading(halve=True))
     halved = matlab_halve(noise(*size))
     hr = halved[:, : halved.shape[1] // 4 * 4, : halved.shape[2] // 4 * 4]
     assert torch.equal(example.hr[0], hr)
@@ -52,14 +52,14 @@ def test_halving_comes_first_and_on_the_whole_view(tmp_path: Path, size: tuple[i
 
 
 def test_lr_views_on_disk_belong_to_the_halved_view(tmp_path: Path) -> None:
-    example = load_example(hr_and_lr(tmp_path, (31, 64), (4, 8)), 4, halve=True)
+    example = load_example(hr_and_lr(tmp_path, (31, 64), (4, 8)), 4, loading=Loading(halve=True))
     assert torch.equal(example.lr[0], noise(4, 8, 7))
     with pytest.raises(DataError, match=r"64x31 px.* 8x4 px.* 16x7 px"):
-        load_example(hr_and_lr(tmp_path, (31, 64), (7, 16)), 4, halve=True)
+        load_example(hr_and_lr(tmp_path, (31, 64), (7, 16)), 4, loading=Loading(halve=True))
 
 
 def test_a_clean_rectangle_is_cut_before_halving(tmp_path: Path) -> None:
-    example = load_example(write_pair(tmp_path, "a", 40, 64), 4, clean_crop=(5, 8, 60, 39), halve=True)
+    example = load_example(write_pair(tmp_path, "a", 40, 64), 4, clean_crop=(5, 8, 60, 39), loading=Loading(halve=True))
     hr = matlab_halve(noise(40, 64)[:, 8:32, 8:56])
     assert torch.equal(example.hr[0], hr)
     assert torch.equal(example.lr[0], matlab_downscale(hr, 4))
@@ -146,7 +146,7 @@ def test_the_size_from_headers_is_the_loaded_size(
     example = load_example(scene, 4, clean_crop=clean_crop)
     assert usable_size(scene, 4, clean_crop=clean_crop) == tuple(example.hr[0].shape[1:])
     (only_hr,) = find_scenes(tmp_path / "hr")
-    example = load_example(only_hr, 2, clean_crop=clean_crop, halve=True)
+    example = load_example(only_hr, 2, clean_crop=clean_crop, loading=Loading(halve=True))
     assert usable_size(only_hr, 2, clean_crop=clean_crop, halve=True) == tuple(example.hr[0].shape[1:])
 
 

@@ -18,6 +18,7 @@ from lowpeft.cli import main
 from lowpeft.errors import DataError
 from lowpeft.restoration.data import (
     LAYOUTS,
+    Loading,
     Match,
     find_scenes,
     load_example,
@@ -47,10 +48,10 @@ def tree(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("halve", [False, True])
 def test_prepared_pairs_are_a_test_set(raw: Path, tmp_path: Path, border: str, halve: bool) -> None:
     scenes = find_scenes(raw)
-    assert prepare(scenes, tmp_path / "out", 4, border=border, halve=halve) == 3
+    assert prepare(scenes, tmp_path / "out", 4, loading=Loading(border=border, halve=halve)) == 3
     found = find_scenes(tmp_path / "out", scale=4, layout="ipassr")
     for before, after in zip(scenes, found, strict=True):
-        expected = load_example(before, 4, border=border, halve=halve)
+        expected = load_example(before, 4, loading=Loading(border=border, halve=halve))
         files = [read_image(path) for path in (*after.lr, *after.hr)]
         assert all(torch.equal(a, b) for a, b in zip(files, (*expected.lr, *expected.hr), strict=True))
     assert verify_lr(found, 4).borders == (border,)
@@ -223,8 +224,8 @@ def test_a_killed_run_is_finished_by_the_next(raw: Path, tmp_path: Path) -> None
     ("changes", "problem"),
     [
         ({"scale": 2}, "scale was 4, is now 2"),
-        ({"border": "replicate"}, "border was 'symmetric', is now 'replicate'"),
-        ({"halve": True}, "halve was False, is now True"),
+        ({"loading": Loading(border="replicate")}, "border was 'symmetric', is now 'replicate'"),
+        ({"loading": Loading(halve=True)}, "halve was False, is now True"),
     ],
 )
 def test_settings_are_not_mixed_in_one_folder(raw: Path, tmp_path: Path, changes: dict, problem: str) -> None:
@@ -286,7 +287,7 @@ def test_halved_sets_are_compared_with_their_own_border(tmp_path: Path) -> None:
 def test_the_command_says_which_border_and_exits_with_0(
     raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    prepare(find_scenes(raw), tmp_path / "out", 4, border="replicate")
+    prepare(find_scenes(raw), tmp_path / "out", 4, loading=Loading(border="replicate"))
     assert main(["verify-lr", str(tmp_path / "out"), "--scale", "4"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split()[-2:] == ["symmetric", "replicate"]

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from lowpeft.errors import DataError
-from lowpeft.restoration.data import Crops, Scene, load_example
+from lowpeft.restoration.data import Crops, Loading, Scene, load_example
 from lowpeft.restoration.degradations import PRESETS, degradation
 from lowpeft.restoration.degradations.kernels import bell, sinc
 from lowpeft.restoration.images import matlab_downscale, read_image, to_float, write_image
@@ -228,23 +228,25 @@ def test_scenes_of_scale_1_without_degraded_images_are_refused(tmp_path: Path) -
 def test_a_scene_is_degraded_by_its_name_alone(tmp_path: Path) -> None:
     a, b = scenes(tmp_path, "a", "b")
     noise = degradation("noise:25")
-    first = load_example(a, 1, degrade=noise)
-    assert torch.equal(first.lr[0], load_example(a, 1, degrade=noise).lr[0])
+    first = load_example(a, 1, loading=Loading(degrade=noise))
+    assert torch.equal(first.lr[0], load_example(a, 1, loading=Loading(degrade=noise)).lr[0])
     assert torch.equal(first.hr[0], read_image(a.hr[0]))
-    other = load_example(b, 1, degrade=noise)
+    other = load_example(b, 1, loading=Loading(degrade=noise))
     assert not torch.equal(first.lr[0] - to_float(first.hr[0]), other.lr[0] - to_float(other.hr[0]))
 
 
 def test_lr_files_are_not_read_where_a_degradation_is_given(tmp_path: Path) -> None:
     (scene,) = scenes(tmp_path, "a")
     missing = Scene("a", scene.hr, (tmp_path / "missing.png",))
-    assert load_example(missing, 1, degrade=degradation("noise:25")).lr[0].shape == (3, 48, 64)
-    assert len(Crops([missing], 1, crop_px=(16, 16), degrade=degradation("noise:25"))[0]) == 2
+    assert load_example(missing, 1, loading=Loading(degrade=degradation("noise:25"))).lr[0].shape == (3, 48, 64)
+    assert len(Crops([missing], 1, crop_px=(16, 16), loading=Loading(degrade=degradation("noise:25")))[0]) == 2
 
 
 def test_crops_are_degraded_anew_and_repeatably(tmp_path: Path) -> None:
-    crops = Crops(scenes(tmp_path, "a"), 1, crop_px=(16, 16), augment=False, degrade=degradation("noise:25"))
-    again = Crops(crops.scenes, 1, crop_px=(16, 16), augment=False, degrade=degradation("noise:25"))
+    crops = Crops(
+        scenes(tmp_path, "a"), 1, crop_px=(16, 16), augment=False, loading=Loading(degrade=degradation("noise:25"))
+    )
+    again = Crops(crops.scenes, 1, crop_px=(16, 16), augment=False, loading=Loading(degrade=degradation("noise:25")))
     noises = [lr - hr for lr, hr in (crops[i] for i in range(3))]
     assert torch.equal(again[2][0], crops[2][0])
     assert not torch.equal(noises[0], noises[1])
@@ -255,8 +257,8 @@ def test_crops_are_degraded_anew_and_repeatably(tmp_path: Path) -> None:
 def test_crops_see_the_surroundings_that_a_whole_image_has(tmp_path: Path, text: str, scale: int) -> None:
     (scene,) = scenes(tmp_path, "a")
     blur = degradation(text)
-    whole = load_example(scene, scale, degrade=blur)
-    crops = Crops([scene], scale, crop_px=(16, 16), augment=False, degrade=blur)
+    whole = load_example(scene, scale, loading=Loading(degrade=blur))
+    crops = Crops([scene], scale, crop_px=(16, 16), augment=False, loading=Loading(degrade=blur))
     small = 16 // scale
     for i in range(12):
         lr, hr = crops[i]

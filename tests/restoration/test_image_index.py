@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from lowpeft.errors import DataError
-from lowpeft.restoration.data import Crops, EachViewTwice, find_scenes, index
+from lowpeft.restoration.data import Crops, EachViewTwice, Loading, find_scenes, index
 from lowpeft.restoration.data.index import read_headers
 from lowpeft.restoration.images import write_image
 from scene_files import noise, write_pair
@@ -182,8 +182,8 @@ def test_a_deep_and_a_flat_view_of_one_pair_have_one_range(tmp_path: Path) -> No
 
 def test_grey_crops(tmp_path: Path) -> None:
     scene = write_pair(tmp_path, "a", 16, 16)
-    crops = Crops([scene], 2, crop_px=(8, 8), channels=1)
+    crops = Crops([scene], 2, crop_px=(8, 8), loading=Loading(channels=1))
     assert [image.shape for image in crops[0]] == [(2, 1, 4, 4), (2, 1, 8, 8)]
     with pytest.raises(DataError, match="4 channels"):
-        Crops([scene], 2, crop_px=(8, 8), channels=4)
+        Crops([scene], 2, crop_px=(8, 8), loading=Loading(channels=4))
     assert len(pickle.dumps(crops)) < 3000

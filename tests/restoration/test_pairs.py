@@ -18,7 +18,7 @@ from lowpeft.cli import main
 from lowpeft.cli.common import warn_of_pairs
 from lowpeft.demo import DemoScene, demo_backbone, make_scene
 from lowpeft.errors import DataError, LowpeftError
-from lowpeft.restoration.data import PairReport, Scene, check_pairs, find_scenes, matching
+from lowpeft.restoration.data import Loading, PairReport, Scene, check_pairs, find_scenes, matching
 from lowpeft.restoration.images import to_float, write_image
 from scene_files import noise, touch, write_pair
 
@@ -150,7 +150,7 @@ def test_a_missing_package_is_named(
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(LowpeftError, match="check_pair needs scikit-image"):
         check_pair(scene.left, scene.right)
-    warn_of_pairs([Scene("missing", (Path("missing_L.png"), Path("missing_R.png")))], 2, border="symmetric")
+    warn_of_pairs([Scene("missing", (Path("missing_L.png"), Path("missing_R.png")))], 2, loading=Loading())
     assert capsys.readouterr().err == ""
 
 

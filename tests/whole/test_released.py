@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import lowpeft
-from lowpeft.restoration.data import find_scenes, load_example
+from lowpeft.restoration.data import Loading, find_scenes, load_example
 from lowpeft.restoration.degradations import degradation
 from lowpeft.restoration.evaluation import compare
 from lowpeft.restoration.metrics import psnr
@@ -53,7 +53,7 @@ def test_the_card_and_the_results_have_the_same_figures(name: str) -> None:
 @pytest.mark.parametrize("name", TASKS)
 def test_the_figures_are_measured_again(name: str, data_root: Path) -> None:
     scenes = find_scenes(data_root / "single" / "Kodak24", views=1)
-    examples = [load_example(scene, 1, degrade=degradation(TASKS[name])) for scene in scenes]
+    examples = [load_example(scene, 1, loading=Loading(degrade=degradation(TASKS[name]))) for scene in scenes]
     facts = lowpeft.read_adapter(ADAPTERS / name).facts
     for method, db in compare(lowpeft.load_adapter(base(), ADAPTERS / name), examples).means_db().items():
         assert db == pytest.approx(facts[f"PSNR in dB, RGB, Kodak24, {method}"], abs=0.01)

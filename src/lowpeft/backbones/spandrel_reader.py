@@ -29,7 +29,7 @@ def load(state: State) -> ImageModelDescriptor[Any]:
 
     Raises:
         LowpeftError: spandrel does not recognise it (the message names the nearest architecture), its tensors do not
-            fit the architecture, or it does not map one image to one image.
+            fit the architecture, it does not map one image to one image, or it cannot run on images of its channels.
     """
     architecture = _architecture(state)
     if architecture is None:
@@ -45,6 +45,11 @@ def load(state: State) -> ImageModelDescriptor[Any]:
         ) from error
     if not isinstance(descriptor, ImageModelDescriptor):
         raise LowpeftError(f"it is a {architecture.name}, which does not map one image to one image")
+    if architecture.name == "SPAN" and descriptor.input_channels != 3 and descriptor.model.is_norm:
+        raise LowpeftError(
+            f"it is a SPAN for images of {descriptor.input_channels} channels that subtracts the mean of three colours "
+            "from them (norm=True), so it cannot run: train it with norm=False, which stores the tensor no_norm"
+        )
     return descriptor
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..backbones.checkpoints import Choice, which_weights
 from ..backbones.opening import load_backbone
@@ -25,8 +25,8 @@ from ..errors import LowpeftError
 from ..kinds import AdapterConfig, ParallaxConfig
 from ..ports.facts import Backbone
 from ..recipes import bundled
-from ..restoration.data import Rectangle, Scene, check_pairs
-from ..restoration.images import Border, check_channels
+from ..restoration.data import USUAL, Loading, Rectangle, Scene, check_pairs
+from ..restoration.images import check_channels, depth_remark, read_image
 from ..restoration.inference import Tiling
 from .networks import add_network, demo_network, has_network, network_name, overrides, own_network
 
@@ -133,6 +133,23 @@ def add_border(sub: argparse.ArgumentParser) -> None:
     )
 
 
+def add_white_level(sub: argparse.ArgumentParser) -> None:
+    """Add the option that says which value of 16-bit files is white."""
+    sub.add_argument(
+        "--white-level",
+        type=int,
+        default=USUAL.white_level,
+        metavar="N",
+        help="value of white in files of 16 bits, e.g. 4095 for data of 12 bits (default: %(default)s)",
+    )
+
+
+def say_depth(options: argparse.Namespace, paths: Iterable[Path]) -> None:
+    """Print on standard error if 16-bit files seem to use fewer bits than `--white-level` says."""
+    if remark := depth_remark(paths, options.white_level):
+        print(remark, file=sys.stderr)
+
+
 def add_device(sub: argparse.ArgumentParser) -> None:
     """Add the option that selects the device."""
     sub.add_argument(
@@ -196,9 +213,10 @@ def add_inference(sub: argparse.ArgumentParser) -> None:
 
 
 def add_views(sub: argparse.ArgumentParser, right: str = "") -> None:
-    """Add the arguments for a pair of views, or one image."""
+    """Add the arguments for a pair of views, or one image, and the option that says how they are read."""
     sub.add_argument("left", help="left view, or the only image")
     sub.add_argument("right", nargs="?", help=f"right view, of the same size{right}")
+    add_white_level(sub)
 
 
 def view_paths(options: argparse.Namespace) -> list[str]:
@@ -206,12 +224,19 @@ def view_paths(options: argparse.Namespace) -> list[str]:
     return [options.left] if options.right is None else [options.left, options.right]
 
 
+def read_views(options: argparse.Namespace, base: Backbone) -> list[Tensor]:
+    """Read the files of the views, or of the only image, for a network, and say what seems wrong with their depth."""
+    channels, paths = image_channels(base), view_paths(options)
+    images = [read_image(path, channels=channels, white_level=options.white_level) for path in paths]
+    say_depth(options, map(Path, paths))
+    return images
+
+
 def warn_of_pairs(
     scenes: Sequence[Scene],
     scale: int,
     *,
-    border: Border,
-    halve: bool = False,
+    loading: Loading,
     clean_crops: Mapping[str, Rectangle] | None = None,
     adapters: Iterable[AdapterConfig] = (),
 ) -> None:
@@ -220,8 +245,7 @@ def warn_of_pairs(
     Args:
         scenes: As for `check_pairs`.
         scale: As for `check_pairs`.
-        border: As for `check_pairs`.
-        halve: As for `check_pairs`.
+        loading: As for `check_pairs`.
         clean_crops: As for `check_pairs`.
         adapters: Configs of the adapters; the disparities that they search are compared with the pairs'.
     """
@@ -229,7 +253,7 @@ def warn_of_pairs(
         return
     ranges = [config.disparities for config in adapters if isinstance(config, ParallaxConfig)]
     searched = (max(least for least, _ in ranges), min(most for _, most in ranges)) if ranges else None
-    report = check_pairs(scenes, scale, border=border, halve=halve, clean_crops=clean_crops, searched=searched)
+    report = check_pairs(scenes, scale, loading=loading, clean_crops=clean_crops, searched=searched)
     if report.warning:
         print(report.warning, file=sys.stderr)
 

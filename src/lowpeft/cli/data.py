@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ from ..restoration.data import (
     read_clean_crops,
     scenes_with_lr,
     verify_lr,
+    without_lr,
 )
 from .common import add_border, new_command
-from .sources import add_selection, say_reading
+from .sources import add_degrade, add_selection, loading_of, say_reading
 
 
 def add_to(commands: Any) -> None:
@@ -34,6 +34,7 @@ def add_to(commands: Any) -> None:
     _add_source(sub)
     sub.add_argument("--out", required=True, metavar="DIR", help="folder to write; run again to go on after a stop")
     add_border(sub)
+    add_degrade(sub)
     sub = new_command(
         commands,
         "verify-lr",
@@ -74,16 +75,15 @@ def run_prepare(options: argparse.Namespace) -> None:
     found = find_scenes(
         options.data, scale=options.scale, views=options.views, layout=options.layout, meta_info=options.meta_info
     )
-    scenes = [replace(scene, lr=()) for scene in found]  # LR images are always made
-    say_reading(scenes, options.scale)
+    scenes = without_lr(found)  # LR images are always made
+    say_reading(options, scenes, options.scale)
     clean = read_clean_crops(options.data, views=options.views)
     with progress("preparing", len(scenes)) as advance:
         written = prepare(
             scenes,
             options.out,
             options.scale,
-            border=options.border,
-            halve=options.halve,
+            loading=loading_of(options),
             clean_crops=clean,
             advance=advance,
         )
@@ -104,7 +104,7 @@ def run_verify(options: argparse.Namespace) -> int:
         layout=options.layout,
         meta_info=options.meta_info,
     )
-    say_reading(scenes, options.scale)
+    say_reading(options, scenes, options.scale)
     with progress("comparing", len(scenes)) as advance:
         report = verify_lr(scenes, options.scale, halve=options.halve, advance=advance)
     print(report)

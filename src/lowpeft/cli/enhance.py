@@ -20,10 +20,10 @@ from .common import (
     add_weights,
     backbone,
     device,
-    image_channels,
     network_scale,
     new_command,
     optimized,
+    read_views,
     tiling,
     view_paths,
 )
@@ -55,14 +55,13 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Read the images, enhance them, and write the results."""
-    from ..restoration.images import make_folder, read_image, to_float, write_image
+    from ..restoration.images import make_folder, to_float, write_image
     from ..restoration.inference import enhance, is_out_of_memory
     from ..restoration.progress import progress
 
     paths = view_paths(options)
     base = backbone(options)
-    channels = image_channels(base)
-    images = [read_image(path, channels=channels) for path in paths]
+    images = read_views(options, base)
     if images[0].shape != images[-1].shape:
         sizes = [f"{v.shape[-1]}x{v.shape[-2]} px" for v in images]
         raise DataError(f"the views differ in size: {paths[0]} is {sizes[0]}, {paths[1]} is {sizes[1]}")

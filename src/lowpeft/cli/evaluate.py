@@ -46,6 +46,7 @@ from .measuring import (
     state_digest,
 )
 from .networks import has_network
+from .sources import loading_of
 
 if TYPE_CHECKING:
     from ..restoration.evaluation import Method, OtherView, Report
@@ -107,7 +108,7 @@ def run(options: argparse.Namespace) -> None:
     methods = _methods(options, model, control, scale, protocol)
     if model is not None and multi_view(module_of(model)) is not None:
         adapters = [config for recipe in recipes_of(model) for config in recipe.adapters]
-        warn_of_pairs(scenes, scale, border=options.border, halve=options.halve, adapters=adapters)
+        warn_of_pairs(scenes, scale, loading=loading_of(options, options.channels), adapters=adapters)
     out, facts = folder_of(options), _facts(options, measuring_facts(options, scenes, scale, base))
     models = [each for each in (model, control) if each is not None]
     run = {**facts, "protocol": protocol.name, "methods": list(methods), "metrics": options.metrics}

@@ -29,8 +29,8 @@ from .common import (
     add_weights,
     backbone,
     device,
-    image_channels,
     new_command,
+    read_views,
     refuse_without_adapter,
     view_paths,
     weights_facts,
@@ -72,7 +72,7 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Read the views, attribute the patch, and print and write the figures, maps and picture."""
-    from ..restoration.images import make_folder, read_image, to_float
+    from ..restoration.images import make_folder, to_float
     from ..restoration.lam.picture import draw_attributions
 
     refuse_without_adapter(options)
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
     y, x, side = options.patch
     patch = Patch(y_px=y, x_px=x, side_px=side, view=options.view)
     base = backbone(options)
-    views = [to_float(read_image(path, channels=image_channels(base))) for path in view_paths(options)]
+    views = [to_float(view) for view in read_views(options, base)]
     folder = make_folder(options.out)
     columns = _attributions(options, base, views, patch, settings)
     print(as_table(columns))

@@ -16,15 +16,24 @@ from ..core.attachment.record import module_of
 from ..core.observation.fingerprint import digest
 from ..errors import LowpeftError, TrainingError
 from ..ports.facts import Backbone
-from ..restoration.data import Example, Scene, load_example
+from ..restoration.data import Example, Loading, Scene, load_example
 from ..restoration.images import image_header, make_folder
 from ..restoration.inference.network import Views
 from ..restoration.metrics import LITERATURE, PROTOCOLS, Protocol
 from ..restoration.words import words
 from ..version import version
-from .common import add_border, add_device, add_inference, add_optimize, device, optimised_facts, weights_facts
+from .common import (
+    add_border,
+    add_device,
+    add_inference,
+    add_optimize,
+    add_white_level,
+    device,
+    optimised_facts,
+    weights_facts,
+)
 from .networks import network_facts
-from .sources import add_degrade, add_selection, find_clean, made, say_reading
+from .sources import add_degrade, add_selection, find_clean, loading_of, say_reading
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -44,6 +53,7 @@ def add_measuring(sub: argparse.ArgumentParser) -> None:
     add_degrade(sub)
     add_selection(sub, "--data")
     add_border(sub)
+    add_white_level(sub)
     sub.add_argument("--halve", action="store_true", help="shrink the HR files by 2 first, the rule for Middlebury")
     sub.add_argument(
         "--protocol",
@@ -107,7 +117,7 @@ def check_measuring(options: argparse.Namespace) -> None:
 def scenes_to_measure(options: argparse.Namespace, scale: int, protocol: Protocol) -> tuple[Scene, ...]:
     """Find the scenes, and say on standard error what is read."""
     scenes = find_clean(options, options.data, scale, views=protocol.views or 1, lr=options.lr, selected=True)
-    say_reading(scenes, scale, made=made(options))
+    say_reading(options, scenes, scale)
     return scenes
 
 
@@ -137,6 +147,7 @@ def measured(
     from ..restoration.evaluation.results import write_results
     from ..restoration.progress import progress
 
+    loading = loading_of(options, options.channels)
     names = [scene.name for scene in scenes]
     journal = _journal(options, facts, names)
     rows = {} if journal is None else dict(journal.rows)
@@ -144,7 +155,7 @@ def measured(
         print(f"{len(rows)} of {len(names)} scenes are measured already", file=sys.stderr)
     with progress("measuring", len(names), before=len(rows)) as advance:
         for scene in (scene for scene in scenes if scene.name not in rows):
-            example = _load(options, scene, scale)
+            example = load_example(scene, scale, loading=loading)
             results, rows[scene.name] = measure_scene(methods, example, scale=scale)
             if journal is not None:
                 write_results(Path(options.out), example, results)
@@ -184,9 +195,9 @@ def report(
         print(outcome)
         return
     out, by_name = Path(options.out), {scene.name: scene for scene in scenes}
-    paths = outcome.write(out)
+    loading, paths = loading_of(options, options.channels), outcome.write(out)
     pictures = ScenePictures(
-        load=lambda name: _load(options, by_name[name], scale),
+        load=lambda name: load_example(by_name[name], scale, loading=loading),
         scale=scale,
         scenes=options.page_scenes,
         disparity=disparity,
@@ -211,12 +222,6 @@ def _training(adapters: Mapping[str, str]) -> dict[str, Picture | str]:
         else:
             found |= {} if plotted is None else {name: plotted}
     return found
-
-
-def _load(options: argparse.Namespace, scene: Scene, scale: int) -> Example:
-    return load_example(
-        scene, scale, border=options.border, halve=options.halve, degrade=options.degrade, channels=options.channels
-    )
 
 
 def state_digest(models: Iterable[object]) -> str:
@@ -249,6 +254,8 @@ def measuring_facts(
         f"{named.degraded} images": how,
         "scale": scale,
     }
+    if options.white_level != Loading().white_level:
+        facts["white level"] = options.white_level
     if base is not None:
         facts |= weights_facts(options, base) | network_facts(options)
         facts["device"] = str(device(options.device))

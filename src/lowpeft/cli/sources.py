@@ -5,15 +5,27 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields
 from typing import Literal
 
 from ..errors import LowpeftError
 from ..ports.facts import ImageFacts
 from ..recipes import TrainSettings
-from ..restoration.data import LAYOUTS, Crops, Example, Scene, find_scenes, load_example, read_clean_crops, reading
+from ..restoration.data import (
+    LAYOUTS,
+    Crops,
+    Example,
+    Loading,
+    Scene,
+    find_scenes,
+    load_example,
+    read_clean_crops,
+    reading,
+    spread,
+    without_lr,
+)
 from ..restoration.degradations import PRESETS, STEPS, Degradation, degradation
-from .common import add_border
+from .common import add_border, add_white_level, say_depth
 
 
 def add_sources(sub: argparse.ArgumentParser) -> None:
@@ -37,6 +49,7 @@ def add_sources(sub: argparse.ArgumentParser) -> None:
     add_degrade(sub)
     add_selection(sub, "--data or --images")
     add_border(sub)
+    add_white_level(sub)
     sub.add_argument(
         "--validate",
         metavar="DIR",
@@ -80,7 +93,10 @@ def source_problems(options: argparse.Namespace) -> list[str]:
 
 def source_facts(options: argparse.Namespace) -> dict[str, str | float]:
     """Return the facts about the images that are saved with the result."""
-    return {} if options.degrade is None else {"degraded by": str(options.degrade)}
+    facts: dict[str, str | float] = {} if options.degrade is None else {"degraded by": str(options.degrade)}
+    if options.white_level != Loading().white_level:
+        facts["white level"] = options.white_level
+    return facts
 
 
 def add_selection(sub: argparse.ArgumentParser, of: str) -> None:
@@ -95,14 +111,25 @@ def add_selection(sub: argparse.ArgumentParser, of: str) -> None:
     )
 
 
-def say_reading(scenes: Sequence[Scene], scale: int, what: str = "", *, made: str | None = None) -> None:
-    """Print on standard error how many scenes are read, and from where; arguments are those of `reading`."""
-    print(reading(scenes, scale, what=what, made=made), file=sys.stderr)
+def say_reading(options: argparse.Namespace, scenes: Sequence[Scene], scale: int, what: str = "") -> None:
+    """Print on standard error how many scenes are read, from where, and what seems wrong with their depth.
+
+    Args:
+        options: Options of the command; `--degrade` and `--white-level` are used if it has them.
+        scenes: As for `reading`.
+        scale: As for `reading`.
+        what: As for `reading`.
+    """
+    degrade = getattr(options, "degrade", None)
+    print(reading(scenes, scale, what=what, made=degrade and f"made by {degrade}"), file=sys.stderr)
+    if hasattr(options, "white_level"):
+        say_depth(options, (path for scene in spread(scenes) for path in (*scene.hr[:1], *scene.lr[:1])))
 
 
-def made(options: argparse.Namespace) -> str | None:
-    """Return how `--degrade` makes the degraded images, as `reading` takes it; None without that option."""
-    return None if options.degrade is None else f"made by {options.degrade}"
+def loading_of(options: argparse.Namespace, channels: int = 3) -> Loading:
+    """Return how the options of a command say that scenes are loaded, as images of this number of channels."""
+    names = [field.name for field in fields(Loading) if hasattr(options, field.name)]
+    return Loading(**{name: getattr(options, name) for name in names} | {"channels": channels})
 
 
 def find_clean(
@@ -126,7 +153,7 @@ def find_clean(
     """
     layout, meta_info = (options.layout, options.meta_info) if selected else (None, None)
     scenes = find_scenes(folder, scale=scale, lr_folder=lr, views=views, layout=layout, meta_info=meta_info)
-    return scenes if options.degrade is None else tuple(replace(scene, lr=()) for scene in scenes)
+    return scenes if options.degrade is None else without_lr(scenes)
 
 
 def training_crops(options: argparse.Namespace, facts: ImageFacts, settings: TrainSettings) -> Crops:
@@ -138,9 +165,7 @@ def training_crops(options: argparse.Namespace, facts: ImageFacts, settings: Tra
         crop_px=(settings.crop_height_px, settings.crop_width_px),
         seed=settings.seed,
         clean_crops=read_clean_crops(folder, views=count),
-        border=options.border,
-        degrade=options.degrade,
-        channels=facts.channels,
+        loading=loading_of(options, facts.channels),
     )
 
 
@@ -149,9 +174,9 @@ def examples_of(
 ) -> list[Example]:
     """Load the scenes of a folder, with the same number of views as the training scenes, and say what is read."""
     scenes = scenes_of(options, folder, facts.scale, lr)
-    say_reading(scenes, facts.scale, what, made=made(options))
-    settings = {"border": options.border, "degrade": options.degrade, "channels": facts.channels}
-    return [load_example(scene, facts.scale, **settings) for scene in scenes]
+    say_reading(options, scenes, facts.scale, what)
+    loading = loading_of(options, facts.channels)
+    return [load_example(scene, facts.scale, loading=loading) for scene in scenes]
 
 
 def scenes_of(options: argparse.Namespace, folder: str, scale: int, lr: str | None = None) -> tuple[Scene, ...]:

@@ -42,7 +42,6 @@ from .signals import stop_on_signal
 from .sources import (
     add_sources,
     examples_of,
-    made,
     say_reading,
     scenes_of,
     source_facts,
@@ -101,7 +100,7 @@ def run(options: argparse.Namespace) -> int | None:
     validate: Callable[[object], float] | None = None
     watchers: list[Callback] = []
     if processes.main:
-        say_reading(scenes.scenes, facts.scale, "training", made=made(options))
+        say_reading(options, scenes.scenes, facts.scale, "training")
         tests = {folder: examples_of(options, facts, folder, "test", lr=options.test_lr) for folder in options.test}
         validate, watchers = _watching(options, facts)
     model = build_model(base, recipe) if warm is None else warm
@@ -192,7 +191,7 @@ def _warn_of_pairs(options: argparse.Namespace, recipe: Recipe, crops: Crops) ->
         warn_of_pairs(
             crops.scenes,
             crops.scale,
-            border=options.border,
+            loading=crops.loading,
             clean_crops=crops.clean_crops,
             adapters=recipe.adapters,
         )

@@ -10,7 +10,7 @@ from .crops import Crops
 from .examples import load_example, read_clean_crops
 from .finding import find_scenes, scenes_with_lr
 from .layouts import LAYOUTS, FolderLayout
-from .model import Example, Rectangle, Scene
+from .model import USUAL, Example, Loading, Rectangle, Scene, spread, without_lr
 from .pair_report import PairReport, check_pairs
 from .pairs import PairCheck, check_pair
 from .preparing import prepare
@@ -19,11 +19,13 @@ from .verifying import LRReport, Match, verify_lr
 
 __all__ = [
     "LAYOUTS",
+    "USUAL",
     "Crops",
     "EachViewTwice",
     "Example",
     "FolderLayout",
     "LRReport",
+    "Loading",
     "Match",
     "PairCheck",
     "PairReport",
@@ -37,5 +39,7 @@ __all__ = [
     "read_clean_crops",
     "reading",
     "scenes_with_lr",
+    "spread",
     "verify_lr",
+    "without_lr",
 ]

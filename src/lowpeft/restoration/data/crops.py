@@ -15,12 +15,11 @@ from torch.utils.data import Dataset
 
 from ...errors import DataError
 from ...ports.layouts import Size
-from ..degradations import Degradation
-from ..images import Border, ImageHeader, check_channels, to_float
+from ..images import ImageHeader, to_float
 from ..words import words
 from .examples import bicubic_views, check_degraded, read_views, usable_size
 from .index import read_headers
-from .model import Example, Rectangle, Scene, as_whole
+from .model import USUAL, Example, Loading, Rectangle, Scene, as_whole
 
 BICUBIC_REACH = 3
 """LR px around a crop on which MATLAB's bicubic depends: its kernel reaches 2 and a half."""
@@ -44,9 +43,9 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
     mirrored top to bottom, and have R, G and B permuted. Single images are randomly mirrored both ways; square crops
     are also turned by quarter turns.
 
-    With `degrade` the LR crops are made from the HR crops, anew for each sample, with random numbers that depend on
-    `seed` and `i` too. A margin around the crop is degraded with it where the scene has one, so that blur sees its
-    surroundings. Without `degrade`, scenes without LR files get LR views by MATLAB's bicubic.
+    With `loading.degrade` the LR crops are made from the HR crops, anew for each sample, with random numbers that
+    depend on `seed` and `i` too. A margin around the crop is degraded with it where the scene has one, so that blur
+    sees its surroundings. Without it, scenes without LR files get LR views by MATLAB's bicubic.
 
     Scenes are decoded on first use and cached (8-bit ones as uint8) until `memory_mb` is reached. The remaining scenes
     are decoded on every use; evicting others for them would gain nothing, since all scenes recur equally often.
@@ -58,10 +57,8 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         augment: True to mirror, permute and turn crops as above.
         seed: Any whole number.
         clean_crops: Usable rectangle of a scene in HR px, by scene name; see `read_clean_crops`.
-        border: Border of the LR views that MATLAB's bicubic makes; see `load_example`.
-        degrade: Degradation that makes the LR crops, instead of LR files or bicubic.
+        loading: How the files are read and the LR crops made.
         memory_mb: Size of the cache in MiB, per process: each DataLoader worker has a cache of this size.
-        channels: 3 for RGB, or 1 for grey; see `lowpeft.restoration.images.read_image`.
         deep_scenes: Number of scenes with HR files of 16 bits per sample.
 
     Raises:
@@ -79,17 +76,15 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
     augment: bool = True
     seed: int = 0
     clean_crops: Mapping[str, Rectangle] | None = None
-    border: Border = "symmetric"
-    degrade: Degradation | None = None
+    loading: Loading = USUAL
     memory_mb: float = 4096
-    channels: int = 3
     deep_scenes: int = field(default=0, init=False)
     _kept: dict[int, Example] = field(default_factory=dict, init=False, repr=False)
     _free_bytes: float = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.scenes, self.crop_px = tuple(self.scenes), (self.crop_px[0], self.crop_px[1])
-        if self.degrade is not None:
+        if self.loading.degrade is not None:
             self.scenes = tuple(Scene(scene.name, scene.hr) for scene in self.scenes)
         self._free_bytes = self.memory_mb * 2**20
         self.seed = as_whole(self.seed, "the seed of crops")
@@ -101,8 +96,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         if len({len(scene.hr) for scene in self.scenes}) > 1:
             raise DataError("some scenes are pairs and others single images; give them to separate Crops")
         for scene in self.scenes:
-            check_degraded(scene, self.scale, self.degrade)
-        check_channels(self.channels)
+            check_degraded(scene, self.scale, self.loading.degrade)
         headers = read_headers([path for scene in self.scenes for path in (*scene.hr, *scene.lr)])
         problems = [problem for scene in self.scenes if (problem := self._problem(scene, headers)) is not None]
         if problems:
@@ -117,6 +111,11 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
     def views(self) -> int:
         """Number of views of every scene, 1 or 2."""
         return len(self.scenes[0].hr)
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the crops, 3 or 1."""
+        return self.loading.channels
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -145,16 +144,16 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
     def _made(self, images: Sequence[Tensor], top: int, left: int, index: int) -> Tensor:
         """Make the LR crop at a row and a column of LR px from HR views, with a margin of the scene around it."""
         s = self.scale
-        margin = BICUBIC_REACH if self.degrade is None else self.degrade.reach(s) // s
+        margin = BICUBIC_REACH if self.loading.degrade is None else self.loading.degrade.reach(s) // s
         height, width = (side // s for side in self.crop_px)
         y0, x0 = max(0, top - margin), max(0, left - margin)
         around = [
             image[:, y0 * s : (top + height + margin) * s, x0 * s : (left + width + margin) * s] for image in images
         ]
-        if self.degrade is None:
-            made = bicubic_views(around, s, border=self.border)
+        if self.loading.degrade is None:
+            made = bicubic_views(around, s, border=self.loading.border)
         else:
-            made = self.degrade.views(around, s, "crop", self.seed, index)
+            made = self.loading.degrade.views(around, s, "crop", self.seed, index)
         return _cut(made, top - y0, left - x0, (height, width))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -166,17 +165,19 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
             return self._kept[number]
         scene = self.scenes[number]
         crop = (self.clean_crops or {}).get(scene.name)
-        lr, hr = read_views(scene, self.scale, clean_crop=crop, degrade=self.degrade, channels=self.channels)
+        lr, hr = read_views(scene, self.scale, clean_crop=crop, loading=self.loading)
         example = Example(scene.name, lr, hr)
         if smaller := self._smaller(scene, (example.hr[0].shape[-2], example.hr[0].shape[-1])):
             raise DataError(smaller)
         size = sum(image.nbytes for image in (*example.lr, *example.hr))
-        if not example.lr and self.degrade is None:
+        if not example.lr and self.loading.degrade is None:
             size += size // self.scale**2
         if size > self._free_bytes:
             return example
-        if not example.lr and self.degrade is None:  # made once where it is kept, otherwise only around each crop
-            example = replace(example, lr=bicubic_views(hr, self.scale, border=self.border))
+        if (
+            not example.lr and self.loading.degrade is None
+        ):  # made once where it is kept, otherwise only around each crop
+            example = replace(example, lr=bicubic_views(hr, self.scale, border=self.loading.border))
         self._kept[number] = example
         self._free_bytes -= size
         return example

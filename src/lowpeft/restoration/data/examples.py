@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -15,7 +16,7 @@ from ..images import Border, image_size, matlab_downscale, matlab_halve, mod_cro
 from ..words import words
 from .layouts import MARKED
 from .listing import composed
-from .model import AnyPath, Example, Rectangle, Scene, px
+from .model import USUAL, AnyPath, Example, Loading, Rectangle, Scene, px
 
 Views = tuple[Tensor, ...]
 
@@ -25,37 +26,28 @@ def load_example(
     scale: int,
     *,
     clean_crop: Rectangle | None = None,
-    border: Border = "symmetric",
-    halve: bool = False,
-    degrade: Degradation | None = None,
-    channels: int = 3,
+    loading: Loading = USUAL,
 ) -> Example:
     """Read a scene, cut it to whole LR pixels, and make its LR views if it has no LR files.
 
-    They are made by `degrade`, the same at every call for scenes of this name, or by MATLAB's bicubic.
+    They are made by `loading.degrade`, the same at every call for scenes of this name, or by MATLAB's bicubic.
 
     Args:
         scene: The scene to read.
         scale: SR factor; rows at the bottom and columns at the right are cut to multiples of it.
         clean_crop: Rectangle of the HR files to keep, rounded inwards to whole LR pixels; None keeps all.
-        border: Pixels that MATLAB's bicubic assumes beyond the edge; see `matlab_downscale`.
-        halve: True shrinks the HR files by 2 first (`matlab_halve`) and uses the result as HR, which is the field's
-            rule for Middlebury. LR files must match the halved HR views.
-        degrade: Degradation that makes the LR views; LR files are not read then.
-        channels: 3 for RGB, or 1 for grey; see `lowpeft.restoration.images.read_image`.
+        loading: How the files are read and the LR views made.
 
     Raises:
         DataError: A file cannot be read, the views differ in size, the LR views are not HR / `scale`, the rectangle is
             not inside the image, the degradation is for another scale, or nothing degrades the views (at scale 1); the
             scene is named.
     """
-    lr, hr = read_views(
-        scene, scale, clean_crop=clean_crop, border=border, halve=halve, degrade=degrade, channels=channels
-    )
-    if not lr and degrade is not None:
-        lr = degrade.views(hr, scale, "scene", scene.name)
+    lr, hr = read_views(scene, scale, clean_crop=clean_crop, loading=loading)
+    if not lr and loading.degrade is not None:
+        lr = loading.degrade.views(hr, scale, "scene", scene.name)
     elif not lr:
-        lr = bicubic_views(hr, scale, border=border)
+        lr = bicubic_views(hr, scale, border=loading.border)
     return Example(scene.name, lr, hr)
 
 
@@ -64,27 +56,26 @@ def read_views(
     scale: int,
     *,
     clean_crop: Rectangle | None = None,
-    border: Border = "symmetric",
-    halve: bool = False,
-    degrade: Degradation | None = None,
-    channels: int = 3,
+    loading: Loading = USUAL,
 ) -> tuple[Views, Views]:
     """Return the LR views of a scene, none if they are to be made, and its HR views, as `load_example` reads them.
 
     Raises:
         DataError: As for `load_example`.
     """
-    if degrade is not None:
+    if loading.degrade is not None:
         scene = Scene(scene.name, scene.hr)
+    read = partial(read_image, channels=loading.channels, white_level=loading.white_level)
+    halve = loading.halve
     try:
-        check_degraded(scene, scale, degrade)
-        hr, lr = (_of_one_depth([read_image(p, channels=channels) for p in paths]) for paths in (scene.hr, scene.lr))
+        check_degraded(scene, scale, loading.degrade)
+        hr, lr = (_of_one_depth(list(map(read, paths))) for paths in (scene.hr, scene.lr))
         x0, y0, x1, y1 = _kept(scene, list(map(_size, hr)), list(map(_size, lr)), scale, clean_crop, halve)
         if clean_crop is not None:
             step = 2 * scale if halve else scale
             hr = [v[:, y0 * step : y1 * step, x0 * step : x1 * step] for v in hr]
         if halve:
-            hr = [matlab_halve(v, border=border) for v in hr]
+            hr = [matlab_halve(v, border=loading.border) for v in hr]
         hr = [mod_crop(v, scale) for v in hr]
         lr = [v[:, y0:y1, x0:x1] for v in lr]
     except DataError as error:

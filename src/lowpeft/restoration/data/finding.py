@@ -15,7 +15,7 @@ from .lr_folders import images_of_lr, lr_folder, lr_of_any_layout, refuse_unexpl
 from .meta_info import read_meta_info, restrict
 from .model import AnyPath, Scene
 from .recognition import hr_folder, layout_images, recognise
-from .roles import Role, denies, matched, readings, told_apart
+from .roles import Role, denies, matched, readings, shared, told_apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,8 @@ def find_scenes(
     """Return the scenes of a folder in any of the layouts of `LAYOUTS`, sorted by name.
 
     Files are grouped by NAME, never by their position in a listing. Hidden files and files that are not images are
-    skipped. No image is opened.
+    skipped. No image is opened. Where several degraded images belong to each clean one (`LQ/1_1.png`, `LQ/1_2.png` to
+    `GT/1.png`), each is a scene, named like the degraded image.
 
     Args:
         folder: Folder of HR views, parent of folders of HR and LR views, or a folder that contains nothing but such a
@@ -123,9 +124,9 @@ def _lr_of(listing: Listing, hr: Files, root: Path, row: FolderLayout, asked: _A
         _part(hr, beside)
     if asked.lr_folder is not None:
         lr = lr_of_any_layout(listing, existing(Path(asked.lr_folder)), asked.views)
-        return _under_names_of(hr, lr)
+        return _under_names_of(hr, lr, asked)
     if row.lr_folder != "" and (source := lr_folder(listing, root, row, asked.scale)) is not None:
-        return _under_names_of(hr, images_of_lr(listing, source, row))
+        return _under_names_of(hr, images_of_lr(listing, source, row), asked)
     if asked.layout is None:
         _part(hr, beside)
     if asked.layout is None and not beside.scenes:
@@ -141,8 +142,8 @@ def _refuse_several_degraded(hr: Files, asked: _Asked) -> None:
     several = [name for name, key, role in read if role == "degraded" and re.sub(r"[_-]?\d+$", "", key) in clean]
     if asked.views == 1 and several:
         raise DataError(
-            f"several degraded images in {hr.folder} seem to belong to one clean image: give each a clean image of its "
-            "own, in two folders of equal names; or say that all of them are clean with layout='plain' (--layout "
+            f"several degraded images in {hr.folder} seem to belong to one clean image: put them into two folders, "
+            "GT/1.png and LQ/1_1.png, LQ/1_2.png, …; or say that all of them are clean with layout='plain' (--layout "
             "plain):",
             problems=several,
         )
@@ -176,9 +177,15 @@ def _part(hr: Files, lr: Files) -> None:
     hr.scenes |= scenes
 
 
-def _under_names_of(hr: Files, lr: Files) -> Files:
-    """Give LR views the names of their HR views where both differ only in marks or a scale."""
+def _under_names_of(hr: Files, lr: Files, asked: _Asked) -> Files:
+    """Give LR views the names of their HR views where both differ only in marks or a scale.
+
+    Where several LR images belong to each HR image, give HR images the names of their LR images instead.
+    """
     names = matched(hr.scenes, lr.scenes)
+    if asked.views == 1 and len(names) < len(lr.scenes) and (clean := shared(hr.scenes, lr.scenes, scale=asked.scale)):
+        hr.scenes = {name: hr.scenes[clean[name]] for name in lr.scenes}
+        return lr
     lr.scenes = {names.get(name, name): views for name, views in lr.scenes.items()}
     return lr
 

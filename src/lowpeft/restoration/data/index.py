@@ -82,7 +82,7 @@ def _place(paths: Iterable[Path], folder: Path | None) -> Path | None:
 
 def _reader() -> str:
     """Return what must be the same for a stored header to be believed."""
-    return f"lowpeft {version()}, Pillow {metadata.version('pillow')}, index 1"
+    return f"lowpeft {version()}, Pillow {metadata.version('pillow')}, index 2"
 
 
 def _stored(place: Path) -> dict[str, _Entry]:

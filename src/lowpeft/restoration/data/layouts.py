@@ -37,7 +37,7 @@ class FolderLayout:
         forms: Accepted file names in these folders; with `marks`, examples.
         marks: True if images have any names and belong together by them: the same name in two folders, or names that
             differ only in the marks of `roles.py`, e.g. `noisy` and `clean`.
-        gives_way_to: Names of layouts that take precedence over this one in a folder that fits both.
+        gives_way_to: Names of earlier layouts that take precedence over this one in a folder that fits both.
         folders: Prefixes of HR and LR paths, e.g. `HR/` and `LR_x{scale}/`, for display and for writing by `prepare`.
     """
 
@@ -202,7 +202,7 @@ LAYOUTS = Registry(
         lr_folder="",
         forms=(SIDD,),
         marks=True,
-        gives_way_to=("folders", "marked", "scenes"),
+        gives_way_to=("folders", "clips", "marked", "scenes"),
     ),
     FolderLayout(
         name="plain",

@@ -44,11 +44,12 @@ def restrict(hr: Files, lr: Files, listed: tuple[str, ...], root: Path) -> list[
         root: Folder of the data set.
     """
     above = composed(hr.folder.relative_to(root).as_posix())
-    found: dict[str, tuple[str, str]] = {}
+    found: dict[str, tuple[list[str], str]] = {}  # scenes, which share the file, and the file
     for scene, views in hr.scenes.items():
         for file in (composed(file) for files in views for file in files):
-            found |= dict.fromkeys((file, stem(file), f"{above}/{file}", f"{above}/{stem(file)}"), (scene, file))
-    kept = {found[name][0] for name in listed if name in found}
+            for name in (file, stem(file), f"{above}/{file}", f"{above}/{stem(file)}"):
+                found.setdefault(name, ([], file))[0].append(scene)
+    kept = {scene for name in listed if name in found for scene in found[name][0]}
     for files in (hr, lr):
         files.scenes = {name: views for name, views in files.scenes.items() if name in kept}
         files.rest = []

@@ -1,9 +1,10 @@
-"""Types of the data package: a scene on disk (`Scene`) and a scene in memory (`Example`)."""
+"""Types of the data package: a scene on disk (`Scene`), in memory (`Example`), and how it is loaded (`Loading`)."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -11,12 +12,16 @@ from torch import Tensor
 from ...checks import plain_whole
 from ...errors import DataError
 from ...ports.layouts import Size
+from ..degradations import Degradation
+from ..images import Border, check_channels, check_white_level
 
 AnyPath = str | os.PathLike[str]
 Rectangle = tuple[int, int, int, int]
 """Rectangle [x0, y0, x1, y1) in px: the top left pixel (x0, y0) is inside, the bottom right (x1, y1) is outside."""
 
 SIDES = ("left", "right")
+LOOKED_AT = 8
+"""Number of scenes of a data set whose pixels are looked at in advance, evenly spaced."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,50 @@ class Example:
     def deep(self) -> bool:
         """True if the HR files have 16 bits per sample, so that the HR views are float images."""
         return any(view.is_floating_point() for view in self.hr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How the files of scenes are read, and their missing LR views made.
+
+    Attributes:
+        border: Pixels that MATLAB's bicubic assumes beyond the edge; see `matlab_downscale`.
+        halve: True shrinks the HR files by 2 first (`matlab_halve`) and uses the result as HR, which is the field's
+            rule for Middlebury. LR files must match the halved HR views.
+        degrade: Degradation that makes the LR views; LR files are not read then.
+        channels: 3 for RGB, or 1 for grey; see `lowpeft.restoration.images.read_image`.
+        white_level: Value of white in files of 16 bits, 1..65535; 4095 for data of 12 bits.
+
+    Raises:
+        DataError: `channels` or `white_level` is not as above.
+    """
+
+    border: Border = "symmetric"
+    halve: bool = False
+    degrade: Degradation | None = None
+    channels: int = 3
+    white_level: int = 65535
+
+    def __post_init__(self) -> None:
+        check_channels(self.channels)
+        check_white_level(self.white_level)
+
+
+USUAL = Loading()
+"""How scenes are loaded if nothing else is said."""
+
+
+def without_lr(scenes: Iterable[Scene]) -> tuple[Scene, ...]:
+    """Return scenes without their LR files; of several with the same HR files, the first."""
+    first: dict[tuple[Path, ...], Scene] = {}
+    for scene in scenes:
+        first.setdefault(scene.hr, replace(scene, lr=()))
+    return tuple(first.values())
+
+
+def spread(scenes: Sequence[Scene]) -> list[Scene]:
+    """Return up to `LOOKED_AT` evenly spaced scenes."""
+    return [scenes[n] for n in sorted({n * len(scenes) // LOOKED_AT for n in range(LOOKED_AT)})] if scenes else []
 
 
 def px(size: Size) -> str:

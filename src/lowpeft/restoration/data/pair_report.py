@@ -7,14 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ...errors import DataError
-from ..images import Border
 from .examples import load_example
 from .matching import matched_points
-from .model import Example, Rectangle, Scene
+from .model import USUAL, Example, Loading, Rectangle, Scene, spread
 from .pairs import PairCheck, check_points
-
-CHECKED_SCENES = 8
-"""Number of scenes of a data set that are checked, evenly spaced."""
 
 _MOST_PIXELS = 250_000  # of a view: half a second on one core
 
@@ -73,12 +69,11 @@ def check_pairs(
     scenes: Sequence[Scene],
     scale: int,
     *,
-    border: Border = "symmetric",
-    halve: bool = False,
+    loading: Loading = USUAL,
     clean_crops: Mapping[str, Rectangle] | None = None,
     searched: tuple[int, int] | None = None,
 ) -> PairReport:
-    """Measure the misalignment of up to `CHECKED_SCENES` evenly spaced pairs, in their LR views.
+    """Measure the misalignment of up to `LOOKED_AT` evenly spaced pairs, in their LR views.
 
     Scenes of one view are left out. A pair that cannot be read or has too few matching points is no error. Takes up to
     half a second for each pair, and reading it.
@@ -86,8 +81,7 @@ def check_pairs(
     Args:
         scenes: Scenes of the data set.
         scale: SR factor.
-        border: As for `load_example`.
-        halve: As for `load_example`.
+        loading: As for `load_example`.
         clean_crops: Rectangle in HR px to keep of a scene, by scene name.
         searched: Smallest and largest disparity in LR px that an adapter searches, to be compared with the pairs'.
 
@@ -95,12 +89,11 @@ def check_pairs(
         LowpeftError: scikit-image is not installed.
     """
     pairs = [scene for scene in scenes if len(scene.hr) == 2]
-    numbers = sorted({n * len(pairs) // CHECKED_SCENES for n in range(CHECKED_SCENES)}) if pairs else []
     checks, unread = {}, []
-    for scene in (pairs[n] for n in numbers):
+    for scene in spread(pairs):
         try:
             crop = (clean_crops or {}).get(scene.name)
-            example = load_example(scene, scale, clean_crop=crop, border=border, halve=halve)
+            example = load_example(scene, scale, clean_crop=crop, loading=loading)
         except DataError:
             unread.append(scene.name)
         else:

@@ -12,10 +12,10 @@ import torch
 from ...errors import DataError
 from ...storage import leftovers, new_folder, write_json
 from ...version import version
-from ..images import Border, image_header, read_image, write_image
-from .examples import load_example, usable_size
+from ..images import eight_bit, image_header, read_image, write_image
+from .examples import check_degraded, load_example, usable_size
 from .layouts import LAYOUTS
-from .model import AnyPath, Example, Rectangle, Scene
+from .model import USUAL, AnyPath, Example, Loading, Rectangle, Scene
 
 SETTINGS_FILE = "prepared.json"
 _WRITTEN = {2: LAYOUTS["ipassr"], 1: LAYOUTS["folders"]}
@@ -26,24 +26,23 @@ def prepare(
     out: AnyPath,
     scale: int,
     *,
-    border: Border = "symmetric",
-    halve: bool = False,
+    loading: Loading = USUAL,
     clean_crops: Mapping[str, Rectangle] | None = None,
     advance: Callable[[str], None] = lambda name: None,
 ) -> int:
     """Write the HR and LR views of scenes: pairs in layout `ipassr`, single images in layout `folders`, as PNG.
 
-    LR views are always made by MATLAB's bicubic; LR files of the scenes are not read. The LR views of a scene appear
-    all at once, then its HR views. If the process is killed, the same call continues where it stopped.
-    `prepared.json` in `out` stores the settings.
+    LR views are always made, by `loading.degrade` or MATLAB's bicubic; LR files of the scenes are not read. What
+    `loading.degrade` makes is rounded to 8 bits, and its random numbers depend on the scene's name only. The LR views
+    of a scene appear all at once, then its HR views. If the process is killed, the same call continues where it
+    stopped. `prepared.json` in `out` stores the settings.
 
     Args:
         scenes: Scenes with the same number of views each.
         out: Folder that is new, empty, or from an earlier call with the same settings. Views of scenes that exist in it
             are compared with those that would be written.
         scale: SR factor.
-        border: Border of MATLAB's bicubic; see `load_example`.
-        halve: True shrinks the HR files by 2 first; see `load_example`.
+        loading: How the files are read and the LR views made; see `load_example`.
         clean_crops: Rectangle in HR px to keep of a scene, by scene name.
         advance: Called with each scene's name after it is written or compared.
 
@@ -58,13 +57,19 @@ def prepare(
     if len({len(scene.hr) for scene in scenes}) != 1:
         raise DataError("prepare takes pairs or single images, at least one, and not both at once")
     crops, only_hr = clean_crops or {}, [Scene(scene.name, scene.hr) for scene in scenes]
-    settings = {"scale": scale, "border": border, "halve": halve, "views": len(scenes[0].hr)}
+    settings = {
+        "scale": scale,
+        "border": loading.border,
+        "halve": loading.halve,
+        "degrade": None if loading.degrade is None else str(loading.degrade),
+        "views": len(scenes[0].hr),
+    }
     folder, written = Path(out), 0
-    _check(only_hr, scale, halve, crops)
+    _check(only_hr, scale, loading, crops)
     try:
         _begin(folder, settings)
         for scene in only_hr:
-            example = load_example(scene, scale, clean_crop=crops.get(scene.name), border=border, halve=halve)
+            example = load_example(scene, scale, clean_crop=crops.get(scene.name), loading=loading)
             written += _write_missing(example, folder, scale)
             advance(scene.name)
         for path in [path for place in (folder, *folder.iterdir()) for path in leftovers(place)]:
@@ -74,12 +79,13 @@ def prepare(
     return written
 
 
-def _check(scenes: Sequence[Scene], scale: int, halve: bool, crops: Mapping[str, Rectangle]) -> None:
+def _check(scenes: Sequence[Scene], scale: int, loading: Loading, crops: Mapping[str, Rectangle]) -> None:
     """Raise for scenes that cannot be prepared, judging by their file headers."""
     problems = []
     for scene in scenes:
         try:
-            usable_size(scene, scale, clean_crop=crops.get(scene.name), halve=halve)
+            check_degraded(scene, scale, loading.degrade)
+            usable_size(scene, scale, clean_crop=crops.get(scene.name), halve=loading.halve)
             if any(image_header(path).bits > 8 for path in scene.hr):
                 raise DataError(f"scene {scene.name}: has 16 bits per sample, but 8-bit files would be written")
         except DataError as error:
@@ -120,7 +126,7 @@ def _write_missing(example: Example, folder: Path, scale: int) -> bool:
         for place, templates, views in ((lr, form.lr, example.lr), (hr, form.hr, example.hr))
     ]
     present = {path: view for part in parts for path, view in part.items() if path.exists()}
-    different = [str(path) for path, view in present.items() if not torch.equal(view, read_image(path))]
+    different = [str(path) for path, view in present.items() if not torch.equal(eight_bit(view), read_image(path))]
     if different:
         message = f"scene {example.name} differs from the one in {folder}; give another folder, or remove these files:"
         raise DataError(message, problems=different)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
@@ -22,7 +23,11 @@ def reading(scenes: Sequence[Scene], scale: int, *, what: str = "", made: str | 
         what: What the scenes are for; the line begins with it.
         made: How missing LR images are made, e.g. `made by noise:25`; None is MATLAB's bicubic, and at scale 1 none.
     """
-    count, views = len(scenes), {len(scene.hr) for scene in scenes}
+    count, clean, views = (
+        len(scenes),
+        Counter(scene.hr for scene in scenes if scene.lr),
+        {len(scene.hr) for scene in scenes},
+    )
     noun = "scene" if len(views) > 1 else "image" if views == {1} else "pair"
     layouts = sorted({scene.layout for scene in scenes if scene.layout})
     degraded = words(scale).degraded + (" images" if scale == 1 else "")
@@ -30,6 +35,10 @@ def reading(scenes: Sequence[Scene], scale: int, *, what: str = "", made: str | 
         made = f"made by MATLAB's bicubic x{scale}" if scale > 1 else "neither read nor made"
     files = [scene.lr for scene in scenes if scene.lr]
     parts = [f"{degraded} read from {_common(files)}"] if files else []
+    if clean and max(clean.values()) > 1:
+        least, most = min(clean.values()), max(clean.values())
+        each = f"{least}" if least == most else f"{least} to {most}"
+        parts = [f"{parts[0]}, {each} of each of {len(clean):,} {words(scale).clean} images"]
     if len(files) < count:
         parts.append(f"{degraded} {made}" if not files else f"of {count - len(files)} {made}")
     return (

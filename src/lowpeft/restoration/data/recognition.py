@@ -11,7 +11,7 @@ from ...errors import DataError, did_you_mean
 from .grouping import named, single
 from .layouts import LAYOUTS, FolderLayout
 from .listing import Listing
-from .roles import CLEAN_FOLDER, DEGRADED_FOLDER, told_apart
+from .roles import CLEAN_FOLDER, DEGRADED_FOLDER, LOW_AND_NORMAL, told_apart
 
 _MOST_SUGGESTIONS = 20
 _SPLIT = re.compile(r"(?i)(?:.*[_-])?(?:train|training|test|testing|val|valid|validation|eval)(?:[_-].*)?")
@@ -77,16 +77,22 @@ def _of_scene(image: str) -> bool:
 
 
 def _fitting(listing: Listing, root: Path, rows: Iterable[FolderLayout]) -> list[FolderLayout]:
-    fitting = [row for row in rows if _hr_folders(listing, root, row)]
-    names = {row.name for row in fitting}
-    return [row for row in fitting if names.isdisjoint(row.gives_way_to)]
+    fitting: dict[str, FolderLayout] = {}
+    for row in rows:
+        if fitting.keys().isdisjoint(row.gives_way_to) and _hr_folders(listing, root, row):
+            fitting[row.name] = row
+    return list(fitting.values())
 
 
 def _hr_folders(listing: Listing, root: Path, row: FolderLayout) -> list[Path]:
     """Return the folders with HR views of the layout: the root itself, or folders in it."""
     if not row.hr_folder:
         return [root] if _has_scenes(listing, root, row) else []
-    names = [name for name in listing.folders(root) if re.fullmatch(row.hr_folder, name)]
+    folders = listing.folders(root)
+    names = [name for name in folders if re.fullmatch(row.hr_folder, name)]
+    low, normal = LOW_AND_NORMAL
+    if not names and row.hr_folder == CLEAN_FOLDER and any(map(low.fullmatch, folders)):
+        names = list(filter(normal.fullmatch, folders))
     return [root / name for name in names if _has_scenes(listing, root / name, row)]
 
 

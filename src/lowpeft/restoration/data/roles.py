@@ -26,6 +26,8 @@ DEGRADED = (
 NO_ROLE = ("normal", "original", "originals", "reference")
 """Words of clean images that mean other things as often, e.g. maps of normals: names may differ in them, in two folders
 whose roles are known, and they say nothing else."""
+LOW_AND_NORMAL = (re.compile("(?i)low"), re.compile("(?i)normal"))
+"""Names of the folders of degraded and clean images in LOL v2. `Normal` says nothing unless `Low` lies beside it."""
 RESULTS = (
     *("denoised", "deblurred", "derained", "dehazed", "desnowed", "restored", "enhanced", "recovered", "reconstructed"),
     *("output", "outputs", "result", "results", "predicted", "prediction", "predictions"),
@@ -49,6 +51,8 @@ DEGRADED_FOLDER = (
 """Regular expression of the names of folders of degraded images; `scale` or `factor` is the SR factor, if it is named.
 """
 
+_LETTER = re.compile("[A-Za-z]")
+"""What every mark and every scale contains, so that names without are done quickly."""
 _MARK = re.compile(
     rf"(?i)(?<![a-z]){_DENIED}(?:(?P<clean>{_any_of(CLEAN)})|(?P<degraded>{_any_of(DEGRADED)}))(?![a-z])"
 )
@@ -58,6 +62,7 @@ _SCALE = re.compile(r"(?:(?<!\d)[_-]?[xX]\d{1,2}|(?<=\d{3})[xX][2-8])$")
 """Scale at the end of a name; the ends of `640x480` and `16x9` are none."""
 _SCALE_IN_FOLDER = re.compile(r"[_-]?[xX](?:[2-9]|1[0-6])$")
 """The same in a folder of degraded images, where `1x4` can be nothing else."""
+_NUMBERED, _NUMBERED_SR = re.compile(r"(.+)[_xX-]\d+"), re.compile(r"(.+)[_-]\d+")
 
 
 def readings(name: str) -> Iterator[tuple[str, Role]]:
@@ -65,6 +70,8 @@ def readings(name: str) -> Iterator[tuple[str, Role]]:
 
     E.g. `norain-001` is `001`, clean; `0001x4` is `0001`, degraded. Nothing is yielded for a name without marks.
     """
+    if not _LETTER.search(name):
+        return
     for match in _MARK.finditer(name):
         yield _without(name, match), "clean" if match["clean"] else "degraded"
     for scaled in (_MARKED_SCALE.search(name), _SCALE.search(name)):
@@ -128,6 +135,21 @@ def matched(clean: Collection[str], degraded: Collection[str]) -> dict[str, str]
     return found
 
 
+def shared(clean: Collection[str], degraded: Collection[str], *, scale: int | None) -> dict[str, str]:
+    """Return the clean name of each degraded name, where several degraded images belong to each clean image.
+
+    Degraded names are clean names (or such as `matched` pairs with them) and a number: `901_1` … `901_14` and `901`. At
+    scale 1 the number may follow an `x`, which otherwise names a scale. Return nothing unless every degraded name is
+    such a name, and every clean name has one.
+    """
+    numbered = _NUMBERED if scale == 1 else _NUMBERED_SR
+    stems = {name: match[1] for name in degraded if (match := numbered.fullmatch(name))}
+    partners = matched(clean, set(stems.values()))
+    if len(stems) < len(degraded) or len(partners) < len(set(stems.values())) or set(partners.values()) != set(clean):
+        return {}
+    return {name: partners[stem] for name, stem in stems.items()}
+
+
 def _keys(name: str, role: Role) -> list[str]:
     """Return an image's name without one of its marks, and without two; only marks that its role allows."""
     keys = _shortened(name, role)
@@ -135,6 +157,8 @@ def _keys(name: str, role: Role) -> list[str]:
 
 
 def _shortened(name: str, role: Role) -> list[str]:
+    if not _LETTER.search(name):
+        return []
     marks = [match for match in _MARK.finditer(name) if match[role]]
     marks += _OTHER_MARK.finditer(name) if role == "clean" else ()
     marks += [found for found in (_MARKED_SCALE.search(name), _SCALE_IN_FOLDER.search(name)) if found]

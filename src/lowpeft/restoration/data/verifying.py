@@ -11,7 +11,7 @@ from ... import tables
 from ...errors import DataError
 from ..images import Border, matlab_downscale
 from .examples import load_example
-from .model import Example, Scene
+from .model import Example, Loading, Scene
 
 BORDERS: tuple[Border, ...] = get_args(Border)
 
@@ -89,7 +89,9 @@ def verify_lr(
     matches: dict[str, Mapping[Border, Match]] = {}
     for scene in scenes:
         if halve:  # halving uses the border too, so the HR views differ
-            examples = {border: load_example(scene, scale, border=border, halve=True) for border in BORDERS}
+            examples = {
+                border: load_example(scene, scale, loading=Loading(border=border, halve=True)) for border in BORDERS
+            }
         else:
             examples = dict.fromkeys(BORDERS, load_example(scene, scale))
         if any(view.is_floating_point() for e in examples.values() for view in (*e.lr, *e.hr)):

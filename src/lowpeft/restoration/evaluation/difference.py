@@ -117,10 +117,10 @@ def gain(report: Report, over: Report) -> Gain:
         over: Figures of the other one, of the same scenes by the same protocol.
 
     Raises:
-        DataError: The reports differ in protocol or scenes, or no scene has a finite difference.
+        DataError: The reports differ in columns or scenes.
     """
-    scenes = [row.scene for row in report.rows]
-    if report.protocol.columns != over.protocol.columns or scenes != [row.scene for row in over.rows]:
+    measured = [([c.name for c in r.protocol.columns], [row.scene for row in r.rows]) for r in (report, over)]
+    if measured[0] != measured[1]:
         raise DataError(
             f"{report.method} and {over.method} were measured on different scenes, or by different protocols"
         )

@@ -30,8 +30,8 @@ NAME = "index.html"
 TRUTH = "truth"
 """Name of the clean image on pages."""
 LEAST_PX, MOST_PX, PAGE_PX = 160, 640, 4_000_000
-"""Smallest and largest side to which images are cut, and pixels of all colour images of a page, so that it can be mailed:
-a pixel of a noisy image takes 2 to 3 bytes as PNG, one of a map of errors a third of that."""
+"""Smallest and largest side to which images are cut, and pixels of all colour images of a page, so that it can be
+mailed: a pixel of a noisy image takes 2 to 3 bytes as PNG, one of a map of errors a third of that."""
 
 
 @dataclass(frozen=True, kw_only=True)

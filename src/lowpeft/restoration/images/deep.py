@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ...checks import is_whole
 from ...errors import DataError
 from .colours import as_tensor
-from .headers import ImageHeader
+from .headers import ImageHeader, is_white_zero
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,26 +19,51 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def deep_pixels(opened: Image, header: ImageHeader, path: Path) -> Tensor:
+WHITE = 65535
+"""Largest value of 16 bits."""
+
+
+def check_white_level(white_level: int) -> None:
+    """Raise DataError unless a value of 16-bit files can be white: a whole number 1..65535."""
+    if not is_whole(white_level, least=1) or white_level > WHITE:
+        raise DataError(f"the white level of 16-bit files must be a whole number from 1 to {WHITE}, not {white_level}")
+
+
+def deep_pixels(opened: Image, header: ImageHeader, path: Path, white_level: int) -> Tensor:
     """Return a 16-bit image (1,H,W) or (3,H,W), float32 0..1, upright, with transparency composited over white.
+
+    Raises:
+        DataError: The pixels are above the white level, those of an RGB TIFF are damaged, or tifffile is missing.
+    """
+    samples = deep_samples(opened, path)
+    if (largest := int(samples[:3].max())) > white_level:
+        raise DataError(
+            f"{path} has values up to {largest}, above the white level of {white_level}: give the largest value that "
+            "the files can have (white_level=, on the command line --white-level)"
+        )
+    values = samples[:3].to(torch.float32) / white_level
+    if is_white_zero(opened):
+        values = 1 - values
+    if len(samples) == 4:
+        alpha = samples[3:].to(torch.float32) / WHITE
+        values = values * alpha + (1 - alpha)
+    turned = opened.format == "TIFF" and len(samples) == 1  # by Pillow, as it decoded them
+    return upright(values, 1 if turned else header.orientation).contiguous()
+
+
+def deep_samples(opened: Image, path: Path) -> Tensor:
+    """Return the stored samples of a 16-bit image, int32 0..65535: (1,H,W), (3,H,W), or (4,H,W) with alpha.
 
     RGB TIFF is decoded by tifffile (which scikit-image brings too), all others by Pillow.
 
     Raises:
         DataError: The pixels of an RGB TIFF are damaged, or tifffile is missing.
     """
-    orientation = header.orientation
     if opened.mode in ("RGB", "RGBA"):
-        samples = _tiff(path) if opened.format == "TIFF" else _png(opened, path)
-    else:
-        opened.load()
-        whole = torch.frombuffer(bytearray(opened.convert("I").tobytes()), dtype=torch.int32)
-        samples = whole.view(1, opened.height, opened.width)
-        orientation = 1 if opened.format == "TIFF" else orientation  # Pillow turns a TIFF upright itself
-    values = samples.to(torch.float32) / 65535
-    if len(values) == 4:
-        values = values[:3] * values[3:] + (1 - values[3:])
-    return upright(values, orientation).contiguous()
+        return _tiff(path) if opened.format == "TIFF" else _png(opened, path)
+    opened.load()
+    whole = torch.frombuffer(bytearray(opened.convert("I").tobytes()), dtype=torch.int32)
+    return whole.view(1, opened.height, opened.width)
 
 
 def upright(image: Tensor, orientation: int) -> Tensor:
@@ -71,7 +97,7 @@ def _tiff(path: Path) -> Tensor:
     try:
         with tifffile.TiffFile(path) as file:
             page = file.pages.first
-            samples = torch.from_numpy(page.asarray().astype("float32"))
+            samples = torch.from_numpy(page.asarray().astype("int32"))
     except (tifffile.TiffFileError, zlib.error, IndexError) as error:
         raise DataError(f"{path} is damaged, truncated or not readable: {error}") from None
     return samples.permute(2, 0, 1) if page.planarconfig == tifffile.PLANARCONFIG.CONTIG else samples

@@ -11,7 +11,7 @@ import torch
 from ...errors import DataError, did_you_mean
 from ...storage import new_file
 from .colours import as_tensor, check_channels, plain, with_channels
-from .deep import deep_pixels, upright
+from .deep import WHITE, check_white_level, deep_pixels, upright
 from .headers import opened_image
 from .values import eight_bit
 
@@ -32,31 +32,34 @@ _WRITERS: dict[str, tuple[str, dict[str, int | bool]]] = {
 IMAGE_SUFFIXES = frozenset(_WRITERS)
 
 
-def read_image(path: str | os.PathLike[str], *, channels: int = 3) -> torch.Tensor:
+def read_image(path: str | os.PathLike[str], *, channels: int = 3, white_level: int = WHITE) -> torch.Tensor:
     """Read an image file as (3,H,W), RGB, or (1,H,W), grey: uint8 0..255, or float32 0..1 from a file of 16 bits.
 
     - It is turned upright by the EXIF orientation that stands before the pixels.
     - Colours of an embedded profile that is not sRGB are converted to sRGB (relative colorimetric). A profile that
       cannot be read, or is of another colour space than the file, is ignored.
     - Transparent pixels are composited over white; an opaque image keeps its colours exactly.
-    - Of several frames or pages the first is read.
-    - PNG and TIFF of 16 bits per sample become float32, value / 65535. Files of fewer than 8 bits become 8 bits.
+    - PNG and TIFF of 16 bits per sample become float32, value / `white_level`. Files of fewer than 8 bits become 8
+      bits.
 
     Args:
         path: File to read.
         channels: 3 gives RGB; grey is repeated. 1 gives grey; of RGB the luma 0.299 R + 0.587 G + 0.114 B (BT.601, as
             in MATLAB's `rgb2gray`), rounded half up if 8-bit.
+        white_level: Value of white in files of 16 bits, 1..65535; 4095 for data of 12 bits. 8-bit files ignore it.
 
     Raises:
-        DataError: The file is missing, a folder, unreadable, not an image, truncated, in LAB colours, or of a depth
-            that is not read: more than 8 bits in formats other than PNG and TIFF, float, or 32 bits. Or `channels` is
-            neither 1 nor 3.
+        DataError: The file is missing, a folder, unreadable, not an image, truncated, in LAB colours, of several frames
+            or pages, or of a depth that is not read: more than 8 bits in formats other than PNG and TIFF, float, or 32
+            bits. Or it has values above the white level, `channels` is neither 1 nor 3, or `white_level` is not in
+            1..65535.
     """
     check_channels(channels)
+    check_white_level(white_level)
     path = Path(path)
     with opened_image(path) as (opened, header):
         if header.bits > 8:
-            return with_channels(deep_pixels(opened, header, path), channels)
+            return with_channels(deep_pixels(opened, header, path, white_level), channels)
         opened.load()
         # Pillow turns a TIFF upright when it loads it.
         orientation = 1 if opened.format == "TIFF" else header.orientation

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 _MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
 _ORIENTATION = 0x0112  # tag of EXIF and TIFF
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _FORMAT = 256, 257, 258, 262, 277, 339  # tags of TIFF
+_KIND, _SMALLER_COPY = 254, 1
+_PAGED = {"TIFF": "pages", "PNG": "frames", "GIF": "frames", "WEBP": "frames"}
+"""What files of several images contain. A photo (JPEG, "MPO") may contain previews, but is the first image."""
 _BY_TIFFFILE = frozenset({"raw", "tiff_adobe_deflate", "tiff_deflate", "packbits"})
 """Compressions that tifffile reads by itself; the others need the package imagecodecs."""
 
@@ -72,6 +75,7 @@ def opened_image(path: Path) -> Iterator[tuple[Image, ImageHeader]]:
             raise DataError(f"there is no image file {path}{link}")
         # By file and not by path: Pillow maps grey TIFFs into memory by path, and garbles those that are turned.
         with path.open("rb") as file, Image.open(file) as opened:
+            _refuse_several(opened, path)
             yield opened, _header(opened, path)
     except UnidentifiedImageError:
         raise DataError(f"{path} is not an image in a format that Pillow reads") from None
@@ -82,6 +86,29 @@ def opened_image(path: Path) -> Iterator[tuple[Image, ImageHeader]]:
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, KeyError, TypeError, IndexError) as error:
         # The type of error that a broken file raises depends on its format.
         raise DataError(f"{path} is damaged, truncated or not readable: {error}") from None
+
+
+def _refuse_several(opened: Image, path: Path) -> None:
+    """Raise DataError for a file of several frames or pages. Smaller copies in a TIFF, and of a photo, are none."""
+    count = getattr(opened, "n_frames", 1) if opened.format in _PAGED else 1
+    if count > 1 and opened.format == "TIFF":
+        count = sum(_is_page(opened, number) for number in range(count))
+        opened.seek(0)
+    if count > 1:
+        raise DataError(
+            f"{path} contains {count} {_PAGED[str(opened.format)]}, but lowpeft reads files of one image: save each as "
+            "a file of its own"
+        )
+
+
+def _is_page(opened: Image, number: int) -> bool:
+    opened.seek(number)
+    return not opened.tag_v2.get(_KIND, 0) & _SMALLER_COPY  # type: ignore[attr-defined]
+
+
+def is_white_zero(opened: Image) -> bool:
+    """Return whether 0 is white and the largest value black ("MinIsWhite") in a TIFF."""
+    return opened.format == "TIFF" and opened.tag_v2.get(_PHOTOMETRIC) == 0  # type: ignore[attr-defined]
 
 
 def _header(opened: Image, path: Path) -> ImageHeader:
@@ -163,7 +190,7 @@ def _deep_tiff(opened: Image, path: Path) -> bool:
             f"{path} has samples of {max(bits)} bits ({form} numbers), but lowpeft reads images of 8 bits, and of 16 "
             "bits as whole numbers: convert it first"
         )
-    if tags.get(_PHOTOMETRIC) not in (1, 2) or tags.get(_SAMPLES, 1) not in (1, 3):
+    if tags.get(_PHOTOMETRIC) not in (0, 1, 2) or tags.get(_SAMPLES, 1) not in (1, 3):
         raise DataError(f"{path} has 16 bits per sample and is neither grey nor RGB (without alpha): convert it first")
     compression = opened.info.get("compression", "raw")
     if tags.get(_SAMPLES, 1) == 3 and compression not in _BY_TIFFFILE and find_spec("imagecodecs") is None:

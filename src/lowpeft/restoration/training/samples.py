@@ -64,7 +64,7 @@ def check_crops(crops: CropSource | Samples, model: object) -> None:
     if isinstance(crops, Crops | Samples) and crops.channels != facts.channels:
         problems.append(
             f"the network takes images of {facts.channels} channels, the crops have {crops.channels} (Crops(…, "
-            f"channels={facts.channels}) reads files so)"
+            f"loading=Loading(channels={facts.channels})) reads files so)"
         )
     if problems:
         raise TrainingError("the network cannot be trained on these crops:", problems=problems)
