@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...core.attachment.copies import copy_of
 from ...core.attachment.record import is_adapted, pieces, unwrap
@@ -16,7 +16,7 @@ from ...errors import LowpeftError, PlanError
 from ...ports.facts import ImageFacts
 from ...storage import new_file
 from ..inference.network import run_padded
-from .onnx_graph import BATCH, OPSET, OPSETS, Graph, in_half, traced
+from .onnx_graph import BATCH, OPSET, OPSETS, Graph, in_half, set_dimension, traced
 from .result import Exported, Size, Source, checked_path, largest_difference, random_images, sizes_to_try, tolerance
 
 
@@ -174,27 +174,20 @@ class _Comparison:
         images = random_images(self.source.facts, size, views=self.graph.views, batch=batch)
         with torch.no_grad():
             expected = run_padded(self.source.network, images, self.source.facts)
+        given = {name: image.numpy() for name, image in zip(self.graph.names, images, strict=True)}
         try:
-            found = self._run(images)
+            found = self._session.run(None, given)
         except Exception:  # noqa: BLE001  (onnxruntime raises a kind of its own for each of its states)
             return float("inf")
-        return largest_difference(expected, found)
-
-    def _run(self, images: tuple[Tensor, ...]) -> list[Tensor]:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what fails is raised, and said by us
-        content = self.model.SerializeToString()
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        given = {name: image.numpy() for name, image in zip(self.graph.names, images, strict=True)}
-        return [torch.from_numpy(result) for result in session.run(None, given)]
+        return largest_difference(expected, map(torch.from_numpy, found))
 
     def _set_batch(self, batch: int | str) -> None:
         """Set the first dimension of inputs and outputs: a number, or a name for any number."""
+        import onnxruntime
+
         for value in (*self.model.graph.input, *self.model.graph.output):
-            dimension = value.type.tensor_type.shape.dim[0]
-            if isinstance(batch, int):
-                dimension.dim_value = batch
-            else:
-                dimension.dim_param = batch
+            set_dimension(value, 0, batch)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what fails is raised, and said by us
+        content = self.model.SerializeToString()
+        self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

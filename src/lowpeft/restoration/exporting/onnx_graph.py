@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import io
+import tempfile
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -85,21 +86,27 @@ def traced(graph: Graph, size: Size, opset: int, *, open_sides: bool) -> Any:
     import onnx
 
     images = random_images(graph.facts, size, views=graph.views)
-    sides = {2: HEIGHT, 3: WIDTH} if open_sides else {}
-    written = io.BytesIO()
+    shapes = {
+        **{name: {0: BATCH, 2: HEIGHT, 3: WIDTH} for name in graph.names},
+        **{name: {0: BATCH, 2: f"result_{HEIGHT}", 3: f"result_{WIDTH}"} for name in graph.result_names},
+    }
+    with torch.no_grad():
+        channels = graph.eval()(*images)[0].shape[1]
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns of itself, and of sizes that the network's code reads
+            written = Path(folder) / "graph.onnx"
             torch.onnx.export(
-                graph.eval(),
+                graph,
                 images,
                 written,
                 dynamo=False,
                 opset_version=opset,
                 input_names=[*graph.names],
                 output_names=[*graph.result_names],
-                dynamic_axes={name: {0: BATCH, **sides} for name in (*graph.names, *graph.result_names)},
+                dynamic_axes=shapes if open_sides else {name: {0: BATCH} for name in shapes},
             )
+            model = onnx.load(written)
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), "")
         raise LowpeftError(
@@ -107,7 +114,18 @@ def traced(graph: Graph, size: Size, opset: int, *, open_sides: bool) -> Any:
             f"{type(error).__name__}: {reason[:300]}. A later version may have what it needs (--opset {OPSETS[-1]}); "
             "adapters that can be merged also go into a state dict (--torch)"
         ) from error
-    return onnx.load_from_string(written.getvalue())
+    for result in model.graph.output:
+        set_dimension(result, 1, channels)
+    return model
+
+
+def set_dimension(value: Any, index: int, size: int | str) -> None:
+    """Set one dimension of a graph's input or output: a number, or a name for any number."""
+    dimension = value.type.tensor_type.shape.dim[index]
+    if isinstance(size, int):
+        dimension.dim_value = size
+    else:
+        dimension.dim_param = size
 
 
 def in_half(model: Any) -> Any:
