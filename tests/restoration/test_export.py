@@ -26,6 +26,7 @@ from states import randomise_adapters
 
 pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch", "no_figures")
 
+STEREO = lowpeft.StereoConfig(every=1, target="body")
 LORA = lowpeft.LoRAConfig(target="**", rank=1)
 
 
@@ -88,7 +89,7 @@ def test_spandrel_opens_what_is_exported(suffix: str, tmp_path: Path) -> None:
     assert {key: tensor.shape for key, tensor in descriptor.model.state_dict().items()} == keys
     x = torch.rand(1, 3, 12, 16)
     torch.testing.assert_close(descriptor.model(x), model(x), rtol=0, atol=1e-5)
-    assert (model(x) - denoiser()(x)).abs().max() > 1e-2  # the adapter does something
+    assert (model(x) - denoiser()(x)).abs().max() > 1e-3  # the adapter does something
     assert exported.program == "spandrel"
     assert exported.difference <= 1e-5
     assert lowpeft.list_adapters(model) == ["default"]
@@ -112,9 +113,9 @@ def test_a_network_of_ones_own_is_compared_in_its_own_code(tmp_path: Path) -> No
     assert torch.load(exported.path, weights_only=True).keys() == Tiny().state_dict().keys()
 
 
-@pytest.mark.parametrize("config", ["stereo", lowpeft.SpatialConfig()])
+@pytest.mark.parametrize("config", [STEREO, lowpeft.SpatialConfig(target="body")])
 def test_adapters_that_are_no_weights_are_refused_with_what_to_do(config: object, tmp_path: Path) -> None:
-    model = adapted(tiny(), lowpeft.StereoConfig(every=1, target="body") if config == "stereo" else config)
+    model = adapted(tiny(), config)
     with pytest.raises(PlanError, match=r"--onnx.*keep the adapter"):
         export_state_dict(model, tmp_path / "merged.pth")
     assert list(tmp_path.iterdir()) == []
@@ -142,7 +143,7 @@ def test_a_file_that_computes_something_else_is_not_put_in_place(
     path = tmp_path / "merged.pth"
     path.write_bytes(b"old")
     monkeypatch.setattr("lowpeft.restoration.exporting.state_dict.merged_copy", lambda network: tiny().module)
-    with pytest.raises(LowpeftError, match="was not written.*differs by"):
+    with pytest.raises(LowpeftError, match=r"was not written.*differs by"):
         export_state_dict(adapted(tiny()), path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
@@ -183,7 +184,7 @@ def test_onnxruntime_computes_the_same_at_any_size(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_adapters_that_cannot_be_merged_are_part_of_the_graph(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    model = adapted(tiny(), lowpeft.StereoConfig(every=1, target="body"))
+    model = adapted(tiny(), STEREO)
     exported = export_onnx(model, tmp_path / "stereo.onnx")
     assert list(exported.inputs) == ["left", "right"]
     assert list(exported.outputs) == ["left_result", "right_result"]
@@ -211,6 +212,7 @@ def test_a_graph_that_is_right_at_one_size_alone_is_refused_and_exported_for_it(
     assert list(tmp_path.iterdir()) == []
     exported = export_onnx(base, path, fixed=(10, 13))
     assert exported.inputs == {"image": ["batch", 3, 10, 13]}
+    assert exported.outputs == {"result": ["batch", 3, 20, 26]}
     assert "10x13 px only" in str(exported)
     assert exported.sizes == ((10, 13),)
 

@@ -190,4 +190,11 @@ class _Comparison:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what fails is raised, and said by us
         content = self.model.SerializeToString()
-        self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        try:
+            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            reason = next(iter(str(error).splitlines()), "")
+            raise LowpeftError(
+                f"onnxruntime does not take the graph of {self.source.facts.architecture}: {reason[:300]}. Try another "
+                "version of the operators (--opset), or leave out half (--half) if you gave it"
+            ) from error

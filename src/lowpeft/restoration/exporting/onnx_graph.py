@@ -91,7 +91,7 @@ def traced(graph: Graph, size: Size, opset: int, *, open_sides: bool) -> Any:
         **{name: {0: BATCH, 2: f"result_{HEIGHT}", 3: f"result_{WIDTH}"} for name in graph.result_names},
     }
     with torch.no_grad():
-        channels = graph.eval()(*images)[0].shape[1]
+        shape = graph.eval()(*images)[0].shape
     try:
         with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns of itself, and of sizes that the network's code reads
@@ -115,7 +115,8 @@ def traced(graph: Graph, size: Size, opset: int, *, open_sides: bool) -> Any:
             "adapters that can be merged also go into a state dict (--torch)"
         ) from error
     for result in model.graph.output:
-        set_dimension(result, 1, channels)
+        for index in (1,) if open_sides else (1, 2, 3):
+            set_dimension(result, index, shape[index])
     return model
 
 
