@@ -45,11 +45,18 @@ class Tiny(nn.Module):
         return nn.functional.pixel_shuffle(self.up(self.body(self.down(x))), 8)
 
 
-class Unfoldable(Tiny):
+class SizeInside(Tiny):
     """The same, with a number in the graph that is that of the traced size alone."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * float(x.shape[-1])
+
+
+class Folding(Tiny):
+    """The same, with an operator that ONNX has since version 18."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nn.functional.fold(nn.functional.unfold(x, 2, stride=2), x.shape[-2:], 2, stride=2))
 
 
 def tiny(kind: type[nn.Module] = Tiny, **facts: object) -> lowpeft.Backbone:
@@ -206,7 +213,7 @@ def test_half_precision_takes_and_returns_float32(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_a_graph_that_is_right_at_one_size_alone_is_refused_and_exported_for_it(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    base, path = tiny(Unfoldable), tmp_path / "fixed.onnx"
+    base, path = tiny(SizeInside), tmp_path / "fixed.onnx"
     with pytest.raises(LowpeftError, match=r"only at the size .*--fixed HxW"):
         export_onnx(base, path)
     assert list(tmp_path.iterdir()) == []
@@ -226,6 +233,15 @@ def test_a_graph_that_is_wrong_for_batches_takes_one_image(tmp_path: Path) -> No
     exported = export_onnx(base, tmp_path / "swinir.onnx")
     assert exported.inputs["image"] == [1, 3, "height", "width"]
     assert "one image at a time" in exported.notes
+
+
+def test_an_operator_that_onnx_has_not_is_named_and_no_graph_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(LowpeftError, match=r"cannot be exported .*col2im.*--opset 20"):
+        export_onnx(tiny(Folding), tmp_path / "x.onnx")
+    assert capsys.readouterr().out == ""
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:

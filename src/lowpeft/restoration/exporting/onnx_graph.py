@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import tempfile
 import warnings
 from pathlib import Path
@@ -93,7 +95,12 @@ def traced(graph: Graph, size: Size, opset: int, *, open_sides: bool) -> Any:
     with torch.no_grad():
         shape = graph.eval()(*images)[0].shape
     try:
-        with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            torch.no_grad(),
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),  # it prints the whole graph when it fails
+        ):
             warnings.simplefilter("ignore")  # it warns of itself, and of sizes that the network's code reads
             written = Path(folder) / "graph.onnx"
             torch.onnx.export(
