@@ -224,6 +224,7 @@ def test_a_graph_that_is_right_at_one_size_alone_is_refused_and_exported_for_it(
     assert exported.sizes == ((10, 13),)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_graph_that_is_wrong_for_batches_takes_one_image(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
