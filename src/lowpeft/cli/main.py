@@ -11,12 +11,14 @@ from ..errors import LowpeftError
 from ..restoration.inference import is_out_of_memory
 from ..restoration.progress import quiet
 from ..version import version
-from . import convert, data, demo, enhance, evaluate, lam, methods, recipes, reproduce, show, train
+from . import convert, data, demo, enhance, evaluate, export, lam, methods, recipes, reproduce, show, train
 from .memory import keep_freed_memory
 
 EXTRAS = {
     "accelerate": "train",
     "PIL": "train",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
     "rich": "train",
     "skimage": "train",
     "spandrel": "spandrel",
@@ -93,6 +95,6 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"lowpeft {version()}")
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
-    for module in (show, recipes, methods, data, train, evaluate, enhance, lam, reproduce, convert, demo):
+    for module in (show, recipes, methods, data, train, evaluate, enhance, export, lam, reproduce, convert, demo):
         module.add_to(commands)
     return top

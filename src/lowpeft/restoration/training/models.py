@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -17,7 +16,7 @@ from ...backbones.networks import EDT
 from ...core.attachment.record import is_adapted, module_of, pieces, record_of, unwrap
 from ...core.files.adapter_files import TENSORS, save_adapter
 from ...core.operations.adapt import adapt
-from ...core.operations.merging import merge
+from ...core.operations.merging import merged_copy
 from ...core.operations.state import adapter_parameters
 from ...errors import PlanError, TrainingError
 from ...ports.facts import Backbone
@@ -201,11 +200,7 @@ def save_merged(model: object, folder: Path, *, facts: Mapping[str, str | float]
         PlanError: Some adapters cannot be merged.
         TrainingError: The file cannot be written.
     """
-    merged = copy.deepcopy(unwrap(model))
-    report = merge(merged)
-    if report.kept:
-        raise PlanError(f"the adapters cannot all be merged into the network: {report}")
-    return save_network(merged, folder, facts=facts)
+    return save_network(merged_copy(module_of(model)), folder, facts=facts)
 
 
 def save_network(module: nn.Module, folder: Path, *, facts: Mapping[str, str | float]) -> Path:
