@@ -61,8 +61,8 @@ class Factory:
 
         Raises:
             LowpeftError: The module cannot be imported; it has no such function; the function cannot be called with the
-                arguments, or returns something else; the file does not fit; or a fact is unknown, invalid, or contradicted
-                by a run of the network.
+                arguments, or returns something else; the file does not fit; or a fact is unknown, invalid, or
+                contradicted by a run of the network.
         """
         given = dict(facts or {})
         build = _builder(self.name)

@@ -29,7 +29,9 @@ def add_to(commands: Any) -> None:
         "lowpeft plan stereo --weights demo --set every=1",
     )
     add_recipe(sub)
-    sub = new_command(commands, "info", run_info, "show what is in the folder of an adapter or a run", "lowpeft info my-adapter")
+    sub = new_command(
+        commands, "info", run_info, "show what is in the folder of an adapter or a run", "lowpeft info my-adapter"
+    )
     sub.add_argument("folder", help="folder of an adapter, or of a run, which may have written a network instead")
 
 

@@ -234,13 +234,11 @@ def read_adapter(folder: str | Path) -> AdapterFile:
     """
     directory = Path(folder)
     if not os.path.isdir(directory):  # noqa: PTH112  (it never raises)
-        found = "it is a file" if os.path.isfile(directory) else "there is no such folder"  # noqa: PTH113
-        raise AdapterError(f"{directory} is not an adapter folder: {found}")
+        raise AdapterError(f"{directory} is not an adapter folder: there is no such folder")
     missing = [n for n in (TENSORS, CONFIG) if not os.path.isfile(directory / n)]  # noqa: PTH113  (it never raises)
     if missing:
-        raise AdapterError(
-            f"{directory} is not an adapter folder: {' and '.join(missing)} missing{_held_instead(directory)}"
-        )
+        found = f"{' and '.join(missing)} missing{_held_instead(directory)}"
+        raise AdapterError(f"{directory} is not an adapter folder: {found}")
     try:
         with safe_open(directory / TENSORS, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
@@ -258,7 +256,7 @@ def read_adapter(folder: str | Path) -> AdapterFile:
 
 def _held_instead(directory: Path) -> str:
     """Return what a folder without an adapter holds, for an error: a network's weights, or the names of some files."""
-    names = sorted(path.name for path in directory.iterdir())
+    names = sorted(path.name for path in directory.glob("*"))
     if weights := [name for name in names if name.endswith(".safetensors") and name != TENSORS]:
         path = directory / weights[0]
         return f". It holds the weights of a network: lowpeft.load_backbone({str(path)!r}), --weights {path}"
