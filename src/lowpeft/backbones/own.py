@@ -212,7 +212,7 @@ def load_into(
     module.eval()
     making = Making(
         expression=call("lowpeft.load_backbone", literal(file.name), "network=network"),
-        imports=("", f"network = ...  # your {type(module).__name__}, built as for that file: fill in"),
+        imports=("", f"network = ...  # fill in: your {type(module).__name__}, before its weights are loaded"),
     )
     return replace(base, notes=(*base.notes, *said(taken, found)), making=making)
 

@@ -352,6 +352,7 @@ class _TrainingRun:
         if self.out is not None:
             save_product(self.trainee.module, self.out, facts=facts)
             draw_curves(self.out, steps, f"{steps} steps, {self.own_facts.get('own loss', self.settings.loss)} loss")
+        return best_step or steps
 
     def _restore_best(self) -> int:
         """Put the best result into the model of every process, and return its step; 0 if the last one is to stay.
