@@ -153,7 +153,7 @@ def test_a_best_state_that_was_removed_is_missed_with_the_last_checkpoint_named(
     values = iter([2.0, 1.0, 1.0])
     go("full", settings, out=tmp_path, validate=lambda m: next(values))
     shutil.rmtree(tmp_path / "best")
-    with pytest.raises(TrainingError, match=r"step-00000003.* best is not an adapter folder|step-00000003.*best"):
+    with pytest.raises(TrainingError, match=r"step-00000003.*/best is not an adapter folder"):
         go("full", settings, out=tmp_path, validate=lambda m: 1.0, resume=True)
     done = go("full", replace(settings, patience=0), out=tmp_path, validate=lambda m: 1.0, resume=True)[1]
     assert (done.steps, done.result_step) == (8, 8)
