@@ -283,6 +283,12 @@ def test_the_card_shows_the_call_that_works(recipe: str, call: str, tmp_path: Pa
     assert call in card(lowpeft.save_adapter(trained(network(), recipe), tmp_path))[1]
 
 
+def test_the_names_on_the_card_fit_a_network_that_does_not_enlarge(tmp_path: Path) -> None:
+    front, text = card(lowpeft.save_adapter(trained(network("nafnet"), "stereo"), tmp_path))
+    assert "left_restored, right_restored = lowpeft.enhance(model, left, right)" in text
+    assert ("stereo" in front["tags"], "stereo-super-resolution" in front["tags"]) == (True, False)
+
+
 def test_the_card_shows_the_facts_and_nothing_without_them(tmp_path: Path) -> None:
     adapted = trained(plain(), LORA)
     assert "## Facts" not in card(lowpeft.save_adapter(adapted, tmp_path / "a"))[1]

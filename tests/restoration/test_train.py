@@ -346,6 +346,8 @@ def test_statistics_that_no_adapter_file_could_hold_are_refused() -> None:
     with pytest.raises(PlanError, match="freeze_statistics") as caught:
         lowpeft.adapt(base, "full")
     assert caught.value.problems == ("norm",)
+    assert "--set freeze_statistics=true" in str(caught.value)
+    assert str(caught.value).endswith("\nThe layers:\n  - norm")
     train(lowpeft.adapt(base, "full", freeze_statistics=True), Samples(), PLAIN)
     assert "norm.running_mean" in dict(base.module.named_buffers())
     assert not base.module.norm.running_mean.any()

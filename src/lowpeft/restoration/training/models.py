@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ...backbones.networks import EDT
 from ...core.attachment.record import is_adapted, module_of, pieces, record_of, unwrap
-from ...core.files.adapter_files import TENSORS, save_adapter
+from ...core.files.adapter_files import TENSORS, read_adapter, save_adapter
 from ...core.operations.adapt import adapt
 from ...core.operations.merging import merged_copy
 from ...core.operations.state import adapter_parameters
@@ -191,6 +191,20 @@ def save_product(model: object, folder: Path, *, facts: Mapping[str, str | float
     if is_adapted(model):
         return save_adapter(model, folder, name=trained_name(model), facts=facts)
     return save_network(module_of(model), folder, facts=facts)
+
+
+def read_product(model: object, folder: Path) -> dict[str, Tensor]:
+    """Return the tensors that `save_product` wrote to a folder, by name.
+
+    Raises:
+        LowpeftError: They cannot be read.
+    """
+    if is_adapted(model):
+        return read_adapter(folder).tensors
+    try:
+        return load_file(folder / NETWORK)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"{folder / NETWORK} cannot be read: {error}") from error
 
 
 def save_merged(model: object, folder: Path, *, facts: Mapping[str, str | float]) -> Path:
