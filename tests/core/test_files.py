@@ -459,7 +459,8 @@ def test_a_truncated_config_is_refused(length: int, folder: Path) -> None:
 @pytest.mark.parametrize("name", [TENSORS, CONFIG])
 def test_a_missing_file_is_named(name: str, folder: Path) -> None:
     (folder / name).unlink()
-    assert str(refused(plain(), folder)).endswith(f"is not an adapter folder: {name} missing")
+    left = ", ".join(sorted(path.name for path in folder.iterdir()))
+    assert str(refused(plain(), folder)).endswith(f"is not an adapter folder: {name} missing; it holds {left}")
 
 
 @pytest.mark.parametrize("place", ["nothing", "a/b/c"])
@@ -468,7 +469,7 @@ def test_a_folder_that_does_not_exist_is_refused(place: str, tmp_path: Path) -> 
 
 
 def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
-    assert f"{TENSORS} and {CONFIG} missing" in str(refused(plain(), tmp_path))
+    assert f"{TENSORS} and {CONFIG} missing; it is empty" in str(refused(plain(), tmp_path))
 
 
 def test_a_changed_config_is_refused(folder: Path) -> None:
