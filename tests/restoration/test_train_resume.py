@@ -31,7 +31,7 @@ from lowpeft.restoration.training import Processes, checkpoint, checkpoints, las
 from tiers import by_default
 from training_runs import SETTINGS, Samples, go, model_of
 
-pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch", "no_figures")
+pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch", "no_figures", "no_curves")
 
 RECIPES = ("stereo", "spatial", "full", "whole")
 PRODUCT = {"whole": "network.safetensors"}
