@@ -53,7 +53,7 @@ PACKAGES: dict[str, tuple[tuple[str, ...], ...]] = {
     "lowpeft.restoration": (
         ("images", "progress", "words"),
         ("metrics", "pages", "degradations"),
-        ("data", "inference"),
+        ("data", "inference", "perceptual"),
         ("evaluation", "exporting", "lam"),
         ("training",),
     ),

@@ -149,7 +149,7 @@ def test_errors_of_lowpeft_keep_their_kind_and_get_the_scene() -> None:
         (
             [example("a", views=1)],
             "literature",
-            "scene a: .* 1 view, .*'literature' .* 2; .*protocol='single-image' or protocol='rgb'$",
+            "scene a: .* 1 view, .*literature.* 2; .*protocol='single-image' or protocol='rgb' or protocol='derain'$",
         ),
         ([example("a")], "single-image", "scene a: .* 2 .*'single-image' .* 1"),
         ([example()], "litterature", "did you mean 'literature'"),
