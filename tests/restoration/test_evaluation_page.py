@@ -27,7 +27,7 @@ from lowpeft.restoration.evaluation import (
 )
 from lowpeft.restoration.evaluation.pictures import error_map
 from lowpeft.restoration.evaluation.plots import plot_gains
-from lowpeft.restoration.evaluation.results import disparity_path, read_results, write_results
+from lowpeft.restoration.evaluation.results import read_results, write_results
 from lowpeft.restoration.metrics import LITERATURE, PROTOCOLS, Protocol
 from lowpeft.restoration.training.log import plot_curves
 
@@ -69,7 +69,7 @@ def written(
         loaded.append(name)
         return scene(name, views, size)
 
-    pictures = ScenePictures(load=load, scale=1, scenes=scenes, disparity=bool(more.pop("disparity", False)))
+    pictures = ScenePictures(load=load, scale=1, scenes=scenes, attended=more.pop("attended", None))  # type: ignore[arg-type]
     path = write_outcome_page(found, folder, pictures, **more)  # type: ignore[arg-type]
     return path.read_text(encoding="utf-8"), loaded
 
@@ -182,11 +182,8 @@ def test_pages_of_many_large_images_stay_small() -> None:
 
 def test_both_views_of_a_pair_are_shown_and_where_it_looks(tmp_path: Path) -> None:
     figures = {"a": 30.0}
-    path = disparity_path(tmp_path, "a")
-    path.parent.mkdir(parents=True)
-    Image.new("RGB", (8, 8)).save(path)
     found = outcome({"frozen": figures, "adapted": {"a": 31.0}}, LITERATURE)
-    text, _ = written(tmp_path, found, views=2, disparity=True)
+    text, _ = written(tmp_path, found, views=2, attended=lambda example: Image.new("RGB", (8, 8)))
     assert text.count('<figure class="slider">') == 2
     assert "Left view. PSNR Left: frozen 30.000, adapted 31.000" in text
     assert ("Right view." in text, 'alt="attended disparity"' in text) == (True, True)

@@ -13,6 +13,7 @@ from ..core.files.adapter_files import load_adapter
 from ..core.observation.describe import image_facts
 from ..errors import LowpeftError
 from ..ports.facts import Backbone
+from ..restoration.evaluation.results import folder_name
 from ..restoration.metrics import Protocol
 from ..restoration.words import words
 from .common import (
@@ -106,7 +107,7 @@ def _named(texts: Iterable[str]) -> dict[str, str]:
             name, what = Path(text).stem if _is_weights(text) else Path(text).name or text, text
         if not what or not name.strip() or "/" in name:
             raise LowpeftError(f"cannot read {text!r}: give an adapter or a checkpoint, or NAME=ADAPTER")
-        if name in (*found, "frozen", "bicubic", "input", "truth"):
+        if folder_name(name) in map(folder_name, (*found, "frozen", "bicubic", "input", "truth")):
             raise LowpeftError(f"two methods would be called {name}: give one of them another name, as NAME={what}")
         found[name] = what
     return found

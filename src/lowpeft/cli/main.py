@@ -21,6 +21,7 @@ EXTRAS = {
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "rich": "train",
+    "scipy": "train",
     "skimage": "train",
     "spandrel": "spandrel",
     "submitit": "cluster",

@@ -18,7 +18,6 @@ from ..errors import LowpeftError, TrainingError
 from ..ports.facts import Backbone
 from ..restoration.data import Example, Loading, Scene, load_example
 from ..restoration.images import image_header, make_folder
-from ..restoration.inference.network import Views
 from ..restoration.metrics import LITERATURE, PROTOCOLS, Protocol
 from ..restoration.words import words
 from ..version import version
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
 
 MOST_PRINTED = 40
 """Number of scenes that are printed where files have all."""
-
-Seen = Callable[[Example, Mapping[str, Views]], None]
 
 
 def add_measuring(sub: argparse.ArgumentParser) -> None:
@@ -128,7 +125,6 @@ def measured(
     scale: int,
     *,
     facts: Mapping[str, object],
-    seen: Seen | None = None,
 ) -> dict[str, Report]:
     """Measure all methods scene by scene; with `--out`, write each scene's images and figures at once.
 
@@ -138,7 +134,6 @@ def measured(
         scenes: The scenes.
         scale: HR sides divided by LR sides.
         facts: What is measured, by name, in JSON values; `--resume` goes on only with a run of equal facts.
-        seen: Called with each scene that is measured now, and its results by method.
 
     Raises:
         LowpeftError: A scene cannot be measured; a file cannot be written; the run to resume is another one.
@@ -159,9 +154,6 @@ def measured(
             results, rows[scene.name] = measure_scene(methods, example, scale=scale)
             if journal is not None:
                 write_results(Path(options.out), example, results)
-            if seen is not None:
-                seen(example, results)
-            if journal is not None:
                 journal.add(scene.name, rows[scene.name])
             advance(scene.name)
     return reports_of(methods, {name: rows[name] for name in names}, channels=options.channels)
@@ -174,7 +166,7 @@ def report(
     scale: int,
     adapters: Mapping[str, str],
     *,
-    disparity: bool = False,
+    attended: Callable[[Example], Picture | None] | None = None,
 ) -> None:
     """Print what was measured; with `--out`, write the reports, and last the page.
 
@@ -184,7 +176,7 @@ def report(
         scenes: The scenes.
         scale: HR sides divided by LR sides.
         adapters: Adapters by method; the page shows how those in folders were trained.
-        disparity: True shows on the page where a model of two views looks.
+        attended: As for `ScenePictures`.
 
     Raises:
         LowpeftError: A file cannot be written, or an image of the page cannot be read again.
@@ -200,7 +192,7 @@ def report(
         load=lambda name: load_example(by_name[name], scale, loading=loading),
         scale=scale,
         scenes=options.page_scenes,
-        disparity=disparity,
+        attended=attended,
     )
     origin = Origin(command=options.command_line, training=_training(adapters))
     page = write_outcome_page(outcome, out, pictures, origin=origin)

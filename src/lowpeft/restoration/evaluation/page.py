@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from PIL import Image
 from torch import Tensor
 
 from ..data import Example
@@ -21,7 +20,7 @@ from .outcome import Outcome
 from .pictures import ERROR_GAIN, PATCH_PX, error_map, most_different
 from .plots import plot_gains
 from .report import overview_cells
-from .results import disparity_path, read_results
+from .results import read_results
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -42,13 +41,14 @@ class ScenePictures:
         load: Function that reads a scene again, by name.
         scale: HR sides divided by LR sides.
         scenes: Number of scenes to show: the worst and, of an odd number one less, the best.
-        disparity: True shows also the pictures of attended disparity that were drawn.
+        attended: Function that draws where a model of two views looks in a scene, or returns None; None for no such
+            picture.
     """
 
     load: Callable[[str], Example]
     scale: int
     scenes: int
-    disparity: bool = False
+    attended: Callable[[Example], Picture | None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,10 +161,10 @@ def _shown(outcome: Outcome, folder: Path, pictures: ScenePictures) -> Iterable[
     for title, scenes in sections.items():
         yield from [Heading(title)] * bool(scenes)
         for scene in scenes:
-            yield from _scene(outcome, folder, pictures.load(scene), pictures.scale, shown)
-            if pictures.disparity and (path := disparity_path(folder, scene)).exists():
-                with Image.open(path) as picture:
-                    yield Pictures({"attended disparity": picture.convert("RGB")})
+            example = pictures.load(scene)
+            yield from _scene(outcome, folder, example, pictures.scale, shown)
+            if pictures.attended is not None and (picture := pictures.attended(example)) is not None:
+                yield Pictures({"attended disparity": picture})
 
 
 def _scene(outcome: Outcome, folder: Path, example: Example, scale: int, shown: int) -> Iterable[Part]:

@@ -10,8 +10,13 @@ from ..data.model import SIDES
 from ..images import make_folder, read_image, write_image
 from ..inference.network import Views
 
-IMAGES, PICTURES = "images", "pictures"
-"""Folders within that of the reports: restored images, in one folder for each method; and drawn pictures."""
+IMAGES = "images"
+"""Folder within that of the reports for restored images, in one folder for each method."""
+
+
+def folder_name(method: str) -> str:
+    """Return the name of the folder for a method's images."""
+    return method.replace(" ", "-")
 
 
 def result_paths(folder: Path, method: str, scene: str, views: int) -> tuple[Path, ...]:
@@ -23,7 +28,7 @@ def result_paths(folder: Path, method: str, scene: str, views: int) -> tuple[Pat
         scene: Name of the scene.
         views: Number of views.
     """
-    inside = folder / IMAGES / method.replace(" ", "-")
+    inside = folder / IMAGES / folder_name(method)
     if views == 1:
         return (inside / f"{scene}.png",)
     return tuple(inside / f"{scene}_{side}.png" for side in SIDES)
@@ -50,8 +55,3 @@ def read_results(folder: Path, method: str, example: Example) -> Views:
     """
     paths = result_paths(folder, method, example.name, len(example.hr))
     return tuple(read_image(path, channels=len(view)) for path, view in zip(paths, example.hr, strict=True))
-
-
-def disparity_path(folder: Path, scene: str) -> Path:
-    """Return the file of the picture of a scene's attended disparity."""
-    return folder / PICTURES / f"{scene}-disparity.png"
