@@ -53,8 +53,8 @@ PACKAGES: dict[str, tuple[tuple[str, ...], ...]] = {
     "lowpeft.restoration": (
         ("images", "progress", "words"),
         ("metrics", "pages", "degradations"),
-        ("data", "inference"),
-        ("evaluation", "lam", "enhancing"),
+        ("data", "inference", "perceptual"),
+        ("evaluation", "exporting", "lam", "enhancing"),
         ("training",),
     ),
 }
@@ -65,6 +65,8 @@ NOT_AT_IMPORT = {
     "accelerate",
     "huggingface_hub",
     "matplotlib",
+    "onnx",
+    "onnxruntime",
     "rich",
     "skimage",
     "spandrel",
@@ -169,6 +171,9 @@ NOT_NAMED = {"matplotlib", "psutil", "tensorboard"}
 BY_OTHERS = {"psutil"}
 """Those of them that packages of our extras bring: accelerate."""
 
+IN_NO_EXTRA = {"pyiqa"}
+"""Packages that the user installs beside lowpeft: they bring much, and fetch weights."""
+
 NEED_DEMO = ("lowpeft.demo", "lowpeft.paper.reproduce.networks")
 """Modules that may import what only the extra `demo` brings together."""
 
@@ -189,14 +194,17 @@ def packages_of(module: str) -> set[str]:
             names.add((node.module or "").partition(".")[0])
     if module == "lowpeft.restoration.training.trackers":
         names.add("tensorboard")  # Accelerate imports it
-    return {INSTALLED_AS.get(n, n) for n in names - sys.stdlib_module_names - {"lowpeft"}}
+    return {INSTALLED_AS.get(n, n) for n in names - sys.stdlib_module_names - IN_NO_EXTRA - {"lowpeft"}}
 
 
 def test_the_extras_bring_what_the_commands_import() -> None:
-    """`train` is enough for every command but those of NEED_DEMO; `spandrel` opens checkpoints, `cluster` submits."""
+    """`train` is enough for every command but those of NEED_DEMO; `spandrel` opens checkpoints, `cluster` submits,
+    `onnx` exports."""
     imported = {module: packages_of(module) - RUNTIME_DEPENDENCIES - BY_OTHERS for module in SOURCES}
     brought = {"lowpeft.backbones.spandrel_reader": requirements("spandrel")}
     brought["lowpeft.paper.reproduce.cluster"] = requirements("cluster")
+    exporting = "lowpeft.restoration.exporting"
+    brought |= {module: requirements("onnx") for module in SOURCES if module.startswith(f"{exporting}.onnx_")}
     brought |= {module: requirements("demo") for module in SOURCES if module.startswith(NEED_DEMO)}
     missing = {m: found for m, names in imported.items() if (found := names - brought.get(m, requirements("train")))}
     assert missing == {}

@@ -17,6 +17,7 @@ from lowpeft.cli import main
 from lowpeft.demo import demo_backbone
 from lowpeft.restoration.data import Example
 from lowpeft.restoration.evaluation import (
+    Outcome,
     Report,
     by_bicubic,
     by_network,
@@ -24,7 +25,6 @@ from lowpeft.restoration.evaluation import (
     evaluate,
     measure,
     overview,
-    write_reports,
 )
 from lowpeft.restoration.evaluation.pictures import draw_scene
 from lowpeft.restoration.images import bicubic_upscale, matlab_downscale, read_image, to_float, write_image
@@ -149,7 +149,7 @@ def test_errors_of_lowpeft_keep_their_kind_and_get_the_scene() -> None:
         (
             [example("a", views=1)],
             "literature",
-            "scene a: .* 1 view, .*'literature' .* 2; .*protocol='single-image' or protocol='rgb'$",
+            "scene a: .* 1 view, .*literature.* 2; .*protocol='single-image' or protocol='rgb' or protocol='derain'$",
         ),
         ([example("a")], "single-image", "scene a: .* 2 .*'single-image' .* 1"),
         ([example()], "litterature", "did you mean 'literature'"),
@@ -209,7 +209,7 @@ def test_an_overview_is_of_one_set_and_protocol() -> None:
 
 
 def test_files_hold_the_facts_and_every_table(tmp_path: Path) -> None:
-    paths = write_reports([report(), report("other")], tmp_path, facts={"scale": SCALE})
+    paths = Outcome(reports=[report(), report("other")], facts={"scale": SCALE}).write(tmp_path)
     content = json.loads(paths[0].read_text())
     assert [m["method"] for m in content["methods"]] == ["bicubic", "other"]
     assert content["scale"] == SCALE
@@ -221,7 +221,7 @@ def test_files_hold_the_facts_and_every_table(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "report.json").mkdir()
     with pytest.raises(DataError, match=str(tmp_path)):
-        write_reports([report()], tmp_path, facts={})
+        Outcome(reports=[report()]).write(tmp_path)
 
 
 # --- Pictures
@@ -290,11 +290,10 @@ def test_bicubic_needs_no_network(folder: Path, capsys: pytest.CaptureFixture[st
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["bicubic", "one", "two", "mean"]
 
 
-def test_bicubic_alone_is_drawn_too(folder: Path, tmp_path: Path) -> None:
+def test_bicubic_alone_is_shown_too(folder: Path, tmp_path: Path) -> None:
     command = ["evaluate", "--bicubic", "--scale", "4", "--data", str(folder / "pairs"), "--out", str(tmp_path)]
     assert main(command) == 0
-    assert {p.name for p in (tmp_path / "pictures").iterdir()} == {"one.png", "two.png"}
-    assert read_image(tmp_path / "pictures" / "one.png").shape[2] == 3 * 240 + 4 * 12
+    assert (tmp_path / "index.html").read_text().count('<figure class="slider">') == 4
 
 
 def test_files_state_the_window_of_local_pools_also_where_it_is_the_usual_one(folder: Path, tmp_path: Path) -> None:
@@ -312,18 +311,17 @@ def test_the_command_measures_prints_and_writes(
     printed = capsys.readouterr().out
     assert "mean of 2 scenes" in printed
     content = json.loads((tmp_path / "report.json").read_text())
-    assert [m["method"] for m in content["methods"]] == ["bicubic", "adapted"]
+    assert [m["method"] for m in content["methods"]] == ["bicubic", "frozen", "adapted"]
     assert content["local_pooling"] == [16, 24]
     assert ("the other view" in content, "the other view" in printed) == (False, False)
     assert content["LR images"] == "made by MATLAB's bicubic, symmetric border"
-    names = {"one.png", "one-disparity.png", "two.png", "two-disparity.png"}
-    assert {p.name for p in (tmp_path / "pictures").iterdir()} == names
+    assert 'alt="attended disparity"' in (tmp_path / "index.html").read_text()
     model = lowpeft.load_adapter(demo_backbone(), folder / "adapter")
     hr = tuple(read_image(folder / "pairs" / f"one_{side}.png") for side in "LR")
     scene = Example("one", tuple(matlab_downscale(v, 2) for v in hr), hr)
     with lowpeft.restoration.inference.local_pooling(model, (16, 24)):
         wanted = evaluate(model, [scene], protocol="asteisr").means()
-    assert content["methods"][1]["scenes"]["one"] == pytest.approx(wanted, abs=1e-3)
+    assert content["methods"][2]["scenes"]["one"] == pytest.approx(wanted, abs=1e-3)
 
 
 def test_single_images_are_measured_by_the_frozen_network_and_by_an_ensemble(

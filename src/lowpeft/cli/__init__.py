@@ -1,7 +1,7 @@
 """Command line.
 
-Commands: plan, info, recipes, methods, prepare, verify-lr, check-pair, train, evaluate, enhance, lam, reproduce,
-convert, demo.
+Commands: plan, info, recipes, methods, prepare, verify-lr, check-pair, train, evaluate, compare, enhance, lam,
+reproduce, convert, export, demo.
 """
 
 from .main import EXTRAS, main, parser

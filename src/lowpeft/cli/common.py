@@ -27,7 +27,7 @@ from ..ports.facts import Backbone
 from ..recipes import bundled
 from ..restoration.data import USUAL, Loading, Rectangle, Scene, check_pairs
 from ..restoration.images import check_channels, depth_remark, read_image
-from ..restoration.inference import Tiling
+from ..restoration.inference import Tiling, strips_remark
 from .networks import add_network, demo_network, has_network, network_name, overrides, own_network
 
 Model = TypeVar("Model")
@@ -150,6 +150,13 @@ def say_depth(options: argparse.Namespace, paths: Iterable[Path]) -> None:
         print(remark, file=sys.stderr)
 
 
+def say_strips(options: argparse.Namespace, models: Iterable[object]) -> None:
+    """Print on standard error if `--memory-mb` may run a network in strips that differ from the whole image."""
+    remarks = (strips_remark(model) for model in models if options.memory_mb is not None)
+    if remark := next(filter(None, remarks), ""):
+        print(remark, file=sys.stderr)
+
+
 def add_device(sub: argparse.ArgumentParser, *, mps: bool = False) -> None:
     """Add the option that selects the device; with `mps`, also Apple's GPU."""
     apple, untested = (", else mps", ", mps (Apple's GPU, untested)") if mps else ("", "")
@@ -199,8 +206,8 @@ def optimised_facts(options: argparse.Namespace) -> dict[str, str]:
     return {"optimised": options.optimize + ", channels last" * options.channels_last}
 
 
-def add_inference(sub: argparse.ArgumentParser) -> None:
-    """Add the options for inference on whole images."""
+def add_inference(sub: argparse.ArgumentParser, *, without_limit: str = "") -> None:
+    """Add the options for inference on whole images; `without_limit` says what is done without `--memory-mb`."""
     sub.add_argument(
         "--ensemble",
         action="store_true",
@@ -211,7 +218,7 @@ def add_inference(sub: argparse.ArgumentParser) -> None:
         type=float,
         metavar="N",
         help="run in full-width strips that need at most N MB beyond what the process or the GPU already uses; on the "
-        "CPU that includes the results",
+        f"CPU that includes the results{without_limit}",
     )
 
 

@@ -65,7 +65,7 @@ def add_to(commands: Any) -> None:
     add_weights(sub)
     add_adapter(sub)
     _add_results(sub)
-    add_inference(sub)
+    add_inference(sub, without_limit=" (default: images that need more memory than is free)")
     sub.add_argument(
         "--precision",
         choices=PRECISIONS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 
@@ -11,13 +12,16 @@ from ..errors import LowpeftError
 from ..restoration.inference import is_out_of_memory
 from ..restoration.progress import quiet
 from ..version import version
-from . import convert, data, demo, enhance, evaluate, lam, methods, recipes, reproduce, show, train
+from . import compare, convert, data, demo, enhance, evaluate, export, lam, methods, recipes, reproduce, show, train
 from .memory import keep_freed_memory
 
 EXTRAS = {
     "accelerate": "train",
     "PIL": "train",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
     "rich": "train",
+    "scipy": "train",
     "skimage": "train",
     "spandrel": "spandrel",
     "submitit": "cluster",
@@ -39,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit code: 0 for success, 1 if a command compares and finds a difference, 2 for bad input, a missing package or
         too little memory, 130 after Ctrl-C.
     """
-    options = parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser().parse_args(given)
+    options.command_line = shlex.join(["lowpeft", *given])
     quiet()
     if getattr(options, "memory_mb", None) is None:
         keep_freed_memory()
@@ -93,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"lowpeft {version()}")
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
-    for module in (show, recipes, methods, data, train, evaluate, enhance, lam, reproduce, convert, demo):
+    modules = (show, recipes, methods, data, train, evaluate, compare, enhance, export, lam, reproduce, convert, demo)
+    for module in modules:
         module.add_to(commands)
     return top

@@ -93,7 +93,10 @@ def source_problems(options: argparse.Namespace) -> list[str]:
 
 def source_facts(options: argparse.Namespace) -> dict[str, str | float]:
     """Return the facts about the images that are saved with the result."""
-    return {} if options.degrade is None else {"degraded by": str(options.degrade)}
+    facts: dict[str, str | float] = {} if options.degrade is None else {"degraded by": str(options.degrade)}
+    if options.white_level != Loading().white_level:
+        facts["white level"] = options.white_level
+    return facts
 
 
 def add_selection(sub: argparse.ArgumentParser, of: str) -> None:
@@ -166,11 +169,8 @@ def training_crops(options: argparse.Namespace, facts: ImageFacts, settings: Tra
     )
 
 
-def examples_of(
-    options: argparse.Namespace, facts: ImageFacts, folder: str, what: str, *, lr: str | None = None
-) -> list[Example]:
-    """Load the scenes of a folder, with the same number of views as the training scenes, and say what is read."""
-    scenes = scenes_of(options, folder, facts.scale, lr)
+def examples_of(options: argparse.Namespace, facts: ImageFacts, scenes: Sequence[Scene], what: str) -> list[Example]:
+    """Load scenes that are measured on, and say what is read."""
     say_reading(options, scenes, facts.scale, what)
     loading = loading_of(options, facts.channels)
     return [load_example(scene, facts.scale, loading=loading) for scene in scenes]

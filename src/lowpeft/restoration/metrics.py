@@ -19,7 +19,7 @@ from ..errors import DataError
 from ..registry import Registry
 from .images import eight_bit
 
-Channels = Literal["rgb", "y"]
+Channels = Literal["rgb", "y", "y8"]
 
 Y_WEIGHTS = (65.481, 128.553, 24.966)
 """Weights of R, G and B (0..1) in the luma of ITU-R BT.601 (16..235), as in MATLAB's `rgb2ycbcr` and BasicSR."""
@@ -27,7 +27,7 @@ Y_WEIGHTS = (65.481, 128.553, 24.966)
 LEFT_CUT_PX = 64
 """Number of HR columns that "Left" excludes at any scale, since StereoSR: they have no match in the right view."""
 
-SSIM_WINDOW_PX = {"rgb": 7, "y": 11}
+SSIM_WINDOW_PX = {"rgb": 7, "y": 11, "y8": 11}
 
 STRIP_ROWS = 128
 """Number of rows that are compared at a time, to bound memory: SSIM takes over 150 bytes per pixel."""
@@ -42,7 +42,8 @@ def psnr(sr: Tensor, hr: Tensor, *, border_px: int = 0, channels: Channels = "rg
         border_px: Number of rows and columns to shave at each edge. Stereo tables shave none, single-image tables as
             many as the scale.
         channels: `rgb` averages the squared error over all three channels, as in the stereo tables; `y` compares luma
-            only, as in single-image tables (not rounded to 8 bits again).
+            only, as in single-image tables (not rounded to 8 bits again); `y8` rounds it, as MATLAB's `rgb2ycbcr` does
+            for 8-bit images.
 
     Raises:
         DataError: The shapes differ, are not (3, H, W) or (1, H, W), values lie far outside 0..1 or are NaN, or nothing
@@ -67,7 +68,7 @@ def ssim(sr: Tensor, hr: Tensor, *, border_px: int = 0, channels: Channels = "rg
         sr: Image (3, H, W) or, grey, (1, H, W); uint8 or float 0..1.
         hr: Image of the same shape, uint8 or float 0..1.
         border_px: Number of rows and columns to shave at each edge; see `psnr`.
-        channels: Variant of the SSIM, `rgb` or `y`.
+        channels: Variant of the SSIM, `rgb` or `y`; `y8` is `y` of luma that is rounded to 8 bits.
 
     Raises:
         DataError: The shapes differ, are not (3, H, W) or (1, H, W), values lie far outside 0..1 or are NaN, or the
@@ -76,7 +77,7 @@ def ssim(sr: Tensor, hr: Tensor, *, border_px: int = 0, channels: Channels = "rg
     from skimage.metrics import structural_similarity
 
     options: dict[str, object] = {"data_range": 255, "channel_axis": 0}
-    if channels == "y":
+    if channels != "rgb":
         options |= {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     window = SSIM_WINDOW_PX[channels]
     total, count = 0.0, 0
@@ -114,7 +115,9 @@ def _compared(
         raise DataError(f"{columns}x{rows} px are left to compare, but SSIM's window has {window_px}x{window_px} px")
     for top in range(0, rows - window_px + 1, STRIP_ROWS):
         sr_part, hr_part = (v[:, top : top + STRIP_ROWS + window_px - 1].cpu().double() for v in images)
-        yield (_luma(sr_part), _luma(hr_part)) if channels == "y" else (sr_part, hr_part)
+        if channels != "rgb":
+            sr_part, hr_part = _luma(sr_part), _luma(hr_part)
+        yield (sr_part.round_(), hr_part.round_()) if channels == "y8" else (sr_part, hr_part)
 
 
 def _luma(image: Tensor) -> Tensor:
@@ -137,11 +140,13 @@ class Column:
         digits: Number of digits after the decimal point in tables.
         measure: Function that computes the figure of one scene from its results, its HR views (one or two of each,
             (3, H, W), uint8 or float 0..1) and the scale.
+        lower_is_better: True for distances.
     """
 
     name: str
     digits: int
     measure: Callable[[Sequence[Tensor], Sequence[Tensor], int], float]
+    lower_is_better: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +196,10 @@ def _luma_shaved(sr: Sequence[Tensor], hr: Sequence[Tensor], scale: int, *, metr
     return metric(sr[0], hr[0], border_px=scale, channels="y")
 
 
+def _luma_rounded(sr: Sequence[Tensor], hr: Sequence[Tensor], scale: int, *, metric: Metric) -> float:
+    return metric(sr[0], hr[0], channels="y8")
+
+
 def _without_left(view: Tensor) -> Tensor:
     if view.shape[-1] <= LEFT_CUT_PX:
         raise DataError(
@@ -236,6 +245,13 @@ PROTOCOLS = Registry(
         summary="uint8 RGB, whole images",
         columns=_columns("RGB", _whole),
         source="the tables of colour denoising (CBSD68, Kodak24) since DnCNN; default for networks of scale 1",
+    ),
+    Protocol(
+        name="derain",
+        views=1,
+        summary="luma (BT.601, rounded to 8 bits), whole images",
+        columns=_columns("Y", _luma_rounded),
+        source="evaluate_PSNR_SSIM.m of MPRNet and Restormer (Rain100L, Rain100H, Test100, Test1200, Test2800)",
     ),
     error=DataError,
 )

@@ -1,31 +1,58 @@
 """Evaluation on whole scenes: measure by protocol, compare with the frozen base, write tables, files and pictures."""
 
 from .comparison import Comparison, check_control, compare, methods, trained_otherwise
+from .difference import Difference, Gain, gain
 from .disparity import AttendedDisparity, attended_disparity, most_confident
-from .measure import by_bicubic, by_network, by_network_alone, evaluate, measure, measured_row
+from .journal import Journal, finish, resume, unfinished
+from .measure import (
+    Method,
+    by_bicubic,
+    by_frozen,
+    by_network,
+    by_network_alone,
+    evaluate,
+    measure,
+    measure_scene,
+    reports_of,
+)
 from .other_view import CONTROL, SAME_VIEW, OtherView
-from .report import Report, ReportRow, overview, write_reports
+from .outcome import Outcome
+from .page import Origin, ScenePictures, write_outcome_page
+from .report import Report, ReportRow, overview
 
 __all__ = [
     "CONTROL",
     "SAME_VIEW",
     "AttendedDisparity",
     "Comparison",
+    "Difference",
+    "Gain",
+    "Journal",
+    "Method",
+    "Origin",
     "OtherView",
+    "Outcome",
     "Report",
     "ReportRow",
+    "ScenePictures",
     "attended_disparity",
     "by_bicubic",
+    "by_frozen",
     "by_network",
     "by_network_alone",
     "check_control",
     "compare",
     "evaluate",
+    "finish",
+    "gain",
     "measure",
-    "measured_row",
+    "measure_scene",
     "methods",
     "most_confident",
     "overview",
+    "reports_of",
+    "resume",
     "trained_otherwise",
-    "write_reports",
+    "unfinished",
+    "write_outcome_page",
 ]

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from statistics import fmean
+from typing import Any
 
 from ... import tables
 from ...core.attachment.record import is_adapted, module_of, recipes_of
 from ...core.observation.describe import image_facts
-from ...core.operations.switching import disabled
 from ...errors import DataError
 from ...recipes import TrainSettings
 from ..data import Example
+from ..inference import Tiling
 from ..inference.network import Views, multi_view
+from ..inference.whole import WHOLE
 from ..metrics import WHOLE_RGB
 from ..words import words
-from .measure import by_bicubic, by_network, by_network_alone, measure
+from .measure import Enhance, by_bicubic, by_frozen, by_network, by_network_alone, measure
 from .other_view import CONTROL, SAME_VIEW, OtherView
 from .report import Report
 
@@ -95,34 +96,42 @@ def compare(
         DataError: There are no scenes, a scene cannot be run (no scene is ever left out of a mean), or the control does
             not fit the model.
     """
-    scale, network = image_facts(model).scale, by_network(model)
-    special = {words(scale).baseline: by_bicubic(scale), SAME_VIEW: by_network_alone(model)}
-    if control is not None:
-        check_control(model, control)
-        special[CONTROL] = by_network_alone(control)
-    reports: dict[str, Report] = {}
-    for method in methods(model, control=control):
-        enhance = special.get(method, network)
-        with disabled(model) if method == "frozen" else nullcontext():
-            reports[method] = measure(
-                enhance,
-                examples,
-                scale=scale,
-                protocol=WHOLE_RGB,
-                method=method,
-                seen=partial(seen, method),
-            )
+    scale = image_facts(model).scale
+    reports = {
+        name: measure(enhance, examples, scale=scale, protocol=WHOLE_RGB, method=name, seen=partial(seen, name))
+        for name, enhance in methods(model, control=control).items()
+    }
     return Comparison(reports=reports, remarks=() if control is None else trained_otherwise(model, control))
 
 
-def methods(model: object, *, control: object | None = None) -> Iterator[str]:
-    """Yield the methods that `compare` measures for a model."""
-    yield words(image_facts(model).scale).baseline
-    yield from ("frozen", "adapted") if is_adapted(model) else ("trained",)
-    if is_adapted(model) and multi_view(module_of(model)) is not None:
-        yield SAME_VIEW
+def methods(
+    model: object, *, control: object | None = None, ensemble: bool = False, tiling: Tiling = WHOLE
+) -> dict[str, Enhance]:
+    """Return the methods that a model is compared with and itself, by name, in the order of tables.
+
+    Args:
+        model: As for `compare`.
+        control: As for `compare`.
+        ensemble: As for `lowpeft.enhance`.
+        tiling: As for `lowpeft.enhance`.
+
+    Raises:
+        DataError: The control does not fit the model.
+        PlanError: The network does not take and give images.
+    """
+    scale = image_facts(model).scale
+    run: dict[str, Any] = {"ensemble": ensemble, "tiling": tiling}
     if control is not None:
-        yield CONTROL
+        check_control(model, control)
+    found = {words(scale).baseline: by_bicubic(scale)}
+    if not is_adapted(model):
+        return found | {"trained": by_network(model, **run)}
+    found |= {"frozen": by_frozen(model, **run), "adapted": by_network(model, **run)}
+    if multi_view(module_of(model)) is not None:
+        found[SAME_VIEW] = by_network_alone(model, **run)
+    if control is not None:
+        found[CONTROL] = by_network_alone(control, **run)
+    return found
 
 
 def check_control(model: object, control: object) -> None:

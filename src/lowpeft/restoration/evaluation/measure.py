@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 from torch import nn
 
-from ...core.attachment.record import module_of
+from ...core.attachment.record import is_adapted, module_of
 from ...core.observation.describe import image_facts
-from ...errors import DataError, LowpeftError
+from ...core.operations.switching import disabled
+from ...errors import DataError, LowpeftError, PlanError
 from ...ports.facts import ImageFacts
 from ..data import Example
 from ..images import bicubic_upscale, eight_bit, to_float
@@ -16,11 +18,19 @@ from ..inference import Tiling, is_out_of_memory
 from ..inference.network import Views
 from ..inference.whole import WHOLE, enhance_views
 from ..metrics import LITERATURE, PROTOCOLS, Protocol
+from .journal import Figures
 from .report import Report, ReportRow
 
 Enhance = Callable[[Example], Views]
 """Function from an example to its HR views, made from the LR views: uint8 or float 0..1, on the CPU."""
 Seen = Callable[[Example, Views], None]
+
+
+class Method(NamedTuple):
+    """A way of making images, and the protocol that measures it."""
+
+    enhance: Enhance
+    protocol: Protocol
 
 
 def evaluate(
@@ -91,6 +101,23 @@ def by_network_alone(model: object, *, ensemble: bool = False, tiling: Tiling = 
     return enhance
 
 
+def by_frozen(model: object, *, ensemble: bool = False, tiling: Tiling = WHOLE) -> Enhance:
+    """Return a function that enhances by the frozen network of an adapted model.
+
+    Raises:
+        PlanError: The network does not take and give images, or has no adapters.
+    """
+    network = by_network(model, ensemble=ensemble, tiling=tiling)
+    if not is_adapted(model):
+        raise PlanError("the model has no adapters, so it is the frozen network itself")
+
+    def enhance(example: Example) -> Views:
+        with disabled(model):
+            return network(example)
+
+    return enhance
+
+
 def by_bicubic(scale: int) -> Enhance:
     """Return a function that upscales by MATLAB's bicubic interpolation; with scale 1, that returns its input."""
     if scale == 1:
@@ -122,17 +149,45 @@ def measure(
         LowpeftError: A scene cannot be run or measured, or does not fit into memory; it is named. Other errors get
             the scene's name as a note.
     """
-    rows: dict[str, ReportRow] = {}
+    rows: dict[str, Figures] = {}
     channels = set[int]()
+    methods = {method: Method(enhance, protocol)}
     for example in examples:
         if example.name in rows:
             raise DataError(f"two scenes are called {example.name}, but reports need unique names: rename one")
-        if protocol.views not in (None, len(example.hr)):
-            raise DataError(_other_views(example, protocol))
+        channels.add(len(example.hr[0]))
+        results, rows[example.name] = measure_scene(methods, example, scale=scale)
+        if seen is not None:
+            seen(example, results[method])
+    return reports_of(methods, rows, channels=max(channels, default=3))[method]
+
+
+def measure_scene(
+    methods: Mapping[str, Method], example: Example, *, scale: int
+) -> tuple[dict[str, Views], dict[str, tuple[float, ...]]]:
+    """Measure one scene by several methods.
+
+    Args:
+        methods: Methods by name.
+        example: The scene.
+        scale: HR sides divided by LR sides.
+
+    Returns:
+        The results and the figures of each method. Results are rounded to 8 bits before they are measured.
+
+    Raises:
+        DataError: The scene has another number of views than a protocol.
+        LowpeftError: The scene cannot be run or measured, or does not fit into memory; it is named. Other errors get
+            the scene's name as a note.
+    """
+    results, figures = {}, {}
+    for name, method in methods.items():
+        if method.protocol.views not in (None, len(example.hr)):
+            raise DataError(_other_views(example, method.protocol))
         try:
-            channels.add(len(example.hr[0]))
-            results = enhance(example)
-            rows[example.name] = measured_row(example, results, scale, protocol)
+            results[name] = method.enhance(example)
+            rounded = tuple(map(eight_bit, results[name]))
+            figures[name] = tuple(column.measure(rounded, example.hr, scale) for column in method.protocol.columns)
         except LowpeftError as error:
             raise type(error)(f"scene {example.name}: {error.message}", problems=error.problems) from error
         except Exception as error:
@@ -140,19 +195,30 @@ def measure(
                 raise LowpeftError(f"scene {example.name}: out of memory; set a bound (memory_mb)") from error
             error.add_note(f"while scene {example.name} was measured")
             raise
-        if seen is not None:
-            seen(example, results)
+    return results, figures
+
+
+def reports_of(methods: Mapping[str, Method], rows: Mapping[str, Figures], *, channels: int) -> dict[str, Report]:
+    """Return the report of each method.
+
+    Args:
+        methods: Methods by name.
+        rows: Figures of each scene, as `measure_scene` returns them.
+        channels: Channels of the images, 3 or 1.
+
+    Raises:
+        DataError: There are no scenes.
+    """
     if not rows:
         raise DataError("no scenes were given to measure")
-    return Report(method=method, protocol=protocol.of_channels(max(channels)), rows=tuple(rows.values()))
-
-
-def measured_row(example: Example, results: Views, scale: int, protocol: Protocol) -> ReportRow:
-    """Return a scene's row of a report from its results, which are rounded to 8 bits first."""
-    rounded = tuple(map(eight_bit, results))
-    return ReportRow(
-        scene=example.name, values=tuple(column.measure(rounded, example.hr, scale) for column in protocol.columns)
-    )
+    return {
+        name: Report(
+            method=name,
+            protocol=method.protocol.of_channels(channels),
+            rows=tuple(ReportRow(scene=scene, values=tuple(figures[name])) for scene, figures in rows.items()),
+        )
+        for name, method in methods.items()
+    }
 
 
 def _other_views(example: Example, protocol: Protocol) -> str:

@@ -154,12 +154,14 @@ def _known(path: Path) -> str:
 
 @contextmanager
 def _new(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that becomes `path`; errors of the system in the block become DataError."""
+    """Yield a temporary path that becomes `path`; errors of the system and of Pillow in the block become DataError."""
     try:
         with new_file(path, durable=False) as temporary:
             yield temporary
-    except OSError as error:
-        raise DataError(f"cannot write the image {path}: {error.strerror or error}") from None
+    except DataError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: e.g. EXIF data that are too long for JPEG
+        raise DataError(f"cannot write the image {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def as_picture(image: torch.Tensor) -> Image:
