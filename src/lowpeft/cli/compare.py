@@ -24,6 +24,7 @@ from .common import (
     network_scale,
     new_command,
     optimized,
+    say_strips,
     tiling,
 )
 from .measuring import (
@@ -87,6 +88,7 @@ def run(options: argparse.Namespace) -> None:
     run = {**facts, "protocol": protocol.name, "metrics": options.metrics, "names": list(methods)}
     if out is not None:
         run["weights of all"] = state_digest(models.values())
+    say_strips(options, [base])
     found = measured(options, methods, scenes, scale, facts=run)
     reports = [found[name] for name in methods]
     gains = [gain(found[name], found["frozen"]) for name in named]
