@@ -38,6 +38,19 @@ class Plain(nn.Module):
         return self.tail(self.body(self.head(x)))
 
 
+class Doubling(Plain):
+    """Gives images twice as large: for runs of training that ask nothing of the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tail = nn.Sequential(nn.Conv2d(8, 12, 3, 1, 1), nn.PixelShuffle(2))
+
+
+def doubling() -> nn.Module:
+    """For `--network unfamiliar:doubling`, which makes the same weights each time."""
+    return Doubling()
+
+
 class Tokens(nn.Module):
     """A stage on (N,L,C) that is told no height and width."""
 

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -26,6 +27,8 @@ from lowpeft.demo import demo_backbone, make_scene, write_scenes
 from lowpeft.restoration.images import matlab_downscale, read_image, write_image
 from lowpeft.restoration.training import save_network
 from tiers import by_default
+
+pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch", "no_figures", "no_curves")
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -194,8 +197,9 @@ def test_enhance_writes_what_the_model_gives(more: list[str], work: Path, tmp_pa
 def test_train_writes_a_loadable_adapter_with_figures(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "trained"
-    arguments = ["train", "stereo", "--weights", "demo", "--data", str(work / "pairs"), "--test", str(work / "pairs")]
+    out, pairs = tmp_path / "trained", tmp_path / "pairs"
+    shutil.copytree(work / "pairs", pairs, ignore=shutil.ignore_patterns("train_0001*"))
+    arguments = ["train", "stereo", "--weights", "demo", "--data", str(pairs), "--test", str(pairs)]
     arguments += ["--out", str(out), "--steps", "2", "--batch", "1", "--crop", "32", "64", "--device", "cpu"]
     assert main(arguments) == 0
     assert "same view" in capsys.readouterr().out
@@ -314,9 +318,15 @@ def test_an_adapter_of_another_base_is_refused(work: Path, tmp_path: Path, capsy
     assert "belongs to another base" in capsys.readouterr().err
 
 
-def test_python_m_lowpeft_is_the_command_line() -> None:
-    done = subprocess.run([sys.executable, "-m", "lowpeft", "--version"], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["lowpeft", lowpeft.__version__]
+def test_python_m_lowpeft_is_the_command_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["lowpeft", "--version"])
+    monkeypatch.delitem(sys.modules, "lowpeft.__main__", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("lowpeft", run_name="__main__", alter_sys=True)
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.split() == ["lowpeft", lowpeft.__version__]
 
 
 @pytest.mark.slow

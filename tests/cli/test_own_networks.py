@@ -22,6 +22,8 @@ from lowpeft.demo import demo_backbone
 from lowpeft.restoration.images import write_image
 from tiers import by_default
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 CODE = """
 import torch
 from torch import nn

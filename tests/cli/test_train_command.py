@@ -26,7 +26,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(scenes: Path, out: Path, *more: str) -> list[str]:
-    fixed = ["--weights", "demo", "--images", str(scenes / "train"), "--out", str(out)]
+    fixed = ["--network", "unfamiliar:doubling", "--images", str(scenes / "train"), "--out", str(out)]
     return ["train", *more, *fixed, "--crop", "32", "64", "--batch", "2", "--device", "cpu", "--optimize", "none"]
 
 

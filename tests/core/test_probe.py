@@ -61,6 +61,13 @@ def carried_out(message: str, model: nn.Module, example: object = None) -> nn.Mo
     return eval(call[1], {"lowpeft": lowpeft, "model": model, "example": example})
 
 
+def coarse(network: Plain) -> Plain:
+    """The network with its stages at a quarter of the height and width, which makes attention to all tokens cheap."""
+    network.head = nn.Conv2d(3, 8, 4, 4)
+    network.tail = nn.Sequential(nn.Conv2d(8, 48, 1), nn.PixelShuffle(4))
+    return network
+
+
 REACH = {-2, -1, 0, 1, 2}
 """What two convolutions of 3x3 read around a row."""
 
@@ -485,7 +492,7 @@ def test_the_fused_forward_of_torchs_transformer_layer_is_adapted_from_outside()
         def forward(self, x: Tensor) -> Tensor:
             return self.layer(x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
 
-    network, x = Plain(Layer).eval(), torch.rand(1, 3, 8, 8)
+    network, x = coarse(Plain(Layer)).eval(), torch.rand(1, 3, 8, 8)
     assert "stages.0.layer.linear2: name stages.0.layer" in refusal(network, "spatial", target="**.linear2")
     model = randomise_adapters(lowpeft.adapt(network, "spatial"))
     with torch.no_grad():
@@ -894,7 +901,7 @@ def test_the_projections_of_attention_with_other_keys_are_adapted() -> None:
             keys = self.keys(x)
             return x + self.attention(x, keys, keys)[0]
 
-    network = TokenNet(Attends).eval()
+    network = coarse(TokenNet(Attends)).eval()
     model = lowpeft.adapt(network, "lora", target="**.attention")
     names = {
         n.partition("attention.")[2].partition(".a")[0].removesuffix(".b") for n in lowpeft.adapter_state_dict(model)
@@ -1152,8 +1159,9 @@ def by_hand(attention: Any, x: Tensor, config: AdapterConfig, w: Mapping[str, Te
 @torch.no_grad()  # with gradients, torch's own fast path ends where they begin, and rounds otherwise
 def test_plain_attention_of_an_unknown_network_takes_tokens(config: AdapterConfig, name: str) -> None:
     torch.manual_seed(0)
-    network = Plain(lambda dim: TokenBlock(dim, PLAIN_ATTENTION[name])).eval().requires_grad_(False).double()
-    x = torch.rand(2, 3, 6, 10, dtype=torch.float64)
+    network = coarse(Plain(lambda dim: TokenBlock(dim, PLAIN_ATTENTION[name])))
+    network.eval().requires_grad_(False).double()
+    x = torch.rand(2, 3, 8, 12, dtype=torch.float64)
     wanted = network(x)
     model = lowpeft.adapt(network, config)
     assert [s.path for s in lowpeft.plan(network, config, name="again").sites] == [f"stages.{i}.attn" for i in range(4)]
@@ -1174,18 +1182,18 @@ def test_plain_attention_of_an_unknown_network_takes_tokens(config: AdapterConfi
 
 
 def test_attention_with_a_position_bias_of_its_own_is_not_plain() -> None:
-    network = Plain(lambda dim: TokenBlock(dim, functools.partial(QKV, biased=True)))
+    network = coarse(Plain(lambda dim: TokenBlock(dim, functools.partial(QKV, biased=True))))
     assert "is plain attention" in refusal(network, "vpt")
 
 
 def test_masks_and_tokens_do_not_go_together() -> None:
     attention = PLAIN_ATTENTION["batch first"]
-    model = lowpeft.adapt(Plain(lambda dim: TokenBlock(dim, attention)).eval(), "vpt")
+    model = lowpeft.adapt(coarse(Plain(lambda dim: TokenBlock(dim, attention))).eval(), "vpt")
     for module in model.modules():
         if isinstance(module, TokenBlock):
             module.masked = True
     with torch.no_grad(), pytest.raises(PlanError, match="without masks"):
-        model(torch.rand(1, 3, 6, 10))
+        model(torch.rand(1, 3, 8, 12))
 
 
 class Widening(nn.Module):

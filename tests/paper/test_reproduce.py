@@ -28,7 +28,7 @@ from lowpeft.restoration.metrics import PROTOCOLS
 from states import randomise_adapters
 from tiers import by_default
 
-pytestmark = pytest.mark.usefixtures("no_figures")
+pytestmark = pytest.mark.usefixtures("no_figures", "no_curves")
 
 FINETUNING = smoke_experiment(load_experiment("finetuning"))
 PROTOCOLS_OF_PAIRS = [name for name, protocol in PROTOCOLS.items() if protocol.views == 2]
@@ -57,6 +57,14 @@ def job(sources: Sources, row: str = "both", **changes: object) -> Job:
     return Job(**(plain | changes))
 
 
+@pytest.fixture(scope="module")
+def cell(sources: Sources, tmp_path_factory: pytest.TempPathFactory, no_figures: None, no_curves: None) -> Path:
+    """The folder of the cell `both`, trained and measured: read it, never write it."""
+    folder = tmp_path_factory.mktemp("cell")
+    run_job(job(sources), folder)
+    return folder
+
+
 # --- One cell
 @pytest.mark.parametrize(
     ("row", "trained"),
@@ -67,8 +75,8 @@ def job(sources: Sources, row: str = "both", **changes: object) -> Job:
         ("both", 5_220),
     ],
 )
-def test_a_cell_is_trained_and_measured(row: str, trained: int, sources: Sources, tmp_path: Path) -> None:
-    outcome = run_job(job(sources, row), tmp_path)
+def test_a_cell_is_trained_and_measured(row: str, trained: int, sources: Sources, cell: Path, tmp_path: Path) -> None:
+    outcome = run_job(job(sources, row), cell if row == "both" else tmp_path)
     assert (outcome.trained, outcome.frozen) == (trained, 0 if row == "scratch" else 83_667)
     figures = outcome.figures["flickr1024"]
     assert ("same view " + MEAN in figures) is (row == "both")
@@ -117,8 +125,9 @@ def test_a_finished_cell_is_taken_over(sources: Sources, tmp_path: Path) -> None
 
 
 def test_a_cell_that_was_cut_off_after_training_is_measured_without_training_again(
-    sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sources: Sources, cell: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shutil.copytree(cell, tmp_path, dirs_exist_ok=True)
     first = run_job(job(sources), tmp_path)
     (tmp_path / "result.json").unlink()
     log = (tmp_path / "run" / "training.jsonl").read_text()

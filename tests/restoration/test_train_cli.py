@@ -16,13 +16,17 @@ import pytest
 import torch
 
 import lowpeft
+from lowpeft.backbones.own import Factory
 from lowpeft.cli import main, parser
 from lowpeft.cli.training_options import CROP
-from lowpeft.demo import demo_backbone, write_scenes
+from lowpeft.demo import write_scenes
 from lowpeft.recipes import TrainSettings
+from unfamiliar import doubling
 
 pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch", "no_figures", "no_curves")
 
+OWN = ["--network", "unfamiliar:doubling"]
+DEMO = ["--weights", "demo"]
 SIZE = ["--crop", "32", "64", "--batch", "2", "--device", "cpu"]
 
 
@@ -35,17 +39,28 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(recipe: str, scenes: Path, out: Path, *more: str, source: str = "--data") -> list[str]:
-    return ["train", recipe, "--weights", "demo", source, str(scenes / "train"), "--out", str(out), *SIZE, *more]
+def command(
+    recipe: str, scenes: Path, out: Path, *more: str, source: str = "--data", network: list[str] = OWN
+) -> list[str]:
+    return ["train", recipe, *network, source, str(scenes / "train"), "--out", str(out), *SIZE, *more]
+
+
+def own_base() -> lowpeft.Backbone:
+    """The network that `--network unfamiliar:doubling` makes."""
+    return Factory(name=OWN[1]).load()
 
 
 def tensors(out: Path) -> dict[str, torch.Tensor]:
     return lowpeft.read_adapter(out).tensors
 
 
+@pytest.fixture(scope="module")
+def options() -> dict[str, object]:
+    return vars(parser().parse_args(command("stereo", Path(), Path())))
+
+
 @pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(TrainSettings)])
-def test_every_setting_has_an_option_with_help(name: str) -> None:
-    options = vars(parser().parse_args(command("stereo", Path(), Path())))
+def test_every_setting_has_an_option_with_help(name: str, options: dict[str, object]) -> None:
     assert name in (*options, *CROP)
 
 
@@ -71,7 +86,8 @@ def test_validation_keeps_the_best_and_says_so(
     facts = lowpeft.read_adapter(tmp_path).facts
     assert "dB after" in facts["best validation"]
     assert facts["trained tensors"] == "moving average (EMA), decay 0.9"
-    assert facts["trained parameters"] == 20_400
+    model = lowpeft.adapt(doubling(), "stereo")
+    assert facts["trained parameters"] == sum(p.numel() for _, p in lowpeft.adapter_parameters(model))
     assert lowpeft.read_adapter(tmp_path / "best").facts["training"].endswith("of 2 steps")
 
 
@@ -122,7 +138,8 @@ def test_a_network_that_cannot_be_written_is_one_line(
 def test_a_network_from_scratch_is_written_as_a_checkpoint(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(command("scratch", scenes, tmp_path, "--steps", "1", "--test", str(scenes / "test"))) == 0
+    more = ["--steps", "1", "--test", str(scenes / "test")]
+    assert main(command("scratch", scenes, tmp_path, *more, network=DEMO)) == 0
     assert "478,795 parameters, all trained, from new weights" in capsys.readouterr().out
     opened = lowpeft.load_backbone(tmp_path / "network.safetensors")
     assert (opened.family, opened.scale, opened.parameters) == ("hat", 2, 478_795)
@@ -131,12 +148,14 @@ def test_a_network_from_scratch_is_written_as_a_checkpoint(
 
 def test_full_fine_tuning_writes_the_differences_and_the_network(scenes: Path, tmp_path: Path) -> None:
     assert main(command("full", scenes, tmp_path, "--steps", "1", "--merge")) == 0
-    adapted = lowpeft.load_adapter(demo_backbone(), tmp_path).eval()
-    network = lowpeft.load_backbone(tmp_path / "network.safetensors").module.eval()
+    base = own_base()
+    network = lowpeft.load_backbone(tmp_path / "network.safetensors", network=doubling()).module.eval()
     image = torch.rand(1, 3, 16, 24)
     with torch.no_grad():
+        before = base.module(image)
+        adapted = lowpeft.load_adapter(base, tmp_path).eval()
         assert torch.equal(adapted(image), network(image))
-        assert not torch.equal(adapted(image), demo_backbone().module(image))
+        assert not torch.equal(adapted(image), before)
 
 
 def test_a_run_goes_on_only_when_it_is_asked_to(
@@ -195,7 +214,7 @@ ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
 def test_a_killed_command_that_is_resumed_ends_as_one_that_was_not(scenes: Path, tmp_path: Path) -> None:
     arguments = ["--steps", "12", "--save-every-steps", "3", "--resume"]
     lowpeft_command = [sys.executable, "-m", "lowpeft"]
-    killed = [*lowpeft_command, *command("stereo", scenes, tmp_path / "killed", *arguments)]
+    killed = [*lowpeft_command, *command("stereo", scenes, tmp_path / "killed", *arguments, network=DEMO)]
     process = subprocess.Popen(killed, env=ALONE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     log = tmp_path / "killed" / "training.jsonl"
     while not log.exists() or log.read_bytes().count(b"\n") < 5:
@@ -204,7 +223,7 @@ def test_a_killed_command_that_is_resumed_ends_as_one_that_was_not(scenes: Path,
     process.send_signal(signal.SIGKILL)
     process.wait()
     subprocess.run(killed, env=ALONE, check=True, capture_output=True)
-    intact = [*lowpeft_command, *command("stereo", scenes, tmp_path / "intact", *arguments)]
+    intact = [*lowpeft_command, *command("stereo", scenes, tmp_path / "intact", *arguments, network=DEMO)]
     subprocess.run(intact, env=ALONE, check=True, capture_output=True)
     one, other = tensors(tmp_path / "killed"), tensors(tmp_path / "intact")
     assert all(torch.equal(one[k], other[k]) for k in one)
@@ -223,7 +242,7 @@ def test_under_a_launcher_the_main_process_alone_prints_and_writes(
     launcher: list[str], processes: int, scenes: Path, tmp_path: Path
 ) -> None:
     more = ["--steps", "2", "--test", str(scenes / "test")]
-    arguments = command("stereo", scenes, tmp_path / "launched", *more)
+    arguments = command("stereo", scenes, tmp_path / "launched", *more, network=DEMO)
     done = subprocess.run(
         [sys.executable, "-m", *launcher, "-m", "lowpeft", *arguments],
         env=ALONE, capture_output=True, text=True, check=False, timeout=300,
@@ -231,7 +250,7 @@ def test_under_a_launcher_the_main_process_alone_prints_and_writes(
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("trainable") == done.stdout.count("adapter written") == 1
     assert (f"on {processes} processes" in done.stdout) is (processes > 1)
-    assert main(command("stereo", scenes, tmp_path / "alone", *more)) == 0
+    assert main(command("stereo", scenes, tmp_path / "alone", *more, network=DEMO)) == 0
     one, other = tensors(tmp_path / "launched"), tensors(tmp_path / "alone")
     assert max((one[k] - other[k]).abs().max().item() for k in one) < 1e-5
     assert len((tmp_path / "launched" / "training.jsonl").read_text().splitlines()) == 2

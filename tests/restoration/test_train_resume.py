@@ -260,6 +260,21 @@ def test_tied_weights_are_kept(tmp_path: Path) -> None:
 
 
 # --- One run in a folder
+# Another process that locks the folder. Its packages are empty, because lowpeft's own import torch, for seconds.
+ANOTHER = """
+import pathlib, sys, types
+
+for name in ("lowpeft", "lowpeft.restoration", "lowpeft.restoration.training"):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [str(pathlib.Path(sys.argv[1], *name.split(".")))]
+
+from lowpeft.restoration.training.locking import locked
+
+with locked(pathlib.Path(sys.argv[2])):
+    pass
+"""
+
+
 class Holding(Samples):
     """Tries to train in a folder, in this process and in another, while its first crop is read."""
 
@@ -271,9 +286,7 @@ class Holding(Samples):
             self.said = ("trying",)
             with pytest.raises(TrainingError) as caught:
                 go("full", SETTINGS, out=self.out, resume=True)
-            code = "import sys, pathlib; from lowpeft.restoration.training.locking import locked\n"
-            code += "with locked(pathlib.Path(sys.argv[1])): pass"
-            command = [sys.executable, "-c", code, str(self.out)]
+            command = [sys.executable, "-c", ANOTHER, str(Path(lowpeft.__file__).parents[1]), str(self.out)]
             other = subprocess.run(command, check=False, capture_output=True, text=True)
             self.said = (str(caught.value), other.stderr.strip().splitlines()[-1])
         return super().__getitem__(index)
