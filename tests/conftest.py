@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # Read at import time by the libraries they steer, so they are set before anything else is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -44,9 +45,26 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(folder.cleanup)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The tests of a file go to one worker, which makes what they share, such as trained networks, once.
+
+    A `--dist` of the command line's own counts.
+    """
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
+
+
 def pytest_collection_finish() -> None:
-    """Let the garbage collector pass over what is there before the first test: thousands of cases, and the imports."""
+    """Let the garbage collector pass over what is there before the first test, and look for cycles more seldom.
+
+    There are thousands of cases and imported modules, and a network is thousands of objects that live as long as it.
+    """
     gc.freeze()
+    gc.set_threshold(20_000)
 
 
 @pytest.fixture(autouse=True)
@@ -63,22 +81,31 @@ def _repeatable(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_grad_enabled(True)
 
 
-@pytest.fixture
-def no_trial_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plans for two views do not run the base to see whether it mixes its batch; tests/core/test_probe.py has that."""
-    monkeypatch.setattr("lowpeft.core.planning.plan.mixes_images", lambda trial, sites: False)
+@pytest.fixture(scope="module")
+def no_trial_of_the_batch() -> Iterator[None]:
+    """Plans for two views do not run the base to see whether it mixes its batch; tests/core/test_probe.py has that.
+
+    Of the module, as the next two: what its fixtures make is made in the same way as what its tests make.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lowpeft.core.planning.plan.mixes_images", lambda trial, sites: False)
+        yield
 
 
-@pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def no_figures() -> Iterator[None]:
     """Adapters are saved without figures of what their base computes; tests/core/test_base_checks.py has those."""
-    monkeypatch.setattr("lowpeft.core.files.adapter_files.figures_of", lambda root, facts: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lowpeft.core.files.adapter_files.figures_of", lambda root, facts: None)
+        yield
 
 
-@pytest.fixture
-def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of training draw no curves; tests/restoration/test_train.py has those."""
-    monkeypatch.setattr("lowpeft.restoration.training.loop.draw_curves", lambda *arguments: None)
+@pytest.fixture(scope="module")
+def no_curves() -> Iterator[None]:
+    """Runs of training draw no curves, which takes as long as the run; tests/restoration/test_train.py has those."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lowpeft.restoration.training.loop.draw_curves", lambda *arguments: None)
+        yield
 
 
 @pytest.fixture

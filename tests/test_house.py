@@ -54,7 +54,7 @@ PACKAGES: dict[str, tuple[tuple[str, ...], ...]] = {
         ("images", "progress", "words"),
         ("metrics", "pages", "degradations"),
         ("data", "inference"),
-        ("evaluation", "lam"),
+        ("evaluation", "exporting", "lam"),
         ("training",),
     ),
 }
@@ -65,6 +65,8 @@ NOT_AT_IMPORT = {
     "accelerate",
     "huggingface_hub",
     "matplotlib",
+    "onnx",
+    "onnxruntime",
     "rich",
     "skimage",
     "spandrel",
@@ -190,10 +192,13 @@ def packages_of(module: str) -> set[str]:
 
 
 def test_the_extras_bring_what_the_commands_import() -> None:
-    """`train` is enough for every command but those of NEED_DEMO; `spandrel` opens checkpoints, `cluster` submits."""
+    """`train` is enough for every command but those of NEED_DEMO; `spandrel` opens checkpoints, `cluster` submits,
+    `onnx` exports."""
     imported = {module: packages_of(module) - RUNTIME_DEPENDENCIES for module in SOURCES}
     brought = {"lowpeft.backbones.spandrel_reader": requirements("spandrel")}
     brought["lowpeft.paper.reproduce.cluster"] = requirements("cluster")
+    exporting = "lowpeft.restoration.exporting"
+    brought |= {module: requirements("onnx") for module in SOURCES if module.startswith(f"{exporting}.onnx_")}
     brought |= {module: requirements("demo") for module in SOURCES if module.startswith(NEED_DEMO)}
     missing = {m: found for m, names in imported.items() if (found := names - brought.get(m, requirements("train")))}
     assert missing == {}

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import lowpeft
@@ -145,9 +146,17 @@ RUNS = {
 }
 
 
+BEST = replace(VALIDATED, patience=1)
+"""Settings of a run of which each process writes its model to `best-RANK.safetensors`."""
+
+
 def ranks(out: Path) -> None:
     for name, (recipe, settings) in RUNS.items():
         go(recipe, settings, out=out / name)
+    model, done = go("stereo", BEST, validate=lambda m: 0.0)
+    save_file(
+        {**state_of(model), "step": torch.tensor(done.result_step)}, out / f"best-{os.environ['RANK']}.safetensors"
+    )
 
 
 # --- Kills

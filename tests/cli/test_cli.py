@@ -24,6 +24,7 @@ from lowpeft.cli import main, parser
 from lowpeft.cli.memory import keep_freed_memory
 from lowpeft.demo import demo_backbone, make_scene, write_scenes
 from lowpeft.restoration.images import matlab_downscale, read_image, write_image
+from lowpeft.restoration.training import save_network
 from tiers import by_default
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,6 +107,25 @@ def test_info_says_what_is_in_the_file(work: Path, capsys: pytest.CaptureFixture
     assert "8 sites" in printed
     assert re.search(r"^stereo settings +every=2, logit_scale=1.5$", printed, re.MULTILINE)
     assert "of the tests" in printed
+
+
+def test_info_shows_the_network_that_a_run_without_adapters_wrote(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save_network(demo_backbone().module, tmp_path, facts={"training": "3 steps", "network": "a lie"})
+    assert main(["info", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    count = sum(t.numel() for t in demo_backbone().module.state_dict().values())
+    for text in (f"of {count:,} elements", f'lowpeft.load_backbone("{path}")', f"--weights {path}", "3 steps"):
+        assert text in shown
+    assert re.search(r"^fact: network +a lie$", shown, re.MULTILINE)
+    with pytest.raises(
+        lowpeft.LowpeftError, match=r"adapter_config\.json missing.*weights of a network.*load_backbone"
+    ):
+        lowpeft.read_adapter(tmp_path)
+    path.write_bytes(b"x" * 30)
+    assert main(["info", str(tmp_path)]) == 2
+    assert f"{path} cannot be read" in capsys.readouterr().err
 
 
 def test_info_hides_nothing_of_the_base_behind_facts_of_the_same_name(

@@ -57,6 +57,11 @@ def make_secret(dim=8, scale=2):
     return Net(dim, scale)
 
 
+def make_pooled():
+    pooled = nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(48, 192, 1), nn.PixelShuffle(4), nn.PixelShuffle(2))
+    return nn.Sequential(nn.Conv2d(3, 3, 3, 1, 1), *pooled)
+
+
 def make_backbone(dim=8):
     return lowpeft.describe(Net(dim, 2), value_range=(0, 255))
 
@@ -156,6 +161,31 @@ def test_facts_are_measured_or_given(folder: Path) -> None:
 def test_facts_can_be_given_for_any_network(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = parser().parse_args(["plan", "lora", "--weights", "demo", "--network-fact", "value_range=[0,255]"])
     assert backbone(options).value_range == (0.0, 255.0)
+
+
+@pytest.mark.parametrize(
+    ("fact", "says"),
+    [
+        ("scale=4", "scale=4, but the network's scale is 2"),
+        ("channels=1", "channels=1, but it runs on 3 channels"),
+        ("size_multiple=2", "size_multiple=2, but the network fails on .*; size_multiple: 4 px, measured"),
+        ("fixed_px=30", "fixed_px=30, but the network fails on 30x30 px"),
+    ],
+)
+def test_facts_that_a_run_contradicts_are_refused(fact: str, says: str, folder: Path) -> None:
+    options = ["plan", "lora", "--network", "privatenets:make_pooled", "--network-fact"]
+    with pytest.raises(lowpeft.LowpeftError, match="contradicts") as caught:
+        backbone(parser().parse_args([*options, fact]))
+    assert re.match(says, caught.value.problems[0])
+
+
+def test_facts_that_a_run_confirms_or_cannot_tell_count(folder: Path) -> None:
+    facts = ["scale=2", "channels=3", "size_multiple=8", "min_px=8", "value_range=[0,255]", "strips=false"]
+    given = [text for fact in facts for text in ("--network-fact", fact)]
+    base = backbone(parser().parse_args(["plan", "lora", "--network", "privatenets:make_pooled", *given]))
+    assert (base.size_multiple, base.min_px, base.strips) == (8, 8, False)
+    base = backbone(parser().parse_args(["plan", "lora", "--network", "privatenets:make_pooled", *given[:2]]))
+    assert (base.scale, base.size_multiple) == (2, 4)
 
 
 @pytest.mark.parametrize(
@@ -322,6 +352,14 @@ def run_snippet(folder: Path) -> dict[str, object]:
     return names
 
 
+def run_filled_in(folder: Path, place: str, filled_in: torch.nn.Module) -> dict[str, object]:
+    """Run the card's code with the network in the place that its reader fills in; the other lines as they are."""
+    assert snippet(folder).count(place) == snippet(folder).count("...") == 1
+    names: dict[str, object] = {"given": filled_in}
+    exec(snippet(folder).replace(place, place.partition("...")[0] + "given"), names)
+    return names
+
+
 @pytest.mark.parametrize("with_file", [True, False])
 def test_the_card_shows_how_the_network_is_made_and_no_other_file_does(with_file: bool, folder: Path) -> None:
     saved(folder, "ema")
@@ -357,6 +395,18 @@ def test_the_card_of_a_checkpoint_names_the_file_and_how_it_was_opened(folder: P
 
 def test_the_card_of_a_bare_module_says_which_network_belongs_there(folder: Path) -> None:
     sys.path.insert(0, str(folder))
-    lowpeft.save_adapter(lowpeft.adapt(network(), "lora"), "mine")
-    assert "backbone = Net(...)  # the network with the checksums below" in snippet(folder / "mine")
-    compile(snippet(folder / "mine"), "card", "exec")
+    own = network()
+    lowpeft.save_adapter(lowpeft.adapt(own, "lora"), "mine")
+    lowpeft.restore(own)
+    place = "backbone = ...  # fill in: your Net, with its weights (checksums below)"
+    assert place in snippet(folder / "mine")
+    assert "restored" in run_filled_in(folder / "mine", place, own)
+
+
+def test_the_card_of_a_network_with_a_file_says_which_network_belongs_there(folder: Path) -> None:
+    saved(folder, "ema")
+    base = lowpeft.load_backbone("own.pth", network=network())
+    lowpeft.save_adapter(lowpeft.adapt(lowpeft.describe(base, value_range=(0, 255)), "stereo"), "mine")
+    place = "network = ...  # fill in: your Net, before its weights are loaded"
+    assert 'lowpeft.load_backbone("own.pth", network=network)' in snippet(folder / "mine")
+    assert "left_sr" in run_filled_in(folder / "mine", place, network())

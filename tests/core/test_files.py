@@ -283,6 +283,12 @@ def test_the_card_shows_the_call_that_works(recipe: str, call: str, tmp_path: Pa
     assert call in card(lowpeft.save_adapter(trained(network(), recipe), tmp_path))[1]
 
 
+def test_the_names_on_the_card_fit_a_network_that_does_not_enlarge(tmp_path: Path) -> None:
+    front, text = card(lowpeft.save_adapter(trained(network("nafnet"), "stereo"), tmp_path))
+    assert "left_restored, right_restored = lowpeft.enhance(model, left, right)" in text
+    assert ("stereo" in front["tags"], "stereo-super-resolution" in front["tags"]) == (True, False)
+
+
 def test_the_card_shows_the_facts_and_nothing_without_them(tmp_path: Path) -> None:
     adapted = trained(plain(), LORA)
     assert "## Facts" not in card(lowpeft.save_adapter(adapted, tmp_path / "a"))[1]
@@ -339,7 +345,7 @@ def test_a_wrong_base_is_refused_with_the_reason(case: str, tmp_path: Path) -> N
     assert [p for p in error.problems if reason in p]
 
 
-@pytest.mark.parametrize("case", WRONG)
+@pytest.mark.parametrize("case", by_default(["class", "all weights, in another dtype"], WRONG))
 def test_force_attaches_to_a_wrong_base_whose_shapes_fit(case: str, tmp_path: Path) -> None:
     adapted = trained(network())
     lowpeft.save_adapter(adapted, tmp_path)
@@ -453,7 +459,8 @@ def test_a_truncated_config_is_refused(length: int, folder: Path) -> None:
 @pytest.mark.parametrize("name", [TENSORS, CONFIG])
 def test_a_missing_file_is_named(name: str, folder: Path) -> None:
     (folder / name).unlink()
-    assert str(refused(plain(), folder)).endswith(f"is not an adapter folder: {name} missing")
+    left = ", ".join(sorted(path.name for path in folder.iterdir()))
+    assert str(refused(plain(), folder)).endswith(f"is not an adapter folder: {name} missing; it holds {left}")
 
 
 @pytest.mark.parametrize("place", ["nothing", "a/b/c"])
@@ -462,7 +469,7 @@ def test_a_folder_that_does_not_exist_is_refused(place: str, tmp_path: Path) -> 
 
 
 def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
-    assert f"{TENSORS} and {CONFIG} missing" in str(refused(plain(), tmp_path))
+    assert f"{TENSORS} and {CONFIG} missing; it is empty" in str(refused(plain(), tmp_path))
 
 
 def test_a_changed_config_is_refused(folder: Path) -> None:

@@ -22,6 +22,7 @@ import lowpeft
 from lowpeft import AdapterConfig, PlanError, PrefixConfig, VPTConfig
 from lowpeft.core.observation.examples import Example
 from states import assert_same_tensors, randomise_adapters, run_acceptance_script, tensors
+from tiers import by_default
 from unfamiliar import (
     Block,
     Listed,
@@ -1135,8 +1136,19 @@ def by_hand(attention: Any, x: Tensor, config: AdapterConfig, w: Mapping[str, Te
     return without + w["gate"] * (attended(keys, values) - without)
 
 
-@pytest.mark.parametrize("name", PLAIN_ATTENTION)
-@pytest.mark.parametrize("config", [PrefixConfig(tokens=3), VPTConfig(tokens=3)], ids=lambda c: c.kind)
+# Either kind takes every attention that it meets through one port: by default it is a kind of each, in turns.
+@pytest.mark.parametrize(
+    ("config", "name"),
+    by_default(
+        [
+            (PrefixConfig(tokens=3), "qkv"),
+            (VPTConfig(tokens=3), "batch first"),
+            (PrefixConfig(tokens=3), "batch second"),
+        ],
+        [(config, name) for config in (PrefixConfig(tokens=3), VPTConfig(tokens=3)) for name in PLAIN_ATTENTION],
+    ),
+    ids=lambda value: value if isinstance(value, str) else value.kind,
+)
 @torch.no_grad()  # with gradients, torch's own fast path ends where they begin, and rounds otherwise
 def test_plain_attention_of_an_unknown_network_takes_tokens(config: AdapterConfig, name: str) -> None:
     torch.manual_seed(0)

@@ -25,7 +25,7 @@ from tiers import by_default
 from training_runs import SETTINGS, Samples, edt
 from zoo import Holder
 
-pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")
+pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch", "no_curves")
 
 
 # --- AdaLoRA: formula and config -------------------------------------------------------------------------------------

@@ -133,6 +133,11 @@ def lr_pairs(count: int) -> list[tuple[Tensor, Tensor]]:
     return [(to_float(matlab_downscale(a, 2))[None], to_float(matlab_downscale(b, 2))[None]) for a, b in views]
 
 
+def a_small_pair() -> list[tuple[Tensor, Tensor]]:
+    """A part of one of these pairs, (1,3,16,48), for what does not depend on what the views show."""
+    return [(left[..., :16, :48], right[..., :16, :48]) for left, right in lr_pairs(1)]
+
+
 def parallax_adapters(model: object) -> list[ParallaxAdapter]:
     return [m for m in model.modules() if isinstance(m, ParallaxAdapter)]
 
@@ -173,7 +178,7 @@ def test_calibration_needs_features_that_vary(seen: int) -> None:
 
 
 def test_trained_adapters_are_not_calibrated_again() -> None:
-    model, pairs = lowpeft.adapt(demo_backbone(), ParallaxConfig()), lr_pairs(1)
+    model, pairs = lowpeft.adapt(demo_backbone(), ParallaxConfig()), a_small_pair()
     lowpeft.calibrate(model, pairs)
     with torch.no_grad():
         parallax_adapters(model)[0].other.weight.normal_()
@@ -182,7 +187,7 @@ def test_trained_adapters_are_not_calibrated_again() -> None:
 
 
 def test_batches_of_several_sizes_calibrate_together() -> None:
-    model, ((left, right),) = lowpeft.adapt(demo_backbone(), ParallaxConfig()), lr_pairs(1)
+    model, ((left, right),) = lowpeft.adapt(demo_backbone(), ParallaxConfig()), a_small_pair()
     lowpeft.calibrate(model, [(left, right), (left[..., :8], right[..., :8])])
     assert all(p.isfinite().all() for adapter in parallax_adapters(model) for p in adapter.parameters())
 
@@ -195,7 +200,7 @@ def test_a_band_that_is_wider_than_the_image_costs_nothing(width: int) -> None:
 
 
 def test_pixels_that_are_not_finite_cannot_be_calibrated_on() -> None:
-    model, ((left, right),) = lowpeft.adapt(demo_backbone(), ParallaxConfig()), lr_pairs(1)
+    model, ((left, right),) = lowpeft.adapt(demo_backbone(), ParallaxConfig()), a_small_pair()
     left[0, 0, 3, 3] = torch.nan
     with pytest.raises(PlanError, match="NaN"):
         lowpeft.calibrate(model, [(left, right)])
@@ -203,12 +208,12 @@ def test_pixels_that_are_not_finite_cannot_be_calibrated_on() -> None:
 
 def test_a_narrow_image_has_no_whole_band_and_calibrates_all_the_same() -> None:
     model = lowpeft.adapt(demo_backbone(), ParallaxConfig(disparities=(-1, 200)))
-    lowpeft.calibrate(model, lr_pairs(1))
+    lowpeft.calibrate(model, a_small_pair())
     assert all(p.isfinite().all() for adapter in parallax_adapters(model) for p in adapter.parameters())
 
 
 def test_an_adapter_that_is_off_is_calibrated_all_the_same() -> None:
-    model, pairs = lowpeft.adapt(demo_backbone(), ParallaxConfig()), lr_pairs(1)
+    model, pairs = lowpeft.adapt(demo_backbone(), ParallaxConfig()), a_small_pair()
     with lowpeft.disabled(model):
         assert lowpeft.calibrate(model, pairs) == {"parallax": 4}
     other = lowpeft.adapt(demo_backbone(), ParallaxConfig())

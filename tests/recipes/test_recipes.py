@@ -384,6 +384,7 @@ INF, NAN = float("inf"), float("nan")
         (TrainSettings, "warmup_steps", -1),
         (TrainSettings, "seed", -1),
         (TrainSettings, "learning_rate", -1e-4),
+        (TrainSettings, "learning_rate", 0),
         (TrainSettings, "learning_rate", NAN),
         (TrainSettings, "learning_rate", INF),
         (TrainSettings, "learning_rate", "5e-4"),

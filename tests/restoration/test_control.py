@@ -26,7 +26,7 @@ from lowpeft.restoration.training.identity import differences, identity
 from states import backbone_of, randomise_adapters
 from training_runs import SETTINGS, Samples, model_of
 
-pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch", "no_figures")
+pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch", "no_figures", "no_curves")
 
 ONE_STEP = replace(SETTINGS, steps=1, warmup_steps=0)
 

@@ -32,13 +32,20 @@ from lowpeft.restoration.training import (
     trained_parameters,
     validation,
 )
+from lowpeft.restoration.training.log import draw_curves
 from states import backbone_of
 from tiers import by_default
 from training_runs import SETTINGS, Samples, edt, go, model_of, small
 
-pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")
+pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch", "no_curves")
 
 PLAIN = replace(SETTINGS, ema_decay=0.0, warmup_steps=0, steps=4)
+
+
+@pytest.fixture
+def curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run of this test draws its curves all the same."""
+    monkeypatch.setattr("lowpeft.restoration.training.loop.draw_curves", draw_curves)
 
 
 def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -233,6 +240,7 @@ def test_with_an_average_it_is_what_is_validated_saved_and_left_in_the_model(mos
 
 
 # --- What is written
+@pytest.mark.usefixtures("curves")
 def test_the_log_has_every_step(tmp_path: Path) -> None:
     seen = []
     go("stereo", replace(PLAIN, validate_every_steps=3), out=tmp_path, validate=lambda m: 30.0, report=seen.append)
@@ -252,6 +260,7 @@ def test_tensorboard_has_every_step(tmp_path: Path) -> None:
     assert events[-1].value == pytest.approx(done.loss)
 
 
+@pytest.mark.usefixtures("curves")
 def test_without_optional_libraries_there_is_a_log_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -346,6 +355,8 @@ def test_statistics_that_no_adapter_file_could_hold_are_refused() -> None:
     with pytest.raises(PlanError, match="freeze_statistics") as caught:
         lowpeft.adapt(base, "full")
     assert caught.value.problems == ("norm",)
+    assert "--set freeze_statistics=true" in str(caught.value)
+    assert str(caught.value).endswith("\nThe layers:\n  - norm")
     train(lowpeft.adapt(base, "full", freeze_statistics=True), Samples(), PLAIN)
     assert "norm.running_mean" in dict(base.module.named_buffers())
     assert not base.module.norm.running_mean.any()

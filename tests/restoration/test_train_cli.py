@@ -21,7 +21,7 @@ from lowpeft.cli.training_options import CROP
 from lowpeft.demo import demo_backbone, write_scenes
 from lowpeft.recipes import TrainSettings
 
-pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch", "no_figures")
+pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch", "no_figures", "no_curves")
 
 SIZE = ["--crop", "32", "64", "--batch", "2", "--device", "cpu"]
 

@@ -20,7 +20,7 @@ from states import assert_same_tensors, randomise_adapters
 from tiers import by_default
 from training_runs import SETTINGS, Samples, edt
 
-pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")
+pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch", "no_curves")
 
 LAYERS = "**.qkv"
 

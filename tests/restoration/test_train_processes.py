@@ -65,6 +65,17 @@ def test_two_processes_give_the_adapter_of_one(name: str, two: Path, tmp_path: P
         assert mine["loss"] == pytest.approx(theirs["loss"], abs=TOLERANCE)
 
 
+@pytest.mark.slow
+def test_with_patience_every_process_has_the_best_state(two: Path) -> None:
+    """The main process alone measures; the state after the first step is the best, and the run ends after two."""
+    one, other = (load_file(two / f"best-{rank}.safetensors") for rank in "01")
+    assert one["step"] == 1
+    assert training_runs.equal(one, other)
+    first = training_runs.replace(training_runs.BEST, steps=1, patience=0)
+    alone = training_runs.state_of(training_runs.go("stereo", first, validate=lambda m: 0.0)[0])
+    assert max((alone[k] - one[k]).abs().max().item() for k in alone) < TOLERANCE
+
+
 def test_parts_of_a_batch_give_the_adapter_of_the_whole(tmp_path: Path) -> None:
     recipe, settings = training_runs.RUNS["uneven"]
     for parts in (1, 2, 5):

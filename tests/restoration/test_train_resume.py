@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +31,7 @@ from lowpeft.restoration.training import Processes, checkpoint, checkpoints, las
 from tiers import by_default
 from training_runs import SETTINGS, Samples, go, model_of
 
-pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch", "no_figures")
+pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch", "no_figures", "no_curves")
 
 RECIPES = ("stereo", "spatial", "full", "whole")
 PRODUCT = {"whole": "network.safetensors"}
@@ -285,6 +287,49 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     assert f"process {os.getpid()} on" in crops.said[1]
     assert not [*tmp_path.glob(".*")]
     assert go("full", SETTINGS, out=tmp_path, resume=True)[1].resumed_at == 6
+
+
+class Msvcrt(types.ModuleType):
+    """Python's module of Windows: a byte that is locked cannot be locked again."""
+
+    LK_NBLCK, LK_UNLCK = 2, 0
+
+    def __init__(self) -> None:
+        super().__init__("msvcrt")
+        self.held: set[tuple[int, int]] = set()
+
+    def locking(self, handle: int, mode: int, size: int) -> None:
+        byte = os.fstat(handle).st_ino, os.lseek(handle, 0, os.SEEK_CUR)
+        if mode == self.LK_UNLCK:
+            self.held.remove(byte)
+        elif byte in self.held:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        else:
+            self.held.add(byte)
+
+
+def test_a_folder_is_locked_on_windows_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the system's module replaced; the second copy of ours stands for another process."""
+    stub = Msvcrt()
+    monkeypatch.setitem(sys.modules, "msvcrt", stub)
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    name = "lowpeft.restoration.training.locking"
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    assert spec.loader is not None
+    one, other = (importlib.util.module_from_spec(spec) for _ in range(2))
+    with monkeypatch.context() as windows:
+        windows.setattr(sys, "platform", "win32")
+        spec.loader.exec_module(one)
+        spec.loader.exec_module(other)
+    with one.locked(tmp_path):
+        with pytest.raises(TrainingError, match=rf"another run .* \(process {os.getpid()} on "), other.locked(tmp_path):
+            pass
+        assert len(stub.held) == 1
+    assert not stub.held
+    assert not [*tmp_path.iterdir()]
+    with other.locked(tmp_path):
+        pass
 
 
 def test_a_lock_that_a_killed_run_left_holds_nobody_up(tmp_path: Path) -> None:

@@ -118,6 +118,94 @@ def test_a_run_without_gain_stops_early_also_when_it_was_resumed(killed: int | N
     assert (more.resumed_at, more.steps, more.stopped) == (5, 8, None)
 
 
+@pytest.mark.parametrize("recipe", ["whole", "stereo"])
+@pytest.mark.parametrize("place", ["folder", "memory", "resumed"])
+def test_with_patience_the_result_is_the_best_state(recipe: str, place: str, tmp_path: Path) -> None:
+    """Of the whole network with its moving statistics; the checkpoint keeps the last state, from which it goes on."""
+    values, states = iter([1.0, 3.0, 2.0, 2.5, 9.0]), []
+
+    def figure(model: nn.Module) -> float:
+        states.append({k: v.clone() for k, v in model.state_dict().items()})
+        return next(values)
+
+    settings = replace(VALIDATED, patience=2, save_every_steps=1)
+    out = None if place == "memory" else tmp_path
+    if place == "resumed":
+        with pytest.raises(Stop):
+            go(recipe, settings, out=out, validate=figure, report=stop_after(3))
+    model, done = go(recipe, settings, out=out, validate=figure, resume=place == "resumed")
+    assert (done.steps, done.best_step, done.result_step) == (4, 2, 2)
+    assert equal(model.state_dict(), states[1])
+    assert not equal(model.state_dict(), states[3])
+    if out is None:
+        return
+    name = "network" if recipe == "whole" else "adapter_model"
+    saved = [load_file(folder / f"{name}.safetensors") for folder in (out, out / "best")]
+    assert equal(*saved)
+    if recipe == "stereo":
+        assert lowpeft.read_adapter(out).facts["training"] == "2 of 8 steps, the best of 4 on the validation"
+    _, more = go(recipe, replace(settings, steps=5, patience=3), out=out, validate=figure, resume=True)
+    assert (more.resumed_at, more.steps, more.best_step, more.result_step) == (4, 5, 5, 5)
+
+
+def test_a_best_state_that_was_removed_is_missed_with_the_last_checkpoint_named(tmp_path: Path) -> None:
+    settings = replace(VALIDATED, patience=2, save_every_steps=1)
+    values = iter([2.0, 1.0, 1.0])
+    go("full", settings, out=tmp_path, validate=lambda m: next(values))
+    shutil.rmtree(tmp_path / "best")
+    with pytest.raises(TrainingError, match=r"step-00000003.*/best is not an adapter folder"):
+        go("full", settings, out=tmp_path, validate=lambda m: 1.0, resume=True)
+    done = go("full", replace(settings, patience=0), out=tmp_path, validate=lambda m: 1.0, resume=True)[1]
+    assert (done.steps, done.result_step) == (8, 8)
+
+
+# --- Errors of a user's functions
+class Broken(Callback):
+    """Fails after a step, or at the end."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+
+    def on_step(self, step: Step) -> None:
+        if self.place == "Broken" and step.step == 3:
+            raise KeyError("mine")
+
+    def on_end(self, trained: Trained | None) -> None:
+        if self.place == "end":
+            raise KeyError("mine")
+
+
+@pytest.mark.parametrize("place", ["validate", "report", "Broken"])
+def test_an_error_of_the_users_keeps_its_type_and_says_where(place: str, tmp_path: Path) -> None:
+    def validate(model: nn.Module) -> float:
+        validated.append(1)
+        return {1: 1.0, 2: 2.0}[len(validated)] if place == "validate" else 1.0
+
+    def report(step: Step) -> None:
+        if place == "report" and step.step == 3:
+            raise KeyError("mine")
+
+    validated: list[int] = []
+    settings = replace(VALIDATED, steps=4, save_every_steps=2)
+    with pytest.raises(KeyError) as caught:
+        go("full", settings, out=tmp_path, validate=validate, report=report, callbacks=[Broken(place)])
+    (note,) = caught.value.__notes__
+    found = checkpoints(tmp_path)[-1]
+    assert note == f"raised by {place} at step 3 of a training run. The last good checkpoint is {found}"
+    assert found.name == "step-00000002"
+    again, done = go("full", settings, out=tmp_path, validate=lambda m: 1.0, resume=True)
+    assert (done.resumed_at, done.steps) == (2, 4)
+    assert equal(state_of(again), state_of(go("full", settings, validate=lambda m: 1.0)[0]))
+
+
+def test_every_watcher_is_told_of_the_end_though_one_fails(tmp_path: Path) -> None:
+    watchers = [Watcher(), Broken("end"), Watcher()]
+    with pytest.raises(KeyError, match="mine"):
+        go("full", replace(PLAIN, steps=2), out=tmp_path, callbacks=watchers)
+    assert [watcher.told[-1] for watcher in (watchers[0], watchers[2])] == ["end 2 None"] * 2  # type: ignore[union-attr]
+    assert lowpeft.read_adapter(tmp_path).recipe.training.steps == 2
+
+
 def test_patience_needs_measurements() -> None:
     with pytest.raises(PlanError, match="validate_every_steps"):
         TrainSettings(patience=2)

@@ -689,8 +689,12 @@ def test_an_adapter_attached_to_a_stereo_model_keeps_it_one(network: Network) ->
 
 # --- Merging ---------------------------------------------------------------------------------------------------------
 
-MERGEABLE = [c for c in CASES if all(issubclass(get_kind(a.kind).module, WeightAdapter) for a in c.adapters)]
-UNMERGEABLE = [c for c in CASES if not any(issubclass(get_kind(a.kind).module, WeightAdapter) for a in c.adapters)]
+ON_WEIGHTS = {
+    label: {issubclass(get_kind(a.kind).module, WeightAdapter) for a in adapters(label, HAT)} for label in LABELS
+}
+"""Whether a label's adapters change weights: all of them, none, or some; it is the same on every network."""
+MERGEABLE = [c for c in CASES if ON_WEIGHTS[c.label] == {True}]
+UNMERGEABLE = [c for c in CASES if ON_WEIGHTS[c.label] == {False}]
 
 
 @each(MERGEABLE)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..core.attachment.record import module_of
-from ..core.observation.describe import describe
+from ..core.observation.describe import contradictions, describe
 from ..errors import LowpeftError, did_you_mean
 from ..importing import cause, function_named
 from ..ports.facts import Backbone, Making, call, literal
@@ -61,7 +61,8 @@ class Factory:
 
         Raises:
             LowpeftError: The module cannot be imported; it has no such function; the function cannot be called with the
-                arguments, or returns something else; the file does not fit; or a fact is unknown or invalid.
+                arguments, or returns something else; the file does not fit; or a fact is unknown, invalid, or
+                contradicted by a run of the network.
         """
         given = dict(facts or {})
         build = _builder(self.name)
@@ -76,9 +77,9 @@ class Factory:
             base = load_into(built, Path(file), weights=weights, allow_half=allow_half)
             options = ({} if weights == "ema" else {"weights": weights}) | ({"allow_half": True} if allow_half else {})
             code = call("lowpeft.load_backbone", literal(Path(file).name), f"network={code}", **options)
-            base = describe(base, **given) if given else base
+            base = with_facts(base, given)
         else:
-            base = describe(built, **given)
+            base = with_facts(built, given)
         if given or (file is None and isinstance(built, nn.Module)):
             code = call("lowpeft.describe", code, **given)
         importing = f"from {module} import {path.partition('.')[0]}"
@@ -123,15 +124,22 @@ def _another(factory: Factory) -> nn.Module:
     return module_of(factory._called(_builder(factory.name)))
 
 
-def with_facts(base: Backbone, facts: Mapping[str, Any]) -> Backbone:
-    """Return a network with other facts, as `lowpeft.describe` does; the same one if none are given.
+def with_facts(network: nn.Module | Backbone, facts: Mapping[str, Any]) -> Backbone:
+    """Return a network with the facts that a user gives on the command line, and others as in `lowpeft.describe`.
 
     Raises:
-        LowpeftError: A fact is unknown or invalid.
+        LowpeftError: A fact is unknown or invalid, or a run of a copy of the network contradicts it.
     """
     if problems := list(_fact_problems(facts)):
         raise LowpeftError("these facts cannot be given:", problems=problems)
-    return describe(base, **facts) if facts else base
+    base = network if isinstance(network, Backbone) and not facts else describe(network, **facts)
+    if problems := contradictions(base, facts):
+        raise LowpeftError(
+            "these facts were given, but running a copy of the network contradicts them; correct them, or leave them "
+            "out to have them measured:",
+            problems=problems,
+        )
+    return base
 
 
 def _builder(name: str) -> Callable[..., object]:
@@ -203,7 +211,8 @@ def load_into(
     base = describe(network)
     module.eval()
     making = Making(
-        expression=call("lowpeft.load_backbone", literal(file.name), f"network={type(module).__name__}(...)")
+        expression=call("lowpeft.load_backbone", literal(file.name), "network=network"),
+        imports=("", f"network = ...  # fill in: your {type(module).__name__}, before its weights are loaded"),
     )
     return replace(base, notes=(*base.notes, *said(taken, found)), making=making)
 

@@ -1,6 +1,6 @@
 """Command line.
 
-Commands: plan, info, recipes, methods, prepare, verify-lr, check-pair, train, evaluate, compare, enhance, lam,
+Commands: plan, info, recipes, methods, prepare, verify-lr, check-pair, train, evaluate, compare, enhance, export, lam,
 reproduce, convert, demo.
 """
 

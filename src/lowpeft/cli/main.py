@@ -11,12 +11,14 @@ from ..errors import LowpeftError
 from ..restoration.inference import is_out_of_memory
 from ..restoration.progress import quiet
 from ..version import version
-from . import compare, convert, data, demo, enhance, evaluate, lam, methods, recipes, reproduce, show, train
+from . import compare, convert, data, demo, enhance, evaluate, export, lam, methods, recipes, reproduce, show, train
 from .memory import keep_freed_memory
 
 EXTRAS = {
     "accelerate": "train",
     "PIL": "train",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
     "rich": "train",
     "skimage": "train",
     "spandrel": "spandrel",
@@ -24,6 +26,9 @@ EXTRAS = {
     "tifffile": "train",
 }
 """Mapping from the import name of an optional package to the extra of lowpeft that installs it."""
+
+MODULES = (show, recipes, methods, data, train, evaluate, compare, enhance, export, lam, reproduce, convert, demo)
+"""Modules of the commands, in the order of the help."""
 
 MOST_PROBLEMS = 20
 """Number of problems of an error that are printed."""
@@ -93,6 +98,6 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"lowpeft {version()}")
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
-    for module in (show, recipes, methods, data, train, evaluate, compare, enhance, lam, reproduce, convert, demo):
+    for module in MODULES:
         module.add_to(commands)
     return top

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from .. import tables
-from ..core.files.adapter_files import read_adapter
+from ..core.files.adapter_files import TENSORS, read_adapter
 from ..core.planning.plan import plan
+from ..errors import LowpeftError
 from ..kinds import get_kind
+from ..ports.facts import literal
 from .common import add_recipe, backbone, changes, new_command
 
 
@@ -22,8 +29,10 @@ def add_to(commands: Any) -> None:
         "lowpeft plan stereo --weights demo --set every=1",
     )
     add_recipe(sub)
-    sub = new_command(commands, "info", run_info, "show what is in an adapter folder", "lowpeft info my-adapter")
-    sub.add_argument("folder", help="an adapter folder")
+    sub = new_command(
+        commands, "info", run_info, "show what is in the folder of an adapter or a run", "lowpeft info my-adapter"
+    )
+    sub.add_argument("folder", help="folder of an adapter, or of a run, which may have written a network instead")
 
 
 def run_plan(options: argparse.Namespace) -> None:
@@ -32,8 +41,40 @@ def run_plan(options: argparse.Namespace) -> None:
 
 
 def run_info(options: argparse.Namespace) -> None:
-    """Print a summary of the adapter folder."""
-    adapter = read_adapter(options.folder)
+    """Print a summary of the adapter in a folder, or of the network that a run without adapters wrote there."""
+    from ..restoration.training import NETWORK
+
+    folder = Path(options.folder)
+    path = folder / NETWORK
+    rows = _network_rows(path) if path.is_file() and not (folder / TENSORS).is_file() else _adapter_rows(folder)
+    print(tables.text(list(rows.items())))
+
+
+def _network_rows(path: Path) -> dict[str, str]:
+    """Return what is in the `network.safetensors` of a run of recipe `scratch`, and how it is opened."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118  (not a dict)
+            facts = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise LowpeftError(f"{path} cannot be read: {error}") from error
+    rows = {
+        "network": f"{path.name}: all weights of a network, no adapter",
+        "tensors": f"{len(shapes)} of {sum(map(math.prod, shapes)):,} elements, {path.stat().st_size / 1e6:.2f} MB",
+        "in Python": f"lowpeft.load_backbone({literal(str(path))})",
+        "in commands": f"--weights {path}",
+        "of a network of your own": "also network=… in Python, --network MODULE:FUNCTION in commands",
+    }
+    return rows | _facts(facts, rows)
+
+
+def _facts(facts: Mapping[str, object], rows: Mapping[str, str]) -> dict[str, str]:
+    """Return facts as rows, which never replace others."""
+    return {name if name not in rows else f"fact: {name}": str(value) for name, value in facts.items()}
+
+
+def _adapter_rows(folder: Path) -> dict[str, str]:
+    adapter = read_adapter(folder)
     kinds: dict[str, list[int]] = {}
     settings: dict[str, set[str]] = {}
     for site in adapter.sites:
@@ -54,5 +95,4 @@ def run_info(options: argparse.Namespace) -> None:
         "base structure": adapter.base.structure,
         "base weights": adapter.base.weights,
     }
-    rows |= {name if name not in rows else f"fact: {name}": str(value) for name, value in adapter.facts.items()}
-    print(tables.text(list(rows.items())))
+    return rows | _facts(adapter.facts, rows)

@@ -169,11 +169,8 @@ def training_crops(options: argparse.Namespace, facts: ImageFacts, settings: Tra
     )
 
 
-def examples_of(
-    options: argparse.Namespace, facts: ImageFacts, folder: str, what: str, *, lr: str | None = None
-) -> list[Example]:
-    """Load the scenes of a folder, with the same number of views as the training scenes, and say what is read."""
-    scenes = scenes_of(options, folder, facts.scale, lr)
+def examples_of(options: argparse.Namespace, facts: ImageFacts, scenes: Sequence[Scene], what: str) -> list[Example]:
+    """Load scenes that are measured on, and say what is read."""
     say_reading(options, scenes, facts.scale, what)
     loading = loading_of(options, facts.channels)
     return [load_example(scene, facts.scale, loading=loading) for scene in scenes]

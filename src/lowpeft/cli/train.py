@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from ..errors import LowpeftError
 from ..kinds import WeightAdapter, get_kind
 from ..ports.facts import Backbone, ImageFacts
 from ..recipes import Recipe, TrainSettings, load_recipe, override
-from ..restoration.data import Crops, EachViewTwice, Example
+from ..restoration.data import Crops, EachViewTwice, Example, Scene
 from .common import (
     adapted,
     add_adapter,
@@ -97,12 +97,16 @@ def run(options: argparse.Namespace) -> int | None:
     scenes = training_crops(options, facts, settings)
     crops: CropSource = EachViewTwice(scenes) if options.each_view_twice else scenes
     tests: dict[str, list[Example]] = {}
+    shared: dict[str, str | float] = {}
     validate: Callable[[object], float] | None = None
     watchers: list[Callback] = []
     if processes.main:
         say_reading(options, scenes.scenes, facts.scale, "training")
-        tests = {folder: examples_of(options, facts, folder, "test", lr=options.test_lr) for folder in options.test}
-        validate, watchers = _watching(options, facts)
+        measured = {folder: scenes_of(options, folder, facts.scale, options.test_lr) for folder in options.test}
+        validated = {options.validate: scenes_of(options, options.validate, facts.scale)} if options.validate else {}
+        tests = {folder: examples_of(options, facts, found, "test") for folder, found in measured.items()}
+        validate, watchers = _watching(options, facts, *validated.values())
+        shared = _trained_and_measured(scenes, {"validated": validated, "measured": measured})
     model = build_model(base, recipe) if warm is None else warm
     module_of(model).to(device(options.device) if processes.device is None else processes.device)
     if not recipe.from_scratch:
@@ -110,7 +114,6 @@ def run(options: argparse.Namespace) -> int | None:
     if processes.main:
         _print_plan(model, recipe, crops, processes)
         _warn_of_pairs(options, recipe, scenes)
-    shared = _trained_and_measured(options, scenes) if processes.main else {}
     before = last_step(Path(options.out)) if options.resume else 0
     left = settings.steps > before
     bar = progress("training", settings.steps, before) if processes.main and left else nullcontext(lambda note: None)
@@ -128,8 +131,9 @@ def run(options: argparse.Namespace) -> int | None:
         )
     if processes.main:
         _print_end(done, settings)
-        measured = {} if signals else tests  # a cluster grants a minute, not a measurement
-        _finish(options, model, recipe, {**_facts(options, base, crops, settings, done), **shared}, measured)
+        if signals:
+            tests.clear()  # a cluster grants a minute, not a measurement
+        _finish(options, model, recipe, {**_facts(options, base, crops, settings, done), **shared}, tests)
     processes.leave()
     return 128 + signals[0] if signals else None
 
@@ -172,15 +176,15 @@ def _without_measurements(recipe: Recipe, options: argparse.Namespace) -> Recipe
 
 
 def _watching(
-    options: argparse.Namespace, facts: ImageFacts
+    options: argparse.Namespace, facts: ImageFacts, scenes: Sequence[Scene] = ()
 ) -> tuple[Callable[[object], float] | None, list[Callback]]:
     """Return the function that measures during training, if one was asked for, and what else watches the run."""
     from ..restoration.training import Trackers, ValidationImages, validation
 
     watchers: list[Callback] = [Trackers(options.log_with)] if options.log_with else []
-    if not options.validate:
+    if not scenes:
         return None, watchers
-    examples = examples_of(options, facts, options.validate, "validation")
+    examples = examples_of(options, facts, scenes, "validation")
     if options.validation_images:
         watchers.append(ValidationImages(examples[: options.validation_images]))
     return validation(examples, each_view_twice=options.each_view_twice), watchers
@@ -197,17 +201,19 @@ def _warn_of_pairs(options: argparse.Namespace, recipe: Recipe, crops: Crops) ->
         )
 
 
-def _trained_and_measured(options: argparse.Namespace, crops: Crops) -> dict[str, str | float]:
-    """Say on standard error which scenes are both trained and measured on; return it as facts."""
+def _trained_and_measured(crops: Crops, folders: Mapping[str, Mapping[str, Sequence[Scene]]]) -> dict[str, str | float]:
+    """Say on standard error which scenes are both trained and measured on; return it as facts.
+
+    Args:
+        crops: Crops of the training scenes.
+        folders: Scenes of each folder, by what is done with them: "validated" or "measured".
+    """
     from ..restoration.training import shared_scenes
 
     facts: dict[str, str | float] = {}
-    folders = {"validated": [options.validate] if options.validate else [], "measured": options.test}
     for what, given in folders.items():
         found = []
-        for folder, title in zip(given, _titles(given), strict=True):
-            lr = options.test_lr if what == "measured" else None
-            scenes = scenes_of(options, folder, crops.scale, lr)
+        for (folder, scenes), title in zip(given.items(), _titles([*given]), strict=True):
             if shared := shared_scenes(crops.scenes, scenes):
                 found.append(f"{title}: {len(shared)} of {len(scenes)} scenes")
                 names = ", ".join(shared[:3]) + ", …" * (len(shared) > 3)
@@ -226,6 +232,8 @@ def _print_end(done: Trained, settings: TrainSettings) -> None:
         print(f"stopped after {done.steps} of {settings.steps} steps: {done.stopped}")
     elif done.resumed_at >= settings.steps:
         print(f"nothing left to train: {settings.steps} of {settings.steps} steps are done")
+    if done.best is not None and done.result_step != done.steps:
+        print(f"the result is the state after {done.result_step} steps, the best: {done.best:.4f} dB (patience)")
 
 
 def _note(step: Step) -> str:
@@ -296,6 +304,7 @@ def _facts(
     facts: dict[str, str | float] = {
         **weights_facts(options, base),
         "training": f"{done.steps} steps of {batch}, {done.seconds:.0f} s",
+        **({"result": f"the best state, after {done.result_step} steps"} if done.result_step != done.steps else {}),
         "trained parameters": done.parameters,
         **optimised_facts(options),
         **run_facts(crops, settings),

@@ -129,7 +129,7 @@ class AdaptIR(FeatureAdapter):
                 "an adaptir adapter norms its features over the batch, and one map of 1x1 positions has no spread: "
                 "train with a larger batch or larger images"
             )
-        z = self._normed(self.down(x).movedim(-1, 1))
+        z = self._normed(self.down(x).movedim(3, 1))
         kernel = (self.kernel_a @ self.kernel_b).view(-1, 1, KERNEL, KERNEL)
         near = F.conv2d(z, kernel, self.kernel_bias, padding=KERNEL // 2, groups=z.shape[1]).movedim(1, -1)
         far = self.frequencies(z).movedim(1, -1)

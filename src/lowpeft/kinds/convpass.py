@@ -94,7 +94,7 @@ class Convpass(FeatureAdapter):
 
     def delta(self, features: Features) -> Tensor:
         """Return the bypass of the features."""
-        hidden = _quick_gelu(self.down(features.rows)).movedim(-1, 1)
+        hidden = _quick_gelu(self.down(features.rows)).movedim(3, 1)
         hidden = _quick_gelu(self.conv(hidden)).movedim(1, -1)
         return features.from_rows(self.up(self.dropout(hidden)) * self.scale)
 

@@ -90,7 +90,7 @@ class LSTLadder(RootPart):
                 state = rung.climb(self.start[:, None, None] if state is None else state, features.values)
         if state is None:
             return None
-        normed = self.norm(state.movedim(1, -1)).movedim(-1, 1)
+        normed = self.norm(state.movedim(1, -1)).movedim(3, 1)
         if self.pixels > 1:
             normed = F.interpolate(normed, scale_factor=self.pixels, mode="bilinear", align_corners=False)
         image = F.pixel_shuffle(self.out(normed), self.scale)
@@ -138,7 +138,7 @@ class LSTRung(FeatureAdapter):
     def read(self, features: Features) -> Features:
         """Return down(h), (N, hidden, H, W)."""
         rows = features.rows.detach().to(self.down.weight.dtype)
-        return Features(self.down(rows).movedim(-1, 1), Layout.NCHW, features.size)
+        return Features(self.down(rows).movedim(3, 1), Layout.NCHW, features.size)
 
     def climb(self, before: Tensor, read: Tensor) -> Tensor:
         """Return the next state (N, hidden, H, W) from the one before, or from s_0 (hidden, 1, 1), and down(h)."""

@@ -272,9 +272,7 @@ class ParallaxAdapter(FeatureAdapter):
             logits = band.products(z, z_other, squares_other, low, high) + squares[..., None]
         inside = band.inside(z.shape[2], low, high, z.device)
         # The mean over 3x3 positions with equal q - p: first three rows, then those of three columns that are inside.
-        of_rows = F.avg_pool2d(
-            logits.masked_fill(~inside, 0).movedim(-1, 1), (3, 1), 1, (1, 0), count_include_pad=False
-        )
+        of_rows = F.avg_pool2d(logits.masked_fill(~inside, 0).movedim(3, 1), (3, 1), 1, (1, 0), count_include_pad=False)
         count = F.avg_pool2d(inside.to(z.dtype).T[None, :, None], (1, 3), 1, (0, 1)).clamp(min=1 / 3)
         mean = (F.avg_pool2d(of_rows, (1, 3), 1, (0, 1)) / count).movedim(1, -1)
         if not itself:

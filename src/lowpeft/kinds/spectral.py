@@ -70,7 +70,7 @@ class Spectral(FeatureAdapter):
     def delta(self, features: Features) -> Tensor:
         """Return the filtered features."""
         x = features.rows
-        filtered = by_frequency(self.down(x).movedim(-1, 1), partial(self._filtered, width=x.shape[2]))
+        filtered = by_frequency(self.down(x).movedim(3, 1), partial(self._filtered, width=x.shape[2]))
         return features.from_rows(self.gate * self.up(filtered.movedim(1, -1)))
 
     def _filtered(self, spectrum: Tensor, *, width: int) -> Tensor:
@@ -81,5 +81,5 @@ class Spectral(FeatureAdapter):
         rows = torch.minimum(rows, height - rows) / height
         distance = (2 * (rows[:, None].square() + columns.square())).sqrt()  # 0 to 1
         shares = (1 - (last * distance[..., None] - count(last + 1)).abs()).clamp(min=0)
-        factors: Tensor = (shares @ self.filter.to(real.dtype).T).movedim(-1, 0)
+        factors: Tensor = (shares @ self.filter.to(real.dtype).T).movedim(2, 0)
         return spectrum * factors

@@ -81,7 +81,7 @@ class Features:
 
     def from_channels_last(self, x: Tensor) -> Tensor:
         """Return a tensor shaped like `channels_last` in the original layout; the inverse of `channels_last`."""
-        return x.movedim(-1, 1) if self.layout is Layout.NCHW else x
+        return x.movedim(x.dim() - 1, 1) if self.layout is Layout.NCHW else x
 
     @property
     def rows(self) -> Tensor:

@@ -49,7 +49,7 @@ class TrainSettings:
     crop_width_px: int = setting(320, "Width of the HR crop, in pixels", least=1)
     loss: str = setting("l1", f"Loss on values 0..1: {', '.join(LOSSES)}, or a sum with weights such as 'l1 + 0.1*fft'")
     optimizer: Optimizer = setting("adamw", "Optimiser of torch.optim: adamw, adam, nadam or sgd")
-    learning_rate: float = setting(5e-4, "Peak learning rate")
+    learning_rate: float = setting(5e-4, "Peak learning rate", above=0)
     rates: tuple[str, ...] = setting(
         (),
         "Factors of the learning rate, each PATTERN=FACTOR: for the tensors of a kind of adapter (stereo=2) or with "
@@ -80,7 +80,9 @@ class TrainSettings:
     )
     validate_every_steps: int = setting(0, "Steps between measurements during training; 0 means none")
     patience: int = setting(
-        0, "Number of measurements without a new best after which training stops; 0 means that it does not"
+        0,
+        "Number of measurements without a new best after which training stops; above 0 the result is then the best "
+        "state, not the last. 0 means that it does not stop",
     )
     save_every_steps: int = setting(500, "Steps between checkpoints; 0 means one at the end only")
     keep_checkpoints: int = setting(1, "Number of the newest checkpoints to keep", least=1)

@@ -237,7 +237,8 @@ def read_adapter(folder: str | Path) -> AdapterFile:
         raise AdapterError(f"{directory} is not an adapter folder: there is no such folder")
     missing = [n for n in (TENSORS, CONFIG) if not os.path.isfile(directory / n)]  # noqa: PTH113  (it never raises)
     if missing:
-        raise AdapterError(f"{directory} is not an adapter folder: {' and '.join(missing)} missing")
+        found = f"{' and '.join(missing)} missing{_held_instead(directory)}"
+        raise AdapterError(f"{directory} is not an adapter folder: {found}")
     try:
         with safe_open(directory / TENSORS, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
@@ -251,6 +252,15 @@ def read_adapter(folder: str | Path) -> AdapterFile:
     if not any(read_json(path) == config for path in copies):
         raise AdapterError(f"{directory / CONFIG} differs from the config in {TENSORS}: one of them was changed")
     return _checked(directory, config, tensors)
+
+
+def _held_instead(directory: Path) -> str:
+    """Return what a folder without an adapter holds, for an error: a network's weights, or the names of some files."""
+    names = sorted(path.name for path in directory.glob("*"))
+    if weights := [name for name in names if name.endswith(".safetensors") and name != TENSORS]:
+        path = directory / weights[0]
+        return f". It holds the weights of a network: lowpeft.load_backbone({str(path)!r}), --weights {path}"
+    return f"; it holds {', '.join(names[:5])}{', …' * (len(names) > 5)}" if names else "; it is empty"
 
 
 def _checked(directory: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> AdapterFile:

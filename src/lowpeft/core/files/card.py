@@ -16,7 +16,7 @@ pipeline_tag: image-to-image
 tags:
 - lowpeft
 - image-restoration
-{stereo_tag}---
+{view_tag}---
 
 # {name} adapter for {base[model]}
 
@@ -49,6 +49,10 @@ The adapter is refused on any other base than this one.
 """
 
 
+_VIEW_TAG = {(True, True): "- stereo-super-resolution\n", (True, False): "- stereo\n"}
+"""Tag of an adapter, by whether it is for pairs, and whether the network enlarges images."""
+
+
 def model_card(config: dict[str, Any], size_bytes: int, place: str, making: Making | None = None) -> str:
     """Return the text of an adapter's README.md.
 
@@ -71,7 +75,8 @@ def model_card(config: dict[str, Any], size_bytes: int, place: str, making: Maki
     if any(get_kind(c.kind).needs_data(c) for c in configs):
         facts = {"calibrated": "yes" if config.get("calibrated") else "no, its start is not learned from data", **facts}
     views = max((c.views for c in configs), default=1)
-    imports, call = _call(config.get("network") or {}, views)
+    network = config.get("network") or {}
+    imports, call = _call(network, views)
     rows = [f"| {_cell(key)} | {_cell(value)} |\n" for key, value in facts.items()]
     return TEXT.format(
         base=config["base"],
@@ -79,7 +84,7 @@ def model_card(config: dict[str, Any], size_bytes: int, place: str, making: Maki
         summary=_plain(recipe["summary"] or recipe["name"]),
         mb=size_bytes / 1e6,
         place=literal(place),
-        stereo_tag="- stereo-super-resolution\n" if views == 2 else "",
+        view_tag=_VIEW_TAG.get((views == 2, (network.get("scale") or 1) > 1), ""),
         imports="\n".join([*imports, "import lowpeft", *(() if making is None else making.imports)]),
         backbone=_backbone(config["base"]["model"], making),
         call=call,
@@ -93,18 +98,22 @@ def model_card(config: dict[str, Any], size_bytes: int, place: str, making: Maki
 
 
 def _backbone(name: str, making: Making | None) -> str:
-    """Return the line that makes the base; of a network that lowpeft did not make, the line that a reader completes."""
+    """Return the line that makes the base; of a network that lowpeft did not make, the line that a reader completes.
+
+    The lines after it run as they are.
+    """
     if making is None:
-        return f"backbone = {_plain(name)}(...)  # the network with the checksums below"
+        return f"backbone = ...  # fill in: your {_plain(name)}, with its weights (checksums below)"
     return f"backbone = {making.expression}"
 
 
 def _call(network: dict[str, Any], views: int) -> tuple[list[str], str]:
     """Return the imports and the lines that run the model: on random images, or only a call for other inputs."""
     names = {1: ["image"], 2: ["left", "right"]}.get(views, [f"view_{number}" for number in range(1, views + 1)])
-    results = ", ".join({1: ["restored"], 2: ["left_sr", "right_sr"]}.get(views, [f"{name}_sr" for name in names]))
-    given = ", ".join(names)
-    if not network.get("scale") or not network.get("channels"):
+    scale, given = network.get("scale"), ", ".join(names)
+    ending = "output" if not scale else "restored" if scale == 1 or views == 1 else "sr"
+    results = ending if views == 1 else ", ".join(f"{name}_{ending}" for name in names)
+    if not scale or not network.get("channels"):
         return [], f"{results} = model({given})"
     first = f"{views}, " if views > 1 else ""
     images = f"{given} = torch.rand({first}{network['channels']}, 48, 64)  # your own: C,H,W, of values 0..1"

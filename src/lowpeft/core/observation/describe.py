@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from itertools import pairwise
 from typing import Any
@@ -32,6 +32,10 @@ PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 7
 
 E.g. m = 8 and sides of at least 32 px: 40 and 56 px, which a network that needs a multiple of 16 does not take.
 """
+
+
+_SIDES = ("size_multiple", "min_px", "fixed_px", "square")
+"""Facts about the sides of images."""
 
 
 def describe(  # noqa: PLR0913  (one argument for each fact)
@@ -141,6 +145,32 @@ def _known(model: object) -> Facts | None:
 def is_described(model: object) -> bool:
     """Return whether facts come with the model, so that nothing has to be measured."""
     return _known(model) is not None
+
+
+def contradictions(base: Backbone, given: Collection[str]) -> list[str]:
+    """List given facts that runs of a copy of the network contradict, each with what was measured.
+
+    Args:
+        base: Network with its facts.
+        given: Names of the facts that were given. Only channels, scale and sides can be told by running; of a network
+            that cannot be run on images, nothing is contradicted.
+    """
+    if not set(given) & {"channels", "scale", *_SIDES}:
+        return []
+    network = _Measuring(Trial(root_of(base)), base.output, base.maps)
+    try:
+        x = network.first(None)
+    except PlanError:
+        return []
+    size, measured = (x.shape[-2], x.shape[-1]), network.scale_of(x)
+    if "channels" in given and base.channels not in (None, x.shape[1]):
+        other = x[:, :1].expand(1, base.channels, *size)
+        if network.scale_at(other, size) is None:
+            return [f"channels={base.channels}, but it runs on {x.shape[1]} channels, and not on {base.channels}"]
+        x, measured = other, network.scale_at(other, size)
+    if "scale" in given and base.scale != measured:
+        return [f"scale={base.scale}, but the network's scale is {measured}, measured on {size[0]}x{size[1]} px"]
+    return network.problems_of_sides(base, given, x, measured)
 
 
 def facts_of(model: object, trial: Trial | None = None) -> Facts:
@@ -320,16 +350,35 @@ class _Measuring:
         least = min(x.shape[-2:])
         for multiple in MULTIPLES_PX:
             p, q = next((p, q) for p, q in pairwise(PRIMES) if p * multiple >= least)
-            if self._takes(x, (p * multiple, q * multiple), scale):
+            if self.scale_at(x, (p * multiple, q * multiple)) == scale:
                 return {"size_multiple": multiple}, f"size_multiple: {multiple} px, measured"
         height, width = x.shape[-2:]
-        if height == width and not self._takes(x, (2 * height, 2 * width), scale):
+        if height == width and self.scale_at(x, (2 * height, 2 * width)) != scale:
             return {"fixed_px": height}, f"fixed_px: {height} px, measured: no other size that was tried runs"
         return {"size_multiple": least}, f"size_multiple: {least} px, the smallest side that was seen to run"
 
-    def _takes(self, x: Tensor, size: Size, scale: int | None) -> bool:
+    def scale_at(self, x: Tensor, size: Size) -> int | None:
+        """Return the scale on another image like `x`, of another size; None if the network does not take it."""
         image = torch.rand(1, x.shape[1], *size, generator=torch.Generator().manual_seed(0)).to(x.device, x.dtype)
         try:
-            return self.scale_of(image) == scale
-        except Exception:  # noqa: BLE001  (any error means that it does not take this size)
-            return False
+            return self.scale_of(image)
+        except Exception:  # noqa: BLE001  (any error means that it does not take this image)
+            return None
+
+    def problems_of_sides(self, facts: Facts, given: Collection[str], x: Tensor, scale: int | None) -> list[str]:
+        """List given facts about sides that let through an image which the network does not take.
+
+        Tried are the smallest image that they let through and, as without `min_px` that may be smaller than the
+        network takes, one not smaller than `x` whose sides have no other common divisors than `size_multiple`.
+        """
+        named = [f"{name}={getattr(facts, name)}" for name in _SIDES if name in given]
+        step, sizes = facts.size_multiple, []
+        if {"min_px", "fixed_px"} & set(given):
+            sizes.append(facts.sides_for(1, 1))
+        if named and facts.fixed_px is None:
+            p, q = next((p, q) for p, q in pairwise(PRIMES) if p * step >= min(x.shape[-2:]))
+            sizes.append(facts.sides_for(p * step, q * step))
+        wrong = [f"{height}x{width} px" for height, width in sizes if self.scale_at(x, (height, width)) != scale]
+        if not wrong:
+            return []
+        return [f"{', '.join(named)}, but the network fails on {' and '.join(wrong)}; {self.sizes(x, scale)[1]}"]

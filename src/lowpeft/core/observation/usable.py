@@ -88,7 +88,8 @@ def refuse_moving_statistics(root: nn.Module, advice: str, moved: Sequence[str] 
     moving += [path for path in moved if path.rpartition(".")[0] not in moving]
     if moving:
         raise PlanError(
-            "with freeze_statistics = false, training would change the running statistics of these layers, which "
-            f"belong to the frozen base and are not saved with the adapter; {advice}",
+            "training would change the running statistics of the layers below, because the recipe has "
+            "freeze_statistics = false. They belong to the frozen base, and an adapter file holds nothing of it. "
+            f"{advice}\nThe layers:",
             problems=moving,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, cast
@@ -81,6 +82,19 @@ def merge(model: object, *, name: str | None = None, example: Any = None) -> Mer
     report = change(root, lambda undo: _merge(root, name, given, undo))
     forget(switches, set(before) - set(attached_names(root)))
     return report
+
+
+def merged_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of an adapted model's network with all its adapters merged; the model is unchanged.
+
+    Raises:
+        PlanError: Some adapters cannot be merged, or are off; or as for `merge`.
+    """
+    merged = copy.deepcopy(unwrap(model))
+    report = merge(merged)
+    if report.kept:
+        raise PlanError(f"the adapters cannot all be merged into the network: {report}")
+    return merged
 
 
 def _merge(root: nn.Module, name: str | None, example: Example | None, undo: Undo) -> MergeReport:

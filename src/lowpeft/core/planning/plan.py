@@ -138,7 +138,8 @@ def plan(
     if not wanted.freeze_statistics:
         frozen = replace(asked, overrides={**overrides, "freeze_statistics": True})
         moved = trial.moved_by_training()
-        refuse_moving_statistics(root, f"this call keeps them fixed:\n    {frozen.call({})}", moved)
+        advice = "Keep them fixed by freeze_statistics=True, on the command line --set freeze_statistics=true:"
+        refuse_moving_statistics(root, f"{advice}\n    {frozen.call({})}", moved)
     network, sites, wanted = _choose(Network(root, facts, trial), asked)
     if network.may_write_itself and trial.runs:
         _refuse_own_writes(trial)
@@ -218,7 +219,7 @@ def plan_sites(
     root = root_of(model)
     refuse_unusable(root)
     if not recipe.freeze_statistics:
-        refuse_moving_statistics(root, "create the adapter again with freeze_statistics=True")
+        refuse_moving_statistics(root, "Create the adapter again with freeze_statistics=True.")
     tried = trial or Trial(root)
     facts = tried.facts = facts_of(model, tried) if facts is None or is_described(model) else facts
     network = Network(root, facts, tried)

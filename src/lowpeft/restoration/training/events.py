@@ -89,6 +89,8 @@ class Trained:
         best: Best validation figure; None if nothing was measured.
         best_step: Number of the step with the best figure; None if nothing was measured.
         stopped: Why the run ended before its last step; None if it did not.
+        result_step: Number of steps after which the result was taken: the best one with `settings.patience`, else the
+            last.
     """
 
     steps: int
@@ -99,6 +101,7 @@ class Trained:
     best: float | None
     best_step: int | None
     stopped: str | None = None
+    result_step: int
 
 
 class Callback:

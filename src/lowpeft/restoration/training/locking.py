@@ -20,15 +20,33 @@ _holding = threading.Lock()
 if sys.platform == "win32":
     import msvcrt
 
+    _LOCKED_BYTE = 1 << 20
+    """Offset of the byte that is locked: beyond the text, which others can then read."""
+
     def _lock(handle: int) -> None:
-        os.lseek(handle, 1 << 20, os.SEEK_SET)  # a byte beyond the text, which others can then read
+        os.lseek(handle, _LOCKED_BYTE, os.SEEK_SET)
         msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
         os.lseek(handle, 0, os.SEEK_SET)
+
+    def _release(handle: int, path: Path) -> None:
+        """Unlock, as Windows may take its time to do so after a file is closed, and remove the file once closed."""
+        os.lseek(handle, _LOCKED_BYTE, os.SEEK_SET)
+        with contextlib.suppress(OSError):  # a file system without locks
+            msvcrt.locking(handle, msvcrt.LK_UNLCK, 1)
+        os.close(handle)
+        with contextlib.suppress(OSError):  # another run has opened it since
+            path.unlink()
 else:
     import fcntl
 
     def _lock(handle: int) -> None:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _release(handle: int, path: Path) -> None:
+        """Remove the file while it is locked, so that no other run locks a file that is about to go."""
+        with contextlib.suppress(OSError):
+            path.unlink()
+        os.close(handle)
 
 
 @contextlib.contextmanager
@@ -53,12 +71,7 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         with _holding:
-            if sys.platform == "win32":
-                os.close(handle)
-            with contextlib.suppress(OSError):
-                path.unlink()
-            if sys.platform != "win32":
-                os.close(handle)
+            _release(handle, path)
             _held.discard(path)
 
 

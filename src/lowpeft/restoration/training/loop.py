@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from .identity import differences, identity, of_other_length
 from .locking import locked
 from .log import Log, draw_curves, logged
 from .losses import ImageLoss, LossOfViews, qualified_name
-from .models import check_folder, record_settings, save_product, trained_name
+from .models import check_folder, read_product, record_settings, save_product, trained_name
 from .optimizers import MakeOptimizer
 from .own_code import check_arguments, figure_of
 from .parallel import Processes, connect
@@ -67,7 +67,8 @@ def train(  # noqa: PLR0913  (parts of a run that each have a default)
     Args:
         model: Adapted model, of which only the adapters are trained, on its device; or a network without adapters
             (a `Backbone` or a module), of which every parameter that requires a gradient is trained. Afterwards it is
-            in eval mode; with `ema_decay`, its trained tensors are the averages.
+            in eval mode; with `ema_decay`, its trained tensors are the averages, and with `patience` its state is the
+            one with the best validation figure, as in `out`.
         data: `lowpeft.restoration.data.Crops`, or any map-style data set: a list or a `torch.utils.data.Dataset` of
             pairs (lr, hr), float 0..1, (C,h,w) and (C,sh,sw), or (V,C,h,w) and (V,C,sh,sw) for V views. It is gone
             through in a new order in each epoch. Size, scale and number of views must fit the model.
@@ -79,7 +80,7 @@ def train(  # noqa: PLR0913  (parts of a run that each have a default)
             result but no checkpoint is always refused, as is one in which another run is training.
         validate: Function from `model` to a finite figure; higher is better. The main process alone calls it, every
             `settings.validate_every_steps` steps and after the last, in eval mode and without gradients. The best
-            result is kept in `out/best`.
+            result is kept in `out/best`; with `settings.patience` it is also the run's result, in `out`.
         report: Function called after every step, in the main process alone.
         callbacks: Further watchers; see `Callback`. They, `report` and `validate` may raise `StopTraining`.
         loss: Function from output and target, (N,C,H,W), float32 0..1, to a scalar, instead of `settings.loss`.
@@ -94,7 +95,8 @@ def train(  # noqa: PLR0913  (parts of a run that each have a default)
             contains a checkpoint of another run, or a log that was cut; a trained tensor gets no gradient in the first
             step; the loss, the gradient or a validation figure is not finite; a crop cannot be read; the loss or the
             optimiser fails; or the folder cannot be written. The message names the last good checkpoint, which is
-            intact.
+            intact. Other errors of `validate`, `report` and the callbacks keep their type, and get a note that names
+            the function, the step and that checkpoint.
         PlanError: `out` is given and several adapters would be trained, but a folder stores one; the network does not
             take and return images; or calibration fails (see `lowpeft.calibrate`).
     """
@@ -130,6 +132,7 @@ class _TrainingRun:
         progress: Steps taken and figures so far.
         at: Number of the step that is being taken, for error messages.
         stopped: Why the run ends before its last step; None if it does not.
+        best: Tensors of the best result, where `patience` asks for it and no folder holds it.
     """
 
     trainee: Trainee
@@ -146,6 +149,7 @@ class _TrainingRun:
         self.folder, self.out = folder, folder if processes.main else None
         self.progress, self.at = Progress(), 0
         self.stopped: str | None = None
+        self.best: dict[str, Tensor] = {}
 
     @contextmanager
     def holding_folder(self) -> Iterator[None]:
@@ -205,7 +209,7 @@ class _TrainingRun:
         module.train()
         try:
             with torch.random.fork_rng(devices=[self.trainee.device] if self.trainee.device.type == "cuda" else []):
-                self._loop(validate)
+                result_step = self._loop(validate)
             self.processes.wait()
             done = self.progress
             trained = Trained(
@@ -217,15 +221,17 @@ class _TrainingRun:
                 best=done.best,
                 best_step=done.best_step,
                 stopped=self.stopped,
+                result_step=result_step,
             )
         finally:
             module.eval()
-            for watcher in self.watchers:
-                with suppress(StopTraining):  # there is nothing left to stop
-                    watcher.on_end(trained)
+            with ExitStack() as ends:  # every watcher is told, also if one raises an error
+                for watcher in reversed(self.watchers):
+                    ends.callback(self._tell_one, watcher, lambda each: each.on_end(trained))
         return trained
 
-    def _loop(self, validate: Validate | None) -> None:
+    def _loop(self, validate: Validate | None) -> int:
+        """Take the steps, write the result, and return the number of steps after which that was taken."""
         settings, first = self.settings, self.progress.step + 1
         started = time.monotonic() - self.progress.seconds
         parts = batches(self.crops, settings, self.processes, start=first - 1, device=self.trainee.device)
@@ -249,7 +255,7 @@ class _TrainingRun:
                         self.trainee.values()  # what no checkpoint can hold is refused now, not at the first one
                     if self._after(step, validate, log):
                         break
-            self._write_result()
+            return self._write_result()
 
     def _after(self, step: Step, validate: Validate | None, log: Log | None) -> bool:
         """Measure, log, save and report a step; return whether the run ends here."""
@@ -271,27 +277,39 @@ class _TrainingRun:
         return True
 
     def _tell(self, call: Callable[[Callback], None]) -> None:
-        """Call every watcher; note why one stops the run."""
         for watcher in self.watchers:
-            try:
-                call(watcher)
-            except StopTraining as stop:
-                self.stopped = self.stopped or str(stop) or f"stopped by {type(watcher).__name__}"
+            self._tell_one(watcher, call)
+
+    def _tell_one(self, watcher: Callback, call: Callable[[Callback], None]) -> None:
+        with self._of_user("report" if isinstance(watcher, Reporting) else type(watcher).__name__):
+            call(watcher)
+
+    @contextmanager
+    def _of_user(self, name: str) -> Iterator[None]:
+        """Note why a function of the user's stops the run; say in an error which it was, and when."""
+        try:
+            yield
+        except StopTraining as stop:
+            self.stopped = self.stopped or str(stop) or f"stopped by {name}"
+        except Exception as error:
+            error.add_note(f"raised by {name} at step {self.at} of a training run. {self._last_checkpoint()}")
+            raise
 
     def _measure(self, validate: Validate) -> float | None:
         """Return the validation figure of the model as it would be saved now; save it if it is the best so far."""
-        given = self.trainee.given
+        given, value = self.trainee.given, None
         with in_eval_mode(self.trainee.module), self.trainee.averaged():
-            try:
+            with self._of_user("validate"):
                 value = figure_of(validate(given))
-            except StopTraining as stop:
-                self.stopped = str(stop) or "stopped by validate"
+            if value is None:
                 return None
             best = self.progress.best is None or value > self.progress.best
             if best:
                 self.progress = replace(self.progress, best=value, best_step=self.at, without_gain=0)
                 if self.out is not None:
                     self._write(self.out / BEST, validation=value)
+                elif self.settings.patience:
+                    self.best = {name: tensor.detach().clone() for name, tensor in self.trainee.result().items()}
             else:
                 self.progress = replace(self.progress, without_gain=self.progress.without_gain + 1)
             measured = Measured(step=self.at, value=value, best=best, model=given, out=self.out, show=self._show)
@@ -319,19 +337,37 @@ class _TrainingRun:
         with trainee.averaged():
             self._write(log.out)
 
-    def _write(self, folder: Path, **facts: float) -> None:
+    def _write(self, folder: Path, **facts: str | float) -> None:
         """Write the result as it is now, with the settings and the number of steps that made it."""
         record_settings(self.trainee.module, replace(self.settings, steps=self.progress.step))
         save_product(self.trainee.module, folder, facts={**self._facts(), **facts})
 
-    def _write_result(self) -> None:
-        """Leave the averages in the model, and write it and the curves."""
-        steps = self.progress.step
+    def _write_result(self) -> int:
+        """Leave the averages, or with patience the best state, in all processes' model; write it; return its step."""
+        steps, facts = self.progress.step, self._facts()
         self.trainee.overwrite(self.trainee.average)
-        record_settings(self.trainee.module, replace(self.settings, steps=steps))
+        if best_step := self._restore_best():
+            facts["training"] = f"{best_step} of {self.settings.steps} steps, the best of {steps} on the validation"
+        record_settings(self.trainee.module, replace(self.settings, steps=best_step or steps))
         if self.out is not None:
-            self._write(self.out)
+            save_product(self.trainee.module, self.out, facts=facts)
             draw_curves(self.out, steps, f"{steps} steps, {self.own_facts.get('own loss', self.settings.loss)} loss")
+        return best_step or steps
+
+    def _restore_best(self) -> int:
+        """Put the best result into the model of every process, and return its step; 0 if the last one is to stay.
+
+        Raises:
+            LowpeftError: The best result cannot be read from the folder.
+        """
+        done, processes = self.progress, self.processes
+        wanted = done.best_step if self.settings.patience and done.best_step != done.step else None
+        step = int(processes.from_main(torch.tensor(wanted or 0, device=self.trainee.device)).item())
+        if not step:
+            return 0
+        best = self.best if self.out is None else read_product(self.trainee.module, self.out / BEST)
+        self.trainee.put_result(best if processes.main else None)
+        return step
 
     def _due(self, every: int) -> bool:
         """Return whether something done every `every` steps (0: never) and after the last is due after this step."""
@@ -349,8 +385,15 @@ class _TrainingRun:
             yield
         except errors as error:
             reason, problems = (error.message, error.problems) if isinstance(error, LowpeftError) else (str(error), ())
-            saved = [] if self.folder is None else checkpoints(self.folder)
-            last = f"The last good checkpoint is {saved[-1]}" if saved else "No checkpoint has been written"
-            raise TrainingError(
-                f"training stopped at step {self.at}. {last}. The reason: {reason}", problems=problems
-            ) from error
+            explained = TrainingError(
+                f"training stopped at step {self.at}. {self._last_checkpoint()}. The reason: {reason}",
+                problems=problems,
+            )
+            for note in getattr(error, "__notes__", ()):
+                explained.add_note(note)
+            raise explained from error
+
+    def _last_checkpoint(self) -> str:
+        """Return the sentence that names the last good checkpoint, without its full stop."""
+        saved = [] if self.folder is None else checkpoints(self.folder)
+        return f"The last good checkpoint is {saved[-1]}" if saved else "No checkpoint has been written"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -10,14 +9,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ...backbones.networks import EDT
 from ...core.attachment.record import is_adapted, module_of, pieces, record_of, unwrap
-from ...core.files.adapter_files import TENSORS, save_adapter
+from ...core.files.adapter_files import TENSORS, read_adapter, save_adapter
 from ...core.operations.adapt import adapt
-from ...core.operations.merging import merge
+from ...core.operations.merging import merged_copy
 from ...core.operations.state import adapter_parameters
 from ...errors import PlanError, TrainingError
 from ...ports.facts import Backbone
@@ -194,6 +193,20 @@ def save_product(model: object, folder: Path, *, facts: Mapping[str, str | float
     return save_network(module_of(model), folder, facts=facts)
 
 
+def read_product(model: object, folder: Path) -> dict[str, Tensor]:
+    """Return the tensors that `save_product` wrote to a folder, by name.
+
+    Raises:
+        LowpeftError: They cannot be read.
+    """
+    if is_adapted(model):
+        return read_adapter(folder).tensors
+    try:
+        return load_file(folder / NETWORK)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"{folder / NETWORK} cannot be read: {error}") from error
+
+
 def save_merged(model: object, folder: Path, *, facts: Mapping[str, str | float]) -> Path:
     """Write the network with its adapters merged into the weights; the model is unchanged.
 
@@ -201,11 +214,7 @@ def save_merged(model: object, folder: Path, *, facts: Mapping[str, str | float]
         PlanError: Some adapters cannot be merged.
         TrainingError: The file cannot be written.
     """
-    merged = copy.deepcopy(unwrap(model))
-    report = merge(merged)
-    if report.kept:
-        raise PlanError(f"the adapters cannot all be merged into the network: {report}")
-    return save_network(merged, folder, facts=facts)
+    return save_network(merged_copy(module_of(model)), folder, facts=facts)
 
 
 def save_network(module: nn.Module, folder: Path, *, facts: Mapping[str, str | float]) -> Path:

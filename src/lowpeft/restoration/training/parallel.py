@@ -61,6 +61,15 @@ class Processes:
         total: Tensor = reduce(value, reduction="sum")
         return total
 
+    def from_main(self, value: Tensor) -> Tensor:
+        """Return, in every process, the main process's tensor; each gives one of the same shape and dtype."""
+        if self.number == 1:
+            return value
+        from accelerate.utils import broadcast
+
+        sent: Tensor = broadcast(value.contiguous().clone())
+        return sent
+
     def leave(self) -> None:
         """Destroy this process's process group."""
         if self.number > 1:

@@ -134,11 +134,18 @@ class Trainee:
             check_gradients(self.parameters)
         return float(self.processes.total(total).item())
 
+    def result(self) -> dict[str, Tensor]:
+        """Return the tensors that are the result of training, by name, with those that no gradient changes; no copies.
+
+        They are those of the trained adapter, or of the whole network.
+        """
+        module = self.module
+        return adapter_state_dict(module, name=trained_name(module)) if self.adapted else module.state_dict()
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors of a checkpoint by name, e.g. "optimizer.exp_avg.body.0.weight"; not copied."""
-        module = self.module
         groups: dict[str, Mapping[str, Tensor]] = {
-            "model": adapter_state_dict(module, name=trained_name(module)) if self.adapted else module.state_dict(),
+            "model": self.result(),
             "kinds": {f"{label}.{n}": t for label, hook in self.hooks.items() for n, t in hook.state().items()},
             "average": self.average,
             "optimizer": optimizer_tensors(self.optimizer, self.parameters),
@@ -178,6 +185,19 @@ class Trainee:
         """Put other values into the trained parameters."""
         for name, value in values.items():
             self.parameters[name].copy_(value)
+
+    @torch.no_grad()
+    def put_result(self, saved: Mapping[str, Tensor] | None) -> None:
+        """Put a result, given in the main process alone, into the model of every process.
+
+        Raises:
+            TrainingError: It is of another model. Nothing is changed.
+        """
+        result = self.result()
+        if problems := [] if saved is None else differences(result, saved):
+            raise TrainingError("the best result so far is not of this run:", problems=problems)
+        for name, tensor in result.items():
+            tensor.copy_(self.processes.from_main(tensor if saved is None else saved[name].to(tensor.device)))
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

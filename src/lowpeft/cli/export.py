@@ -1,0 +1,88 @@
+"""`lowpeft export`: write a network, with or without an adapter, for other programs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import LowpeftError
+from .common import adapted, add_adapter, add_weights, backbone, new_command, refuse_without_adapter
+
+EXAMPLE = (
+    "lowpeft export --weights network.safetensors --adapter my-adapter --torch merged.safetensors --onnx merged.onnx"
+)
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the parser."""
+    sub = new_command(
+        commands,
+        "export",
+        run,
+        "write a network with its adapter for other programs: weights for spandrel and chaiNNer, or an ONNX graph",
+        EXAMPLE,
+    )
+    add_weights(sub)
+    add_adapter(sub, more="; without one, the network as it is")
+    sub.add_argument(
+        "--torch",
+        metavar="FILE",
+        help="write the weights with the adapter merged, in the network's own names (.safetensors, .pth, .pt)",
+    )
+    sub.add_argument(
+        "--onnx",
+        metavar="FILE",
+        help="write a graph (.onnx) from images 0..1 to images 0..1, of any size; what cannot be merged is part of it",
+    )
+    sub.add_argument("--half", action="store_true", help="in half precision (float16): half the size, rounded")
+    sub.add_argument("--opset", type=int, metavar="N", help="version of ONNX's operators (default: 17)")
+    sub.add_argument(
+        "--fixed", type=_size, metavar="HxW", help="only size of the ONNX graph's images in pixels, e.g. 256x384"
+    )
+    sub.add_argument("--json", action="store_true", help="print all figures as JSON")
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a height and a width in pixels, such as 256x384")
+    return int(height), int(width)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Export the network, and print what was written and compared."""
+    from ..restoration.exporting import OPSET, Exported, export_onnx, export_state_dict
+
+    if problems := _problems(options):
+        raise LowpeftError("the network cannot be exported as asked:", problems=problems)
+    refuse_without_adapter(options)
+    base = backbone(options)
+    model = base if options.adapter is None else adapted(options, base)
+    written: list[Exported] = []
+    if options.torch is not None:  # first, because it may refuse an adapter
+        written.append(export_state_dict(model, options.torch, half=options.half))
+    if options.onnx is not None:
+        opset = OPSET if options.opset is None else options.opset
+        written.append(export_onnx(model, options.onnx, half=options.half, opset=opset, fixed=options.fixed))
+    if options.json:
+        print(json.dumps({"files": [file.figures() for file in written]}, indent=2, ensure_ascii=False))
+    else:
+        print(*written, sep="\n")
+
+
+def _problems(options: argparse.Namespace) -> list[str]:
+    """Describe options that are missing, or cannot be combined."""
+    problems = []
+    files = {"--torch": options.torch, "--onnx": options.onnx}
+    if not any(files.values()):
+        problems.append("no file to write: give --torch FILE, --onnx FILE, or both")
+    if options.onnx is None:
+        given = [f"--{name}" for name in ("opset", "fixed") if getattr(options, name) is not None]
+        problems += [f"{' and '.join(given)} is about ONNX graphs: give --onnx FILE"] if given else []
+    weights = Path(options.weights).resolve() if options.weights else None
+    for name, file in files.items():
+        if file is not None and Path(file).resolve() == weights:
+            problems.append(f"{name} {file} would replace the frozen network's own file: give another name")
+    return problems

@@ -1,0 +1,294 @@
+"""`lowpeft export`: files that other programs open, and that compute what the adapted network computes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from spandrel import ModelLoader
+from spandrel.architectures.DnCNN import DnCNN
+from spandrel.architectures.SwinIR import SwinIR
+from torch import Tensor, nn
+
+import lowpeft
+from lowpeft.cli import main
+from lowpeft.core.padding import pad_to
+from lowpeft.errors import LowpeftError, PlanError
+from lowpeft.restoration.exporting import export_onnx, export_state_dict
+from lowpeft.restoration.exporting.onnx_graph import Graph
+from lowpeft.restoration.exporting.result import HALF_TOLERANCE, random_images
+from lowpeft.restoration.inference.network import run_padded
+from states import randomise_adapters
+
+pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch", "no_figures")
+
+STEREO = lowpeft.StereoConfig(every=1, target="body")
+LORA = lowpeft.LoRAConfig(target="**", rank=1)
+
+
+class Tiny(nn.Module):
+    """Doubles the sides; takes sides in multiples of 4 px only, as networks with windows do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 4, 4, stride=4)
+        self.body = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.GELU())
+        self.up = nn.Conv2d(4, 3 * 64, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_tracing() and any(side % 4 for side in x.shape[-2:]):
+            raise ValueError("sides must be multiples of 4")
+        return nn.functional.pixel_shuffle(self.up(self.body(self.down(x))), 8)
+
+
+class SizeInside(Tiny):
+    """The same, with a number in the graph that is that of the traced size alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * float(x.shape[-1])
+
+
+class Folding(Tiny):
+    """The same, with an operator that ONNX has since version 18."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nn.functional.fold(nn.functional.unfold(x, 2, stride=2), x.shape[-2:], 2, stride=2))
+
+
+def tiny(kind: type[nn.Module] = Tiny, **facts: object) -> lowpeft.Backbone:
+    torch.manual_seed(1)
+    known = {"scale": 2, "channels": 3, "size_multiple": 4, "value_range": (0, 1), **facts}
+    return lowpeft.describe(kind().eval(), **known)
+
+
+def denoiser() -> nn.Module:
+    """A network that spandrel knows, the smallest of them."""
+    torch.manual_seed(1)
+    return DnCNN(in_nc=3, out_nc=3, nc=4, nb=17, act_mode="R").eval()
+
+
+def adapted(base: object, config: object = LORA) -> nn.Module:
+    return randomise_adapters(lowpeft.adapt(base, config)).eval()
+
+
+def outputs_of(path: Path, *images: Tensor) -> list[Tensor]:
+    """What onnxruntime makes of images."""
+    session = pytest.importorskip("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+    return [torch.from_numpy(r) for r in session.run(None, {n: i.numpy() for n, i in zip(names, images, strict=True)})]
+
+
+# --- State dicts ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@torch.no_grad()
+def test_spandrel_opens_what_is_exported(suffix: str, tmp_path: Path) -> None:
+    base = denoiser()
+    keys = {key: tensor.shape for key, tensor in base.state_dict().items()}
+    model = adapted(base)
+    exported = export_state_dict(model, tmp_path / f"merged{suffix}")
+    descriptor = ModelLoader().load_from_file(exported.path)
+    assert {key: tensor.shape for key, tensor in descriptor.model.state_dict().items()} == keys
+    x = torch.rand(1, 3, 12, 16)
+    torch.testing.assert_close(descriptor.model(x), model(x), rtol=0, atol=1e-5)
+    assert (model(x) - denoiser()(x)).abs().max() > 1e-3  # the adapter does something
+    assert exported.program == "spandrel"
+    assert exported.difference <= 1e-5
+    assert lowpeft.list_adapters(model) == ["default"]
+    assert [p.name for p in tmp_path.iterdir()] == [f"merged{suffix}"]
+
+
+def test_half_precision_is_half_the_size_and_says_how_far_off_it_is(tmp_path: Path) -> None:
+    model = adapted(denoiser())
+    full, half = (export_state_dict(model, tmp_path / f"{h}.safetensors", half=h) for h in (False, True))
+    assert {t.dtype for t in load_file(half.path).values()} == {torch.float16}
+    assert half.bytes < 0.7 * full.bytes
+    assert full.difference < half.difference <= half.tolerance == HALF_TOLERANCE
+    assert half.figures()["difference"] == half.difference
+    with safe_open(half.path, framework="pt") as file:
+        assert file.metadata()["base_sha256"]
+
+
+def test_a_network_of_ones_own_is_compared_in_its_own_code(tmp_path: Path) -> None:
+    exported = export_state_dict(adapted(tiny()), tmp_path / "own.pth")
+    assert "own code" in exported.program
+    assert torch.load(exported.path, weights_only=True).keys() == Tiny().state_dict().keys()
+
+
+@pytest.mark.parametrize("config", [STEREO, lowpeft.SpatialConfig(target="body")])
+def test_adapters_that_are_no_weights_are_refused_with_what_to_do(config: object, tmp_path: Path) -> None:
+    model = adapted(tiny(), config)
+    with pytest.raises(PlanError, match=r"--onnx.*keep the adapter"):
+        export_state_dict(model, tmp_path / "merged.pth")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_float16_cannot_hold_are_refused(tmp_path: Path) -> None:
+    base = tiny()
+    with torch.no_grad():
+        base.module.up.bias[0] = 1e6
+    with pytest.raises(LowpeftError, match=r"up.bias .*65,504"):
+        export_state_dict(base, tmp_path / "half.pth", half=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["merged.onnx", "folder.pth", "missing/merged.pth"])
+def test_paths_that_do_not_fit_are_refused(path: str, tmp_path: Path) -> None:
+    (tmp_path / "folder.pth").mkdir()
+    with pytest.raises(LowpeftError, match=r"must end in|is a folder|no folder"):
+        export_state_dict(tiny(), tmp_path / path)
+
+
+def test_a_file_that_computes_something_else_is_not_put_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "merged.pth"
+    path.write_bytes(b"old")
+    monkeypatch.setattr("lowpeft.restoration.exporting.state_dict.merged_copy", lambda network: tiny().module)
+    with pytest.raises(LowpeftError, match=r"was not written.*differs by"):
+        export_state_dict(adapted(tiny()), path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# --- ONNX -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "facts", [{"min_px": 20}, {"square": True}, {"value_range": (-1, 1)}, {"output_range": (-1, 1)}]
+)
+@pytest.mark.parametrize("size", [(8, 12), (1, 3), (5, 30)])
+@torch.no_grad()
+def test_the_graph_pads_and_converts_as_inference_does(facts: dict[str, object], size: tuple[int, int]) -> None:
+    base = tiny(**facts)
+    images = random_images(base, size)
+    (expected,), (found,) = run_padded(base.module, images, base), Graph(base.module, base)(*images)
+    assert torch.equal(found, expected)
+
+
+@torch.no_grad()
+def test_onnxruntime_computes_the_same_at_any_size(tmp_path: Path) -> None:
+    onnx, _ = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    model = adapted(tiny())
+    exported = export_onnx(model, tmp_path / "merged.onnx")
+    assert exported.inputs == {"image": ["batch", 3, "height", "width"]}
+    assert exported.outputs == {"result": ["batch", 3, "result_height", "result_width"]}
+    x = torch.rand(3, 3, 9, 70)
+    (found,) = outputs_of(exported.path, x)
+    torch.testing.assert_close(found, model(pad_to(x, 12, 72))[..., :18, :140], rtol=0, atol=1e-5)
+    props = {p.key: p.value for p in onnx.load(exported.path).metadata_props}
+    assert props["scale"] == "2"
+    assert props["value_range"] == "0..1"
+    assert props["size_multiple"] == "4"
+    assert len(props["base_sha256"]) == 64
+
+
+@torch.no_grad()
+def test_adapters_that_cannot_be_merged_are_part_of_the_graph(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    model = adapted(tiny(), STEREO)
+    exported = export_onnx(model, tmp_path / "stereo.onnx")
+    assert list(exported.inputs) == ["left", "right"]
+    assert list(exported.outputs) == ["left_result", "right_result"]
+    assert "part of the graph: stereo" in str(exported)
+    views = torch.rand(1, 3, 16, 24), torch.rand(1, 3, 16, 24)
+    for found, expected in zip(outputs_of(exported.path, *views), model(*views), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_half_precision_takes_and_returns_float32(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    exported = export_onnx(adapted(tiny()), tmp_path / "half.onnx", half=True)
+    (found,) = outputs_of(exported.path, torch.rand(1, 3, 8, 8))
+    assert found.dtype == torch.float32
+    assert 1e-6 < exported.difference <= HALF_TOLERANCE
+
+
+@torch.no_grad()
+def test_a_graph_that_is_right_at_one_size_alone_is_refused_and_exported_for_it(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    base, path = tiny(SizeInside), tmp_path / "fixed.onnx"
+    with pytest.raises(LowpeftError, match=r"only at the size .*--fixed HxW"):
+        export_onnx(base, path)
+    assert list(tmp_path.iterdir()) == []
+    exported = export_onnx(base, path, fixed=(10, 13))
+    assert exported.inputs == {"image": ["batch", 3, 10, 13]}
+    assert exported.outputs == {"result": ["batch", 3, 20, 26]}
+    assert "10x13 px only" in str(exported)
+    assert exported.sizes == ((10, 13),)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_graph_that_is_wrong_for_batches_takes_one_image(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    sizes = {"img_size": 8, "embed_dim": 4, "depths": (2,), "num_heads": (1,), "window_size": 4, "mlp_ratio": 1.0}
+    base = lowpeft.describe(SwinIR(**sizes, upscale=2, upsampler="pixelshuffledirect").eval(), scale=2, channels=3)
+    exported = export_onnx(base, tmp_path / "swinir.onnx")
+    assert exported.inputs["image"] == [1, 3, "height", "width"]
+    assert "one image at a time" in exported.notes
+
+
+def test_an_operator_that_onnx_has_not_is_named_and_no_graph_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(LowpeftError, match=r"cannot be exported .*col2im.*--opset 20"):
+        export_onnx(tiny(Folding), tmp_path / "x.onnx")
+    assert capsys.readouterr().out == ""
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(LowpeftError, match=r"opset 99") as caught:
+        export_onnx(tiny(), tmp_path / "x.onnx", opset=99, fixed=(0, 4))
+    assert len(caught.value.problems) == 2
+
+
+# --- The command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A network's file, and an adapter's folder."""
+    monkeypatch.chdir(tmp_path)
+    save_file(denoiser().state_dict(), tmp_path / "base.safetensors")
+    base = lowpeft.load_backbone(tmp_path / "base.safetensors")
+    lowpeft.save_adapter(adapted(base), tmp_path / "adapter")
+    return tmp_path
+
+
+def test_the_command_writes_and_reports(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["export", "--weights", "base.safetensors", "--torch", "merged.pth"]
+    assert main([*command, "--adapter", "adapter"]) == 0
+    assert capsys.readouterr().out.startswith("merged.pth: 0.0")
+    assert main([*command, "--json"]) == 0
+    (file,) = json.loads(capsys.readouterr().out)["files"]
+    assert file["path"] == "merged.pth"
+    assert file["difference"] == 0
+    assert file["bytes"] == (files / "merged.pth").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "--torch FILE, --onnx FILE, or both"),
+        (("--torch", "base.safetensors", "--fixed", "8x8"), "replace the frozen network's own file"),
+        (("--torch", "a.pth", "--opset", "17"), "--opset is about ONNX"),
+        (("--torch", "a.pth", "--force"), "--force needs an adapter"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    options: tuple[str, ...], said: str, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in files.iterdir()}
+    assert main(["export", "--weights", "base.safetensors", *options]) == 2
+    assert said in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in files.iterdir()} == before
