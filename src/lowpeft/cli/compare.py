@@ -25,6 +25,7 @@ from .common import (
     optimized,
     tiling,
 )
+from .help import option_group
 from .measuring import (
     add_measuring,
     check_measuring,
@@ -35,6 +36,7 @@ from .measuring import (
     scenes_to_measure,
     state_digest,
 )
+from .output import emit
 
 if TYPE_CHECKING:
     from ..restoration.evaluation import Method
@@ -51,6 +53,7 @@ def add_to(commands: Any) -> None:
         "measure several adapters, or networks, on the same scenes, beside the frozen network",
         "lowpeft compare lora=runs/lora full=runs/full --weights denoiser.safetensors --data kodak --degrade noise:25 "
         "--out compared",
+        "lowpeft compare small=rank-4 large=rank-16 --weights CRAFT_x4.pth --data KITTI2015 --json",
     )
     sub.add_argument(
         "methods",
@@ -60,7 +63,9 @@ def add_to(commands: Any) -> None:
         "NAME stands in the tables, by default the folder's or file's name",
     )
     add_weights(sub)
-    sub.add_argument("--force", action="store_true", help="attach adapters though they were made for another base")
+    option_group(sub, "adapter").add_argument(
+        "--force", action="store_true", help="attach adapters though they were made for another base"
+    )
     add_measuring(sub)
 
 
@@ -90,7 +95,7 @@ def run(options: argparse.Namespace) -> None:
     gains = [gain(found[name], found["frozen"]) for name in named]
     outcome = Outcome(reports=reports, facts=facts, gains=gains)
     written = () if out is None else outcome.write(out)
-    print(outcome, *written, sep="\n")
+    emit(options, {**outcome.as_dict(), "written": written}, "\n".join(map(str, (outcome, *written))))
 
 
 def _named(texts: Iterable[str]) -> dict[str, str]:

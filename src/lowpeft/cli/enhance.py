@@ -27,6 +27,8 @@ from .common import (
     tiling,
     view_paths,
 )
+from .help import option_group
+from .output import emit
 
 
 def add_to(commands: Any) -> None:
@@ -37,11 +39,12 @@ def add_to(commands: Any) -> None:
         run,
         "restore or super-resolve a pair of views, or one image, with a frozen network and an adapter",
         "lowpeft enhance left.png right.png --weights CRAFT_x4.pth --adapter my-adapter --out results",
+        "lowpeft enhance photo.png --weights denoiser.safetensors --adapter owner/name",
     )
     add_views(sub, "; adapters of single-image recipes need none")
     add_weights(sub)
     add_adapter(sub, required=True)
-    sub.add_argument(
+    option_group(sub, "output").add_argument(
         "--out",
         default=".",
         metavar="DIR",
@@ -84,3 +87,4 @@ def run(options: argparse.Namespace) -> None:
     for name, view in zip(names, (views,) if isinstance(views, Tensor) else views, strict=True):
         write_image(view, folder / name)
         print(folder / name)
+    emit(options, {"scale": scale, "files": [folder / name for name in names]})

@@ -367,7 +367,7 @@ def _attach(model: object, adapter: AdapterFile, source: str, *, name: str, forc
     given = None if example is None else Example.of(example)
     trial = Trial(root, given) if problems else None  # possibly another base: run it once
     if trial is not None and not force:
-        advice = "force=True, on the command line --force, attaches it anyway"
+        advice = "force=True (--force) attaches it anyway"
         advice += ", if its sites fit" if OTHER_STRUCTURE in problems else ""
         family = trial.recognised
         if (family is None or family.family.writes_itself) and trial.runs and trial.written():
