@@ -8,7 +8,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 
-from ..errors import LowpeftError
+from ..errors import LowpeftError, and_more, did_you_mean
 from ..restoration.inference import is_out_of_memory
 from ..restoration.progress import quiet
 from ..version import version
@@ -96,7 +96,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit code, one of `EXIT_CODES`. An error that nobody expected is raised, with a note that it is a bug.
     """
-    options = parser().parse_args(arguments)
+    options, unknown = parser().parse_known_args(arguments)
+    if unknown:
+        known = [name for action in options.parser._actions for name in action.option_strings]
+        near = did_you_mean(unknown[0].partition("=")[0], known, most=1)
+        options.parser.error(f"cannot use {and_more(unknown)}{near}; `lowpeft {options.command} --help` shows all")
     quiet()
     if getattr(options, "memory_mb", None) is None:
         keep_freed_memory()
@@ -123,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _expected(error: Exception, options: argparse.Namespace) -> str | None:
     """Return what to tell people about an error; None if it is a bug."""
     if isinstance(error, LowpeftError):
-        return in_options(_short(error), options.parser)
+        return in_options(_short(error), options)
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
         return f"{error.name} is not installed: pip install 'lowpeft[{EXTRAS[error.name]}]'"
     if isinstance(error, (MemoryError, RuntimeError)) and is_out_of_memory(error):

@@ -15,6 +15,7 @@ from .networks import has_network
 from .output import emit
 
 _GROUPS = ("features", "tokens", "image", "weights")
+_OF_A_NETWORK = ("task", "raw_weights", "allow_half", "network_set", "network_fact")
 _HEADER = ("kind", "acts on", "places", "merge", "rows", "data")
 _HEADER_OF_NETWORK = ("trained", "share", "kept")
 _NOTES = (
@@ -47,7 +48,8 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print the table."""
-    model = backbone(options, quiet=True) if has_network(options) else None
+    asked = has_network(options) or any(getattr(options, name) for name in _OF_A_NETWORK)
+    model = backbone(options, quiet=True) if asked else None  # which refuses options without a network
     if model is not None and not options.no_memory:
         print("running the network once for each kind, to count what it keeps (--no-memory does not)", file=sys.stderr)
     rows = methods(model, memory=not options.no_memory)
