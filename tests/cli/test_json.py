@@ -13,6 +13,7 @@ import pytest
 import lowpeft
 from lowpeft.backbones.asteisr import Converted
 from lowpeft.cli import main, parser
+from lowpeft.cli.help import subcommands
 from lowpeft.cli.output import as_json
 from lowpeft.demo import demo_backbone, write_scenes
 from lowpeft.restoration.images import make_folder, read_image, write_image
@@ -75,13 +76,6 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command_names() -> set[str]:
-    """Names of all commands."""
-    (action,) = (action for action in parser()._actions if action.dest == "command")
-    assert isinstance(action.choices, dict)
-    return set(action.choices)
-
-
 def replace_slow(monkeypatch: pytest.MonkeyPatch, work: Path) -> None:
     """Replace the work of two commands, which takes a minute or a network that is not here; other tests do it."""
     converted = Converted(weights=work / "network.pth", adapter=work / "adapter")
@@ -95,7 +89,7 @@ def replace_slow(monkeypatch: pytest.MonkeyPatch, work: Path) -> None:
 
 
 def test_the_table_has_every_command() -> None:
-    assert CASES.keys() == EXPECTED.keys() == command_names()
+    assert CASES.keys() == EXPECTED.keys() == subcommands(parser()).keys()
 
 
 @pytest.mark.parametrize("command", CASES)

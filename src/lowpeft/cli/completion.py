@@ -5,10 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ..paper.experiments import bundled_experiments
+from ..recipes import bundled
 from .common import new_command
+from .help import subcommands
 from .output import emit
 
 SHELLS = ("bash", "zsh", "fish")
+_FILES = ("FILE", "LEFT", "RIGHT", "NETWORK")
+_FOLDERS = ("DIR", "FOLDER", "[NAME=]METHOD")
 
 
 def add_to(commands: Any) -> None:
@@ -29,7 +34,23 @@ def run(options: argparse.Namespace) -> None:
     """Print the script, which is made from the parser; completing runs no Python."""
     import shtab
 
-    from .main import parser
-
-    script: str = shtab.complete(parser(), shell=options.shell)
+    top: argparse.ArgumentParser = options.top
+    for sub in subcommands(top).values():
+        for action in sub._actions:
+            _complete(action, str(action.metavar or action.dest).upper())
+    script: str = shtab.complete(top, shell=options.shell)
     emit(options, {"shell": options.shell, "script": script}, script)
+
+
+def _complete(action: argparse.Action, what: str) -> None:
+    """Say what an argument is completed with; this parser parses nothing."""
+    import shtab
+
+    if what in _FILES:
+        action.complete = shtab.FILE  # type: ignore[attr-defined]  # where shtab looks for it
+    elif what in _FOLDERS:
+        action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+    elif what == "RECIPE":
+        action.choices = bundled()
+    elif what == "EXPERIMENT":
+        action.choices = bundled_experiments()

@@ -53,6 +53,12 @@ def option_group(parser: argparse.ArgumentParser, title: str) -> argparse._Argum
     return next(found, None) or parser.add_argument_group(title)
 
 
+def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of every command by its name."""
+    (action,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return dict(action.choices)
+
+
 def short_usage(parser: argparse.ArgumentParser) -> str:
     """Return a usage with only the arguments that must be given, or stand by themselves."""
     choices = [group for group in parser._mutually_exclusive_groups if group.required]

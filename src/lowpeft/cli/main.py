@@ -178,4 +178,5 @@ def parser() -> argparse.ArgumentParser:
     for sub in commands.choices.values():
         add_json(sub)
         sub.usage = short_usage(sub)
+        sub.set_defaults(top=top)
     return top
