@@ -53,7 +53,7 @@ PACKAGES: dict[str, tuple[tuple[str, ...], ...]] = {
     "lowpeft.restoration": (
         ("images", "progress", "words"),
         ("metrics", "pages", "degradations"),
-        ("data", "inference"),
+        ("data", "inference", "perceptual"),
         ("evaluation", "exporting", "lam"),
         ("training",),
     ),
@@ -169,6 +169,9 @@ INSTALLED_AS = {"PIL": "pillow", "skimage": "scikit-image"}
 NOT_NAMED = {"matplotlib", "tensorboard"}
 """Packages that a command does without where they are not installed."""
 
+IN_NO_EXTRA = {"pyiqa"}
+"""Packages that the user installs beside lowpeft: they bring much, and fetch weights."""
+
 NEED_DEMO = ("lowpeft.demo", "lowpeft.paper.reproduce.networks")
 """Modules that may import what only the extra `demo` brings together."""
 
@@ -189,7 +192,7 @@ def packages_of(module: str) -> set[str]:
             names.add((node.module or "").partition(".")[0])
     if module == "lowpeft.restoration.training.trackers":
         names.add("tensorboard")  # Accelerate imports it
-    return {INSTALLED_AS.get(n, n) for n in names - sys.stdlib_module_names - {"lowpeft"}}
+    return {INSTALLED_AS.get(n, n) for n in names - sys.stdlib_module_names - IN_NO_EXTRA - {"lowpeft"}}
 
 
 def test_the_extras_bring_what_the_commands_import() -> None:

@@ -17,6 +17,13 @@ def test_text_sets_numbers_to_the_right() -> None:
     ]
 
 
+def test_long_tables_keep_their_header_and_their_last_row() -> None:
+    cells = [["scene", "dB"], *([str(i), "1"] for i in range(2000)), ["mean", "1"]]
+    said = ["… and 1,998 more in report.md", ""]
+    assert tables.capped(cells, 2, "report.md") == [*cells[:3], said, cells[-1]]
+    assert tables.capped(cells, 2000, "report.md") == tables.capped(cells, None, "report.md") == cells
+
+
 def test_markdown_escapes_bars() -> None:
     assert tables.markdown(CELLS).splitlines()[:3] == [
         "| row | trained | gain, dB |",

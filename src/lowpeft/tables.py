@@ -18,6 +18,17 @@ NOTHING = "–"
 _NUMBER = re.compile(r"[-+±]?(\d[\d,.]*|inf|nan)([/ ±x%].*)?")
 
 
+def capped(cells: Cells, most: int | None, rest: str) -> Cells:
+    """Return the table with at most `most` rows between its header and its last row, the means; None keeps all.
+
+    A row says how many were left out, and that `rest` has them.
+    """
+    if most is None or (left := len(cells) - 2 - most) <= 0:
+        return cells
+    said = [f"… and {left:,} more in {rest}", *[""] * (len(cells[0]) - 1)]
+    return [*cells[: 1 + most], said, cells[-1]]
+
+
 def text(cells: Cells) -> str:
     """Return the table as aligned plain text, for a terminal."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

@@ -123,6 +123,40 @@ def test_the_images_on_disk_are_what_was_measured(command: Callable[..., list[st
     assert figure == pytest.approx(-10 * error.item(), abs=1e-3)
 
 
+# --- The page
+def test_a_page_that_fails_is_made_again_without_measuring_again(
+    command: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, given = tmp_path / "index.html", command("evaluate", "--adapter", "one", "--out", str(tmp_path))
+    page.mkdir()
+    assert main([*given, "--page-scenes", "3"]) == 2
+    page.rmdir()
+    stop_at(None)
+    assert main([*given, "--page-scenes", "3", "--resume"]) == 0
+    assert sys.modules["my_net"].Net.calls == 0
+    assert not (tmp_path / "measured.jsonl").exists()
+    text = page.read_text()
+    assert text.count('<figure class="slider">') == 3
+    assert "lowpeft evaluate --adapter one --out" in text
+
+
+def test_the_page_of_several_adapters_has_the_curves_of_those_with_a_log(
+    command: Callable[..., list[str]], folder: Path, tmp_path: Path
+) -> None:
+    row = {"step": 1, "loss": 0.5, "learning_rate": 0.1, "validation": None}
+    (folder / "two" / "training.jsonl").write_text(json.dumps(row) + "\n")
+    assert main(command("compare", "one", "again=two", "--out", str(tmp_path), "--page-scenes", "0")) == 0
+    training = (tmp_path / "index.html").read_text().split("<h2>Training")[1]
+    assert ('alt="again"' in training, 'alt="one"' in training) == (True, False)
+
+
+def test_a_number_of_scenes_is_not_negative(
+    command: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command("evaluate", "--page-scenes", "-1")) == 2
+    assert "--page-scenes" in capsys.readouterr().err
+
+
 # --- Interrupted
 @pytest.mark.parametrize("call", [1, 4, 10])
 def test_an_interrupted_measurement_goes_on_where_it_was(
@@ -156,7 +190,7 @@ def test_another_measurement_is_not_resumed(
         (["--adapter", "one", "--protocol", "derain"], "protocol: "),
     ):
         assert main(command("evaluate", *more, "--out", str(tmp_path), "--resume")) == 2
-        assert f"- {problem}: " in capsys.readouterr().err
+        assert f"- {problem}" in capsys.readouterr().err
     assert main(command("evaluate", "--adapter", "two", "--out", str(tmp_path))) == 0
     assert "measuring anew; --resume would go on with the 1" in capsys.readouterr().err
 

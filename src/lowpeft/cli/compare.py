@@ -13,6 +13,7 @@ from ..core.files.adapter_files import load_adapter
 from ..core.observation.describe import image_facts
 from ..errors import LowpeftError
 from ..ports.facts import Backbone
+from ..restoration.evaluation.results import folder_name
 from ..restoration.metrics import Protocol
 from ..restoration.words import words
 from .common import (
@@ -33,10 +34,10 @@ from .measuring import (
     measured,
     measuring_facts,
     protocol_of,
+    report,
     scenes_to_measure,
     state_digest,
 )
-from .output import emit
 
 if TYPE_CHECKING:
     from ..restoration.evaluation import Method
@@ -94,8 +95,7 @@ def run(options: argparse.Namespace) -> None:
     reports = [found[name] for name in methods]
     gains = [gain(found[name], found["frozen"]) for name in named]
     outcome = Outcome(reports=reports, facts=facts, gains=gains)
-    written = () if out is None else outcome.write(out)
-    emit(options, {**outcome.as_dict(), "written": written}, "\n".join(map(str, (outcome, *written))))
+    report(options, outcome, scenes, scale, named)
 
 
 def _named(texts: Iterable[str]) -> dict[str, str]:
@@ -111,7 +111,7 @@ def _named(texts: Iterable[str]) -> dict[str, str]:
             name, what = Path(text).stem if _is_weights(text) else Path(text).name or text, text
         if not what or not name.strip() or "/" in name:
             raise LowpeftError(f"cannot read {text!r}: give an adapter or a checkpoint, or NAME=ADAPTER")
-        if name in (*found, "frozen", "bicubic", "input"):
+        if folder_name(name) in map(folder_name, (*found, "frozen", "bicubic", "input", "truth")):
             raise LowpeftError(f"two methods would be called {name}: give one of them another name, as NAME={what}")
         found[name] = what
     return found

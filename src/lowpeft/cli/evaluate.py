@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,9 @@ from ..core.observation.describe import image_facts
 from ..errors import LowpeftError
 from ..ports.facts import Backbone
 from ..restoration.data import EachViewTwice, Example
-from ..restoration.images import to_float, write_picture
+from ..restoration.images import to_float
 from ..restoration.inference import DEFAULT_WINDOW_PX, Tiling, local_pooling
-from ..restoration.inference.network import Views, multi_view
+from ..restoration.inference.network import multi_view
 from ..restoration.metrics import WHOLE_RGB, Protocol
 from ..restoration.words import words
 from .common import (
@@ -42,14 +43,16 @@ from .measuring import (
     measured,
     measuring_facts,
     protocol_of,
+    report,
     scenes_to_measure,
     state_digest,
 )
 from .networks import has_network
-from .output import emit
 from .sources import loading_of
 
 if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
     from ..restoration.evaluation import Method, OtherView, Report
 
 NEED_WEIGHTS = ("adapter", "ensemble", "memory_mb", "local_pooling", "task", "raw_weights", "allow_half")
@@ -121,19 +124,15 @@ def run(options: argparse.Namespace) -> None:
     if out is not None and models:
         run["weights of all"] = state_digest(models)
 
-    def seen(example: Example, results: Mapping[str, Views]) -> None:
-        if out is not None:
-            _draw(out, scale, model, example, results, tiling=tiling(options))
-
     with ExitStack() as pools:
         for each in models if options.local_pooling is not None else ():
             pools.enter_context(local_pooling(each, _window_px(options)))
-        found = measured(options, methods, scenes, scale, facts=run, seen=seen)
+        found = measured(options, methods, scenes, scale, facts=run)
     reports, other_view = _parted(found, protocol, options.channels, remarks, model, control)
     gains = [gain(reports[-1], reports[-2])] if "frozen" in found and "adapted" in found else []
     outcome = Outcome(reports=reports, facts=facts, gains=gains, other_view=other_view)
-    written = () if out is None else outcome.write(out)
-    emit(options, {**outcome.as_dict(), "written": written}, "\n".join(map(str, (outcome, *written))))
+    trained = {"adapted": options.adapter} if options.adapter else {}
+    report(options, outcome, scenes, scale, trained, attended=partial(_attended, model, tiling=tiling(options)))
 
 
 def _models(options: argparse.Namespace, base: Backbone) -> tuple[object, object | None]:
@@ -226,23 +225,17 @@ def _check(options: argparse.Namespace) -> list[str]:
     return []
 
 
-def _draw(
-    out: Path, scale: int, model: object | None, example: Example, results: Mapping[str, Views], *, tiling: Tiling
-) -> None:
-    """Draw a scene by every method, and where a model of two views looks."""
-    from ..restoration.evaluation import CONTROL, SAME_VIEW, attended_disparity, most_confident
-    from ..restoration.evaluation.pictures import draw_attended, draw_scene
+def _attended(model: object | None, example: Example, *, tiling: Tiling) -> Picture | None:
+    """Draw where a model of two views looks; return None for others."""
+    from ..restoration.evaluation import attended_disparity, most_confident
+    from ..restoration.evaluation.pictures import draw_attended
 
-    hidden = (words(scale).baseline, SAME_VIEW, CONTROL)
-    shown = {name: views[0] for name, views in results.items() if name not in hidden}
-    draw_scene(out / "pictures" / f"{example.name}.png", example, shown, scale=scale)
     together = None if model is None else multi_view(module_of(model))
     # A network that takes crops of one size looks along crops, not along rows of the scene.
     if together is None or together.views != 2 or image_facts(model).fixed_px is not None:
-        return
-    left, right = map(to_float, example.lr)
-    if found := attended_disparity(model, left, right, tiling=tiling):
-        write_picture(draw_attended(example, most_confident(found)), out / "pictures" / f"{example.name}-disparity.png")
+        return None
+    found = attended_disparity(model, *map(to_float, example.lr), tiling=tiling)
+    return draw_attended(example, most_confident(found)) if found else None
 
 
 def _scale(options: argparse.Namespace, base: Backbone | None) -> int:

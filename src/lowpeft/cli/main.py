@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -39,6 +40,7 @@ EXTRAS = {
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "rich": "train",
+    "scipy": "train",
     "shtab": "completion",
     "skimage": "train",
     "spandrel": "spandrel",
@@ -96,11 +98,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit code, one of `EXIT_CODES`. An error that nobody expected is raised, with a note that it is a bug.
     """
-    options, unknown = parser().parse_known_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options, unknown = parser().parse_known_args(given)
     if unknown:
         known = [name for action in options.parser._actions for name in action.option_strings]
         near = did_you_mean(unknown[0].partition("=")[0], known, most=1)
         options.parser.error(f"cannot use {and_more(unknown)}{near}; `lowpeft {options.command} --help` shows all")
+    options.command_line = shlex.join(["lowpeft", *given])
     quiet()
     if getattr(options, "memory_mb", None) is None:
         keep_freed_memory()

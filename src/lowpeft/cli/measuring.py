@@ -14,12 +14,10 @@ import torch
 
 from ..core.attachment.record import module_of
 from ..core.observation.fingerprint import digest
-from ..errors import LowpeftError
+from ..errors import LowpeftError, TrainingError
 from ..ports.facts import Backbone
 from ..restoration.data import Example, Loading, Scene, load_example
-from ..restoration.data.model import SIDES
-from ..restoration.images import image_header, make_folder, write_image
-from ..restoration.inference.network import Views
+from ..restoration.images import image_header, make_folder
 from ..restoration.metrics import LITERATURE, PROTOCOLS, Protocol
 from ..restoration.words import words
 from ..version import version
@@ -35,15 +33,16 @@ from .common import (
 )
 from .help import option_group
 from .networks import network_facts
+from .output import emit
 from .sources import add_degrade, add_selection, find_clean, loading_of, say_reading
 
 if TYPE_CHECKING:
-    from ..restoration.evaluation import Journal, Method, Report
+    from PIL.Image import Image as Picture
 
-IMAGES = "images"
-"""Folder within that of the reports for the restored images: one folder for each method."""
+    from ..restoration.evaluation import Journal, Method, Outcome, Report
 
-Seen = Callable[[Example, Mapping[str, Views]], None]
+MOST_PRINTED = 40
+"""Number of scenes that are printed where files have all."""
 
 
 def add_measuring(sub: argparse.ArgumentParser) -> None:
@@ -78,6 +77,13 @@ def add_measuring(sub: argparse.ArgumentParser) -> None:
         help="folder for index.html, report.json, report.md, and every restored image; an earlier report there stays "
         "until the new one is complete",
     )
+    output.add_argument(
+        "--page-scenes",
+        type=int,
+        metavar="N",
+        default=6,
+        help="scenes that index.html shows in pictures, the worst and the best (default: 6)",
+    )
     output.add_argument("--resume", action="store_true", help="go on with an interrupted measurement into --out")
     add_device(sub)
     add_optimize(sub, default="none")
@@ -100,10 +106,12 @@ def check_measuring(options: argparse.Namespace) -> None:
     """Check options that need or exclude each other.
 
     Raises:
-        LowpeftError: Degraded images are both named and made, or there is nothing to resume.
+        LowpeftError: Degraded images are both named and made, there is nothing to resume, or a number is negative.
     """
     if options.lr and options.degrade:
         raise LowpeftError("--lr names degraded images, and --degrade makes them: give one of the two")
+    if options.page_scenes < 0:
+        raise LowpeftError(f"--page-scenes is a number of scenes, 0 or more, not {options.page_scenes}")
     if options.resume and options.out is None:
         raise LowpeftError("--resume goes on with a measurement into a folder: give --out")
 
@@ -122,7 +130,6 @@ def measured(
     scale: int,
     *,
     facts: Mapping[str, object],
-    seen: Seen | None = None,
 ) -> dict[str, Report]:
     """Measure all methods scene by scene; with `--out`, write each scene's images and figures at once.
 
@@ -132,12 +139,12 @@ def measured(
         scenes: The scenes.
         scale: HR sides divided by LR sides.
         facts: What is measured, by name, in JSON values; `--resume` goes on only with a run of equal facts.
-        seen: Called with each scene that is measured now, and its results by method.
 
     Raises:
         LowpeftError: A scene cannot be measured; a file cannot be written; the run to resume is another one.
     """
     from ..restoration.evaluation import measure_scene, reports_of
+    from ..restoration.evaluation.results import write_results
     from ..restoration.progress import progress
 
     loading = loading_of(options, options.channels)
@@ -151,31 +158,68 @@ def measured(
             example = load_example(scene, scale, loading=loading)
             results, rows[scene.name] = measure_scene(methods, example, scale=scale)
             if journal is not None:
-                _write_images(Path(options.out), example, results)
-            if seen is not None:
-                seen(example, results)
-            if journal is not None:
+                write_results(Path(options.out), example, results)
                 journal.add(scene.name, rows[scene.name])
             advance(scene.name)
-    reports = reports_of(methods, {name: rows[name] for name in names}, channels=options.channels)
-    if journal is not None:
-        journal.finish()
-    return reports
+    return reports_of(methods, {name: rows[name] for name in names}, channels=options.channels)
 
 
-def image_paths(folder: Path, method: str, scene: str, views: int) -> tuple[Path, ...]:
-    """Return the files of a scene's restored views: NAME.png, or NAME_left.png and NAME_right.png.
+def report(
+    options: argparse.Namespace,
+    outcome: Outcome,
+    scenes: Sequence[Scene],
+    scale: int,
+    adapters: Mapping[str, str],
+    *,
+    attended: Callable[[Example], Picture | None] | None = None,
+) -> None:
+    """Print what was measured; with `--out`, write the reports, and last the page.
 
     Args:
-        folder: Folder of the reports.
-        method: Name of the method.
-        scene: Name of the scene.
-        views: Number of views.
+        options: Options of `add_measuring`, and `channels` of the images.
+        outcome: What was measured.
+        scenes: The scenes.
+        scale: HR sides divided by LR sides.
+        adapters: Adapters by method; the page shows how those in folders were trained.
+        attended: As for `ScenePictures`.
+
+    Raises:
+        LowpeftError: A file cannot be written, or an image of the page cannot be read again.
     """
-    inside = folder / IMAGES / method.replace(" ", "-")
-    if views == 1:
-        return (inside / f"{scene}.png",)
-    return tuple(inside / f"{scene}_{side}.png" for side in SIDES)
+    from ..restoration.evaluation import Origin, ScenePictures, finish, write_outcome_page
+
+    if options.out is None:
+        emit(options, outcome.as_dict(), outcome)
+        return
+    out, by_name = Path(options.out), {scene.name: scene for scene in scenes}
+    loading, paths = loading_of(options, options.channels), outcome.write(out)
+    pictures = ScenePictures(
+        load=lambda name: load_example(by_name[name], scale, loading=loading),
+        scale=scale,
+        scenes=options.page_scenes,
+        attended=attended,
+    )
+    origin = Origin(command=options.command_line, training=_training(adapters))
+    page = write_outcome_page(outcome, out, pictures, origin=origin)
+    finish(out)
+    written = (*paths, page)
+    text = "\n".join(map(str, (outcome.as_text(most=MOST_PRINTED), *written)))
+    emit(options, {**outcome.as_dict(), "written": written}, text)
+
+
+def _training(adapters: Mapping[str, str]) -> dict[str, Picture | str]:
+    """Return the curves of the adapters whose folders have a log of training, or why a log cannot be shown."""
+    from ..restoration.training.log import plot_curves
+
+    found: dict[str, Picture | str] = {}
+    for name, folder in adapters.items():
+        try:
+            plotted = plot_curves(Path(folder))
+        except TrainingError as error:
+            found[name] = error.message
+        else:
+            found |= {} if plotted is None else {name: plotted}
+    return found
 
 
 def state_digest(models: Iterable[object]) -> str:
@@ -235,12 +279,3 @@ def _journal(options: argparse.Namespace, facts: Mapping[str, object], scenes: S
     if left := unfinished(folder):
         print(f"measuring anew; --resume would go on with the {left} scenes measured before", file=sys.stderr)
     return Journal(folder, run, {})
-
-
-def _write_images(folder: Path, example: Example, results: Mapping[str, Views]) -> None:
-    """Write the results of each method."""
-    for method, views in results.items():
-        paths = image_paths(folder, method, example.name, len(views))
-        make_folder(paths[0].parent)
-        for path, view in zip(paths, views, strict=True):
-            write_image(view, path)

@@ -13,10 +13,11 @@ from ..core.operations.state import summary
 from ..restoration.data import Example
 from ..restoration.data.model import SIDES
 from ..restoration.evaluation import SAME_VIEW, AttendedDisparity, Comparison, attended_disparity, most_confident
-from ..restoration.evaluation.pictures import PATCH_PX, draw_disparity, draw_scene, error_map, most_wrong
+from ..restoration.evaluation.page import TRUTH, view_parts
+from ..restoration.evaluation.pictures import PATCH_PX, draw_disparity, draw_scene, most_different
 from ..restoration.images import as_picture, bicubic_upscale, eight_bit, make_folder, to_float, write_picture
 from ..restoration.inference.network import Views
-from ..restoration.pages import Code, Heading, Part, Pictures, Slider, Table, Text, write_page
+from ..restoration.pages import Code, Heading, Part, Pictures, Table, Text, write_page
 from .task import NOISE
 
 ENLARGE = 3
@@ -83,7 +84,7 @@ def show(
         DataError: A file cannot be written.
     """
     example = shown.example
-    views = {**shown.results, "truth": example.hr}
+    views = {**shown.results, TRUTH: example.hr}
     results = tuple({name: eight_bit(each[i]) for name, each in views.items()} for i in range(len(SIDES)))
     pictures = make_folder(folder / "pictures")
     for side, images in zip(SIDES, results, strict=True):
@@ -98,19 +99,16 @@ def show(
     pixel = _pixel(example, found, scale)
     looks = _draw_looks(example, pixel, maps.get("true disparity"))
     write_picture(looks, pictures / "attention.png")
-    errors = {
-        f"{name}, {side}": error_map(images[name], images["truth"])
-        for side, images in zip(SIDES, results, strict=True)
-        for name in (SAME_VIEW, "adapted")
-    }
+    errors = (SAME_VIEW, "adapted")
     parts: list[Part] = [
         Text(TASK.format(scale=scale, noise=NOISE * 255, parameters=summary(model).trainable)),
         Text(claim),
         Table(comparison.cells, "Mean of both views; the scenes were not used in training"),
         Heading(f"Scene {example.name}"),
-        Slider(results[0], "Left view. Drag the line; choose other images above it.", shown=("frozen", "adapted")),
-        Slider(results[1], "Right view.", shown=(SAME_VIEW, "adapted")),
-        Pictures(errors, "Errors times 4: with each view given twice, and with both views."),
+        *view_parts(
+            results[0], "Left view. Drag the line; choose other images above it.", ("frozen", "adapted"), errors=errors
+        ),
+        *view_parts(results[1], "Right view.", (SAME_VIEW, "adapted"), errors=errors),
         Heading("Where attention looks"),
         Pictures({"attention": looks}, _describe(pixel)),
         Pictures({"disparity": draw_disparity(maps)}, _note(found)),
@@ -130,7 +128,7 @@ def _disparity(shown: Shown, found: AttendedDisparity, scale: int) -> dict[str, 
 
 def _pixel(example: Example, found: AttendedDisparity, scale: int) -> Looks:
     """Return where attention looks for the middle of the patch where bicubic is farthest from the truth."""
-    top, left = most_wrong(bicubic_upscale(example.lr[0], scale), example.hr[0])
+    top, left = most_different(example.hr[0], bicubic_upscale(example.lr[0], scale))
     px = min(PATCH_PX, *example.hr[0].shape[1:])
     row, column = (top + px // 2) // scale, (left + px // 2) // scale
     disparity, weight = (maps[0][row, column].item() for maps in (found.disparity_px, found.confidence))

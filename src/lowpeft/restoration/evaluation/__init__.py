@@ -3,7 +3,7 @@
 from .comparison import Comparison, check_control, compare, methods, trained_otherwise
 from .difference import Difference, Gain, gain
 from .disparity import AttendedDisparity, attended_disparity, most_confident
-from .journal import Journal, resume, unfinished
+from .journal import Journal, finish, resume, unfinished
 from .measure import (
     Method,
     by_bicubic,
@@ -17,6 +17,7 @@ from .measure import (
 )
 from .other_view import CONTROL, SAME_VIEW, OtherView
 from .outcome import Outcome
+from .page import Origin, ScenePictures, write_outcome_page
 from .report import Report, ReportRow, overview
 
 __all__ = [
@@ -28,10 +29,12 @@ __all__ = [
     "Gain",
     "Journal",
     "Method",
+    "Origin",
     "OtherView",
     "Outcome",
     "Report",
     "ReportRow",
+    "ScenePictures",
     "attended_disparity",
     "by_bicubic",
     "by_frozen",
@@ -40,6 +43,7 @@ __all__ = [
     "check_control",
     "compare",
     "evaluate",
+    "finish",
     "gain",
     "measure",
     "measure_scene",
@@ -50,4 +54,5 @@ __all__ = [
     "resume",
     "trained_otherwise",
     "unfinished",
+    "write_outcome_page",
 ]

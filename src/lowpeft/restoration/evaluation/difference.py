@@ -49,10 +49,6 @@ class Difference:
     def _sign(self) -> int:
         return -1 if self.column.lower_is_better else 1
 
-    def by_worst(self) -> list[str]:
-        """Return the names of the scenes, that with the smallest gain first."""
-        return sorted(self.gains, key=lambda scene: self._sign * self.gains[scene])
-
     def as_dict(self) -> dict[str, object]:
         """Return the figures for JSON."""
         interval = None if self.interval is None else list(map(finite_or_text, self.interval))

@@ -22,7 +22,7 @@ class Journal:
     """File with a line of JSON for each measured scene; its first line says what was measured.
 
     A reader ignores a last line that a killed writer did not finish. The file lies in the folder of the reports until
-    these are written.
+    these and their page are written; see `finish`.
 
     Attributes:
         rows: Figures of the scenes that are measured, by name.
@@ -49,11 +49,6 @@ class Journal:
         except OSError as error:
             raise _unwritable(self._path, error) from error
         self.rows[scene] = figures
-
-    def finish(self) -> None:
-        """Remove the file: the reports have its figures now."""
-        with suppress(OSError):
-            self._path.unlink()
 
 
 def resume(folder: Path, run: Mapping[str, object], scenes: Iterable[str]) -> Journal:
@@ -87,6 +82,12 @@ def resume(folder: Path, run: Mapping[str, object], scenes: Iterable[str]) -> Jo
             problems=differing,
         )
     return Journal(folder, run, rows)
+
+
+def finish(folder: Path) -> None:
+    """Remove the journal from a folder whose reports have its figures now."""
+    with suppress(OSError):
+        (folder / NAME).unlink()
 
 
 def unfinished(folder: Path) -> int:

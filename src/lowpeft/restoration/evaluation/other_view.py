@@ -8,7 +8,7 @@ from statistics import fmean
 
 from ... import tables
 from ...storage import finite_or_text
-from .report import Report
+from .report import REPORT, Report
 
 SAME_VIEW, CONTROL = "same view", "control"
 
@@ -73,8 +73,12 @@ class OtherView:
         """Return a Markdown table of scenes, and the claim."""
         return f"{tables.markdown(self._cells())}\n\n{self.claim()}"
 
+    def as_text(self, *, most: int | None = None) -> str:
+        """Return the table as plain text with at most `most` scenes, and the claim."""
+        return f"{tables.text(tables.capped(self._cells(), most, REPORT))}\n\n{self.claim()}"
+
     def __str__(self) -> str:
-        return f"{tables.text(self._cells())}\n\n{self.claim()}"
+        return self.as_text()
 
     def _cells(self) -> list[list[str]]:
         reports = [self.adapted, *self.controls.values()]

@@ -68,13 +68,13 @@ def draw_scene(
         f"{named.baseline} is farthest from {named.clean}."
     )
     make_folder(path.parent)
-    write_picture(_sheet(hr, panels, most_wrong(baseline, hr), note), path)
+    write_picture(_sheet(hr, panels, most_different(hr, baseline), note), path)
     return path
 
 
 def error_map(image: Tensor, hr: Tensor) -> Tensor:
-    """Return the mean absolute difference over the channels, times `ERROR_GAIN`, as a grey image: uint8 (3,H,W)."""
-    difference = (to_float(image) - to_float(hr)).abs().mean(0, keepdim=True).expand(3, -1, -1)
+    """Return the mean absolute difference over the channels, times `ERROR_GAIN`, as a grey image: uint8 (1,H,W)."""
+    difference = (to_float(image) - to_float(hr)).abs().mean(0, keepdim=True)
     return to_uint8(difference * ERROR_GAIN)
 
 
@@ -101,10 +101,12 @@ def _sheet(hr: Tensor, panels: Mapping[str, Tensor], corner: tuple[int, int], no
     return sheet
 
 
-def most_wrong(baseline: Tensor, hr: Tensor) -> tuple[int, int]:
-    """Return top and left of the patch where the baseline differs most from the clean image."""
-    px = min(PATCH_PX, *hr.shape[1:])
-    error = F.avg_pool2d((to_float(baseline) - to_float(hr)).square()[None], px, stride=4).sum((0, 1))
+def most_different(image: Tensor, *others: Tensor) -> tuple[int, int]:
+    """Return top and left of the patch of `PATCH_PX` where an image differs most from others of its size."""
+    px = min(PATCH_PX, *image.shape[1:])
+    one = to_float(image)
+    squares = torch.stack([(to_float(other) - one).square().sum(0) for other in others]).sum(0)
+    error = F.avg_pool2d(squares[None, None], px, stride=4)[0, 0]
     index = int(torch.argmax(error))
     return 4 * (index // error.shape[1]), 4 * (index % error.shape[1])
 

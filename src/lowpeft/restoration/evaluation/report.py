@@ -11,6 +11,9 @@ from ...errors import DataError
 from ...storage import finite_or_text
 from ..metrics import Column, Protocol
 
+REPORT = "report.md"
+"""Name of the file with all tables."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReportRow:
@@ -62,12 +65,13 @@ class Report:
 
     def as_markdown(self) -> str:
         """Return a Markdown table of scenes, with the mean as its last row."""
-        return tables.markdown(self._cells())
+        return tables.markdown(self.cells())
 
     def __str__(self) -> str:
-        return tables.text(self._cells())
+        return tables.text(self.cells())
 
-    def _cells(self) -> list[list[str]]:
+    def cells(self) -> list[list[str]]:
+        """Return the table: a header, a row for each scene, and the means."""
         columns = self.protocol.columns
         rows = [[row.scene, *_texts(columns, row.values)] for row in self.rows]
         mean = ["mean", *_texts(columns, tuple(self.means().values()))]
@@ -78,14 +82,23 @@ def overview(reports: Sequence[Report], *, markdown: bool = False) -> str:
     """Return a table with the means of several methods under one protocol, one row each.
 
     Raises:
+        DataError: As for `overview_cells`.
+    """
+    cells = overview_cells(reports)
+    return tables.markdown(cells) if markdown else tables.text(cells)
+
+
+def overview_cells(reports: Sequence[Report]) -> list[list[str]]:
+    """Return the cells of `overview`, the header first.
+
+    Raises:
         DataError: The reports differ in protocol or scenes, so their means cannot be compared.
     """
     if len({(r.protocol.name, tuple(row.scene for row in r.rows)) for r in reports}) != 1:
         raise DataError("the reports have different scenes or protocols, so their means cannot be compared")
     columns = reports[0].protocol.columns
     heading = [f"mean of {len(reports[0].rows)} scenes", *(c.name for c in columns)]
-    cells = [heading, *([r.method, *_texts(columns, tuple(r.means().values()))] for r in reports)]
-    return tables.markdown(cells) if markdown else tables.text(cells)
+    return [heading, *([r.method, *_texts(columns, tuple(r.means().values()))] for r in reports)]
 
 
 def _texts(columns: Sequence[Column], values: Sequence[float]) -> list[str]:

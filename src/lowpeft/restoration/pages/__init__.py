@@ -29,5 +29,6 @@ write_page(
 
 from .page import write_page
 from .parts import Code, Heading, Part, Pictures, Slider, Table, Text
+from .plots import plot
 
-__all__ = ["Code", "Heading", "Part", "Pictures", "Slider", "Table", "Text", "write_page"]
+__all__ = ["Code", "Heading", "Part", "Pictures", "Slider", "Table", "Text", "plot", "write_page"]

@@ -42,12 +42,13 @@ class Part(Protocol):
 
 @dataclass(frozen=True)
 class Heading:
-    """Heading of a section."""
+    """Heading of a section; with `level=3` of a part of one."""
 
     text: str
+    level: int = field(default=2, kw_only=True)
 
     def html(self) -> str:
-        return f"<h2>{escaped(self.text)}</h2>"
+        return f"<h{self.level}>{escaped(self.text)}</h{self.level}>"
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Table:
     Attributes:
         cells: Rows of one length, the header first.
         caption: Text above the table.
+        wrap: True breaks the lines of the last column, for sentences.
 
     Raises:
         DataError: There is no header, the rows differ in length, or a cell is no text.
@@ -86,6 +88,7 @@ class Table:
 
     cells: tables.Cells
     caption: str = ""
+    wrap: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if isinstance(self.cells, str) or not isinstance(self.cells, Sequence):
@@ -99,7 +102,8 @@ class Table:
 
     def html(self) -> str:
         caption = f"<figcaption>{escaped(self.caption)}</figcaption>\n" if self.caption else ""
-        return f'<figure class="table">\n{caption}<div class="scroller">{tables.html(self.cells)}</div>\n</figure>'
+        kind = "table wrap" if self.wrap else "table"
+        return f'<figure class="{kind}">\n{caption}<div class="scroller">{tables.html(self.cells)}</div>\n</figure>'
 
 
 @dataclass(frozen=True, eq=False)

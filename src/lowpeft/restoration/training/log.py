@@ -11,12 +11,17 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import TrainingError
 from ...storage import fsync, new_file
+from ..pages import plot
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image as Picture
 
 JSONL, CURVES = "training.jsonl", "training.png"
 COLUMNS = frozenset(("step", "loss", "learning_rate", "validation"))
@@ -58,8 +63,8 @@ class Log:
         self._file.close()
 
 
-def logged(out: Path, step: int) -> tuple[list[dict[str, Any]], int]:
-    """Return the rows of the steps up to `step` in a run's log, and the length of their lines in bytes.
+def logged(out: Path, step: int | None) -> tuple[list[dict[str, Any]], int]:
+    """Return the rows of the steps up to `step` in a run's log, None for all, and the length of their lines in bytes.
 
     Later rows, and a last line without an end, are left out: a killed run wrote them after its last checkpoint. A log
     that is missing, or that starts after `step`, has no such rows; this is a log that was removed, and started anew.
@@ -68,7 +73,7 @@ def logged(out: Path, step: int) -> tuple[list[dict[str, Any]], int]:
         TrainingError: A line is damaged, or the log ends before `step`.
     """
     path, rows, length = out / JSONL, [], 0
-    advice = f"restore it, or remove it to start a new log at step {step + 1}"
+    advice = "restore it, or remove it" + (f" to start a new log at step {step + 1}" if step is not None else "")
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.exists() else [], start=1):
         if not line.endswith(b"\n"):
             break
@@ -78,11 +83,11 @@ def logged(out: Path, step: int) -> tuple[list[dict[str, Any]], int]:
                 raise ValueError(f"not a row with {', '.join(sorted(COLUMNS))}")
         except (AttributeError, ValueError) as error:
             raise TrainingError(f"line {number} of {path} is damaged ({error}): {advice}") from error
-        if row["step"] > step:
+        if step is not None and row["step"] > step:
             break
         rows.append(row)
         length += len(line)
-    if rows and rows[-1]["step"] != step:
+    if rows and step is not None and rows[-1]["step"] != step:
         raise TrainingError(f"{path} ends at step {rows[-1]['step']}, but the run is at step {step}: {advice}")
     return rows, length
 
@@ -103,9 +108,44 @@ def draw_curves(out: Path, step: int, title: str) -> Path | None:
     rows, _ = logged(out, step)
     if not rows:
         return None
+    figure = Figure(figsize=(8, _height(rows, 2)), layout="constrained")
+    _curves(figure, rows, title)
+    with new_file(out / CURVES) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    return out / CURVES
+
+
+def plot_curves(out: Path) -> Picture | None:
+    """Plot the log of a run for a page, as `draw_curves` does.
+
+    Returns:
+        The plot; None if there is no log, it has no rows, or matplotlib is not installed.
+
+    Raises:
+        TrainingError: The log is damaged or cannot be read.
+    """
+    try:
+        rows, _ = logged(out, None)
+    except OSError as error:
+        raise TrainingError(f"cannot read {out / JSONL}: {error.strerror or error}") from error
+    if not rows:
+        return None
+    return plot(lambda figure: _curves(figure, rows, ""), height_inches=_height(rows, 1.4))
+
+
+def _height(rows: Sequence[Mapping[str, Any]], inches: float) -> float:
+    """Return the height of a plot: two parts for the loss, and one for the validation if it was measured."""
+    return inches * (3 if _validation(rows) else 2)
+
+
+def _validation(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    return [(row["step"], row["validation"]) for row in rows if row["validation"] is not None]
+
+
+def _curves(figure: Figure, rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Draw loss, learning rate and validation over the steps."""
     steps, losses = [r["step"] for r in rows], [r["loss"] for r in rows]
-    measured = [(r["step"], r["validation"]) for r in rows if r["validation"] is not None]
-    figure = Figure(figsize=(8, 6 if measured else 4), layout="constrained")
+    measured = _validation(rows)
     axes = figure.subplots(2 if measured else 1, 1, sharex=True, squeeze=False)[:, 0]
     axes[0].plot(steps, losses, color="0.8", linewidth=0.8, label="loss of a step")
     axes[0].plot(steps, _smooth(losses), color="tab:blue", label="mean of the last 2 %")
@@ -118,9 +158,6 @@ def draw_curves(out: Path, step: int, title: str) -> Path | None:
         axes[1].plot(*zip(*measured, strict=True), marker=".", color="tab:green")
         axes[1].set_ylabel("validation")
     axes[-1].set_xlabel("step")
-    with new_file(out / CURVES) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-    return out / CURVES
 
 
 def _smooth(values: list[float]) -> list[float]:
