@@ -8,6 +8,8 @@ lowpeft.save_adapter(stereo, "my-adapter")
 stereo = lowpeft.load_adapter(model, "my-adapter")
 """
 
+from typing import TYPE_CHECKING
+
 from .backbones.asteisr import convert_asteisr
 from .backbones.opening import load_backbone
 from .backbones.swin2sr import convert_adapter, swin2sr_from_transformers, swin2sr_to_transformers
@@ -83,11 +85,23 @@ from .kinds import (
 from .ports.facts import Backbone
 from .ports.layouts import Features, Layout
 from .recipes import Recipe, TrainSettings, load_recipe, register_recipe, unregister_recipe
-from .restoration.data import PairCheck, check_pair
 from .restoration.inference import Tiling, enhance
 from .version import version as _version
 
+if TYPE_CHECKING:
+    from .restoration.data import PairCheck, check_pair
+
 __version__ = _version()
+
+
+def __getattr__(name: str) -> object:
+    """Import what only the data package has when it is first asked for."""
+    if name not in ("PairCheck", "check_pair"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .restoration import data
+
+    return getattr(data, name)
+
 
 __all__ = [
     "AdaLoRAConfig",
