@@ -82,7 +82,7 @@ def wanted(found: Sequence[Weights], choice: Choice, file: Path) -> list[Weights
     averaged, raw = ([w for w in found if w.state and w.averaged is wish] for wish in (True, False))
     if choice == "raw" and not raw:
         raise LowpeftError(
-            f"{RAW_ASKED} was requested, but {file} contains only averaged weights (EMA); open these:",
+            f"{RAW_ASKED} was requested, but {file} contains only averaged weights (EMA); leave it out to take these:",
             problems=[_line(w) for w in outermost(averaged)],
         )
     return averaged if averaged and choice == "ema" else raw
