@@ -68,6 +68,7 @@ NOT_AT_IMPORT = {
     "onnx",
     "onnxruntime",
     "rich",
+    "shtab",
     "skimage",
     "spandrel",
     "submitit",
@@ -199,10 +200,11 @@ def packages_of(module: str) -> set[str]:
 
 def test_the_extras_bring_what_the_commands_import() -> None:
     """`train` is enough for every command but those of NEED_DEMO; `spandrel` opens checkpoints, `cluster` submits,
-    `onnx` exports."""
+    `onnx` exports, `completion` makes scripts."""
     imported = {module: packages_of(module) - RUNTIME_DEPENDENCIES - BY_OTHERS for module in SOURCES}
     brought = {"lowpeft.backbones.spandrel_reader": requirements("spandrel")}
     brought["lowpeft.paper.reproduce.cluster"] = requirements("cluster")
+    brought["lowpeft.cli.completion"] = requirements("completion")
     exporting = "lowpeft.restoration.exporting"
     brought |= {module: requirements("onnx") for module in SOURCES if module.startswith(f"{exporting}.onnx_")}
     brought |= {module: requirements("demo") for module in SOURCES if module.startswith(NEED_DEMO)}

@@ -695,11 +695,16 @@ def cost_plot() -> str:
 
 def cli() -> str:
     parser = need("lowpeft.cli", "parser")()
-    with mock.patch.dict(os.environ, {"COLUMNS": "100", "NO_COLOR": "1"}):
+    with mock.patch.dict(os.environ, {"COLUMNS": "80", "NO_COLOR": "1"}):
         return "\n\n".join(
             f"```{{rubric}} {name}\n```\n\n```text\n{each.format_help().rstrip()}\n```"
             for name, each in commands(parser)
         )
+
+
+def exit_codes() -> str:
+    """What each exit code of the command line means."""
+    return table(["code", "meaning"], [[f"`{code}`", text] for code, text in need("lowpeft.cli", "EXIT_CODES").items()])
 
 
 def commands(parser: Any) -> Iterator[tuple[str, Any]]:
@@ -810,6 +815,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "api": api,
     "beside": beside_paper,
     "cli": cli,
+    "exit_codes": exit_codes,
     "cost": training_cost,
     "cost-attention": cost_section("cost_cuda", cost_attention),
     "cost-inference": cost_section("cost", cost_times("infer")),

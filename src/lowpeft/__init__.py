@@ -8,7 +8,7 @@ lowpeft.save_adapter(stereo, "my-adapter")
 stereo = lowpeft.load_adapter(model, "my-adapter")
 """
 
-from typing import TYPE_CHECKING
+import typing
 
 from .backbones.asteisr import convert_asteisr
 from .backbones.opening import load_backbone
@@ -88,7 +88,7 @@ from .recipes import Recipe, TrainSettings, load_recipe, register_recipe, unregi
 from .restoration.inference import Tiling, enhance
 from .version import version as _version
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:
     from .restoration.data import PairCheck, check_pair
 
 __version__ = _version()
@@ -101,6 +101,10 @@ def __getattr__(name: str) -> object:
     from .restoration import data
 
     return getattr(data, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 __all__ = [

@@ -63,6 +63,12 @@ class TrainingError(LowpeftError):
     """A training run cannot start or continue; files that were saved before are intact."""
 
 
+def and_more(names: Sequence[object], *, most: int = 5) -> str:
+    """Return the first names of a list that may be long as text: `a, b, c` or `a, b, c and 1,900 more`."""
+    text = ", ".join(map(str, names[:most]))
+    return text + (f" and {more:,} more" if (more := len(names) - most) > 0 else "")
+
+
 def did_you_mean(word: object, known: Iterable[str], *, most: int = 3) -> str:
     """Return ` (did you mean 'a', 'b'?)`, or the empty string if no known word is similar."""
     near = difflib.get_close_matches(str(word), list(known), n=most, cutoff=0.6)

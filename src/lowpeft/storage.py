@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -98,6 +99,11 @@ def write_json(path: Path, value: object) -> Path:
         OSError: It cannot be written; an existing file is unchanged.
     """
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def finite_or_text(value: float) -> float | str:
+    """Return a figure for JSON: infinity and NaN as text."""
+    return value if math.isfinite(value) else str(value)
 
 
 def leftovers(folder: Path) -> list[Path]:

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from lowpeft.cli import main
-from lowpeft.errors import LowpeftError
+from lowpeft.errors import LowpeftError, and_more
 
 
 @pytest.mark.parametrize(("number", "lines"), [(0, 1), (20, 21), (21, 22), (300, 22)])
@@ -23,3 +23,8 @@ def test_a_long_list_of_problems_is_cut(
     assert printed[0] == "lowpeft info: images are too small:"
     assert len(printed) == lines
     assert ("  - … and 280 more" in printed) is (number == 300)
+
+
+def test_a_long_list_ends_with_the_number_of_the_others() -> None:
+    assert and_more("abc", most=3) == "a, b, c"
+    assert and_more([*range(1905)]) == "0, 1, 2, 3, 4 and 1,900 more"

@@ -148,7 +148,7 @@ def test_plan_and_methods_run_on_an_own_network(folder: Path, capsys: pytest.Cap
     assert main(["plan", "lora", *OWN, "--network-set", "dim=4"]) == 0
     assert "4x4x3x3" in capsys.readouterr().out
     assert main(["methods", *OWN, "--no-memory", "--json"]) == 0
-    assert any(row["trained"] for row in json.loads(capsys.readouterr().out))
+    assert any(row["trained"] for row in json.loads(capsys.readouterr().out)["methods"])
 
 
 def test_facts_are_measured_or_given(folder: Path) -> None:

@@ -59,9 +59,9 @@ def test_a_recipe_in_full_is_a_file_to_start_from(
 
 
 def test_rows_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = json.loads(printed(capsys, "--json"))
+    rows = json.loads(printed(capsys, "--json"))["recipes"]
     assert [row["name"] for row in rows] == list(bundled())
-    (row,) = json.loads(printed(capsys, "stereo", "--json"))
+    (row,) = json.loads(printed(capsys, "stereo", "--json"))["recipes"]
     assert row == next(each for each in rows if each["name"] == "stereo")
     assert (row["adapters"], row["mergeable"], row["views"]) == (["spatial", "stereo"], False, 2)
 

@@ -75,12 +75,12 @@ def test_the_command_prints_all_rows(capsys: pytest.CaptureFixture[str]) -> None
     assert {line.split()[0] for line in lines if line and not line.startswith(" ")} >= {k.name for k in kinds()}
     assert max(map(len, lines)) <= 120
     assert main(["methods", "--json"]) == 0
-    assert [row["kind"] for row in json.loads(capsys.readouterr().out)] == [kind.name for kind in kinds()]
+    assert [row["kind"] for row in json.loads(capsys.readouterr().out)["methods"]] == [kind.name for kind in kinds()]
 
 
 @pytest.mark.slow
 def test_the_command_measures_a_network(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods", "--network", "demo", "--json"]) == 0
-    rows = {row["kind"]: row for row in json.loads(capsys.readouterr().out)}
+    rows = {row["kind"]: row for row in json.loads(capsys.readouterr().out)["methods"]}
     assert 0 < rows["lst"]["kept"] < 0.2 < rows["spatial"]["kept"] < 1.2
     assert all(0.0 < row["kept"] < 1.3 for row in rows.values() if row["problem"] is None)

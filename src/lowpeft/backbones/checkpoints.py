@@ -82,7 +82,7 @@ def wanted(found: Sequence[Weights], choice: Choice, file: Path) -> list[Weights
     averaged, raw = ([w for w in found if w.state and w.averaged is wish] for wish in (True, False))
     if choice == "raw" and not raw:
         raise LowpeftError(
-            f"weights='raw' was requested, but {file} contains only averaged weights (EMA); use weights='ema':",
+            f"{RAW_ASKED} was requested, but {file} contains only averaged weights (EMA); leave it out to take these:",
             problems=[_line(w) for w in outermost(averaged)],
         )
     return averaged if averaged and choice == "ema" else raw
@@ -137,7 +137,7 @@ def in_full_precision(state: State, *, allow_half: bool) -> State:
         raise LowpeftError(
             f"{len(half)} of its {len(state)} tensors are in half precision (e.g. {half[0]}: {state[half[0]].dtype}). "
             "They were rounded, so an adapter made on them does not fit the original. Use the float32 file, or open "
-            "this one as float32 with load_backbone(path, allow_half=True) or --allow-half"
+            "this one as float32 with allow_half=True (--allow-half)"
         )
     return state | {key: state[key].float() for key in half}
 

@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import Literal
 
-from ..errors import LowpeftError
+from ..errors import LowpeftError, and_more
 
 Format = Literal["safetensors", "torch"]
 
@@ -144,4 +144,4 @@ def _zip(file: Path, size: int) -> str | None:
     for pattern, what in ZIPPED.items():
         if any(re.search(pattern, name) for name in names):
             return what
-    return f"a zip archive with {', '.join(names[:3])}{', …' * (len(names) > 3)}: unpack it first"
+    return f"a zip archive with {and_more(names, most=3)}: unpack it first"

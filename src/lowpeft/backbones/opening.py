@@ -69,7 +69,8 @@ def load_backbone(
     if str(path).startswith(PREFIX):
         if task is not None or allow_half or weights != "ema" or network is not None:
             raise LowpeftError(
-                f"{path} is a timm network; task=, weights=, allow_half= and network= are for checkpoint files only"
+                f"{path} is a timm network; task=, weights='raw' (--raw-weights), allow_half= and network= are for "
+                "checkpoint files only"
             )
         return timm_reader.load(str(path).removeprefix(PREFIX), pretrained=pretrained, options=options)
     if given := [*["pretrained"] * pretrained, *options]:

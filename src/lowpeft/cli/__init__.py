@@ -1,9 +1,9 @@
 """Command line.
 
-Commands: plan, info, recipes, methods, prepare, verify-lr, check-pair, train, evaluate, compare, enhance, lam,
-reproduce, convert, export, demo.
+Commands: plan, info, recipes, methods, prepare, verify-lr, check-pair, train, evaluate, compare, enhance, export, lam,
+reproduce, convert, demo, completion.
 """
 
-from .main import EXTRAS, main, parser
+from .main import EXIT_CODES, EXTRAS, main, parser
 
-__all__ = ["EXTRAS", "main", "parser"]
+__all__ = ["EXIT_CODES", "EXTRAS", "main", "parser"]

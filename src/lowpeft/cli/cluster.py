@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ..errors import LowpeftError
+from .help import option_group
 from .networks import overrides
 
 if TYPE_CHECKING:
@@ -14,19 +15,20 @@ if TYPE_CHECKING:
 
 def add_cluster(parser: argparse.ArgumentParser) -> None:
     """Add the options `--jobs`, `--submit` and `--slurm`."""
-    parser.add_argument(
+    group = option_group(parser, "jobs")
+    group.add_argument(
         "--jobs",
         type=int,
         metavar="N",
         help="how many cells are run, or submitted, at a time (default: 1; with --submit slurm, all)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--submit",
         choices=("slurm", "local"),
         help="run the cells as jobs of submitit, on a Slurm cluster or on this machine, instead of as processes of "
         "this command; needs the extra cluster",
     )
-    parser.add_argument(
+    group.add_argument(
         "--slurm",
         action="append",
         default=[],

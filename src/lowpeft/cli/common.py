@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,57 +26,50 @@ from ..recipes import bundled
 from ..restoration.data import USUAL, Loading, Rectangle, Scene, check_pairs
 from ..restoration.images import check_channels, depth_remark, read_image
 from ..restoration.inference import Tiling, strips_remark
+from .help import Formatter, description, option_group
 from .networks import add_network, demo_network, has_network, network_name, overrides, own_network
 
 Model = TypeVar("Model")
 
-_WIDTH = range(100, 121)
-"""Widths at which text below rows of a table is broken, in characters: that of the terminal, within these."""
-
-
-def wrapped(text: str) -> str:
-    """Return a paragraph broken into lines for the terminal, all with the indent of its beginning."""
-    width = min(max(shutil.get_terminal_size((_WIDTH[0], 0)).columns, _WIDTH[0]), _WIDTH[-1])
-    indent = text[: len(text) - len(text.lstrip())]
-    return textwrap.fill(text, width, subsequent_indent=indent, break_on_hyphens=False)
-
 
 def new_command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str, example: str
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str, *examples: str
 ) -> argparse.ArgumentParser:
-    """Add a sub-command whose help contains a one-line description and an example."""
+    """Add a sub-command; its help begins with a one-line description and the examples."""
     sub: argparse.ArgumentParser = commands.add_parser(
         name,
         help=text,
-        description=text[0].upper() + text[1:] + ".",
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=description(text, examples),
+        formatter_class=Formatter,
     )
-    sub.set_defaults(run=run)
+    sub.set_defaults(run=run, parser=sub, figures=None)
     return sub
 
 
 def add_weights(sub: argparse.ArgumentParser) -> None:
     """Add the options that select the frozen network and its weights."""
-    sub.add_argument(
+    group = option_group(sub, "network")
+    group.add_argument(
         "--weights",
         metavar="FILE",
         help="checkpoint of the frozen network (.pth, .pt, .safetensors), 'demo' for the built-in one, or "
         "'timm:NAME' for one of timm, which gives features",
     )
     add_raw_weights(sub)
-    sub.add_argument(
+    group.add_argument(
         "--allow-half",
         action="store_true",
         help="open weights of half precision, which were rounded, as float32 instead of refusing them",
     )
-    sub.add_argument("--task", help="of a network for several tasks, the one to keep: sr_x4 (EDT), 2_x4 (IPT), …")
+    group.add_argument(
+        "--task", metavar="NAME", help="of a network for several tasks, the one to keep: sr_x4 (EDT), 2_x4 (IPT), …"
+    )
     add_network(sub)
 
 
 def add_raw_weights(sub: argparse.ArgumentParser) -> None:
     """Add the option that selects the weights of the last step instead of the averaged ones (EMA)."""
-    sub.add_argument(
+    option_group(sub, "network").add_argument(
         "--raw-weights",
         action="store_true",
         help="where the file has averaged weights (EMA) and those of the last step, take the latter",
@@ -87,11 +78,12 @@ def add_raw_weights(sub: argparse.ArgumentParser) -> None:
 
 def add_adapter(sub: argparse.ArgumentParser, *, required: bool = False, more: str = "") -> None:
     """Add the options that select a saved adapter."""
-    sub.add_argument(
+    group = option_group(sub, "adapter")
+    group.add_argument(
         "--adapter", required=required, metavar="DIR", help=f"adapter folder, or a Hub repository owner/name{more}"
     )
-    sub.add_argument("--revision", help="commit, tag or branch of the Hub repository")
-    sub.add_argument(
+    group.add_argument("--revision", metavar="NAME", help="commit, tag or branch of the Hub repository")
+    group.add_argument(
         "--force", action="store_true", help="attach the adapter though it was made for another base, if it fits"
     )
 
@@ -124,7 +116,7 @@ def weights_facts(options: argparse.Namespace, base: Backbone) -> dict[str, str]
 
 def add_border(sub: argparse.ArgumentParser) -> None:
     """Add the option for the border with which LR images are made."""
-    sub.add_argument(
+    option_group(sub, "images").add_argument(
         "--border",
         default="symmetric",
         choices=("symmetric", "replicate"),
@@ -135,7 +127,7 @@ def add_border(sub: argparse.ArgumentParser) -> None:
 
 def add_white_level(sub: argparse.ArgumentParser) -> None:
     """Add the option that says which value of 16-bit files is white."""
-    sub.add_argument(
+    option_group(sub, "images").add_argument(
         "--white-level",
         type=int,
         default=USUAL.white_level,
@@ -160,7 +152,7 @@ def say_strips(options: argparse.Namespace, models: Iterable[object]) -> None:
 def add_device(sub: argparse.ArgumentParser, *, mps: bool = False) -> None:
     """Add the option that selects the device; with `mps`, also Apple's GPU."""
     apple, untested = (", else mps", ", mps (Apple's GPU, untested)") if mps else ("", "")
-    sub.add_argument(
+    option_group(sub, "speed and memory").add_argument(
         "--device",
         default="auto",
         help=f"auto (default: cuda if available{apple}, else cpu), cpu, cuda, cuda:1, …{untested}",
@@ -174,7 +166,7 @@ def add_optimize(sub: argparse.ArgumentParser, *, default: str) -> None:
         sub: Parser of the command.
         default: What blocks keep for backward if the user does not say; "none" for no optimisation.
     """
-    group = sub.add_argument_group("speed and memory")
+    group = option_group(sub, "speed and memory")
     group.add_argument(
         "--optimize",
         default=default,
@@ -208,12 +200,13 @@ def optimised_facts(options: argparse.Namespace) -> dict[str, str]:
 
 def add_inference(sub: argparse.ArgumentParser, *, without_limit: str = "") -> None:
     """Add the options for inference on whole images; `without_limit` says what is done without `--memory-mb`."""
-    sub.add_argument(
+    group = option_group(sub, "speed and memory")
+    group.add_argument(
         "--ensemble",
         action="store_true",
         help="mean of several passes: 6 for stereo models (flips that swap the views, colours permuted), 8 for others",
     )
-    sub.add_argument(
+    group.add_argument(
         "--memory-mb",
         type=float,
         metavar="N",
@@ -310,18 +303,20 @@ def add_recipe(sub: argparse.ArgumentParser, *, optional: str | None = None) -> 
         help=f"a bundled recipe ({', '.join(bundled())}) or a path to a .toml recipe{optional or ''}",
     )
     add_weights(sub)
-    sub.add_argument(
+    group = option_group(sub, "recipe")
+    group.add_argument(
         "--budget",
+        metavar="SHARE",
         help="share of trained parameters, e.g. 1%%: chooses the rank, width or share that comes nearest to it",
     )
     add_set(
-        sub,
+        group,
         "change a field of the recipe's adapters: every=1, rank=8, spatial.reduction=8, "
         "stereo.target='[\"stage=0\"]', train_also='[\"conv_last\"]'; may be repeated",
     )
 
 
-def add_set(sub: argparse.ArgumentParser, text: str) -> None:
+def add_set(sub: argparse.ArgumentParser | argparse._ArgumentGroup, text: str) -> None:
     """Add the option that changes fields, which `overrides` parses."""
     sub.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=text)
 

@@ -27,6 +27,7 @@ from .common import (
     say_strips,
     tiling,
 )
+from .help import option_group
 from .measuring import (
     add_measuring,
     check_measuring,
@@ -54,6 +55,7 @@ def add_to(commands: Any) -> None:
         "measure several adapters, or networks, on the same scenes, beside the frozen network",
         "lowpeft compare lora=runs/lora full=runs/full --weights denoiser.safetensors --data kodak --degrade noise:25 "
         "--out compared",
+        "lowpeft compare small=rank-4 large=rank-16 --weights CRAFT_x4.pth --data KITTI2015 --json",
     )
     sub.add_argument(
         "methods",
@@ -63,7 +65,9 @@ def add_to(commands: Any) -> None:
         "NAME stands in the tables, by default the folder's or file's name",
     )
     add_weights(sub)
-    sub.add_argument("--force", action="store_true", help="attach adapters though they were made for another base")
+    option_group(sub, "adapter").add_argument(
+        "--force", action="store_true", help="attach adapters though they were made for another base"
+    )
     add_measuring(sub)
 
 

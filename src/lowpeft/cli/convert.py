@@ -11,6 +11,8 @@ from ..backbones.checkpoints import Choice
 from ..core.files.adapter_files import read_adapter
 from ..families.hat import MASKS
 from .common import add_raw_weights, new_command
+from .help import option_group
+from .output import emit
 
 
 def add_to(commands: Any) -> None:
@@ -20,11 +22,14 @@ def add_to(commands: Any) -> None:
         "convert",
         run,
         "take a network in the layout of other code apart: the frozen network's weights, and an adapter",
+        "lowpeft convert asteisr ASteISR_x4.pth --out asteisr-x4",
         "lowpeft convert asteisr ASteISR_x4.pth --out asteisr-x4 --mask published",
     )
     sub.add_argument("layout", choices=("asteisr",), help="asteisr: as ASteISR's authors publish their networks")
     sub.add_argument("file", metavar="NETWORK", help="the network's file (.pth, .safetensors)")
-    sub.add_argument("--out", required=True, metavar="DIR", help="folder for the two, new or empty")
+    option_group(sub, "output").add_argument(
+        "--out", required=True, metavar="DIR", help="folder for the two, new or empty"
+    )
     sub.add_argument(
         "--mask",
         default="hat",
@@ -52,3 +57,12 @@ def run(options: argparse.Namespace) -> None:
     print("\nto measure it on a test set, or beside the figures of the paper:")
     print(f"  lowpeft evaluate {both} --data KITTI2015 --out measured")
     print(f"  lowpeft reproduce table1 {both} --test kitti2015=KITTI2015 --out runs/table1")
+    figures = {
+        "weights": written.weights,
+        "adapter": written.adapter,
+        "network": adapter.base,
+        "parameters": count,
+        "sites": len(adapter.sites),
+        "mask": options.mask,
+    }
+    emit(options, figures)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..errors import and_more
 from ..kinds import ParallaxConfig
 from ..restoration.data import (
     PairReport,
@@ -19,6 +20,8 @@ from ..restoration.data import (
     without_lr,
 )
 from .common import add_border, new_command
+from .help import option_group
+from .output import emit
 from .sources import add_degrade, add_selection, loading_of, say_reading
 
 
@@ -30,9 +33,12 @@ def add_to(commands: Any) -> None:
         run_prepare,
         "write the HR and LR images of a data set, LR by MATLAB's bicubic, in the layout of the field's test sets",
         "lowpeft prepare Flickr1024/Test --out Flickr1024_TEST --scale 4 --border replicate",
+        "lowpeft prepare kodak --out kodak-noisy --views 1 --scale 1 --degrade noise:25",
     )
     _add_source(sub)
-    sub.add_argument("--out", required=True, metavar="DIR", help="folder to write; run again to go on after a stop")
+    option_group(sub, "output").add_argument(
+        "--out", required=True, metavar="DIR", help="folder to write; run again to go on after a stop"
+    )
     add_border(sub)
     add_degrade(sub)
     sub = new_command(
@@ -41,6 +47,7 @@ def add_to(commands: Any) -> None:
         run_verify,
         "compare the LR images of a data set with those that MATLAB's bicubic makes of its HR images",
         "lowpeft verify-lr KITTI2015 --scale 4",
+        "lowpeft verify-lr Set14/HR --lr Set14/LR_bicubic/X4 --views 1 --scale 4",
     )
     _add_source(sub)
     sub.add_argument("--lr", metavar="DIR", help="LR images, where they are not in DIR; HR images without are left out")
@@ -49,7 +56,8 @@ def add_to(commands: Any) -> None:
         "check-pair",
         run_check_pair,
         "measure vertical offset, gain and disparities of a stereo pair, and say what row-wise attention does not bear",
-        "lowpeft check-pair left.png right.png --scale 4",
+        "lowpeft check-pair left.png right.png",
+        "lowpeft check-pair hr_left.png hr_right.png --scale 4",
     )
     sub.add_argument("left", metavar="LEFT", help="left view")
     sub.add_argument("right", metavar="RIGHT", help="right view, of the same size")
@@ -87,9 +95,12 @@ def run_prepare(options: argparse.Namespace) -> None:
             clean_crops=clean,
             advance=advance,
         )
-    print(f"{options.out}: {len(scenes)} scenes at x{options.scale}, {written} of them written now")
-    if cut := sum(scene.name in clean for scene in scenes):
-        print(f"the clean_crop of {Path(options.data) / 'manifest.json'} was applied to {cut} scenes")
+    cut = sum(scene.name in clean for scene in scenes)
+    text = f"{options.out}: {len(scenes)} scenes at x{options.scale}, {written} of them written now"
+    if cut:
+        text += f"\nthe clean_crop of {Path(options.data) / 'manifest.json'} was applied to {cut} scenes"
+    figures = {"out": options.out, "scale": options.scale, "scenes": len(scenes), "written": written, "cropped": cut}
+    emit(options, figures, text)
 
 
 def run_verify(options: argparse.Namespace) -> int:
@@ -107,16 +118,16 @@ def run_verify(options: argparse.Namespace) -> int:
     say_reading(options, scenes, options.scale)
     with progress("comparing", len(scenes)) as advance:
         report = verify_lr(scenes, options.scale, halve=options.halve, advance=advance)
-    print(report)
+    emit(options, {**report.as_dict(), "without LR files": without}, report)
     if without:
-        print(f"not compared, because they have no LR files: {', '.join(without)}", file=sys.stderr)
+        print(f"not compared, because they have no LR files: {and_more(without)}", file=sys.stderr)
     return 0 if report.borders else 1
 
 
 def run_check_pair(options: argparse.Namespace) -> int:
     """Measure, print, and return 1 if the pair is beyond a bound or could not be measured, else 0."""
     check = check_pair(options.left, options.right, scale=options.scale)
-    print(check)
-    if beyond := PairReport({"": check}, searched=ParallaxConfig().disparities).beyond:
-        print(beyond)
+    beyond = PairReport({"": check}, searched=ParallaxConfig().disparities).beyond
+    figures = {**vars(check), "faults": check.faults, "verdict": check.verdict, "beyond": beyond or None}
+    emit(options, figures, f"{check}\n{beyond}".rstrip())
     return 0 if check.points and not check.faults else 1

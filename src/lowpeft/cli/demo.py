@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
 from typing import Any
 
 from .common import new_command
+from .help import option_group
+from .output import emit
 
 
 def add_to(commands: Any) -> None:
@@ -15,12 +19,14 @@ def add_to(commands: Any) -> None:
         "demo",
         run,
         "adapt a small built-in network to stereo, train, measure, save, reload and draw; nothing is downloaded",
+        "lowpeft demo --quick",
         "lowpeft demo --out lowpeft-demo",
+        "lowpeft demo --data my-pairs --steps 50",
     )
     sub.add_argument(
         "--data", metavar="DIR", help="your own HR pairs, in any of the known layouts, instead of built-in ones"
     )
-    sub.add_argument(
+    option_group(sub, "output").add_argument(
         "--out", default="lowpeft-demo", metavar="DIR", help="folder for all results (default: %(default)s)"
     )
     sub.add_argument(
@@ -35,3 +41,5 @@ def run(options: argparse.Namespace) -> None:
     from ..demo.run import run_demo
 
     run_demo(out=options.out, data=options.data, steps=options.steps, seed=options.seed, quick=options.quick)
+    figures = json.loads((Path(options.out) / "results.json").read_text(encoding="utf-8"))
+    emit(options, {"out": options.out, **figures})

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ..core.attachment.record import module_of
@@ -37,6 +35,8 @@ from .common import (
     refuse_without_adapter,
     say_depth,
 )
+from .help import option_group
+from .output import emit
 
 
 def add_to(commands: Any) -> None:
@@ -46,7 +46,9 @@ def add_to(commands: Any) -> None:
         "enhance",
         run,
         "restore or super-resolve images, or stereo pairs, with a network, adapted or not",
-        "lowpeft enhance photos --weights CRAFT_x4.pth --adapter my-adapter --out results",
+        "lowpeft enhance photos --weights denoiser.safetensors --adapter noise-25 --out results",
+        "lowpeft enhance left.png right.png --weights CRAFT_x4.pth --adapter my-adapter --out results",
+        "lowpeft enhance 'shots/*.png' --weights HAT_SRx4.pth --format jpg --skip-existing --out results",
     )
     sub.add_argument(
         "input",
@@ -54,8 +56,11 @@ def add_to(commands: Any) -> None:
         help="image files, folders, and patterns ('shots/*.png', quoted); for a stereo model two files, left and "
         "right, folders or patterns of files named in pairs, or files that contain both views (MPO, JPS)",
     )
-    sub.add_argument("--recursive", action="store_true", help="take the images in subfolders too, and keep the folders")
-    sub.add_argument(
+    group = option_group(sub, "images")
+    group.add_argument(
+        "--recursive", action="store_true", help="take the images in subfolders too, and keep the folders"
+    )
+    group.add_argument(
         "--side-by-side",
         choices=SIDES_BY_SIDE,
         metavar="ORDER",
@@ -66,7 +71,7 @@ def add_to(commands: Any) -> None:
     add_adapter(sub)
     _add_results(sub)
     add_inference(sub, without_limit=" (default: images that need more memory than is free)")
-    sub.add_argument(
+    option_group(sub, "speed and memory").add_argument(
         "--precision",
         choices=PRECISIONS,
         default="fp32",
@@ -78,18 +83,21 @@ def add_to(commands: Any) -> None:
 
 def _add_results(sub: argparse.ArgumentParser) -> None:
     """Add the options that say where results go and how they are written."""
-    sub.add_argument(
+    group = option_group(sub, "output")
+    group.add_argument(
         "--out",
         default=".",
         metavar="DIR",
         help="folder for NAME_x4.png (of a network that keeps the size, NAME_restored.png); default: the current one",
     )
-    sub.add_argument("--scale", type=int, help="refuse a network of another scale")
-    sub.add_argument(
+    group.add_argument("--scale", type=int, help="refuse a network of another scale")
+    group.add_argument(
         "--format", choices=FORMATS, help="of the results (default: that of each input if it loses nothing, else png)"
     )
-    sub.add_argument("--bits", type=int, choices=(8, 16), help="per sample of the results (default: as in each input)")
-    existing = sub.add_mutually_exclusive_group()
+    group.add_argument(
+        "--bits", type=int, choices=(8, 16), help="per sample of the results (default: as in each input)"
+    )
+    existing = group.add_mutually_exclusive_group()
     existing.add_argument("--skip-existing", action="store_true", help="leave out images whose results exist")
     existing.add_argument("--overwrite", action="store_true", help="replace results that exist, never inputs")
 
@@ -109,7 +117,7 @@ def run(options: argparse.Namespace) -> int:
     say_depth(options, spread([path for job in work.jobs for path in job.files]))
     with progress("enhancing", len(work.jobs)) as advance:
         outcome = run_files(model, work, settings, say=_say, advance=lambda name: advance(printable(name)))
-    return _report(outcome)
+    return _report(options, outcome)
 
 
 def _settings(options: argparse.Namespace) -> FileSettings:
@@ -122,18 +130,17 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _report(outcome: Outcome) -> int:
+def _report(options: argparse.Namespace, outcome: Outcome) -> int:
     """Print what was written, skipped and not done, and return the exit code."""
-    _print_paths(outcome.written)
+    for path in outcome.written:
+        print(printable(path))
     if outcome.skipped:
         _say(f"results that exist and were skipped: {len(outcome.skipped)}")
     if outcome.failures:
         _say(f"lowpeft enhance: not enhanced: {len(outcome.failures)}")
     for line in outcome.failures:
         _say(f"  - {printable(line)}")
+    files = {"written": outcome.written, "skipped": outcome.skipped}
+    figures = {what: [printable(path) for path in paths] for what, paths in files.items()}
+    emit(options, {**figures, "failures": [printable(line) for line in outcome.failures]})
     return 1 if outcome.failures else 0
-
-
-def _print_paths(paths: Sequence[Path]) -> None:
-    for path in paths:
-        print(printable(path))

@@ -36,6 +36,7 @@ from .common import (
     tiling,
     warn_of_pairs,
 )
+from .help import option_group
 from .measuring import (
     add_measuring,
     check_measuring,
@@ -67,13 +68,17 @@ def add_to(commands: Any) -> None:
         run,
         "did it help? Measure a network, and an adapter beside it, on stereo pairs or single images",
         "lowpeft evaluate --weights CRAFT_x4.pth --adapter my-adapter --data KITTI2015 --bicubic --out measured",
+        "lowpeft evaluate --weights denoiser.safetensors --adapter noise-25 --data kodak --degrade noise:25",
+        "lowpeft evaluate --bicubic --scale 4 --data KITTI2015 --json",
     )
     add_weights(sub)
     add_adapter(sub)
-    sub.add_argument("--no-frozen", action="store_true", help="measure the adapter alone, without the frozen network")
+    option_group(sub, "adapter").add_argument(
+        "--no-frozen", action="store_true", help="measure the adapter alone, without the frozen network"
+    )
     _add_controls(sub)
     add_measuring(sub)
-    sub.add_argument(
+    option_group(sub, "measuring").add_argument(
         "--local-pooling",
         type=int,
         nargs="*",
@@ -85,13 +90,14 @@ def add_to(commands: Any) -> None:
 
 def _add_controls(sub: argparse.ArgumentParser) -> None:
     """Add the options that say how an adapter of two views is compared with itself without the other view."""
-    sub.add_argument(
+    group = option_group(sub, "adapter")
+    group.add_argument(
         "--control",
         metavar="DIR",
         help="folder of a control of a two-view adapter (train --each-view-twice): what the other view gives is the "
         "difference to it",
     )
-    sub.add_argument(
+    group.add_argument(
         "--no-other-view",
         action="store_true",
         help="do not measure what a two-view adapter gains from the other view, which takes two more runs per scene",

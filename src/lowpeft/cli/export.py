@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from ..errors import LowpeftError
 from .common import adapted, add_adapter, add_weights, backbone, new_command, refuse_without_adapter
-
-EXAMPLE = (
-    "lowpeft export --weights network.safetensors --adapter my-adapter --torch merged.safetensors --onnx merged.onnx"
-)
+from .help import option_group
+from .output import emit
 
 
 def add_to(commands: Any) -> None:
@@ -22,26 +19,28 @@ def add_to(commands: Any) -> None:
         "export",
         run,
         "write a network with its adapter for other programs: weights for spandrel and chaiNNer, or an ONNX graph",
-        EXAMPLE,
+        "lowpeft export --weights denoiser.safetensors --adapter noise-25 --torch merged.safetensors",
+        "lowpeft export --weights denoiser.safetensors --adapter noise-25 --onnx merged.onnx --half",
+        "lowpeft export --weights CRAFT_x4.pth --onnx craft.onnx --fixed 256x384",
     )
     add_weights(sub)
     add_adapter(sub, more="; without one, the network as it is")
-    sub.add_argument(
+    group = option_group(sub, "files to write")
+    group.add_argument(
         "--torch",
         metavar="FILE",
         help="write the weights with the adapter merged, in the network's own names (.safetensors, .pth, .pt)",
     )
-    sub.add_argument(
+    group.add_argument(
         "--onnx",
         metavar="FILE",
         help="write a graph (.onnx) from images 0..1 to images 0..1, of any size; what cannot be merged is part of it",
     )
-    sub.add_argument("--half", action="store_true", help="in half precision (float16): half the size, rounded")
-    sub.add_argument("--opset", type=int, metavar="N", help="version of ONNX's operators (default: 17)")
-    sub.add_argument(
+    group.add_argument("--half", action="store_true", help="in half precision (float16): half the size, rounded")
+    group.add_argument("--opset", type=int, metavar="N", help="version of ONNX's operators (default: 17)")
+    group.add_argument(
         "--fixed", type=_size, metavar="HxW", help="only size of the ONNX graph's images in pixels, e.g. 256x384"
     )
-    sub.add_argument("--json", action="store_true", help="print all figures as JSON")
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -66,10 +65,7 @@ def run(options: argparse.Namespace) -> None:
     if options.onnx is not None:
         opset = OPSET if options.opset is None else options.opset
         written.append(export_onnx(model, options.onnx, half=options.half, opset=opset, fixed=options.fixed))
-    if options.json:
-        print(json.dumps({"files": [file.figures() for file in written]}, indent=2, ensure_ascii=False))
-    else:
-        print(*written, sep="\n")
+    emit(options, {"files": [file.figures() for file in written]}, "\n".join(map(str, written)))
 
 
 def _problems(options: argparse.Namespace) -> list[str]:

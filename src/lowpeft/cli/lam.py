@@ -35,7 +35,11 @@ from .common import (
     view_paths,
     weights_facts,
 )
+from .help import option_group
 from .networks import network_facts, network_name
+from .output import emit
+
+_FILES = {"figures": "lam.json", "maps": "lam.safetensors", "picture": "lam.png"}
 
 
 def add_to(commands: Any) -> None:
@@ -46,25 +50,34 @@ def add_to(commands: Any) -> None:
         run,
         "local attribution maps: show which pixels of both views, or of one image, a patch of the result was made from",
         "lowpeft lam left.png right.png --weights CRAFT_x4.pth --adapter my-adapter --patch 96 200 16 --out lam",
+        "lowpeft lam photo.png --weights CRAFT_x4.pth --patch 64 64 16 --steps 20",
     )
     add_views(sub)
     add_weights(sub)
     add_adapter(sub, more="; the frozen network is shown for comparison")
-    sub.add_argument(
+    group = option_group(sub, "patch and path")
+    group.add_argument(
         "--patch", required=True, type=int, nargs=3, metavar=("Y", "X", "SIDE"), help="square of the result, in HR px"
     )
-    sub.add_argument("--view", choices=PAIR, default="left", help="the patch's view (default: left)")
-    sub.add_argument("--steps", type=int, default=PUBLISHED.steps, help="of the sum (default: %(default)s)")
-    sub.add_argument(
-        "--sigma", type=float, default=PUBLISHED.sigma_px, help="of the strongest blur, in LR px (default: %(default)s)"
+    group.add_argument("--view", choices=PAIR, default="left", help="the patch's view (default: left)")
+    group.add_argument(
+        "--steps", type=int, default=PUBLISHED.steps, metavar="N", help="of the sum (default: %(default)s)"
     )
-    sub.add_argument(
+    group.add_argument(
+        "--sigma",
+        type=float,
+        default=PUBLISHED.sigma_px,
+        metavar="PX",
+        help="of the strongest blur, in LR px (default: %(default)s)",
+    )
+    group.add_argument(
         "--chunk",
         type=int,
         default=PUBLISHED.chunk,
+        metavar="N",
         help="steps at once: faster on a GPU, for as many times the memory (default: %(default)s)",
     )
-    sub.add_argument(
+    option_group(sub, "output").add_argument(
         "--out", default=".", metavar="DIR", help="folder for lam.json, lam.png and the maps (default: the current one)"
     )
     add_device(sub)
@@ -98,8 +111,8 @@ def run(options: argparse.Namespace) -> None:
             picture.save(temporary, format="png", optimize=True)
     except OSError as error:
         raise DataError(f"cannot write to the folder {folder}: {error.strerror or error}") from error
-    for name, what in {"figures": "lam.json", "maps": "lam.safetensors", "picture": "lam.png"}.items():
-        print(f"{name:<8}{folder / what}")
+    written = {name: folder / file for name, file in _FILES.items()}
+    emit(options, {**record, "written": written}, "\n".join(f"{name:<8}{path}" for name, path in written.items()))
 
 
 def _attributions(

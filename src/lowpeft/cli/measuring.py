@@ -31,7 +31,9 @@ from .common import (
     optimised_facts,
     weights_facts,
 )
+from .help import option_group
 from .networks import network_facts
+from .output import emit
 from .sources import add_degrade, add_selection, find_clean, loading_of, say_reading
 
 if TYPE_CHECKING:
@@ -45,41 +47,44 @@ MOST_PRINTED = 40
 
 def add_measuring(sub: argparse.ArgumentParser) -> None:
     """Add the options for scenes, protocol, inference and reports."""
-    sub.add_argument("--data", required=True, metavar="DIR", help="scenes, in any of the known layouts")
-    sub.add_argument("--lr", metavar="DIR", help="their LR or degraded images, instead of those that the layout has")
+    images = option_group(sub, "images")
+    images.add_argument("--data", required=True, metavar="DIR", help="scenes, in any of the known layouts")
+    images.add_argument("--lr", metavar="DIR", help="their LR or degraded images, instead of those that the layout has")
     add_degrade(sub)
     add_selection(sub, "--data")
     add_border(sub)
     add_white_level(sub)
-    sub.add_argument("--halve", action="store_true", help="shrink the HR files by 2 first, the rule for Middlebury")
-    sub.add_argument(
+    images.add_argument("--halve", action="store_true", help="shrink the HR files by 2 first, the rule for Middlebury")
+    measuring = option_group(sub, "measuring")
+    measuring.add_argument(
         "--protocol",
         metavar="NAME",
         help=f"{', '.join(PROTOCOLS)} (default: literature; rgb for a network of scale 1); see docs/evaluation.md",
     )
-    sub.add_argument(
+    measuring.add_argument(
         "--metrics",
         metavar="NAMES",
         default="",
         help="measure also these metrics of pyiqa, which you install: lpips,dists,niqe,…",
     )
-    sub.add_argument("--bicubic", action="store_true", help="also measure bicubic (at scale 1, the input)")
-    sub.add_argument("--scale", type=int, metavar="N", help="refuse a network of another scale")
+    measuring.add_argument("--bicubic", action="store_true", help="also measure bicubic (at scale 1, the input)")
+    measuring.add_argument("--scale", type=int, metavar="N", help="refuse a network of another scale")
     add_inference(sub)
-    sub.add_argument(
+    output = option_group(sub, "output")
+    output.add_argument(
         "--out",
         metavar="DIR",
         help="folder for index.html, report.json, report.md, and every restored image; an earlier report there stays "
         "until the new one is complete",
     )
-    sub.add_argument(
+    output.add_argument(
         "--page-scenes",
         type=int,
         metavar="N",
         default=6,
         help="scenes that index.html shows in pictures, the worst and the best (default: 6)",
     )
-    sub.add_argument("--resume", action="store_true", help="go on with an interrupted measurement into --out")
+    output.add_argument("--resume", action="store_true", help="go on with an interrupted measurement into --out")
     add_device(sub)
     add_optimize(sub, default="none")
 
@@ -184,7 +189,7 @@ def report(
     from ..restoration.evaluation import Origin, ScenePictures, finish, write_outcome_page
 
     if options.out is None:
-        print(outcome)
+        emit(options, outcome.as_dict(), outcome)
         return
     out, by_name = Path(options.out), {scene.name: scene for scene in scenes}
     loading, paths = loading_of(options, options.channels), outcome.write(out)
@@ -197,8 +202,9 @@ def report(
     origin = Origin(command=options.command_line, training=_training(adapters))
     page = write_outcome_page(outcome, out, pictures, origin=origin)
     finish(out)
-    print(outcome.as_text(most=MOST_PRINTED))
-    print(*paths, page, sep="\n")
+    written = (*paths, page)
+    text = "\n".join(map(str, (outcome.as_text(most=MOST_PRINTED), *written)))
+    emit(options, {**outcome.as_dict(), "written": written}, text)
 
 
 def _training(adapters: Mapping[str, str]) -> dict[str, Picture | str]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from .. import tables
 from ..core.operations.methods import MethodRow, methods
-from .common import add_weights, backbone, new_command, wrapped
+from .common import add_weights, backbone, new_command
+from .help import wrapped
 from .networks import has_network
+from .output import emit
 
 _GROUPS = ("features", "tokens", "image", "weights")
+_OF_A_NETWORK = ("task", "raw_weights", "allow_half", "network_set", "network_fact")
 _HEADER = ("kind", "acts on", "places", "merge", "rows", "data")
 _HEADER_OF_NETWORK = ("trained", "share", "kept")
 _NOTES = (
@@ -37,25 +38,25 @@ def add_to(commands: Any) -> None:
         "methods",
         run,
         "show all kinds of adapters, and what each would train on a network",
+        "lowpeft methods",
         "lowpeft methods --weights demo",
+        "lowpeft methods --network mypackage.models:make_network --no-memory --json",
     )
     add_weights(sub)
     sub.add_argument("--no-memory", action="store_true", help="do not run the network to count the bytes it keeps")
-    sub.add_argument("--json", action="store_true", help="print the rows of the table as JSON")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the table, or its rows as JSON."""
-    model = backbone(options, quiet=True) if has_network(options) else None
+    """Print the table."""
+    asked = has_network(options) or any(getattr(options, name) for name in _OF_A_NETWORK)
+    model = backbone(options, quiet=True) if asked else None  # which refuses options without a network
     if model is not None and not options.no_memory:
         print("running the network once for each kind, to count what it keeps (--no-memory does not)", file=sys.stderr)
     rows = methods(model, memory=not options.no_memory)
-    if options.json:
-        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2, ensure_ascii=False))
-        return
-    rows = tuple(sorted(rows, key=lambda row: _GROUPS.index(row.acts_on)))
+    ordered = sorted(rows, key=lambda row: _GROUPS.index(row.acts_on))
     notes = _NOTES if model is None else (_OF_NETWORK, *_NOTES)
-    print("\n".join([_table(rows, model is not None), "", *map(wrapped, notes)]))
+    text = "\n".join([_table(ordered, model is not None), "", *map(wrapped, notes)])
+    emit(options, {"methods": rows}, text)
 
 
 def _table(rows: Sequence[MethodRow], on_network: bool) -> str:

@@ -14,11 +14,12 @@ from ..backbones.timm_reader import PREFIX
 from ..errors import LowpeftError
 from ..importing import make_folder_importable
 from ..ports.facts import Backbone
+from .help import option_group
 
 
 def add_network(sub: argparse.ArgumentParser) -> None:
     """Add the options for a network of the user's own."""
-    group = sub.add_argument_group("a network of your own")
+    group = option_group(sub, "a network of your own")
     group.add_argument(
         "--network",
         metavar="MODULE:FUNCTION",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +17,9 @@ from ..recipes import (
     recipe_to_dict,
     write_toml,
 )
-from .common import new_command, wrapped
+from .common import new_command
+from .help import wrapped
+from .output import emit
 
 
 def add_to(commands: Any) -> None:
@@ -29,22 +29,22 @@ def add_to(commands: Any) -> None:
         "recipes",
         run,
         "show all recipes and what they train, or one of them as a file to start from",
-        "lowpeft recipes lora",
+        "lowpeft recipes",
+        "lowpeft recipes lora > my-recipe.toml",
+        "lowpeft recipes --json",
     )
     sub.add_argument("recipe", nargs="?", help="show this recipe in full: a name, or a path to a .toml recipe")
-    sub.add_argument("--json", action="store_true", help="print the rows of the table as JSON")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the table, the rows as JSON, or one recipe."""
+    """Print the table, or one recipe."""
     recipe = None if options.recipe is None else load_recipe(options.recipe)
     rows = overview() if recipe is None else (overview_row(recipe),)
-    if options.json:
-        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2, ensure_ascii=False))
-    elif recipe is None:
-        print(f"{_table(rows)}\n\n{_notes()}")
+    if recipe is None:
+        text = f"{_table(rows)}\n\n{_notes()}"
     else:
-        print("\n".join([*_header(options.recipe, rows[0]), write_toml(recipe_to_dict(recipe))]), end="")
+        text = "\n".join([*_header(options.recipe, rows[0]), write_toml(recipe_to_dict(recipe)).rstrip()])
+    emit(options, {"recipes": rows}, text)
 
 
 def _table(rows: Sequence[RecipeRow]) -> str:

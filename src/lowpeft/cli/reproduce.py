@@ -14,7 +14,9 @@ from ..paper.experiments.show import shown
 from ..restoration.images import make_folder
 from .cluster import add_cluster, cluster_of
 from .common import add_device, add_set, device, new_command
+from .help import option_group
 from .networks import overrides
+from .output import emit
 
 if TYPE_CHECKING:
     from ..paper.reproduce import Sources
@@ -29,6 +31,8 @@ def add_to(commands: Any) -> None:
         "train and measure every row of an experiment, next to the paper's figures; or print these; or measure speed",
         "lowpeft reproduce finetuning --weights weights --data Flickr1024/Train --test flickr1024=Flickr1024/Test "
         "--out runs/finetuning",
+        "lowpeft reproduce table1 --show",
+        "lowpeft reproduce table1 --smoke --out runs/smoke",
     )
     known = ", ".join(bundled_experiments())
     sub.add_argument("experiment", help=f"a bundled experiment ({known}) or a path to a .toml experiment")
@@ -46,7 +50,7 @@ def add_to(commands: Any) -> None:
         "--smoke", action="store_true", help="tiny networks and made-up scenes instead of weights and data"
     )
     _add_sources(sub)
-    sub.add_argument("--out", metavar="DIR", help="folder for runs, results and the table")
+    option_group(sub, "output").add_argument("--out", metavar="DIR", help="folder for runs, results and the table")
     sub.add_argument("--seeds", type=int, default=1, metavar="N", help="how many seeds each row gets (default: 1)")
     add_cluster(sub)
     sub.add_argument("--ensemble", action="store_true", help="also measure the self-ensemble")
@@ -63,16 +67,17 @@ def add_to(commands: Any) -> None:
 
 def _add_sources(sub: argparse.ArgumentParser) -> None:
     """Add the options for the files of a run."""
-    sub.add_argument(
+    group = option_group(sub, "files of a run")
+    group.add_argument(
         "--weights",
         metavar="DIR",
         help="folder with the checkpoints, named as their authors named them; with --adapter also one checkpoint file",
     )
-    sub.add_argument("--data", metavar="DIR", help="folder of training pairs")
-    sub.add_argument(
+    group.add_argument("--data", metavar="DIR", help="folder of training pairs")
+    group.add_argument(
         "--adapter", metavar="DIR", help="measure this ready adapter in the row that it fits, and train nothing"
     )
-    sub.add_argument(
+    group.add_argument(
         "--test", action="append", default=[], metavar="NAME=DIR", help="a test set: kitti2015=DIR; may be repeated"
     )
 
@@ -83,7 +88,7 @@ def run(options: argparse.Namespace) -> None:
     if options.show:
         unused = [*_OF_RUNS, *_OF_SPEED, "speed", "smoke", "out", "row"]
         _refuse(options, unused, "--show prints the paper's table")
-        print(shown(experiment))
+        emit(options, {"experiment": experiment}, shown(experiment))
     elif options.speed:
         _refuse(options, _OF_RUNS, "--speed measures one network with random weights")
         _speed(_chosen(experiment, options.row), options)
@@ -127,7 +132,7 @@ def _speed(experiment: Experiment, options: argparse.Namespace) -> None:
         make_folder(options.out)  # fail before measuring if the result could not be saved
     chosen = {"size_px": options.size, "repeats": options.repeats, "device": str(device(options.device))}
     speed = measure_speed(experiment, **chosen, smoke=options.smoke, report=print)
-    print(f"\n{speed}")
+    emit(options, speed.as_dict(), f"\n{speed}")
     if options.out:
         size = "x".join(map(str, speed.size_px))
         command = f"lowpeft reproduce {options.experiment} --speed --size {size} --repeats {options.repeats}"
@@ -166,7 +171,8 @@ def _reproduce(experiment: Experiment, options: argparse.Namespace) -> None:
         table = smoke(experiment, options.out, settings=settings, report=print)
     else:
         table = reproduce(experiment, _sources(options), options.out, settings=settings, report=print)
-    print(f"\n{table}\n\ntable written to {Path(options.out) / 'table.md'}")
+    written = Path(options.out) / "table.md"
+    emit(options, {**table.as_dict(), "written": written}, f"\n{table}\n\ntable written to {written}")
 
 
 def _sources(options: argparse.Namespace) -> Sources:

@@ -12,11 +12,13 @@ from safetensors import SafetensorError, safe_open
 
 from .. import tables
 from ..core.files.adapter_files import TENSORS, read_adapter
-from ..core.planning.plan import plan
+from ..core.planning.plan import Plan, plan
 from ..errors import LowpeftError
 from ..kinds import get_kind
 from ..ports.facts import literal
+from ..recipes import recipe_to_dict
 from .common import add_recipe, backbone, changes, new_command
+from .output import emit
 
 
 def add_to(commands: Any) -> None:
@@ -27,17 +29,47 @@ def add_to(commands: Any) -> None:
         run_plan,
         "show where a recipe's adapters would go, and how many parameters they train",
         "lowpeft plan stereo --weights demo --set every=1",
+        "lowpeft plan lora --weights denoiser.safetensors --budget 1%",
+        "lowpeft plan my-recipe.toml --network mypackage.models:make_network --network-set width=32",
     )
     add_recipe(sub)
     sub = new_command(
-        commands, "info", run_info, "show what is in the folder of an adapter or a run", "lowpeft info my-adapter"
+        commands,
+        "info",
+        run_info,
+        "show what is in the folder of an adapter or a run",
+        "lowpeft info my-adapter",
+        "lowpeft info runs/denoise --json",
     )
     sub.add_argument("folder", help="folder of an adapter, or of a run, which may have written a network instead")
 
 
 def run_plan(options: argparse.Namespace) -> None:
     """Print the plan."""
-    print(plan(backbone(options, quiet=True), options.recipe, **changes(options)))
+    found = plan(backbone(options, quiet=True), options.recipe, **changes(options))
+    emit(options, _plan_figures(found), found)
+
+
+def _plan_figures(found: Plan) -> dict[str, object]:
+    """Return a plan as figures: the network's facts, the recipe, and a row for each site."""
+    sites = [
+        {
+            "kind": site.config.kind,
+            "stage": site.stage,
+            "path": site.path,
+            "class": site.module,
+            "shape": site.shape,
+            "parameters": site.parameters,
+        }
+        for site in found.sites
+    ]
+    return {
+        "network": {**found.facts.values, "class": found.model, "parameters": found.base_parameters},
+        "recipe": recipe_to_dict(found.recipe),
+        "parameters": found.parameters,
+        "sites": sites,
+        "notes": found.notes,
+    }
 
 
 def run_info(options: argparse.Namespace) -> None:
@@ -47,7 +79,7 @@ def run_info(options: argparse.Namespace) -> None:
     folder = Path(options.folder)
     path = folder / NETWORK
     rows = _network_rows(path) if path.is_file() and not (folder / TENSORS).is_file() else _adapter_rows(folder)
-    print(tables.text(list(rows.items())))
+    emit(options, {"folder": folder, **rows}, tables.text(list(rows.items())))
 
 
 def _network_rows(path: Path) -> dict[str, str]:

@@ -26,22 +26,24 @@ from ..restoration.data import (
 )
 from ..restoration.degradations import PRESETS, STEPS, Degradation, degradation
 from .common import add_border, add_white_level, say_depth
+from .help import option_group
 
 
 def add_sources(sub: argparse.ArgumentParser) -> None:
     """Add the options for training, validation and test images."""
-    source = sub.add_mutually_exclusive_group(required=True)
+    group = option_group(sub, "images")
+    source = group.add_mutually_exclusive_group(required=True)
     source.add_argument("--data", metavar="DIR", help="stereo pairs to train on, in any of the known layouts")
     source.add_argument(
         "--images", metavar="DIR", help="single images instead, for recipes that exchange nothing between views"
     )
-    sub.add_argument(
+    group.add_argument(
         "--each-view-twice",
         action="store_true",
         help="train the control: each view of a pair given twice instead of the pair, so with twice as many samples in "
         "a batch; what a stereo adapter gains over it comes from the other view (evaluate --control)",
     )
-    sub.add_argument(
+    group.add_argument(
         "--data-lr",
         metavar="DIR",
         help="degraded or LR images of --data or --images, instead of those beside them or of making them",
@@ -50,16 +52,16 @@ def add_sources(sub: argparse.ArgumentParser) -> None:
     add_selection(sub, "--data or --images")
     add_border(sub)
     add_white_level(sub)
-    sub.add_argument(
+    group.add_argument(
         "--validate",
         metavar="DIR",
         help="scenes to measure during training, every --validate-every-steps, by default with every checkpoint; the "
         "best result is kept in OUT/best",
     )
-    sub.add_argument(
+    group.add_argument(
         "--test", action="append", default=[], metavar="DIR", help="scenes to measure afterwards; may be repeated"
     )
-    sub.add_argument(
+    group.add_argument(
         "--test-lr", metavar="DIR", help="degraded or LR images of the one --test folder, instead of making them"
     )
 
@@ -74,7 +76,7 @@ def _degradation(text: str) -> Degradation:
 def add_degrade(sub: argparse.ArgumentParser) -> None:
     """Add the option that makes degraded images from clean ones."""
     steps = ", ".join(f"{name}:VALUE" if step.valued else name for name, step in STEPS.items())
-    sub.add_argument(
+    option_group(sub, "images").add_argument(
         "--degrade",
         metavar="STEPS",
         type=_degradation,
@@ -101,10 +103,11 @@ def source_facts(options: argparse.Namespace) -> dict[str, str | float]:
 
 def add_selection(sub: argparse.ArgumentParser, of: str) -> None:
     """Add the options that say how a folder is read; `of` is the option that names it."""
-    sub.add_argument(
+    group = option_group(sub, "images")
+    group.add_argument(
         "--layout", choices=list(LAYOUTS), metavar="ID", help=f"of {of}, where it fits several (docs/data.md)"
     )
-    sub.add_argument(
+    group.add_argument(
         "--meta-info",
         metavar="FILE",
         help=f"BasicSR's list of the images of {of} to use: NAME.png (H,W,C) in each line",

@@ -16,7 +16,7 @@ from ..core.attachment.record import is_adapted, module_of, recipes_of
 from ..core.observation.describe import image_facts
 from ..core.operations.calibration import needs_calibration
 from ..core.operations.state import summary
-from ..errors import LowpeftError
+from ..errors import LowpeftError, and_more
 from ..kinds import WeightAdapter, get_kind
 from ..ports.facts import Backbone, ImageFacts
 from ..recipes import Recipe, TrainSettings, load_recipe, override
@@ -38,6 +38,8 @@ from .common import (
     warn_of_pairs,
     weights_facts,
 )
+from .help import option_group
+from .output import emit
 from .signals import stop_on_signal
 from .sources import (
     add_sources,
@@ -62,15 +64,19 @@ def add_to(commands: Any) -> None:
         run,
         "train a recipe on a folder of stereo pairs or single images; several GPUs: accelerate launch -m lowpeft train",
         "lowpeft train stereo --weights CRAFT_x4.pth --data pairs/train --test pairs/test --out my-adapter",
+        "lowpeft train lora --weights denoiser.safetensors --images clean --degrade noise:25 --out noise-25",
+        "lowpeft train --adapter noise-25 --weights denoiser.safetensors --images clean --degrade noise:50 "
+        "--out noise-50",
     )
     add_recipe(sub, optional="; with --adapter it may be left out: then it is the adapter's")
     add_adapter(sub, more=", to train on from it, with a new optimiser and schedule")
     add_sources(sub)
-    sub.add_argument("--out", required=True, metavar="DIR", help="folder for the adapter, log and checkpoints")
-    sub.add_argument(
+    output = option_group(sub, "output")
+    output.add_argument("--out", required=True, metavar="DIR", help="folder for the adapter, log and checkpoints")
+    output.add_argument(
         "--resume", action="store_true", help="continue from the newest checkpoint in --out, if one exists"
     )
-    sub.add_argument(
+    output.add_argument(
         "--merge", action="store_true", help="also write network.safetensors with the adapters folded in (lora, full)"
     )
     add_device(sub)
@@ -133,7 +139,8 @@ def run(options: argparse.Namespace) -> int | None:
         _print_end(done, settings)
         if signals:
             tests.clear()  # a cluster grants a minute, not a measurement
-        _finish(options, model, recipe, {**_facts(options, base, crops, settings, done), **shared}, tests)
+        saved = {**_facts(options, base, crops, settings, done), **shared}
+        emit(options, {"run": done, **_finish(options, model, recipe, saved, tests)})
     processes.leave()
     return 128 + signals[0] if signals else None
 
@@ -216,10 +223,9 @@ def _trained_and_measured(crops: Crops, folders: Mapping[str, Mapping[str, Seque
         for (folder, scenes), title in zip(given.items(), _titles([*given]), strict=True):
             if shared := shared_scenes(crops.scenes, scenes):
                 found.append(f"{title}: {len(shared)} of {len(scenes)} scenes")
-                names = ", ".join(shared[:3]) + ", …" * (len(shared) > 3)
                 print(
-                    f"{len(shared)} of {len(scenes)} scenes of {folder} are training images ({names}): what is "
-                    f"{what} on them says nothing about new images",
+                    f"{len(shared)} of {len(scenes)} scenes of {folder} are training images "
+                    f"({and_more(shared, most=3)}): what is {what} on them says nothing about new images",
                     file=sys.stderr,
                 )
         if found:
@@ -325,16 +331,18 @@ def _finish(
     recipe: Recipe,
     facts: dict[str, str | float],
     tests: dict[str, list[Example]],
-) -> None:
-    """Measure on the test scenes, print the figures in dB, and save the result with them."""
+) -> dict[str, object]:
+    """Measure on the test scenes, print the figures in dB, save the result with them, and return them."""
     from ..restoration.evaluation import compare, methods
     from ..restoration.progress import progress
     from ..restoration.training import save_merged, save_product
 
+    measured = {}
     for (folder, examples), title in zip(tests.items(), _titles(list(tests)), strict=True):
         with progress("measuring", len(examples) * len(list(methods(model)))) as advance:
             comparison = compare(model, examples, seen=lambda method, example, _: advance(f"{example.name}, {method}"))
         print(f"\n{folder}\n{comparison}")
+        measured[folder] = {name: report.as_dict() for name, report in comparison.reports.items()}
         mean = "RGB" if len(examples[0].lr) == 1 else "(L+R)/2"
         for name, value in comparison.means_db().items():
             facts[f"PSNR in dB, {mean}, {title}, {name}"] = round(value, 4)
@@ -343,6 +351,7 @@ def _finish(
         written.append(save_merged(model, Path(options.out), facts=facts))
     what = "network" if recipe.from_scratch else "adapter"
     print(f"\n{what} written to {' and '.join(map(str, written))}")
+    return {"facts": facts, "tests": measured, "written": written}
 
 
 def _titles(folders: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_
 from ..errors import LowpeftError
 from ..importing import cause, function_named, make_folder_importable
 from ..recipes import TrainSettings
+from .help import option_group
 
 if TYPE_CHECKING:
     from ..restoration.training.losses import ImageLoss
@@ -20,21 +21,22 @@ _METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT"}
 
 def add_watching(sub: argparse.ArgumentParser) -> None:
     """Add the options for what watches a run."""
-    sub.add_argument(
+    group = option_group(sub, "watching")
+    group.add_argument(
         "--log-with",
         nargs="+",
         default=[],
         metavar="NAME",
         help="also write the log to experiment trackers: tensorboard, wandb, … (see docs/training.md)",
     )
-    sub.add_argument(
+    group.add_argument(
         "--validation-images",
         type=int,
         default=0,
         metavar="N",
         help="with --validate: write the results on its first N scenes after every measurement, to OUT/validation",
     )
-    sub.add_argument(
+    group.add_argument(
         "--loss-module",
         metavar="MODULE:FUNCTION",
         help="a loss of your own instead of --loss: the function, called without arguments, returns the loss, which "
@@ -57,6 +59,8 @@ def add_settings(sub: argparse.ArgumentParser) -> None:
             metavar = "PATTERN=FACTOR" if inner is str else _METAVARS[inner]
             options = {"type": inner, "nargs": "*" if rest == [...] else 2, "metavar": metavar}
         text = about[name].replace("%", "%%")
+        for other in (other for other in about if "_" in other):
+            text = text.replace(other, "--" + other.replace("_", "-"))
         group.add_argument("--" + name.replace("_", "-"), help=text[:1].lower() + text[1:], **options)
     group.add_argument("--crop", type=int, nargs=2, metavar=("H", "W"), help="height and width of the HR crop in px")
 

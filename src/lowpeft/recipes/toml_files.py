@@ -90,8 +90,11 @@ def check_schema(table: Mapping[str, Any], schema: int, problems: list[str]) -> 
 
 
 def check_keys(table: Mapping[str, Any], known: Sequence[str], where: str, problems: list[str]) -> None:
-    """Append every unknown key to `problems`, with the nearest known ones."""
-    problems += [f"{where} has an unknown key {k!r}{did_you_mean(k, known)}" for k in table if k not in known]
+    """Append every unknown key to `problems`, with the nearest known ones; or with all, if one has no near ones."""
+    near = {key: did_you_mean(key, known) for key in table if key not in known}
+    problems += [f"{where} has an unknown key {key!r}{text}" for key, text in near.items()]
+    if not all(near.values()):
+        problems.append(f"keys of {where} are {', '.join(known)}")
 
 
 def plain_values(

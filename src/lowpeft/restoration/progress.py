@@ -43,10 +43,10 @@ def _bar(title: str, total: int, before: int) -> Iterator[Callable[[str], None]]
         parts.BarColumn(),
         parts.MofNCompleteColumn(),
         parts.TextColumn("{task.fields[note]}", markup=False),
-        parts.TextColumn("elapsed"),
         parts.TimeElapsedColumn(),
-        parts.TextColumn("left"),
+        parts.TextColumn("elapsed,"),
         parts.TimeRemainingColumn(),
+        parts.TextColumn("left"),
     )
     with parts.Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=total, completed=before, note="")
@@ -63,7 +63,7 @@ def _lines(title: str, total: int, before: int) -> Iterator[Callable[[str], None
 
 
 class _Lines:
-    """Plain lines, e.g. "training 120/2000  loss 0.0231  0.42 s/step  elapsed 0:00:50  left 0:13:20"."""
+    """Plain lines, e.g. "training 120/2000  loss 0.0231  0.42 s/step  0:00:50 elapsed, 0:13:20 left"."""
 
     def __init__(self, title: str, total: int, before: int) -> None:
         self._title, self._total, self._before, self._note = title, total, before, ""
@@ -91,8 +91,8 @@ class _Lines:
         each = (self._written_at - self._first_at) / later if later else elapsed
         left = max(0, self._total - self._done) * each
         print(  # noqa: T201  (what this module is for)
-            f"{self._title} {self._done}/{self._total}  {self._note}  {each:.2f} s/step  elapsed {_clock(elapsed)}  "
-            f"left {_clock(left)}",
+            f"{self._title} {self._done}/{self._total}  {self._note}  {each:.2f} s/step  "
+            f"{_clock(elapsed)} elapsed, {_clock(left)} left",
             file=sys.stderr,
             flush=True,
         )

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ...errors import AdapterError, LowpeftError
+from ...errors import AdapterError, LowpeftError, and_more
 from ...ports.base import base_parameters
 from ...ports.facts import Facts, Making
 from ...recipes import Recipe, recipe_from_dict, recipe_to_dict
@@ -260,7 +260,7 @@ def _held_instead(directory: Path) -> str:
     if weights := [name for name in names if name.endswith(".safetensors") and name != TENSORS]:
         path = directory / weights[0]
         return f". It holds the weights of a network: lowpeft.load_backbone({str(path)!r}), --weights {path}"
-    return f"; it holds {', '.join(names[:5])}{', …' * (len(names) > 5)}" if names else "; it is empty"
+    return f"; it holds {and_more(names)}" if names else "; it is empty"
 
 
 def _checked(directory: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> AdapterFile:
@@ -367,7 +367,7 @@ def _attach(model: object, adapter: AdapterFile, source: str, *, name: str, forc
     given = None if example is None else Example.of(example)
     trial = Trial(root, given) if problems else None  # possibly another base: run it once
     if trial is not None and not force:
-        advice = "force=True, on the command line --force, attaches it anyway"
+        advice = "force=True (--force) attaches it anyway"
         advice += ", if its sites fit" if OTHER_STRUCTURE in problems else ""
         family = trial.recognised
         if (family is None or family.family.writes_itself) and trial.runs and trial.written():

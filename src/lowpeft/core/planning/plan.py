@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ... import tables
-from ...errors import PlanError
+from ...errors import PlanError, and_more
 from ...kinds import AdapterConfig
 from ...ports.base import base_modules, base_parameters, original_class
 from ...ports.facts import Facts
@@ -178,7 +178,7 @@ def _refuse_own_writes(trial: Trial) -> None:
     written = trial.written()
     if not written:
         return
-    some = ", ".join(written[:3]) + (", …" if len(written) > 3 else "")
+    some = and_more(written, most=3)
     text = f"{original_class(trial.root).__name__} changes its own state when it runs ({len(written)} tensors: {some})"
     if trial.written_again():
         raise PlanError(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ...errors import DataError
+from ...errors import DataError, and_more
 from .examples import load_example
 from .matching import matched_points
 from .model import USUAL, Example, Loading, Rectangle, Scene, spread
@@ -40,9 +40,9 @@ class PairReport:
             count = len(self.scenes) + len(self.unread)
             lines += [f"{len(faults)} of {count} checked pairs are beyond what row-wise attention bears:", *faults]
         if unmeasured:
-            lines.append(f"too few matching points to check the alignment of {', '.join(unmeasured)}")
+            lines.append(f"too few matching points to check the alignment of {and_more(unmeasured)}")
         if self.unread:
-            lines.append(f"not read, so their alignment was not checked: {', '.join(self.unread)}")
+            lines.append(f"not read, so their alignment was not checked: {and_more(self.unread)}")
         return "\n".join(lines)
 
     @property

@@ -53,6 +53,15 @@ class LRReport:
         """Borders for which MATLAB's bicubic reproduces every value of every file."""
         return tuple(b for b in BORDERS if self.total(b).exact == self.total(b).values)
 
+    def as_dict(self) -> dict[str, object]:
+        """Return all counts for JSON: of all scenes and of each, by border."""
+
+        def plain(matches: Mapping[Border, Match]) -> dict[str, object]:
+            return {border: vars(match) for border, match in matches.items()}
+
+        scenes = {name: plain(matches) for name, matches in self.scenes.items()}
+        return {"borders": list(self.borders), "all": plain({b: self.total(b) for b in BORDERS}), "scenes": scenes}
+
     def __str__(self) -> str:
         """Return a table of all scenes and a verdict."""
         rows = [[name, *(str(matches[b]) for b in BORDERS)] for name, matches in self.scenes.items()]

@@ -8,8 +8,9 @@ from statistics import fmean, stdev
 
 from ... import tables
 from ...errors import DataError
+from ...storage import finite_or_text
 from ..metrics import Column
-from .report import Report, finite_or_text
+from .report import Report
 
 CONFIDENCE = 0.95
 

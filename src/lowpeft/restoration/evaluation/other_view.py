@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from ... import tables
-from .report import REPORT, Report, finite_or_text
+from ...storage import finite_or_text
+from .report import REPORT, Report
 
 SAME_VIEW, CONTROL = "same view", "control"
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from ... import tables
 from ...errors import DataError
+from ...storage import finite_or_text
 from ..metrics import Column, Protocol
 
 REPORT = "report.md"
@@ -99,11 +99,6 @@ def overview_cells(reports: Sequence[Report]) -> list[list[str]]:
     columns = reports[0].protocol.columns
     heading = [f"mean of {len(reports[0].rows)} scenes", *(c.name for c in columns)]
     return [heading, *([r.method, *_texts(columns, tuple(r.means().values()))] for r in reports)]
-
-
-def finite_or_text(value: float) -> float | str:
-    """Return a figure for JSON: infinity and NaN as text."""
-    return value if math.isfinite(value) else str(value)
 
 
 def _texts(columns: Sequence[Column], values: Sequence[float]) -> list[str]:

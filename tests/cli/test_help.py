@@ -1,0 +1,118 @@
+"""The help of every command, and what the command line says of wrong options and of bugs."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import sys
+
+import pytest
+
+from lowpeft.cli import EXIT_CODES, main, parser
+from lowpeft.cli.help import subcommands
+from lowpeft.cli.wording import in_options
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    """Every command's own parser by its name."""
+    return subcommands(parser())
+
+
+@pytest.fixture
+def width_80(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal of 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.mark.usefixtures("width_80")
+def test_help_fits_a_terminal_of_80_columns() -> None:
+    for each in (parser(), *commands().values()):
+        assert max(map(len, each.format_help().splitlines())) <= 80, each.prog
+
+
+@pytest.mark.usefixtures("width_80")
+def test_help_shows_examples_first_and_they_parse() -> None:
+    top = parser()
+    for name, each in commands().items():
+        usage, about, examples, *_ = each.format_help().split("\n\n")
+        assert len(usage.splitlines()) <= 2, usage
+        assert about
+        heading, lines = examples.split(":\n", 1)
+        found = re.findall(r"^  lowpeft (.*)$", lines.replace("\\\n", ""), re.MULTILINE)
+        assert heading == ("example" if len(found) == 1 else "examples")
+        assert 2 <= len(found) <= 4, name
+        for example in found:
+            assert top.parse_args(shlex.split(example.partition(" >")[0])).command == name
+
+
+def test_help_names_options_by_their_names() -> None:
+    """No option is described by the Python name of another one."""
+    for name, each in commands().items():
+        words = set(re.findall(r"[a-z]+(?:_[a-z]+)+", each.format_help()))
+        assert not words & {action.dest for action in each._actions}, name
+
+
+def test_the_top_help_names_the_exit_codes() -> None:
+    shown = parser().format_help()
+    assert all(re.search(rf"^  {re.escape(code)} +\w", shown, re.MULTILINE) for code in EXIT_CODES)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("info folder --josn", "did you mean '--json'?"),
+        ("train lora --images a --out b --bacth 3", "did you mean '--batch'?"),
+        ("recipes one two", "cannot use two"),
+    ],
+)
+def test_an_unknown_option_is_refused_by_its_command(line: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(shlex.split(line))
+    assert stop.value.code == 2
+    usage, error = capsys.readouterr().err.splitlines()
+    assert usage.startswith(f"usage: lowpeft {line.split()[0]} ")
+    assert said in error
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "said"),
+    [
+        ("enhance a --adapter b", "memory_mb=3 is too little", "--memory-mb 3 is too little"),
+        ("enhance a --adapter b", "with resume=True (--resume), or not", "with --resume, or not"),
+        ("enhance a --adapter b", "raise memory_mb", "raise --memory-mb"),
+        ("enhance a --adapter b", "open it with allow_half=True", "open it with --allow-half"),
+        ("enhance a --adapter b", "task=, weights= are for files", "--task, --weights are for files"),
+        ("verify-lr a --scale 2", "name it (lr_folder=, on the command line --data-lr or --lr):", "name it (--lr):"),
+        ("evaluate --data a", "f(x, a=True) (on the command line --network-fact a=true)", "--network-fact a=true"),
+        ("evaluate --data a", "give --network-fact scale=4", "give --network-fact scale=4"),
+        ("evaluate --data a", "lowpeft.describe(model, scale=4) does", "lowpeft.describe(model, scale=4) does"),
+        ("evaluate --data a", "the file my/memory_mb.png", "the file my/memory_mb.png"),
+        ("train r --data a --out b", "keys are warmup_steps, rates", "keys are warmup_steps, rates"),
+        ("train r --data a --out b --warmup-steps 0", "warmup_steps must be 1", "--warmup-steps must be 1"),
+        ("export", "write a graph (--onnx, export_onnx)", "write a graph (--onnx)"),
+    ],
+)  # fmt: skip
+def test_errors_are_in_the_words_of_the_command_line(line: str, text: str, said: str) -> None:
+    assert in_options(text, parser().parse_args(shlex.split(line))) == said
+
+
+def test_a_bug_keeps_its_traceback_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(sys.modules["lowpeft.cli.show"], "read_adapter", fails)
+    with pytest.raises(ZeroDivisionError) as raised:
+        main(["info", "folder"])
+    (note,) = raised.value.__notes__
+    assert note.startswith("lowpeft info: ")
+    assert "please report it" in note
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_completion_script_knows_commands_and_options(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab")
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in (*commands(), "memory-mb", "replicate", "lora-convpass", "finetuning"):
+        assert word in script
