@@ -349,8 +349,8 @@ def bad_inputs() -> list[tuple[list[str], str]]:
         (["--data", "{folder}/nothing", "--bicubic", "--scale", "4"], "nothing"),
         ([*demo, "--scale", "4"], "x2 network"),
         ([*demo, "--protocol", "Literature"], "did you mean 'literature'"),
-        ([*demo, "--memory-mb", "1"], "scene one: memory_mb=1"),
-        ([*demo, "--memory-mb", "-1"], "memory_mb"),
+        ([*demo, "--memory-mb", "1"], "scene one: --memory-mb 1"),
+        ([*demo, "--memory-mb", "-1"], "--memory-mb must"),
         ([*demo, "--local-pooling", "1", "2", "3"], "3"),
         ([*demo, "--local-pooling", "0"], "0x0 px"),
         ([*demo, "--out", "{folder}/adapter/README.md/x"], "README.md/x"),
@@ -397,3 +397,21 @@ def test_enhance_gives_advice_where_memory_is_short(
     assert main([*command, "--device", "cpu"]) == 2
     message = capsys.readouterr().err
     assert ("one_L.png" in message, "--memory-mb" in message) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--data", "{folder}/single"], "single images: give --protocol single-image"),
+        (
+            ["--data", "{folder}/pairs", "--adapter", "{folder}/adapter", "--protocol", "rgb"],
+            "takes 2 views of a scene",
+        ),
+    ],
+)
+def test_the_protocol_that_fits_is_named(
+    more: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [argument.replace("{folder}", str(folder)) for argument in more]
+    assert main(["evaluate", "--weights", "demo", "--device", "cpu", *arguments]) == 2
+    assert message in capsys.readouterr().err

@@ -31,6 +31,7 @@ from .help import option_group
 from .measuring import (
     add_measuring,
     check_measuring,
+    check_views,
     folder_of,
     measured,
     measuring_facts,
@@ -86,6 +87,7 @@ def run(options: argparse.Namespace) -> None:
     for model in models.values():
         optimized(options, model)
         module_of(model).to(device(options.device))
+    check_views(models, protocol)
     methods = _methods(options, models, scale, protocol)
     out, facts = folder_of(options), measuring_facts(options, scenes, scale, base)
     facts |= {"methods": named}

@@ -40,6 +40,7 @@ from .help import option_group
 from .measuring import (
     add_measuring,
     check_measuring,
+    check_views,
     folder_of,
     measured,
     measuring_facts,
@@ -115,20 +116,21 @@ def run(options: argparse.Namespace) -> None:
     protocol = protocol_of(options, scale)
     scenes = scenes_to_measure(options, scale, protocol)
     model, control = (None, None) if base is None else _models(options, base)
+    models = {name: each for name, each in (("the adapter", model), ("the control", control)) if each is not None}
+    check_views(models, protocol)
     methods = _methods(options, model, control, scale, protocol)
     if model is not None and multi_view(module_of(model)) is not None:
         adapters = [config for recipe in recipes_of(model) for config in recipe.adapters]
         warn_of_pairs(scenes, scale, loading=loading_of(options, options.channels), adapters=adapters)
     out, facts = folder_of(options), _facts(options, measuring_facts(options, scenes, scale, base))
-    models = [each for each in (model, control) if each is not None]
     run = {**facts, "protocol": protocol.name, "methods": list(methods), "metrics": options.metrics}
     if out is not None and models:
-        run["weights of all"] = state_digest(models)
+        run["weights of all"] = state_digest(models.values())
 
     with ExitStack() as pools:
-        for each in models if options.local_pooling is not None else ():
+        for each in models.values() if options.local_pooling is not None else ():
             pools.enter_context(local_pooling(each, _window_px(options)))
-        say_strips(options, models[:1])
+        say_strips(options, models.values())
         found = measured(options, methods, scenes, scale, facts=run)
     reports, other_view = _parted(found, protocol, options.channels, remarks, model, control)
     gains = [gain(reports[-1], reports[-2])] if "frozen" in found and "adapted" in found else []

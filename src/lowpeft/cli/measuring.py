@@ -14,10 +14,11 @@ import torch
 
 from ..core.attachment.record import module_of
 from ..core.observation.fingerprint import digest
-from ..errors import LowpeftError, TrainingError
+from ..errors import DataError, LowpeftError, TrainingError
 from ..ports.facts import Backbone
 from ..restoration.data import Example, Loading, Scene, load_example
 from ..restoration.images import image_header, make_folder
+from ..restoration.inference.network import multi_view
 from ..restoration.metrics import LITERATURE, PROTOCOLS, Protocol
 from ..restoration.words import words
 from ..version import version
@@ -117,10 +118,40 @@ def check_measuring(options: argparse.Namespace) -> None:
 
 
 def scenes_to_measure(options: argparse.Namespace, scale: int, protocol: Protocol) -> tuple[Scene, ...]:
-    """Find the scenes, and say on standard error what is read."""
-    scenes = find_clean(options, options.data, scale, views=protocol.views or 1, lr=options.lr, selected=True)
+    """Find the scenes, and say on standard error what is read.
+
+    Raises:
+        DataError: The folder has no scenes of so many views.
+    """
+    try:
+        scenes = find_clean(options, options.data, scale, views=protocol.views or 1, lr=options.lr, selected=True)
+    except DataError as error:
+        if options.protocol is not None or protocol.views != 2:
+            raise
+        advice = f"{error.message} (single images: give --protocol single-image)"
+        raise DataError(advice, problems=error.problems) from error
     say_reading(options, scenes, scale)
     return scenes
+
+
+def check_views(models: Mapping[str, object], protocol: Protocol) -> None:
+    """Check that models of several views are measured on scenes that have them.
+
+    Args:
+        models: Models by name.
+        protocol: The protocol.
+
+    Raises:
+        DataError: A model takes another number of views than the protocol.
+    """
+    for name, model in models.items():
+        together = multi_view(module_of(model))
+        if together is not None and together.views != protocol.views:
+            fitting = [each for each, row in PROTOCOLS.items() if row.views == together.views]
+            raise DataError(
+                f"{name} takes {together.views} views of a scene, but protocol {protocol.name} measures scenes of "
+                f"{protocol.views}: give --protocol {' or '.join(fitting)}"
+            )
 
 
 def measured(
