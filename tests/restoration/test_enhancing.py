@@ -15,7 +15,7 @@ from torch import nn
 import lowpeft
 from lowpeft.core.attachment.views import StereoModel
 from lowpeft.errors import DataError, LowpeftError
-from lowpeft.restoration.enhancing import FileSettings, Outcome, enhance_files, plan_files, run_files
+from lowpeft.restoration.enhancing import Enhanced, FileSettings, enhance_files, plan_files, run_files
 from lowpeft.restoration.enhancing.room import Room, free_mb
 from lowpeft.restoration.images import bicubic_upscale, read_image, read_photo, write_image
 from lowpeft.restoration.inference import Tiling
@@ -60,7 +60,7 @@ def repeated(image: torch.Tensor, scale: int = 2) -> torch.Tensor:
     return image.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
 
 
-def names(outcome: Outcome, out: Path) -> list[str]:
+def names(outcome: Enhanced, out: Path) -> list[str]:
     return sorted(path.relative_to(out).as_posix() for path in outcome.written)
 
 

@@ -13,9 +13,9 @@ from ..restoration.enhancing import (
     FORMATS,
     PRECISIONS,
     SIDES_BY_SIDE,
+    Enhanced,
     Existing,
     FileSettings,
-    Outcome,
     plan_files,
     run_files,
 )
@@ -130,7 +130,7 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _report(options: argparse.Namespace, outcome: Outcome) -> int:
+def _report(options: argparse.Namespace, outcome: Enhanced) -> int:
     """Print what was written, skipped and not done, and return the exit code."""
     for path in outcome.written:
         print(printable(path))

@@ -27,7 +27,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class Enhanced:
     """What was done.
 
     Attributes:
@@ -51,7 +51,7 @@ def enhance_files(
     out: str | os.PathLike[str],
     *,
     settings: FileSettings = PLAIN,
-) -> Outcome:
+) -> Enhanced:
     """Enhance image files: `plan_files`, then `run_files`.
 
     Raises:
@@ -68,7 +68,7 @@ def run_files(
     *,
     say: Callable[[str], None] = _silent,
     advance: Callable[[str], None] = _silent,
-) -> Outcome:
+) -> Enhanced:
     """Read, enhance and write the files of `plan_files`.
 
     A file that fails does not end the others. An image that does not fit into memory is tried once more with
@@ -104,7 +104,7 @@ def run_files(
                 raise
             failures.append(f"{job.files[0]}: {error}")
         advance(job.files[0].name)
-    return Outcome(written=tuple(written), skipped=work.skipped, failures=tuple(failures))
+    return Enhanced(written=tuple(written), skipped=work.skipped, failures=tuple(failures))
 
 
 def _run(model: object, job: FileJob, settings: FileSettings, room: Room) -> tuple[Path, ...]:
