@@ -22,13 +22,15 @@ class Outcome:
     Attributes:
         reports: One or more reports of the same scenes and protocol, the last that of the method in question.
         facts: Facts about the run, by name; the files begin with them.
-        gains: What methods gain over others.
+        gains: What methods gain over the frozen network.
+        between: What methods gain over one another.
         other_view: What the model takes from the other view; None if that was not measured.
     """
 
     reports: Sequence[Report]
     facts: Mapping[str, object] = field(default_factory=dict)
     gains: Sequence[Gain] = ()
+    between: Sequence[Gain] = ()
     other_view: OtherView | None = None
 
     def as_dict(self) -> dict[str, object]:
@@ -36,6 +38,8 @@ class Outcome:
         content: dict[str, object] = {**self.about(), "methods": [report.as_dict() for report in self.reports]}
         if self.gains:
             content["gains"] = [gain.as_dict() for gain in self.gains]
+        if self.between:
+            content["between methods"] = [gain.as_dict() for gain in self.between]
         if self.other_view is not None:
             content["the other view"] = self.other_view.as_dict()
         return content
@@ -47,7 +51,7 @@ class Outcome:
             DataError: The reports differ in scenes or protocol.
         """
         head = "\n".join(f"- {key}: {value}" for key, value in self.about().items())
-        parts = [gain.as_markdown() for gain in self.gains]
+        parts = [gain.as_markdown() for gain in (*self.gains, *self.between)]
         if self.other_view is not None:
             parts.append(self.other_view.as_markdown())
         parts += [overview(self.reports, markdown=True), *(report.as_markdown() for report in self.reports)]
@@ -111,7 +115,7 @@ class Outcome:
         parts = [tables.text(tables.capped(one, most, REPORT))]
         if len(self.reports) > 1:
             parts.append(overview(self.reports))
-        parts += map(str, self.gains)
+        parts += map(str, (*self.gains, *self.between))
         if self.other_view is not None:
             parts.append(self.other_view.as_text(most=most))
         return "\n\n".join(parts)
