@@ -84,7 +84,7 @@ class Outcome:
         rows = []
         for i, row in enumerate(self.reports[0].rows):
             values = (report.rows[i].values[column] for report in self.reports)
-            found = (difference.gains.get(row.scene, math.nan) for _, difference in gains)
+            found = (difference.gains[row.scene] for _, difference in gains)
             rows.append([row.scene, *(f"{v:.{of.digits}f}" for v in values), *(_signed(v, of.digits) for v in found)])
         means = (report.means()[of.name] for report in self.reports)
         mean_gains = (_signed(difference.mean, of.digits) for _, difference in gains)
@@ -94,14 +94,13 @@ class Outcome:
     def by_worst(self) -> list[str]:
         """Return the scenes by the first column, the worst first: by gain, of several gains by their mean.
 
-        Without gains, scenes are ordered by the last report's figures. Scenes in which the images of both methods equal
-        the clean ones are left out.
+        Without gains, scenes are ordered by the last report's figures.
         """
         sign = -1 if self.reports[0].protocol.columns[0].lower_is_better else 1
         figures = {row.scene: [row.values[0]] for row in self.reports[-1].rows}
         if self.gains:
             gains = [gain.columns[0].gains for gain in self.gains]
-            figures = {scene: [each.get(scene, math.nan) for each in gains] for scene in figures}
+            figures = {scene: [each[scene] for each in gains] for scene in figures}
         means = {scene: sign * sum(values) for scene, values in figures.items()}
         return sorted((scene for scene, mean in means.items() if not math.isnan(mean)), key=means.__getitem__)
 
