@@ -37,7 +37,7 @@ def products(query: Tensor, key: Tensor, bias: Tensor, low: int, high: int) -> T
         (B,H,W,m); 0 where a column is outside the image.
     """
     columns, width, block = query.shape[2], high - low + 1, high - low
-    blocks = -(-columns // block)
+    blocks = _blocks(columns, block)
     queries = _split(F.pad(query, (0, 0, 0, blocks * block - columns)), block)
     logits = queries @ _windows(key, low, block, blocks).transpose(-1, -2)
     logits = logits + _windows(bias[..., None], low, block, blocks).transpose(-1, -2)
@@ -55,10 +55,15 @@ def weighted_sum(weights: Tensor, value: Tensor, low: int, high: int) -> Tensor:
         high: See `products`.
     """
     columns, width, block = weights.shape[2], high - low + 1, high - low
-    blocks = -(-columns // block)
+    blocks = _blocks(columns, block)
     rows = _split(F.pad(weights, (0, 2 * block + 1 - width, 0, blocks * block - columns)), block)
     matrix = F.pad(rows.flatten(-2), (0, -block)).reshape(*rows.shape[:-1], 2 * block)
     return _joined(matrix @ _windows(value, low, block, blocks), columns)
+
+
+def _blocks(columns: int, block: int) -> int:
+    """Return the number of blocks that hold a row; of positive numbers, as ONNX's division does not round down."""
+    return (columns + block - 1) // block
 
 
 def _windows(x: Tensor, low: int, block: int, blocks: int) -> Tensor:

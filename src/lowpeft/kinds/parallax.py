@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ..checks import is_number, is_whole
 from ..errors import PlanError
 from ..ports.autocast import without_autocast
+from ..ports.capture import tracing
 from ..ports.layouts import Features, Matches
 from . import band
 from .base import Adapter, FeatureAdapter, at_least
@@ -287,7 +288,7 @@ class ParallaxAdapter(FeatureAdapter):
 
 def _clipped(columns: Columns, width: int) -> Columns:
     """Return the part of a band that can be inside an image; at least two columns."""
-    if torch.compiler.is_compiling():  # an export for images of all widths must not depend on this one
+    if torch.compiler.is_compiling() or tracing():  # an export for images of all widths must not depend on this one
         return columns
     low = max(columns[0], 1 - width)
     return low, max(min(columns[1], width - 1), low + 1)
