@@ -51,7 +51,7 @@ PACKAGES: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "lowpeft.core": (("padding", "attachment"), ("observation",), ("planning",), ("operations",), ("files",)),
     "lowpeft.restoration": (
-        ("images", "progress", "words"),
+        ("images", "locking", "progress", "words"),
         ("metrics", "pages", "degradations"),
         ("data", "inference", "perceptual"),
         ("evaluation", "exporting", "lam", "enhancing"),

@@ -88,7 +88,8 @@ def write_text(path: Path, text: str) -> Path:
         OSError: It cannot be written; an existing file is unchanged.
     """
     with new_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # Names of files may hold bytes that are no text.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
 
 

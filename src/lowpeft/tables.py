@@ -39,9 +39,13 @@ def text(cells: Cells) -> str:
 
 def markdown(cells: Cells) -> str:
     """Return the table in Markdown."""
-    header, *rows = (f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in cells)
+    header, *rows = (f"| {' | '.join(map(_in_one_line, row))} |" for row in cells)
     rule = f"| {' | '.join('---:' if numbers else '---' for numbers in _of_numbers(cells))} |"
     return "\n".join([header, rule, *rows])
+
+
+def _in_one_line(cell: str) -> str:
+    return " ".join(cell.replace("|", r"\|").splitlines())
 
 
 def html(cells: Cells) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,8 +15,10 @@ import pytest
 import torch
 
 import lowpeft
+from lowpeft import DataError
 from lowpeft.cli import main
 from lowpeft.restoration.images import read_image, to_float, write_image
+from lowpeft.restoration.locking import locked
 from states import randomise_adapters
 
 CODE = """
@@ -134,7 +138,7 @@ def test_a_page_that_fails_is_made_again_without_measuring_again(
     stop_at(None)
     assert main([*given, "--page-scenes", "3", "--resume"]) == 0
     assert sys.modules["my_net"].Net.calls == 0
-    assert not (tmp_path / "measured.jsonl").exists()
+    assert not (tmp_path / ".measuring").exists()
     text = page.read_text()
     assert text.count('<figure class="slider">') == 3
     assert "lowpeft evaluate --adapter one --out" in text
@@ -176,7 +180,7 @@ def test_an_interrupted_measurement_goes_on_where_it_was(
     assert sys.modules["my_net"].Net.calls == 2 * (len(NAMES) - done)
     assert (f"{done} of 5 scenes are measured already" in capsys.readouterr().err) == (done > 0)
     assert content(out) == content(whole)
-    assert not (out / "measured.jsonl").exists()
+    assert not (out / ".measuring").exists()
 
 
 def test_another_measurement_is_not_resumed(
@@ -192,7 +196,82 @@ def test_another_measurement_is_not_resumed(
         assert main(command("evaluate", *more, "--out", str(tmp_path), "--resume")) == 2
         assert f"- {problem}" in capsys.readouterr().err
     assert main(command("evaluate", "--adapter", "two", "--out", str(tmp_path))) == 0
-    assert "measuring anew; --resume would go on with the 1" in capsys.readouterr().err
+    assert "the 1 scenes of another, interrupted measurement are dropped" in capsys.readouterr().err
+
+
+def test_what_was_measured_is_not_dropped_without_a_word(
+    command: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = command("evaluate", "--adapter", "one", "--out", str(tmp_path))
+    stop_at(5)
+    assert main(given) == 130
+    assert "2 of 5 scenes are measured and kept: go on with --resume" in capsys.readouterr().err
+    stop_at(None)
+    assert main(given) == 2
+    assert "has 2 of 5 scenes of this measurement" in capsys.readouterr().err
+    assert main([*given, "--resume"]) == 0
+    assert "2 of 5 scenes are measured already" in capsys.readouterr().err
+    assert main([*given, "--resume"]) == 0
+    assert "there is nothing to resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["image", "folder", "code"])
+def test_a_measurement_of_other_images_or_code_is_not_resumed(
+    command: Callable[..., list[str]], folder: Path, tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "a" / "clean"
+    shutil.copytree(folder / "clean", data)
+    given = command("evaluate", "--out", str(tmp_path / "out"))
+    given[given.index("clean")] = str(data)
+    stop_at(3)
+    assert main(given) == 130
+    stop_at(None)
+    if change == "image":
+        write_image(torch.rand(3, 16, 20), data / "image0.png")
+    elif change == "folder":
+        shutil.copytree(data, tmp_path / "b" / "clean")
+        given[given.index(str(data))] = str(tmp_path / "b" / "clean")
+    else:
+        code = folder / "my_net.py"
+        text = code.read_text()
+        code.write_text(text + "\n# changed\n")
+    assert main([*given, "--resume"]) == 2
+    assert "of another measurement" in capsys.readouterr().err
+    if change == "code":
+        code.write_text(text)
+
+
+def test_an_earlier_report_keeps_its_images_until_the_new_one_is_complete(
+    command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    assert main(command("evaluate", "--adapter", "one", "--no-frozen", "--out", str(tmp_path))) == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    stop_at(4)
+    assert main(command("evaluate", "--adapter", "two", "--no-frozen", "--out", str(tmp_path))) == 130
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_two_measurements_do_not_write_into_one_folder(
+    command: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with locked(tmp_path, DataError):
+        assert main(command("evaluate", "--adapter", "one", "--out", str(tmp_path))) == 2
+    assert f"another run is writing into {tmp_path}" in capsys.readouterr().err
+
+
+def test_names_of_files_that_are_no_text_stand_in_the_reports(
+    command: Callable[..., list[str]], folder: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "clean"
+    data.mkdir()
+    try:
+        shutil.copy(folder / "clean" / "image0.png", os.fsencode(data) + b"/a\xff.png")
+    except OSError:
+        pytest.skip("the file system takes only names that are text")
+    given = command("evaluate", "--adapter", "one", "--out", str(tmp_path / "out"))
+    given[given.index("clean")] = str(data)
+    assert main(given) == 0
+    assert list(content(tmp_path / "out")["methods"][0]["scenes"]) == ["a\udcff"]  # type: ignore[index]
 
 
 def test_on_a_full_disk_the_old_report_stays(
@@ -214,7 +293,7 @@ def test_on_a_full_disk_the_old_report_stays(
     assert main(command("evaluate", "--adapter", "one", "--out", str(tmp_path))) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert (tmp_path / "report.json").read_text() == "old"
-    assert not list(tmp_path.glob(".*"))
+    assert not list((tmp_path / ".measuring").glob(".*"))
 
 
 @pytest.mark.slow
@@ -251,6 +330,8 @@ def test_adapters_are_compared_with_each_other(
     assert main(command("compare", "one", "second=two", "--bicubic", "--out", str(tmp_path))) == 0
     found = content(tmp_path)
     assert [each["method"] for each in found["methods"]] == ["input", "frozen", "one", "second"]  # type: ignore[attr-defined]
+    (between,) = found["between methods"]  # type: ignore[misc]
+    assert (between["method"], between["over"]) == ("second", "one")
     assert [(each["method"], each["over"]) for each in found["gains"]] == [("one", "frozen"), ("second", "frozen")]  # type: ignore[attr-defined]
     assert main(command("evaluate", "--adapter", "two", "--out", str(tmp_path / "two"))) == 0
     assert content(tmp_path / "two")["methods"][1]["scenes"] == found["methods"][3]["scenes"]  # type: ignore[index]
@@ -263,6 +344,7 @@ def test_adapters_are_compared_with_each_other(
         (["one", "one"], "two methods would be called one"),
         (["frozen=one"], "two methods would be called frozen"),
         (["=one"], "cannot read '=one'"),
+        (["..=one"], "cannot read '..=one'"),
         (["nothing"], "nothing"),
         (["one", "--resume"], "--out"),
     ],

@@ -14,7 +14,7 @@ from scipy import stats  # type: ignore[import-untyped]
 from torch import Tensor
 
 from lowpeft import DataError, LowpeftError
-from lowpeft.restoration.evaluation import Journal, Report, ReportRow, finish, gain, resume, unfinished
+from lowpeft.restoration.evaluation import Journal, Report, ReportRow, gain, resume, unfinished
 from lowpeft.restoration.metrics import PROTOCOLS, WHOLE_RGB, psnr, ssim
 from lowpeft.restoration.perceptual import with_perceptual
 
@@ -50,13 +50,17 @@ def test_one_scene_has_no_interval() -> None:
     assert found.as_dict()["columns"]["PSNR"]["95 % interval"] is None  # type: ignore[index]
 
 
-def test_scenes_in_which_both_are_perfect_do_not_count() -> None:
+def test_images_that_equal_the_clean_ones_are_counted() -> None:
     inf = math.inf
     found = gain(report("adapted", inf, 31.0, 32.0), report("frozen", inf, 30.0, 30.0)).columns[0]
-    assert list(found.gains) == ["s1", "s2"]
-    assert gain(report("a", inf), report("b", inf)).columns[0].mean == 0
-    assert gain(report("a", inf, 1.0), report("b", 30.0, 1.0)).columns[0].interval is None
-    json.dumps(gain(report("a", inf, 1.0), report("b", 30.0, 1.0)).as_dict(), allow_nan=False)
+    assert (list(found.gains.values()), found.mean) == ([0.0, 1.0, 2.0], 1.0)
+    assert gain(report("a", inf, inf), report("b", inf, inf)).verdict().startswith("a: no clear difference")
+    one = gain(report("a", inf, 1.0), report("b", 30.0, 1.0))
+    assert one.columns[0].interval is None
+    assert one.verdict() == "a: +inf PSNR over b, better in 1 of 2 scenes; images of 1 equal the clean ones"
+    both = gain(report("a", inf, 30.0), report("b", 30.0, inf))
+    assert math.isnan(both.columns[0].mean)
+    json.dumps(both.as_dict(), allow_nan=False)
 
 
 def test_reports_of_other_scenes_are_not_subtracted() -> None:
@@ -79,8 +83,6 @@ def test_a_journal_keeps_what_was_measured_until_the_reports_are_written(tmp_pat
     assert again.rows == {"a": {"frozen": (30.0, math.inf)}, "b": {"frozen": (31.0, 0.5)}}
     again.add("c", {"frozen": (1.0, 2.0)})
     assert list(resume(tmp_path, RUN, "abc").rows) == ["a", "b", "c"]
-    finish(tmp_path)
-    assert (list(tmp_path.iterdir()), unfinished(tmp_path)) == ([], 0)
 
 
 @pytest.mark.parametrize(

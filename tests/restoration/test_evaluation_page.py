@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lowpeft import DataError, TrainingError, tables
+from lowpeft import DataError, TrainingError
 from lowpeft.restoration.data import Example
 from lowpeft.restoration.evaluation import (
     Origin,
@@ -145,11 +145,11 @@ def test_one_method_is_shown_beside_its_input_by_its_worst_figures(tmp_path: Pat
     assert "gain" not in headings(text)[1]
 
 
-def test_scenes_that_are_perfect_before_and_after_are_not_ranked() -> None:
+def test_scenes_that_are_perfect_before_and_after_have_no_gain() -> None:
     inf = float("inf")
     found = outcome({"frozen": {"a": inf, "b": 1.0, "c": 1.0}, "adapted": {"a": inf, "b": 2.0, "c": inf}})
-    assert found.by_worst() == ["b", "c"]
-    assert found.scene_cells()[1] == ["a", "inf", "inf", tables.NOTHING]
+    assert found.by_worst() == ["a", "b", "c"]
+    assert found.scene_cells()[1] == ["a", "inf", "inf", "+0.000"]
 
 
 def test_of_distances_the_largest_gain_is_the_worst() -> None:

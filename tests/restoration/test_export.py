@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from lowpeft.errors import LowpeftError, PlanError
 from lowpeft.restoration.exporting import export_onnx, export_state_dict
 from lowpeft.restoration.exporting.onnx_graph import Graph
 from lowpeft.restoration.exporting.result import HALF_TOLERANCE, random_images
+from lowpeft.restoration.inference import local_pooling
 from lowpeft.restoration.inference.network import run_padded
 from states import randomise_adapters
 
@@ -58,6 +60,63 @@ class Folding(Tiny):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(nn.functional.fold(nn.functional.unfold(x, 2, stride=2), x.shape[-2:], 2, stride=2))
+
+
+class Plain(Tiny):
+    """The same, with tensors that are no part of its state dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._gain = [torch.rand(1)]
+        self.register_buffer("shift", torch.rand(1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self._gain[0] + self.shift
+
+
+class LargeInside(Tiny):
+    """The same, with another result above 64 px."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.shape[-1] <= 64 else 2 * super().forward(x)
+
+
+class HugeInside(Tiny):
+    """The same, with another result at sizes that no test of a graph reaches."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.shape[-1] <= 9000 else 2 * super().forward(x)
+
+
+class DarkInside(Tiny):
+    """The same, with another result for dark images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.mean() > 0.25 else 2 * super().forward(x)
+
+
+class GuardInside(Tiny):
+    """The same, with a look at values that no image in range has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.max() <= 2 else super().forward(x / 255)
+
+
+class Pooled(Tiny):
+    """The same, with channel attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body.append(ChannelAttention())
+
+
+class ChannelAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.pool(x)
 
 
 def tiny(kind: type[nn.Module] = Tiny, **facts: object) -> lowpeft.Backbone:
@@ -121,6 +180,38 @@ def test_a_network_of_ones_own_is_compared_in_its_own_code(tmp_path: Path) -> No
     assert torch.load(exported.path, weights_only=True).keys() == Tiny().state_dict().keys()
 
 
+def test_tensors_that_are_not_in_the_file_are_named(tmp_path: Path) -> None:
+    base, path = tiny(Plain), tmp_path / "plain.pth"
+    assert "code must make the same: _gain, shift" in str(export_state_dict(base, path))
+    path.unlink()
+    with pytest.raises(LowpeftError, match=r"was not written.*differs by[\s\S]*_gain, shift"):
+        export_state_dict(base, path, anew=Plain)
+    assert list(tmp_path.iterdir()) == []
+    assert export_state_dict(tiny(), path, anew=Tiny).notes == ()
+
+
+def test_a_network_whose_code_does_not_take_the_tensors_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LowpeftError, match=r"own code does not take its tensors[\s\S]*missing: body"):
+        export_state_dict(tiny(), tmp_path / "own.pth", anew=lambda: nn.Conv2d(3, 3, 1))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".onnx"])
+def test_a_full_disk_leaves_no_file(suffix: str, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    base, export = tiny(), export_onnx if suffix == ".onnx" else export_state_dict
+    if suffix == ".onnx":
+        pytest.importorskip("onnxruntime")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(LowpeftError):
+            export(base, tmp_path / f"full{suffix}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("config", [STEREO, lowpeft.SpatialConfig(target="body")])
 def test_adapters_that_are_no_weights_are_refused_with_what_to_do(config: object, tmp_path: Path) -> None:
     model = adapted(tiny(), config)
@@ -138,10 +229,12 @@ def test_weights_that_float16_cannot_hold_are_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("path", ["merged.onnx", "folder.pth", "missing/merged.pth"])
+@pytest.mark.parametrize("path", ["merged.onnx", "folder.pth", "missing/merged.pth", "adapter/merged.pth"])
 def test_paths_that_do_not_fit_are_refused(path: str, tmp_path: Path) -> None:
     (tmp_path / "folder.pth").mkdir()
-    with pytest.raises(LowpeftError, match=r"must end in|is a folder|no folder"):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").touch()
+    with pytest.raises(LowpeftError, match=r"must end in|is a folder|no folder|folder of an adapter"):
         export_state_dict(tiny(), tmp_path / path)
 
 
@@ -224,7 +317,7 @@ def test_half_precision_takes_and_returns_float32(tmp_path: Path) -> None:
 def test_a_graph_that_is_right_at_one_size_alone_is_refused_and_exported_for_it(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     base, path = tiny(SizeInside), tmp_path / "fixed.onnx"
-    with pytest.raises(LowpeftError, match=r"only at the size .*--fixed HxW"):
+    with pytest.raises(LowpeftError, match=r"not right at every size.*--fixed HxW"):
         export_onnx(base, path)
     assert list(tmp_path.iterdir()) == []
     exported = export_onnx(base, path, fixed=(10, 13))
@@ -232,6 +325,48 @@ def test_a_graph_that_is_right_at_one_size_alone_is_refused_and_exported_for_it(
     assert exported.outputs == {"result": ["batch", 3, 20, 26]}
     assert "10x13 px only" in str(exported)
     assert exported.sizes == ((10, 13),)
+
+
+@pytest.mark.parametrize(("kind", "said"), [(LargeInside, "160x96 px"), (DarkInside, "for a dark image.*torch.where")])
+def test_a_graph_that_is_wrong_for_large_or_dark_images_is_refused(
+    kind: type[nn.Module], said: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(LowpeftError, match=said):
+        export_onnx(tiny(kind), tmp_path / "x.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "note"),
+    [
+        (HugeInside, r"decides by sizes \(test_export.py:\d+\): larger images than 160x96 px were not tried"),
+        (GuardInside, r"decides by values of the image \(test_export.py:\d+\)"),
+    ],
+)
+def test_what_the_code_decides_by_its_input_is_said(kind: type[nn.Module], note: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    exported = export_onnx(tiny(kind), tmp_path / "x.onnx")
+    assert re.search(note, str(exported))
+    assert exported.sizes[-1] == (160, 96)
+
+
+def test_comparisons_that_take_too_long_are_left_out_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr("lowpeft.restoration.exporting.onnx_comparison.MOST_S", 0)
+    exported = export_onnx(tiny(), tmp_path / "x.onnx")
+    assert "not compared for images of 160x96 px" in str(exported)
+    assert "not compared for dark, bright and smooth images" in str(exported)
+    assert len(exported.sizes) == 3
+
+
+def test_local_pools_are_exported_for_one_size_alone(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    base = tiny(Pooled)
+    with local_pooling(base, 300):
+        with pytest.raises(LowpeftError, match=r"local_pooling.*--fixed HxW"):
+            export_onnx(base, tmp_path / "x.onnx")
+        assert export_onnx(base, tmp_path / "x.onnx", fixed=(16, 20)).inputs == {"image": ["batch", 3, 16, 20]}
 
 
 @pytest.mark.slow
@@ -291,6 +426,9 @@ def test_the_command_writes_and_reports(files: Path, capsys: pytest.CaptureFixtu
     [
         ((), "--torch FILE, --onnx FILE, or both"),
         (("--torch", "base.safetensors", "--fixed", "8x8"), "replace the frozen network's own file"),
+        (("--torch", "adapter/adapter_model.safetensors", "--adapter", "adapter"), "folder of an adapter"),
+        (("--torch", "a.pth", "--onnx", "b.pth"), "--onnx: b.pth must end in .onnx"),
+        (("--torch", "missing/a.pth", "--onnx", "b.onnx"), "--torch: there is no folder missing"),
         (("--torch", "a.pth", "--opset", "17"), "--opset is about ONNX"),
         (("--torch", "a.pth", "--force"), "--force needs an adapter"),
     ],
@@ -302,3 +440,33 @@ def test_options_that_do_not_fit_are_refused(
     assert main(["export", "--weights", "base.safetensors", *options]) == 2
     assert said in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in files.iterdir()} == before
+
+
+def test_weights_that_were_written_before_a_graph_failed_are_named(
+    files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr("lowpeft.restoration.exporting.onnx_comparison.largest_difference", lambda *images: 1.0)
+    assert main(["export", "--weights", "base.safetensors", "--torch", "a.pth", "--onnx", "b.onnx"]) == 2
+    assert "a.pth was written, but the graph of" in capsys.readouterr().err
+    assert sorted(path.name for path in files.iterdir()) == ["a.pth", "adapter", "base.safetensors"]
+
+
+def test_a_graph_that_cannot_be_asked_for_is_refused_before_the_weights_are_written(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    command = ["export", "--weights", "base.safetensors", "--torch", "a.pth", "--onnx", "b.onnx", "--opset", "99"]
+    assert main(command) == 2
+    assert "opset 99" in capsys.readouterr().err
+    assert not (files / "a.pth").exists()
+
+
+def test_the_command_opens_the_file_in_a_network_that_is_built_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    facts = ("--network-fact", "scale=2", "--network-fact", "size_multiple=4", "--network-fact", "value_range=[0,1]")
+    assert main(["export", "--network", "test_export:Plain", *facts, "--torch", "a.pth"]) == 2
+    assert "_gain, shift" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -268,9 +268,9 @@ for name in ("lowpeft", "lowpeft.restoration", "lowpeft.restoration.training"):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [str(pathlib.Path(sys.argv[1], *name.split(".")))]
 
-from lowpeft.restoration.training.locking import locked
+from lowpeft.restoration.locking import locked
 
-with locked(pathlib.Path(sys.argv[2])):
+with locked(pathlib.Path(sys.argv[2]), TrainingError):
     pass
 """
 
@@ -296,7 +296,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     crops = Holding()
     crops.out = tmp_path
     train(model_of("full"), crops, SETTINGS, out=tmp_path)
-    assert all(f"another run is training in {tmp_path} (" in said for said in crops.said), crops.said
+    assert all(f"another run is writing into {tmp_path} (" in said for said in crops.said), crops.said
     assert f"process {os.getpid()} on" in crops.said[1]
     assert not [*tmp_path.glob(".*")]
     assert go("full", SETTINGS, out=tmp_path, resume=True)[1].resumed_at == 6
@@ -326,7 +326,7 @@ def test_a_folder_is_locked_on_windows_too(tmp_path: Path, monkeypatch: pytest.M
     stub = Msvcrt()
     monkeypatch.setitem(sys.modules, "msvcrt", stub)
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    name = "lowpeft.restoration.training.locking"
+    name = "lowpeft.restoration.locking"
     spec = importlib.util.find_spec(name)
     assert spec is not None
     assert spec.loader is not None
@@ -335,18 +335,21 @@ def test_a_folder_is_locked_on_windows_too(tmp_path: Path, monkeypatch: pytest.M
         windows.setattr(sys, "platform", "win32")
         spec.loader.exec_module(one)
         spec.loader.exec_module(other)
-    with one.locked(tmp_path):
-        with pytest.raises(TrainingError, match=rf"another run .* \(process {os.getpid()} on "), other.locked(tmp_path):
+    with one.locked(tmp_path, TrainingError):
+        with (
+            pytest.raises(TrainingError, match=rf"another run .* \(process {os.getpid()} on "),
+            other.locked(tmp_path, TrainingError),
+        ):
             pass
         assert len(stub.held) == 1
     assert not stub.held
     assert not [*tmp_path.iterdir()]
-    with other.locked(tmp_path):
+    with other.locked(tmp_path, TrainingError):
         pass
 
 
 def test_a_lock_that_a_killed_run_left_holds_nobody_up(tmp_path: Path) -> None:
-    (tmp_path / ".training.lock").write_text("process 1 on another")
+    (tmp_path / ".lowpeft.lock").write_text("process 1 on another")
     assert go("full", replace(SETTINGS, steps=1), out=tmp_path)[1].steps == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ from .measuring import (
     add_measuring,
     check_measuring,
     check_views,
-    folder_of,
+    into_folder,
     measured,
     measuring_facts,
     protocol_of,
@@ -89,17 +90,17 @@ def run(options: argparse.Namespace) -> None:
         module_of(model).to(device(options.device))
     check_views(models, protocol)
     methods = _methods(options, models, scale, protocol)
-    out, facts = folder_of(options), measuring_facts(options, scenes, scale, base)
-    facts |= {"methods": named}
+    facts = measuring_facts(options, scenes, scale, base) | {"methods": named}
     run = {**facts, "protocol": protocol.name, "metrics": options.metrics, "names": list(methods)}
-    if out is not None:
+    if options.out is not None:
         run["weights of all"] = state_digest(models.values())
     say_strips(options, [base])
-    found = measured(options, methods, scenes, scale, facts=run)
-    reports = [found[name] for name in methods]
-    gains = [gain(found[name], found["frozen"]) for name in named]
-    outcome = Outcome(reports=reports, facts=facts, gains=gains)
-    report(options, outcome, scenes, scale, named)
+    with into_folder(options):
+        found = measured(options, methods, scenes, scale, facts=run)
+        gains = [gain(found[name], found["frozen"]) for name in named]
+        between = [gain(found[second], found[first]) for first, second in itertools.combinations(named, 2)]
+        outcome = Outcome(reports=list(found.values()), facts=facts, gains=gains, between=between)
+        report(options, outcome, scenes, scale, named)
 
 
 def _named(texts: Iterable[str]) -> dict[str, str]:
@@ -112,8 +113,9 @@ def _named(texts: Iterable[str]) -> dict[str, str]:
     for text in texts:
         name, equals, what = text.partition("=")
         if not equals:
-            name, what = Path(text).stem if _is_weights(text) else Path(text).name or text, text
-        if not what or not name.strip() or "/" in name:
+            path = Path(text).resolve()
+            name, what = path.stem if _is_weights(text) else path.name, text
+        if not what or not name.strip(" .") or {"/", "\\"} & {*name}:
             raise LowpeftError(f"cannot read {text!r}: give an adapter or a checkpoint, or NAME=ADAPTER")
         if folder_name(name) in map(folder_name, (*found, "frozen", "bicubic", "input", "truth")):
             raise LowpeftError(f"two methods would be called {name}: give one of them another name, as NAME={what}")

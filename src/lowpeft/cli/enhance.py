@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from ..core.attachment.record import module_of
-from ..errors import printable
+from ..errors import and_more, printable
 from ..restoration.data import spread
 from ..restoration.enhancing import (
     FORMATS,
@@ -98,7 +98,7 @@ def _add_results(sub: argparse.ArgumentParser) -> None:
         "--bits", type=int, choices=(8, 16), help="per sample of the results (default: as in each input)"
     )
     existing = group.add_mutually_exclusive_group()
-    existing.add_argument("--skip-existing", action="store_true", help="leave out images whose results exist")
+    existing.add_argument("--skip-existing", action="store_true", help="write only results that do not exist")
     existing.add_argument("--overwrite", action="store_true", help="replace results that exist, never inputs")
 
 
@@ -136,11 +136,14 @@ def _report(options: argparse.Namespace, outcome: Enhanced) -> int:
         print(printable(path))
     if outcome.skipped:
         _say(f"results that exist and were skipped: {len(outcome.skipped)}")
+    if outcome.left_out:
+        shown = and_more([printable(path) for path in outcome.left_out], most=3)
+        _say(f"left out, because they are named as the results of others: {len(outcome.left_out)} ({shown})")
     if outcome.failures:
         _say(f"lowpeft enhance: not enhanced: {len(outcome.failures)}")
     for line in outcome.failures:
         _say(f"  - {printable(line)}")
-    files = {"written": outcome.written, "skipped": outcome.skipped}
+    files = {"written": outcome.written, "skipped": outcome.skipped, "left_out": outcome.left_out}
     figures = {what: [printable(path) for path in paths] for what, paths in files.items()}
     emit(options, {**figures, "failures": [printable(line) for line in outcome.failures]})
     return 1 if outcome.failures else 0

@@ -41,7 +41,7 @@ from .measuring import (
     add_measuring,
     check_measuring,
     check_views,
-    folder_of,
+    into_folder,
     measured,
     measuring_facts,
     protocol_of,
@@ -122,21 +122,22 @@ def run(options: argparse.Namespace) -> None:
     if model is not None and multi_view(module_of(model)) is not None:
         adapters = [config for recipe in recipes_of(model) for config in recipe.adapters]
         warn_of_pairs(scenes, scale, loading=loading_of(options, options.channels), adapters=adapters)
-    out, facts = folder_of(options), _facts(options, measuring_facts(options, scenes, scale, base))
+    facts = _facts(options, measuring_facts(options, scenes, scale, base))
     run = {**facts, "protocol": protocol.name, "methods": list(methods), "metrics": options.metrics}
-    if out is not None and models:
+    if options.out is not None and models:
         run["weights of all"] = state_digest(models.values())
-
-    with ExitStack() as pools:
+    with ExitStack() as stack:
+        stack.enter_context(into_folder(options))
         for each in models.values() if options.local_pooling is not None else ():
-            pools.enter_context(local_pooling(each, _window_px(options)))
+            stack.enter_context(local_pooling(each, _window_px(options)))
         say_strips(options, models.values())
         found = measured(options, methods, scenes, scale, facts=run)
-    reports, other_view = _parted(found, protocol, options.channels, remarks, model, control)
-    gains = [gain(reports[-1], reports[-2])] if "frozen" in found and "adapted" in found else []
-    outcome = Outcome(reports=reports, facts=facts, gains=gains, other_view=other_view)
-    trained = {"adapted": options.adapter} if options.adapter else {}
-    report(options, outcome, scenes, scale, trained, attended=partial(_attended, model, tiling=tiling(options)))
+        reports, other_view = _parted(found, protocol, options.channels, remarks, model, control)
+        gains = [gain(reports[-1], reports[-2])] if "frozen" in found and "adapted" in found else []
+        outcome = Outcome(reports=reports, facts=facts, gains=gains, other_view=other_view)
+        trained = {"adapted": options.adapter} if options.adapter else {}
+        attended = partial(_attended, model, tiling=tiling(options))
+        report(options, outcome, scenes, scale, trained, attended=attended)
 
 
 def _models(options: argparse.Namespace, base: Backbone) -> tuple[object, object | None]:

@@ -52,33 +52,54 @@ def _size(text: str) -> tuple[int, int]:
 
 def run(options: argparse.Namespace) -> None:
     """Export the network, and print what was written and compared."""
-    from ..restoration.exporting import OPSET, Exported, export_onnx, export_state_dict
+    from ..restoration.exporting import OPSET, Exported, check_onnx, export_onnx, export_state_dict
 
     if problems := _problems(options):
         raise LowpeftError("the network cannot be exported as asked:", problems=problems)
     refuse_without_adapter(options)
     base = backbone(options)
     model = base if options.adapter is None else adapted(options, base)
+    opset = OPSET if options.opset is None else options.opset
+    if options.onnx is not None:
+        check_onnx(model, options.onnx, opset=opset, fixed=options.fixed)
     written: list[Exported] = []
     if options.torch is not None:  # first, because it may refuse an adapter
-        written.append(export_state_dict(model, options.torch, half=options.half))
+        anew = None if base.making is None else base.making.anew
+        written.append(export_state_dict(model, options.torch, half=options.half, anew=anew))
     if options.onnx is not None:
-        opset = OPSET if options.opset is None else options.opset
-        written.append(export_onnx(model, options.onnx, half=options.half, opset=opset, fixed=options.fixed))
+        try:
+            written.append(export_onnx(model, options.onnx, half=options.half, opset=opset, fixed=options.fixed))
+        except LowpeftError as error:
+            done = "".join(f"{file.path} was written, but " for file in written)
+            raise LowpeftError(done + error.message, problems=error.problems) from error
     emit(options, {"files": [file.figures() for file in written]}, "\n".join(map(str, written)))
 
 
 def _problems(options: argparse.Namespace) -> list[str]:
-    """Describe options that are missing, or cannot be combined."""
+    """Describe options that are missing, cannot be combined, or name files that cannot be written."""
+    from ..restoration.exporting import SUFFIXES, checked_path
+
     problems = []
-    files = {"--torch": options.torch, "--onnx": options.onnx}
+    files = {"torch": options.torch, "onnx": options.onnx}
     if not any(files.values()):
         problems.append("no file to write: give --torch FILE, --onnx FILE, or both")
     if options.onnx is None:
         given = [f"--{name}" for name in ("opset", "fixed") if getattr(options, name) is not None]
         problems += [f"{' and '.join(given)} is about ONNX graphs: give --onnx FILE"] if given else []
-    weights = Path(options.weights).resolve() if options.weights else None
-    for name, file in files.items():
-        if file is not None and Path(file).resolve() == weights:
-            problems.append(f"{name} {file} would replace the frozen network's own file: give another name")
+    weights = Path(options.weights).expanduser().resolve() if options.weights else None
+    for name, suffixes in (("torch", SUFFIXES), ("onnx", (".onnx",))):
+        if (file := files[name]) is None:
+            continue
+        try:
+            path = checked_path(file, suffixes)
+        except LowpeftError as error:
+            problems.append(f"--{name}: {error}")
+            continue
+        if weights is not None and _same(path, weights):
+            problems.append(f"--{name} {file} would replace the frozen network's own file: give another name")
     return problems
+
+
+def _same(path: Path, other: Path) -> bool:
+    """Return whether two paths are one file, also where the file system takes no notice of capitals."""
+    return path.exists() and other.exists() and path.samefile(other)

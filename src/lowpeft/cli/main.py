@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shlex
 import sys
@@ -104,6 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         known = [name for action in options.parser._actions for name in action.option_strings]
         near = did_you_mean(unknown[0].partition("=")[0], known, most=1)
         options.parser.error(f"cannot use {and_more(unknown)}{near}; `lowpeft {options.command} --help` shows all")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may hold bytes that are no text
+            stream.reconfigure(errors="backslashreplace")
     options.command_line = shlex.join(["lowpeft", *given])
     quiet()
     if getattr(options, "memory_mb", None) is None:

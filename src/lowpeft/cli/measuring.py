@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import inspect
 import json
+import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +18,12 @@ import torch
 from ..core.attachment.record import module_of
 from ..core.observation.fingerprint import digest
 from ..errors import DataError, LowpeftError, TrainingError
+from ..ports.base import original_class
 from ..ports.facts import Backbone
 from ..restoration.data import Example, Loading, Scene, load_example
 from ..restoration.images import image_header, make_folder
 from ..restoration.inference.network import multi_view
+from ..restoration.locking import locked
 from ..restoration.metrics import LITERATURE, PROTOCOLS, Protocol
 from ..restoration.words import words
 from ..version import version
@@ -41,6 +46,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
     from ..restoration.evaluation import Journal, Method, Outcome, Report
+    from ..restoration.evaluation.journal import Figures
 
 MOST_PRINTED = 40
 """Number of scenes that are printed where files have all."""
@@ -174,22 +180,30 @@ def measured(
     Raises:
         LowpeftError: A scene cannot be measured; a file cannot be written; the run to resume is another one.
     """
-    from ..restoration.evaluation import measure_scene, reports_of
+    from ..restoration.evaluation import measure_scene, reports_of, working_folder
     from ..restoration.evaluation.results import write_results
     from ..restoration.progress import progress
 
     loading = loading_of(options, options.channels)
     names = [scene.name for scene in scenes]
-    journal = _journal(options, facts, names)
-    rows = {} if journal is None else dict(journal.rows)
+    working = None if options.out is None else working_folder(Path(options.out))
+    journal = (
+        None
+        if working is None
+        else _journal(working, {**facts, "images": _digest(scenes)}, names, go_on=options.resume)
+    )
+    rows = {} if journal is None or working is None else _with_images(journal.rows, working, methods, scenes)
     if rows:
         print(f"{len(rows)} of {len(names)} scenes are measured already", file=sys.stderr)
-    with progress("measuring", len(names), before=len(rows)) as advance:
+    with (
+        _said_where_it_stopped(rows, len(names), journal),
+        progress("measuring", len(names), before=len(rows)) as advance,
+    ):
         for scene in (scene for scene in scenes if scene.name not in rows):
             example = load_example(scene, scale, loading=loading)
             results, rows[scene.name] = measure_scene(methods, example, scale=scale)
-            if journal is not None:
-                write_results(Path(options.out), example, results)
+            if journal is not None and working is not None:
+                write_results(working, example, results)
                 journal.add(scene.name, rows[scene.name])
             advance(scene.name)
     return reports_of(methods, {name: rows[name] for name in names}, channels=options.channels)
@@ -217,13 +231,14 @@ def report(
     Raises:
         LowpeftError: A file cannot be written, or an image of the page cannot be read again.
     """
-    from ..restoration.evaluation import Origin, ScenePictures, finish, write_outcome_page
+    from ..restoration.evaluation import Origin, ScenePictures, finish, working_folder, write_outcome_page
 
     if options.out is None:
         emit(options, outcome.as_dict(), outcome)
         return
     out, by_name = Path(options.out), {scene.name: scene for scene in scenes}
-    loading, paths = loading_of(options, options.channels), outcome.write(out)
+    loading, working = loading_of(options, options.channels), working_folder(out)
+    paths = outcome.write(working)
     pictures = ScenePictures(
         load=lambda name: load_example(by_name[name], scale, loading=loading),
         scale=scale,
@@ -231,9 +246,9 @@ def report(
         attended=attended,
     )
     origin = Origin(command=options.command_line, training=_training(adapters))
-    page = write_outcome_page(outcome, out, pictures, origin=origin)
+    page = write_outcome_page(outcome, working, pictures, origin=origin)
     finish(out)
-    written = (*paths, page)
+    written = [out / path.name for path in (*paths, page)]
     text = "\n".join(map(str, (outcome.as_text(most=MOST_PRINTED), *written)))
     emit(options, {**outcome.as_dict(), "written": written}, text)
 
@@ -254,14 +269,28 @@ def _training(adapters: Mapping[str, str]) -> dict[str, Picture | str]:
 
 
 def state_digest(models: Iterable[object]) -> str:
-    """Return the SHA-256 of all tensors of networks, adapters included."""
-    lines = (
-        f"{path} {digest(tensor)}"
-        for model in models
-        for path, tensor in module_of(model).state_dict().items()
-        if isinstance(tensor, torch.Tensor)
-    )
-    return hashlib.sha256("\n".join(lines).encode(), usedforsecurity=False).hexdigest()
+    """Return the SHA-256 of all tensors of networks, adapters included, and of the code of networks of one's own."""
+    state, seen = hashlib.sha256(usedforsecurity=False), set[str]()
+    for model in models:
+        module = module_of(model)
+        for path, tensor in module.state_dict().items():
+            if isinstance(tensor, torch.Tensor):
+                state.update(f"{path} {digest(tensor)}\n".encode())
+        seen |= {file for each in module.modules() if (file := _own_code(original_class(each)))}
+    for file in sorted(seen):
+        state.update(Path(file).read_bytes())
+    return state.hexdigest()
+
+
+def _own_code(of: type) -> str | None:
+    """Return the file of a class that is not of an installed package; None for others."""
+    try:
+        file = inspect.getsourcefile(of)
+    except (TypeError, OSError):
+        return None
+    if file is None or not Path(file).exists() or of.__module__.partition(".")[0] == "lowpeft":
+        return None
+    return file if {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts) else None
 
 
 def measuring_facts(
@@ -293,20 +322,85 @@ def measuring_facts(
     return facts | {name: getattr(options, name) for name in names if getattr(options, name) not in (None, False)}
 
 
-def folder_of(options: argparse.Namespace) -> Path | None:
-    """Make the folder that `--out` names, before anything is measured; None without that option."""
-    return None if options.out is None else make_folder(options.out)
+@contextmanager
+def into_folder(options: argparse.Namespace) -> Iterator[None]:
+    """Make the folder that `--out` names, and keep other runs out of it within the block; nothing without that option.
+
+    Raises:
+        DataError: The folder cannot be made, or another run is writing into it.
+    """
+    if options.out is None:
+        yield
+        return
+    with locked(make_folder(options.out), DataError):
+        yield
 
 
-def _journal(options: argparse.Namespace, facts: Mapping[str, object], scenes: Sequence[str]) -> Journal | None:
-    """Return the journal in `--out`; None without that option."""
+@contextmanager
+def _said_where_it_stopped(rows: Mapping[str, Figures], count: int, journal: Journal | None) -> Iterator[None]:
+    """Say on Ctrl-C what is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if journal is not None:
+            print(f"{len(rows)} of {count} scenes are measured and kept: go on with --resume", file=sys.stderr)
+        raise
+
+
+def _journal(folder: Path, facts: Mapping[str, object], scenes: Sequence[str], *, go_on: bool) -> Journal:
+    """Return the journal of a measurement, in its working folder.
+
+    Args:
+        folder: The working folder.
+        facts: What is measured.
+        scenes: Names of the scenes.
+        go_on: True goes on with an interrupted measurement of the same facts.
+
+    Raises:
+        DataError: The interrupted measurement is another one; or it is the same, and is not to go on.
+    """
     from ..restoration.evaluation import Journal, resume, unfinished
 
-    if options.out is None:
-        return None
-    folder, run = Path(options.out), json.loads(json.dumps(dict(facts)))
-    if options.resume:
+    run, left = json.loads(json.dumps(dict(facts))), unfinished(folder)
+    if go_on:
+        if not left:
+            print("there is nothing to resume: all scenes are measured", file=sys.stderr)
+        make_folder(folder)
         return resume(folder, run, scenes)
-    if left := unfinished(folder):
-        print(f"measuring anew; --resume would go on with the {left} scenes measured before", file=sys.stderr)
-    return Journal(folder, run, {})
+    if left:
+        try:
+            resume(folder, run, scenes)
+        except DataError:
+            print(f"the {left} scenes of another, interrupted measurement are dropped", file=sys.stderr)
+        else:
+            raise DataError(
+                f"{folder} has {left} of {len(scenes)} scenes of this measurement, which was interrupted: go on with "
+                "--resume, or remove that folder"
+            )
+    shutil.rmtree(folder, ignore_errors=True)
+    return Journal(make_folder(folder), run, {})
+
+
+def _with_images(
+    rows: Mapping[str, Figures], folder: Path, methods: Iterable[str], scenes: Iterable[Scene]
+) -> dict[str, Figures]:
+    """Return the rows of the scenes whose restored images are there."""
+    from ..restoration.evaluation.results import result_paths
+
+    views = {scene.name: len(scene.hr) for scene in scenes}
+    names = list(methods)
+    return {
+        scene: row
+        for scene, row in rows.items()
+        if all(path.exists() for name in names for path in result_paths(folder, name, scene, views[scene]))
+    }
+
+
+def _digest(scenes: Iterable[Scene]) -> str:
+    """Return a checksum of the paths, sizes and times of change of all files of scenes."""
+    state = hashlib.sha256(usedforsecurity=False)
+    for scene in scenes:
+        for path in (*scene.hr, *scene.lr):
+            found = path.stat()
+            state.update(f"{scene.name!r} {str(path.resolve())!r} {found.st_size} {found.st_mtime_ns}\n".encode())
+    return state.hexdigest()

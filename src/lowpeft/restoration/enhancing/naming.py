@@ -16,6 +16,7 @@ from ..data.model import SIDES
 from ..images import ALPHA_SUFFIXES, DEEP_SUFFIXES, PhotoHeader, check_channels, photo_header
 from ..images.photos import Views
 from ..inference.network import multi_view
+from .failing import about
 from .finding import Job, find_jobs
 from .settings import FileSettings
 
@@ -50,12 +51,14 @@ class FileWork:
     Attributes:
         jobs: What goes through the network.
         skipped: Results that exist and are skipped.
-        failures: A line for each file that cannot be enhanced.
+        failures: A line for each file that cannot be enhanced; it begins with the file.
+        left_out: Images in the folder of the results that are named as the results of others.
     """
 
     jobs: tuple[FileJob, ...]
     skipped: tuple[Path, ...]
     failures: tuple[str, ...]
+    left_out: tuple[Path, ...]
 
 
 def plan_files(
@@ -82,19 +85,22 @@ def plan_files(
     if views == 1 and settings.side_by_side is not None:
         raise DataError("the network takes single images: two views side by side are for stereo models")
     out = Path(out)
-    found, failures = find_jobs(inputs, settings, views=views, without=out)
-    jobs, only = [], len(found) + len(failures) == 1
-    for job in found:
+    mark = "restored" if facts.scale == 1 else f"x{facts.scale}"
+    found = find_jobs(inputs, settings, views=views, out=out, mark=mark)
+    jobs, failures = [], found.failures
+    only = len(found.jobs) + len(failures) == 1
+    for job in found.jobs:
         try:
             jobs.append(_checked(job, views, facts.scale, settings))
         except LowpeftError as error:
+            told = about(job[0].path, error)
             if only:
-                raise
-            failures.append(str(error))
-    named = _named(jobs, out, facts.scale)
-    skipped = _existing(named, [source.path for job in found for source in job], settings)
+                raise told from None
+            failures.append(str(told))
+    named = _named(jobs, out, mark)
+    skipped = _existing(named, found.files, settings)
     left = tuple(job for job in named if not set(job.targets) <= set(skipped))
-    return FileWork(jobs=left, skipped=tuple(skipped), failures=tuple(failures))
+    return FileWork(jobs=left, skipped=tuple(skipped), failures=tuple(failures), left_out=tuple(found.left_out))
 
 
 @dataclass(frozen=True)
@@ -163,13 +169,12 @@ def _kind(header: PhotoHeader, settings: FileSettings) -> tuple[str, int]:
     return suffix if fits else ".png", bits
 
 
-def _named(jobs: Sequence[_Checked], out: Path, scale: int) -> list[FileJob]:
+def _named(jobs: Sequence[_Checked], out: Path, mark: str) -> list[FileJob]:
     """Name the results; inputs whose results would have one name keep their suffix in it.
 
     Raises:
         DataError: Results would have one name all the same.
     """
-    mark = "restored" if scale == 1 else f"x{scale}"
 
     def targets(checked: _Checked, whole: bool) -> tuple[Path, ...]:
         names = [source.path.name if whole else source.path.stem for source in checked.job]
@@ -195,20 +200,33 @@ def _named(jobs: Sequence[_Checked], out: Path, scale: int) -> list[FileJob]:
 
 
 def _existing(jobs: Sequence[FileJob], inputs: Sequence[Path], settings: FileSettings) -> list[Path]:
-    """Return the results that are skipped because they exist.
+    """Return the results that are skipped because they exist; those that are inputs are never written.
 
     Raises:
         DataError: Results would replace inputs, or exist and are neither skipped nor overwritten.
     """
-    given = {os.path.realpath(path) for path in inputs}
     there = [target for job in jobs for target in job.targets if os.path.lexists(target)]
     if settings.existing == "skip":
-        return [t for job in jobs if set(job.targets) <= set(there) for t in job.targets]
-    if own := [str(target) for target in there if os.path.realpath(target) in given]:
-        raise DataError("results would replace images that are given as inputs: choose another folder:", problems=own)
+        return there
+    given = {_identity(path) for path in inputs}
+    if own := [str(target) for target in there if _identity(target) in given]:
+        raise DataError(
+            "results would replace images that are given as inputs: choose another folder, or --skip-existing, or "
+            "delete them if they are old results:",
+            problems=own,
+        )
     if settings.existing == "refuse" and there:
         raise DataError(
             "results exist already: choose another folder, or --skip-existing, or --overwrite:",
             problems=[str(target) for target in there],
         )
     return []
+
+
+def _identity(path: Path) -> object:
+    """Return what two paths of one file have in common, also through links and in other letter case."""
+    try:
+        found = path.stat()
+    except OSError:
+        return os.path.realpath(path)
+    return found.st_dev, found.st_ino

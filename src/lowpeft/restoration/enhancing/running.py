@@ -13,11 +13,12 @@ from torch import Tensor
 
 from ...core.attachment.record import module_of
 from ...core.observation.describe import image_facts
-from ...errors import DataError, LowpeftError
+from ...errors import DataError, LowpeftError, printable
 from ..images import Photo, bicubic_upscale, make_folder, read_photo, to_float, with_channels, write_image
 from ..inference import Tiling, is_out_of_memory
 from ..inference.network import first_parameter
 from ..inference.whole import enhance_views
+from .failing import about
 from .naming import FileJob, FileWork, plan_files
 from .room import Room
 from .settings import FileSettings
@@ -33,12 +34,14 @@ class Enhanced:
     Attributes:
         written: Files of the results.
         skipped: Results that existed and were skipped.
-        failures: A line for each file that could not be enhanced.
+        failures: A line for each file that could not be enhanced; it begins with the file.
+        left_out: Images in the folder of the results that are named as the results of others.
     """
 
     written: tuple[Path, ...]
     skipped: tuple[Path, ...]
     failures: tuple[str, ...]
+    left_out: tuple[Path, ...]
 
 
 def _silent(_: str) -> None:
@@ -71,8 +74,8 @@ def run_files(
 ) -> Enhanced:
     """Read, enhance and write the files of `plan_files`.
 
-    A file that fails does not end the others. An image that does not fit into memory is tried once more with
-    half of it.
+    A file that fails does not end the others, whatever the network raises. An image that does not fit into memory is
+    tried once more with half of it.
 
     Args:
         model: As for `plan_files`.
@@ -83,41 +86,46 @@ def run_files(
 
     Raises:
         DataError: The precision is not for this device, or the folder of the results cannot be made.
-        LowpeftError: The only job failed.
+        LowpeftError: The only job failed. What else its network raises is raised with a note of the file.
     """
     device = first_parameter(module_of(model), default=torch.empty(0)).device
     if settings.precision == "fp16" and device.type == "cpu":
         raise DataError("precision fp16 is for GPUs; on the CPU it gains nothing: give bf16 or fp32")
     room = Room(model, settings.memory_mb, say)
     written: list[Path] = []
-    failures = list(work.failures)
+    skipped, failures = list(work.skipped), list(work.failures)
     only = len(work.jobs) + len(failures) + len(work.skipped) == len(work.jobs) == 1
     for job in work.jobs:
         try:
-            written += _run(model, job, settings, room)
-        except LowpeftError as error:
+            done = _run(model, job, settings, room)
+            written += done
+            skipped += [target for target in job.targets if target not in done and target not in skipped]
+        except Exception as error:
+            told = about(job.files[0], error)
+            if only and isinstance(error, LowpeftError):
+                raise told from error.__cause__
             if only:
+                error.add_note(f"while enhancing {printable(job.files[0])}")
                 raise
-            failures.append(str(error))
-        except (RuntimeError, MemoryError) as error:
-            if only:
-                raise
-            failures.append(f"{job.files[0]}: {error}")
+            failures.append(str(told))
         advance(job.files[0].name)
-    return Enhanced(written=tuple(written), skipped=work.skipped, failures=tuple(failures))
+    return Enhanced(written=tuple(written), skipped=tuple(skipped), failures=tuple(failures), left_out=work.left_out)
 
 
 def _run(model: object, job: FileJob, settings: FileSettings, room: Room) -> tuple[Path, ...]:
-    """Enhance the files of one job and write the results."""
+    """Enhance the files of one job, and write and return the results; none that exists if those are skipped."""
     for folder in dict.fromkeys(target.parent for target in job.targets):
         make_folder(folder)
     facts = image_facts(model)
     photos = _read(job, facts.channels, settings.white_level)
     views = tuple(to_float(photo.image) for photo in photos)
     results = _enhanced(model, views, job, settings, room)
+    written = []
     for photo, result, bits, target in zip(photos, results, job.bits, job.targets, strict=True):
-        _write(photo, result, facts.scale, bits, target)
-    return job.targets
+        if settings.existing != "skip" or not os.path.lexists(target):
+            _write(photo, result, facts.scale, bits, target)
+            written.append(target)
+    return tuple(written)
 
 
 def _read(job: FileJob, channels: int, white_level: int) -> list[Photo]:

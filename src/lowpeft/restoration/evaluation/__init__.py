@@ -3,7 +3,7 @@
 from .comparison import Comparison, check_control, compare, methods, trained_otherwise
 from .difference import Difference, Gain, gain
 from .disparity import AttendedDisparity, attended_disparity, most_confident
-from .journal import Journal, finish, resume, unfinished
+from .journal import Journal, resume, unfinished
 from .measure import (
     Method,
     by_bicubic,
@@ -19,6 +19,7 @@ from .other_view import CONTROL, SAME_VIEW, OtherView
 from .outcome import Outcome
 from .page import Origin, ScenePictures, write_outcome_page
 from .report import Report, ReportRow, overview
+from .results import finish, working_folder
 
 __all__ = [
     "CONTROL",
@@ -54,5 +55,6 @@ __all__ = [
     "resume",
     "trained_otherwise",
     "unfinished",
+    "working_folder",
     "write_outcome_page",
 ]

@@ -21,7 +21,7 @@ class Difference:
 
     Attributes:
         column: The column.
-        gains: The method's figure minus the other's by scene; without scenes where both are infinite (equal images).
+        gains: The method's figure minus the other's by scene; 0 where both images equal the clean one.
         mean: Mean of the gains.
         interval: Limits of the 95 % confidence interval of the mean, by Student's t over the paired differences: how
             far the mean would move with other scenes of the same kind. None for fewer than two scenes.
@@ -87,8 +87,11 @@ class Gain:
         first = self.columns[0]
         name, mean, limits, better = first.cells()
         figures = f"{mean} {name} over {self.over}"
+        infinite = sum(map(math.isinf, first.gains.values()))
+        if infinite:
+            return f"{self.method}: {figures}, better in {better} scenes; images of {infinite} equal the clean ones"
         if first.interval is None:
-            return f"{self.method}: {figures} in {len(first.gains)} scene; one scene shows little"
+            return f"{self.method}: {figures} in 1 scene; one scene shows little"
         said = {1: "better", -1: "worse", 0: "no clear difference"}[first.clear]
         return f"{self.method}: {said}, {figures} (95 % interval {limits}), better in {better} scenes"
 
@@ -127,16 +130,16 @@ def gain(report: Report, over: Report) -> Gain:
         )
     found = []
     for i, column in enumerate(report.protocol.columns):
-        pairs = zip(report.rows, over.rows, strict=True)
-        gains = {ours.scene: ours.values[i] - theirs.values[i] for ours, theirs in pairs}
-        found.append(_difference(column, {scene: value for scene, value in gains.items() if not math.isnan(value)}))
+        pairs = [
+            (ours.scene, ours.values[i], theirs.values[i]) for ours, theirs in zip(report.rows, over.rows, strict=True)
+        ]
+        # Of two images that both equal the clean one, none is better.
+        gains = {scene: 0.0 if ours == theirs else ours - theirs for scene, ours, theirs in pairs}
+        values = list(gains.values())
+        infinite = any(map(math.isinf, values))
+        mean = sum(values) / len(values) if infinite else fmean(values)  # fmean refuses infinities of both signs
+        found.append(Difference(column=column, gains=gains, mean=mean, interval=_interval(values)))
     return Gain(method=report.method, over=over.method, columns=tuple(found))
-
-
-def _difference(column: Column, gains: dict[str, float]) -> Difference:
-    values = list(gains.values())
-    mean = fmean(values) if values else 0.0  # every image is the clean one, of both methods
-    return Difference(column=column, gains=gains, mean=mean, interval=_interval(values))
 
 
 def _interval(values: list[float]) -> tuple[float, float] | None:

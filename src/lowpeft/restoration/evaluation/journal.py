@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,7 @@ NAME = "measured.jsonl"
 class Journal:
     """File with a line of JSON for each measured scene; its first line says what was measured.
 
-    A reader ignores a last line that a killed writer did not finish. The file lies in the folder of the reports until
-    these and their page are written; see `finish`.
+    A reader ignores a last line that a killed writer did not finish.
 
     Attributes:
         rows: Figures of the scenes that are measured, by name.
@@ -84,14 +82,8 @@ def resume(folder: Path, run: Mapping[str, object], scenes: Iterable[str]) -> Jo
     return Journal(folder, run, rows)
 
 
-def finish(folder: Path) -> None:
-    """Remove the journal from a folder whose reports have its figures now."""
-    with suppress(OSError):
-        (folder / NAME).unlink()
-
-
 def unfinished(folder: Path) -> int:
-    """Return the number of scenes that an interrupted measurement left in a folder."""
+    """Return the number of scenes that an interrupted measurement left in its working folder."""
     try:
         return max(0, (folder / NAME).read_text(encoding="utf-8").count("\n") - 1)
     except (OSError, ValueError):

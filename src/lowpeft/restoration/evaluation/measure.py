@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
@@ -188,6 +189,9 @@ def measure_scene(
             results[name] = method.enhance(example)
             rounded = tuple(map(eight_bit, results[name]))
             figures[name] = tuple(column.measure(rounded, example.hr, scale) for column in method.protocol.columns)
+            wrong = [c.name for c, v in zip(method.protocol.columns, figures[name], strict=True) if math.isnan(v)]
+            if wrong:
+                raise LowpeftError(f"{' and '.join(wrong)} of {name} is not a number")
         except LowpeftError as error:
             raise type(error)(f"scene {example.name}: {error.message}", problems=error.problems) from error
         except Exception as error:

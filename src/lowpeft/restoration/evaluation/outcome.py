@@ -22,13 +22,15 @@ class Outcome:
     Attributes:
         reports: One or more reports of the same scenes and protocol, the last that of the method in question.
         facts: Facts about the run, by name; the files begin with them.
-        gains: What methods gain over others.
+        gains: What methods gain over the frozen network.
+        between: What methods gain over one another.
         other_view: What the model takes from the other view; None if that was not measured.
     """
 
     reports: Sequence[Report]
     facts: Mapping[str, object] = field(default_factory=dict)
     gains: Sequence[Gain] = ()
+    between: Sequence[Gain] = ()
     other_view: OtherView | None = None
 
     def as_dict(self) -> dict[str, object]:
@@ -36,6 +38,8 @@ class Outcome:
         content: dict[str, object] = {**self.about(), "methods": [report.as_dict() for report in self.reports]}
         if self.gains:
             content["gains"] = [gain.as_dict() for gain in self.gains]
+        if self.between:
+            content["between methods"] = [gain.as_dict() for gain in self.between]
         if self.other_view is not None:
             content["the other view"] = self.other_view.as_dict()
         return content
@@ -47,7 +51,7 @@ class Outcome:
             DataError: The reports differ in scenes or protocol.
         """
         head = "\n".join(f"- {key}: {value}" for key, value in self.about().items())
-        parts = [gain.as_markdown() for gain in self.gains]
+        parts = [gain.as_markdown() for gain in (*self.gains, *self.between)]
         if self.other_view is not None:
             parts.append(self.other_view.as_markdown())
         parts += [overview(self.reports, markdown=True), *(report.as_markdown() for report in self.reports)]
@@ -80,7 +84,7 @@ class Outcome:
         rows = []
         for i, row in enumerate(self.reports[0].rows):
             values = (report.rows[i].values[column] for report in self.reports)
-            found = (difference.gains.get(row.scene, math.nan) for _, difference in gains)
+            found = (difference.gains[row.scene] for _, difference in gains)
             rows.append([row.scene, *(f"{v:.{of.digits}f}" for v in values), *(_signed(v, of.digits) for v in found)])
         means = (report.means()[of.name] for report in self.reports)
         mean_gains = (_signed(difference.mean, of.digits) for _, difference in gains)
@@ -90,14 +94,13 @@ class Outcome:
     def by_worst(self) -> list[str]:
         """Return the scenes by the first column, the worst first: by gain, of several gains by their mean.
 
-        Without gains, scenes are ordered by the last report's figures. Scenes in which the images of both methods equal
-        the clean ones are left out.
+        Without gains, scenes are ordered by the last report's figures.
         """
         sign = -1 if self.reports[0].protocol.columns[0].lower_is_better else 1
         figures = {row.scene: [row.values[0]] for row in self.reports[-1].rows}
         if self.gains:
             gains = [gain.columns[0].gains for gain in self.gains]
-            figures = {scene: [each.get(scene, math.nan) for each in gains] for scene in figures}
+            figures = {scene: [each[scene] for each in gains] for scene in figures}
         means = {scene: sign * sum(values) for scene, values in figures.items()}
         return sorted((scene for scene, mean in means.items() if not math.isnan(mean)), key=means.__getitem__)
 
@@ -111,7 +114,7 @@ class Outcome:
         parts = [tables.text(tables.capped(one, most, REPORT))]
         if len(self.reports) > 1:
             parts.append(overview(self.reports))
-        parts += map(str, self.gains)
+        parts += map(str, (*self.gains, *self.between))
         if self.other_view is not None:
             parts.append(self.other_view.as_text(most=most))
         return "\n\n".join(parts)

@@ -122,14 +122,15 @@ def _title(outcome: Outcome) -> str:
 
 def _answer(outcome: Outcome) -> list[Part]:
     """Return what the reader wants to know first: the verdicts, the means, and the gains with their intervals."""
-    parts: list[Part] = [Text(each.verdict()) for each in outcome.gains]
+    gains = (*outcome.gains, *outcome.between)
+    parts: list[Part] = [Text(each.verdict()) for each in gains]
     if outcome.other_view is not None:
         parts += map(Text, outcome.other_view.claim().splitlines())
     parts.append(Table(overview_cells(outcome.reports), "Means"))
     if not outcome.gains:
         return parts
     said = "Gains. Interval: how far the mean would move with other scenes of this kind."
-    parts += [Table(each.cells(), said * (i == 0)) for i, each in enumerate(outcome.gains)]
+    parts += [Table(each.cells(), said * (i == 0)) for i, each in enumerate(gains)]
     if (plotted := plot_gains(outcome.gains)) is not None:
         column = outcome.gains[0].columns[0].column.name
         note = f"{column}: the mean with its 95 % interval, and each scene as a dot."
@@ -150,7 +151,8 @@ def _shown(outcome: Outcome, folder: Path, pictures: ScenePictures) -> Iterable[
     """Return the sections of the worst and the best scenes."""
     ranking, count = outcome.by_worst(), pictures.scenes
     first, last = outcome.reports[0].protocol.columns[0].name, outcome.reports[-1].method
-    worst, best = "the smallest gain", "the largest gain"
+    gain = "mean gain of all methods" if len(outcome.gains) > 1 else "gain"
+    worst, best = f"the smallest {gain}", f"the largest {gain}"
     if not outcome.gains:
         worst, best = (f"the {which} {first} of {last}" for which in ("worst", "best"))
     sections = {f"All scenes, {worst} first": ranking}

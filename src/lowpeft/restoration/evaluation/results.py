@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from ...errors import DataError
 from ..data import Example
 from ..data.model import SIDES
 from ..images import make_folder, read_image, write_image
@@ -12,6 +14,34 @@ from ..inference.network import Views
 
 IMAGES = "images"
 """Folder within that of the reports for restored images, in one folder for each method."""
+
+WORKING, REPORTS = ".measuring", (".json", ".md", ".html")
+
+
+def working_folder(folder: Path) -> Path:
+    """Return the folder, within that of the reports, in which a measurement is made; see `finish`."""
+    return folder / WORKING
+
+
+def finish(folder: Path) -> None:
+    """Put images, reports and page, which are complete, from the working folder in the place of earlier ones.
+
+    Raises:
+        DataError: A file cannot be moved; the working folder stays.
+    """
+    made = working_folder(folder)
+    images = [path for path in (made / IMAGES).rglob("*") if path.is_file()]
+    reports = [path for path in made.iterdir() if path.suffix in REPORTS]
+    targets = {path: folder / path.relative_to(made) for path in (*images, *reports)}
+    if folders := [target for target in targets.values() if target.is_dir()]:
+        raise DataError(f"cannot write {folders[0]}: there is a folder of this name")
+    try:
+        for path, target in targets.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
+    except OSError as error:
+        raise DataError(f"cannot write {target}: {error.strerror or error}") from error
+    shutil.rmtree(made, ignore_errors=True)
 
 
 def folder_name(method: str) -> str:

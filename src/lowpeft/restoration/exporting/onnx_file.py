@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ...core.attachment.copies import copy_of
-from ...core.attachment.record import is_adapted, pieces, unwrap
+from ...core.attachment.record import is_adapted, pieces, root_of, unwrap
+from ...core.observation.describe import image_facts
 from ...core.operations.merging import merge
 from ...errors import LowpeftError, PlanError
 from ...ports.facts import ImageFacts
 from ...storage import new_file
-from ..inference.network import run_padded
-from .onnx_graph import BATCH, OPSET, OPSETS, Graph, in_half, set_dimension, traced
-from .result import Exported, Size, Source, checked_path, largest_difference, random_images, sizes_to_try, tolerance
+from ..inference.pooling import LocalAvgPool2d
+from .onnx_comparison import Comparison
+from .onnx_graph import OPSET, OPSETS, Graph, decides_by_values, in_half, traced
+from .result import Exported, Size, Source, checked_path, sizes_to_try, tolerance
 
 
 def export_onnx(
@@ -46,17 +48,15 @@ def export_onnx(
             operators that ONNX has not, the file cannot be written, or the graph computes something else, at one of
             the sizes. No file is written then.
     """
-    file = checked_path(path, (".onnx",))
-    _require_packages()
+    file = check_onnx(model, path, opset=opset, fixed=fixed)
     source = Source.of(model)
-    if problems := _problems(source.facts, opset, fixed):
-        raise LowpeftError(f"{source.facts.architecture} cannot be exported as asked:", problems=problems)
     sizes = sizes_to_try(source.facts) if fixed is None else (fixed,)
     graph = Graph(_merged_as_far_as_possible(source.network), source.facts)
-    made = traced(graph, sizes[0], opset, open_sides=len(sizes) > 1)
-    comparison = _Comparison(source, graph, in_half(made) if half else made, tolerance(half=half))
+    made, decisions = traced(graph, sizes[0], opset, open_sides=len(sizes) > 1)
+    comparison = Comparison(source, graph, in_half(made) if half else made, tolerance(half=half))
     notes = [*comparison.limit_batch(sizes[0]), *_notes(graph, sizes)]
-    difference = comparison.largest(sizes)
+    comparison.compare(sizes)
+    notes += [*comparison.left_out, *_decisions(graph, decisions, comparison.sizes)]
     comparison.describe(notes)
     content = comparison.model.SerializeToString()
     try:
@@ -68,13 +68,35 @@ def export_onnx(
         path=file,
         bytes=len(content),
         program="onnxruntime",
-        sizes=sizes,
-        difference=difference,
+        sizes=comparison.sizes,
+        difference=comparison.difference,
         tolerance=comparison.most,
         inputs=_shapes(comparison.model.graph.input),
         outputs=_shapes(comparison.model.graph.output),
         notes=tuple(notes),
     )
+
+
+def check_onnx(model: object, path: str | Path, *, opset: int = OPSET, fixed: Size | None = None) -> Path:
+    """Return the path that `export_onnx` would write to, or raise what can be told without running the network.
+
+    Raises:
+        PlanError: The model is no network from images to images.
+        LowpeftError: The path, opset or size does not fit, the network's pools are local (`local_pooling`) and no size
+            is given, or onnx or onnxruntime is not installed.
+    """
+    file = checked_path(path, (".onnx",))
+    _require_packages()
+    facts = image_facts(model)
+    problems = _problems(facts, opset, fixed)
+    if fixed is None and any(isinstance(module, LocalAvgPool2d) for module in root_of(model).modules()):
+        problems.append(
+            "its pools are local (local_pooling), so what it computes depends on the size of the image: export it for "
+            "one size (--fixed HxW, fixed=(height, width)), or outside the block"
+        )
+    if problems:
+        raise LowpeftError(f"{facts.architecture} cannot be exported as asked:", problems=problems)
+    return file
 
 
 def _require_packages() -> None:
@@ -114,87 +136,24 @@ def _notes(graph: Graph, sizes: tuple[Size, ...]) -> list[str]:
     return notes
 
 
+def _decisions(graph: Graph, places: list[str], sizes: tuple[Size, ...]) -> list[str]:
+    """Return a note if the network's code decides something by its input: a graph contains one way only.
+
+    Args:
+        graph: The graph.
+        places: Where its code turns tensors, or sides of images, into true or false.
+        sizes: Sizes that were compared.
+    """
+    if place := decides_by_values(graph, sizes[0]):
+        return [f"its code decides by values of the image ({place}): the graph always goes the way of random noise"]
+    if not places or len(sizes) == 1:
+        return []
+    height, width = max(sizes, key=math.prod)
+    return [
+        f"its code decides by sizes ({', '.join(places[:3])}): larger images than {height}x{width} px were not tried"
+    ]
+
+
 def _shapes(values: Any) -> dict[str, list[int | str]]:
     """Return the shapes of a graph's inputs or outputs by name; sides of any length are names."""
     return {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
-
-
-class _Comparison:
-    """An ONNX model, run by onnxruntime on the CPU beside the network that it was made of.
-
-    Attributes:
-        model: The ONNX model.
-        most: Difference up to which an output is accepted.
-    """
-
-    def __init__(self, source: Source, graph: Graph, model: Any, most: float) -> None:
-        self.source = source
-        self.graph = graph
-        self.model = model
-        self.most = most
-        self._set_batch(BATCH)
-
-    def limit_batch(self, size: Size) -> list[str]:
-        """Let the model take one image at a time if it is wrong for two, and say so."""
-        if self._difference(size, batch=2) <= self.most:
-            return []
-        self._set_batch(1)
-        return ["one image at a time"]
-
-    def largest(self, sizes: tuple[Size, ...]) -> float:
-        """Return the largest difference at any of the sizes, of which the first was traced.
-
-        Raises:
-            LowpeftError: It is too large.
-        """
-        differences = [self._difference(size) for size in sizes]
-        if (worst := max(differences)) <= self.most:
-            return worst
-        height, width = sizes[differences.index(worst)]
-        found = f"differs by {worst:.3g} of the largest value at {height}x{width} px (at most {self.most:.3g})"
-        if differences[0] <= self.most:
-            raise LowpeftError(
-                f"the graph of {self.source.facts.architecture} is right only at the size at which it was traced: its "
-                f"output {found}. Export it for the size that you need: --fixed HxW, fixed=(height, width)"
-            )
-        raise LowpeftError(
-            f"the graph of {self.source.facts.architecture} computes something else: its output {found}. "
-            "Leave out half (--half), or try another version of the operators (--opset)"
-        )
-
-    def describe(self, notes: list[str]) -> None:
-        """Write the facts of the network into the model's metadata."""
-        import onnx
-
-        padding = {"padding": "in the graph", "notes": "; ".join(notes)}
-        onnx.helper.set_model_props(self.model, {**self.source.metadata, **padding})
-
-    def _difference(self, size: Size, batch: int = 1) -> float:
-        """Return the difference at one size; infinite if the model does not run there."""
-        images = random_images(self.source.facts, size, views=self.graph.views, batch=batch)
-        with torch.no_grad():
-            expected = run_padded(self.source.network, images, self.source.facts)
-        given = {name: image.numpy() for name, image in zip(self.graph.names, images, strict=True)}
-        try:
-            found = self._session.run(None, given)
-        except Exception:  # noqa: BLE001  (onnxruntime raises a kind of its own for each of its states)
-            return float("inf")
-        return largest_difference(expected, map(torch.from_numpy, found))
-
-    def _set_batch(self, batch: int | str) -> None:
-        """Set the first dimension of inputs and outputs: a number, or a name for any number."""
-        import onnxruntime
-
-        for value in (*self.model.graph.input, *self.model.graph.output):
-            set_dimension(value, 0, batch)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what fails is raised, and said by us
-        content = self.model.SerializeToString()
-        try:
-            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            reason = next(iter(str(error).splitlines()), "")
-            raise LowpeftError(
-                f"onnxruntime does not take the graph of {self.source.facts.architecture}: {reason[:300]}. Try another "
-                "version of the operators (--opset), or leave out half (--half) if you gave it"
-            ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,11 @@ def _mirrored(side: Any, padded: Any, device: torch.device) -> Tensor:
     return torch.where(places < side, places, (2 * (side - 1) - places).clamp(min=0))
 
 
-def traced(graph: Graph, size: Size, opset: int, *, open_sides: bool) -> Any:
+def traced(graph: Graph, size: Size, opset: int, *, open_sides: bool) -> tuple[Any, list[str]]:
     """Trace a graph with PyTorch's exporter of traces: the newer one takes ten times as long, and fails on windows.
+
+    Returns:
+        The ONNX model; and where the network's code decides by values or sizes of its input, as file and line.
 
     Raises:
         LowpeftError: The exporter fails.
@@ -98,10 +102,10 @@ def traced(graph: Graph, size: Size, opset: int, *, open_sides: bool) -> Any:
         with (
             tempfile.TemporaryDirectory() as folder,
             torch.no_grad(),
-            warnings.catch_warnings(),
+            warnings.catch_warnings(record=True) as warned,
             contextlib.redirect_stdout(io.StringIO()),  # it prints the whole graph when it fails
         ):
-            warnings.simplefilter("ignore")  # it warns of itself, and of sizes that the network's code reads
+            warnings.simplefilter("always")
             written = Path(folder) / "graph.onnx"
             torch.onnx.export(
                 graph,
@@ -124,7 +128,29 @@ def traced(graph: Graph, size: Size, opset: int, *, open_sides: bool) -> Any:
     for result in model.graph.output:
         for index in (1,) if open_sides else (1, 2, 3):
             set_dimension(result, index, shape[index])
-    return model
+    decisions = [w for w in warned if "to a Python boolean" in str(w.message)]
+    return model, [*dict.fromkeys(f"{Path(w.filename).name}:{w.lineno}" for w in decisions)]
+
+
+def decides_by_values(graph: Graph, size: Size) -> str:
+    """Return where a network's code reads values of its input, as file and line; "" if it does not, or cannot be told.
+
+    The graph runs on tensors without values, and may keep some of them: it is of no use afterwards.
+    """
+    from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    images = [mode.from_tensor(image) for image in random_images(graph.facts, size, views=graph.views)]
+    try:
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+            graph(*images)
+    except DataDependentOutputException as error:
+        library = Path(torch.__file__).parent
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if library not in Path(f.filename).parents]
+        return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}"
+    except Exception:  # noqa: BLE001  (code of any network, on tensors that it does not expect)
+        return ""
+    return ""
 
 
 def set_dimension(value: Any, index: int, size: int | str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from ...core.attachment.copies import copy_in_force
 from ...core.attachment.record import has_record, module_of, recipes_of, record_of, root_of, unwrap
+from ...core.files.adapter_files import CONFIG
 from ...core.observation.describe import image_facts
 from ...core.observation.fingerprint import fingerprint
 from ...errors import LowpeftError
@@ -22,6 +24,9 @@ Size = tuple[int, int]
 
 LEAST_SIDE = 16
 """Unit of the sides of the images that are tried, in pixels, for networks that take any size."""
+
+LARGE: Size = (160, 96)
+"""Larger size at which graphs are compared as well, in pixels, for networks that take any size."""
 
 FULL_TOLERANCE = 1e-4
 """Largest difference of an export in float32, as a fraction of the largest output, or of 1 if that is smaller."""
@@ -126,6 +131,18 @@ def random_images(facts: ImageFacts, size: Size, *, views: int = 1, batch: int =
     return tuple(torch.rand(batch, facts.channels, *size, generator=generator) for _ in range(views))
 
 
+def other_images(facts: ImageFacts, size: Size, *, views: int = 1) -> dict[str, tuple[Tensor, ...]]:
+    """Return images (1,C,H,W) of other kinds by name, 0..1, one per view: dark and bright noise, and smooth colours."""
+    noise = random_images(facts, size, views=views)
+    down, across = (torch.linspace(0.05, 0.45, side) for side in size)
+    smooth = (down[:, None] + across).expand(1, facts.channels, *size)
+    return {
+        "dark": tuple(0.01 + 0.05 * image for image in noise),
+        "bright": tuple(0.94 + 0.05 * image for image in noise),
+        "smooth": tuple(smooth / (1 + 0.1 * index) for index in range(views)),
+    }
+
+
 def largest_difference(expected: Iterable[Tensor], found: Iterable[Tensor]) -> float:
     """Return the largest difference between images, as a fraction of the largest value, or of 1 if that is smaller.
 
@@ -149,7 +166,8 @@ def checked_path(path: str | Path, suffixes: tuple[str, ...]) -> Path:
     """Return the path of a file to write.
 
     Raises:
-        LowpeftError: It has none of the suffixes, is a folder, or its folder does not exist.
+        LowpeftError: It has none of the suffixes, is a folder, or its folder does not exist, cannot be written to, or
+            contains an adapter, whose own files it might replace.
     """
     file = Path(path).expanduser()
     if file.suffix.lower() not in suffixes:
@@ -158,4 +176,8 @@ def checked_path(path: str | Path, suffixes: tuple[str, ...]) -> Path:
         raise LowpeftError(f"{file} is a folder: give the path of a file")
     if not file.parent.is_dir():
         raise LowpeftError(f"there is no folder {file.parent} to write {file.name} to: make it first")
+    if not os.access(file.parent, os.W_OK):
+        raise LowpeftError(f"the folder {file.parent} cannot be written to: give {file.name} another")
+    if (file.parent / CONFIG).exists():
+        raise LowpeftError(f"{file.parent} is the folder of an adapter: write {file.name} to another one")
     return file

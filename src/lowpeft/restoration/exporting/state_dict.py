@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -25,7 +26,13 @@ INSTEAD = (
 )
 
 
-def export_state_dict(model: object, path: str | Path, *, half: bool = False) -> Exported:
+MOST_NAMED = 5
+"""Largest number of tensors that a note names."""
+
+
+def export_state_dict(
+    model: object, path: str | Path, *, half: bool = False, anew: Callable[[], nn.Module] | None = None
+) -> Exported:
     """Write a network with its adapters merged, as a state dict in the network's own names; the model is unchanged.
 
     Before the file is put in its place, it is opened again, by spandrel if spandrel knows the network, and its output
@@ -35,9 +42,11 @@ def export_state_dict(model: object, path: str | Path, *, half: bool = False) ->
         model: A network (`Backbone`, module), adapted or not.
         path: File to write: `.safetensors`, `.pth` or `.pt`. An existing file is replaced.
         half: True to store floating-point tensors in float16.
+        anew: Function that builds the network with any weights, to open the file in if spandrel does not know it;
+            None for a copy of the network, which also has what no file of weights contains.
 
     Returns:
-        The file's size, and what was compared.
+        The file's size, and what was compared. With a copy, the notes name tensors that are not in the file.
 
     Raises:
         PlanError: Some adapters cannot be merged (stereo, spatial, tokens, …), or the model is no network from images
@@ -51,14 +60,22 @@ def export_state_dict(model: object, path: str | Path, *, half: bool = False) ->
     tensors = {key: _stored(key, tensor, half=half) for key, tensor in merged.state_dict().items()}
     try:
         with new_file(file) as temporary:
-            if file.suffix.lower() == ".safetensors":
-                save_file(tensors, temporary, {"format": "pt", **source.metadata})
-            else:
-                torch.save(tensors, temporary)
-            exported = _checked(temporary, file, source, merged, half=half)
-    except (OSError, SafetensorError) as error:
-        raise LowpeftError(f"cannot write {file}: {error}") from error
+            _write(tensors, temporary, file, source.metadata)
+            exported = _checked(temporary, file, source, _Opener(merged, anew), half=half)
+    except OSError as error:
+        raise LowpeftError(f"cannot write {file}: {error.strerror or error}") from error
     return exported
+
+
+def _write(tensors: dict[str, Tensor], temporary: Path, file: Path, metadata: dict[str, str]) -> None:
+    try:
+        if file.suffix.lower() == ".safetensors":
+            save_file(tensors, temporary, {"format": "pt", **metadata})
+        else:
+            torch.save(tensors, temporary)
+    except (SafetensorError, RuntimeError) as error:  # PyTorch says nothing of the disk
+        reason = str(error).splitlines()[0]
+        raise LowpeftError(f"cannot write {file}, perhaps because the disk is full: {reason}") from error
 
 
 def _merged(network: nn.Module) -> nn.Module:
@@ -80,14 +97,14 @@ def _stored(key: str, tensor: Tensor, *, half: bool) -> Tensor:
     return rounded
 
 
-def _checked(written: Path, file: Path, source: Source, merged: nn.Module, *, half: bool) -> Exported:
+def _checked(written: Path, file: Path, source: Source, opener: _Opener, *, half: bool) -> Exported:
     """Compare the network in a file with the adapted one.
 
     Raises:
         LowpeftError: They compute something else.
     """
     facts, size = source.facts, sizes_to_try(source.facts)[0]
-    program, opened = _opened(written, merged)
+    opened = opener.open(written, file)
     images = random_images(facts, size)
     with torch.no_grad():
         expected = run_padded(source.network, images, facts)
@@ -98,26 +115,80 @@ def _checked(written: Path, file: Path, source: Source, merged: nn.Module, *, ha
     most = tolerance(half=half)
     if not difference <= most:
         raise LowpeftError(
-            f"{file} was not written: opened by {program}, its output differs by {difference:.3g} of the largest value "
-            f"(at most {most:.3g}), so the tensors alone do not make this network. {INSTEAD[0].upper()}{INSTEAD[1:]}"
+            f"{file} was not written: opened by {opener.program}, its output differs by {difference:.3g} of the "
+            f"largest value (at most {most:.3g}), so the tensors alone do not make this network. "
+            f"{INSTEAD[0].upper()}{INSTEAD[1:]}",
+            problems=opener.left_out,
         )
     return Exported(
         path=file,
         bytes=written.stat().st_size,
-        program=program,
+        program=opener.program,
         sizes=(size,),
         difference=difference,
         tolerance=most,
         inputs={},
         outputs={},
+        notes=() if opener.is_new else tuple(opener.left_out),
     )
 
 
-def _opened(written: Path, merged: nn.Module) -> tuple[str, nn.Module]:
-    """Open a file by its tensors alone; a network that is not recognised is loaded into a copy of itself."""
-    try:
-        opened = load_backbone(written, allow_half=True)
-        return ("lowpeft" if opened.architecture == "EDT" else "spandrel"), opened.module
-    except LowpeftError:
-        opened = load_backbone(written, network=copy_of(merged), allow_half=True)
-        return "PyTorch, loaded into the network's own code", opened.module
+class _Opener:
+    """Opens a file by its tensors alone.
+
+    Attributes:
+        program: What opened it.
+        is_new: Whether the network that was opened had nothing of the exported one but the file.
+        left_out: A line on tensors of the network that the file does not contain, if any.
+    """
+
+    def __init__(self, merged: nn.Module, anew: Callable[[], nn.Module] | None) -> None:
+        self.merged = merged
+        self.anew = anew
+        self.program = ""
+        self.is_new = True
+        names = [*_outside_state_dict(merged)]
+        more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+        text = f"not in the file, so the network's code must make the same: {', '.join(names[:MOST_NAMED])}{more}"
+        self.left_out = [text] if names else []
+
+    def open(self, written: Path, file: Path) -> nn.Module:
+        """Return the network in a file; one that is not recognised is loaded into its own code.
+
+        Raises:
+            LowpeftError: The tensors do not fit a network that was built anew.
+        """
+        try:
+            opened = load_backbone(written, allow_half=True)
+            self.program = "lowpeft" if opened.architecture == "EDT" else "spandrel"
+            return opened.module
+        except LowpeftError:
+            self.program = "PyTorch, loaded into the network's own code"
+        self.is_new = self.anew is not None
+        with torch.random.fork_rng(devices=[]):
+            network = copy_of(self.merged) if self.anew is None else self.anew()
+        try:
+            return load_backbone(written, network=network, allow_half=True).module.cpu().float()
+        except LowpeftError as error:
+            raise LowpeftError(
+                f"{file} was not written, because the network's own code does not take its tensors: {INSTEAD}",
+                problems=error.problems,
+            ) from error
+
+
+def _outside_state_dict(network: nn.Module) -> Iterator[str]:
+    """Yield the names of tensors of a network that its state dict does not contain: attributes, unsaved buffers."""
+    saved, of_any_module = network.state_dict().keys(), vars(nn.Module()).keys()
+    for path, module in network.named_modules():
+        parameters = [name for name, _ in module.named_parameters(recurse=False)]
+        for name, value in {**vars(module), **dict(module.named_buffers(recurse=False))}.items():
+            full = f"{path}.{name}" if path else name
+            # A normalised or pruned `weight` is made of parameters `weight_g`, `weight_orig`, …
+            made = any(parameter.startswith(f"{name}_") for parameter in parameters)
+            if full not in saved and name not in of_any_module and not made and _holds_tensor(value):
+                yield full
+
+
+def _holds_tensor(value: object) -> bool:
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
+    return any(isinstance(each, Tensor) for each in values)

@@ -29,16 +29,6 @@ def check_white_level(white_level: int) -> None:
         raise DataError(f"the white level of 16-bit files must be a whole number from 1 to {WHITE}, not {white_level}")
 
 
-def deep_pixels(opened: Image, header: ImageHeader, path: Path, white_level: int) -> Tensor:
-    """Return a 16-bit image (1,H,W) or (3,H,W), float32 0..1, upright, with transparency composited over white.
-
-    Raises:
-        DataError: As for `deep_layers`.
-    """
-    values, alpha = deep_layers(opened, header, path, white_level)
-    return values if alpha is None else values * alpha + (1 - alpha)
-
-
 def deep_layers(opened: Image, header: ImageHeader, path: Path, white_level: int) -> tuple[Tensor, Tensor | None]:
     """Return the colours of a 16-bit image, (1,H,W) or (3,H,W), float32 0..1, upright, and its opacity, (1,H,W).
 
@@ -71,8 +61,8 @@ def deep_samples(opened: Image, path: Path) -> Tensor:
     if opened.mode in ("RGB", "RGBA"):
         return _tiff(path) if opened.format == "TIFF" else _png(opened, path)
     opened.load()
-    whole = torch.frombuffer(bytearray(opened.convert("I").tobytes()), dtype=torch.int32)
-    return whole.view(1, opened.height, opened.width)
+    whole = opened.convert("I")
+    return torch.frombuffer(bytearray(whole.tobytes()), dtype=torch.int32).view(1, whole.height, whole.width)
 
 
 def upright(image: Tensor, orientation: int) -> Tensor:

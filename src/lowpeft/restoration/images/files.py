@@ -12,10 +12,11 @@ import torch
 
 from ...errors import DataError, did_you_mean
 from ...storage import new_file
-from .colours import as_tensor, check_channels, plain, with_channels
-from .deep import WHITE, check_white_level, deep_pixels, upright
+from .colours import check_channels
+from .deep import WHITE, check_white_level
 from .deep_files import deep_samples_of, write_deep_png, write_deep_tiff
 from .headers import opened_image
+from .pixels import read_pixels
 from .values import eight_bit
 
 if TYPE_CHECKING:
@@ -67,12 +68,7 @@ def read_image(path: str | os.PathLike[str], *, channels: int = 3, white_level: 
     check_white_level(white_level)
     path = Path(path)
     with opened_image(path) as (opened, header):
-        if header.bits > 8:
-            return with_channels(deep_pixels(opened, header, path, white_level), channels)
-        opened.load()
-        # Pillow turns a TIFF upright when it loads it.
-        orientation = 1 if opened.format == "TIFF" else header.orientation
-        return upright(as_tensor(plain(opened, channels)), orientation).contiguous()
+        return read_pixels(opened, header, path, channels=channels, white_level=white_level, on_white=True)[0]
 
 
 def write_image(

@@ -73,6 +73,8 @@ def opened_image(path: Path) -> Iterator[tuple[Image, ImageHeader]]:
         if not path.exists():
             link = f" ({path} is a link to {path.readlink()})" if path.is_symlink() else ""
             raise DataError(f"there is no image file {path}{link}")
+        if not path.is_file():  # to open a pipe would wait for a writer
+            raise DataError(f"expected an image file, but {path} is a pipe, a socket or a device")
         # By file and not by path: Pillow maps grey TIFFs into memory by path, and garbles those that are turned.
         with path.open("rb") as file, Image.open(file) as opened:
             _refuse_several(opened, path)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 from ...ports.layouts import Size
-from .colours import alpha_of, as_tensor, check_channels, is_grey, plain, profile_as_read, with_channels
-from .deep import WHITE, check_white_level, deep_layers, upright
-from .headers import ImageHeader, opened_image
+from .colours import check_channels, is_grey, profile_as_read
+from .deep import WHITE, check_white_level
+from .headers import opened_image
+from .pixels import read_pixels
 
 if TYPE_CHECKING:
     from PIL.Image import Exif, Image
@@ -95,15 +96,9 @@ def read_photo(path: str | os.PathLike[str], *, channels: int = 3, white_level: 
     with opened_image(path) as (opened, header):
         if frame:
             opened.seek(frame)
-        exif = _exif(opened)
-        if header.bits > 8:
-            values, alpha = deep_layers(opened, header, path, white_level)
-            image, profile = with_channels(values, channels), opened.info.get("icc_profile")
-        else:
-            opened.load()
-            opacity, profile = alpha_of(opened), profile_as_read(opened)
-            image = _upright(plain(opened, channels, on_white=False), opened, header)
-            alpha = None if opacity is None else _upright(opacity, opened, header)
+        image, alpha = read_pixels(opened, header, path, channels=channels, white_level=white_level, on_white=False)
+        profile = opened.info.get("icc_profile") if header.bits > 8 else profile_as_read(opened)
+        exif = _exif(opened)  # after the pixels, because it is changed
         return Photo(image=image, alpha=alpha, grey=is_grey(opened), bits=header.bits, profile=profile, exif=exif)
 
 
@@ -149,13 +144,8 @@ def _suffix(opened: Image, path: Path) -> str:
     return _LOSSLESS.get(opened.format or "", ".png")
 
 
-def _upright(picture: Image, opened: Image, header: ImageHeader) -> Tensor:
-    # Pillow turns a TIFF upright when it loads it.
-    return upright(as_tensor(picture), 1 if opened.format == "TIFF" else header.orientation).contiguous()
-
-
 def _exif(opened: Image) -> bytes | None:
-    """Return the EXIF data that stand before the pixels; None if there are none that can be read."""
+    """Return the EXIF data that stand before the pixels, cleaned in place; None if there are none that can be read."""
     from PIL import Image
 
     with contextlib.suppress(OSError, SyntaxError, ValueError, EOFError, struct.error, KeyError, TypeError, IndexError):

@@ -22,11 +22,11 @@ from ...core.observation.describe import image_facts
 from ...errors import DataError, LowpeftError, TrainingError
 from ...recipes import TrainSettings, settings_to_dict
 from ..inference.network import in_eval_mode
+from ..locking import locked
 from .calibrating import start_from_data
 from .checkpoint import Checkpoint, Progress, checkpoints, read_newest, write_checkpoint
 from .events import Callback, Measured, Reporting, Start, Step, StopTraining, Trained
 from .identity import differences, identity, of_other_length
-from .locking import locked
 from .log import Log, draw_curves, logged
 from .losses import ImageLoss, LossOfViews, qualified_name
 from .models import check_folder, read_product, record_settings, save_product, trained_name
@@ -157,7 +157,7 @@ class _TrainingRun:
         with ExitStack() as stack:
             if self.out is not None:
                 with self._errors_explained(OSError):
-                    stack.enter_context(locked(self.out))
+                    stack.enter_context(locked(self.out, TrainingError))
             self.processes.wait()
             yield
 

@@ -10,9 +10,9 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...errors import TrainingError
+from ..errors import DataError, TrainingError
 
-LOCK = ".training.lock"
+LOCK = ".lowpeft.lock"
 
 _held: set[Path] = set()
 _holding = threading.Lock()
@@ -50,22 +50,26 @@ else:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, error: type[TrainingError | DataError]) -> Iterator[None]:
     """Hold the folder, which is made, within the block; the lock ends with the process, however that ends.
 
     It is a lock of the operating system, which processes forked from this one do not inherit, on a file that is removed
     afterwards. Where the file system has no locks, only runs of this process are kept apart.
 
+    Args:
+        folder: The folder.
+        error: Class of the error.
+
     Raises:
-        TrainingError: Another run, of this process or another, holds it.
+        TrainingError | DataError: Another run, of this process or another, holds it.
         OSError: The folder cannot be made or written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder.resolve() / LOCK
     with _holding:  # such a lock is of the whole process, so threads are kept apart by what it holds
         if path in _held:
-            raise _taken(folder, "this process")
-        handle = _opened(path, folder)
+            raise error(_taken(folder, "this process"))
+        handle = _opened(path, folder, error)
         _held.add(path)
     try:
         yield
@@ -75,12 +79,12 @@ def locked(folder: Path) -> Iterator[None]:
             _held.discard(path)
 
 
-def _opened(path: Path, folder: Path) -> int:
+def _opened(path: Path, folder: Path, error: type[TrainingError | DataError]) -> int:
     """Return the handle of the lock file, locked."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            _try(handle, folder)
+            _try(handle, folder, error)
             if _is_at(handle, path):
                 os.ftruncate(handle, 0)
                 os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -91,12 +95,12 @@ def _opened(path: Path, folder: Path) -> int:
         os.close(handle)  # the one that held it has removed the file since it was opened here
 
 
-def _try(handle: int, folder: Path) -> None:
+def _try(handle: int, folder: Path, error: type[TrainingError | DataError]) -> None:
     try:
         _lock(handle)
     except (BlockingIOError, PermissionError):
         os.lseek(handle, 0, os.SEEK_SET)
-        raise _taken(folder, os.read(handle, 300).decode(errors="replace") or "another process") from None
+        raise error(_taken(folder, os.read(handle, 300).decode(errors="replace") or "another process")) from None
     except OSError:
         return  # a file system without locks, as some of clusters
 
@@ -108,5 +112,5 @@ def _is_at(handle: int, path: Path) -> bool:
         return False
 
 
-def _taken(folder: Path, who: str) -> TrainingError:
-    return TrainingError(f"another run is training in {folder} ({who}): wait for its end, or choose another folder")
+def _taken(folder: Path, who: str) -> str:
+    return f"another run is writing into {folder} ({who}): wait for its end, or choose another folder"
