@@ -226,7 +226,6 @@ def test_turned_files_of_any_kind_come_back_upright(orientation: int, by_xmp: bo
     given = Image.frombytes("RGB", (5, 4), noise(4, 5).numpy().tobytes())
     exif, xmp = Image.Exif(), f'<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="{orientation}"/>'
     exif[700 if by_xmp else 0x0112] = xmp.encode() if by_xmp else orientation
-    plain: dict[str, torch.Tensor] = {}
     for kind, (suffix, convert) in TURNED.items():
         if by_xmp and suffix != ".tif":
             continue
@@ -234,10 +233,10 @@ def test_turned_files_of_any_kind_come_back_upright(orientation: int, by_xmp: bo
         convert(given).save(path, exif=exif)
         convert(given).save(flat)
         (result,) = enhance_files(network(1), [path], tmp_path / "out").written
-        plain[kind] = read_image(path)
-        assert torch.equal(read_image(result), plain[kind]), kind
-        assert torch.equal(plain[kind], upright(read_image(flat), orientation)), kind
-        assert image_size(path) == plain[kind].shape[-2:], kind
+        image = read_image(path)
+        assert torch.equal(read_image(result), image), kind
+        assert torch.equal(image, upright(read_image(flat), orientation)), kind
+        assert image_size(path) == image.shape[-2:], kind
 
 
 def test_converted_colours_say_so(tmp_path: Path) -> None:
