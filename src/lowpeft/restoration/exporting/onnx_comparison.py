@@ -93,9 +93,9 @@ class Comparison:
         if found := self._found(images):
             raise LowpeftError(
                 f"the graph of {self.source.facts.architecture} is right for random noise, but not for every image: "
-                f"its output {found} for a {kind} image. If the network's code decides by values of the image (if, float, "
-                "item), write that with torch.where; otherwise leave out half (--half), or try another version of the "
-                "operators (--opset)"
+                f"its output {found} for a {kind} image. If the network's code decides by values of the image (if, "
+                "float, item), write that with torch.where; otherwise leave out half (--half), or try another version "
+                "of the operators (--opset)"
             )
 
     def _found(self, images: Views) -> str:
