@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lowpeft
@@ -197,6 +197,27 @@ def test_a_band_that_is_wider_than_the_image_costs_nothing(width: int) -> None:
     adapter = ParallaxAdapter(6, ParallaxConfig(disparities=(-1, 10**6), own_columns=10**6)).double()
     x = torch.randn(2, 3, width, 6, dtype=torch.float64)
     assert adapter.delta(Features(x, Layout.NHWC, (3, width), views=2)).isfinite().all()
+
+
+class Delta(nn.Module):
+    """What an adapter adds to features (2,H,W,6) of two views."""
+
+    def __init__(self, adapter: ParallaxAdapter) -> None:
+        super().__init__()
+        self.adapter = adapter
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.adapter.delta(Features(x, Layout.NHWC, (x.shape[1], x.shape[2]), views=2))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit.trace:FutureWarning")
+@torch.no_grad()
+def test_what_is_traced_at_one_width_is_right_at_all() -> None:
+    delta = Delta(random_adapter())
+    traced = torch.jit.trace(delta, torch.randn(2, 3, 3, 6, dtype=torch.float64), check_trace=False)
+    for width in (1, 3, 4, 9, 40):
+        x = torch.randn(2, 3, width, 6, dtype=torch.float64)
+        torch.testing.assert_close(traced(x), delta(x))
 
 
 def test_pixels_that_are_not_finite_cannot_be_calibrated_on() -> None:

@@ -29,6 +29,7 @@ from states import randomise_adapters
 pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch", "no_figures")
 
 STEREO = lowpeft.StereoConfig(every=1, target="body")
+PARALLAX = lowpeft.ParallaxConfig(every=1, target="body", disparities=(-1, 5), own_columns=4, channels=2)
 LORA = lowpeft.LoRAConfig(target="**", rank=1)
 
 
@@ -281,17 +282,26 @@ def test_onnxruntime_computes_the_same_at_any_size(tmp_path: Path) -> None:
     assert len(props["base_sha256"]) == 64
 
 
+@pytest.mark.parametrize("config", [STEREO, PARALLAX])
 @torch.no_grad()
-def test_adapters_that_cannot_be_merged_are_part_of_the_graph(tmp_path: Path) -> None:
+def test_adapters_that_cannot_be_merged_are_part_of_the_graph(config: lowpeft.AdapterConfig, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    model = adapted(tiny(), STEREO)
+    model = adapted(tiny(), config)
     exported = export_onnx(model, tmp_path / "stereo.onnx")
     assert list(exported.inputs) == ["left", "right"]
     assert list(exported.outputs) == ["left_result", "right_result"]
-    assert "part of the graph: stereo" in str(exported)
-    views = torch.rand(1, 3, 16, 24), torch.rand(1, 3, 16, 24)
-    for found, expected in zip(outputs_of(exported.path, *views), model(*views), strict=True):
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert f"part of the graph: {config.kind}" in str(exported)
+    for width in (4, 24, 88):  # 1, 6 and 22 columns of features
+        views = torch.rand(2, 3, 16, width), torch.rand(2, 3, 16, width)
+        for found, expected in zip(outputs_of(exported.path, *views), model(*views), strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_parallax_adapter_is_exported_for_one_size_and_in_half_precision(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    exported = export_onnx(adapted(tiny(), PARALLAX), tmp_path / "stereo.onnx", fixed=(16, 24), half=True)
+    assert 1e-6 < exported.difference <= HALF_TOLERANCE
 
 
 @torch.no_grad()
