@@ -73,6 +73,12 @@ def test_a_folder_is_enhanced_without_adapter(folder: Path, capsys: pytest.Captu
     assert main(["enhance", "in", *TWICE, "--skip-existing"]) == 0
     assert capsys.readouterr().err.endswith("results that exist and were skipped: 2\n")
     assert main(["enhance", "in", *TWICE, "--overwrite", "--precision", "bf16"]) == 0
+    capsys.readouterr()
+    assert main(["enhance", "out", *TWICE]) == 0
+    assert main(["enhance", "out", *TWICE, "--skip-existing"]) == 0
+    said = capsys.readouterr()
+    assert "out/a_x2_x2_x2.png" not in said.out
+    assert "named as the results of others: 2 (out/a_x2_x2.png, out/b_x2_x2.png)" in said.err
 
 
 def test_files_that_fail_are_listed_at_the_end(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,8 @@ from lowpeft.core.attachment.views import StereoModel
 from lowpeft.errors import DataError, LowpeftError
 from lowpeft.restoration.enhancing import Enhanced, FileSettings, enhance_files, plan_files, run_files
 from lowpeft.restoration.enhancing.room import Room, free_mb
-from lowpeft.restoration.images import bicubic_upscale, read_image, read_photo, write_image
+from lowpeft.restoration.images import bicubic_upscale, image_size, read_image, read_photo, write_image
+from lowpeft.restoration.images.deep import upright
 from lowpeft.restoration.inference import Tiling
 from scene_files import noise, touch
 
@@ -209,6 +210,35 @@ def test_exif_is_kept_upright_and_without_sizes(tmp_path: Path) -> None:
             assert (0xA002 in details, float(details[0x829A])) == (False, 0.01)
 
 
+TURNED: dict[str, tuple[str, Callable[[Image.Image], Image.Image]]] = {
+    "8 bits": (".tif", lambda picture: picture),
+    "16 bits": (".tif", lambda picture: picture.convert("L").convert("I").point(lambda v: v * 257).convert("I;16")),
+    "alpha": (".tif", lambda picture: picture.convert("RGBA")),
+    "jpeg": (".jpg", lambda picture: picture),
+    "png": (".png", lambda picture: picture),
+}
+"""Files that are turned, by suffix and from an RGB picture."""
+
+
+@pytest.mark.parametrize("by_xmp", [False, True])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turned_files_of_any_kind_come_back_upright(orientation: int, by_xmp: bool, tmp_path: Path) -> None:
+    given = Image.frombytes("RGB", (5, 4), noise(4, 5).numpy().tobytes())
+    exif, xmp = Image.Exif(), f'<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="{orientation}"/>'
+    exif[700 if by_xmp else 0x0112] = xmp.encode() if by_xmp else orientation
+    for kind, (suffix, convert) in TURNED.items():
+        if by_xmp and suffix != ".tif":
+            continue
+        path, flat = tmp_path / f"{kind}{suffix}", tmp_path / f"flat {kind}{suffix}"
+        convert(given).save(path, exif=exif)
+        convert(given).save(flat)
+        (result,) = enhance_files(network(1), [path], tmp_path / "out").written
+        image = read_image(path)
+        assert torch.equal(read_image(result), image), kind
+        assert torch.equal(image, upright(read_image(flat), orientation)), kind
+        assert image_size(path) == image.shape[-2:], kind
+
+
 def test_converted_colours_say_so(tmp_path: Path) -> None:
     swapped = SRGB.replace(b"rXYZ", b"____").replace(b"bXYZ", b"rXYZ").replace(b"____", b"bXYZ")
     other = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
@@ -272,6 +302,95 @@ def test_inputs_are_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="replace images that are given as inputs"):
         enhance_files(network(), [tmp_path], tmp_path, settings=FileSettings(existing="overwrite"))
     assert (tmp_path / "a_x2.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("link", [Path.hardlink_to, Path.symlink_to])
+def test_results_never_replace_an_input_by_another_name(link: Callable[[Path, Path], None], tmp_path: Path) -> None:
+    write_image(noise(4, 6), tmp_path / "a.png")
+    (tmp_path / "out").mkdir()
+    link(tmp_path / "out" / "a_x2.png", tmp_path / "a.png")
+    with pytest.raises(DataError, match="replace images that are given as inputs"):
+        plan_files(network(), [tmp_path / "a.png"], tmp_path / "out", FileSettings(existing="overwrite"))
+
+
+def test_of_a_pair_only_missing_results_are_written(stereo: StereoModel, tmp_path: Path) -> None:
+    for name, view in zip(("a.png", "b.png"), pair(), strict=True):
+        write_image(view, tmp_path / name)
+    (tmp_path / "a.png").rename(tmp_path / "b_x2.png")  # the first view has the name of the second result
+    before = (tmp_path / "b_x2.png").read_bytes()
+    given, skip = [tmp_path / "b_x2.png", tmp_path / "b.png"], FileSettings(existing="skip")
+    outcome = enhance_files(stereo, given, tmp_path, settings=skip)
+    assert names(outcome, tmp_path) == ["b_x2_x2.png"]
+    assert outcome.skipped == (tmp_path / "b_x2.png",)
+    assert (tmp_path / "b_x2.png").read_bytes() == before
+
+
+def test_a_result_that_appears_meanwhile_is_skipped(tmp_path: Path) -> None:
+    write_image(noise(4, 6), tmp_path / "a.png")
+    skip = FileSettings(existing="skip")
+    work = plan_files(network(), [tmp_path], tmp_path / "out", skip)
+    touch(tmp_path / "out", "a_x2.png")
+    outcome = run_files(network(), work, skip)
+    assert (outcome.written, outcome.skipped) == ((), (tmp_path / "out" / "a_x2.png",))
+
+
+def test_results_are_not_enhanced_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("p.png", "q/r.jpg"):
+        Path(name).parent.mkdir(exist_ok=True)
+        write_image(noise(4, 6), name)
+    again = FileSettings(recursive=True, existing="skip")
+    for inputs, out in ((["."], "."), (["**/*.png", "**/*.jpg"], "new"), (["*.png", "q/*.jpg"], ".")):
+        enhance_files(network(), inputs, out, settings=again)
+        before = sorted(Path().rglob("*.*"))
+        outcome = enhance_files(network(), inputs, out, settings=again)
+        assert outcome.written == ()
+        assert sorted(Path().rglob("*.*")) == before
+    outcome = enhance_files(network(), ["."], ".", settings=again)
+    assert Path("p_x2.png") in outcome.left_out
+    jpeg = FileSettings(format="jpg", existing="skip")
+    outcome = enhance_files(network(), ["p.png", "p_x2.png"], ".", settings=jpeg)
+    assert names(outcome, Path()) == ["p_x2.jpg", "p_x2_x2.jpg"]  # given by name
+    assert Path("p_x2.jpg") in plan_files(network(), ["."], ".", again).left_out
+
+
+def test_pipes_are_not_taken_and_refused_by_name(tmp_path: Path) -> None:
+    write_image(noise(4, 6), tmp_path / "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    (tmp_path / "c.png").symlink_to(tmp_path / "b.png")
+    for given in (tmp_path, tmp_path / "*.png"):
+        work = plan_files(network(), [given], tmp_path / "out", FileSettings())
+        assert ([job.files for job in work.jobs], work.failures) == ([(tmp_path / "a.png",)], ())
+    for name in ("b.png", "c.png"):
+        with pytest.raises(DataError, match=rf"{name} is a pipe, a socket or a device"):
+            plan_files(network(), [tmp_path / name], tmp_path / "out", FileSettings())
+
+
+# --- Networks that fail
+class Odd(nn.Module):
+    """Fails in another way for each width of image."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        width = x.shape[-1]
+        if width == 5:
+            raise KeyError("two\nlines")
+        return x[..., :-1] if width == 6 else x * torch.nan if width == 7 else x
+
+
+def test_whatever_a_network_raises_is_a_line_that_begins_with_the_file(tmp_path: Path) -> None:
+    base = lowpeft.describe(Odd(), scale=1, channels=3, value_range=(0, 1), size_multiple=1, min_px=1)
+    for width in (5, 6, 7, 8):
+        write_image(noise(4, width), tmp_path / f"{width}.png")
+    outcome = enhance_files(base, [tmp_path], tmp_path / "out")
+    assert names(outcome, tmp_path / "out") == ["8_restored.png"]
+    assert [line.partition(": ")[0] for line in outcome.failures] == [str(tmp_path / f"{w}.png") for w in (5, 6, 7)]
+    assert [line.count(str(tmp_path)) for line in outcome.failures] == [1, 1, 1]
+    assert "KeyError: 'two\\nlines'" in outcome.failures[0]
+    with pytest.raises(KeyError) as caught:
+        enhance_files(base, [tmp_path / "5.png"], tmp_path / "out")
+    assert str(tmp_path / "5.png") in caught.value.__notes__[0]
+    with pytest.raises(DataError, match=r"^\S*6\.png: the network"):
+        enhance_files(base, [tmp_path / "6.png"], tmp_path / "out")
 
 
 def test_folders_and_patterns_are_searched_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

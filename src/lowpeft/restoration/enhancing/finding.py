@@ -89,6 +89,8 @@ def find_jobs(
     once = list({source.path: source for source in sources}.values())
     results = _named_as_results(once, views, out, mark)
     kept = [source for source in once if source not in results]
+    jobs: list[Job]
+    failures: list[str]
     if views == 1 or settings.side_by_side is not None:
         jobs, failures = [(source,) for source in kept], []
     elif len(sources) == len(inputs) == 2 and not any(s.path.suffix.lower() in STEREO_SUFFIXES for s in sources):

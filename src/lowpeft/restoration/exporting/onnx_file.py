@@ -89,7 +89,8 @@ def check_onnx(model: object, path: str | Path, *, opset: int = OPSET, fixed: Si
     _require_packages()
     facts = image_facts(model)
     problems = _problems(facts, opset, fixed)
-    if fixed is None and any(isinstance(module, LocalAvgPool2d) for module in root_of(model).modules()):
+    local = any(isinstance(module, LocalAvgPool2d) for module in root_of(model).modules())
+    if local and fixed is None and facts.fixed_px is None:
         problems.append(
             "its pools are local (local_pooling), so what it computes depends on the size of the image: export it for "
             "one size (--fixed HxW, fixed=(height, width)), or outside the block"

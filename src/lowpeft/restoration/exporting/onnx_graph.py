@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...core import attachment
 from ...core.attachment.calls import image_in, to_network, to_plain
 from ...errors import LowpeftError
 from ...ports.facts import ImageFacts
@@ -82,7 +83,7 @@ def traced(graph: Graph, size: Size, opset: int, *, open_sides: bool) -> tuple[A
     """Trace a graph with PyTorch's exporter of traces: the newer one takes ten times as long, and fails on windows.
 
     Returns:
-        The ONNX model; and where the network's code decides by values or sizes of its input, as file and line.
+        The ONNX model; and where the network's code, or an adapter's, decides by values or sizes, as file and line.
 
     Raises:
         LowpeftError: The exporter fails.
@@ -129,8 +130,13 @@ def traced(graph: Graph, size: Size, opset: int, *, open_sides: bool) -> tuple[A
     for result in model.graph.output:
         for index in (1,) if open_sides else (1, 2, 3):
             set_dimension(result, index, shape[index])
-    decisions = [w for w in warned if "to a Python boolean" in str(w.message)]
+    decisions = [w for w in warned if "to a Python boolean" in str(w.message) and not _checks_calls(w.filename)]
     return model, [*dict.fromkeys(f"{Path(w.filename).name}:{w.lineno}" for w in decisions)]
+
+
+def _checks_calls(file: str) -> bool:
+    """Return whether a file is of lowpeft's code around networks, which checks that views fit but decides nothing."""
+    return Path(attachment.__file__).parent in Path(file).parents
 
 
 def _instead(error: Exception, opset: int) -> str:

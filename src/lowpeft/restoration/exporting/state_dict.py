@@ -166,6 +166,7 @@ class _Opener:
             self.program = "PyTorch, loaded into the network's own code"
         self.is_new = self.anew is not None
         with torch.random.fork_rng(devices=[]):
+            torch.seed()  # what is random there and not in the file must not be as in the original
             network = copy_of(self.merged) if self.anew is None else self.anew()
         try:
             return load_backbone(written, network=network, allow_half=True).module.cpu().float()

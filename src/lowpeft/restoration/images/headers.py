@@ -123,16 +123,13 @@ def _header(opened: Image, path: Path) -> ImageHeader:
 
 
 def _orientation(opened: Image) -> int:
-    """Return the EXIF orientation; 1 if there is none, or none that can be read, before the pixels."""
+    """Return the orientation by EXIF or XMP; 1 if there is none, or none that can be read, before the pixels."""
     from PIL import Image
 
-    if opened.format == "TIFF":
-        value = opened.tag_v2.get(_ORIENTATION, 1)  # type: ignore[attr-defined]
-    else:
-        try:  # not `opened.getexif()`, which for a PNG decodes all pixels to search for EXIF after them
-            value = Image.Image.getexif(opened).get(_ORIENTATION, 1)
-        except (OSError, SyntaxError, ValueError, EOFError, struct.error, KeyError, TypeError, IndexError):
-            return 1
+    try:  # not `opened.getexif()`, which for a PNG decodes all pixels to search for EXIF after them
+        value = Image.Image.getexif(opened).get(_ORIENTATION, 1)
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, KeyError, TypeError, IndexError):
+        return 1
     return value if value in range(1, 9) else 1
 
 
