@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import shlex
 import sys
+from pathlib import Path
 
 import pytest
 
+import lowpeft
 from lowpeft.cli import EXIT_CODES, main, parser
 from lowpeft.cli.help import subcommands
 from lowpeft.cli.wording import in_options
+from lowpeft.restoration.data import LAYOUTS
+from lowpeft.restoration.degradations import PRESETS, STEPS
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
@@ -51,6 +56,21 @@ def test_help_names_options_by_their_names() -> None:
     for name, each in commands().items():
         words = set(re.findall(r"[a-z]+(?:_[a-z]+)+", each.format_help()))
         assert not words & {action.dest for action in each._actions}, name
+        assert "_--" not in each.format_help(), name
+
+
+def test_help_names_no_files_that_an_installed_package_lacks() -> None:
+    for name, each in commands().items():
+        shown = each.format_help().replace("see docs/evaluation.md", "")
+        assert not re.search(r"\bdocs/|\.md\b(?<!report\.md)", shown), name
+
+
+def test_help_explains_degradations_and_layouts() -> None:
+    shown = " ".join(commands()["evaluate"].format_help().split())
+    for name, text in {**STEPS, **PRESETS}.items():
+        assert re.search(rf"\b{name}(:VALUE)? {re.escape(f'({text.text})')}", shown), name
+    for name, row in LAYOUTS.items():
+        assert f"{name} ({row.title})" in shown
 
 
 def test_the_top_help_names_the_exit_codes() -> None:
@@ -91,10 +111,41 @@ def test_an_unknown_option_is_refused_by_its_command(line: str, said: str, capsy
         ("train r --data a --out b", "keys are warmup_steps, rates", "keys are warmup_steps, rates"),
         ("train r --data a --out b --warmup-steps 0", "warmup_steps must be 1", "--warmup-steps must be 1"),
         ("export", "write a graph (--onnx, export_onnx)", "write a graph (--onnx)"),
+        ("evaluate --data a", "with degrade=degradation('a:2') (--degrade a:2)", "with --degrade a:2"),
     ],
 )  # fmt: skip
 def test_errors_are_in_the_words_of_the_command_line(line: str, text: str, said: str) -> None:
     assert in_options(text, parser().parse_args(shlex.split(line))) == said
+
+
+def _plain(part: ast.expr) -> ast.Constant:
+    return part if isinstance(part, ast.Constant) else ast.Constant("X")
+
+
+def messages() -> list[str]:
+    """Every text of the library that names an option beside what Python says, with X for its values."""
+    found = []
+    for path in Path(lowpeft.__file__).parent.rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        filled = [node for node in nodes if isinstance(node, ast.JoinedStr)]
+        parts = {id(part) for node in filled for part in node.values}
+        texts = ["".join(str(part.value) for part in map(_plain, node.values)) for node in filled]
+        texts += [str(node.value) for node in nodes if isinstance(node, ast.Constant) and id(node) not in parts]
+        found += [text for text in texts if re.search(r"\(--|on the command line", text)]
+    return found
+
+
+def test_no_message_names_an_option_twice_or_an_argument_of_python_beside_it() -> None:
+    texts = messages()
+    assert len(texts) > 20
+    for name, each in commands().items():
+        options = argparse.Namespace(parser=each, **{action.dest: None for action in each._actions})
+        for text in texts:
+            said = in_options(text, options)
+            assert not re.search(r"(--[\w-]+)[ ,;]+\1\b", said), (name, said)
+            python = re.findall(r"(?<![\w-])\w+=", re.sub(r"--(?:set|network-fact|network-set) \S+", "", said))
+            assert not python, (name, said)
+            assert not re.search("on the command line,? --", said), (name, said)
 
 
 def test_a_bug_keeps_its_traceback_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
