@@ -19,6 +19,7 @@ from .other_view import CONTROL, SAME_VIEW, OtherView
 from .outcome import Outcome
 from .page import Origin, ScenePictures, write_outcome_page
 from .report import Report, ReportRow, overview
+from .results import write_results
 
 __all__ = [
     "CONTROL",
@@ -55,4 +56,5 @@ __all__ = [
     "trained_otherwise",
     "unfinished",
     "write_outcome_page",
+    "write_results",
 ]
