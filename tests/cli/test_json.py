@@ -121,6 +121,7 @@ def test_info_gives_figures_not_texts(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["info", str(tmp_path), "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
     adapter = lowpeft.read_adapter(tmp_path)
+    assert "tensor(" not in repr(adapter)
     lora = figures["kinds"]["lora"]
     assert lora["settings"][0]["rank"] == 2
     assert [site["path"] for site in lora["sites"]] == [site.path for site in adapter.sites]

@@ -310,7 +310,7 @@ def _facts(
     batch = _samples(settings.batch, crops)
     facts: dict[str, str | float] = {
         **weights_facts(options, base),
-        "training": f"{done.steps} steps of {batch}, {done.seconds:.0f} s",
+        "training": f"{done.steps} step{'s' * (done.steps > 1)} of {batch}, {done.seconds:.0f} s",
         **({"result": f"the best state, after {done.result_step} steps"} if done.result_step != done.steps else {}),
         "trained parameters": done.parameters,
         **optimised_facts(options),
