@@ -55,6 +55,13 @@ class SizeInside(Tiny):
         return super().forward(x) * float(x.shape[-1])
 
 
+class OtherInGraphs(Tiny):
+    """The same, but twice as bright in a graph."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (2 if torch.jit.is_tracing() else 1)
+
+
 class Folding(Tiny):
     """The same, with an operator that ONNX has since version 18."""
 
@@ -297,6 +304,7 @@ def test_adapters_that_cannot_be_merged_are_part_of_the_graph(config: lowpeft.Ad
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_parallax_adapter_is_exported_for_one_size_and_in_half_precision(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
@@ -369,6 +377,16 @@ def test_local_pools_are_exported_for_one_size_alone(tmp_path: Path) -> None:
         assert export_onnx(base, tmp_path / "x.onnx", fixed=(16, 20)).inputs == {"image": ["batch", 3, 16, 20]}
 
 
+@pytest.mark.parametrize(
+    ("half", "advice"), [(False, r"Try another version"), (True, r"Leave out half \(--half\), or try another version")]
+)
+def test_a_graph_that_computes_something_else_is_refused(half: bool, advice: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(LowpeftError, match=rf"something else: .*at most .*\)\. {advice}"):
+        export_onnx(tiny(OtherInGraphs), tmp_path / "x.onnx", half=half)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_a_graph_that_is_wrong_for_batches_takes_one_image(tmp_path: Path) -> None:
@@ -382,12 +400,19 @@ def test_a_graph_that_is_wrong_for_batches_takes_one_image(tmp_path: Path) -> No
 
 
 def test_an_operator_that_onnx_has_not_is_named_and_no_graph_is_printed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("onnxruntime")
     with pytest.raises(LowpeftError, match=r"cannot be exported .*col2im.*--opset 20"):
         export_onnx(tiny(Folding), tmp_path / "x.onnx")
-    assert capsys.readouterr().out == ""
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("config", [lowpeft.SpectralConfig(target="body"), lowpeft.AdaptIRConfig(target="body")])
+def test_fourier_transforms_are_in_no_graph(config: lowpeft.AdapterConfig, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(LowpeftError, match=r"fft.*No later version has it: run the network in lowpeft"):
+        export_onnx(adapted(tiny(), config), tmp_path / "x.onnx")
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:

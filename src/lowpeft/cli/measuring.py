@@ -68,8 +68,8 @@ def add_measuring(sub: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="literature (pairs: PSNR and SSIM of RGB; left view without 64 columns, and (L+R)/2), asteisr (pairs: as "
         "literature, but Left is the mean of both views), single-image (luma, without as many px at each edge as the "
-        "scale), rgb (RGB, whole images: denoising, deblurring), derain (luma rounded to 8 bits, whole images); default: "
-        "literature, or rgb for a network of scale 1",
+        "scale), rgb (RGB, whole images: denoising, deblurring), derain (luma rounded to 8 bits, whole images); "
+        "default: literature, or rgb for a network of scale 1",
     )
     measuring.add_argument(
         "--metrics",

@@ -11,7 +11,7 @@ import torch
 from ...errors import LowpeftError
 from ..inference.network import Views, run_padded
 from .onnx_graph import BATCH, Graph, set_dimension
-from .result import LARGE, Size, Source, largest_difference, other_images, random_images
+from .result import LARGE, Size, Source, largest_difference, other_images, random_images, tolerance
 
 MOST_S = 60
 """Longest time, in seconds, that one of the more thorough comparisons may take."""
@@ -23,16 +23,20 @@ class Comparison:
     Attributes:
         model: The ONNX model.
         most: Difference up to which an output is accepted.
+        advice: What to do if the model is not right.
         sizes: Heights and widths, in pixels, that were compared.
         difference: Largest difference that was found.
         left_out: A note on each comparison that would have taken too long.
     """
 
-    def __init__(self, source: Source, graph: Graph, model: Any, most: float) -> None:
+    def __init__(self, source: Source, graph: Graph, model: Any, *, half: bool) -> None:
         self.source = source
         self.graph = graph
         self.model = model
-        self.most = most
+        self.most = tolerance(half=half)
+        self.advice = "try another version of the operators (--opset)"
+        if half:
+            self.advice = f"leave out half (--half), or {self.advice}"
         self.sizes: tuple[Size, ...] = ()
         self.difference = 0.0
         self.left_out: list[str] = []
@@ -80,7 +84,7 @@ class Comparison:
             if traced:
                 raise LowpeftError(
                     f"the graph of {self.source.facts.architecture} computes something else: its output {found}. "
-                    "Leave out half (--half), or try another version of the operators (--opset)"
+                    f"{self.advice[0].upper()}{self.advice[1:]}"
                 )
             raise LowpeftError(
                 f"the graph of {self.source.facts.architecture} is not right at every size: its output {found} at "
@@ -94,8 +98,7 @@ class Comparison:
             raise LowpeftError(
                 f"the graph of {self.source.facts.architecture} is right for random noise, but not for every image: "
                 f"its output {found} for a {kind} image. If the network's code decides by values of the image (if, "
-                "float, item), write that with torch.where; otherwise leave out half (--half), or try another version "
-                "of the operators (--opset)"
+                f"float, item), write that with torch.where; otherwise {self.advice}"
             )
 
     def _found(self, images: Views) -> str:
@@ -138,6 +141,6 @@ class Comparison:
         except Exception as error:
             reason = next(iter(str(error).splitlines()), "")
             raise LowpeftError(
-                f"onnxruntime does not take the graph of {self.source.facts.architecture}: {reason[:300]}. Try another "
-                "version of the operators (--opset), or leave out half (--half) if you gave it"
+                f"onnxruntime does not take the graph of {self.source.facts.architecture}: {reason[:300]}. "
+                f"{self.advice[0].upper()}{self.advice[1:]}"
             ) from error

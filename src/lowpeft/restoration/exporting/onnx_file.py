@@ -19,7 +19,7 @@ from ...storage import new_file
 from ..inference.pooling import LocalAvgPool2d
 from .onnx_comparison import Comparison
 from .onnx_graph import OPSET, OPSETS, Graph, decides_by_values, in_half, traced
-from .result import Exported, Size, Source, checked_path, sizes_to_try, tolerance
+from .result import Exported, Size, Source, checked_path, sizes_to_try
 
 
 def export_onnx(
@@ -53,7 +53,7 @@ def export_onnx(
     sizes = sizes_to_try(source.facts) if fixed is None else (fixed,)
     graph = Graph(_merged_as_far_as_possible(source.network), source.facts)
     made, decisions = traced(graph, sizes[0], opset, open_sides=len(sizes) > 1)
-    comparison = Comparison(source, graph, in_half(made) if half else made, tolerance(half=half))
+    comparison = Comparison(source, graph, in_half(made) if half else made, half=half)
     notes = [*comparison.limit_batch(sizes[0]), *_notes(graph, sizes)]
     comparison.compare(sizes)
     notes += [*comparison.left_out, *_decisions(graph, decisions, comparison.sizes)]

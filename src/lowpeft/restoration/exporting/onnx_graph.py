@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import tempfile
 import traceback
 import warnings
@@ -98,12 +96,13 @@ def traced(graph: Graph, size: Size, opset: int, *, open_sides: bool) -> tuple[A
     }
     with torch.no_grad():
         shape = graph.eval()(*images)[0].shape
+    # The exporter switches on a log that prints the whole graph when it fails; the first forward is after that.
+    quiet = graph.register_forward_pre_hook(lambda *_: torch._C._jit_set_onnx_log_enabled(False))
     try:
         with (
             tempfile.TemporaryDirectory() as folder,
             torch.no_grad(),
             warnings.catch_warnings(record=True) as warned,
-            contextlib.redirect_stdout(io.StringIO()),  # it prints the whole graph when it fails
         ):
             warnings.simplefilter("always")
             written = Path(folder) / "graph.onnx"
@@ -122,14 +121,24 @@ def traced(graph: Graph, size: Size, opset: int, *, open_sides: bool) -> tuple[A
         reason = next((line for line in str(error).splitlines() if line.strip()), "")
         raise LowpeftError(
             f"{graph.facts.architecture} cannot be exported with ONNX's operators of version {opset}: "
-            f"{type(error).__name__}: {reason[:300]}. A later version may have what it needs (--opset {OPSETS[-1]}); "
-            "adapters that can be merged also go into a state dict (--torch)"
+            f"{type(error).__name__}: {reason[:300]}. {_instead(error, opset)}; adapters that can be merged also "
+            "go into a state dict (--torch)"
         ) from error
+    finally:
+        quiet.remove()
     for result in model.graph.output:
         for index in (1,) if open_sides else (1, 2, 3):
             set_dimension(result, index, shape[index])
     decisions = [w for w in warned if "to a Python boolean" in str(w.message)]
     return model, [*dict.fromkeys(f"{Path(w.filename).name}:{w.lineno}" for w in decisions)]
+
+
+def _instead(error: Exception, opset: int) -> str:
+    """Return what to do when the exporter fails; its error says in which version an operator was added, if in any."""
+    in_none = isinstance(error, torch.onnx.errors.UnsupportedOperatorError) and "added in version" not in str(error)
+    if in_none or opset == OPSETS[-1]:
+        return "No later version has it: run the network in lowpeft"
+    return f"A later version may have what it needs (--opset {OPSETS[-1]})"
 
 
 def decides_by_values(graph: Graph, size: Size) -> str:
