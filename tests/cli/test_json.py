@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import lowpeft
 from lowpeft.backbones.asteisr import Converted
@@ -17,6 +19,7 @@ from lowpeft.cli.help import subcommands
 from lowpeft.cli.output import as_json
 from lowpeft.demo import demo_backbone, write_scenes
 from lowpeft.restoration.images import make_folder, read_image, write_image
+from lowpeft.restoration.training import save_network
 from lowpeft.storage import write_json
 
 DEMO = "--weights demo"
@@ -109,6 +112,51 @@ def test_json_is_all_that_is_printed(
     figures = json.loads(capsys.readouterr().out, parse_constant=refused)
     assert isinstance(figures, dict)
     assert EXPECTED[command] in figures
+
+
+def test_info_gives_figures_not_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = lowpeft.adapt(demo_backbone(), "lora", rank=2)
+    lowpeft.save_adapter(model, tmp_path, facts={"PSNR": 31.6105, "data": "made up", "tensors": 3})
+    capsys.readouterr()
+    assert main(["info", str(tmp_path), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    adapter = lowpeft.read_adapter(tmp_path)
+    assert "tensor(" not in repr(adapter)
+    lora = figures["kinds"]["lora"]
+    assert lora["settings"][0]["rank"] == 2
+    assert [site["path"] for site in lora["sites"]] == [site.path for site in adapter.sites]
+    assert lora["parameters"] == figures["parameters"] == sum(site["parameters"] for site in lora["sites"])
+    assert figures["tensors"]["count"] == len(adapter.tensors)
+    assert figures["tensors"]["bytes"] == adapter.size_bytes
+    assert figures["base"]["parameters"] == adapter.base.parameters
+    assert figures["network"]["scale"] == 2
+    assert figures["facts"] == {"PSNR": 31.6105, "data": "made up", "tensors": 3}
+
+
+def test_info_gives_the_figures_of_a_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save_network(torch.nn.Linear(3, 2), tmp_path, facts={"training": "3 steps"})
+    assert main(["info", str(tmp_path), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["tensors"] == {"count": 2, "elements": 8, "bytes": path.stat().st_size}
+    assert figures["facts"] == {"training": "3 steps"}
+
+
+FIGURE_AS_TEXT = re.compile(r"[-+]?[\d.,]+|\d[\d,]* (?:sites?|parameters|MB|scenes|dB)\b.*|\w+=\d.*")
+
+
+@pytest.mark.parametrize("command", ["plan", "info", "recipes", "methods"])
+def test_no_figure_is_a_text(command: str, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main([command, *shlex.split(CASES[command].format(work=work, out="")), "--json"]) == 0
+
+    def texts(value: object) -> list[str]:
+        if isinstance(value, dict):
+            return [text for name, each in value.items() if name != "lowpeft" for text in texts(each)]
+        if isinstance(value, list):
+            return [text for each in value for text in texts(each)]
+        return [value] if isinstance(value, str) else []
+
+    assert not [text for text in texts(json.loads(capsys.readouterr().out)) if FIGURE_AS_TEXT.fullmatch(text)]
 
 
 def test_figures_become_plain_values() -> None:

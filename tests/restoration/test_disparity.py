@@ -69,6 +69,7 @@ def assert_found(found: AttendedDisparity, border_px: int = SHIFT_PX) -> None:
 def test_disparities_are_in_pixels_of_the_views(pixels: int, pad: int) -> None:
     left, right = pair()
     found = attended_disparity(model(pixels, pad), left, right)
+    assert "tensor(" not in repr(found)
     assert [each.site for each in found] == ["stages.0.stereo", "stages.1.stereo"]
     for each in found:
         assert_found(each)

@@ -84,6 +84,35 @@ def test_single_images_have_their_own_protocol() -> None:
     assert found.means()["PSNR Y"] == psnr(sr, scene.hr[0], border_px=SCALE, channels="y")
 
 
+@pytest.mark.parametrize(
+    ("scale", "views", "wanted"), [(1, 1, "rgb"), (2, 1, "single-image"), (2, 2, "literature"), (1, 2, "literature")]
+)
+def test_the_usual_protocol_follows_from_scale_and_views(scale: int, views: int, wanted: str) -> None:
+    scene = example(views=views)
+    lr = tuple(matlab_downscale(view, scale) for view in scene.hr) if scale > 1 else scene.hr
+    found = measure(lambda e: e.hr, iter([Example("a", lr, scene.hr)]), scale=scale)
+    assert found.protocol is PROTOCOLS[wanted]
+
+
+def test_a_protocol_is_given_by_its_name_or_as_it_is() -> None:
+    reports = [
+        measure(by_bicubic(SCALE), [example(views=1)], scale=SCALE, protocol=given)
+        for given in ("derain", PROTOCOLS["derain"])
+    ]
+    assert reports[0] == reports[1]
+    with pytest.raises(DataError, match="did you mean 'rgb'"):
+        measure(by_bicubic(SCALE), [], scale=SCALE, protocol="rgbb")
+
+
+def test_a_network_is_measured_under_a_name() -> None:
+    found = evaluate(network(), iter([example(views=1)]), method="adapted")
+    assert (found.method, found.protocol.name) == ("adapted", "single-image")
+
+
+def test_an_example_shows_sizes_not_pixels() -> None:
+    assert repr(example("a")) == "Example('a', lr=2 of 3x20x48 uint8, hr=2 of 3x40x96 uint8)"
+
+
 def test_each_scene_is_shown_with_its_results_and_read_when_it_is_its_turn() -> None:
     seen: list[tuple[str, torch.Size]] = []
     read: list[str] = []
@@ -204,6 +233,7 @@ def test_equal_images_are_told_apart_from_numbers_in_json() -> None:
 def test_an_overview_is_of_one_set_and_protocol() -> None:
     lines = overview([report(), report("other")]).splitlines()
     assert [line.split("  ")[0] for line in lines] == ["mean of 2 scenes", "bicubic", "other"]
+    assert overview([report(names="a")]).startswith("mean of 1 scene  ")
     with pytest.raises(DataError):
         overview([report(), report(names="ac")])
 

@@ -166,6 +166,7 @@ def test_the_sum_is_that_of_the_definition() -> None:
         (slope,) = torch.autograd.grad(detect(network(now[None]), PATCH), now)
         wanted += (slope * (now.detach() - before)).sum(0)
     found = attribute(facts(network), image, patch=PATCH, settings=LamSettings(steps=7))
+    assert "tensor(" not in repr(found)
     torch.testing.assert_close(found.maps[0], wanted)
 
 

@@ -97,7 +97,7 @@ def test_single_images_train_recipes_that_take_one_view(
     more = ["--steps", "1", "--test", str(scenes / "test")]
     assert main(command("spatial", scenes, tmp_path, *more, source="--images")) == 0
     printed = capsys.readouterr().out
-    assert "4 training scenes, 1 steps of 2 images" in printed
+    assert "4 training scenes, 1 step of 2 images" in printed
     assert all(word in printed for word in ("bicubic", "frozen", "adapted"))
     assert "PSNR in dB, RGB, test, adapted" in lowpeft.read_adapter(tmp_path).facts
 

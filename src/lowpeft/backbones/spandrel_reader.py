@@ -167,7 +167,7 @@ class _KeyRecorder(dict[str, Tensor]):
 
 _OWN = (
     "files are opened only for known architectures; a network of your own is adapted in Python: "
-    "lowpeft.adapt(module, …), see docs/your-network.md"
+    "lowpeft.adapt(module, …)"
 )
 
 

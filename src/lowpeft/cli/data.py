@@ -96,10 +96,13 @@ def run_prepare(options: argparse.Namespace) -> None:
             advance=advance,
         )
     cut = sum(scene.name in clean for scene in scenes)
-    text = f"{options.out}: {len(scenes)} scenes at x{options.scale}, {written} of them written now"
+    count = len(scenes)
+    text = f"{options.out}: {count} scene{'s' * (count > 1)} at x{options.scale}, {written} written now"
     if cut:
-        text += f"\nthe clean_crop of {Path(options.data) / 'manifest.json'} was applied to {cut} scenes"
-    figures = {"out": options.out, "scale": options.scale, "scenes": len(scenes), "written": written, "cropped": cut}
+        text += (
+            f"\nthe clean_crop of {Path(options.data) / 'manifest.json'} was applied to {cut} scene{'s' * (cut > 1)}"
+        )
+    figures = {"out": options.out, "scale": options.scale, "scenes": count, "written": written, "cropped": cut}
     emit(options, figures, text)
 
 

@@ -70,8 +70,8 @@ MODULES = (
 
 EXIT_CODES = {
     "0": "done",
-    "1": "verify-lr or check-pair found a difference; or lowpeft failed in a way that it did not expect, which a "
-    "traceback shows",
+    "1": "verify-lr or check-pair found a difference; enhance could not do some of the files, and did the others; or "
+    "lowpeft failed in a way that it did not expect, which a traceback shows",
     "2": "bad options, files or data, a missing package, or too little memory: the last lines say what to do",
     "130": "interrupted with Ctrl-C; the same command goes on from what was saved, with --resume if it has that option",
     "128+n": "ended by signal n: 141 if the reader of a pipe closed it, 143 if train was terminated, after it wrote a "

@@ -24,7 +24,7 @@ from ..restoration.data import Example, Loading, Scene, load_example
 from ..restoration.images import image_header, make_folder
 from ..restoration.inference.network import multi_view
 from ..restoration.locking import locked
-from ..restoration.metrics import LITERATURE, PROTOCOLS, Protocol
+from ..restoration.metrics import PROTOCOLS, Protocol, usual_protocol
 from ..restoration.words import words
 from ..version import version
 from .common import (
@@ -66,7 +66,10 @@ def add_measuring(sub: argparse.ArgumentParser) -> None:
     measuring.add_argument(
         "--protocol",
         metavar="NAME",
-        help=f"{', '.join(PROTOCOLS)} (default: literature; rgb for a network of scale 1); see docs/evaluation.md",
+        help="literature (pairs: PSNR and SSIM of RGB; left view without 64 columns, and (L+R)/2), asteisr (pairs: as "
+        "literature, but Left is the mean of both views), single-image (luma, without as many px at each edge as the "
+        "scale), rgb (RGB, whole images: denoising, deblurring), derain (luma rounded to 8 bits, whole images); "
+        "default: literature, or rgb for a network of scale 1",
     )
     measuring.add_argument(
         "--metrics",
@@ -104,7 +107,8 @@ def protocol_of(options: argparse.Namespace, scale: int) -> Protocol:
     """
     from ..restoration.perceptual import with_perceptual
 
-    protocol = PROTOCOLS.find(options.protocol or ("rgb" if scale == 1 else LITERATURE.name))
+    given = options.protocol
+    protocol = usual_protocol(scale, 1 if scale == 1 else 2) if given is None else PROTOCOLS.find(given)
     names = [name.strip() for name in options.metrics.split(",") if name.strip()]
     return with_perceptual(protocol, names, device(options.device))
 

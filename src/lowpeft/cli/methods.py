@@ -23,7 +23,7 @@ _NOTES = (
     "merge: it can be written into the weights. rows: it needs the height and width of features.",
     "data: it learns its initial values from data.",
     "C: channels of features. rows, columns: output channels of a layer, and its other dimensions together.",
-    "Rows have default settings. lowpeft recipes shows recipes that use the kinds, docs/methods has a page for each.",
+    "Rows have default settings. lowpeft recipes shows recipes that use the kinds, with the paper of each.",
 )
 _OF_NETWORK = (
     "trained: parameters with default settings, and their share of the network's. kept: bytes that a forward keeps for "

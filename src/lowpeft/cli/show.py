@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from .. import tables
-from ..core.files.adapter_files import TENSORS, read_adapter
+from ..core.files.adapter_files import TENSORS, AdapterFile, read_adapter
 from ..core.planning.plan import Plan, plan
+from ..core.planning.site_values import facts_to_dict
+from ..core.planning.sites import Site
 from ..errors import LowpeftError
 from ..kinds import get_kind
 from ..ports.facts import literal
-from ..recipes import recipe_to_dict
+from ..recipes import config_to_dict, recipe_to_dict
 from .common import add_recipe, backbone, changes, new_command
 from .output import emit
 
@@ -78,53 +80,82 @@ def run_info(options: argparse.Namespace) -> None:
 
     folder = Path(options.folder)
     path = folder / NETWORK
-    rows = _network_rows(path) if path.is_file() and not (folder / TENSORS).is_file() else _adapter_rows(folder)
-    emit(options, {"folder": folder, **rows}, tables.text(list(rows.items())))
+    is_network = path.is_file() and not (folder / TENSORS).is_file()
+    figures, rows = _of_network(path) if is_network else _of_adapter(read_adapter(folder))
+    facts = {name if name not in rows else f"fact: {name}": value for name, value in figures["facts"].items()}
+    cells = [(name, str(value)) for name, value in (rows | facts).items()]
+    emit(options, {"folder": folder, **figures}, tables.text(cells))
 
 
-def _network_rows(path: Path) -> dict[str, str]:
-    """Return what is in the `network.safetensors` of a run of recipe `scratch`, and how it is opened."""
+def _of_network(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what is in the `network.safetensors` of a run of recipe `scratch`, and how it is opened: figures, rows."""
     try:
         with safe_open(path, framework="pt") as file:
             shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118  (not a dict)
             facts = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise LowpeftError(f"{path} cannot be read: {error}") from error
+    elements, size = sum(map(math.prod, shapes)), path.stat().st_size
+    figures = {
+        "network": path,
+        "tensors": {"count": len(shapes), "elements": elements, "bytes": size},
+        "facts": facts,
+    }
     rows = {
         "network": f"{path.name}: all weights of a network, no adapter",
-        "tensors": f"{len(shapes)} of {sum(map(math.prod, shapes)):,} elements, {path.stat().st_size / 1e6:.2f} MB",
+        "tensors": f"{len(shapes)} of {elements:,} elements, {size / 1e6:.2f} MB",
         "in Python": f"lowpeft.load_backbone({literal(str(path))})",
         "in commands": f"--weights {path}",
         "of a network of your own": "also network=… in Python, --network MODULE:FUNCTION in commands",
     }
-    return rows | _facts(facts, rows)
+    return figures, rows
 
 
-def _facts(facts: Mapping[str, object], rows: Mapping[str, str]) -> dict[str, str]:
-    """Return facts as rows, which never replace others."""
-    return {name if name not in rows else f"fact: {name}": str(value) for name, value in facts.items()}
-
-
-def _adapter_rows(folder: Path) -> dict[str, str]:
-    adapter = read_adapter(folder)
-    kinds: dict[str, list[int]] = {}
-    settings: dict[str, set[str]] = {}
+def _of_adapter(adapter: AdapterFile) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what is in an adapter folder: figures for JSON, and rows of a table."""
+    kinds: dict[str, list[Site]] = {}
     for site in adapter.sites:
-        row = kinds.setdefault(site.config.kind, [0, 0])
-        row[0] += 1
-        row[1] += site.parameters
-        settings.setdefault(f"{site.config.kind} settings", set()).add(site.config.settings)
+        kinds.setdefault(site.config.kind, []).append(site)
     needs_data = any(get_kind(site.config.kind).needs_data(site.config) for site in adapter.sites)
-    size = sum(t.numel() * t.element_size() for t in adapter.tensors.values())
+    settings = {
+        kind: "; ".join(sorted({site.config.settings for site in sites} - {""})) for kind, sites in kinds.items()
+    }
+    tensors = {
+        "count": len(adapter.tensors),
+        "elements": sum(tensor.numel() for tensor in adapter.tensors.values()),
+        "bytes": adapter.size_bytes,
+    }
+    figures = {
+        "recipe": recipe_to_dict(adapter.recipe),
+        "lowpeft": adapter.config["lowpeft"],
+        "calibrated": adapter.calibrated if needs_data else None,
+        "parameters": sum(site.parameters for site in adapter.sites),
+        "kinds": {kind: _kind_figures(sites) for kind, sites in kinds.items()},
+        "tensors": tensors,
+        "base": {name: getattr(adapter.base, name) for name in ("model", "parameters", "structure", "weights")},
+        "network": None if adapter.network is None else facts_to_dict(adapter.network),
+        "facts": adapter.facts,
+    }
+    counted = {kind: (len(sites), sum(site.parameters for site in sites)) for kind, sites in kinds.items()}
     rows = {
         "recipe": f"{adapter.recipe.name}: {adapter.recipe.summary}",
         "written by": f"lowpeft {adapter.config['lowpeft']}",
         **({"calibrated": "yes" if adapter.calibrated else "no"} if needs_data else {}),
-        **{kind: f"{sites} sites, {count:,} parameters" for kind, (sites, count) in kinds.items()},
-        **{name: "; ".join(sorted(texts)) for name, texts in settings.items() if any(texts)},
-        "tensors": f"{len(adapter.tensors)}, {size / 1e6:.2f} MB",
+        **{kind: f"{sites} site{'s' * (sites > 1)}, {count:,} parameters" for kind, (sites, count) in counted.items()},
+        **{f"{kind} settings": text for kind, text in settings.items() if text},
+        "tensors": f"{tensors['count']}, {tensors['bytes'] / 1e6:.2f} MB",
         "base": f"{adapter.base.model}, {adapter.base.parameters:,} parameters",
         "base structure": adapter.base.structure,
         "base weights": adapter.base.weights,
     }
-    return rows | _facts(adapter.facts, rows)
+    return figures, rows
+
+
+def _kind_figures(sites: Sequence[Site]) -> dict[str, Any]:
+    """Return the sites of one kind of adapter, and the different settings that they have, as figures."""
+    settings = [config_to_dict(config) for config in dict.fromkeys(site.config for site in sites)]
+    return {
+        "settings": [{name: value for name, value in each.items() if name != "kind"} for each in settings],
+        "parameters": sum(site.parameters for site in sites),
+        "sites": [{"path": site.path, "stage": site.stage, "parameters": site.parameters} for site in sites],
+    }

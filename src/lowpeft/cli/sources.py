@@ -75,13 +75,15 @@ def _degradation(text: str) -> Degradation:
 
 def add_degrade(sub: argparse.ArgumentParser) -> None:
     """Add the option that makes degraded images from clean ones."""
-    steps = ", ".join(f"{name}:VALUE" if step.valued else name for name, step in STEPS.items())
+    steps = "; ".join(f"{name}{':VALUE' * step.valued} ({step.text})" for name, step in STEPS.items())
+    chains = "; ".join(f"{name} ({chain.text})" for name, chain in PRESETS.items())
     option_group(sub, "images").add_argument(
         "--degrade",
         metavar="STEPS",
         type=_degradation,
-        help=f"make degraded images from the clean ones: {steps}, in order and separated by commas, e.g. noise:25 "
-        f"or blur:1.2,down:4,noise:5..10,jpeg:60; or {' or '.join(PRESETS)}; see docs/restoration.md",
+        help="make degraded images from the clean ones, by steps in this order, separated by commas, e.g. noise:25 or "
+        f"blur:1.2,down:4,noise:5..10,jpeg:60 (5..10: a value between them for each image). Steps: {steps}. Or by a "
+        f"chain: {chains}",
     )
 
 
@@ -104,8 +106,16 @@ def source_facts(options: argparse.Namespace) -> dict[str, str | float]:
 def add_selection(sub: argparse.ArgumentParser, of: str) -> None:
     """Add the options that say how a folder is read; `of` is the option that names it."""
     group = option_group(sub, "images")
+    titles = {
+        views: "; ".join(f"{name} ({row.title})" for name, row in LAYOUTS.items() if row.views == views)
+        for views in (2, 1)
+    }
     group.add_argument(
-        "--layout", choices=list(LAYOUTS), metavar="ID", help=f"of {of}, where it fits several (docs/data.md)"
+        "--layout",
+        choices=list(LAYOUTS),
+        metavar="ID",
+        help=f"how the files of {of} are named, where that fits several layouts. Pairs: {titles[2]}. Single images: "
+        f"{titles[1]}",
     )
     group.add_argument(
         "--meta-info",

@@ -281,7 +281,8 @@ def _print_plan(model: object, recipe: Recipe, crops: CropSource, processes: Pro
     settings = recipe.training
     several = f" on {processes.number} processes" if processes.number > 1 else ""
     batch = _samples(settings.batch, crops)
-    print(f"{len(crops.scenes)} training scenes, {settings.steps} steps of {batch}{several}")
+    count, steps = len(crops.scenes), settings.steps
+    print(f"{count} training scene{'s' * (count > 1)}, {steps} step{'s' * (steps > 1)} of {batch}{several}")
     if is_adapted(model) and needs_calibration(model):
         print(f"the adapters first see {_samples(settings.calibration, crops)} (--calibration) that set their start")
     if settings.warmup_steps >= settings.steps:
@@ -309,7 +310,7 @@ def _facts(
     batch = _samples(settings.batch, crops)
     facts: dict[str, str | float] = {
         **weights_facts(options, base),
-        "training": f"{done.steps} steps of {batch}, {done.seconds:.0f} s",
+        "training": f"{done.steps} step{'s' * (done.steps > 1)} of {batch}, {done.seconds:.0f} s",
         **({"result": f"the best state, after {done.result_step} steps"} if done.result_step != done.steps else {}),
         "trained parameters": done.parameters,
         **optimised_facts(options),

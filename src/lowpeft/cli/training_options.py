@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from ..errors import LowpeftError
@@ -27,7 +28,8 @@ def add_watching(sub: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="also write the log to experiment trackers: tensorboard, wandb, … (see docs/training.md)",
+        help="also write the log to experiment trackers, which you install: tensorboard, wandb, mlflow and the others "
+        "that accelerate knows",
     )
     group.add_argument(
         "--validation-images",
@@ -58,11 +60,14 @@ def add_settings(sub: argparse.ArgumentParser) -> None:
             inner, *rest = get_args(kind)
             metavar = "PATTERN=FACTOR" if inner is str else _METAVARS[inner]
             options = {"type": inner, "nargs": "*" if rest == [...] else 2, "metavar": metavar}
-        text = about[name].replace("%", "%%")
-        for other in (other for other in about if "_" in other):
-            text = text.replace(other, "--" + other.replace("_", "-"))
-        group.add_argument("--" + name.replace("_", "-"), help=text[:1].lower() + text[1:], **options)
+        text = re.sub(r"\w+_\w+", lambda word: _option(word[0]) if word[0] in about else word[0], about[name])
+        group.add_argument(_option(name), help=text[:1].lower() + text[1:].replace("%", "%%"), **options)
     group.add_argument("--crop", type=int, nargs=2, metavar=("H", "W"), help="height and width of the HR crop in px")
+
+
+def _option(name: str) -> str:
+    """Return the option of a training setting."""
+    return "--" + name.replace("_", "-")
 
 
 def changed_settings(

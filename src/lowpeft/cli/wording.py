@@ -14,7 +14,7 @@ import re
 from ..recipes import TrainSettings
 
 _BOTH = re.compile(
-    r"[\w.]+(?:=[^\s,;()]*|\([^()]*\))"  # an argument or a call
+    r"[\w.]+(?:=[^\s,;()]*(?:\([^()]*\))?|\([^()]*\))"  # an argument or a call
     r"(?: \((?:on the command line,? )?(--[^()]+)\)|, on the command line (--[^,;:()\n]+))"
 )
 _ALSO_PYTHON = re.compile(r"\((--[\w-]+|lowpeft [\w-]+), [\w.]+\)")

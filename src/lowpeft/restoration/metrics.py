@@ -258,7 +258,7 @@ PROTOCOLS = Registry(
 """Protocols by name; `register` adds one."""
 
 LITERATURE = PROTOCOLS["literature"]
-"""The default of everything that measures pairs."""
+"""The default for pairs."""
 
 WHOLE_RGB = Protocol(
     name="whole RGB",
@@ -268,3 +268,15 @@ WHOLE_RGB = Protocol(
     source="(L+R)/2 of the stereo tables",
 )
 """Protocol of validation and of comparisons with the frozen base. It is not in `PROTOCOLS`: no paper measures so."""
+
+
+def usual_protocol(scale: int, views: int) -> Protocol:
+    """Return the usual protocol: `literature` for pairs; for single images `single-image`, or at scale 1 `rgb`.
+
+    Args:
+        scale: HR sides divided by LR sides.
+        views: Number of views of a scene.
+    """
+    if views > 1:
+        return LITERATURE
+    return PROTOCOLS["rgb" if scale == 1 else "single-image"]

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ class AdapterFile:
     facts: dict[str, Any]
     calibrated: bool
     network: Facts | None
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Tensor] = field(repr=False)
 
     @property
     def size_bytes(self) -> int:

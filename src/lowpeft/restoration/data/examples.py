@@ -99,9 +99,9 @@ def check_degraded(scene: Scene, scale: int, degrade: Degradation | None) -> Non
         degrade.check(scale)
     elif scale == 1 and not scene.lr:
         raise DataError(
-            "a network of scale 1 needs degraded images, and there are none: name their folder (lr_folder=; on the "
-            "command line --data-lr, --lr), or make them, for example degrade=degradation('noise:25') (--degrade "
-            "noise:25)"
+            "a network of scale 1 needs degraded images, and there are none: name their folder (lr_folder=, on the "
+            "command line --data-lr or --lr), or make them, for example with degrade=degradation('noise:25') "
+            "(--degrade noise:25)"
         )
 
 

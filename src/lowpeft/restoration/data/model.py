@@ -68,6 +68,14 @@ class Example:
     lr: tuple[Tensor, ...]
     hr: tuple[Tensor, ...]
 
+    def __repr__(self) -> str:
+        views = ", ".join(
+            f"{name}={len(images)} of {'x'.join(map(str, image.shape))} {str(image.dtype).removeprefix('torch.')}"
+            for name, images in (("lr", self.lr), ("hr", self.hr))
+            for image in images[:1]
+        )
+        return f"Example({self.name!r}, {views})"
+
     @property
     def deep(self) -> bool:
         """True if the HR files have 16 bits per sample, so that the HR views are float images."""

@@ -132,9 +132,8 @@ def _nothing_found(listing: Listing, root: Path, rows: Collection[FolderLayout])
     if count and all(row.views == 2 for row in rows):
         images = f"{count} single image{'s' * (count > 1)}"
         return DataError(
-            f"found no pairs in {root}, but {images}. For single images, call find_scenes(folder, views=1); on the "
-            "command line, give `train` --images, `evaluate` --protocol single-image, `prepare` and `verify-lr` "
-            "--views 1. Pairs are found in these layouts (with any image suffix):",
+            f"found no pairs in {root}, but {images}. For single images, give views=1 (--images or "
+            "--protocol single-image or --views 1). Pairs are found in these layouts (with any image suffix):",
             problems=known,
         )
     return DataError(f"found no scenes in {root}; known layouts (with any image suffix):", problems=known)

@@ -19,7 +19,7 @@ from .other_view import CONTROL, SAME_VIEW, OtherView
 from .outcome import Outcome
 from .page import Origin, ScenePictures, write_outcome_page
 from .report import Report, ReportRow, overview
-from .results import finish, working_folder
+from .results import finish, working_folder, write_results
 
 __all__ = [
     "CONTROL",
@@ -57,4 +57,5 @@ __all__ = [
     "unfinished",
     "working_folder",
     "write_outcome_page",
+    "write_results",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -36,8 +36,8 @@ class AttendedDisparity:
 
     adapter: str
     site: str
-    disparity_px: tuple[Tensor, Tensor]
-    confidence: tuple[Tensor, Tensor]
+    disparity_px: tuple[Tensor, Tensor] = field(repr=False)
+    confidence: tuple[Tensor, Tensor] = field(repr=False)
 
     @property
     def mean_confidence(self) -> float:

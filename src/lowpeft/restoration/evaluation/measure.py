@@ -18,7 +18,7 @@ from ..images import bicubic_upscale, eight_bit, to_float
 from ..inference import Tiling, is_out_of_memory
 from ..inference.network import Views
 from ..inference.whole import WHOLE, enhance_views
-from ..metrics import LITERATURE, PROTOCOLS, Protocol
+from ..metrics import PROTOCOLS, Protocol, usual_protocol
 from .journal import Figures
 from .report import Report, ReportRow
 
@@ -38,7 +38,8 @@ def evaluate(
     model: object,
     examples: Iterable[Example],
     *,
-    protocol: str = LITERATURE.name,
+    protocol: Protocol | str | None = None,
+    method: str = "network",
     ensemble: bool = False,
     tiling: Tiling = WHOLE,
     seen: Seen | None = None,
@@ -48,7 +49,9 @@ def evaluate(
     Args:
         model: A network (a `Backbone` or a module), adapted or not, or a stereo model.
         examples: One or more scenes with the protocol's number of views; read one by one.
-        protocol: Name of a protocol in `lowpeft.restoration.metrics.PROTOCOLS`.
+        protocol: Protocol, or name of one in `lowpeft.restoration.metrics.PROTOCOLS`; None for the usual one:
+            `literature` for pairs; for single images `single-image`, or at scale 1 `rgb`.
+        method: Name of the network in tables.
         ensemble: True averages several passes; see `lowpeft.enhance`.
         tiling: Tiling that bounds memory; see `lowpeft.enhance`.
         seen: Called with each scene and its results after it is measured.
@@ -64,7 +67,7 @@ def evaluate(
     """
     facts = image_facts(model)
     enhance = _by_facts(module_of(model), facts, ensemble=ensemble, tiling=tiling)
-    return measure(enhance, examples, scale=facts.scale, protocol=PROTOCOLS.find(protocol), seen=seen)
+    return measure(enhance, examples, scale=facts.scale, protocol=protocol, method=method, seen=seen)
 
 
 def by_network(model: object, *, ensemble: bool = False, tiling: Tiling = WHOLE) -> Enhance:
@@ -131,29 +134,32 @@ def measure(
     examples: Iterable[Example],
     *,
     scale: int,
-    protocol: Protocol = LITERATURE,
+    protocol: Protocol | str | None = None,
     method: str = "network",
     seen: Seen | None = None,
 ) -> Report:
     """Measure any function that enhances images.
 
     Args:
-        enhance: The function to measure.
-        examples: One or more scenes.
+        enhance: The function to measure: it gets an example, and returns the HR views that it makes from the LR views.
+        examples: One or more scenes; read one by one.
         scale: HR sides divided by LR sides.
-        protocol: Protocol with the columns to measure.
-        method: Name of the method, used as the table's heading.
+        protocol: As for `evaluate`.
+        method: Name of the method in tables.
         seen: Called with each scene and its results after it is measured.
 
     Raises:
-        DataError: There are no scenes, two have the same name, or one has another number of views than the protocol.
+        DataError: The protocol is unknown, there are no scenes, two have the same name, or one has another number of
+            views than the protocol.
         LowpeftError: A scene cannot be run or measured, or does not fit into memory; it is named. Other errors get
             the scene's name as a note.
     """
+    asked = PROTOCOLS.find(protocol) if isinstance(protocol, str) else protocol
+    methods: dict[str, Method] = {}
     rows: dict[str, Figures] = {}
     channels = set[int]()
-    methods = {method: Method(enhance, protocol)}
     for example in examples:
+        methods = methods or {method: Method(enhance, asked or usual_protocol(scale, len(example.hr)))}
         if example.name in rows:
             raise DataError(f"two scenes are called {example.name}, but reports need unique names: rename one")
         channels.add(len(example.hr[0]))

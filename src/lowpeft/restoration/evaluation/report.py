@@ -97,7 +97,8 @@ def overview_cells(reports: Sequence[Report]) -> list[list[str]]:
     if len({(r.protocol.name, tuple(row.scene for row in r.rows)) for r in reports}) != 1:
         raise DataError("the reports have different scenes or protocols, so their means cannot be compared")
     columns = reports[0].protocol.columns
-    heading = [f"mean of {len(reports[0].rows)} scenes", *(c.name for c in columns)]
+    count = len(reports[0].rows)
+    heading = [f"mean of {count} scene{'s' * (count > 1)}", *(c.name for c in columns)]
     return [heading, *([r.method, *_texts(columns, tuple(r.means().values()))] for r in reports)]
 
 

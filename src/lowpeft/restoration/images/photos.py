@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -49,12 +49,12 @@ class Photo:
         exif: EXIF data, with the orientation upright and without sizes; None if there are none.
     """
 
-    image: Tensor
-    alpha: Tensor | None
+    image: Tensor = field(repr=False)
+    alpha: Tensor | None = field(repr=False)
     grey: bool
     bits: int
-    profile: bytes | None
-    exif: bytes | None
+    profile: bytes | None = field(repr=False)
+    exif: bytes | None = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +106,7 @@ class Attribution:
         detector_sharp: D of the result for the unblurred views.
     """
 
-    maps: Views
+    maps: Views = field(repr=False)
     patch: Patch
     detector_blurred: float
     detector_sharp: float
