@@ -268,6 +268,7 @@ for name in ("lowpeft", "lowpeft.restoration", "lowpeft.restoration.training"):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [str(pathlib.Path(sys.argv[1], *name.split(".")))]
 
+from lowpeft.errors import TrainingError
 from lowpeft.restoration.locking import locked
 
 with locked(pathlib.Path(sys.argv[2]), TrainingError):

@@ -39,8 +39,8 @@ from .measuring import (
     protocol_of,
     report,
     scenes_to_measure,
-    state_digest,
 )
+from .resuming import state_digest
 
 if TYPE_CHECKING:
     from ..restoration.evaluation import Method

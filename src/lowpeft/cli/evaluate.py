@@ -47,9 +47,9 @@ from .measuring import (
     protocol_of,
     report,
     scenes_to_measure,
-    state_digest,
 )
 from .networks import has_network
+from .resuming import state_digest
 from .sources import loading_of
 
 if TYPE_CHECKING:

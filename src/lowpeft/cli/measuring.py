@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-import inspect
-import json
-import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..core.attachment.record import module_of
-from ..core.observation.fingerprint import digest
 from ..errors import DataError, LowpeftError, TrainingError
-from ..ports.base import original_class
 from ..ports.facts import Backbone
 from ..restoration.data import Example, Loading, Scene, load_example
 from ..restoration.images import image_header, make_folder
@@ -40,13 +34,13 @@ from .common import (
 from .help import option_group
 from .networks import network_facts
 from .output import emit
+from .resuming import files_digest, journal_of, said_where_it_stopped, with_images
 from .sources import add_degrade, add_selection, find_clean, loading_of, say_reading
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-    from ..restoration.evaluation import Journal, Method, Outcome, Report
-    from ..restoration.evaluation.journal import Figures
+    from ..restoration.evaluation import Method, Outcome, Report
 
 MOST_PRINTED = 40
 """Number of scenes that are printed where files have all."""
@@ -190,24 +184,22 @@ def measured(
 
     loading = loading_of(options, options.channels)
     names = [scene.name for scene in scenes]
-    working = None if options.out is None else working_folder(Path(options.out))
-    journal = (
-        None
-        if working is None
-        else _journal(working, {**facts, "images": _digest(scenes)}, names, go_on=options.resume)
-    )
-    rows = {} if journal is None or working is None else _with_images(journal.rows, working, methods, scenes)
+    journal, rows = None, {}
+    if options.out is not None:
+        run = {**facts, "images": files_digest(scenes)}
+        journal = journal_of(working_folder(Path(options.out)), run, names, go_on=options.resume)
+        rows = with_images(journal, methods, scenes)
     if rows:
         print(f"{len(rows)} of {len(names)} scenes are measured already", file=sys.stderr)
     with (
-        _said_where_it_stopped(rows, len(names), journal),
+        said_where_it_stopped(rows, len(names), journal),
         progress("measuring", len(names), before=len(rows)) as advance,
     ):
         for scene in (scene for scene in scenes if scene.name not in rows):
             example = load_example(scene, scale, loading=loading)
             results, rows[scene.name] = measure_scene(methods, example, scale=scale)
-            if journal is not None and working is not None:
-                write_results(working, example, results)
+            if journal is not None:
+                write_results(journal.folder, example, results)
                 journal.add(scene.name, rows[scene.name])
             advance(scene.name)
     return reports_of(methods, {name: rows[name] for name in names}, channels=options.channels)
@@ -272,31 +264,6 @@ def _training(adapters: Mapping[str, str]) -> dict[str, Picture | str]:
     return found
 
 
-def state_digest(models: Iterable[object]) -> str:
-    """Return the SHA-256 of all tensors of networks, adapters included, and of the code of networks of one's own."""
-    state, seen = hashlib.sha256(usedforsecurity=False), set[str]()
-    for model in models:
-        module = module_of(model)
-        for path, tensor in module.state_dict().items():
-            if isinstance(tensor, torch.Tensor):
-                state.update(f"{path} {digest(tensor)}\n".encode())
-        seen |= {file for each in module.modules() if (file := _own_code(original_class(each)))}
-    for file in sorted(seen):
-        state.update(Path(file).read_bytes())
-    return state.hexdigest()
-
-
-def _own_code(of: type) -> str | None:
-    """Return the file of a class that is not of an installed package; None for others."""
-    try:
-        file = inspect.getsourcefile(of)
-    except (TypeError, OSError):
-        return None
-    if file is None or not Path(file).exists() or of.__module__.partition(".")[0] == "lowpeft":
-        return None
-    return file if {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts) else None
-
-
 def measuring_facts(
     options: argparse.Namespace, scenes: Sequence[Scene], scale: int, base: Backbone | None
 ) -> dict[str, object]:
@@ -338,73 +305,3 @@ def into_folder(options: argparse.Namespace) -> Iterator[None]:
         return
     with locked(make_folder(options.out), DataError):
         yield
-
-
-@contextmanager
-def _said_where_it_stopped(rows: Mapping[str, Figures], count: int, journal: Journal | None) -> Iterator[None]:
-    """Say on Ctrl-C what is kept."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if journal is not None:
-            print(f"{len(rows)} of {count} scenes are measured and kept: go on with --resume", file=sys.stderr)
-        raise
-
-
-def _journal(folder: Path, facts: Mapping[str, object], scenes: Sequence[str], *, go_on: bool) -> Journal:
-    """Return the journal of a measurement, in its working folder.
-
-    Args:
-        folder: The working folder.
-        facts: What is measured.
-        scenes: Names of the scenes.
-        go_on: True goes on with an interrupted measurement of the same facts.
-
-    Raises:
-        DataError: The interrupted measurement is another one; or it is the same, and is not to go on.
-    """
-    from ..restoration.evaluation import Journal, resume, unfinished
-
-    run, left = json.loads(json.dumps(dict(facts))), unfinished(folder)
-    if go_on:
-        if not left:
-            print("there is nothing to resume: all scenes are measured", file=sys.stderr)
-        make_folder(folder)
-        return resume(folder, run, scenes)
-    if left:
-        try:
-            resume(folder, run, scenes)
-        except DataError:
-            print(f"the {left} scenes of another, interrupted measurement are dropped", file=sys.stderr)
-        else:
-            raise DataError(
-                f"{folder} has {left} of {len(scenes)} scenes of this measurement, which was interrupted: go on with "
-                "--resume, or remove that folder"
-            )
-    shutil.rmtree(folder, ignore_errors=True)
-    return Journal(make_folder(folder), run, {})
-
-
-def _with_images(
-    rows: Mapping[str, Figures], folder: Path, methods: Iterable[str], scenes: Iterable[Scene]
-) -> dict[str, Figures]:
-    """Return the rows of the scenes whose restored images are there."""
-    from ..restoration.evaluation.results import result_paths
-
-    views = {scene.name: len(scene.hr) for scene in scenes}
-    names = list(methods)
-    return {
-        scene: row
-        for scene, row in rows.items()
-        if all(path.exists() for name in names for path in result_paths(folder, name, scene, views[scene]))
-    }
-
-
-def _digest(scenes: Iterable[Scene]) -> str:
-    """Return a checksum of the paths, sizes and times of change of all files of scenes."""
-    state = hashlib.sha256(usedforsecurity=False)
-    for scene in scenes:
-        for path in (*scene.hr, *scene.lr):
-            found = path.stat()
-            state.update(f"{scene.name!r} {str(path.resolve())!r} {found.st_size} {found.st_mtime_ns}\n".encode())
-    return state.hexdigest()

@@ -23,11 +23,12 @@ class Journal:
     A reader ignores a last line that a killed writer did not finish.
 
     Attributes:
+        folder: Folder that it lies in.
         rows: Figures of the scenes that are measured, by name.
     """
 
     def __init__(self, folder: Path, run: Mapping[str, object], rows: Mapping[str, Figures]) -> None:
-        self.rows: dict[str, Figures] = dict(rows)
+        self.folder, self.rows = folder, dict(rows)
         self._path = folder / NAME
         lines = [json.dumps(run), *(_line(scene, figures) for scene, figures in rows.items())]
         try:
