@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,3 +108,11 @@ def test_strips_of_a_network_that_sees_the_whole_image_are_remarked(
     degrade = ["--degrade", "noise:5" if network == "mean" else "down:2"]
     assert main(["evaluate", "--data", "in", *degrade, "--protocol", "rgb", *bounded]) == 0
     assert capsys.readouterr().err.count("sees the whole image") == times
+
+
+def test_json_says_which_result_is_of_which_image(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "in" / "c.png").write_text("no image")
+    assert main(["enhance", "in", *TWICE, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == [{"files": [f"in/{n}.png"], "results": [f"out/{n}_x2.png"]} for n in "ab"]
+    assert [line.split()[0] for line in found["failures"]] == ["in/c.png"]

@@ -584,3 +584,9 @@ def test_bf16_is_near_and_fp16_is_for_gpus(tmp_path: Path) -> None:
     assert 0 < (images[0] - images[1]).abs().max() <= 4
     with pytest.raises(DataError, match="fp16 is for GPUs"):
         enhance_files(wide(), [tmp_path / "a.png"], tmp_path / "out", settings=FileSettings(precision="fp16"))
+
+
+def test_one_view_alone_is_an_error(stereo: StereoModel, tmp_path: Path) -> None:
+    write_image(noise(16, 24), tmp_path / "a_L.png")
+    with pytest.raises(DataError, match=r"a_L\.png.* has no right view"):
+        enhance_files(stereo, [tmp_path / "a_L.png"], tmp_path / "out")

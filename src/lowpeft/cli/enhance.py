@@ -16,6 +16,7 @@ from ..restoration.enhancing import (
     Enhanced,
     Existing,
     FileSettings,
+    FileWork,
     plan_files,
     run_files,
 )
@@ -117,7 +118,7 @@ def run(options: argparse.Namespace) -> int:
     say_depth(options, spread([path for job in work.jobs for path in job.files]))
     with progress("enhancing", len(work.jobs)) as advance:
         outcome = run_files(model, work, settings, say=_say, advance=lambda name: advance(printable(name)))
-    return _report(options, outcome)
+    return _report(options, work, outcome)
 
 
 def _settings(options: argparse.Namespace) -> FileSettings:
@@ -130,7 +131,7 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _report(options: argparse.Namespace, outcome: Enhanced) -> int:
+def _report(options: argparse.Namespace, work: FileWork, outcome: Enhanced) -> int:
     """Print what was written, skipped and not done, and return the exit code."""
     for path in outcome.written:
         print(printable(path))
@@ -144,6 +145,11 @@ def _report(options: argparse.Namespace, outcome: Enhanced) -> int:
     for line in outcome.failures:
         _say(f"  - {printable(line)}")
     files = {"written": outcome.written, "skipped": outcome.skipped, "left_out": outcome.left_out}
-    figures = {what: [printable(path) for path in paths] for what, paths in files.items()}
-    emit(options, {**figures, "failures": [printable(line) for line in outcome.failures]})
+    figures: dict[str, object] = {what: [printable(path) for path in paths] for what, paths in files.items()}
+    images = [
+        {"files": list(map(printable, job.files)), "results": list(map(printable, job.targets))}
+        for job in work.jobs
+        if set(job.targets) & set(outcome.written)
+    ]
+    emit(options, {"images": images, **figures, "failures": [printable(line) for line in outcome.failures]})
     return 1 if outcome.failures else 0

@@ -89,6 +89,8 @@ def plan_files(
     found = find_jobs(inputs, settings, views=views, out=out, mark=mark)
     jobs, failures = [], found.failures
     only = len(found.jobs) + len(failures) == 1
+    if only and failures:
+        raise DataError(failures[0])
     for job in found.jobs:
         try:
             jobs.append(_checked(job, views, facts.scale, settings))
