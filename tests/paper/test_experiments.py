@@ -396,6 +396,7 @@ def test_all_problems_are_listed_at_once() -> None:
     words = (
         "schema",
         "extra",
+        "keys of the experiment are",
         "hta",
         "weights",
         "evry",

@@ -413,7 +413,7 @@ def test_rows_are_run_alone_on_request(tmp_path: Path) -> None:
         (["table1", "--adapter", "a"], "--weights, --test"),
         (["table1", "--adapter", "a", "--smoke", "--seeds", "2", "--set", "steps=1"], "--smoke, --set, --seeds"),
         (["table1", "--adapter", "a", "--weights", "w", "--test", "a=b"], "a is not an adapter folder"),
-        (["finetuning", "--smoke", "--memory-mb", "-3"], "memory_mb -3"),
+        (["finetuning", "--smoke", "--memory-mb", "-3"], "--memory-mb -3"),
         (["finetuning", "--smoke", "--weights", "w", "--test", "a=b"], "--weights, --test"),
         (["finetuning", "--smoke", "--out", "/dev/null/x"], "/dev/null/x"),
         (["count", "--show", "--smoke", "--test", "a=b"], "--show --test, --smoke, --out"),

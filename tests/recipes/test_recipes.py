@@ -548,7 +548,7 @@ CONFIGS: dict[type[AdapterConfig], st.SearchStrategy[AdapterConfig]] = {
 settings_of_training = st.builds(
     TrainSettings,
     steps=st.integers(1, 10**6),
-    learning_rate=st.floats(0, 1),
+    learning_rate=st.floats(1e-9, 1),
     betas=st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)),
     schedule=st.sampled_from(["cosine", "constant"]),
     loss=st.sampled_from(["l1", "charbonnier", "mse"]),

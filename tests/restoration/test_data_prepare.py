@@ -70,8 +70,8 @@ def test_the_clean_rectangles_of_the_manifest_are_cut(raw: Path, tmp_path: Path,
     (raw / "manifest.json").write_text('[{"scene": "b", "clean_crop": [4, 4, 36, 24]}]')
     assert main(["prepare", str(raw), "--out", str(tmp_path / "out"), "--scale", "4"]) == 0
     printed = capsys.readouterr().out
-    assert "3 scenes at x4, 3 of them" in printed
-    assert "1 scenes" in printed
+    assert "3 scenes at x4, 3 written now" in printed
+    assert "1 scene" in printed
     sizes = [tuple(read_image(s.hr[0]).shape[1:]) for s in find_scenes(tmp_path / "out")]
     assert sizes == [(24, 40), (20, 32), (24, 40)]
 

@@ -633,4 +633,4 @@ def test_bad_input_exits_with_2_and_says_why(
 def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["lam", "--help"])
-    assert "example:\n  lowpeft lam" in capsys.readouterr().out
+    assert "examples:\n  lowpeft lam" in capsys.readouterr().out

@@ -14,7 +14,6 @@ from ..core.files.adapter_files import load_adapter
 from ..core.observation.describe import image_facts
 from ..errors import LowpeftError
 from ..ports.facts import Backbone
-from ..restoration.evaluation.results import folder_name
 from ..restoration.metrics import Protocol
 from ..restoration.words import words
 from .common import (
@@ -109,6 +108,8 @@ def _named(texts: Iterable[str]) -> dict[str, str]:
     Raises:
         LowpeftError: Two have the same name, or one has that of a method that is always measured.
     """
+    from ..restoration.evaluation.results import folder_name
+
     found: dict[str, str] = {}
     for text in texts:
         name, equals, what = text.partition("=")
