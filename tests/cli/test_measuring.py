@@ -46,6 +46,8 @@ class Net(nn.Module):
 
 
 def make(scale=1):
+    import own_helper
+
     return Net(int(scale))
 """
 NAMES = [f"image{i}" for i in range(5)]
@@ -59,6 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in NAMES:
         write_image(torch.rand(3, 16, 20, generator=generator), path / "clean" / f"{name}.png")
     (path / "my_net.py").write_text(CODE)
+    (path / "own_helper.py").write_text("FACTOR = 1")
     sys.path.insert(0, str(path))
     from my_net import make  # type: ignore[import-not-found]
 
@@ -232,7 +235,7 @@ def test_a_measurement_of_other_images_or_code_is_not_resumed(
         shutil.copytree(data, tmp_path / "b" / "clean")
         given[given.index(str(data))] = str(tmp_path / "b" / "clean")
     else:
-        code = folder / "my_net.py"
+        code = folder / "own_helper.py"
         text = code.read_text()
         code.write_text(text + "\n# changed\n")
     assert main([*given, "--resume"]) == 2

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import shutil
 import sys
+import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +17,6 @@ import torch
 from ..core.attachment.record import module_of
 from ..core.observation.fingerprint import digest
 from ..errors import DataError
-from ..ports.base import original_class
 from ..restoration.data import Scene
 from ..restoration.images import make_folder
 
@@ -43,7 +42,7 @@ def journal_of(folder: Path, facts: Mapping[str, object], scenes: Sequence[str],
     run, left = json.loads(json.dumps(dict(facts))), unfinished(folder)
     if go_on:
         if not left:
-            print("there is nothing to resume: all scenes are measured", file=sys.stderr)
+            print(f"there is nothing to resume in {folder.parent}: measuring all scenes", file=sys.stderr)
         make_folder(folder)
         return resume(folder, run, scenes)
     if left:
@@ -94,25 +93,22 @@ def files_digest(scenes: Iterable[Scene]) -> str:
 
 
 def state_digest(models: Iterable[object]) -> str:
-    """Return the SHA-256 of all tensors of networks, adapters included, and of the code of networks of one's own."""
-    state, seen = hashlib.sha256(usedforsecurity=False), set[str]()
+    """Return the SHA-256 of all tensors of networks, adapters included, and of all code of the user's own."""
+    state = hashlib.sha256(usedforsecurity=False)
     for model in models:
-        module = module_of(model)
-        for path, tensor in module.state_dict().items():
+        for path, tensor in module_of(model).state_dict().items():
             if isinstance(tensor, torch.Tensor):
                 state.update(f"{path} {digest(tensor)}\n".encode())
-        seen |= {file for each in module.modules() if (file := _own_code(original_class(each)))}
-    for file in sorted(seen):
-        state.update(Path(file).read_bytes())
+    for file in _own_code():
+        state.update(file.read_bytes())
     return state.hexdigest()
 
 
-def _own_code(of: type) -> str | None:
-    """Return the file of a class that is not of an installed package; None for others."""
-    try:
-        file = inspect.getsourcefile(of)
-    except (TypeError, OSError):
-        return None
-    if file is None or not Path(file).exists() or of.__module__.partition(".")[0] == "lowpeft":
-        return None
-    return file if {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts) else None
+def _own_code() -> list[Path]:
+    """Return the files of the modules that are loaded and belong to no installed package."""
+    paths = sysconfig.get_paths()
+    installed = [Path(paths[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    installed.append(Path(__file__).resolve().parents[1])
+    loaded = {str(module.__file__) for module in [*sys.modules.values()] if getattr(module, "__file__", None)}
+    own = (path for path in map(Path, sorted(loaded)) if path.suffix == ".py" and path.is_file())
+    return [path for path in own if not any(map(path.resolve().is_relative_to, installed))]

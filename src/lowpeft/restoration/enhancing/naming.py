@@ -126,7 +126,8 @@ def _checked(job: Job, views: int, scale: int, settings: FileSettings) -> _Check
     headers = [photo_header(path) for path in paths]
     size, holds = headers[0].size, None
     if views == STEREO and len(job) == 1:
-        holds = settings.side_by_side or headers[0].views
+        held = headers[0].views
+        holds = held if held == "frames" else settings.side_by_side or held
         size = _view_size(paths[0], size, holds)
     elif len(job) == STEREO and paths[0] == paths[1]:
         raise DataError(f"{paths[0]} was given as both views: give two files, left and right")

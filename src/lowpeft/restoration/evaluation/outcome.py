@@ -10,6 +10,7 @@ from pathlib import Path
 from ... import tables
 from ...errors import DataError
 from ...storage import write_json, write_text
+from ..images import make_folder
 from .difference import Gain
 from .other_view import OtherView
 from .report import REPORT, Report, overview
@@ -61,7 +62,7 @@ class Outcome:
         """Write `report.json` and `report.md`, and return their paths.
 
         Args:
-            folder: Existing folder to write to.
+            folder: Folder to write to; it is made if it is missing.
 
         Raises:
             DataError: The reports differ in scenes or protocol, or a file cannot be written; a file that was there is
@@ -69,6 +70,7 @@ class Outcome:
         """
         text, content = self.as_markdown(), self.as_dict()
         try:
+            make_folder(folder)
             return write_json(folder / "report.json", content), write_text(folder / REPORT, text)
         except OSError as error:
             raise DataError(f"cannot write the reports to {folder}: {error.strerror or error}") from error

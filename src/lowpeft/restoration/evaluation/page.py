@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..data import Example
 from ..data.model import SIDES
-from ..images import eight_bit
+from ..images import eight_bit, make_folder
 from ..pages import Code, Heading, Part, Pictures, Slider, Table, Text, write_page
 from ..words import words
 from .measure import by_bicubic
@@ -93,7 +93,7 @@ def write_outcome_page(
     ]
     if origin.command:
         parts.append(Code(origin.command))
-    return write_page(folder / NAME, _title(outcome), parts)
+    return write_page(make_folder(folder) / NAME, _title(outcome), parts)
 
 
 def view_parts(
