@@ -39,7 +39,6 @@ from .measuring import (
     report,
     scenes_to_measure,
 )
-from .resuming import state_digest
 
 if TYPE_CHECKING:
     from ..restoration.evaluation import Method
@@ -90,12 +89,9 @@ def run(options: argparse.Namespace) -> None:
     check_views(models, protocol)
     methods = _methods(options, models, scale, protocol)
     facts = measuring_facts(options, scenes, scale, base) | {"methods": named}
-    run = {**facts, "protocol": protocol.name, "metrics": options.metrics, "names": list(methods)}
-    if options.out is not None:
-        run["weights of all"] = state_digest(models.values())
     say_strips(options, [base])
     with into_folder(options):
-        found = measured(options, methods, scenes, scale, facts=run)
+        found = measured(options, methods, scenes, scale, facts=facts, models=models.values(), protocol=protocol)
         gains = [gain(found[name], found["frozen"]) for name in named]
         between = [gain(found[second], found[first]) for first, second in itertools.combinations(named, 2)]
         outcome = Outcome(reports=list(found.values()), facts=facts, gains=gains, between=between)

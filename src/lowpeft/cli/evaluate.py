@@ -49,7 +49,6 @@ from .measuring import (
     scenes_to_measure,
 )
 from .networks import has_network
-from .resuming import state_digest
 from .sources import loading_of
 
 if TYPE_CHECKING:
@@ -123,15 +122,12 @@ def run(options: argparse.Namespace) -> None:
         adapters = [config for recipe in recipes_of(model) for config in recipe.adapters]
         warn_of_pairs(scenes, scale, loading=loading_of(options, options.channels), adapters=adapters)
     facts = _facts(options, measuring_facts(options, scenes, scale, base))
-    run = {**facts, "protocol": protocol.name, "methods": list(methods), "metrics": options.metrics}
-    if options.out is not None and models:
-        run["weights of all"] = state_digest(models.values())
     with ExitStack() as stack:
         stack.enter_context(into_folder(options))
         for each in models.values() if options.local_pooling is not None else ():
             stack.enter_context(local_pooling(each, _window_px(options)))
         say_strips(options, models.values())
-        found = measured(options, methods, scenes, scale, facts=run)
+        found = measured(options, methods, scenes, scale, facts=facts, models=models.values(), protocol=protocol)
         reports, other_view = _parted(found, protocol, options.channels, remarks, model, control)
         gains = [gain(reports[-1], reports[-2])] if "frozen" in found and "adapted" in found else []
         outcome = Outcome(reports=reports, facts=facts, gains=gains, other_view=other_view)

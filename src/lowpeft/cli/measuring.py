@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +34,7 @@ from .common import (
 from .help import option_group
 from .networks import network_facts
 from .output import emit
-from .resuming import files_digest, journal_of, said_where_it_stopped, with_images
+from .resuming import files_digest, journal_of, said_where_it_stopped, state_digest, with_images
 from .sources import add_degrade, add_selection, find_clean, loading_of, say_reading
 
 if TYPE_CHECKING:
@@ -165,6 +165,8 @@ def measured(
     scale: int,
     *,
     facts: Mapping[str, object],
+    models: Iterable[object],
+    protocol: Protocol,
 ) -> dict[str, Report]:
     """Measure all methods scene by scene; with `--out`, write each scene's images and figures at once.
 
@@ -173,7 +175,10 @@ def measured(
         methods: Methods by name.
         scenes: The scenes.
         scale: HR sides divided by LR sides.
-        facts: What is measured, by name, in JSON values; `--resume` goes on only with a run of equal facts.
+        facts: What is measured, by name, in JSON values.
+        models: Networks that the methods run. `--resume` goes on only with a run of equal facts, methods, networks,
+            protocol and images.
+        protocol: The protocol.
 
     Raises:
         LowpeftError: A scene cannot be measured; a file cannot be written; the run to resume is another one.
@@ -186,7 +191,9 @@ def measured(
     names = [scene.name for scene in scenes]
     journal, rows = None, {}
     if options.out is not None:
-        run = {**facts, "images": files_digest(scenes)}
+        how = {"protocol": protocol.name, "metrics": options.metrics, "measured": list(methods)}
+        what = {"networks": state_digest(models), "images": files_digest(scenes)}
+        run = {**facts, **how, **what}
         journal = journal_of(working_folder(Path(options.out)), run, names, go_on=options.resume)
         rows = with_images(journal, methods, scenes)
     if rows:

@@ -24,8 +24,6 @@ INSTEAD = (
     "a state dict contains weights alone: write an ONNX file (--onnx, export_onnx), which contains the adapters as "
     "they are, or keep the adapter's folder beside the network's file (lowpeft enhance, lowpeft.load_adapter)"
 )
-
-
 MOST_NAMED = 5
 """Largest number of tensors that a note names."""
 
