@@ -10,13 +10,17 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import lowpeft
+from lowpeft.ports.layouts import Size
+from lowpeft.restoration.data import Example
 from lowpeft.storage import write_json
 
 SKIPPED = "skipped"
@@ -79,7 +83,7 @@ def run_cells(
             out.parent.mkdir(parents=True, exist_ok=True)
             with out.with_suffix(".lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                cells = {**_read_cells(out), name: result}
+                cells = {**cells_of(out), name: result}
                 write_json(out, {**head, "cells": dict(sorted(cells.items()))})
     if out is not None:
         out.with_suffix(".lock").unlink(missing_ok=True)
@@ -87,9 +91,22 @@ def run_cells(
 
 def unfinished(out: Path | None, names: Sequence[str]) -> list[str]:
     """The named cells that the results file does not have, or that were skipped there for a reason."""
-    cells = {} if out is None else _read_cells(out)
+    cells = {} if out is None else cells_of(out)
     return [name for name in names if SKIPPED in cells.get(name, {SKIPPED: "not run"})]
 
 
-def _read_cells(out: Path) -> dict[str, Any]:
+def cells_of(out: Path) -> dict[str, Any]:
+    """The cells that a results file has."""
     return dict(json.loads(out.read_text())["cells"]) if out.exists() else {}
+
+
+def middle(example: Example, lr_px: Size) -> Example:
+    """The middle of an example, at most of this size; sides are multiples of 8 LR px."""
+    size, scale = example.lr[0].shape[-2:], example.hr[0].shape[-1] // example.lr[0].shape[-1]
+    height, width = (min(side, most) // 8 * 8 for side, most in zip(size, lr_px, strict=True))
+    y, x = (size[0] - height) // 2, (size[1] - width) // 2
+
+    def cut(views: Sequence[Tensor], s: int) -> tuple[Tensor, ...]:
+        return tuple(view[:, s * y : s * (y + height), s * x : s * (x + width)] for view in views)
+
+    return replace(example, lr=cut(example.lr, 1), hr=cut(example.hr, scale))

@@ -1,0 +1,321 @@
+"""Methods of parameter-efficient fine-tuning for super-resolution, at one budget of trained parameters.
+
+    python benchmarks/methods.py --data DATA --out benchmarks/results/methods.json [ROW …]
+
+Two tasks for a frozen network x4. `near`: bicubic LR images, as it was trained on, of other images. `far`: the LR
+images have Gaussian noise of 25 of 255, fresh in every crop. Every row is trained with three learning rates by the
+first seed, and with more until the best one has a worse one on either side; the rate that is best on held-out training
+images is then trained with the other seeds. A cell is
+NETWORK/BUDGET/TASK/ROW/RATE/seed-N; it is trained and measured once and written at once, so an interrupted run goes on
+where it stopped, and several processes can share the file, with rows of their own. `--cost` writes what a step of each
+row costs, all rows in turns, and needs a machine that does nothing else.
+
+More rows (any bundled recipe), budgets and networks are options; a GPU takes `--device cuda --steps 20000 --batch 16
+--out OTHER.json`. Needs the extra `spandrel`, `pip install peft` for the row of peft, and a folder with
+`single/BSDS500`, `single/Kodak24` and `weights`; about three minutes a cell on one core.
+"""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import nn
+
+import lowpeft
+from common import cells_of, median_seconds, middle, options_of, provenance, run_cells, unfinished
+from counting import kept_bytes
+from methods_figures import OWN_SIZE, UNTRAINED, held_out_by_rate
+from lowpeft.core.attachment.record import module_of
+from lowpeft.ports.facts import Backbone
+from lowpeft.ports.layouts import Size
+from lowpeft.recipes import Recipe, TrainSettings, load_recipe, override
+from lowpeft.restoration.data import Crops, Loading, Scene, find_scenes, load_example
+from lowpeft.restoration.degradations import degradation
+from lowpeft.restoration.evaluation import by_bicubic, by_network, measure
+from lowpeft.restoration.evaluation.measure import Enhance
+from lowpeft.restoration.metrics import WHOLE_RGB
+from lowpeft.restoration.training import build_model, train
+
+NETWORKS = {"dctlsa": "DCTLSA_x4.pt", "craft": "CRAFT_x4.pth"}
+TASKS = {"near": Loading(), "far": Loading(degrade=degradation("down:4,noise:25,8bit"))}
+HELD_OUT = 20
+"""Training images, the last by name, that choose the rate and are not trained on."""
+
+HELD_OUT_LR_PX, TEST_LR_PX = (64, 64), (80, 80)
+"""The middle of an image that is measured, at most."""
+
+LADDER = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+"""Peak learning rates."""
+
+FIRST_RATE = {"near": 3e-4, "far": 3e-3}
+"""The lowest of the three that are tried first."""
+
+ATTENTION, MLP = ["**.qkv", "**.proj"], ["**.mlp.*"]
+PEFT = "peft-lora"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method: a bundled recipe at the budget, or at a size of its own.
+
+    Attributes:
+        recipe: The recipe.
+        target: Layers that it changes, where all of the recipe's are too many for the smallest rank.
+        sized: False for what has no size to choose; the row is then a point beside the budget.
+        slower: How many places lower on `LADDER` its learning rates begin.
+    """
+
+    recipe: str
+    target: Sequence[str] | None = None
+    sized: bool = True
+    slower: int = 0
+
+
+ROWS = {
+    "lora": Row("lora", target=ATTENTION),
+    PEFT: Row("lora", target=ATTENTION),
+    "dora": Row("dora", target=ATTENTION),
+    "adalora": Row("adalora", target=ATTENTION),
+    "lokr": Row("lokr"),
+    "fact-tk": Row("fact-tk"),
+    "convpass": Row("convpass"),
+    "adaptformer": Row("adaptformer"),
+    "houlsby": Row("houlsby"),
+    "spatial": Row("spatial"),
+    "adaptir": Row("adaptir"),
+    "lora-mlp": Row("lora", target=MLP),
+    "ssf": Row("ssf", sized=False),
+    "bitfit": Row("bitfit", sized=False),
+    "ia3": Row("ia3", sized=False),
+    "full": Row("full", sized=False, slower=3),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: its name is NETWORK/BUDGET/TASK/ROW/RATE/seed-N."""
+
+    network: str
+    budget: str
+    task: str
+    row: str
+    rate: float
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.network}/{self.budget}/{self.task}/{self.row}/{self.rate:g}/seed-{self.seed}"
+
+
+def row_of(name: str) -> Row:
+    """A row of the table, or any other bundled recipe on all of its layers."""
+    return ROWS.get(name) or Row(name)
+
+
+def recipe_of(name: str, budget: str) -> Recipe:
+    """The recipe of a row, with its target and the budget; statistics of batch norms stay frozen for every row."""
+    row = row_of(name)
+    changes: dict[str, Any] = {"freeze_statistics": True}
+    if row.target:
+        changes["target"] = list(row.target)
+    if row.sized:
+        changes["budget"] = budget
+    return override(load_recipe(row.recipe), changes)
+
+
+def model_of(base: Backbone, name: str, budget: str, settings: TrainSettings) -> object:
+    """The model of a row that is trained: the network with its adapters."""
+    recipe = replace(recipe_of(name, budget), training=settings)
+    return peft_model(base, recipe, settings.seed) if name == PEFT else build_model(base, recipe)
+
+
+def peft_model(base: Backbone, recipe: Recipe, seed: int) -> Backbone:
+    """The network with peft's LoRA in the layers, and of the rank, that lowpeft's row has.
+
+    In training mode, peft leaves batch norms to move their statistics; here they are held by hand.
+    """
+    import peft
+
+    def hold(layer: nn.Module, _: object) -> None:
+        layer.eval()
+
+    planned = lowpeft.plan(base, recipe)
+    rank = planned.recipe.adapters[0].rank
+    module = module_of(base)
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.register_forward_pre_hook(hold)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=[site.path for site in planned.sites])
+        peft.inject_adapter_in_model(config, module)
+    return base
+
+
+def run_cell(options: Namespace, cell: Cell) -> dict[str, object]:
+    """Train one cell, and measure it on the held-out images and on the test images."""
+    base = lowpeft.load_backbone(options.data / "weights" / NETWORKS[cell.network])
+    scale, loading = lowpeft.describe(base).scale or 4, TASKS[cell.task]
+    settings = settings_of(options, cell.rate, cell.seed)
+    crop = (settings.crop_height_px, settings.crop_width_px)
+    source = Crops(training_scenes(options.data)[:-HELD_OUT], scale, crop_px=crop, seed=cell.seed, loading=loading)
+    model: Any = model_of(base, cell.row, cell.budget, settings)
+    module_of(model).to(options.device)
+    done = train(model, source, settings)
+    figures = figures_of(options.data, scale, loading, by_network(model))
+    return {"trained": done.parameters, **figures, "cpu_seconds": round(done.seconds)}
+
+
+def run_untrained(options: Namespace, network: str, task: str, name: str) -> dict[str, object]:
+    """Measure the frozen network, or bicubic."""
+    base = lowpeft.load_backbone(options.data / "weights" / NETWORKS[network])
+    module_of(base).to(options.device)
+    scale = lowpeft.describe(base).scale or 4
+    return figures_of(options.data, scale, TASKS[task], by_bicubic(scale) if name == "bicubic" else by_network(base))
+
+
+def training_scenes(data: Path) -> Sequence[Scene]:
+    return find_scenes(data / "single" / "BSDS500" / "train", views=1)
+
+
+def figures_of(data: Path, scale: int, loading: Loading, enhance: Enhance) -> dict[str, object]:
+    """PSNR on the held-out training images, their mean, and on every test image."""
+
+    def db(scenes: Sequence[Scene], lr_px: Size) -> list[float]:
+        examples = (middle(load_example(scene, scale, loading=loading), lr_px) for scene in scenes)
+        report = measure(enhance, examples, scale=scale, protocol=WHOLE_RGB)
+        return [round(row.values[0], 4) for row in report.rows]
+
+    tests = find_scenes(data / "single" / "Kodak24", views=1)
+    held_out = db(training_scenes(data)[-HELD_OUT:], HELD_OUT_LR_PX)
+    return {"held_out_db": round(fmean(held_out), 4), "test_db": db(tests, TEST_LR_PX)}
+
+
+def settings_of(options: Namespace, rate: float, seed: int) -> TrainSettings:
+    return TrainSettings(
+        steps=options.steps,
+        batch=options.batch,
+        crop_height_px=options.crop,
+        crop_width_px=options.crop,
+        learning_rate=rate,
+        betas=(0.9, 0.99),
+        final_learning_rate=rate / 100,
+        warmup_steps=options.steps // 20,
+        clip_norm=0.1,
+        save_every_steps=0,
+        seed=seed,
+    )
+
+
+def run_row(options: Namespace, head: dict[str, object], network: str, task: str, name: str) -> None:
+    """Train a row with its rates by the first seed, and with the best one by the others."""
+    if name in UNTRAINED:
+        cell = f"{network}/{task}/{name}"
+        run_cells(options.out, head, [cell], lambda _: run_untrained(options, network, task, name))
+        return
+    first, *others = options.seeds
+    budget = options.budget if row_of(name).sized else OWN_SIZE
+
+    def run(rates: Iterable[float], seeds: Sequence[int]) -> None:
+        cells = {str(c): c for c in (Cell(network, budget, task, name, r, s) for r in sorted(rates) for s in seeds)}
+        run_cells(options.out, head, list(cells), lambda key: run_cell(options, cells[key]))
+
+    start = LADDER.index(FIRST_RATE[task]) - row_of(name).slower
+    wanted = {*LADDER[start : start + 3]}
+    while wanted:
+        run(wanted, [first])
+        found = held_out_by_rate(cells_of(options.out), f"{network}/{budget}/{task}/{name}", first)
+        best = max(found, key=found.__getitem__)
+        place = LADDER.index(best)
+        wanted = {*LADDER[max(0, place - 1) : place + 2]} - found.keys()
+    run([best], others)
+
+
+def run_cost(options: Namespace, head: dict[str, object]) -> None:
+    """Write what a step of each row costs: kept bytes, and seconds of a step, the rows taking turns."""
+    for network in options.networks:
+        cell = f"{network}/{options.budget}/cost"
+        if not unfinished(options.out, [cell]):
+            continue
+        steps, result = {}, {}
+        for name in options.rows:
+            base = lowpeft.load_backbone(options.data / "weights" / NETWORKS[network])
+            model = module_of(model_of(base, name, options.budget, settings_of(options, 1e-3, 0)))
+            model.to(options.device).train()
+            steps[name] = _step(model, options)
+            steps[name]()
+            kept, _ = kept_bytes(lambda model=model: _loss(model, options))
+            result[name] = {"kept_bytes": kept, **_file_of(name, model)}
+        seconds = median_seconds(steps, rounds=options.rounds)
+        for name, value in seconds.items():
+            result[name]["step_of_full"] = round(value / seconds["full"], 3)
+        run_cells(options.out, head, [cell], lambda _, result=result: result)
+
+
+def _loss(model: nn.Module, options: Namespace) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    lr = torch.rand(options.batch, 3, options.crop // 4, options.crop // 4, generator=generator)
+    output: torch.Tensor = model(lr.to(options.device))
+    return output.abs().mean()
+
+
+def _step(model: nn.Module, options: Namespace) -> Any:
+    def step() -> None:
+        model.zero_grad()
+        _loss(model, options).backward()
+        if options.device != "cpu":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def _file_of(name: str, model: nn.Module) -> dict[str, object]:
+    if name == PEFT:
+        return {}
+    with TemporaryDirectory() as folder:
+        lowpeft.save_adapter(model, folder)
+        return {"file_bytes": sum(file.stat().st_size for file in Path(folder).iterdir())}
+
+
+def main() -> None:
+    parser = options_of(__doc__, data=True)
+    parser.add_argument("rows", nargs="*", default=[*UNTRAINED, *ROWS], metavar="ROW", help="rows, or bundled recipes")
+    parser.add_argument("--networks", nargs="+", default=["dctlsa"], choices=NETWORKS)
+    parser.add_argument("--tasks", nargs="+", default=[*TASKS], choices=TASKS)
+    parser.add_argument("--budget", default="2%", help="share of trained parameters (default: 2%%)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--crop", type=int, default=128, help="side of the square HR crops, in px")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--cost", action="store_true", help="write what a step of each row costs, and nothing else")
+    parser.add_argument("--rounds", type=int, default=15, help="of --cost")
+    options = parser.parse_args()
+    if options.out is None:
+        parser.error("--out is needed: rates are chosen from what it holds")
+    head = {
+        **provenance("python benchmarks/methods.py --data DATA", "spandrel", "scikit-image", "peft"),
+        "device": f"{options.device}, {torch.get_num_threads()} threads of {os.cpu_count()} cores",
+        "settings": {k: v for k, v in vars(settings_of(options, 1, 0)).items() if not k.endswith("learning_rate")},
+        "tasks": {name: str(loading.degrade or "MATLAB's bicubic") for name, loading in TASKS.items()},
+        "what": "PSNR in dB of whole RGB, middles of 24 Kodak images; held out: 20 of the 200 images of BSDS500",
+    }
+    if options.cost:
+        options.rows = [name for name in options.rows if name not in UNTRAINED]
+        run_cost(options, head)
+        return
+    for network in options.networks:
+        for task in options.tasks:
+            for name in options.rows:
+                run_row(options, head, network, task, name)
+
+
+if __name__ == "__main__":
+    main()
