@@ -20,11 +20,15 @@ from torch import Tensor
 
 import lowpeft
 from lowpeft.ports.layouts import Size
+from lowpeft.recipes import TrainSettings
 from lowpeft.restoration.data import Example
 from lowpeft.storage import write_json
 
 SKIPPED = "skipped"
 """Key of the reason in the result of a cell that could not be run; it is tried again in the next run."""
+
+LADDER = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+"""Peak learning rates that are tried."""
 
 
 def provenance(command: str, *packages: str) -> dict[str, object]:
@@ -98,6 +102,23 @@ def unfinished(out: Path | None, names: Sequence[str]) -> list[str]:
 def cells_of(out: Path) -> dict[str, Any]:
     """The cells that a results file has."""
     return dict(json.loads(out.read_text())["cells"]) if out.exists() else {}
+
+
+def rates_to_try(found: Mapping[float, float]) -> tuple[float, set[float]]:
+    """Return the best learning rate, and those beside it on `LADDER` that were not tried.
+
+    Args:
+        found: Figure by rate; higher is better.
+    """
+    best = max(found, key=found.__getitem__)
+    place = LADDER.index(best)
+    return best, {*LADDER[max(0, place - 1) : place + 2]} - found.keys()
+
+
+def settings_without_rate(settings: TrainSettings) -> dict[str, object]:
+    """Settings for the head of a results file whose cells have rates, seeds and lengths of their own."""
+    own = ("learning_rate", "final_learning_rate", "warmup_steps", "steps", "seed", "rates")
+    return {name: value for name, value in vars(settings).items() if name not in own}
 
 
 def middle(example: Example, lr_px: Size) -> Example:

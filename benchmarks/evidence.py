@@ -1,21 +1,27 @@
-"""What the other view gives on real pairs: a frozen DCTLSA x4, with and without noise, beside controls, cell by cell.
+"""What the other view gives on real pairs: DCTLSA x4 adapted in several ways, beside controls, cell by cell.
 
-    python benchmarks/evidence.py --data DATA --out benchmarks/results/evidence.json [CELL …]
+    python benchmarks/evidence.py --data DATA --runs FOLDER --out benchmarks/results/evidence.json [TASK/ROW …]
 
-A cell is TASK/RECIPE/seed-N, or TASK/RECIPE/seed-N/control; each is trained and measured once, and written at once, so
-an interrupted run goes on where it stopped, and several processes can share the file. Without names, all cells of
-`CELLS` are run. Tasks: `clean` (bicubic x4), and `noise10` (Gaussian noise of 10 of 255 on the LR views, fresh in
-every crop, then 8 bit). A control is the same recipe, trained and measured with each view given twice, with the same
-images in every step.
+Two tasks. `noise10`: Gaussian noise of 10 of 255 on the LR views, of its own in each view, fresh in every crop, then 8
+bit. `clean`: bicubic x4. Training pairs are those of `stereo/train` without 8 that are held out: on these, every row
+tries three learning rates in a short run, and more until the best one has a worse one on either side (cells
+TASK/ROW/rate-R). With the best rate it is trained once a seed, and measured on the 25 pairs of `stereo/test`, which
+nothing was chosen on (TASK/ROW/seed-N). A control (TASK/ROW/seed-N/control) is the same recipe at the same rate,
+trained and measured with each view given twice, with the same images in every step.
 
-Only training scenes are used: 8 of the 42 are held out and measured on, at most 48x160 LR px of each. Needs the extra
-`demo` and a folder with `stereo/train` and `weights`; about five minutes a cell on one core.
+A cell is written at once, and training writes checkpoints into its folder, so an interrupted run goes on where it
+stopped; several processes can share the file, with rows of their own. On a GPU: `--device cuda --steps 20000 --batch 8
+--out OTHER.json`. Needs the extra `demo` and a folder with `stereo` and `weights`; ten minutes to an hour a cell on one
+core.
 """
 
 from __future__ import annotations
 
-import zlib
+import json
+from argparse import Namespace
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,124 +29,312 @@ import torch
 from torch import Tensor
 
 import lowpeft
-from common import options_of, provenance, run_cells
-from lowpeft.recipes import load_recipe, override
-from lowpeft.restoration.data import Crops, EachViewTwice, Example, find_scenes, read_clean_crops
-from lowpeft.restoration.evaluation import by_network, by_network_alone, measure
-from lowpeft.restoration.images import to_float, to_uint8
-from lowpeft.restoration.metrics import WHOLE_RGB
+from common import LADDER, cells_of, middle, options_of, provenance, rates_to_try, run_cells, settings_without_rate
+from evidence_figures import BASELINES, held_out_by_rate
+from lowpeft.core.attachment.record import module_of
+from lowpeft.ports.facts import Backbone
+from lowpeft.recipes import Recipe, TrainSettings, load_recipe, override
+from lowpeft.restoration.data import (
+    Crops,
+    EachViewTwice,
+    Example,
+    Loading,
+    Scene,
+    find_scenes,
+    load_example,
+    read_clean_crops,
+    scenes_with_lr,
+)
+from lowpeft.restoration.degradations import degradation
+from lowpeft.restoration.evaluation import by_bicubic, by_network, by_network_alone, measure
+from lowpeft.restoration.evaluation.measure import Enhance
+from lowpeft.restoration.metrics import LITERATURE, WHOLE_RGB, Column, Protocol, psnr
 from lowpeft.restoration.training import build_model, train
-from stereo_start import HELD_OUT, WEIGHTS, middle
+from stereo_start import HELD_OUT, LR_CROP_PX, WEIGHTS
 
-NOISE = {"clean": 0.0, "noise10": 10 / 255}
-RECIPES = {
-    "parallax": load_recipe("parallax"),
-    "parallax-spatial": load_recipe("parallax-spatial"),
-    "stereo": override(load_recipe("stereo"), {"every": 1}),
-    "stereo-only": override(load_recipe("stereo-only"), {"every": 1}),
-    "spatial": load_recipe("spatial"),
+SCALE = 4
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the LR views are, and how long their cells are trained.
+
+    Attributes:
+        loading: How LR views are made.
+        steps: Steps of a cell, and of the choice of its rate.
+        first_rate: Lowest of the three learning rates that are tried first.
+        test_lr_px: The middle of a test scene that is measured, at most; None for whole views, with the archive's own
+            LR files where there are some.
+        rows: Rows, each with whether it has a control.
+    """
+
+    loading: Loading
+    steps: int
+    steps_of_rates: int
+    first_rate: float
+    test_lr_px: tuple[int, int] | None
+    rows: Mapping[str, bool]
+
+
+TASKS = {
+    "noise10": Task(
+        loading=Loading(degrade=degradation("down:4,noise:10,8bit")),
+        steps=300,
+        steps_of_rates=100,
+        first_rate=1e-3,
+        test_lr_px=(96, 160),
+        rows={
+            "parallax-spatial": True,
+            "parallax": True,
+            "full": False,
+            "spatial": False,
+            "stereo-only": False,
+            "stereo": False,
+        },
+    ),
+    "clean": Task(
+        loading=Loading(),
+        steps=1500,
+        steps_of_rates=100,
+        first_rate=1e-3,
+        test_lr_px=None,
+        rows={"parallax": True, "stereo": False},
+    ),
 }
-SETTINGS = replace(
-    load_recipe("parallax").training,
-    steps=300,
-    batch=2,
-    crop_height_px=64,
-    crop_width_px=320,
-    learning_rate=3e-3,
-    warmup_steps=20,
-    save_every_steps=0,
-    calibration=8,
-)
-CELLS = tuple(
-    f"{task}/{cell}"
-    for task in NOISE
-    for cell in (
-        "parallax/seed-0",
-        "parallax/seed-0/control",
-        "stereo-only/seed-0",
-        "parallax-spatial/seed-0",
-        "parallax-spatial/seed-0/control",
-        "stereo/seed-0",
-        "spatial/seed-0",
-    )
+SETS: dict[str, dict[str, Any]] = {"stereo": {"every": 1}, "stereo-only": {"every": 1}}
+"""What is changed in a recipe: DCTLSA has few stages, so all of them get an adapter."""
+
+SLOWER = {"full": 2}
+"""How many places lower on the ladder the learning rates of a row begin."""
+
+
+def _left_shaved(sr: Sequence[Tensor], hr: Sequence[Tensor], scale: int) -> float:
+    return psnr(sr[0], hr[0], border_px=scale)
+
+
+PROTOCOL = Protocol(
+    name="evidence",
+    views=2,
+    summary="RGB, whole views, mean of both; and the left view without as many px at each edge as the scale",
+    columns=(*LITERATURE.columns[2:], Column(name="PSNR left, shaved", digits=3, measure=_left_shaved)),
+    source="(L+R)/2 of the stereo tables; the shaved one as in the data's own list of published networks",
 )
 
 
-def noisy(view: Tensor, noise: float, key: str) -> Tensor:
-    """Return an LR view (3,h,w), uint8, with Gaussian noise (values 0..1) that depends on the key alone, as uint8."""
-    generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
-    return to_uint8((to_float(view) + noise * torch.randn(view.shape, generator=generator)).clamp(0, 1))
+def recipe_of(row: str) -> Recipe:
+    return override(load_recipe(row), {"freeze_statistics": True, **SETS.get(row, {})})
 
 
-@dataclass(kw_only=True)
-class NoisyCrops(Crops):
-    """Crops whose LR views have noise (standard deviation for values 0..1) of their own in every crop."""
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training.
 
-    noise: float
+    Attributes:
+        task: Name of the task.
+        row: Name of the row.
+        rate: Peak learning rate.
+        seed: Seed.
+        steps: Steps.
+        control: True to give each view twice.
+        curve: True to measure on the held-out pairs during training too.
+    """
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        lr, hr = super().__getitem__(index)
-        if self.noise:
-            views = [noisy(to_uint8(v), self.noise, f"{self.seed} {index} {i}") for i, v in enumerate(lr)]
-            lr = torch.stack([to_float(view) for view in views])
-        return lr, hr
+    task: str
+    row: str
+    rate: float
+    seed: int
+    steps: int
+    control: bool = False
+    curve: bool = False
+
+    def settings(self, options: Namespace) -> TrainSettings:
+        times = 2 if self.control else 1
+        every = max(1, self.steps // 10) if self.curve else 0
+        return TrainSettings(
+            steps=self.steps,
+            batch=times * options.batch,
+            crop_height_px=64,
+            crop_width_px=320,
+            learning_rate=self.rate,
+            betas=(0.9, 0.99),
+            final_learning_rate=self.rate / 100,
+            warmup_steps=max(1, self.steps // 20),
+            clip_norm=0.1,
+            save_every_steps=every or 100,
+            validate_every_steps=every,
+            calibration=times * 8,
+            seed=self.seed,
+        )
+
+    def trained(self, options: Namespace, folder: Path) -> tuple[Any, dict[str, object]]:
+        """Train, or go on in a folder; return the model, and the figures of the training."""
+        base, task = backbone(options), TASKS[self.task]
+        settings = self.settings(options)
+        source: Any = Crops(
+            training_scenes(options.data),
+            SCALE,
+            crop_px=(settings.crop_height_px, settings.crop_width_px),
+            seed=self.seed,
+            clean_crops=read_clean_crops(options.data / "stereo" / "train"),
+            loading=task.loading,
+        )
+        source = EachViewTwice(source) if self.control else source
+        model: Any = build_model(base, replace(recipe_of(self.row), training=settings))
+        module_of(model).to(options.device)
+        pairs = held_out(options.data, task)
+        by = by_network_alone if self.control else by_network
+        done = train(
+            model,
+            source,
+            settings,
+            out=folder,
+            resume=True,
+            validate=(lambda model: db(by(model), pairs)) if self.curve else None,
+        )
+        figures: dict[str, object] = {
+            "trained": done.parameters,
+            "rate": self.rate,
+            "steps": self.steps,
+            "seconds": round(done.seconds),
+        }
+        return model, figures | ({"held_out_curve": curve(folder)} if self.curve else {})
 
 
-def run_cell(data: Path, cell: str, adapters: Path) -> dict[str, object]:
-    """Train one cell, and measure it on the held-out scenes."""
-    task, name, seed_name, *control = cell.split("/")
-    seed, noise = int(seed_name.removeprefix("seed-")), NOISE[task]
-    base = lowpeft.load_backbone(data / "weights" / WEIGHTS)
-    scale, folder = lowpeft.describe(base).scale or 4, data / "stereo" / "train"
-    scenes = find_scenes(folder, scale=scale)
-    tests: list[Example] = []
-    for scene in scenes:
-        if scene.name in HELD_OUT:
-            example = middle(scene, scale)
-            lr = tuple(noisy(v, noise, f"{scene.name} {i}") for i, v in enumerate(example.lr)) if noise else example.lr
-            tests.append(replace(example, lr=lr))
-    settings = replace(SETTINGS, seed=seed)
-    source: Any = NoisyCrops(
-        [s for s in scenes if s.name not in HELD_OUT],
-        scale,
-        crop_px=(settings.crop_height_px, settings.crop_width_px),
-        seed=seed,
-        clean_crops=read_clean_crops(folder),
-        noise=noise,
-    )
-    if control:
-        source = EachViewTwice(source)
-        settings = replace(settings, batch=2 * settings.batch, calibration=2 * settings.calibration)
+def backbone(options: Namespace) -> Backbone:
+    base = lowpeft.load_backbone(options.data / "weights" / WEIGHTS)
+    module_of(base).to(options.device)
+    return base
 
-    def db(enhance: Any) -> float:
-        return round(measure(enhance, tests, scale=scale, protocol=WHOLE_RGB).means()["PSNR"], 4)
 
-    frozen = db(by_network(base))
-    torch.manual_seed(seed)
-    model = build_model(base, replace(RECIPES[name], training=settings))
-    done = train(model.train(), source, settings)
-    lowpeft.save_adapter(model, adapters / cell.replace("/", "-"), facts={"training": f"benchmarks/evidence.py {cell}"})
-    results: dict[str, object] = {"frozen_db": frozen, "parameters": done.parameters, "seconds": round(done.seconds)}
-    if RECIPES[name].views == 2:
-        results["same_view_db"] = db(by_network_alone(model))
-    if not control:
-        results["adapted_db"] = db(by_network(model))
-    return results
+def training_scenes(data: Path) -> list[Scene]:
+    return [s for s in find_scenes(data / "stereo" / "train", scale=SCALE) if s.name not in HELD_OUT]
+
+
+def held_out(data: Path, task: Task) -> list[Example]:
+    """The held-out pairs; the middle of each."""
+    scenes = find_scenes(data / "stereo" / "train", scale=SCALE)
+    examples = (load_example(s, SCALE, loading=task.loading) for s in scenes if s.name in HELD_OUT)
+    return [middle(example, LR_CROP_PX) for example in examples]
+
+
+def test_pairs(data: Path, task: Task) -> Iterable[Example]:
+    """The test pairs, read one by one."""
+    folder = data / "stereo" / "test"
+    scenes = find_scenes(folder, scale=SCALE)
+    if task.test_lr_px is None:
+        archived, _ = scenes_with_lr(folder, lr_folder=data / "stereo" / "test_lr_x4_matlab")
+        with_files = {scene.name: scene for scene in archived}
+        return (load_example(with_files.get(s.name, s), SCALE, loading=task.loading) for s in scenes)
+    cut = partial(middle, lr_px=task.test_lr_px)
+    return (cut(load_example(s, SCALE, loading=task.loading)) for s in scenes)
+
+
+def db(enhance: Enhance, examples: Iterable[Example]) -> float:
+    """Mean PSNR of whole views."""
+    return round(measure(enhance, examples, scale=SCALE, protocol=WHOLE_RGB).means()["PSNR"], 4)
+
+
+def figures_of(enhance: Enhance, examples: Iterable[Example]) -> dict[str, object]:
+    """Means of the protocol, and its figures of every scene in the order of its columns."""
+    report = measure(enhance, examples, scale=SCALE, protocol=PROTOCOL)
+    return {
+        "mean": {name: round(value, 4) for name, value in report.means().items()},
+        "scenes": {row.scene: [round(value, 4) for value in row.values] for row in report.rows},
+    }
+
+
+def curve(folder: Path) -> dict[str, float]:
+    """Figures on the held-out pairs by step, from the log of a run."""
+    rows = (json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines())
+    return {str(row["step"]): row["validation"] for row in rows if row.get("validation") is not None}
+
+
+def run_cell(options: Namespace, cell: str, run: Run) -> dict[str, object]:
+    """Train one cell, and measure it on the test pairs."""
+    task = TASKS[run.task]
+    model, figures = run.trained(options, options.runs / cell.replace("/", "-"))
+    if not run.control:
+        figures["adapted"] = figures_of(by_network(model), test_pairs(options.data, task))
+    if recipe_of(run.row).views == 2:
+        figures["same view"] = figures_of(by_network_alone(model), test_pairs(options.data, task))
+    return figures
+
+
+def run_row(options: Namespace, head: Mapping[str, object], task_name: str, row: str) -> None:
+    """Choose the rate of a row, then train it with every seed, with its control where it has one."""
+    task = TASKS[task_name]
+    first, *_ = options.seeds
+    prefix = f"{task_name}/{row}"
+
+    def rate_cell(cell: str) -> dict[str, object]:
+        rate = float(cell.rsplit("rate-", 1)[1])
+        run = Run(task=task_name, row=row, rate=rate, seed=first, steps=task.steps_of_rates)
+        model, figures = run.trained(options, options.runs / cell.replace("/", "-"))
+        return figures | {"held_out_db": db(by_network(model), held_out(options.data, task))}
+
+    start = LADDER.index(task.first_rate) - SLOWER.get(row, 0)
+    wanted = {*LADDER[start : start + 3]}
+    while wanted:
+        run_cells(options.out, head, [f"{prefix}/rate-{rate:g}" for rate in sorted(wanted)], rate_cell)
+        rate, wanted = rates_to_try(held_out_by_rate(cells_of(options.out), prefix))
+    for seed in options.seeds:
+        for control in (False, True)[: 1 + task.rows[row]]:
+            run = Run(
+                task=task_name,
+                row=row,
+                rate=rate,
+                seed=seed,
+                steps=options.steps or task.steps,
+                control=control,
+                curve=seed == first,
+            )
+            name = f"{prefix}/seed-{seed}" + "/control" * control
+            run_cells(options.out, head, [name], lambda cell, run=run: run_cell(options, cell, run))
+
+
+def run_baselines(options: Namespace, head: Mapping[str, object], task_name: str) -> None:
+    """Measure bicubic, and the frozen network."""
+    for name in BASELINES:
+
+        def run(_: str, name: str = name) -> dict[str, object]:
+            enhance = by_bicubic(SCALE) if name == "bicubic" else by_network(backbone(options))
+            task = TASKS[task_name]
+            return {
+                "held_out_db": db(enhance, held_out(options.data, task)),
+                "adapted": figures_of(enhance, test_pairs(options.data, task)),
+            }
+
+        run_cells(options.out, head, [f"{task_name}/{name}"], run)
 
 
 def main() -> None:
+    every = [f"{task}/{row}" for task, found in TASKS.items() for row in (*BASELINES, *found.rows)]
     parser = options_of(__doc__, data=True)
-    parser.add_argument("cells", nargs="*", default=CELLS, metavar="CELL")
-    parser.add_argument("--adapters", type=Path, default=Path("runs/evidence"), help="folder of the trained adapters")
+    parser.add_argument("rows", nargs="*", default=every, metavar="TASK/ROW")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the trained adapters")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=0, help="in place of the task's")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
+    if options.out is None:
+        parser.error("--out is needed: rates are chosen from what it holds")
     head = {
-        **provenance("python benchmarks/evidence.py --data DATA", "spandrel", "scikit-image"),
+        **provenance("python benchmarks/evidence.py --data DATA --runs FOLDER", "spandrel", "scikit-image"),
+        "device": f"{options.device}, {torch.get_num_threads()} threads",
         "weights": WEIGHTS,
         "held_out": list(HELD_OUT),
-        "settings": vars(SETTINGS),
-        "what": "PSNR in dB of whole RGB views, mean of both views and of 8 held-out training scenes",
+        "columns": [column.name for column in PROTOCOL.columns],
+        "settings": settings_without_rate(Run(task="", row="", rate=1, seed=0, steps=1).settings(options)),
+        "tasks": {name: str(task.loading.degrade or "MATLAB's bicubic") for name, task in TASKS.items()},
+        "test_lr_px": {name: task.test_lr_px or "whole" for name, task in TASKS.items()},
     }
-    run_cells(options.out, head, options.cells, lambda cell: run_cell(options.data, cell, options.adapters))
+    for name in options.rows:
+        task, row = name.split("/")
+        if row in BASELINES:
+            run_baselines(options, head, task)
+        else:
+            run_row(options, head, task, row)
 
 
 if __name__ == "__main__":

@@ -13,20 +13,22 @@ it stopped. A recipe that does not fit a network leaves the reason. Needs the ex
 from __future__ import annotations
 
 import statistics
+import zlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from torch import Tensor
 
 import lowpeft
 from common import options_of, provenance, run_cells
-from evidence import NoisyCrops
 from lowpeft.demo import demo_backbone
 from lowpeft.ports.facts import Backbone
 from lowpeft.recipes import TrainSettings, bundled, load_recipe
-from lowpeft.restoration.data import find_scenes
+from lowpeft.restoration.data import Crops, find_scenes
+from lowpeft.restoration.images import to_float, to_uint8
 from lowpeft.restoration.training import build_model, train
 from stereo_start import WEIGHTS
 
@@ -52,6 +54,24 @@ NETWORKS: dict[str, Callable[[Path], Backbone]] = {
     "dctlsa": lambda data: lowpeft.load_backbone(data / "weights" / WEIGHTS),
     "demo": lambda data: demo_backbone(),
 }
+
+
+def noisy(view: Tensor, noise: float, key: str) -> Tensor:
+    """Return an LR view (3,h,w), uint8, with Gaussian noise (values 0..1) that depends on the key alone, as uint8."""
+    generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
+    return to_uint8((to_float(view) + noise * torch.randn(view.shape, generator=generator)).clamp(0, 1))
+
+
+@dataclass(kw_only=True)
+class NoisyCrops(Crops):
+    """Crops whose LR views have noise (standard deviation for values 0..1) of their own in every crop."""
+
+    noise: float
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        lr, hr = super().__getitem__(index)
+        views = [noisy(to_uint8(v), self.noise, f"{self.seed} {index} {i}") for i, v in enumerate(lr)]
+        return torch.stack([to_float(view) for view in views]), hr
 
 
 def recipes() -> list[str]:

@@ -30,9 +30,19 @@ import torch
 from torch import nn
 
 import lowpeft
-from common import cells_of, median_seconds, middle, options_of, provenance, run_cells, unfinished
+from common import (
+    LADDER,
+    cells_of,
+    median_seconds,
+    middle,
+    options_of,
+    provenance,
+    rates_to_try,
+    run_cells,
+    settings_without_rate,
+    unfinished,
+)
 from counting import kept_bytes
-from methods_figures import OWN_SIZE, UNTRAINED, held_out_by_rate
 from lowpeft.core.attachment.record import module_of
 from lowpeft.ports.facts import Backbone
 from lowpeft.ports.layouts import Size
@@ -43,6 +53,7 @@ from lowpeft.restoration.evaluation import by_bicubic, by_network, measure
 from lowpeft.restoration.evaluation.measure import Enhance
 from lowpeft.restoration.metrics import WHOLE_RGB
 from lowpeft.restoration.training import build_model, train
+from methods_figures import OWN_SIZE, UNTRAINED, held_out_by_rate
 
 NETWORKS = {"dctlsa": "DCTLSA_x4.pt", "craft": "CRAFT_x4.pth"}
 TASKS = {"near": Loading(), "far": Loading(degrade=degradation("down:4,noise:25,8bit"))}
@@ -51,9 +62,6 @@ HELD_OUT = 20
 
 HELD_OUT_LR_PX, TEST_LR_PX = (64, 64), (80, 80)
 """The middle of an image that is measured, at most."""
-
-LADDER = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
-"""Peak learning rates."""
 
 FIRST_RATE = {"near": 3e-4, "far": 3e-3}
 """The lowest of the three that are tried first."""
@@ -232,9 +240,7 @@ def run_row(options: Namespace, head: dict[str, object], network: str, task: str
     while wanted:
         run(wanted, [first])
         found = held_out_by_rate(cells_of(options.out), f"{network}/{budget}/{task}/{name}", first)
-        best = max(found, key=found.__getitem__)
-        place = LADDER.index(best)
-        wanted = {*LADDER[max(0, place - 1) : place + 2]} - found.keys()
+        best, wanted = rates_to_try(found)
     run([best], others)
 
 
@@ -303,7 +309,8 @@ def main() -> None:
     head = {
         **provenance("python benchmarks/methods.py --data DATA", "spandrel", "scikit-image", "peft"),
         "device": f"{options.device}, {torch.get_num_threads()} threads of {os.cpu_count()} cores",
-        "settings": {k: v for k, v in vars(settings_of(options, 1, 0)).items() if not k.endswith("learning_rate")},
+        "steps": options.steps,
+        "settings": settings_without_rate(settings_of(options, 1, 0)),
         "tasks": {name: str(loading.degrade or "MATLAB's bicubic") for name, loading in TASKS.items()},
         "what": "PSNR in dB of whole RGB, middles of 24 Kodak images; held out: 20 of the 200 images of BSDS500",
     }

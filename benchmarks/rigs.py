@@ -20,15 +20,15 @@ from torch import Tensor
 
 import lowpeft
 from check_pair import moved_up
-from common import options_of, provenance, write
-from evidence import noisy
+from common import middle, options_of, provenance, write
+from hundred_steps import noisy
 from lowpeft.demo import demo_backbone
 from lowpeft.demo.run import ADAPTER
 from lowpeft.demo.task import NOISE, unseen_scenes
 from lowpeft.restoration.data import Example, find_scenes, load_example
 from lowpeft.restoration.evaluation import compare
 from lowpeft.restoration.images import matlab_downscale
-from stereo_start import HELD_OUT, WEIGHTS, middle
+from stereo_start import HELD_OUT, LR_CROP_PX, WEIGHTS
 
 
 def gained(view: Tensor, gain: float) -> Tensor:
@@ -84,7 +84,7 @@ def main() -> None:
     for title, task, noise in (("real x4, noise 10", "noise10", 10 / 255), ("real x4, clean", "clean", 0.0)):
         base = lowpeft.load_backbone(options.data / "weights" / WEIGHTS)
         model = lowpeft.load_adapter(base, options.adapters / f"{task}-parallax-seed-0")
-        cases[title] = on_rigs(model, [middle(scene, 4) for scene in scenes], 4, noise)
+        cases[title] = on_rigs(model, [middle(load_example(scene, 4), LR_CROP_PX) for scene in scenes], 4, noise)
     command = "python benchmarks/rigs.py --data DATA --adapters runs/evidence"
     write({**provenance(command, "spandrel", "scikit-image"), "db": cases}, options.out)
 

@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 
 import lowpeft
-from common import options_of, provenance, write
+from common import middle, options_of, provenance, write
 from lowpeft.core.attachment.record import pieces, unwrap
 from lowpeft.kinds import StereoAdapter
 from lowpeft.ports.layouts import Features
 from lowpeft.recipes import load_recipe, override, recipe_to_dict
-from lowpeft.restoration.data import Crops, Example, Scene, find_scenes, load_example, read_clean_crops
+from lowpeft.restoration.data import Crops, find_scenes, load_example, read_clean_crops
 from lowpeft.restoration.evaluation import by_network, by_network_alone, measure
 from lowpeft.restoration.training import build_model, train
 
@@ -66,16 +66,6 @@ SETTINGS = replace(
     ema_decay=0.98,
     save_every_steps=0,
 )
-
-
-def middle(scene: Scene, scale: int) -> Example:
-    """The middle of both views, at the same place."""
-    found = load_example(scene, scale)
-    size = found.lr[0].shape[-2:]
-    height, width = (min(side, most) // 8 * 8 for side, most in zip(size, LR_CROP_PX, strict=True))
-    y, x = (size[0] - height) // 2, (size[1] - width) // 2
-    cut = lambda views, s: tuple(v[:, s * y : s * (y + height), s * x : s * (x + width)] for v in views)  # noqa: E731
-    return Example(name=found.name, lr=cut(found.lr, 1), hr=cut(found.hr, scale))
 
 
 def rows_seen(model: nn.Module, left: Tensor, right: Tensor) -> dict[StereoAdapter, Tensor]:
@@ -133,7 +123,7 @@ def one_run(data: Path, seed: int, *, sharp: bool) -> dict[str, object]:
     base = lowpeft.load_backbone(data / "weights" / WEIGHTS)
     folder = data / "stereo" / "train"
     scenes = find_scenes(folder, scale=base.scale)
-    tests = [middle(s, base.scale) for s in scenes if s.name in HELD_OUT]
+    tests = [middle(load_example(s, base.scale), LR_CROP_PX) for s in scenes if s.name in HELD_OUT]
     settings = replace(SETTINGS, seed=seed)
     crops = Crops(
         [s for s in scenes if s.name not in HELD_OUT],
