@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,7 +22,10 @@ import lowpeft
 from lowpeft.ports.layouts import Size
 from lowpeft.recipes import TrainSettings
 from lowpeft.restoration.data import Example
-from lowpeft.storage import write_json
+from lowpeft.storage import new_file, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SKIPPED = "skipped"
 """Key of the reason in the result of a cell that could not be run; it is tried again in the next run."""
@@ -131,3 +134,20 @@ def middle(example: Example, lr_px: Size) -> Example:
         return tuple(view[:, s * y : s * (y + height), s * x : s * (x + width)] for view in views)
 
     return replace(example, lr=cut(example.lr, 1), hr=cut(example.hr, scale))
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return the 95 % confidence interval of a mean, by Student's t; None for fewer than two values."""
+    from scipy.stats import t
+
+    if len(values) < 2:
+        return None
+    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    return statistics.fmean(values) - half, statistics.fmean(values) + half
+
+
+def save_figure(figure: Figure, out: Path) -> None:
+    """Write a figure of matplotlib as a PNG file."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(out) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

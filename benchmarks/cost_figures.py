@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from common import SKIPPED
+from common import SKIPPED, save_figure
 
 MB, GFLOP = 10**6, 10**9
 REFERENCE = "full fine-tuning"
@@ -111,8 +111,6 @@ def draw(results: Path, out: Path) -> None:
     """Draw time over memory of a step, one panel for each network that was timed, into a PNG file."""
     from matplotlib.figure import Figure
 
-    from lowpeft.storage import new_file
-
     found = json.loads(results.read_text(encoding="utf-8"))
     networks = networks_with(found, "train")
     figure = Figure(figsize=(10, 4.2 * ((len(networks) + 1) // 2)), layout="constrained")
@@ -133,9 +131,7 @@ def draw(results: Path, out: Path) -> None:
     for axes in panels[len(networks) :]:
         axes.set_axis_off()
     figure.legend(handles=_legend(recipes, colours, marks), loc="outside lower center", ncols=5, fontsize="small")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with new_file(out) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    save_figure(figure, out)
 
 
 def _legend(recipes: Sequence[str], colours: Sequence[str], marks: Mapping[str, str]) -> list[Any]:

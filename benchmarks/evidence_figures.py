@@ -1,14 +1,171 @@
-"""Figures and tables from the results of `benchmarks/evidence.py`."""
+"""Tables and plots of what `benchmarks/evidence.py` measured."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
+from claims import with_spread
+from common import save_figure
+
 BASELINES = ("bicubic", "frozen")
+PSNR, SSIM, SHAVED = "PSNR (L+R)/2", "SSIM (L+R)/2", "PSNR left, shaved"
+HEAD = (
+    "row",
+    "trained",
+    "rate",
+    "seeds",
+    "PSNR, dB",
+    "SSIM",
+    "over frozen",
+    "over the same view",
+    "over the control",
+    "gain over the control / deviation",
+)
+KITTI_HEAD = ("network", "PSNR, dB", "over frozen")
+PUBLISHED = {"CVHSSR-T, trained from scratch on Flickr1024, 0.68 M parameters": 26.08}
+"""PSNR in dB of published stereo networks in the test of `kitti_rows`, measured with their public weights by us, not by
+this benchmark."""
+
+Cells = Mapping[str, Any]
 
 
-def held_out_by_rate(cells: Mapping[str, Any], row: str) -> dict[float, float]:
+def held_out_by_rate(cells: Cells, row: str) -> dict[float, float]:
     """PSNR in dB on the held-out pairs by learning rate, of a row TASK/ROW."""
     prefix = f"{row}/rate-"
     return {float(k.removeprefix(prefix)): cell["held_out_db"] for k, cell in cells.items() if k.startswith(prefix)}
+
+
+def seeds_of(cells: Cells, row: str, *, control: bool = False) -> dict[int, Any]:
+    """Cells of a row TASK/ROW by seed; of its control on demand."""
+    pattern = re.compile(rf"{re.escape(row)}/seed-(\d+)" + "/control" * control)
+    found = {int(match[1]): cell for name, cell in cells.items() if (match := pattern.fullmatch(name))}
+    return dict(sorted(found.items()))
+
+
+def rows_of(cells: Cells, task: str) -> list[str]:
+    """Names of the rows of a task that were trained, best first."""
+    names = dict.fromkeys(name.split("/")[1] for name in cells if name.startswith(f"{task}/") and "/seed-" in name)
+
+    def psnr(name: str) -> float:
+        return fmean(cell["adapted"]["mean"][PSNR] for cell in seeds_of(cells, f"{task}/{name}").values())
+
+    return sorted((name for name in names if seeds_of(cells, f"{task}/{name}")), key=lambda name: -psnr(name))
+
+
+def gains_over_control(cells: Cells, row: str, column: str = PSNR) -> list[float]:
+    """Gain in dB of a row TASK/ROW over its control, by seed; empty where it has none."""
+    ours, controls = seeds_of(cells, row), seeds_of(cells, row, control=True)
+    both = [seed for seed in ours if seed in controls]
+    return [ours[s]["adapted"]["mean"][column] - controls[s]["same view"]["mean"][column] for s in both]
+
+
+def task_rows(results: Mapping[str, Any], task: str) -> list[list[str]]:
+    """One row for each way to train, with means and standard deviations over seeds; bicubic and the network first."""
+    cells = results["cells"]
+    frozen = cells[f"{task}/frozen"]["adapted"]["mean"][PSNR]
+    lines = []
+    for name in BASELINES:
+        mean = cells[f"{task}/{name}"]["adapted"]["mean"]
+        figures = [f"{mean[PSNR]:.3f}", f"{mean[SSIM]:.4f}", f"{mean[PSNR] - frozen:+.3f}"]
+        lines.append([name, "–", "–", "–", *figures, "–", "–", "–"])
+    for name in rows_of(cells, task):
+        seeds = list(seeds_of(cells, f"{task}/{name}").values())
+        adapted = [cell["adapted"]["mean"] for cell in seeds]
+        same = [cell["same view"]["mean"][PSNR] for cell in seeds if "same view" in cell]
+        over_same = [mean[PSNR] - other for mean, other in zip(adapted, same, strict=False)]
+        gains = gains_over_control(cells, f"{task}/{name}")
+        lines.append(
+            [
+                f"`{name}`",
+                f"{seeds[0]['trained']:,}",
+                f"{seeds[0]['rate']:g}",
+                str(len(seeds)),
+                with_spread([mean[PSNR] for mean in adapted]),
+                with_spread([mean[SSIM] for mean in adapted], digits=4),
+                with_spread([mean[PSNR] - frozen for mean in adapted], sign="+"),
+                with_spread(over_same, sign="+") if over_same else "–",
+                with_spread(gains, sign="+") if gains else "–",
+                f"{fmean(gains) / stdev(gains):.1f}" if len(gains) > 1 else "–",
+            ]
+        )
+    return lines
+
+
+def kitti_rows(results: Mapping[str, Any]) -> list[list[str]]:
+    """The 20 pairs of KITTI 2015, left view, x4: published networks, bicubic, the frozen network, and the rows."""
+    column, cells = results["columns"].index(SHAVED), results["cells"]
+
+    def mean(cell: Any) -> float:
+        scenes = cell["adapted"]["scenes"]
+        return fmean(values[column] for scene, values in scenes.items() if scene.startswith("kitti"))
+
+    frozen = mean(cells["clean/frozen"])
+    lines = [[name, [db]] for name, db in PUBLISHED.items()]
+    lines += [[name, [mean(cells[f"clean/{name}"])]] for name in BASELINES]
+    for name in rows_of(cells, "clean"):
+        lines.append([f"`{name}`", [mean(cell) for cell in seeds_of(cells, f"clean/{name}").values()]])
+    lines.sort(key=lambda line: fmean(line[1]))
+    return [[name, with_spread(dbs), f"{fmean(dbs) - frozen:+.3f}"] for name, dbs in lines]
+
+
+def steps_of(results: Mapping[str, Any], task: str) -> int:
+    """Number of steps of the task's cells."""
+    cells = results["cells"]
+    return max(cell["steps"] for row in rows_of(cells, task) for cell in seeds_of(cells, f"{task}/{row}").values())
+
+
+def draw(results: Mapping[str, Any], out: Path) -> None:
+    """Draw gains over steps on the held-out pairs, and over the control in every test scene, into a PNG file."""
+    from matplotlib.figure import Figure
+
+    cells, tasks = results["cells"], list(results["tasks"])
+    figure = Figure(figsize=(5 * len(tasks), 8), layout="constrained")
+    curves, scenes = figure.subplots(2, len(tasks), squeeze=False)
+    for axes, task in zip(curves, tasks, strict=True):
+        _draw_curves(axes, cells, task)
+    for axes, task in zip(scenes, tasks, strict=True):
+        _draw_scenes(axes, cells, task, results["columns"].index(PSNR))
+    save_figure(figure, out)
+
+
+def _draw_curves(axes: Any, cells: Cells, task: str) -> None:
+    frozen = cells[f"{task}/frozen"]["held_out_db"]
+    for number, name in enumerate(rows_of(cells, task)):
+        for control in (False, True):
+            first = next(iter(seeds_of(cells, f"{task}/{name}", control=control).values()), {})
+            if not (curve := first.get("held_out_curve")):
+                continue
+            steps, gains = [int(step) for step in curve], [db - frozen for db in curve.values()]
+            style = {"color": f"C{number}", "linestyle": "--" if control else "-", "marker": ".", "linewidth": 1}
+            axes.plot([0, *steps], [0, *gains], **style, label=f"{name}, control" if control else name)
+    axes.set(title=task, xlabel="steps", ylabel="dB over the frozen network, 8 held-out pairs")
+    axes.grid(color="0.92")
+    axes.legend(fontsize=7)
+
+
+def _draw_scenes(axes: Any, cells: Cells, task: str, column: int) -> None:
+    gains = {name: gains_by_scene(cells, f"{task}/{name}", column) for name in rows_of(cells, task)}
+    gains = {name: by_scene for name, by_scene in gains.items() if by_scene}
+    first: dict[str, float] = next(iter(gains.values()), {})
+    scenes = sorted(first, key=first.__getitem__)
+    for name, by_scene in gains.items():
+        axes.plot([by_scene[scene] for scene in scenes], range(len(scenes)), "o", markersize=3, label=name)
+    axes.set_yticks(range(len(scenes)), labels=scenes, fontsize=5)
+    axes.axvline(0, color="0.5", linewidth=0.8)
+    axes.set(title=task, xlabel="dB over the control, mean of the seeds, test pairs")
+    axes.grid(color="0.92")
+    axes.legend(fontsize=7)
+
+
+def gains_by_scene(cells: Cells, row: str, column: int) -> dict[str, float]:
+    """Gain of a row TASK/ROW over its control by test scene, mean of the seeds; empty where it has none."""
+    ours, controls = seeds_of(cells, row), seeds_of(cells, row, control=True)
+    pairs = [
+        (ours[seed]["adapted"]["scenes"], controls[seed]["same view"]["scenes"]) for seed in ours if seed in controls
+    ]
+    scenes = pairs[0][0] if pairs else ()
+    return {scene: fmean(our[scene][column] - control[scene][column] for our, control in pairs) for scene in scenes}

@@ -53,7 +53,7 @@ from lowpeft.restoration.evaluation import by_bicubic, by_network, measure
 from lowpeft.restoration.evaluation.measure import Enhance
 from lowpeft.restoration.metrics import WHOLE_RGB
 from lowpeft.restoration.training import build_model, train
-from methods_figures import OWN_SIZE, UNTRAINED, held_out_by_rate
+from same_budget_figures import OWN_SIZE, UNTRAINED, held_out_by_rate
 
 NETWORKS = {"dctlsa": "DCTLSA_x4.pt", "craft": "CRAFT_x4.pth"}
 TASKS = {"near": Loading(), "far": Loading(degrade=degradation("down:4,noise:25,8bit"))}
@@ -100,6 +100,7 @@ ROWS = {
     "spatial": Row("spatial"),
     "adaptir": Row("adaptir"),
     "lora-mlp": Row("lora", target=MLP),
+    "lora-all": Row("lora"),
     "ssf": Row("ssf", sized=False),
     "bitfit": Row("bitfit", sized=False),
     "ia3": Row("ia3", sized=False),
@@ -187,6 +188,11 @@ def run_untrained(options: Namespace, network: str, task: str, name: str) -> dic
     module_of(base).to(options.device)
     scale = lowpeft.describe(base).scale or 4
     return figures_of(options.data, scale, TASKS[task], by_bicubic(scale) if name == "bicubic" else by_network(base))
+
+
+def parameters_of(data: Path, network: str) -> int:
+    base = lowpeft.load_backbone(data / "weights" / NETWORKS[network])
+    return sum(parameter.numel() for parameter in module_of(base).parameters())
 
 
 def training_scenes(data: Path) -> Sequence[Scene]:
@@ -309,6 +315,7 @@ def main() -> None:
     head = {
         **provenance("python benchmarks/methods.py --data DATA", "spandrel", "scikit-image", "peft"),
         "device": f"{options.device}, {torch.get_num_threads()} threads of {os.cpu_count()} cores",
+        "parameters": {name: parameters_of(options.data, name) for name in NETWORKS},
         "steps": options.steps,
         "settings": settings_without_rate(settings_of(options, 1, 0)),
         "tasks": {name: str(loading.degrade or "MATLAB's bicubic") for name, loading in TASKS.items()},

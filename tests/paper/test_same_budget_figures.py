@@ -1,0 +1,80 @@
+"""Tables and plot of methods at one budget, from made-up results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import same_budget_figures as figures
+from common import rates_to_try
+
+
+@pytest.fixture
+def results() -> dict[str, Any]:
+    def cell(trained: int, held_out: float, *test: float) -> dict[str, Any]:
+        return {"trained": trained, "held_out_db": held_out, "test_db": list(test)}
+
+    cells: dict[str, Any] = {"net/far/frozen": {"held_out_db": 20.0, "test_db": [20.0, 21.0]}}
+    cells |= {"net/far/bicubic": {"held_out_db": 19.0, "test_db": [19.0, 20.0]}}
+    cells |= {f"net/2%/far/lora/0.001/seed-{seed}": cell(20, 22, 22 + seed / 10, 24 + seed / 10) for seed in range(3)}
+    cells["net/2%/far/lora/0.003/seed-0"] = cell(20, 21, 30, 30)  # best on the test images, but chosen on held-out ones
+    cells |= {
+        f"net/own/far/full/0.001/seed-{seed}": cell(1000, 23, 23 + seed / 10, 25 + seed / 10) for seed in range(3)
+    }
+    cells |= {"net/5%/far/lora/0.001/seed-0": cell(50, 25, 26, 28), "other/2%/far/lora/0.001/seed-0": cell(9, 9, 9, 9)}
+    cells["net/2%/cost"] = {
+        "lora": {"kept_bytes": 5, "file_bytes": 2000, "step_of_full": 0.7},
+        "full": {"kept_bytes": 10, "file_bytes": 9000, "step_of_full": 1.0},
+        "peft-lora": {"kept_bytes": 8, "step_of_full": 0.9},
+    }
+    return {"cells": cells, "parameters": {"net": 1000}, "tasks": {"far": "noise"}}
+
+
+def test_rates_are_chosen_on_the_held_out_images(results: dict[str, Any]) -> None:
+    best, second = figures.rows_of(results, "net", "2%", "far")
+    assert (best.name, best.sized, second.name, second.sized) == ("full", False, "lora", True)
+    assert second.rate == 0.001
+    assert list(second.test_db) == [0, 1, 2]
+    assert second.by_rate == {0.001: 22, 0.003: 21}
+
+
+def test_a_row_has_its_spread_and_its_distance_from_the_best(results: dict[str, Any]) -> None:
+    rows = figures.task_rows(results, "net", "2%", "far")
+    assert rows[1] == ["frozen", "–", "–", "–", "–", "20.500", "+0.000", "–"]
+    assert rows[2][:2] == ["`full`", "1,000"]
+    assert rows[2][-1] == "the best"
+    assert rows[3] == [
+        *("`lora`", "20", "2.00 %", "0.001", "3"),
+        *("23.100 ± 0.100", "+2.600 ± 0.100", "1.000 (1.000 to 1.000)"),
+    ]
+    assert all(len(row) == len(figures.HEAD) for row in rows)
+
+
+def test_seeds_that_disagree_show_no_clear_difference(results: dict[str, Any]) -> None:
+    results["cells"]["net/2%/far/lora/0.001/seed-0"]["test_db"] = [26.0, 27.0]
+    (_, lora) = figures.rows_of(results, "net", "2%", "far")
+    assert figures.behind(*figures.rows_of(results, "net", "2%", "far")[::-1]).endswith("no clear difference")
+    assert lora.name in ("lora", "full")
+
+
+def test_what_other_rates_lose_and_what_a_row_costs(results: dict[str, Any]) -> None:
+    assert figures.rate_rows(results, "net", "2%", ["far"]) == [
+        ["`full`", "**0.001** ()"],
+        ["`lora`", "**0.001** (0.003: -1.00)"],
+    ]
+    rows = figures.cost_rows(results, "net", "2%", {"lora": True, "full": True, "peft-lora": True})
+    assert rows[0] == ["`lora`", "yes", "0.50", "0.70", "2"]
+    assert rows[2] == ["`peft-lora`", "yes", "0.80", "0.90", "–"]
+
+
+def test_the_plot_is_drawn(results: dict[str, Any], tmp_path: Path) -> None:
+    figures.draw(results, "net", "2%", tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_rates_are_tried_until_the_best_has_a_worse_one_on_either_side() -> None:
+    assert rates_to_try({1e-3: 1.0, 3e-3: 2.0, 1e-2: 3.0}) == (1e-2, {3e-2})
+    assert rates_to_try({1e-3: 1.0, 3e-3: 2.0, 1e-2: 1.5}) == (3e-3, set())
+    assert rates_to_try({1e-6: 3.0, 3e-6: 2.0}) == (1e-6, set())
