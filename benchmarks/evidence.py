@@ -30,7 +30,7 @@ from torch import Tensor
 
 import lowpeft
 from common import LADDER, cells_of, middle, options_of, provenance, rates_to_try, run_cells, settings_without_rate
-from evidence_figures import BASELINES, held_out_by_rate
+from evidence_figures import BASELINES, draw, held_out_by_rate
 from lowpeft.core.attachment.record import module_of
 from lowpeft.ports.facts import Backbone
 from lowpeft.recipes import Recipe, TrainSettings, load_recipe, override
@@ -316,9 +316,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0, help="in place of the task's")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--plot", type=Path, help="draw the results of --out into this PNG file, and measure nothing")
     options = parser.parse_args()
     if options.out is None:
         parser.error("--out is needed: rates are chosen from what it holds")
+    if options.plot:
+        draw(json.loads(options.out.read_text()), options.plot)
+        return
     head = {
         **provenance("python benchmarks/evidence.py --data DATA --runs FOLDER", "spandrel", "scikit-image"),
         "device": f"{options.device}, {torch.get_num_threads()} threads",

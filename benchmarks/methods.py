@@ -17,6 +17,7 @@ More rows (any bundled recipe), budgets and networks are options; a GPU takes `-
 
 from __future__ import annotations
 
+import json
 import os
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
@@ -44,6 +45,7 @@ from common import (
 )
 from counting import kept_bytes
 from lowpeft.core.attachment.record import module_of
+from lowpeft.kinds import get_kind
 from lowpeft.ports.facts import Backbone
 from lowpeft.ports.layouts import Size
 from lowpeft.recipes import Recipe, TrainSettings, load_recipe, override
@@ -53,7 +55,7 @@ from lowpeft.restoration.evaluation import by_bicubic, by_network, measure
 from lowpeft.restoration.evaluation.measure import Enhance
 from lowpeft.restoration.metrics import WHOLE_RGB
 from lowpeft.restoration.training import build_model, train
-from same_budget_figures import OWN_SIZE, UNTRAINED, held_out_by_rate
+from same_budget_figures import OWN_SIZE, UNTRAINED, draw, held_out_by_rate
 
 NETWORKS = {"dctlsa": "DCTLSA_x4.pt", "craft": "CRAFT_x4.pth"}
 TASKS = {"near": Loading(), "far": Loading(degrade=degradation("down:4,noise:25,8bit"))}
@@ -264,7 +266,9 @@ def run_cost(options: Namespace, head: dict[str, object]) -> None:
             steps[name] = _step(model, options)
             steps[name]()
             kept, _ = kept_bytes(lambda model=model: _loss(model, options))
-            result[name] = {"kept_bytes": kept, **_file_of(name, model)}
+            kinds = [get_kind(config.kind) for config in recipe_of(name, options.budget).adapters]
+            merges = all(kind.on_weights for kind in kinds)
+            result[name] = {"mergeable": merges, "kept_bytes": kept, **_file_of(name, model)}
         seconds = median_seconds(steps, rounds=options.rounds)
         for name, value in seconds.items():
             result[name]["step_of_full"] = round(value / seconds["full"], 3)
@@ -309,9 +313,13 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--cost", action="store_true", help="write what a step of each row costs, and nothing else")
     parser.add_argument("--rounds", type=int, default=15, help="of --cost")
+    parser.add_argument("--plot", type=Path, help="draw the results of --out into this PNG file, and measure nothing")
     options = parser.parse_args()
     if options.out is None:
         parser.error("--out is needed: rates are chosen from what it holds")
+    if options.plot:
+        draw(json.loads(options.out.read_text()), options.networks[0], options.budget, options.plot)
+        return
     head = {
         **provenance("python benchmarks/methods.py --data DATA", "spandrel", "scikit-image", "peft"),
         "device": f"{options.device}, {torch.get_num_threads()} threads of {os.cpu_count()} cores",

@@ -16,7 +16,6 @@ OWN_SIZE = "own"
 """In place of the budget of a row that has no size to choose."""
 
 HEAD = ("row", "trained", "of the network", "rate", "seeds", "PSNR, dB", "over frozen", "behind the best")
-RATE_HEAD = ("row", "best rate")
 COST_HEAD = ("row", "mergeable", "kept bytes, of full", "time of a step, of full", "file, kB")
 
 
@@ -135,15 +134,14 @@ def _rates(row: RowFigures | None) -> str:
     return f"**{row.rate:g}** ({losses})"
 
 
-def cost_rows(results: Mapping[str, Any], network: str, budget: str, mergeable: Mapping[str, bool]) -> list[list[str]]:
+def cost_rows(results: Mapping[str, Any], network: str, budget: str) -> list[list[str]]:
     """One row for each method: what it costs to train it and to keep it."""
     cell = results["cells"].get(f"{network}/{budget}/cost", {})
     found = []
     for name, cost in cell.items():
-        merges = {True: "yes", False: "no"}.get(mergeable.get(name, True))
         size = f"{cost['file_bytes'] / 1000:,.0f}" if "file_bytes" in cost else "–"
         kept = f"{cost['kept_bytes'] / cell['full']['kept_bytes']:.2f}"
-        found.append([f"`{name}`", str(merges), kept, f"{cost['step_of_full']:.2f}", size])
+        found.append([f"`{name}`", "yes" if cost["mergeable"] else "no", kept, f"{cost['step_of_full']:.2f}", size])
     return found
 
 

@@ -26,6 +26,8 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.inspect import stringify_signature
 from sphinx.util.typing import ExtensionMetadata
 
+import evidence_figures
+import same_budget_figures
 from claims import CLAIMS, directions, with_spread
 from cost_figures import MEMORY_HEAD, attention_rows, memory_rows, networks_with, reasons, time_head, time_rows
 from method_figures import MERGE_HEAD, TRAINING_HEAD, merge_rows, training_rows, trap_rows
@@ -482,24 +484,14 @@ def parallax_forms() -> str:
     return f"{table(head, map(row, rows))}\n\n{made_by(results)}"
 
 
-def parallax_real() -> str:
-    """Real pairs, with and without noise."""
-    results = results_of("evidence")
-    cells = results["cells"]
+def other_view(task: str) -> Callable[[Any], str]:
+    """What each way to train gives on real pairs."""
+    return lambda results: table(evidence_figures.HEAD, evidence_figures.task_rows(results, task))
 
-    def row(name: str) -> list[str]:
-        cell, control = cells[name], cells.get(f"{name}/control")
-        task, recipe, _ = name.split("/")
-        adapted, same = cell["adapted_db"], cell.get("same_view_db")
-        over_same = f"{adapted - same:+.3f}" if same else "–"
-        over_control = f"{adapted - control['same_view_db']:+.3f}" if control else "–"
-        over_frozen = f"{adapted - cell['frozen_db']:+.3f}"
-        figures = [f"{cell['frozen_db']:.3f}", f"{adapted:.3f}", over_frozen, over_same, over_control]
-        return [task, f"`{recipe}`", f"{cell['parameters']:,}", *figures]
 
-    head = ["task", "recipe", "trained", "frozen", "adapted", "over frozen", "over same view", "over control"]
-    rows = [row(name) for name in cells if not name.endswith("/control")]
-    return f"{table(head, rows)}\n\n{made_by(results)}"
+def kitti(results: Any) -> str:
+    """KITTI 2015 x4, beside a published network."""
+    return table(evidence_figures.KITTI_HEAD, evidence_figures.kitti_rows(results))
 
 
 def parallax_rigs() -> str:
@@ -682,12 +674,35 @@ def denoiser(results: Any) -> str:
     return table(["PSNR in dB" if name == "network" else name for name in head], rows)
 
 
-def cost_plot() -> str:
-    """The plot of time over memory, where it was drawn."""
-    image = Path(__file__).resolve().parents[1] / "images" / "performance.png"
-    if not image.exists():
-        return "*Not drawn yet: `python benchmarks/cost.py --plot` draws it from the results.*"
-    return f"![Time of a step over peak memory, both as shares of full fine-tuning](images/{image.name})"
+SAME_BUDGET = ("dctlsa", "2%")
+"""Network and budget of the table of methods in the documentation."""
+
+
+def same_budget(task: str) -> Callable[[Any], str]:
+    """Methods at one budget of trained parameters."""
+    return lambda results: table(same_budget_figures.HEAD, same_budget_figures.task_rows(results, *SAME_BUDGET, task))
+
+
+def same_budget_rates(results: Any) -> str:
+    """The learning rates that were best, and what others lose."""
+    tasks = list(results["tasks"])
+    return table(["row", *tasks], same_budget_figures.rate_rows(results, *SAME_BUDGET, tasks))
+
+
+def same_budget_cost(results: Any) -> str:
+    """What the methods cost at one budget."""
+    return table(same_budget_figures.COST_HEAD, same_budget_figures.cost_rows(results, *SAME_BUDGET))
+
+
+def plot(image: str, command: str, title: str) -> Callable[[], str]:
+    """A plot, where it was drawn."""
+
+    def section() -> str:
+        if not (Path(__file__).resolve().parents[1] / "images" / image).exists():
+            return f"*Not drawn yet: `{command}` draws it from the results.*"
+        return f"![{title}](images/{image})"
+
+    return section
 
 
 # --- The command line
@@ -821,7 +836,11 @@ GENERATED: dict[str, Callable[[], str]] = {
     "cost-inference": cost_section("cost", cost_times("infer")),
     "cost-inference-cuda": cost_section("cost_cuda", cost_times("infer")),
     "cost-memory": cost_section("cost", cost_memory),
-    "cost-plot": cost_plot,
+    "cost-plot": plot(
+        "performance.png",
+        "python benchmarks/cost.py --plot",
+        "Time of a step over peak memory, both as shares of full fine-tuning",
+    ),
     "cost-steps": cost_section("cost", cost_times("train")),
     "cost-steps-cuda": cost_section("cost_cuda", cost_times("train")),
     "degradations": degradations,
@@ -837,7 +856,6 @@ GENERATED: dict[str, Callable[[], str]] = {
     "kinds": kinds,
     "parallax-demo": parallax_demo,
     "parallax-forms": parallax_forms,
-    "parallax-real": parallax_real,
     "parallax-rigs": parallax_rigs,
     "parallax-steps": parallax_steps,
     "layouts": layouts,
@@ -856,6 +874,21 @@ GENERATED: dict[str, Callable[[], str]] = {
     "strips": measured("strips"),
     "switches": switches,
     "merge-parity": cost_section("merge_parity", merge_parity),
+    "other-view-noise": cost_section("evidence", other_view("noise10")),
+    "other-view-clean": cost_section("evidence", other_view("clean")),
+    "other-view-kitti": cost_section("evidence", kitti),
+    "other-view-plot": plot(
+        "other-view.png",
+        "python benchmarks/evidence.py --plot",
+        "Gains over the steps, and over the control in every test scene",
+    ),
+    "same-budget-far": cost_section("methods", same_budget("far")),
+    "same-budget-near": cost_section("methods", same_budget("near")),
+    "same-budget-rates": cost_section("methods", same_budget_rates),
+    "same-budget-cost": cost_section("methods", same_budget_cost),
+    "same-budget-plot": plot(
+        "same-budget.png", "python benchmarks/methods.py --plot", "Gain over the frozen network by trained parameters"
+    ),
     "weight-kinds": kinds_on(("weights",)),
     "feature-kinds": kinds_on(("features", "tokens", "image")),
     "hundred-steps": cost_section("hundred_steps", hundred_steps),

@@ -25,9 +25,9 @@ def results() -> dict[str, Any]:
     }
     cells |= {"net/5%/far/lora/0.001/seed-0": cell(50, 25, 26, 28), "other/2%/far/lora/0.001/seed-0": cell(9, 9, 9, 9)}
     cells["net/2%/cost"] = {
-        "lora": {"kept_bytes": 5, "file_bytes": 2000, "step_of_full": 0.7},
-        "full": {"kept_bytes": 10, "file_bytes": 9000, "step_of_full": 1.0},
-        "peft-lora": {"kept_bytes": 8, "step_of_full": 0.9},
+        "lora": {"mergeable": True, "kept_bytes": 5, "file_bytes": 2000, "step_of_full": 0.7},
+        "full": {"mergeable": True, "kept_bytes": 10, "file_bytes": 9000, "step_of_full": 1.0},
+        "peft-lora": {"mergeable": True, "kept_bytes": 8, "step_of_full": 0.9},
     }
     return {"cells": cells, "parameters": {"net": 1000}, "tasks": {"far": "noise"}}
 
@@ -64,7 +64,7 @@ def test_what_other_rates_lose_and_what_a_row_costs(results: dict[str, Any]) -> 
         ["`full`", "**0.001** ()"],
         ["`lora`", "**0.001** (0.003: -1.00)"],
     ]
-    rows = figures.cost_rows(results, "net", "2%", {"lora": True, "full": True, "peft-lora": True})
+    rows = figures.cost_rows(results, "net", "2%")
     assert rows[0] == ["`lora`", "yes", "0.50", "0.70", "2"]
     assert rows[2] == ["`peft-lora`", "yes", "0.80", "0.90", "–"]
 
