@@ -96,7 +96,7 @@ def no_trial_of_the_batch() -> Iterator[None]:
 def no_figures() -> Iterator[None]:
     """Adapters are saved without figures of what their base computes; tests/core/test_base_checks.py has those."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lowpeft.core.files.adapter_files.figures_of", lambda root, facts: None)
+        patch.setattr("lowpeft.core.files.saving.figures_of", lambda root, facts: None)
         yield
 
 

@@ -36,7 +36,7 @@ MOST_SHARE_OF_TORCH = 0.25
 PACKAGES: dict[str, tuple[tuple[str, ...], ...]] = {
     "lowpeft": (
         ("errors", "storage", "tables", "version"),
-        ("checks", "importing", "registry"),
+        ("checks", "importing", "locking", "registry"),
         ("ports",),
         ("frozen",),
         ("kinds", "families"),
@@ -51,7 +51,7 @@ PACKAGES: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "lowpeft.core": (("padding", "attachment"), ("observation",), ("planning",), ("operations",), ("files",)),
     "lowpeft.restoration": (
-        ("images", "locking", "progress", "words"),
+        ("images", "progress", "words"),
         ("metrics", "pages", "degradations"),
         ("data", "inference", "perceptual"),
         ("evaluation", "exporting", "lam", "enhancing"),

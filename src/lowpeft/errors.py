@@ -15,27 +15,38 @@ import difflib
 import functools
 from collections.abc import Iterable, Sequence
 
-MOST_SHOWN = 100
+MOST_SHOWN, MOST_CHARACTERS = 100, 8_000
+"""Problems of an error that its text shows, and characters after which no further one is shown."""
 
 
 class LowpeftError(ValueError):
     """Base class of the errors that lowpeft raises on purpose.
 
     `message` contains the first line or lines. `problems` contains each finding as a separate line, for programs that
-    format them differently. The text of the error shows the first 100 problems. Control characters, which names in a
-    file may contain, are escaped as in Python literals.
+    format them differently. The text of the error shows the first 100 problems,
+    and fewer if they are long. Control characters, which names in a file may contain, are escaped as in Python
+    literals.
     """
 
     def __init__(self, message: str, *, problems: Sequence[str] = ()) -> None:
         self.message = message
         self.problems = tuple(problems)
-        lines = [message, *(f"  - {problem}" for problem in self.problems[:MOST_SHOWN])]
-        if (more := len(self.problems) - MOST_SHOWN) > 0:
+        lines = [_cut(message)]
+        for problem in self.problems[:MOST_SHOWN]:
+            lines.append(f"  - {_cut(problem)}")
+            if sum(map(len, lines)) > MOST_CHARACTERS:
+                break
+        if (more := 1 + len(self.problems) - len(lines)) > 0:
             lines.append(f"  … and {more:,} more (.problems has all)")
         super().__init__("".join(map(_character, "\n".join(lines))))
 
     def __reduce__(self) -> tuple[object, ...]:
         return functools.partial(type(self), problems=self.problems), (self.message,)
+
+
+def _cut(text: str) -> str:
+    """Return a text that may be from a file, shortened if it is as long as no text for people."""
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"
 
 
 def printable(text: object) -> str:

@@ -39,7 +39,7 @@ def new_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
     Raises:
         OSError: The file cannot be written. After this or an error in the block, `path` is unchanged.
     """
-    temporary = _beside(path)
+    temporary = beside(path)
     try:
         temporary.touch()
         permissions = temporary.stat().st_mode
@@ -66,7 +66,7 @@ def new_folder(folder: Path, *, durable: bool = True) -> Iterator[Path]:
         OSError: It cannot be written, or `folder` is present and not empty. After this or an error in the block, the
             temporary folder is removed.
     """
-    temporary = _beside(folder)
+    temporary = beside(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         temporary.mkdir()
@@ -123,7 +123,7 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
-def _beside(path: Path) -> Path:
+def beside(path: Path) -> Path:
     """Return a new temporary path. A long name is shortened, so that it stays within the 255 bytes of file systems."""
     name = os.fsencode(path.name)[:200].decode(errors="ignore")
     return path.with_name(f".{name}.{secrets.token_hex(6)}{TEMPORARY}")

@@ -18,7 +18,7 @@ import lowpeft
 from lowpeft import AdapterError, LoRAConfig, LowpeftError, PlanError, SpatialConfig, StereoModel, convert_asteisr
 from lowpeft.backbones.asteisr import ADAPTER, WEIGHTS, Converted
 from lowpeft.cli import main, parser
-from lowpeft.core.files.adapter_files import CONFIG
+from lowpeft.core.files.contents import CONFIG
 from lowpeft.core.operations.injection import install_forwards
 from lowpeft.families import register_block_forward
 from lowpeft.families.hat import MASKS, PUBLISHED_MASK

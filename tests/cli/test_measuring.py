@@ -17,8 +17,8 @@ import torch
 import lowpeft
 from lowpeft import DataError
 from lowpeft.cli import main
+from lowpeft.locking import locked
 from lowpeft.restoration.images import read_image, to_float, write_image
-from lowpeft.restoration.locking import locked
 from states import randomise_adapters
 
 CODE = """

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import lowpeft
 from lowpeft import AdapterError
-from lowpeft.core.files.adapter_files import CONFIG, METADATA_KEY, TENSORS
+from lowpeft.core.files.contents import CONFIG, METADATA_KEY, TENSORS
 from lowpeft.core.observation.figures import Figures, figures_from_dict, figures_of
 from states import randomise_adapters
 from tiers import by_default
@@ -350,7 +350,7 @@ def test_figures_that_lowpeft_does_not_write_are_refused(output: object, tmp_pat
 def test_the_base_is_described_once_however_often_it_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     real = figures_of
-    monkeypatch.setattr("lowpeft.core.files.adapter_files.figures_of", lambda *args: calls.append(1) or real(*args))
+    monkeypatch.setattr("lowpeft.core.files.saving.figures_of", lambda *args: calls.append(1) or real(*args))
     model = lowpeft.adapt(build("edsr"), "lora")
     for _ in range(3):
         lowpeft.save_adapter(model, tmp_path)

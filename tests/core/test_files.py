@@ -10,7 +10,9 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from torch import Tensor, nn
 import lowpeft
 import zoo
 from lowpeft import AdapterError, FullConfig, LoRAConfig, LowpeftError, PlanError, SpatialConfig, StereoConfig
-from lowpeft.core.files.adapter_files import CARD, CONFIG, METADATA_KEY, TENSORS
+from lowpeft.core.files.contents import CARD, CONFIG, METADATA_KEY, MOST_ADAPTERS, MOST_SITES, TENSORS
 from tiers import by_default
 from zoo import ROWS
 
@@ -517,7 +519,7 @@ class Payload:
         return os.mkdir, (str(self.marker),)
 
 
-@pytest.mark.parametrize("name", [TENSORS, CONFIG, f"{CONFIG}.new", f"{TENSORS}.new", "adapter_model.bin"])
+@pytest.mark.parametrize("name", [TENSORS, CONFIG, f".{CONFIG}.0.part", f".{TENSORS}.0.part", "adapter_model.bin"])
 @pytest.mark.parametrize("save", [torch.save, lambda thing, path: path.write_bytes(pickle.dumps(thing))])
 def test_a_pickle_in_the_folder_is_never_opened(save: Any, name: str, folder: Path, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
@@ -752,13 +754,12 @@ def test_facts_that_cannot_be_written_leave_the_old_adapter(value: Any, folder: 
     untouched(folder, lambda: lowpeft.save_adapter(trained(plain(), LORA), folder, facts={"a": value}))
 
 
-@pytest.mark.parametrize("blocked", [TENSORS, CONFIG, CARD])
-def test_a_file_that_cannot_be_written_is_an_adapter_error(blocked: str, folder: Path) -> None:
-    old = lowpeft.read_adapter(folder).tensors
-    (folder / f"{blocked}.new").mkdir()
+def test_a_file_that_cannot_be_replaced_is_an_adapter_error(folder: Path) -> None:
+    (folder / TENSORS).rename(folder / "kept")
+    (folder / TENSORS).mkdir()
     with pytest.raises(AdapterError, match=str(folder)):
         lowpeft.save_adapter(trained(plain(), LORA, seed=2), folder)
-    assert same(lowpeft.read_adapter(folder).tensors, old)
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
 # --- Killed saves
@@ -823,7 +824,7 @@ def test_a_save_that_cannot_write_a_file_leaves_the_old_adapter(file: str, tmp_p
 
     def broken(self: Path, text: str, **options: Any) -> int:
         real(self, text[:20], **options)
-        if self.name.startswith(file):
+        if self.name.startswith(f".{file}."):
             raise OSError("disk full")
         return real(self, text, **options)
 
@@ -852,6 +853,8 @@ def test_the_save_after_one_that_stopped_is_whole(step: str, call: int, tmp_path
         interrupt(patch, step, call, Killed())
         with pytest.raises(Killed):
             save_marked(2.0, tmp_path)
+    for left in tmp_path.glob(".*.part"):
+        os.utime(left, (0, 0))  # younger ones may be of a save that goes on
     save_marked(3.0, tmp_path)
     assert mark_of(tmp_path) == 3.0
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([TENSORS, CONFIG, CARD])
@@ -1037,3 +1040,120 @@ def test_without_a_network_a_repository_is_an_adapter_error() -> None:
 def test_a_revision_of_a_folder_is_refused(folder: Path) -> None:
     error = refused(plain(), folder, revision="abc")
     assert "revision='abc'" in str(error)
+
+
+# --- Files from strangers
+def edited(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """Write a changed config into both places."""
+    with safe_open(folder / TENSORS, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    change(config)
+    save_file(tensors, folder / TENSORS, {METADATA_KEY: json.dumps(config)})
+    (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def many_places(config: dict[str, Any]) -> None:
+    path, *rest = config["sites"][0]["places"][0]
+    config["sites"][0]["places"] = [[f"{path}{number}", *rest] for number in range(MOST_SITES + 1)]
+
+
+def same_place(config: dict[str, Any]) -> None:
+    config["sites"][0]["places"] *= 4000
+
+
+def long_name(config: dict[str, Any]) -> None:
+    config["sites"][0]["places"][0][0] = "x" * 10_000_000
+
+
+def many_adapters(config: dict[str, Any]) -> None:
+    config["recipe"]["adapter"] *= MOST_ADAPTERS + 1
+
+
+def huge_shape(config: dict[str, Any]) -> None:
+    config["sites"][0]["layer"]["shapes"][0][1] = [10**400, 3]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (many_places, "20,002 sites"),
+        (same_place, "more than once"),
+        (long_name, "more than 1,000 characters"),
+        (many_adapters, "1,001 adapters"),
+        (huge_shape, "not what lowpeft writes"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_config_above_its_limits_is_refused_at_once(
+    change: Callable[[dict[str, Any]], None], says: str, folder: Path
+) -> None:
+    error = refused(plain(), edited(folder, change))
+    assert says in str(error)
+    assert len(str(error)) < 20_000
+
+
+def test_sizes_are_checked_before_anything_is_read(folder: Path) -> None:
+    with (folder / CONFIG).open("r+b") as file:
+        file.truncate(3_000_000_000)  # a sparse file
+    assert "at most 16,777,216 are read" in str(refused(plain(), folder))
+    with (folder / TENSORS).open("r+b") as file:
+        file.write((2**40).to_bytes(8, "little"))
+    assert "its header has 1,099,511,627,776 bytes" in str(refused(plain(), folder))
+
+
+def test_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    outside = (folder / TENSORS).rename(tmp_path / "elsewhere.safetensors")
+    (folder / TENSORS).symlink_to(outside)
+    assert "out of its folder" in str(refused(plain(), folder))
+    (folder / TENSORS).unlink()
+    inside = outside.rename(folder / "kept.safetensors")
+    (folder / TENSORS).symlink_to(inside)
+    assert lowpeft.read_adapter(folder).recipe.name == "lora"
+
+
+def test_a_link_to_a_device_or_in_a_circle_is_refused(folder: Path) -> None:
+    (folder / CONFIG).unlink()
+    for target in (os.devnull, CONFIG):
+        (folder / CONFIG).symlink_to(target)
+        assert "cannot be read" in str(refused(plain(), folder))
+        (folder / CONFIG).unlink()
+
+
+def test_fields_of_a_later_lowpeft_are_named_in_a_warning(folder: Path) -> None:
+    edited(folder, lambda config: config.update(colours="red", lowpeft="9.1"))
+    with pytest.warns(UserWarning, match=r"a later lowpeft \(9\.1\) wrote there is not used: colours"):
+        assert lowpeft.read_adapter(folder).recipe.name == "lora"
+
+
+def test_a_later_schema_is_refused_with_advice(folder: Path) -> None:
+    edited(folder, lambda config: config.update(schema=3))
+    assert "pip install -U lowpeft" in str(refused(plain(), folder))
+
+
+def test_a_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    lowpeft.save_adapter(trained(plain(), LORA), "~/adapter")
+    assert (tmp_path / "adapter" / TENSORS).exists()
+    assert lowpeft.read_adapter("~/adapter").recipe.name == "lora"
+
+
+def test_a_reader_waits_for_a_saver_between_its_two_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = (folder / CONFIG).read_text(encoding="utf-8")
+    (folder / CONFIG).write_text("{}", encoding="utf-8")
+    monkeypatch.setattr(time, "sleep", lambda seconds: (folder / CONFIG).write_text(old, encoding="utf-8"))
+    assert lowpeft.read_adapter(folder).recipe.name == "lora"
+
+
+def test_savers_and_readers_of_one_folder_see_whole_adapters(tmp_path: Path) -> None:
+    save_marked(0.0, tmp_path)
+    with ThreadPoolExecutor(4) as pool:
+        saves = [pool.submit(save_marked, float(value), tmp_path) for value in range(1, 9)]
+        marks = [mark_of(tmp_path) for _ in range(20)]
+        for save in saves:
+            save.result()
+    assert set(marks) <= set(map(float, range(9)))
+    assert mark_of(tmp_path) in map(float, range(1, 9))
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([TENSORS, CONFIG, CARD])

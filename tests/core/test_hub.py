@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import lowpeft
 from lowpeft import AdapterError, LoRAConfig, PlanError, SpatialConfig
-from lowpeft.core.files.adapter_files import CARD, CONFIG, FILES, TENSORS
+from lowpeft.core.files.contents import CARD, CONFIG, FILES, TENSORS
 from one_hub import Hub
 
 pytestmark = pytest.mark.usefixtures("no_figures")

@@ -269,7 +269,7 @@ for name in ("lowpeft", "lowpeft.restoration", "lowpeft.restoration.training"):
     sys.modules[name].__path__ = [str(pathlib.Path(sys.argv[1], *name.split(".")))]
 
 from lowpeft.errors import TrainingError
-from lowpeft.restoration.locking import locked
+from lowpeft.locking import locked
 
 with locked(pathlib.Path(sys.argv[2]), TrainingError):
     pass
@@ -327,7 +327,7 @@ def test_a_folder_is_locked_on_windows_too(tmp_path: Path, monkeypatch: pytest.M
     stub = Msvcrt()
     monkeypatch.setitem(sys.modules, "msvcrt", stub)
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    name = "lowpeft.restoration.locking"
+    name = "lowpeft.locking"
     spec = importlib.util.find_spec(name)
     assert spec is not None
     assert spec.loader is not None
@@ -498,7 +498,7 @@ PLACES: dict[str, tuple[Any, str, Any]] = {
     "json": (Path, "write_text", full_disk),
     "flush": (storage, "fsync", full_disk),
     "rename": (Path, "rename", full_disk),
-    "adapter": (lowpeft.core.files.adapter_files, "save_file", lambda tensors, path, *rest: partly(Path(path))),
+    "adapter": (lowpeft.core.files.saving, "save_file", lambda tensors, path, *rest: partly(Path(path))),
     "log": (lowpeft.restoration.training.log.Log, "write", full_disk),
 }
 

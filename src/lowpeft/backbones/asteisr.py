@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..checks import one_of
-from ..core.files.adapter_files import save_adapter
+from ..core.files.saving import save_adapter
 from ..core.operations.injection import inject
 from ..core.operations.state import adapter_state_dict, load_adapter_state_dict
 from ..core.planning.plan import Plan, plan

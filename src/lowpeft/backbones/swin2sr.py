@@ -31,7 +31,9 @@ from torch import Tensor, nn
 
 from ..core.attachment.copies import copy_of
 from ..core.attachment.record import root_of
-from ..core.files.adapter_files import AdapterFile, read_adapter, save_adapter
+from ..core.files.contents import AdapterFile
+from ..core.files.reading import read_adapter
+from ..core.files.saving import save_adapter
 from ..core.observation.fingerprint import Fingerprint, compare, fingerprint
 from ..core.operations.injection import inject, restore
 from ..core.operations.state import load_adapter_state_dict

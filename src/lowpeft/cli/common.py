@@ -16,7 +16,7 @@ from ..backbones.checkpoints import Choice, which_weights
 from ..backbones.opening import load_backbone
 from ..backbones.own import with_facts
 from ..core.attachment.record import Memory
-from ..core.files.adapter_files import load_adapter
+from ..core.files.loading import load_adapter
 from ..core.observation.describe import image_facts
 from ..core.operations.optimizing import optimize
 from ..errors import LowpeftError

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..backbones.opening import load_backbone
 from ..core.attachment.record import module_of
-from ..core.files.adapter_files import load_adapter
+from ..core.files.loading import load_adapter
 from ..core.observation.describe import image_facts
 from ..errors import LowpeftError
 from ..ports.facts import Backbone

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..backbones.asteisr import convert_asteisr
 from ..backbones.checkpoints import Choice
-from ..core.files.adapter_files import read_adapter
+from ..core.files.reading import read_adapter
 from ..families.hat import MASKS
 from .common import add_raw_weights, new_command
 from .help import option_group

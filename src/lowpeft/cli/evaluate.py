@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.attachment.record import is_adapted, module_of, recipes_of
-from ..core.files.adapter_files import load_adapter, read_adapter
+from ..core.files.loading import load_adapter
+from ..core.files.reading import read_adapter
 from ..core.observation.describe import image_facts
 from ..errors import LowpeftError
 from ..ports.facts import Backbone

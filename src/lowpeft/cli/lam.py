@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..core.attachment.record import module_of
-from ..core.files.adapter_files import read_adapter
+from ..core.files.reading import read_adapter
 from ..core.observation.describe import image_facts
 from ..core.operations.switching import disabled
 from ..errors import DataError

@@ -13,11 +13,11 @@ import torch
 
 from ..core.attachment.record import module_of
 from ..errors import DataError, LowpeftError, TrainingError
+from ..locking import locked
 from ..ports.facts import Backbone
 from ..restoration.data import Example, Loading, Scene, load_example
 from ..restoration.images import image_header, make_folder
 from ..restoration.inference.network import multi_view
-from ..restoration.locking import locked
 from ..restoration.metrics import PROTOCOLS, Protocol, usual_protocol
 from ..restoration.words import words
 from ..version import version

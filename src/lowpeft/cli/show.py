@@ -11,7 +11,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from .. import tables
-from ..core.files.adapter_files import TENSORS, AdapterFile, read_adapter
+from ..core.files.contents import TENSORS, AdapterFile
+from ..core.files.reading import read_adapter
 from ..core.planning.plan import Plan, plan
 from ..core.planning.site_values import facts_to_dict
 from ..core.planning.sites import Site

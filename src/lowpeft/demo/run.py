@@ -18,7 +18,9 @@ from typing import NamedTuple
 
 import torch
 
-from ..core.files.adapter_files import load_adapter, read_adapter, save_adapter
+from ..core.files.loading import load_adapter
+from ..core.files.reading import read_adapter
+from ..core.files.saving import save_adapter
 from ..core.observation.describe import image_facts
 from ..core.operations.adapt import adapt
 from ..core.operations.state import summary

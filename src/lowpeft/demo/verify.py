@@ -12,7 +12,7 @@ import sys
 
 import torch
 
-from ..core.files.adapter_files import load_adapter
+from ..core.files.loading import load_adapter
 from ..core.observation.fingerprint import digest
 from ..restoration.images import read_image, to_float
 from ..restoration.inference import enhance

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Literal
 from ...errors import AdapterError
 from ...ports.facts import Making
 from ..attachment.record import record_of, unwrap
-from .adapter_files import CARD, CONFIG, FILES, read_adapter, read_json, save_adapter
 from .card import model_card
+from .contents import CARD, CONFIG, FILES
+from .reading import read_adapter, read_json
+from .saving import save_adapter
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

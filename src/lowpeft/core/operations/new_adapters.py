@@ -18,6 +18,9 @@ from ..observation.generators import kept_generators
 from ..planning.plan import Plan
 from ..planning.sites import Site, build
 
+MOST_SUGGESTED, MOST_SEARCHED = 5, 2_000
+"""Unknown names for which a known one is suggested, and names among which it is searched: both take their time."""
+
 
 def build_adapters(root: nn.Module, plan: Plan, *, shared: bool = False) -> list[tuple[Site, Adapter]]:
     """Build a new adapter for every site of a plan and initialise it from the frozen weights, without attaching it.
@@ -121,7 +124,7 @@ def check_tensors(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], ada
     Raises:
         AdapterError: Tensors are missing, unknown or do not fit; all problems are listed.
     """
-    if problems := tensor_problems(wanted, given):
+    if problems := tensor_problems(wanted, given) or not_finite(given):
         raise AdapterError(f"these tensors do not fit {adapter}:", problems=problems)
 
 
@@ -143,9 +146,15 @@ def copy_tensors(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> N
 
 
 def tensor_problems(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    """Return every reason why `given` cannot be loaded into `wanted`, one readable line each."""
+    """Return every reason but values why `given` cannot be loaded into `wanted`, one readable line each.
+
+    Both may be on the meta device.
+    """
     problems = [f"missing: {k}" for k in wanted if k not in given]
-    problems += [f"unknown: {k}{did_you_mean(k, wanted, most=1)}" for k in given if k not in wanted]
+    unknown = [k for k in given if k not in wanted]
+    suggested = MOST_SUGGESTED if len(wanted) <= MOST_SEARCHED else 0
+    problems += [f"unknown: {k}{did_you_mean(k, wanted, most=1)}" for k in unknown[:suggested]]
+    problems += [f"unknown: {k}" for k in unknown[suggested:]]
     for key, tensor in given.items():
         if key not in wanted:
             continue
@@ -155,6 +164,9 @@ def tensor_problems(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -
             problems.append(f"{key} has shape {tuple(tensor.shape)}, the model needs {tuple(wanted[key].shape)}")
         elif tensor.is_floating_point() != wanted[key].is_floating_point():
             problems.append(f"{key} is {tensor.dtype}, the model needs {wanted[key].dtype}")
-        elif not torch.isfinite(tensor).all():
-            problems.append(f"{key} contains NaN or infinity")
     return problems
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return a line for each tensor that contains NaN or infinity."""
+    return [f"{key} contains NaN or infinity" for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]

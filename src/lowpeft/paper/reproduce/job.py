@@ -19,7 +19,8 @@ import torch
 from ...backbones.checkpoints import which_weights
 from ...backbones.opening import load_backbone
 from ...core.attachment.record import module_of
-from ...core.files.adapter_files import load_adapter, read_adapter
+from ...core.files.loading import load_adapter
+from ...core.files.reading import read_adapter
 from ...core.operations.state import adapter_parameters, summary
 from ...errors import LowpeftError
 from ...recipes import Recipe, TrainSettings, recipe_to_dict

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...core.files.adapter_files import AdapterFile, read_adapter
+from ...core.files.contents import AdapterFile
+from ...core.files.reading import read_adapter
 from ...errors import LowpeftError
 from ...recipes import Recipe
 from ..experiments import Experiment, Row

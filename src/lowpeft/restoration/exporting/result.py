@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...core.attachment.copies import copy_in_force
 from ...core.attachment.record import has_record, module_of, recipes_of, record_of, root_of, unwrap
-from ...core.files.adapter_files import CONFIG
+from ...core.files.contents import CONFIG
 from ...core.observation.describe import image_facts
 from ...core.observation.fingerprint import fingerprint
 from ...errors import LowpeftError

@@ -20,9 +20,9 @@ from torch import Tensor
 from ...core.attachment.record import module_of
 from ...core.observation.describe import image_facts
 from ...errors import DataError, LowpeftError, TrainingError
+from ...locking import locked
 from ...recipes import TrainSettings, settings_to_dict
 from ..inference.network import in_eval_mode
-from ..locking import locked
 from .calibrating import start_from_data
 from .checkpoint import Checkpoint, Progress, checkpoints, read_newest, write_checkpoint
 from .events import Callback, Measured, Reporting, Start, Step, StopTraining, Trained

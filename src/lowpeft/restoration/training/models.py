@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from ...backbones.networks import EDT
 from ...core.attachment.record import is_adapted, module_of, pieces, record_of, unwrap
-from ...core.files.adapter_files import TENSORS, read_adapter, save_adapter
+from ...core.files.contents import TENSORS
+from ...core.files.reading import read_adapter
+from ...core.files.saving import save_adapter
 from ...core.operations.adapt import adapt
 from ...core.operations.merging import merged_copy
 from ...core.operations.state import adapter_parameters

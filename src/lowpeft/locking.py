@@ -1,4 +1,4 @@
-"""The lock on a run's folder, so that no two runs write into it at once."""
+"""Locks on folders, so that no two runs, and no two savers, write into one at once."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import DataError, TrainingError
+from .errors import LowpeftError
 
 LOCK = ".lowpeft.lock"
+"""Name of the file that a run locks."""
+
+WAIT_S = 0.02
 
 _held: set[Path] = set()
 _holding = threading.Lock()
@@ -50,7 +54,7 @@ else:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, error: type[TrainingError | DataError]) -> Iterator[None]:
+def locked(folder: Path, error: type[LowpeftError], *, name: str = LOCK, wait_s: float = 0) -> Iterator[None]:
     """Hold the folder, which is made, within the block; the lock ends with the process, however that ends.
 
     It is a lock of the operating system, which processes forked from this one do not inherit, on a file that is removed
@@ -59,18 +63,20 @@ def locked(folder: Path, error: type[TrainingError | DataError]) -> Iterator[Non
     Args:
         folder: The folder.
         error: Class of the error.
+        name: Name of the locked file: what holds one name does not exclude what holds another.
+        wait_s: Seconds to wait for another holder to end.
 
     Raises:
-        TrainingError | DataError: Another run, of this process or another, holds it.
+        LowpeftError: Another run, of this process or another, holds it; of the class `error`.
         OSError: The folder cannot be made or written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder.resolve() / LOCK
-    with _holding:  # such a lock is of the whole process, so threads are kept apart by what it holds
-        if path in _held:
-            raise error(_taken(folder, "this process"))
-        handle = _opened(path, folder, error)
-        _held.add(path)
+    path, until = folder.resolve() / name, time.monotonic() + wait_s
+    while isinstance(handle := _acquired(path), str):
+        if time.monotonic() >= until:
+            who = f"another run is writing into {folder} ({handle})"
+            raise error(f"{who}: wait for its end, or choose another folder")
+        time.sleep(WAIT_S)
     try:
         yield
     finally:
@@ -79,30 +85,45 @@ def locked(folder: Path, error: type[TrainingError | DataError]) -> Iterator[Non
             _held.discard(path)
 
 
-def _opened(path: Path, folder: Path, error: type[TrainingError | DataError]) -> int:
-    """Return the handle of the lock file, locked."""
+def _acquired(path: Path) -> int | str:
+    """Return the handle of the lock file, locked; or who holds it, if another does."""
+    with _holding:  # such a lock is of the whole process, so threads are kept apart by what it holds
+        if path in _held:
+            return "this process"
+        handle = _opened(path)
+        if isinstance(handle, int):
+            _held.add(path)
+        return handle
+
+
+def _opened(path: Path) -> int | str:
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            _try(handle, folder, error)
-            if _is_at(handle, path):
+            holder = _holder(handle)
+            if holder is None and _is_at(handle, path):
                 os.ftruncate(handle, 0)
                 os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
                 return handle
         except BaseException:
             os.close(handle)
             raise
-        os.close(handle)  # the one that held it has removed the file since it was opened here
+        os.close(handle)
+        if holder is not None:
+            return holder
+        # The one that held it has removed the file since it was opened here.
 
 
-def _try(handle: int, folder: Path, error: type[TrainingError | DataError]) -> None:
+def _holder(handle: int) -> str | None:
+    """Lock an open file; return who holds it instead, None if it is locked now."""
     try:
         _lock(handle)
     except (BlockingIOError, PermissionError):
         os.lseek(handle, 0, os.SEEK_SET)
-        raise error(_taken(folder, os.read(handle, 300).decode(errors="replace") or "another process")) from None
+        return os.read(handle, 300).decode(errors="replace") or "another process"
     except OSError:
-        return  # a file system without locks, as some of clusters
+        return None  # a file system without locks, as some of clusters
+    return None
 
 
 def _is_at(handle: int, path: Path) -> bool:
@@ -110,7 +131,3 @@ def _is_at(handle: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _taken(folder: Path, who: str) -> str:
-    return f"another run is writing into {folder} ({who}): wait for its end, or choose another folder"

@@ -1,0 +1,158 @@
+"""Writing adapter folders.
+
+The safetensors file is self-contained: replacing it is the single step that turns an old adapter into a new one. All
+three files are first written under other names, so a save that is killed leaves either the old or the new adapter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ...errors import AdapterError
+from ...locking import locked
+from ...ports.base import base_parameters
+from ...ports.facts import Making
+from ...recipes import recipe_to_dict
+from ...storage import beside, fsync, leftovers
+from ...version import version
+from ..attachment.changes import one_at_a_time
+from ..attachment.record import record_of, unwrap
+from ..observation.figures import figures_of
+from ..observation.fingerprint import digests, with_rounded
+from ..operations.state import adapter_state_dict, only_name
+from ..planning.site_values import SCHEMA, facts_to_dict, sites_to_dicts
+from .card import model_card
+from .contents import CARD, CONFIG, FILES, METADATA_KEY, TENSORS, size_of, tensors_digest
+from .reading import opened, read_json
+
+LOCK = ".saving.lock"
+WAIT_S = 60
+"""Seconds that a save waits for another one into the same folder."""
+
+LEFT_S = 3600
+"""Age in seconds at which a temporary file is what a killed save left, also where the file system has no locks."""
+
+
+@one_at_a_time
+def save_adapter(
+    model: object, folder: str | Path, *, name: str | None = None, facts: Mapping[str, str | float] | None = None
+) -> Path:
+    """Write one adapter, and nothing of the base, to a folder.
+
+    Args:
+        model: An adapted model.
+        folder: Folder to write to, created if needed; an adapter in it is replaced in one step.
+        name: Name of the adapter; needed if several are attached.
+        facts: Information for readers, shown as a table in the model card: data, results, name of the base's weights.
+
+    Returns:
+        The folder.
+
+    Raises:
+        AdapterError: Training results would be lost (a base tensor was changed or set trainable), a tensor contains
+            NaN or infinity, or the folder cannot be written. The adapter in the folder is then unchanged.
+        PlanError: The model has no adapters, or `name` does not select one.
+    """
+    root = unwrap(model)
+    chosen = only_name(model, name)
+    tensors = {k: v.cpu().contiguous() for k, v in adapter_state_dict(model, name=chosen).items()}
+    problems = _losses(root)
+    problems += [f"{k} contains NaN or infinity" for k, v in tensors.items() if not torch.isfinite(v).all()]
+    if problems:
+        raise AdapterError(f"the adapter {chosen!r} was not saved:", problems=problems)
+    config = _config(root, chosen, tensors, dict(facts or {}))
+    target = Path(folder)
+    try:
+        target = target.expanduser()
+        target.mkdir(parents=True, exist_ok=True)
+        _write(target, tensors, config, record_of(root).making)
+    except (OSError, RecursionError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
+        if isinstance(error, AdapterError):
+            raise
+        # Of the path, or of facts that JSON lacks.
+        raise AdapterError(f"cannot write the adapter to {target}: {error}") from error
+    return target
+
+
+def _losses(root: nn.Module) -> list[str]:
+    """Return the base tensors that require a gradient or were changed; the file would not contain them."""
+    record = record_of(root)
+    problems = [
+        f"{path} of the base requires a gradient, but only adapters are saved; to save it, adapt with "
+        f"train_also=[{path!r}]"
+        for path, parameter in base_parameters(root)
+        if parameter.requires_grad
+    ]
+    for path, now in digests(root).items():
+        before = record.digests.get(path)
+        if before != now and (before is None or before.split()[0] == now.split()[0]):
+            problems.append(f"{path} of the base was changed after the network was adapted, and would not be saved")
+    return problems
+
+
+def _config(root: nn.Module, name: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> dict[str, Any]:
+    record = record_of(root)
+    plan = record.plans[name]
+    if record.in_files is None:
+        record.in_files = with_rounded(record.base, root), figures_of(root, record.facts)
+    base, output = record.in_files
+    return {
+        "schema": SCHEMA,
+        "lowpeft": version(),
+        "recipe": recipe_to_dict(plan.recipe),
+        "base": base.as_dict(),
+        "output": None if output is None else output.as_dict(),
+        "family": plan.family,
+        "network": facts_to_dict(record.facts),
+        "sites": sites_to_dicts(plan.sites),
+        "calibrated": name in record.calibrated,
+        "facts": facts,
+        "tensors": {"number": len(tensors), "sha256": tensors_digest(tensors)},
+    }
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], making: Making | None) -> None:
+    text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
+    card = model_card(config, size_of(tensors), folder.resolve().name, making)
+    (text + card).encode()  # raises before anything is written, e.g. for half of a surrogate pair in the facts
+    with locked(folder, AdapterError, name=LOCK, wait_s=WAIT_S):
+        _finish_pending(folder)
+        new = {name: beside(folder / name) for name in FILES}
+        try:
+            new[CARD].write_text(card, encoding="utf-8")
+            new[CONFIG].write_text(text, encoding="utf-8")
+            save_file(tensors, new[TENSORS], {METADATA_KEY: json.dumps(config)})
+            new[TENSORS].chmod(new[CONFIG].stat().st_mode)  # safetensors writes it readable by the owner only
+            for path in new.values():
+                fsync(path)
+            new[TENSORS].replace(folder / TENSORS)  # this replaces the old adapter
+        except BaseException:
+            for path in new.values():
+                path.unlink(missing_ok=True)
+            raise
+        for name in (CONFIG, CARD):  # if it stops here, a reader finds the config under its temporary name
+            new[name].replace(folder / name)
+        fsync(folder)
+
+
+def _finish_pending(folder: Path) -> None:
+    """Finish what a killed save left: move its config into place if it replaced the tensors, and remove old files."""
+    ours = [path for path in leftovers(folder) if path.name.startswith(tuple(f".{name}." for name in FILES))]
+    with contextlib.suppress(AdapterError), opened(folder) as (_, config):
+        for path in ours:
+            if path.name.startswith(f".{CONFIG}.") and read_json(path) == config:
+                path.replace(folder / CONFIG)
+    for path in ours:
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > LEFT_S:
+                path.unlink()
