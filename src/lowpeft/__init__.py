@@ -14,7 +14,7 @@ from .backbones.asteisr import convert_asteisr
 from .backbones.opening import load_backbone
 from .backbones.swin2sr import convert_adapter, swin2sr_from_transformers, swin2sr_to_transformers
 from .core.attachment.views import MultiViewModel, StereoModel
-from .core.files.hub import push_to_hub
+from .core.files.hub.pushing import push_to_hub
 from .core.files.loading import load_adapter
 from .core.files.reading import read_adapter
 from .core.files.saving import save_adapter

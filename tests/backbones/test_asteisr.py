@@ -8,21 +8,21 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import lowpeft
+from local_hub import in_place_of_the_hub
 from lowpeft import AdapterError, LoRAConfig, LowpeftError, PlanError, SpatialConfig, StereoModel, convert_asteisr
 from lowpeft.backbones.asteisr import ADAPTER, WEIGHTS, Converted
 from lowpeft.cli import main, parser
 from lowpeft.core.files.contents import CONFIG
+from lowpeft.core.files.hub.pulling import pull
 from lowpeft.core.operations.injection import install_forwards
 from lowpeft.families import register_block_forward
 from lowpeft.families.hat import MASKS, PUBLISHED_MASK
-from one_hub import Hub
 from states import assert_same_tensors, authors_outputs, randomise_adapters, tensors
 from zoo import build
 
@@ -177,16 +177,18 @@ def test_both_masks_have_the_same_tensors(converted: dict[str, Converted], state
 # --- The mask lives and goes with its adapter ------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of the Hub's client
 def test_saving_loading_copying_and_pushing_keep_the_mask(
-    converted: dict[str, Converted], pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    converted: dict[str, Converted], pair: Pair, tmp_path: Path
 ) -> None:
     weights, adapter = converted["published"]
     model = opened(converted["published"])
     expected = run(model, pair)
     again = lowpeft.save_adapter(model, tmp_path / "again")
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda token: Hub(tmp_path / "hub"))
-    lowpeft.push_to_hub(model, "owner/name")
-    for folder in (again, tmp_path / "hub"):
+    with in_place_of_the_hub(tmp_path / "cache"):
+        lowpeft.push_to_hub(model, "owner/name")
+        pulled = pull("owner/name").folder
+    for folder in (again, pulled):
         assert lowpeft.read_adapter(folder).sites == lowpeft.read_adapter(adapter).sites
         assert torch.equal(run(opened(Converted(weights, folder)), pair), expected)
     assert torch.equal(run(copy.deepcopy(model), pair), expected)

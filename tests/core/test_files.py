@@ -16,12 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import numpy
 import pytest
 import torch
 import yaml
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -965,81 +963,15 @@ def test_two_loaded_adapters_are_the_two_that_were_saved(tmp_path: Path) -> None
         assert torch.equal(loaded(x), model(x))
 
 
-# --- The Hub
-@pytest.fixture
-def hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Downloads answer with `folder`; their arguments are kept."""
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-    def snapshot_download(*args: Any, **options: Any) -> str:
-        calls.append((args, options))
-        return str(folder)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    return calls
-
-
-def test_a_repository_is_downloaded_at_the_revision_and_only_its_adapter(hub: list[Any]) -> None:
-    lowpeft.load_adapter(plain(), "owner/name", revision="abc")
-    ((args, options),) = hub
-    assert (*args, options["revision"]) == ("owner/name", "abc")
-    assert sorted(options["allow_patterns"]) == sorted([TENSORS, CONFIG, CARD])
-
-
-def test_a_repository_without_a_revision_is_its_default_branch(hub: list[Any]) -> None:
-    lowpeft.load_adapter(plain(), "owner/name")
-    assert hub[0][1]["revision"] is None
-
-
-def test_a_repository_loads_like_a_folder(hub: list[Any], folder: Path) -> None:
-    loaded = lowpeft.load_adapter(plain(), "owner/name")
-    assert same(lowpeft.adapter_state_dict(loaded), lowpeft.adapter_state_dict(lowpeft.load_adapter(plain(), folder)))
-
-
-def test_a_folder_named_like_a_repository_wins(
-    hub: list[Any], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("owner").mkdir()
-    folder.rename(Path("owner") / "name")
-    lowpeft.load_adapter(plain(), "owner/name")
-    assert hub == []
-
-
 @pytest.mark.parametrize("place", ["./owner/name", "/owner/name", "a/b/c", "name", Path("owner/name")], ids=repr)
-def test_a_path_is_not_looked_up_on_the_hub(place: str | Path, hub: list[Any]) -> None:
+def test_a_path_is_not_looked_up_on_the_hub(place: str | Path) -> None:
     with pytest.raises(AdapterError, match="is not an adapter folder"):
         lowpeft.load_adapter(plain(), place)
-    assert hub == []
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        LocalEntryNotFoundError("no connection"),
-        HFValidationError("a bad repository name"),
-        OSError("disk full"),
-        ConnectionError("offline"),
-    ],
-    ids=lambda e: type(e).__name__,
-)
-def test_an_error_of_the_hub_is_an_adapter_error(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def snapshot_download(*_: Any, **__: Any) -> str:
-        raise error
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    with pytest.raises(AdapterError, match=f"^there is no folder 'owner/name'.*: {error}"):
-        lowpeft.load_adapter(plain(), "owner/name")
-
-
-def test_without_a_network_a_repository_is_an_adapter_error() -> None:
-    with pytest.raises(AdapterError, match="'owner/name'"):
-        lowpeft.load_adapter(plain(), "owner/name")
 
 
 def test_a_revision_of_a_folder_is_refused(folder: Path) -> None:
-    error = refused(plain(), folder, revision="abc")
-    assert "revision='abc'" in str(error)
+    error = refused(plain(), folder, revision="abc", subfolder="x4")
+    assert "revision=, subfolder= is for Hub repositories" in str(error)
 
 
 # --- Files from strangers

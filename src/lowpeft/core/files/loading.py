@@ -20,15 +20,21 @@ from ..observation.trial import Trial
 from ..operations.injection import attach_plan
 from ..planning.plan import plan_sites
 from ..planning.site_values import other_facts
-from .contents import FILES, AdapterFile
+from .contents import AdapterFile
+from .hub.client import is_repo_id
+from .hub.pulling import pull
 from .reading import read_adapter
 
 
-def load_adapter(
+def load_adapter(  # noqa: PLR0913  (options of a repository)
     model: object,
     folder_or_repo_id: str | Path,
     *,
     revision: str | None = None,
+    subfolder: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
     name: str = "default",
     force: bool = False,
     example: Any = None,
@@ -38,7 +44,11 @@ def load_adapter(
     Args:
         model: Network or `Backbone`, with the same base as when the adapter was made.
         folder_or_repo_id: Folder that `save_adapter` wrote, or a Hugging Face Hub repository (`owner/name`).
-        revision: Commit, tag or branch of the Hub repository.
+        revision: Commit, tag or branch of the Hub repository; it is resolved once, and `summary` names the commit.
+        subfolder: Folder of the adapter in the Hub repository.
+        token: Token for private repositories; by default that of `hf auth login` or of `HF_TOKEN`.
+        cache_dir: Folder of the cache; by default the Hub's own. If the Hub cannot be reached, what it has is used.
+        local_files_only: True to ask the cache alone.
         name: Name of the adapter on this model; one base can have several adapters.
         force: True to attach the adapter even if it was made for another base. Sites and shapes must fit anyway.
         example: Input of the base, used with `force`; needed if it is not one N,C,H,W tensor, as in `adapt`.
@@ -47,15 +57,26 @@ def load_adapter(
         The same object, or a `StereoModel` around it, as `adapt` returns.
 
     Raises:
-        AdapterError: The file is damaged, or the adapter was made for another base; the model is unchanged.
+        AdapterError: The file is damaged, the adapter was made for another base, or the Hub repository cannot be read;
+            the model is unchanged.
         PlanError: The adapter cannot be attached; the model is unchanged.
     """
-    adapter = read_adapter(_folder(folder_or_repo_id, revision))
-    return _attach(model, adapter, str(folder_or_repo_id), name=name, force=force, example=example)
+    asked = {"revision": revision, "subfolder": subfolder, "token": token, "cache_dir": cache_dir}
+    source, notes = str(folder_or_repo_id), []
+    if is_repo_id(folder_or_repo_id) and not os.path.lexists(folder_or_repo_id):
+        found = pull(source, **asked, local_files_only=local_files_only)  # type: ignore[arg-type]
+        adapter, notes = read_adapter(found.folder), [f"from the Hub repository {found.repo_id} at {found.commit}"]
+    else:
+        if given := [f"{option}=" for option, value in asked.items() if value is not None]:
+            raise AdapterError(f"{', '.join(given)} is for Hub repositories; {source} is a folder")
+        adapter = read_adapter(folder_or_repo_id)
+    return _attach(model, adapter, source, name=name, force=force, example=example, notes=notes)
 
 
 @one_at_a_time
-def _attach(model: object, adapter: AdapterFile, source: str, *, name: str, force: bool, example: Any) -> nn.Module:
+def _attach(
+    model: object, adapter: AdapterFile, source: str, *, name: str, force: bool, example: Any, notes: list[str]
+) -> nn.Module:
     root = root_of(model)
     known = digests(root)
     problems = compare(adapter.base, fingerprint(root, known))
@@ -76,25 +97,7 @@ def _attach(model: object, adapter: AdapterFile, source: str, *, name: str, forc
             advice = "but this one writes its own weights when it runs, and has not run yet: run it in eval mode first"
         raise AdapterError(f"the adapter {source!r} belongs to another base ({advice}):", problems=problems)
     plan = plan_sites(model, adapter.recipe, adapter.sites, name=name, trial=trial, facts=adapter.network)
-    notes = [] if rounding is None else [rounding.text]
+    notes = notes if rounding is None else [*notes, rounding.text]
     notes += [f"attached by force, though its base was another one: {'; '.join(problems)}"] if problems else []
     plan = replace(plan, notes=(*plan.notes, *notes))
     return attach_plan(model, plan, found=known, tensors=adapter.tensors, calibrated=adapter.calibrated)
-
-
-def _folder(source: str | Path, revision: str | None) -> Path:
-    is_repo_id = isinstance(source, str) and source.count("/") == 1 and not source.startswith((".", "/"))
-    if os.path.lexists(source) or not is_repo_id:
-        if revision is not None:
-            raise AdapterError(f"revision={revision!r} is for Hub repositories; {source} is a folder")
-        return Path(source)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=list(FILES)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise AdapterError(
-            f"there is no folder {source!r}, and as a Hub repository it cannot be read: {reason}"
-        ) from error

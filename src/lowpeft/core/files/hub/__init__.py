@@ -1,0 +1,1 @@
+"""Adapters on the Hugging Face Hub: pushing, pulling, listing."""

@@ -1,0 +1,154 @@
+"""Adapters from the Hub: fetched into its cache, at one commit."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from ....errors import AdapterError, and_more
+from ..contents import CARD, CONFIG, TENSORS
+from .client import TIMEOUT_S, path_in_repo, talking
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
+
+WAITS_S = (1.0, 3.0)
+"""Seconds between the tries to fetch a file that the Hub cannot give now; the client itself does not try again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pulled:
+    """An adapter of the Hub in the local cache.
+
+    Attributes:
+        folder: Its folder; of a cache, so nothing should be written there.
+        repo_id: The repository, `owner/name`.
+        commit: The commit that its files are of.
+    """
+
+    folder: Path
+    repo_id: str
+    commit: str
+
+
+def pull(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Pulled:
+    """Fetch an adapter from the Hub into its cache, unless it is there.
+
+    The revision is resolved once, and all files are of that commit. If the Hub cannot be reached, what the cache has of
+    the revision is used.
+
+    Args:
+        repo_id: Repository, `owner/name`.
+        revision: Commit, tag or branch; None for the default branch.
+        subfolder: Folder of the adapter in the repository; None for its top.
+        token: Token for private repositories; by default that of `hf auth login` or of `HF_TOKEN`.
+        cache_dir: Folder of the cache; by default the Hub's own.
+        local_files_only: True to ask nobody, and take what the cache has.
+
+    Raises:
+        AdapterError: The repository, the revision or the folder does not exist, has no adapter, or cannot be read; or
+            the Hub cannot be reached and the cache does not have it.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    unreachable: Exception | None = None
+
+    def fetched(name: str, at: str | None) -> Path:
+        """Return the path of a file in the cache."""
+        for wait in (*WAITS_S, None):
+            try:
+                file = hf_hub_download(
+                    repo_id,
+                    path_in_repo(subfolder, name),
+                    revision=at,
+                    token=token,
+                    cache_dir=None if cache_dir is None else Path(cache_dir).expanduser(),
+                    local_files_only=local_files_only or unreachable is not None,
+                    etag_timeout=TIMEOUT_S,
+                )
+                return Path(file)
+            except HfHubHTTPError as error:
+                if wait is None or not _passes(error):
+                    raise
+                time.sleep(wait)
+        raise AssertionError
+
+    path_in_repo(subfolder)
+    with talking(f"the Hub repository {repo_id!r} cannot be read", token=token):
+        if not local_files_only:
+            unreachable = _why_unreachable(repo_id, revision, token)
+        try:
+            folder = fetched(CONFIG, revision).parent
+            commit = folder.parts[-1 - len(PurePosixPath(subfolder or "").parts)]  # …/snapshots/COMMIT/SUBFOLDER
+            fetched(TENSORS, commit)
+        except LocalEntryNotFoundError:
+            if unreachable is not None:
+                raise unreachable from None
+            raise
+        except EntryNotFoundError as error:
+            where = f"the folder {subfolder!r} of {repo_id!r}" if subfolder else f"{repo_id!r}"
+            others = adapters_of(repo_id, revision=revision, token=token)
+            named = f"; there are some in {and_more(others)}: subfolder= (--subfolder)" if others else ""
+            raise AdapterError(f"{where} has no adapter{named}") from error
+        with contextlib.suppress(EntryNotFoundError):
+            fetched(CARD, commit)
+    return Pulled(folder=folder, repo_id=repo_id, commit=commit)
+
+
+def _why_unreachable(repo_id: str, revision: str | None, token: str | None) -> Exception | None:
+    """Return why the Hub cannot be asked; None if it answers.
+
+    Asked before the files are, because the client waits for minutes for a server that is silent about them.
+
+    Raises:
+        HfHubHTTPError: The Hub says that there is no such repository or revision, or that it is not for this token.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        HfApi(token=token).repo_info(repo_id, revision=revision, timeout=TIMEOUT_S)
+    except HFValidationError:
+        raise
+    except HfHubHTTPError as error:
+        if not _passes(error):
+            raise
+        return error
+    except Exception as error:  # noqa: BLE001  (what is no Hub makes the client raise anything)
+        return error
+    return None
+
+
+def _passes(error: HfHubHTTPError) -> bool:
+    """Return whether a later request could be answered otherwise."""
+    passing = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
+    status = None if error.response is None else error.response.status_code
+    return status is None or status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in passing
+
+
+def adapters_of(repo_id: str, *, revision: str | None = None, token: str | None = None) -> list[str]:
+    """Return the folders of a Hub repository that hold an adapter; `.` is its top.
+
+    Raises:
+        AdapterError: The repository cannot be read.
+    """
+    from huggingface_hub import HfApi
+
+    with talking(f"the Hub repository {repo_id!r} cannot be read", token=token):
+        files = HfApi(token=token).list_repo_files(repo_id, revision=revision)
+    tensors = {str(PurePosixPath(file).parent) for file in files if PurePosixPath(file).name == TENSORS}
+    configs = {str(PurePosixPath(file).parent) for file in files if PurePosixPath(file).name == CONFIG}
+    return sorted(tensors & configs)
