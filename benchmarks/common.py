@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 SKIPPED = "skipped"
 """Key of the reason in the result of a cell that could not be run; it is tried again in the next run."""
 
+DIVERGED = "diverged"
+"""Key of the reason in the result of a training whose loss was not finite; its figure is 0 dB."""
+
 LADDER = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 """Peak learning rates that are tried."""
 

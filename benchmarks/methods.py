@@ -32,6 +32,7 @@ from torch import nn
 
 import lowpeft
 from common import (
+    DIVERGED,
     LADDER,
     cells_of,
     median_seconds,
@@ -179,7 +180,10 @@ def run_cell(options: Namespace, cell: Cell) -> dict[str, object]:
     source = Crops(training_scenes(options.data)[:-HELD_OUT], scale, crop_px=crop, seed=cell.seed, loading=loading)
     model: Any = model_of(base, cell.row, cell.budget, settings)
     module_of(model).to(options.device)
-    done = train(model, source, settings)
+    try:
+        done = train(model, source, settings)
+    except lowpeft.TrainingError as error:  # a loss that is not finite: the rate is too high
+        return {DIVERGED: error.message, "held_out_db": 0.0}
     figures = figures_of(options.data, scale, loading, by_network(model))
     return {"trained": done.parameters, **figures, "cpu_seconds": round(done.seconds)}
 
