@@ -64,8 +64,13 @@ def gains_over_control(cells: Cells, row: str, column: str = PSNR) -> list[float
 
 
 def task_rows(results: Mapping[str, Any], task: str) -> list[list[str]]:
-    """One row for each way to train, with means and standard deviations over seeds; bicubic and the network first."""
+    """One row for each way to train, with means and standard deviations over seeds; bicubic and the network first.
+
+    Empty as long as these two were not measured.
+    """
     cells = results["cells"]
+    if not all(f"{task}/{name}" in cells for name in BASELINES):
+        return []
     frozen = cells[f"{task}/frozen"]["adapted"]["mean"][PSNR]
     lines = []
     for name in BASELINES:
@@ -98,6 +103,8 @@ def task_rows(results: Mapping[str, Any], task: str) -> list[list[str]]:
 def kitti_rows(results: Mapping[str, Any]) -> list[list[str]]:
     """The 20 pairs of KITTI 2015, left view, x4: published networks, bicubic, the frozen network, and the rows."""
     column, cells = results["columns"].index(SHAVED), results["cells"]
+    if not all(f"clean/{name}" in cells for name in BASELINES):
+        return []
 
     def mean(cell: Any) -> float:
         scenes = cell["adapted"]["scenes"]
@@ -122,7 +129,8 @@ def draw(results: Mapping[str, Any], out: Path) -> None:
     """Draw gains over steps on the held-out pairs, and over the control in every test scene, into a PNG file."""
     from matplotlib.figure import Figure
 
-    cells, tasks = results["cells"], list(results["tasks"])
+    cells = results["cells"]
+    tasks = [task for task in results["tasks"] if rows_of(cells, task)]
     figure = Figure(figsize=(5 * len(tasks), 8), layout="constrained")
     curves, scenes = figure.subplots(2, len(tasks), squeeze=False)
     for axes, task in zip(curves, tasks, strict=True):

@@ -86,10 +86,12 @@ def rows_of(results: Mapping[str, Any], network: str, budget: str, task: str) ->
 def task_rows(results: Mapping[str, Any], network: str, budget: str, task: str) -> list[list[str]]:
     """One row for each method: what it trains, its PSNR with its spread, and how far it is behind the best.
 
-    The interval of the last column is that of the differences of seeds, paired, by Student's t; where it contains 0 the
-    row is no worse than the best by these runs.
+    Empty as long as bicubic and the frozen network were not measured. The interval of the last column is that of the
+    differences of seeds, paired, by Student's t; where it contains 0 the row is no worse than the best by these runs.
     """
     rows = rows_of(results, network, budget, task)
+    if not all(f"{network}/{task}/{name}" in results["cells"] for name in UNTRAINED):
+        return []
     frozen = fmean(results["cells"][f"{network}/{task}/frozen"]["test_db"])
     lines = [[name, "–", "–", "–", "–", *_untrained(results, network, task, name), "–"] for name in UNTRAINED]
     for row in rows:
@@ -150,7 +152,7 @@ def draw(results: Mapping[str, Any], network: str, budget: str, out: Path) -> No
     """Draw PSNR over trained parameters, one panel for each task, into a PNG file."""
     from matplotlib.figure import Figure
 
-    tasks = list(results["tasks"])
+    tasks = [task for task in results["tasks"] if rows_of(results, network, budget, task)]
     figure = Figure(figsize=(5 * len(tasks), 4), layout="constrained")
     for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
         frozen = fmean(results["cells"][f"{network}/{task}/frozen"]["test_db"])

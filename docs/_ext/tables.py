@@ -484,14 +484,19 @@ def parallax_forms() -> str:
     return f"{table(head, map(row, rows))}\n\n{made_by(results)}"
 
 
+def measured_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of a benchmark that may not have got there yet."""
+    return table(header, rows) if rows else "*These cells are not measured yet.*"
+
+
 def other_view(task: str) -> Callable[[Any], str]:
     """What each way to train gives on real pairs."""
-    return lambda results: table(evidence_figures.HEAD, evidence_figures.task_rows(results, task))
+    return lambda results: measured_table(evidence_figures.HEAD, evidence_figures.task_rows(results, task))
 
 
 def kitti(results: Any) -> str:
     """KITTI 2015 x4, beside a published network."""
-    return table(evidence_figures.KITTI_HEAD, evidence_figures.kitti_rows(results))
+    return measured_table(evidence_figures.KITTI_HEAD, evidence_figures.kitti_rows(results))
 
 
 def parallax_rigs() -> str:
@@ -680,18 +685,20 @@ SAME_BUDGET = ("dctlsa", "2%")
 
 def same_budget(task: str) -> Callable[[Any], str]:
     """Methods at one budget of trained parameters."""
-    return lambda results: table(same_budget_figures.HEAD, same_budget_figures.task_rows(results, *SAME_BUDGET, task))
+    return lambda results: measured_table(
+        same_budget_figures.HEAD, same_budget_figures.task_rows(results, *SAME_BUDGET, task)
+    )
 
 
 def same_budget_rates(results: Any) -> str:
     """The learning rates that were best, and what others lose."""
     tasks = list(results["tasks"])
-    return table(["row", *tasks], same_budget_figures.rate_rows(results, *SAME_BUDGET, tasks))
+    return measured_table(["row", *tasks], same_budget_figures.rate_rows(results, *SAME_BUDGET, tasks))
 
 
 def same_budget_cost(results: Any) -> str:
     """What the methods cost at one budget."""
-    return table(same_budget_figures.COST_HEAD, same_budget_figures.cost_rows(results, *SAME_BUDGET))
+    return measured_table(same_budget_figures.COST_HEAD, same_budget_figures.cost_rows(results, *SAME_BUDGET))
 
 
 def plot(image: str, command: str, title: str) -> Callable[[], str]:

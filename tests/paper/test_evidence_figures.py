@@ -45,6 +45,12 @@ def test_a_row_has_its_gains_and_their_spread(results: dict[str, Any]) -> None:
     assert all(len(row) == len(figures.HEAD) for row in rows)
 
 
+def test_what_is_not_measured_yet_has_no_rows(results: dict[str, Any]) -> None:
+    del results["cells"]["clean/bicubic"]
+    assert figures.task_rows(results, "clean") == figures.kitti_rows(results) == []
+    assert figures.task_rows(results, "noise10")
+
+
 def test_kitti_alone_stands_beside_the_published_network(results: dict[str, Any]) -> None:
     rows = figures.kitti_rows(results)
     assert [row[0] for row in rows[:3]] == ["bicubic", "frozen", "`parallax`"]
