@@ -149,22 +149,22 @@ def cost_rows(results: Mapping[str, Any], network: str, budget: str) -> list[lis
 
 
 def draw(results: Mapping[str, Any], network: str, budget: str, out: Path) -> None:
-    """Draw PSNR over trained parameters, one panel for each task, into a PNG file."""
+    """Draw the gain of each row over the frozen network, one panel for each task, into a PNG file."""
     from matplotlib.figure import Figure
 
     tasks = [task for task in results["tasks"] if rows_of(results, network, budget, task)]
-    figure = Figure(figsize=(5 * len(tasks), 4), layout="constrained")
+    most = max(len(rows_of(results, network, budget, task)) for task in tasks)
+    figure = Figure(figsize=(5 * len(tasks), 1 + 0.25 * most), layout="constrained")
     for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
         frozen = fmean(results["cells"][f"{network}/{task}/frozen"]["test_db"])
-        for row in rows_of(results, network, budget, task):
+        rows = rows_of(results, network, budget, task)[::-1]
+        for place, row in enumerate(rows):
             over = [value - frozen for value in row.means.values()]
             spread = stdev(over) if len(over) > 1 else 0
             colour = "tab:blue" if row.sized else "tab:orange"
-            axes.errorbar(row.trained, fmean(over), yerr=spread, fmt="o", color=colour, markersize=4, capsize=2)
-            where = {"xytext": (5, 0), "textcoords": "offset points", "fontsize": 7, "va": "center"}
-            axes.annotate(row.name, (row.trained, fmean(over)), **where)
-        axes.axhline(0, color="0.5", linewidth=0.8)
-        axes.set(xscale="log", xlabel="trained parameters", ylabel="dB over the frozen network", title=task)
+            axes.errorbar(fmean(over), place, xerr=spread, fmt="o", color=colour, markersize=4, capsize=2)
+        axes.axvline(0, color="0.5", linewidth=0.8)
+        axes.set_yticks(range(len(rows)), labels=[f"{row.name}, {row.trained:,}" for row in rows], fontsize=8)
+        axes.set(xlabel=f"dB over the frozen network (blue: {budget} of the parameters)", title=task)
         axes.grid(color="0.92")
-        axes.margins(x=0.2)
     save_figure(figure, out)

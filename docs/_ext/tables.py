@@ -894,7 +894,9 @@ GENERATED: dict[str, Callable[[], str]] = {
     "same-budget-rates": cost_section("methods", same_budget_rates),
     "same-budget-cost": cost_section("methods", same_budget_cost),
     "same-budget-plot": plot(
-        "same-budget.png", "python benchmarks/methods.py --plot", "Gain over the frozen network by trained parameters"
+        "same-budget.png",
+        "python benchmarks/methods.py --plot",
+        "Gain of each row over the frozen network, with its trained parameters",
     ),
     "weight-kinds": kinds_on(("weights",)),
     "feature-kinds": kinds_on(("features", "tokens", "image")),

@@ -24,6 +24,7 @@ from lowpeft.backbones.networks import EDT, EDTConfig
 from lowpeft.cli import main, parser
 from lowpeft.cli.help import subcommands
 from lowpeft.cli.memory import keep_freed_memory
+from lowpeft.cli.show import CLAIMED
 from lowpeft.demo import demo_backbone, make_scene, write_scenes
 from lowpeft.restoration.images import matlab_downscale, read_image, write_image
 from lowpeft.restoration.training import save_network
@@ -110,7 +111,8 @@ def test_info_shows_the_network_that_a_run_without_adapters_wrote(
     count = sum(t.numel() for t in demo_backbone().module.state_dict().values())
     for text in (f"of {count:,} elements", f'lowpeft.load_backbone("{path}")', f"--weights {path}", "3 steps"):
         assert text in shown
-    assert re.search(r"^fact: network +a lie$", shown, re.MULTILINE)
+    assert re.search(r"^network +network.safetensors: all weights", shown, re.MULTILINE)
+    assert re.search(rf"{CLAIMED}\n.*^network +a lie$", shown, re.MULTILINE | re.DOTALL)
     with pytest.raises(
         lowpeft.LowpeftError, match=r"adapter_config\.json missing.*weights of a network.*load_backbone"
     ):
@@ -127,7 +129,7 @@ def test_info_hides_nothing_of_the_base_behind_facts_of_the_same_name(
     lowpeft.save_adapter(model, tmp_path, facts={"base weights": "HAT.pth", "data": "made up"})
     assert main(["info", str(tmp_path)]) == 0
     lines = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
-    assert lines[-4:] == ["base structure", "base weights", "fact: base weights", "data"]
+    assert lines[-7:] == ["base weights", "", CLAIMED, "recipe", "written by", "base weights", "data"]
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 import lowpeft
 import zoo
 from lowpeft import AdapterError, FullConfig, LoRAConfig, LowpeftError, PlanError, SpatialConfig, StereoConfig
+from lowpeft.core.files import reading
 from lowpeft.core.files.contents import CARD, CONFIG, METADATA_KEY, MOST_ADAPTERS, MOST_SITES, TENSORS
 from tiers import by_default
 from zoo import ROWS
@@ -1072,10 +1072,17 @@ def test_a_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert lowpeft.read_adapter("~/adapter").recipe.name == "lora"
 
 
-def test_a_reader_waits_for_a_saver_between_its_two_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_beside_a_saver_reads_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = (folder / CONFIG).read_text(encoding="utf-8")
     (folder / CONFIG).write_text("{}", encoding="utf-8")
-    monkeypatch.setattr(time, "sleep", lambda seconds: (folder / CONFIG).write_text(old, encoding="utf-8"))
+    real = reading.read_json
+
+    def read_json(path: Path) -> dict[str, Any] | None:
+        found = real(path)
+        path.write_text(old, encoding="utf-8")  # the saver comes to its second file
+        return found
+
+    monkeypatch.setattr(reading, "read_json", read_json)
     assert lowpeft.read_adapter(folder).recipe.name == "lora"
 
 

@@ -731,3 +731,30 @@ def test_overrides_whose_keys_are_not_strings_are_refused(overrides: dict[Any, A
     with pytest.raises(PlanError) as caught:
         override(lowpeft.load_recipe("lora"), overrides)
     assert len(caught.value.problems) == 1
+
+
+# --- Recipes from strangers
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"x = " + b"[" * 10_000,
+        b"x = " + b"9" * 5000,
+        b"\xff",
+        b"".join(b"k%d = 1\n" % number for number in range(200_000)),
+        b"a" + b".a" * 100_000 + b" = 1",
+        b"",
+    ],
+    ids=["deep", "a long number", "no text", "many keys", "many dots", "empty"],
+)
+def test_a_file_that_is_no_recipe_is_refused_at_once(text: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_bytes(text)
+    with pytest.raises(lowpeft.PlanError) as caught:
+        load_recipe(path)
+    assert len(str(caught.value)) < 20_000
+
+
+@pytest.mark.parametrize("path", ["a\0b.toml", "x" * 5000 + ".toml"], ids=["NUL", "long"])
+def test_a_path_that_no_file_can_have_is_no_recipe(path: str) -> None:
+    with pytest.raises(lowpeft.PlanError):
+        load_recipe(path)

@@ -296,16 +296,19 @@ def test_loading_reads_every_tensor_of_the_base_once(tmp_path: Path, monkeypatch
     assert len(calls) == len(tensors)
 
 
-SCHEMA_1 = Path(__file__).parents[1] / "fixtures" / "schema1"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
+@pytest.mark.parametrize("schema", ["schema1", "schema2"])
 @pytest.mark.parametrize("name", ["hat", "swinir_light", "edsr"])
-def test_an_adapter_file_of_schema_1_still_loads_and_computes_the_same(name: str, tmp_path: Path) -> None:
-    held = load_file(SCHEMA_1 / name / "expected.safetensors")
+def test_an_adapter_file_of_every_schema_still_loads_and_computes_the_same(
+    name: str, schema: str, tmp_path: Path
+) -> None:
+    held = load_file(FIXTURES / "schema1" / name / "expected.safetensors")  # what both must give
     root = build(name)
     weights = {k.removeprefix("base."): t for k, t in held.items() if k.startswith("base.")}
     assert root.load_state_dict(weights, strict=False).unexpected_keys == []
-    model = lowpeft.load_adapter(root, SCHEMA_1 / name)
+    model = lowpeft.load_adapter(root, FIXTURES / schema / name)
     x = held["input"]
 
     @torch.no_grad()

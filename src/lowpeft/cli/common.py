@@ -84,6 +84,9 @@ def add_adapter(sub: argparse.ArgumentParser, *, required: bool = False, more: s
     )
     group.add_argument("--revision", metavar="NAME", help="commit, tag or branch of the Hub repository")
     group.add_argument(
+        "--subfolder", metavar="PATH", help="folder of the adapter in the Hub repository, as in x4/noise"
+    )
+    group.add_argument(
         "--force", action="store_true", help="attach the adapter though it was made for another base, if it fits"
     )
 
@@ -94,14 +97,15 @@ def refuse_without_adapter(options: argparse.Namespace) -> None:
     Raises:
         LowpeftError: An adapter option was given without `--adapter`; the first is named.
     """
-    for name in ("revision", "force") if options.adapter is None else ():
+    for name in ("revision", "subfolder", "force") if options.adapter is None else ():
         if getattr(options, name):
             raise LowpeftError(f"--{name} needs an adapter: give --adapter")
 
 
 def adapted(options: argparse.Namespace, base: Backbone) -> nn.Module:
     """Return the network with the adapter that `--adapter` names."""
-    return load_adapter(base, options.adapter, revision=options.revision, force=options.force)
+    hub = {"revision": options.revision, "subfolder": options.subfolder}
+    return load_adapter(base, options.adapter, **hub, force=options.force)
 
 
 def weights_facts(options: argparse.Namespace, base: Backbone) -> dict[str, str]:

@@ -263,5 +263,5 @@ def _facts(options: argparse.Namespace, facts: dict[str, object]) -> dict[str, o
     """Return the facts of the run with those of this command's own options."""
     if options.local_pooling is not None:
         facts["local_pooling"] = list(_window_px(options))
-    names = ("adapter", "control", "revision", "force")
+    names = ("adapter", "control", "revision", "subfolder", "force")
     return facts | {name: getattr(options, name) for name in names if getattr(options, name) not in (None, False)}

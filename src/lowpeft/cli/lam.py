@@ -154,7 +154,7 @@ def _record(
         "views": view_paths(options),
         "patch": dataclasses.asdict(patch),
         "settings": dataclasses.asdict(settings),
-        **{name: value for name in ("task", "revision") if (value := getattr(options, name)) is not None},
+        **{name: value for name in ("task", "revision", "subfolder") if (value := getattr(options, name)) is not None},
         **{name: True for name in ("allow_half", "force") if getattr(options, name)},
         "figures": {name: each.figures() for name, each in columns.items()},
     }

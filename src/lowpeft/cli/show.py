@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,20 @@ from safetensors import SafetensorError, safe_open
 
 from .. import tables
 from ..core.files.contents import TENSORS, AdapterFile
+from ..core.files.hub.client import is_repo_id
+from ..core.files.hub.pulling import pull
 from ..core.files.reading import read_adapter
 from ..core.planning.plan import Plan, plan
 from ..core.planning.site_values import facts_to_dict
 from ..core.planning.sites import Site
-from ..errors import LowpeftError
+from ..errors import LowpeftError, printable
 from ..kinds import get_kind
 from ..ports.facts import literal
 from ..recipes import config_to_dict, recipe_to_dict
 from .common import add_recipe, backbone, changes, new_command
 from .output import emit
+
+CLAIMED = "What its author says; nothing checks it:"
 
 
 def add_to(commands: Any) -> None:
@@ -42,9 +47,16 @@ def add_to(commands: Any) -> None:
         run_info,
         "show what is in the folder of an adapter or a run",
         "lowpeft info my-adapter",
+        "lowpeft info owner/name --subfolder x4/noise",
         "lowpeft info runs/denoise --json",
     )
-    sub.add_argument("folder", help="folder of an adapter, or of a run, which may have written a network instead")
+    sub.add_argument(
+        "folder",
+        help="folder of an adapter, or of a run, which may have written a network instead; or a Hub repository "
+        "owner/name",
+    )
+    sub.add_argument("--revision", metavar="NAME", help="commit, tag or branch of the Hub repository")
+    sub.add_argument("--subfolder", metavar="PATH", help="folder of the adapter in the Hub repository")
 
 
 def run_plan(options: argparse.Namespace) -> None:
@@ -79,17 +91,31 @@ def run_info(options: argparse.Namespace) -> None:
     """Print a summary of the adapter in a folder, or of the network that a run without adapters wrote there."""
     from ..restoration.training import NETWORK
 
-    folder = Path(options.folder)
+    folder = _folder(options)
     path = folder / NETWORK
     is_network = path.is_file() and not (folder / TENSORS).is_file()
-    figures, rows = _of_network(path) if is_network else _of_adapter(read_adapter(folder))
-    facts = {name if name not in rows else f"fact: {name}": value for name, value in figures["facts"].items()}
-    cells = [(name, str(value)) for name, value in (rows | facts).items()]
-    emit(options, {"folder": folder, **figures}, tables.text(cells))
+    figures, rows, claims = _of_network(path) if is_network else _of_adapter(read_adapter(folder))
+    cells = [(name, printable(value)) for name, value in rows.items()]
+    said = [(printable(name), printable(value)) for name, value in (claims | figures["facts"]).items()]
+    blocks = [tables.text(cells), *([f"{CLAIMED}\n{tables.text(said)}"] if said else [])]
+    emit(options, {"folder": folder, **figures}, "\n\n".join(blocks))
 
 
-def _of_network(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return what is in the `network.safetensors` of a run of recipe `scratch`, and how it is opened: figures, rows."""
+def _folder(options: argparse.Namespace) -> Path:
+    """Return the folder that is named, or the one in the cache that a Hub repository was fetched to."""
+    hub = {"revision": options.revision, "subfolder": options.subfolder}
+    if is_repo_id(options.folder) and not os.path.lexists(options.folder):
+        return pull(options.folder, **hub).folder
+    if given := [f"--{name}" for name, value in hub.items() if value is not None]:
+        raise LowpeftError(f"{', '.join(given)} is for Hub repositories; {options.folder} is a folder")
+    return Path(options.folder)
+
+
+def _of_network(path: Path) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
+    """Return what is in the `network.safetensors` of a run of recipe `scratch`, and how it is opened.
+
+    Figures, rows, and rows that its author alone vouches for.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118  (not a dict)
@@ -109,11 +135,11 @@ def _of_network(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         "in commands": f"--weights {path}",
         "of a network of your own": "also network=… in Python, --network MODULE:FUNCTION in commands",
     }
-    return figures, rows
+    return figures, rows, {}
 
 
-def _of_adapter(adapter: AdapterFile) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return what is in an adapter folder: figures for JSON, and rows of a table."""
+def _of_adapter(adapter: AdapterFile) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
+    """Return what is in an adapter folder: figures for JSON, rows, and rows that its author alone vouches for."""
     kinds: dict[str, list[Site]] = {}
     for site in adapter.sites:
         kinds.setdefault(site.config.kind, []).append(site)
@@ -139,17 +165,19 @@ def _of_adapter(adapter: AdapterFile) -> tuple[dict[str, Any], dict[str, str]]:
     }
     counted = {kind: (len(sites), sum(site.parameters for site in sites)) for kind, sites in kinds.items()}
     rows = {
-        "recipe": f"{adapter.recipe.name}: {adapter.recipe.summary}",
-        "written by": f"lowpeft {adapter.config['lowpeft']}",
-        **({"calibrated": "yes" if adapter.calibrated else "no"} if needs_data else {}),
         **{kind: f"{sites} site{'s' * (sites > 1)}, {count:,} parameters" for kind, (sites, count) in counted.items()},
         **{f"{kind} settings": text for kind, text in settings.items() if text},
-        "tensors": f"{tensors['count']}, {tensors['bytes'] / 1e6:.2f} MB",
+        "tensors": f"{tensors['count']}, {tensors['bytes'] / 1e6:.2f} MB, as their checksum says",
         "base": f"{adapter.base.model}, {adapter.base.parameters:,} parameters",
         "base structure": adapter.base.structure,
         "base weights": adapter.base.weights,
     }
-    return figures, rows
+    claims = {
+        "recipe": f"{adapter.recipe.name}: {adapter.recipe.summary}",
+        "written by": f"lowpeft {adapter.config['lowpeft']}",
+        **({"calibrated": "yes" if adapter.calibrated else "no"} if needs_data else {}),
+    }
+    return figures, rows, claims
 
 
 def _kind_figures(sites: Sequence[Site]) -> dict[str, Any]:

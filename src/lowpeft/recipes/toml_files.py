@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib.resources.abc import Traversable
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PlanError, did_you_mean
+
+MOST_BYTES = 2**16
+"""Of a file that is not bundled."""
 
 _WORDS: dict[type, str] = {str: "a string", bool: "true or false"}
 
@@ -32,13 +36,13 @@ def read_toml(
         others: Further names that error messages list as known.
 
     Raises:
-        PlanError: The name or file does not exist, or the file is not TOML.
+        PlanError: The name or file does not exist, cannot be read or is too large, or the file is not TOML.
     """
     path, known = Path(name_or_path), toml_names(folder)
     if isinstance(name_or_path, str) and name_or_path in known:
         text, origin = folder.joinpath(f"{name_or_path}.toml").read_bytes(), f"bundled {what} {name_or_path!r}"
-    elif path.suffix == ".toml" and path.is_file():
-        text, origin = path.read_bytes(), str(path)
+    elif path.suffix == ".toml" and os.path.isfile(path):  # noqa: PTH113  (it never raises)
+        text, origin = _bytes_of(path, what), str(path)
     else:
         raise PlanError(
             f"no {what} {str(name_or_path)!r}; give the path of a .toml file, or one of {', '.join(known + others)}"
@@ -46,8 +50,19 @@ def read_toml(
         )
     try:
         return tomllib.loads(text.decode()), origin
-    except (UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
+    except (RecursionError, ValueError) as error:  # ValueError: of the text, of TOML, or of a number that is too long
         raise PlanError(f"{origin} is not TOML: {error}") from error
+
+
+def _bytes_of(path: Path, what: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            text = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise PlanError(f"{path} cannot be read: {error}") from error
+    if len(text) > MOST_BYTES:
+        raise PlanError(f"{path} is larger than any {what}: at most {MOST_BYTES:,} bytes are read")
+    return text
 
 
 def toml_header(name_or_path: str | Path, folder: Traversable) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -50,8 +49,8 @@ DTYPES = {
 MOST_BYTES_OF_WRONG = 2**26
 """Of a file whose header is wrong: the tensors of a larger one are not read for what is wrong with them too."""
 
-TRIES = 6
-"""How often a folder is read while its two copies of the config differ: another process may be saving into it."""
+TRIES = 100
+"""How often a folder is read whose two copies of the config differ because others save into it meanwhile."""
 
 
 def read_adapter(folder: str | Path) -> AdapterFile:
@@ -68,12 +67,24 @@ def read_adapter(folder: str | Path) -> AdapterFile:
     if missing:
         found = f"{' and '.join(missing)} missing{_held_instead(directory)}"
         raise AdapterError(f"{directory} is not an adapter folder: {found}")
-    for attempt in range(TRIES):
+    for _ in range(TRIES):
+        before = _identity(directory)
         with opened(directory) as (file, config):
             if _saved_with(directory, config):
                 return _checked(directory, config, file)
-        time.sleep(0.01 * 2**attempt)
+        if _identity(directory) == before:
+            break  # nobody is saving into it
     raise AdapterError(f"{directory / CONFIG} differs from the config in {TENSORS}: one of them was changed")
+
+
+def _identity(directory: Path) -> tuple[object, ...]:
+    """Return what changes when another save replaces the files of a folder."""
+    found = []
+    for name in (TENSORS, CONFIG):
+        with contextlib.suppress(OSError):
+            status = (directory / name).stat()
+            found.append((status.st_ino, status.st_mtime_ns, status.st_size))
+    return tuple(found)
 
 
 def folder_at(folder: str | Path) -> Path:

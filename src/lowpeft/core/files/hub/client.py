@@ -17,8 +17,6 @@ TIMEOUT_S = 30.0
 MOST_ADVICE = 600
 """Characters of the Hub's own message that an error shows."""
 
-FAULTS = "HTTPError", "InvalidURL", "StreamError", "TransportError"
-
 
 def is_repo_id(source: object) -> bool:
     """Return whether a text could be the id of a repository, `owner/name`, rather than a path."""

@@ -167,7 +167,7 @@ def _check_base(
         theirs = base.get("model") if isinstance(base, dict) else None
         raise AdapterError(
             f"the adapter was not pushed to {target}: the adapter there was made for another base ({theirs!s:.100}). "
-            "overwrite=True (--overwrite) replaces it; subfolder= (--subfolder) puts this one beside it"
+            "overwrite=True replaces it; subfolder= puts this one beside it"
         )
 
 
