@@ -21,6 +21,7 @@ from lowpeft import AdapterError, LoRAConfig, PlanError, SpatialConfig
 from lowpeft.core.files.contents import CARD, CONFIG, FILES, TENSORS
 from lowpeft.core.files.hub import client, pulling, pushing
 from lowpeft.core.files.hub.pulling import adapters_of, pull
+from tiers import by_default
 
 pytestmark = [
     pytest.mark.usefixtures("no_figures"),
@@ -55,7 +56,8 @@ def values_of(model: nn.Module) -> set[float]:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(pulling, "WAITS_S", (0.0, 0.0))
     no_waits = SimpleNamespace(sleep=lambda seconds: None)  # between retries
-    monkeypatch.setattr("huggingface_hub.utils._http.time", no_waits)
+    for module in ("utils._http", "file_download"):
+        monkeypatch.setattr(f"huggingface_hub.{module}.time", no_waits)
     with local_hub.in_place_of_the_hub(tmp_path / "cache") as found:
         yield found
 
@@ -288,7 +290,7 @@ WHERE = {"info": "GET /api/models/owner/name", "headers": r"HEAD .*/resolve/", "
 
 
 @pytest.mark.parametrize("where", WHERE)
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", by_default(["no token", "server error", "dropped", "captive portal"], FAULTS))
 def test_a_fault_while_reading_is_one_error_and_the_next_try_works(fault: str, where: str, hub: Hub) -> None:
     lowpeft.push_to_hub(adapted(), HERE)
     hub.faults = [Fault(WHERE[where], FAULTS[fault])]
@@ -311,7 +313,12 @@ def test_a_damaged_download_never_becomes_an_adapter(fault: str, hub: Hub) -> No
 @pytest.mark.parametrize(
     "step", ["repos/create", "GET /api/models", "paths-info", "preupload", "batch", "PUT", "/commit/"]
 )
-@pytest.mark.parametrize("fault", ["forbidden", "server error", "dropped", "captive portal", "redirect loop"])
+@pytest.mark.parametrize(
+    "fault",
+    by_default(
+        ["server error", "captive portal"], ["forbidden", "server error", "dropped", "captive portal", "redirect loop"]
+    ),
+)
 def test_a_fault_while_pushing_is_one_error_and_nothing_is_half_written(fault: str, step: str, hub: Hub) -> None:
     before = hub.put(HERE, {})
     if (fault, step) in {("forbidden", "repos/create"), ("captive portal", "PUT")}:
@@ -372,6 +379,7 @@ def test_a_token_in_a_message_is_hidden(hub: Hub) -> None:
 
 
 # --- As users have it
+@pytest.mark.slow
 def test_another_process_finds_the_hub_by_its_environment(hub: Hub, tmp_path: Path) -> None:
     lowpeft.push_to_hub(adapted(), HERE)
     code = "import sys\nfrom lowpeft.core.files.hub.pulling import pull\nprint(pull('owner/name').commit)"
