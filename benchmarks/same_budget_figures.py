@@ -165,6 +165,6 @@ def draw(results: Mapping[str, Any], network: str, budget: str, out: Path) -> No
             axes.errorbar(fmean(over), place, xerr=spread, fmt="o", color=colour, markersize=4, capsize=2)
         axes.axvline(0, color="0.5", linewidth=0.8)
         axes.set_yticks(range(len(rows)), labels=[f"{row.name}, {row.trained:,}" for row in rows], fontsize=8)
-        axes.set(xlabel=f"dB over the frozen network (blue: {budget} of the parameters)", title=task)
+        axes.set(xlabel=f"dB over frozen (blue: {budget} of the parameters)", title=task)
         axes.grid(color="0.92")
     save_figure(figure, out)
