@@ -139,16 +139,6 @@ def middle(example: Example, lr_px: Size) -> Example:
     return replace(example, lr=cut(example.lr, 1), hr=cut(example.hr, scale))
 
 
-def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Return the 95 % confidence interval of a mean, by Student's t; None for fewer than two values."""
-    from scipy.stats import t
-
-    if len(values) < 2:
-        return None
-    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
-    return statistics.fmean(values) - half, statistics.fmean(values) + half
-
-
 def save_figure(figure: Figure, out: Path) -> None:
     """Write a figure of matplotlib as a PNG file."""
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from claims import with_spread
-from common import interval, save_figure
+from common import save_figure
+from lowpeft.restoration.evaluation.difference import interval
 
 UNTRAINED = ("bicubic", "frozen")
 OWN_SIZE = "own"

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from ..attachment.changes import one_at_a_time
 from ..attachment.record import record_of, unwrap
 from ..observation.figures import figures_of
 from ..observation.fingerprint import digests, with_rounded
+from ..operations.new_adapters import not_finite
 from ..operations.state import adapter_state_dict, only_name
 from ..planning.site_values import SCHEMA, facts_to_dict, sites_to_dicts
 from .card import model_card
@@ -66,9 +66,7 @@ def save_adapter(
     root = unwrap(model)
     chosen = only_name(model, name)
     tensors = {k: v.cpu().contiguous() for k, v in adapter_state_dict(model, name=chosen).items()}
-    problems = _losses(root)
-    problems += [f"{k} contains NaN or infinity" for k, v in tensors.items() if not torch.isfinite(v).all()]
-    if problems:
+    if problems := [*_losses(root), *not_finite(tensors)]:
         raise AdapterError(f"the adapter {chosen!r} was not saved:", problems=problems)
     config = _config(root, chosen, tensors, dict(facts or {}))
     target = Path(folder)

@@ -138,11 +138,11 @@ def gain(report: Report, over: Report) -> Gain:
         values = list(gains.values())
         infinite = any(map(math.isinf, values))
         mean = sum(values) / len(values) if infinite else fmean(values)  # fmean refuses infinities of both signs
-        found.append(Difference(column=column, gains=gains, mean=mean, interval=_interval(values)))
+        found.append(Difference(column=column, gains=gains, mean=mean, interval=interval(values)))
     return Gain(method=report.method, over=over.method, columns=tuple(found))
 
 
-def _interval(values: list[float]) -> tuple[float, float] | None:
+def interval(values: list[float]) -> tuple[float, float] | None:
     """Return the confidence interval of a mean by Student's t; None for fewer than two values, or infinite ones."""
     from scipy.stats import t  # type: ignore[import-untyped]
 

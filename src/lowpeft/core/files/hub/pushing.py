@@ -100,8 +100,8 @@ def push_to_hub(  # noqa: PLR0913  (options of a repository)
         folder = save_adapter(model, Path(temporary) / "adapter", name=name, facts=facts)
         adapter, making = read_adapter(folder), record_of(unwrap(model)).making
         card = model_card(adapter.config, adapter.size_bytes, repo_id, making)
+        (folder / CARD).write_text(card, encoding="utf-8")
         if dry_run:
-            (folder / CARD).write_text(card, encoding="utf-8")
             return _what_would_be_pushed(target, folder)
         message = commit_message or f"{adapter.recipe.name} adapter for {adapter.base.model}"
         with talking(f"the adapter was not pushed to {target}", token=token):
@@ -116,7 +116,6 @@ def push_to_hub(  # noqa: PLR0913  (options of a repository)
                         "push again"
                     )
                 seen = present
-                (folder / CARD).write_text(card, encoding="utf-8")
                 _check_base(api, target, parent, present, adapter, overwrite=overwrite)
                 names = _files_to_send(api, target, parent, present, making, edited_card)
                 if (url := _committed(api, target, parent, {n: folder / n for n in names}, message)) is not None:
