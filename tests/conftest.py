@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 # Read at import time by the libraries they steer, so they are set before anything else is imported.
@@ -25,6 +26,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+import local_hub
 from lowpeft.registry import Registry
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -98,6 +100,17 @@ def no_figures() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lowpeft.core.files.saving.figures_of", lambda root, facts: None)
         yield
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[local_hub.Hub]:
+    """A Hub on this machine, which is asked in place of the real one, with its cache in a folder of the test."""
+    monkeypatch.setattr("lowpeft.core.files.hub.pulling.WAITS_S", (0.0, 0.0))
+    no_waits = SimpleNamespace(sleep=lambda seconds: None)  # between retries
+    for module in ("utils._http", "file_download"):
+        monkeypatch.setattr(f"huggingface_hub.{module}.time", no_waits)
+    with local_hub.in_place_of_the_hub(tmp_path / "cache") as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -306,12 +306,13 @@ def resolve(handler: Handler, repo: str, revision: str, path: str) -> Answer:
 
 
 def models(handler: Handler) -> Answer:
-    wanted = handler.query.get("author")
-    rows = [
-        {"_id": "1", "id": name, "modelId": name, "tags": ["lowpeft"], "private": False, "downloads": 0, "likes": 0}
-        for name in handler.hub.repositories
-        if wanted is None or name.startswith(f"{wanted}/")
-    ]
+    rows = []
+    for name, repository in handler.hub.repositories.items():
+        card = repository.commits[repository.branches["main"]].get("README.md", b"").decode()
+        tags = re.findall(r"^- (\S+)$", card.split("---")[1], re.MULTILINE) if card.startswith("---") else []
+        row = {"_id": "1", "id": name, "modelId": name, "tags": tags, "private": False, "downloads": 7, "likes": 0}
+        if handler.query.get("filter", "lowpeft") in tags and handler.query.get("search", "") in name:
+            rows.append({**row, "lastModified": "2026-11-28T00:00:00.000Z"})
     return 200, rows, {}
 
 

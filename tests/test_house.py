@@ -45,7 +45,7 @@ PACKAGES: dict[str, tuple[tuple[str, ...], ...]] = {
         ("backbones",),
         ("restoration",),
         ("demo",),
-        ("paper",),
+        ("paper", "pretrained"),
         ("cli",),
         ("__main__",),
     ),

@@ -14,9 +14,11 @@ from .backbones.asteisr import convert_asteisr
 from .backbones.opening import load_backbone
 from .backbones.swin2sr import convert_adapter, swin2sr_from_transformers, swin2sr_to_transformers
 from .core.attachment.views import MultiViewModel, StereoModel
+from .core.files.about import About, Result
 from .core.files.hub.pushing import push_to_hub
 from .core.files.loading import load_adapter
 from .core.files.reading import read_adapter
+from .core.files.results import results_of
 from .core.files.saving import save_adapter
 from .core.observation.describe import describe
 from .core.operations.adapt import adapt, inject_spatial_adapters, wrap_stereo
@@ -86,6 +88,7 @@ from .kinds import (
 )
 from .ports.facts import Backbone
 from .ports.layouts import Features, Layout
+from .pretrained import load_pretrained
 from .recipes import Recipe, TrainSettings, load_recipe, register_recipe, unregister_recipe
 from .restoration.inference import Tiling, enhance
 from .version import version as _version
@@ -110,6 +113,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "About",
     "AdaLoRAConfig",
     "AdaptFormerConfig",
     "AdaptIRConfig",
@@ -157,6 +161,7 @@ __all__ = [
     "Ports",
     "PrefixConfig",
     "Recipe",
+    "Result",
     "RootPart",
     "SSFConfig",
     "SensitivePlaces",
@@ -192,6 +197,7 @@ __all__ = [
     "load_adapter",
     "load_adapter_state_dict",
     "load_backbone",
+    "load_pretrained",
     "load_recipe",
     "merge",
     "methods",
@@ -204,6 +210,7 @@ __all__ = [
     "register_recipe",
     "rename",
     "restore",
+    "results_of",
     "save_adapter",
     "sensitive_places",
     "set_strength",

@@ -17,6 +17,7 @@ from lowpeft.backbones.asteisr import Converted
 from lowpeft.cli import main, parser
 from lowpeft.cli.help import subcommands
 from lowpeft.cli.output import as_json
+from lowpeft.core.files.hub.pulling import Pulled
 from lowpeft.demo import demo_backbone, write_scenes
 from lowpeft.restoration.images import make_folder, read_image, write_image
 from lowpeft.restoration.training import save_network
@@ -40,6 +41,9 @@ CASES = {
     "lam": f"{{work}}/l.png {{work}}/r.png {DEMO} --patch 0 0 8 --steps 1 --out {{out}}",
     "reproduce": "table1 --show",
     "convert": "asteisr network.pth --out {out}",
+    "push": "{work}/adapter owner/name --license mit --dry-run",
+    "pull": "owner/name --out {out}",
+    "list": "{work}",
     "demo": "--quick --out {out}",
     "completion": "bash",
 }
@@ -60,6 +64,9 @@ EXPECTED = {
     "lam": "figures",
     "reproduce": "experiment",
     "convert": "adapter",
+    "push": "result",
+    "pull": "folder",
+    "list": "adapters",
     "demo": "mean_db",
     "completion": "script",
 }
@@ -80,7 +87,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def replace_slow(monkeypatch: pytest.MonkeyPatch, work: Path) -> None:
-    """Replace the work of two commands, which takes a minute or a network that is not here; other tests do it."""
+    """Replace the work of commands that take a minute, a network or the Hub; other tests do it."""
     converted = Converted(weights=work / "network.pth", adapter=work / "adapter")
     monkeypatch.setattr(sys.modules["lowpeft.cli.convert"], "convert_asteisr", lambda *_, **__: converted)
 
@@ -89,6 +96,8 @@ def replace_slow(monkeypatch: pytest.MonkeyPatch, work: Path) -> None:
         write_json(make_folder(out) / "results.json", {"mean_db": {"frozen": 30.0}})
 
     monkeypatch.setattr("lowpeft.demo.run.run_demo", demo)
+    pulled = Pulled(folder=work / "adapter", repo_id="owner/name", commit="0" * 40)
+    monkeypatch.setattr("lowpeft.cli.sharing.pull", lambda *_, **__: pulled)
 
 
 def test_the_table_has_every_command() -> None:

@@ -6,9 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -50,16 +48,6 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 def values_of(model: nn.Module) -> set[float]:
     return {value for tensor in lowpeft.adapter_state_dict(model).values() for value in tensor.unique().tolist()}
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setattr(pulling, "WAITS_S", (0.0, 0.0))
-    no_waits = SimpleNamespace(sleep=lambda seconds: None)  # between retries
-    for module in ("utils._http", "file_download"):
-        monkeypatch.setattr(f"huggingface_hub.{module}.time", no_waits)
-    with local_hub.in_place_of_the_hub(tmp_path / "cache") as found:
-        yield found
 
 
 def asked(hub: Hub, word: str) -> list[str]:

@@ -99,10 +99,10 @@ def _from_file(file: Path, task: str | None, choice: Choice, *, allow_half: bool
         ) from error
 
 
-def _making(file: Path, **options: object) -> Making:
+def _making(file: Path, **options: Any) -> Making:
     """Return how the checkpoint is opened, in the folder where it is."""
     given = {name: value for name, value in options.items() if value not in (None, "ema", False)}
-    return Making(expression=call("lowpeft.load_backbone", literal(file.name), **given))
+    return Making(expression=call("lowpeft.load_backbone", literal(file.name), **given), opening=given)
 
 
 def backbone_of(state: State, task: str | None = None) -> Backbone:

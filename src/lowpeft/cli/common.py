@@ -27,7 +27,15 @@ from ..restoration.data import USUAL, Loading, Rectangle, Scene, check_pairs
 from ..restoration.images import check_channels, depth_remark, read_image
 from ..restoration.inference import Tiling, strips_remark
 from .help import Formatter, description, option_group
-from .networks import add_network, demo_network, has_network, network_name, overrides, own_network
+from .networks import (
+    add_network,
+    demo_network,
+    has_network,
+    network_name,
+    overrides,
+    own_network,
+    take_base_of_adapter,
+)
 
 Model = TypeVar("Model")
 
@@ -333,7 +341,7 @@ def backbone(options: argparse.Namespace, *, quiet: bool = False) -> Backbone:
         quiet: True prints nothing, for commands that print the network's notes themselves.
     """
     if not has_network(options):
-        raise LowpeftError("no network was given: give --weights FILE, or --network MODULE:FUNCTION, or both")
+        take_base_of_adapter(options)
     choice: Choice = "raw" if options.raw_weights else "ema"
     facts = overrides(options.network_fact, option="--network-fact scale=4")
     if options.network is not None:

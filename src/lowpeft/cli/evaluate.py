@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.attachment.record import is_adapted, module_of, recipes_of
+from ..core.files.contents import tensors_digest
 from ..core.files.loading import load_adapter
 from ..core.files.reading import read_adapter
+from ..core.files.results import DIGEST
 from ..core.observation.describe import image_facts
+from ..core.operations.state import adapter_state_dict
 from ..errors import LowpeftError
 from ..ports.facts import Backbone
 from ..restoration.data import EachViewTwice, Example
@@ -110,7 +113,7 @@ def run(options: argparse.Namespace) -> None:
     from ..restoration.evaluation import Outcome, gain
 
     remarks = _check(options)
-    base = backbone(options) if has_network(options) else None
+    base = backbone(options) if has_network(options) or options.adapter else None
     scale = _scale(options, base)
     options.channels = 3 if base is None else image_channels(base)
     protocol = protocol_of(options, scale)
@@ -122,7 +125,7 @@ def run(options: argparse.Namespace) -> None:
     if model is not None and multi_view(module_of(model)) is not None:
         adapters = [config for recipe in recipes_of(model) for config in recipe.adapters]
         warn_of_pairs(scenes, scale, loading=loading_of(options, options.channels), adapters=adapters)
-    facts = _facts(options, measuring_facts(options, scenes, scale, base))
+    facts = _facts(options, measuring_facts(options, scenes, scale, base)) | _measured_adapter(model)
     with ExitStack() as stack:
         stack.enter_context(into_folder(options))
         for each in models.values() if options.local_pooling is not None else ():
@@ -249,6 +252,13 @@ def _scale(options: argparse.Namespace, base: Backbone | None) -> int:
             raise LowpeftError("give --weights or --network, or --bicubic with --scale to measure bicubic alone")
         return int(options.scale)
     return network_scale(options, base)
+
+
+def _measured_adapter(model: object | None) -> dict[str, object]:
+    """Return the checksum of the adapter that is measured; nothing without one."""
+    if model is None or not is_adapted(model):
+        return {}
+    return {DIGEST: tensors_digest({key: tensor.cpu() for key, tensor in adapter_state_dict(model).items()})}
 
 
 def _window_px(options: argparse.Namespace) -> tuple[int, int]:

@@ -27,6 +27,7 @@ from . import (
     methods,
     recipes,
     reproduce,
+    sharing,
     show,
     train,
 )
@@ -63,6 +64,7 @@ MODULES = (
     lam,
     reproduce,
     convert,
+    sharing,
     demo,
     completion,
 )

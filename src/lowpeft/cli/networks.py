@@ -11,9 +11,11 @@ from typing import Any
 from ..backbones.checkpoints import Choice
 from ..backbones.own import Factory
 from ..backbones.timm_reader import PREFIX
-from ..errors import LowpeftError
+from ..core.files.loading import fetched
+from ..errors import AdapterError, LowpeftError
 from ..importing import make_folder_importable
 from ..ports.facts import Backbone
+from ..pretrained import find_base
 from .help import option_group
 
 
@@ -70,6 +72,25 @@ def own_network(options: argparse.Namespace, choice: Choice, facts: Mapping[str,
     arguments = overrides(options.network_set, option="--network-set width=32")
     factory = Factory(name=options.network, arguments=arguments)
     return factory.load(options.weights, weights=choice, allow_half=options.allow_half, facts=facts)
+
+
+def take_base_of_adapter(options: argparse.Namespace) -> None:
+    """Set the options that select the network as the adapter says where its base is, and how it is opened.
+
+    Raises:
+        LowpeftError: There is no adapter, or it does not say that.
+    """
+    if getattr(options, "adapter", None) is None:
+        raise LowpeftError("no network was given: give --weights FILE, or --network MODULE:FUNCTION, or both")
+    try:
+        options.weights, opening = find_base(
+            fetched(options.adapter, revision=options.revision, subfolder=options.subfolder)
+        )
+    except AdapterError as error:
+        message = f"{error.message}; or give --weights FILE, or --network MODULE:FUNCTION"
+        raise AdapterError(message, problems=error.problems) from error
+    options.task, options.allow_half = opening.get("task"), opening.get("allow_half", False)
+    options.raw_weights = opening.get("weights") == "raw"
 
 
 def demo_network(options: argparse.Namespace) -> Backbone:

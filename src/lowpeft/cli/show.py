@@ -161,6 +161,7 @@ def _of_adapter(adapter: AdapterFile) -> tuple[dict[str, Any], dict[str, str], d
         "tensors": tensors,
         "base": {name: getattr(adapter.base, name) for name in ("model", "parameters", "structure", "weights")},
         "network": None if adapter.network is None else facts_to_dict(adapter.network),
+        "about": adapter.about.as_dict(),
         "facts": adapter.facts,
     }
     counted = {kind: (len(sites), sum(site.parameters for site in sites)) for kind, sites in kinds.items()}
@@ -172,9 +173,17 @@ def _of_adapter(adapter: AdapterFile) -> tuple[dict[str, Any], dict[str, str], d
         "base structure": adapter.base.structure,
         "base weights": adapter.base.weights,
     }
+    about = adapter.about
+    said = {
+        "licence": about.license,
+        "base from": about.base_model,
+        "data sets": ", ".join(about.datasets),
+        "results on": ", ".join(result.data for result in about.results),
+    }
     claims = {
         "recipe": f"{adapter.recipe.name}: {adapter.recipe.summary}",
         "written by": f"lowpeft {adapter.config['lowpeft']}",
+        **{name: text for name, text in said.items() if text},
         **({"calibrated": "yes" if adapter.calibrated else "no"} if needs_data else {}),
     }
     return figures, rows, claims

@@ -43,5 +43,7 @@ def demo_backbone() -> Backbone:
         value_range=(0.0, 1.0),
         size_multiple=config["window_size"],
         channels=3,
-        making=Making(expression="demo_backbone()", imports=("from lowpeft.demo import demo_backbone",)),
+        making=Making(
+            expression="demo_backbone()", imports=("from lowpeft.demo import demo_backbone",), opening={"demo": True}
+        ),
     )

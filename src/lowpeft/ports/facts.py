@@ -123,11 +123,14 @@ class Making:
         expression: Python expression that makes the `Backbone` again.
         imports: Lines that the expression needs beside `import lowpeft`.
         anew: Function that builds the network with new weights; None if lowpeft does not know how.
+        opening: What `load_backbone` needs beside the file of its weights, or `{"demo": True}` for the built-in
+            network; None where more than a file is needed, e.g. a function of the user's.
     """
 
     expression: str
     imports: tuple[str, ...] = ()
     anew: Callable[[], nn.Module] | None = None
+    opening: Mapping[str, str | bool] | None = None
 
     def described(self, facts: Mapping[str, Any]) -> Making:
         """Return how the network is made with these facts in place of those it has (see `lowpeft.describe`)."""
@@ -152,7 +155,7 @@ class Backbone(Facts):
 
     Attributes:
         module: Trainable network, never an inference wrapper.
-        making: How the network was made; None if lowpeft did not make it. No file but the model card contains it.
+        making: How the network was made; None if lowpeft did not make it. No file but the model card contains its code.
     """
 
     module: nn.Module = field(repr=False)

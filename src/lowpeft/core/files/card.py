@@ -1,40 +1,34 @@
-"""Model cards of adapter folders: summary, base, usage, facts. Only known values are written."""
+"""Model cards of adapter folders: summary, usage, results, facts. Only known values are written."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ...kinds import get_kind
-from ...ports.facts import Making, literal
+from ...ports.facts import Making
 from ...recipes.recipe import config_from_dict
+from .about import About, Result, about_from_dict
 
 TEXT = """\
 ---
-library_name: lowpeft
-pipeline_tag: image-to-image
-tags:
-- lowpeft
-- image-restoration
-{view_tag}---
+{metadata}---
 
 # {name} adapter for {base[model]}
 
 {summary}.
 Only the adapter is here: {mb:.2f} MB, for a frozen base of {base[parameters]:,} parameters.
 
-```python
-{imports}
-
-{backbone}
-model = lowpeft.load_adapter(backbone, {place})
-{call}
+{picture}```python
+{code}
 ```
 
 | adapter | sites | parameters | settings |
 |---|---|---|---|
 {kinds}
-## Base
+{results}{training}## Base
 
 The adapter is refused on any other base than this one.
 
@@ -44,57 +38,185 @@ The adapter is refused on any other base than this one.
 | parameters | {base[parameters]:,} |
 | structure (SHA-256) | `{base[structure]}` |
 | weights (SHA-256) | `{base[weights]}` |
-
+{source}
 {facts}Written by lowpeft {version}.
 """
 
+TASKS = {"noise": "denoising", "poisson": "denoising", "jpeg": "jpeg-artifact-removal", "blur": "deblurring"}
+"""Tags of what an adapter of scale 1 was trained on, by the step of the degradation."""
+METRICS = ("psnr", "ssim", "lpips", "dists")
+"""Types of metrics that the Hub knows, which names of columns begin with."""
+TRAINING = {
+    "steps": "steps",
+    "batch": "batch",
+    "crop_height_px": "crop height in px of the clean image",
+    "crop_width_px": "crop width in px of the clean image",
+    "loss": "loss",
+    "optimizer": "optimiser",
+    "learning_rate": "peak learning rate",
+    "schedule": "schedule",
+    "warmup_steps": "warm-up steps",
+    "weight_decay": "weight decay",
+    "clip_norm": "gradient clipping, norm",
+    "precision": "precision",
+    "seed": "seed",
+}
+"""Settings of training that the card shows, and what they are called there."""
 
-_VIEW_TAG = {(True, True): "- stereo-super-resolution\n", (True, False): "- stereo\n"}
-"""Tag of an adapter, by whether it is for pairs, and whether the network enlarges images."""
 
-
-def model_card(config: dict[str, Any], size_bytes: int, place: str, making: Making | None = None) -> str:
+def model_card(config: Mapping[str, Any], size_bytes: int, place: str, making: Making | None = None) -> str:
     """Return the text of an adapter's README.md.
 
     Args:
         config: Contents of `adapter_config.json`.
         size_bytes: Total size of the adapter's tensors, in bytes.
-        place: Folder or Hub repository to load, as shown in the usage example.
+        place: Arguments of `load_adapter` as Python code: a folder, or a Hub repository and a folder in it.
         making: How the base was made, as shown there; None if that is not known.
     """
     recipe, facts = config["recipe"], config["facts"]
-    sites: Counter[str] = Counter()
-    parameters: Counter[str] = Counter()
-    settings: dict[str, set[str]] = {}
-    for group in config["sites"]:
-        kind, count = group["adapter"]["kind"], len(group["places"])
-        sites[kind] += count
-        parameters[kind] += count * group["parameters"]
-        settings.setdefault(kind, set()).add(config_from_dict(group["adapter"]).settings)
+    about = about_from_dict(config.get("about") or {})
     configs = [config_from_dict(group["adapter"]) for group in config["sites"]]
+    training = recipe["training"] if "training" in facts else {}  # otherwise it was trained by other code
     if any(get_kind(c.kind).needs_data(c) for c in configs):
         facts = {"calibrated": "yes" if config.get("calibrated") else "no, its start is not learned from data", **facts}
     views = max((c.views for c in configs), default=1)
-    network = config.get("network") or {}
-    imports, call = _call(network, views)
-    rows = [f"| {_cell(key)} | {_cell(value)} |\n" for key, value in facts.items()]
     return TEXT.format(
+        metadata=_metadata(config, about, views),
         base=config["base"],
         name=_plain(recipe["name"]),
         summary=_plain(recipe["summary"] or recipe["name"]),
         mb=size_bytes / 1e6,
-        place=literal(place),
-        view_tag=_VIEW_TAG.get((views == 2, (network.get("scale") or 1) > 1), ""),
-        imports="\n".join([*imports, "import lowpeft", *(() if making is None else making.imports)]),
-        backbone=_backbone(config["base"]["model"], making),
-        call=call,
-        kinds="".join(
-            f"| {kind} | {count} | {parameters[kind]:,} | {_cell('; '.join(sorted(settings[kind])))} |\n"
-            for kind, count in sites.items()
-        ),
-        facts="".join(["## Facts\n\n| | |\n|---|---|\n", *rows, "\n"]) if facts else "",
+        picture=f"![Results]({about.picture})\n\n" if about.picture else "",
+        code=_code(config, about, place, making, views),
+        kinds=_kinds(config["sites"]),
+        results="".join(map(_results, about.results)),
+        training=_section("Training", {TRAINING[k]: training[k] for k in TRAINING if k in training}.items()),
+        source=f"| weights from | {_link(about.base_model)} |\n" if about.base_model else "",
+        facts=_section("Facts", facts.items()),
         version=config["lowpeft"],
     )
+
+
+def making_in(card: str) -> Making | None:
+    """Return how the base is made in a card that `model_card` wrote; None if it does not say that."""
+    found = re.search(
+        r"^import lowpeft(?P<imports>(?:\n.*)*?)\n\nbackbone = (?P<code>.+)\nmodel = ", card, re.MULTILINE
+    )
+    if found is None or found["code"].startswith("...  # fill in"):
+        return None
+    return Making(expression=found["code"], imports=tuple(found["imports"].split("\n")[1:]))
+
+
+def _metadata(config: Mapping[str, Any], about: About, views: int) -> str:
+    """Return the metadata that the Hub finds adapters by, as YAML."""
+    from huggingface_hub import ModelCardData
+
+    network, recipe = config.get("network") or {}, config["recipe"]
+    name = f"{recipe['name']} adapter for {config['base']['model']}"
+    data = ModelCardData(
+        library_name="lowpeft",
+        license=about.license,
+        base_model=about.base_repo,
+        datasets=list(about.datasets) or None,
+        pipeline_tag="image-to-image",
+        tags=_tags(network.get("scale"), views, config["facts"], (recipe["name"], config.get("family"))),
+        metrics=sorted({metric for metric, *_ in _figures(about.results)}) or None,
+        model_name=_plain(name) if about.results else None,
+        eval_results=_model_index(about.results) or None,
+    )
+    return f"{data.to_yaml()}\n"
+
+
+def _tags(scale: int | None, views: int, facts: Mapping[str, Any], names: Iterable[str | None]) -> list[str]:
+    """Return tags: of the library, the task, the scale, the recipe and the family."""
+    tasks = []
+    if (scale or 1) > 1:
+        tasks = ["super-resolution", *["stereo-super-resolution"] * (views == 2), f"x{scale}"]
+    else:
+        steps = re.findall(r"[a-z]+", str(facts.get("degraded by", "")))
+        tasks = [*dict.fromkeys(TASKS[step] for step in steps if step in TASKS), *["stereo"] * (views == 2)]
+    return [*dict.fromkeys(["lowpeft", "image-restoration", *tasks, *(_plain(name) for name in names if name)])]
+
+
+def _figures(results: Iterable[Result]) -> list[tuple[str, str, float, Result]]:
+    """Return type, name and value of what was measured of adapted images, of the metrics that the Hub knows."""
+    found = []
+    for result in results:
+        for column, value in result.means.get("adapted", {}).items():
+            if (metric := column.split(" ")[0].lower()) in METRICS:
+                found.append((metric, column, value, result))
+    return found
+
+
+def _model_index(results: Iterable[Result]) -> list[Any]:
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type="image-to-image",
+            dataset_name=result.data,
+            dataset_type=result.data,
+            dataset_args={"images": result.degraded},
+            metric_type=metric,
+            metric_name=column,
+            metric_value=round(value, 4),
+        )
+        for metric, column, value, result in _figures(results)
+    ]
+
+
+def _code(config: Mapping[str, Any], about: About, place: str, making: Making | None, views: int) -> str:
+    """Return the lines that load and run the model."""
+    imports, run = _call(config.get("network") or {}, views)
+    if about.base_file is not None and config.get("opening") is not None:
+        return "\n".join([*imports, "import lowpeft", "", f"model = lowpeft.load_pretrained({place})", run])
+    lines = [*imports, "import lowpeft", *(() if making is None else making.imports), ""]
+    lines += [_backbone(config["base"]["model"], making), f"model = lowpeft.load_adapter(backbone, {place})", run]
+    return "\n".join(lines)
+
+
+def _kinds(groups: Iterable[Mapping[str, Any]]) -> str:
+    """Return the rows of the kinds of adapters."""
+    sites: Counter[str] = Counter()
+    parameters: Counter[str] = Counter()
+    settings: dict[str, set[str]] = {}
+    for group in groups:
+        kind, count = group["adapter"]["kind"], len(group["places"])
+        sites[kind] += count
+        parameters[kind] += count * group["parameters"]
+        settings.setdefault(kind, set()).add(config_from_dict(group["adapter"]).settings)
+    return "".join(
+        f"| {kind} | {count} | {parameters[kind]:,} | {_cell('; '.join(sorted(settings[kind])))} |\n"
+        for kind, count in sites.items()
+    )
+
+
+def _results(result: Result) -> str:
+    """Return the section of a result: a row for each method."""
+    columns = [*dict.fromkeys(column for means in result.means.values() for column in means)]
+    rows = [
+        [method, *(_figure(means[column]) if column in means else "" for column in columns)]
+        for method, means in result.means.items()
+    ]
+    table = [["", *columns], ["---"] * (1 + len(columns)), *rows]
+    text = "".join(f"| {' | '.join(map(_cell, row))} |\n" for row in table)
+    return f"## Results on {_plain(result.data)}\n\n{_plain(result.degraded)}; {_plain(result.protocol)}\n\n{text}\n"
+
+
+def _figure(value: float) -> str:
+    """Return a mean with the digits that papers print: two for dB, four for what is below 2."""
+    return f"{value:.2f}" if abs(value) > 2 else f"{value:.4f}"
+
+
+def _section(title: str, values: Iterable[tuple[str, object]]) -> str:
+    """Return a section with a table of two columns; nothing if it would be empty."""
+    rows = [f"| {_cell(key)} | {_cell(value)} |\n" for key, value in values]
+    return "".join([f"## {title}\n\n| | |\n|---|---|\n", *rows, "\n"]) if rows else ""
+
+
+def _link(base_model: str) -> str:
+    """Return where the weights of the base are, as Markdown: an address as it is, a place on the Hub as code."""
+    return f"<{base_model}>" if "://" in base_model else f"`{base_model}` on the Hub"
 
 
 def _backbone(name: str, making: Making | None) -> str:
@@ -107,7 +229,7 @@ def _backbone(name: str, making: Making | None) -> str:
     return f"backbone = {making.expression}"
 
 
-def _call(network: dict[str, Any], views: int) -> tuple[list[str], str]:
+def _call(network: Mapping[str, Any], views: int) -> tuple[list[str], str]:
     """Return the imports and the lines that run the model: on random images, or only a call for other inputs."""
     names = {1: ["image"], 2: ["left", "right"]}.get(views, [f"view_{number}" for number in range(1, views + 1)])
     scale, given = network.get("scale"), ", ".join(names)

@@ -30,6 +30,7 @@ from ..observation.fingerprint import Fingerprint, digest, fingerprint_from_dict
 from ..operations.new_adapters import tensors_of
 from ..planning.site_values import SCHEMAS, facts_from_dict, sites_from_dicts
 from ..planning.sites import Site, build, on_meta
+from .about import About, about_from_dict
 
 FILES = TENSORS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
 METADATA_KEY = "lowpeft"
@@ -56,6 +57,8 @@ FIELDS = {
     "sites",
     "calibrated",
     "facts",
+    "about",
+    "opening",
     "tensors",
 }
 """Fields of a config; those of a later lowpeft are named in a warning."""
@@ -72,6 +75,8 @@ class AdapterFile:
         base: Fingerprint of the base.
         output: Figures of the base's output; None if there are none.
         facts: Information from the author for the model card (data, results, name of the base's weights).
+        about: What the author says of licence, base, data and results; the picture by its name in the folder.
+        opening: What `load_backbone` needs beside the file of the base, as in `Making`; None if that is not known.
         calibrated: True if the adapter's starting values were learned from data.
         network: Facts of the network that the adapter was made on (value range, scale, …); None in schema 1.
         tensors: Tensors by key, on the CPU.
@@ -83,6 +88,8 @@ class AdapterFile:
     base: Fingerprint
     output: Figures | None
     facts: dict[str, Any]
+    about: About
+    opening: dict[str, str | bool] | None
     calibrated: bool
     network: Facts | None
     tensors: dict[str, Tensor] = field(repr=False)
@@ -140,6 +147,8 @@ def parsed(config: dict[str, Any], where: str) -> AdapterFile:
             base=fingerprint_from_dict(config["base"]),
             output=figures_from_dict(config["output"]) if config.get("output") is not None else None,
             facts=dict(config["facts"]),
+            about=about_from_dict(config.get("about") or {}),
+            opening=_opening(config.get("opening")),
             calibrated=config.get("calibrated", False) is True,
             network=facts_from_dict(config["network"]) if "network" in config else None,
             tensors={},
@@ -162,6 +171,21 @@ def parsed(config: dict[str, Any], where: str) -> AdapterFile:
             f"{where}: what a later lowpeft ({wrote}) wrote there is not used: {named}", UserWarning, stacklevel=3
         )
     return adapter
+
+
+def _opening(values: Any) -> dict[str, str | bool] | None:
+    """Return how the base is opened, as `Making.opening`.
+
+    Raises:
+        TypeError, ValueError: The values are others than lowpeft writes.
+    """
+    if values is None:
+        return None
+    types = {"demo": bool, "task": str, "weights": str, "allow_half": bool}
+    opening = dict(values)
+    if any(type(value) is not types.get(name) for name, value in opening.items()):
+        raise ValueError(f"the base cannot be opened with {printable(opening)[:200]}")
+    return opening
 
 
 def _too_large(config: dict[str, Any]) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,22 +61,59 @@ def load_adapter(  # noqa: PLR0913  (options of a repository)
             the model is unchanged.
         PlanError: The adapter cannot be attached; the model is unchanged.
     """
-    asked = {"revision": revision, "subfolder": subfolder, "token": token, "cache_dir": cache_dir}
-    source, notes = str(folder_or_repo_id), []
+    found = fetched(
+        folder_or_repo_id,
+        revision=revision,
+        subfolder=subfolder,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+    )
+    return attach(model, found, name=name, force=force, example=example)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fetched:
+    """A saved adapter, read and checked.
+
+    Attributes:
+        adapter: Its contents.
+        source: The folder or the repository that was asked for.
+        notes: Where it is from, for the summary.
+    """
+
+    adapter: AdapterFile
+    source: str
+    notes: tuple[str, ...] = ()
+
+
+def fetched(folder_or_repo_id: str | Path, *, local_files_only: bool = False, **asked: Any) -> Fetched:
+    """Read an adapter from a folder or, if there is no such folder, from the Hub.
+
+    Args:
+        folder_or_repo_id: As for `load_adapter`.
+        local_files_only: As for `load_adapter`.
+        asked: `revision`, `subfolder`, `token` and `cache_dir`, as for `load_adapter`.
+
+    Raises:
+        AdapterError: As for `load_adapter`.
+    """
+    source = str(folder_or_repo_id)
     if is_repo_id(folder_or_repo_id) and not os.path.lexists(folder_or_repo_id):
-        found = pull(source, **asked, local_files_only=local_files_only)  # type: ignore[arg-type]
-        adapter, notes = read_adapter(found.folder), [f"from the Hub repository {found.repo_id} at {found.commit}"]
-    else:
-        if given := [f"{option}=" for option, value in asked.items() if value is not None]:
-            raise AdapterError(f"{', '.join(given)} is for Hub repositories; {source} is a folder")
-        adapter = read_adapter(folder_or_repo_id)
-    return _attach(model, adapter, source, name=name, force=force, example=example, notes=notes)
+        found = pull(source, **asked, local_files_only=local_files_only)
+        notes = (f"from the Hub repository {found.repo_id} at {found.commit}",)
+        return Fetched(adapter=read_adapter(found.folder), source=source, notes=notes)
+    if given := [f"{option}=" for option, value in asked.items() if value is not None]:
+        raise AdapterError(f"{', '.join(given)} is for Hub repositories; {source} is a folder")
+    return Fetched(adapter=read_adapter(folder_or_repo_id), source=source)
 
 
 @one_at_a_time
-def _attach(
-    model: object, adapter: AdapterFile, source: str, *, name: str, force: bool, example: Any, notes: list[str]
+def attach(
+    model: object, found: Fetched, *, name: str = "default", force: bool = False, example: Any = None
 ) -> nn.Module:
+    """Attach an adapter that was read to its base; see `load_adapter`."""
+    adapter, source = found.adapter, found.source
     root = root_of(model)
     known = digests(root)
     problems = compare(adapter.base, fingerprint(root, known))
@@ -97,7 +134,7 @@ def _attach(
             advice = "but this one writes its own weights when it runs, and has not run yet: run it in eval mode first"
         raise AdapterError(f"the adapter {source!r} belongs to another base ({advice}):", problems=problems)
     plan = plan_sites(model, adapter.recipe, adapter.sites, name=name, trial=trial, facts=adapter.network)
-    notes = notes if rounding is None else [*notes, rounding.text]
+    notes = [*found.notes] if rounding is None else [*found.notes, rounding.text]
     notes += [f"attached by force, though its base was another one: {'; '.join(problems)}"] if problems else []
     plan = replace(plan, notes=(*plan.notes, *notes))
     return attach_plan(model, plan, found=known, tensors=adapter.tensors, calibrated=adapter.calibrated)

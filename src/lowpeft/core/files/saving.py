@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,9 @@ from torch import Tensor, nn
 from ...errors import AdapterError
 from ...locking import locked
 from ...ports.base import base_parameters
-from ...ports.facts import Making
+from ...ports.facts import Making, literal
 from ...recipes import recipe_to_dict
-from ...storage import beside, fsync, leftovers
+from ...storage import beside, fsync, leftovers, new_file
 from ...version import version
 from ..attachment.changes import one_at_a_time
 from ..attachment.record import record_of, unwrap
@@ -31,9 +33,10 @@ from ..observation.fingerprint import digests, with_rounded
 from ..operations.new_adapters import not_finite
 from ..operations.state import adapter_state_dict, only_name
 from ..planning.site_values import SCHEMA, facts_to_dict, sites_to_dicts
+from .about import About
 from .card import model_card
 from .contents import CARD, CONFIG, FILES, METADATA_KEY, TENSORS, size_of, tensors_digest
-from .reading import opened, read_json
+from .reading import opened, read_json, regular_file
 
 LOCK = ".saving.lock"
 WAIT_S = 60
@@ -45,7 +48,12 @@ LEFT_S = 3600
 
 @one_at_a_time
 def save_adapter(
-    model: object, folder: str | Path, *, name: str | None = None, facts: Mapping[str, str | float] | None = None
+    model: object,
+    folder: str | Path,
+    *,
+    name: str | None = None,
+    facts: Mapping[str, str | float] | None = None,
+    about: About | None = None,
 ) -> Path:
     """Write one adapter, and nothing of the base, to a folder.
 
@@ -54,13 +62,15 @@ def save_adapter(
         folder: Folder to write to, created if needed; an adapter in it is replaced in one step.
         name: Name of the adapter; needed if several are attached.
         facts: Information for readers, shown as a table in the model card: data, results, name of the base's weights.
+        about: Licence, source of the base's weights, data sets, results and picture, for the card and its metadata.
 
     Returns:
         The folder.
 
     Raises:
         AdapterError: Training results would be lost (a base tensor was changed or set trainable), a tensor contains
-            NaN or infinity, or the folder cannot be written. The adapter in the folder is then unchanged.
+            NaN or infinity, the picture cannot be read, or the folder cannot be written. The adapter in the folder is
+            then unchanged.
         PlanError: The model has no adapters, or `name` does not select one.
     """
     root = unwrap(model)
@@ -68,12 +78,38 @@ def save_adapter(
     tensors = {k: v.cpu().contiguous() for k, v in adapter_state_dict(model, name=chosen).items()}
     if problems := [*_losses(root), *not_finite(tensors)]:
         raise AdapterError(f"the adapter {chosen!r} was not saved:", problems=problems)
-    config = _config(root, chosen, tensors, dict(facts or {}))
-    target = Path(folder)
+    said = about or About()
+    config = _config(root, chosen, tensors, dict(facts or {})) | {"about": said.as_dict()}
+    return write_adapter(Path(folder), tensors, config, record_of(root).making, said.picture)
+
+
+def write_adapter(
+    target: Path,
+    tensors: dict[str, Tensor],
+    config: dict[str, Any],
+    making: Making | None,
+    picture: str | Path | None,
+) -> Path:
+    """Write the files of an adapter to a folder, and return the folder.
+
+    Args:
+        target: The folder, created if needed.
+        tensors: Tensors on the CPU, contiguous.
+        config: Contents of `adapter_config.json`.
+        making: How the base was made, for the card.
+        picture: Path of the picture that the config's `about` names; None for none.
+
+    Raises:
+        AdapterError: A file cannot be read or written. The adapter in the folder is then unchanged.
+    """
     try:
         target = target.expanduser()
+        shown = None if picture is None else Path(picture).expanduser().read_bytes()
         target.mkdir(parents=True, exist_ok=True)
-        _write(target, tensors, config, record_of(root).making)
+        if shown is not None:
+            with new_file(target / config["about"]["picture"]) as path:
+                path.write_bytes(shown)
+        _write(target, tensors, config, making)
     except (OSError, RecursionError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
         if isinstance(error, AdapterError):
             raise
@@ -115,21 +151,51 @@ def _config(root: nn.Module, name: str, tensors: dict[str, Tensor], facts: dict[
         "sites": sites_to_dicts(plan.sites),
         "calibrated": name in record.calibrated,
         "facts": facts,
+        "opening": None if record.making is None else record.making.opening,
         "tensors": {"number": len(tensors), "sha256": tensors_digest(tensors)},
     }
 
 
 def _write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], making: Making | None) -> None:
     text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
-    card = model_card(config, size_of(tensors), folder.resolve().name, making)
+    card = model_card(config, size_of(tensors), literal(folder.resolve().name), making)
     (text + card).encode()  # raises before anything is written, e.g. for half of a surrogate pair in the facts
+    metadata = {METADATA_KEY: json.dumps(config)}
+    _put(
+        folder,
+        {
+            CARD: lambda path: path.write_text(card, encoding="utf-8"),
+            CONFIG: lambda path: path.write_text(text, encoding="utf-8"),
+            TENSORS: lambda path: save_file(tensors, path, metadata),
+        },
+    )
+
+
+def copy_adapter(source: Path, target: Path) -> Path:
+    """Copy the files of an adapter folder as they are, and return the other folder.
+
+    Raises:
+        AdapterError: A file cannot be read or written. The adapter in the other folder is then unchanged.
+    """
+    names = [name for name in FILES if name != CARD or (source / CARD).exists()]
+    copies = {name: partial(shutil.copyfile, regular_file(source, name)) for name in names}
+    try:
+        target = target.expanduser()
+        target.mkdir(parents=True, exist_ok=True)
+        _put(target, copies)
+    except OSError as error:
+        raise AdapterError(f"cannot write the adapter to {target}: {error}") from error
+    return target
+
+
+def _put(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -> None:
+    """Write the files of an adapter, by functions that write each to a path; other savers of the folder wait."""
     with locked(folder, AdapterError, name=LOCK, wait_s=WAIT_S):
         _finish_pending(folder)
-        new = {name: beside(folder / name) for name in FILES}
+        new = {name: beside(folder / name) for name in writers}
         try:
-            new[CARD].write_text(card, encoding="utf-8")
-            new[CONFIG].write_text(text, encoding="utf-8")
-            save_file(tensors, new[TENSORS], {METADATA_KEY: json.dumps(config)})
+            for name, write in writers.items():
+                write(new[name])
             new[TENSORS].chmod(new[CONFIG].stat().st_mode)  # safetensors writes it readable by the owner only
             for path in new.values():
                 fsync(path)
@@ -139,7 +205,8 @@ def _write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], mak
                 path.unlink(missing_ok=True)
             raise
         for name in (CONFIG, CARD):  # if it stops here, a reader finds the config under its temporary name
-            new[name].replace(folder / name)
+            if name in new:
+                new[name].replace(folder / name)
         fsync(folder)
 
 

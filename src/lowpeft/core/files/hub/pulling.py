@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 WAITS_S = (1.0, 3.0)
 """Seconds between the tries to fetch a file that the Hub cannot give now; the client itself does not try again."""
+
+COMMON_TAGS = {"lowpeft", "safetensors", "image-restoration", "image-to-image"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,18 +64,71 @@ def pull(
         AdapterError: The repository, the revision or the folder does not exist, has no adapter, or cannot be read; or
             the Hub cannot be reached and the cache does not have it.
     """
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    path_in_repo(subfolder)
+    with _files_of(repo_id, revision, token, cache_dir, local_files_only=local_files_only) as fetched:
+        try:
+            folder = fetched(path_in_repo(subfolder, CONFIG), revision).parent
+            commit = folder.parts[-1 - len(PurePosixPath(subfolder or "").parts)]  # …/snapshots/COMMIT/SUBFOLDER
+            fetched(path_in_repo(subfolder, TENSORS), commit)
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError as error:
+            where = f"the folder {subfolder!r} of {repo_id!r}" if subfolder else f"{repo_id!r}"
+            others = adapters_of(repo_id, revision=revision, token=token)
+            named = f"; there are some in {and_more(others)}: subfolder= (--subfolder)" if others else ""
+            raise AdapterError(f"{where} has no adapter{named}") from error
+        with contextlib.suppress(EntryNotFoundError):
+            fetched(path_in_repo(subfolder, CARD), commit)
+    return Pulled(folder=folder, repo_id=repo_id, commit=commit)
+
+
+def pull_file(
+    repo_id: str,
+    path: str,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """Fetch one file of a Hub repository into the cache, unless it is there, and return its path.
+
+    Args:
+        repo_id: Repository, `owner/name`.
+        path: Path of the file in it.
+        revision: As for `pull`.
+        token: As for `pull`.
+        cache_dir: As for `pull`.
+        local_files_only: As for `pull`.
+
+    Raises:
+        AdapterError: As for `pull`.
+    """
+    with _files_of(repo_id, revision, token, cache_dir, local_files_only=local_files_only) as fetched:
+        return fetched(path_in_repo(path), revision)
+
+
+@contextlib.contextmanager
+def _files_of(
+    repo_id: str, revision: str | None, token: str | None, cache_dir: str | Path | None, *, local_files_only: bool
+) -> Iterator[Callable[[str, str | None], Path]]:
+    """Yield a function that fetches a file of a repository at a revision, and returns its path in the cache.
+
+    Whatever the client raises within the block becomes one error. If the Hub cannot be reached, the cache is asked.
+    """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     unreachable: Exception | None = None
 
-    def fetched(name: str, at: str | None) -> Path:
-        """Return the path of a file in the cache."""
+    def fetched(path: str, at: str | None) -> Path:
         for wait in (*WAITS_S, None):
             try:
                 file = hf_hub_download(
                     repo_id,
-                    path_in_repo(subfolder, name),
+                    path,
                     revision=at,
                     token=token,
                     cache_dir=None if cache_dir is None else Path(cache_dir).expanduser(),
@@ -86,26 +142,15 @@ def pull(
                 time.sleep(wait)
         raise AssertionError
 
-    path_in_repo(subfolder)
     with talking(f"the Hub repository {repo_id!r} cannot be read", token=token):
         if not local_files_only:
             unreachable = _why_unreachable(repo_id, revision, token)
         try:
-            folder = fetched(CONFIG, revision).parent
-            commit = folder.parts[-1 - len(PurePosixPath(subfolder or "").parts)]  # …/snapshots/COMMIT/SUBFOLDER
-            fetched(TENSORS, commit)
+            yield fetched
         except LocalEntryNotFoundError:
             if unreachable is not None:
                 raise unreachable from None
             raise
-        except EntryNotFoundError as error:
-            where = f"the folder {subfolder!r} of {repo_id!r}" if subfolder else f"{repo_id!r}"
-            others = adapters_of(repo_id, revision=revision, token=token)
-            named = f"; there are some in {and_more(others)}: subfolder= (--subfolder)" if others else ""
-            raise AdapterError(f"{where} has no adapter{named}") from error
-        with contextlib.suppress(EntryNotFoundError):
-            fetched(CARD, commit)
-    return Pulled(folder=folder, repo_id=repo_id, commit=commit)
 
 
 def _why_unreachable(repo_id: str, revision: str | None, token: str | None) -> Exception | None:
@@ -152,3 +197,46 @@ def adapters_of(repo_id: str, *, revision: str | None = None, token: str | None 
     tensors = {str(PurePosixPath(file).parent) for file in files if PurePosixPath(file).name == TENSORS}
     configs = {str(PurePosixPath(file).parent) for file in files if PurePosixPath(file).name == CONFIG}
     return sorted(tensors & configs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """A repository of the Hub that is tagged as lowpeft's.
+
+    Attributes:
+        repo_id: The repository, `owner/name`.
+        changed: Day of its last change, as YYYY-MM-DD; None if the Hub does not say.
+        downloads: Downloads within a month, as the Hub counts them.
+        tags: Its tags, without those that all have.
+    """
+
+    repo_id: str
+    changed: str | None
+    downloads: int
+    tags: tuple[str, ...]
+
+
+def search(words: str | None = None, *, most: int = 50, token: str | None = None) -> list[Listed]:
+    """Return repositories of the Hub that are tagged `lowpeft`, those with most downloads first.
+
+    Args:
+        words: Words that the name of the repository has; None for all.
+        most: Largest number of them.
+        token: Token for private repositories.
+
+    Raises:
+        AdapterError: The Hub cannot be asked.
+    """
+    from huggingface_hub import HfApi
+
+    with talking("the Hub cannot be searched", token=token):
+        found = [*HfApi(token=token).list_models(filter="lowpeft", search=words, sort="downloads", limit=most)]
+    return [
+        Listed(
+            repo_id=each.id,
+            changed=None if each.last_modified is None else f"{each.last_modified:%Y-%m-%d}",
+            downloads=each.downloads or 0,
+            tags=tuple(tag for tag in each.tags or () if tag not in COMMON_TAGS),
+        )
+        for each in found
+    ]

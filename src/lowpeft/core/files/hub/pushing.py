@@ -5,18 +5,19 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ....errors import AdapterError
-from ....ports.facts import Making
-from ...attachment.record import record_of, unwrap
-from ..card import model_card
+from ....ports.facts import literal
+from ...planning.site_values import SCHEMA
+from ..about import About
+from ..card import making_in, model_card
 from ..contents import CARD, CONFIG, FILES, TENSORS, AdapterFile
-from ..reading import read_adapter, read_json
-from ..saving import save_adapter
+from ..reading import read_adapter, read_json, regular_file
+from ..saving import save_adapter, write_adapter
 from .client import TIMEOUT_S, path_in_repo, talking
 
 if TYPE_CHECKING:
@@ -40,6 +41,12 @@ class _Target:
     def path(self, name: str) -> str:
         return path_in_repo(self.subfolder, name)
 
+    @property
+    def place(self) -> str:
+        """Arguments of `load_adapter`, as Python code."""
+        folder = "" if self.subfolder is None else f", subfolder={literal(self.path('').rstrip('/'))}"
+        return f"{literal(self.repo_id)}{folder}"
+
     def __str__(self) -> str:
         return f"{self.repo_id!r}" if self.subfolder is None else f"the folder {self.subfolder!r} of {self.repo_id!r}"
 
@@ -50,6 +57,7 @@ def push_to_hub(  # noqa: PLR0913  (options of a repository)
     *,
     name: str | None = None,
     facts: Mapping[str, str | float] | None = None,
+    about: About | None = None,
     private: bool | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
@@ -67,11 +75,12 @@ def push_to_hub(  # noqa: PLR0913  (options of a repository)
     again on top of what they wrote, or is refused if they wrote the same files.
 
     Args:
-        model: An adapted model.
+        model: An adapted model, or the folder of a saved adapter.
         repo_id: Repository, `owner/name`; created if missing.
         name: Name of the adapter; needed if several are attached.
-        facts: Information for the model card, as in `save_adapter`: data, results, source of the base's weights, their
-            SHA-256.
+        facts: Information for the model card, as in `save_adapter`; of a folder, in place of those in it.
+        about: Licence, source of the base's weights, data sets, results and picture, for the card and its metadata; of
+            a folder, in place of what is said in it.
         private: True to make a new repository private; None uses the owner's settings.
         revision: Branch, created if missing; None for the default branch.
         subfolder: Folder of the repository to write to, e.g. "x4/noise"; None for its top.
@@ -97,9 +106,13 @@ def push_to_hub(  # noqa: PLR0913  (options of a repository)
     target = _Target(repo_id, revision, subfolder, create_pr)
     target.path(CONFIG)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = save_adapter(model, Path(temporary) / "adapter", name=name, facts=facts)
-        adapter, making = read_adapter(folder), record_of(unwrap(model)).making
-        card = model_card(adapter.config, adapter.size_bytes, repo_id, making)
+        folder = Path(temporary) / "adapter"
+        if isinstance(model, str | Path):
+            _copy(Path(model).expanduser(), folder, name=name, facts=facts, about=about)
+        else:
+            save_adapter(model, folder, name=name, facts=facts, about=about)
+        adapter, making = read_adapter(folder), making_in((folder / CARD).read_text(encoding="utf-8"))
+        card = model_card(adapter.config, adapter.size_bytes, target.place, making)
         (folder / CARD).write_text(card, encoding="utf-8")
         if dry_run:
             return _what_would_be_pushed(target, folder)
@@ -117,16 +130,41 @@ def push_to_hub(  # noqa: PLR0913  (options of a repository)
                     )
                 seen = present
                 _check_base(api, target, parent, present, adapter, overwrite=overwrite)
-                names = _files_to_send(api, target, parent, present, making, edited_card)
+                kept = _card_to_keep(api, target, parent, present, edited_card)
+                names = [path.name for path in _sent(folder) if path.name != kept]
                 if (url := _committed(api, target, parent, {n: folder / n for n in names}, message)) is not None:
                     return url
     raise AdapterError(f"the adapter was not pushed to {target}: others push there all the time; try again later")
 
 
+def _copy(
+    source: Path, folder: Path, *, name: str | None, facts: Mapping[str, str | float] | None, about: About | None
+) -> None:
+    """Write a saved adapter to another folder, with other words about it."""
+    if name is not None:
+        raise AdapterError(f"name={name!r} selects one adapter of a model; a folder has one")
+    adapter = read_adapter(source)
+    if adapter.config["schema"] != SCHEMA:
+        raise AdapterError(f"{source} is of schema {adapter.config['schema']}: load it, save it again, and push that")
+    picture = None if adapter.about.picture is None else regular_file(source, str(adapter.about.picture))
+    said = replace(adapter.about, picture=picture) if about is None else about
+    changed = {"about": said.as_dict(), **({} if facts is None else {"facts": dict(facts)})}
+    try:
+        making = making_in(regular_file(source, CARD).read_text(encoding="utf-8"))
+    except (AdapterError, OSError, UnicodeDecodeError):  # loading does not need the card
+        making = None
+    write_adapter(folder, adapter.tensors, {**adapter.config, **changed}, making, said.picture)
+
+
 def _what_would_be_pushed(target: _Target, folder: Path) -> str:
     lines = [f"would be pushed to {target}, {'a pull request' if target.create_pr else target.revision or 'main'}:"]
-    lines += [f"  {target.path(name)}: {(folder / name).stat().st_size:,} bytes" for name in FILES]
+    lines += [f"  {target.path(path.name)}: {path.stat().st_size:,} bytes" for path in _sent(folder)]
     return "\n".join(lines)
+
+
+def _sent(folder: Path) -> list[Path]:
+    """Return the files of an adapter folder: without the lock."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _make_repository(api: HfApi, target: _Target, private: bool | None) -> None:
@@ -170,32 +208,22 @@ def _check_base(
         )
 
 
-def _files_to_send(
-    api: HfApi,
-    target: _Target,
-    commit: str,
-    present: Mapping[str, str],
-    making: Making | None,
-    edited_card: EditedCard | None,
-) -> tuple[str, ...]:
-    """Return the names of the files to send: without the card, if a person wrote the one that is there."""
-    if edited_card == "replace" or not _card_was_edited(api, target, commit, present, making):
-        return FILES
+def _card_to_keep(
+    api: HfApi, target: _Target, commit: str, present: Mapping[str, str], edited_card: EditedCard | None
+) -> str | None:
+    """Return the name of the card, which is not sent, if a person wrote the one that is there; otherwise None."""
+    if edited_card == "replace" or not _card_was_edited(api, target, commit, present):
+        return None
     if edited_card == "keep":
-        return TENSORS, CONFIG
+        return CARD
     raise AdapterError(
         f"nothing was pushed to {target}, because its model card was edited by hand: edited_card='keep' keeps that "
         "card, edited_card='replace' writes a new one"
     )
 
 
-def _card_was_edited(
-    api: HfApi, target: _Target, commit: str, present: Mapping[str, str], making: Making | None
-) -> bool:
-    """Return whether the repository has a model card other than the one that lowpeft writes for its config.
-
-    The config does not say how the base was made. Cards that show it as now, or not at all, are lowpeft's.
-    """
+def _card_was_edited(api: HfApi, target: _Target, commit: str, present: Mapping[str, str]) -> bool:
+    """Return whether the repository has a model card other than the one that lowpeft writes for its config."""
     if target.path(CARD) not in present:
         return False
     if target.path(CONFIG) not in present:
@@ -203,11 +231,11 @@ def _card_was_edited(
     texts = [Path(api.hf_hub_download(target.repo_id, target.path(name), revision=commit)) for name in (CARD, CONFIG)]
     card, config = texts[0].read_text(encoding="utf-8"), read_json(texts[1])
     try:
-        cards = {model_card(config or {}, 0, target.repo_id, each) for each in (making, None)}
+        written = model_card(config or {}, 0, target.place, making_in(card))
     except (KeyError, TypeError, ValueError, AttributeError):  # the config is not lowpeft's
         return True
-    patterns = (re.escape(written).replace(re.escape("0.00 MB"), r"\d+\.\d\d MB") for written in cards)
-    return not any(re.fullmatch(pattern, card) for pattern in patterns)
+    pattern = re.escape(written).replace(re.escape("0.00 MB"), r"\d+\.\d\d MB")
+    return re.fullmatch(pattern, card) is None
 
 
 def _committed(api: HfApi, target: _Target, parent: str, files: Mapping[str, Path], message: str) -> str | None:
