@@ -1,7 +1,7 @@
 """Small training runs for the tests, and for processes that the tests start, which import nothing but lowpeft.
 
 python training_runs.py ranks OUT      one of several processes of the runs in RUNS
-python training_runs.py kills OUT      a run that is killed ten times, and one that is not
+python training_runs.py kills OUT SEED a run that is killed ten times, and one that is not
 """
 
 from __future__ import annotations
@@ -184,10 +184,10 @@ def rows(out: Path) -> int:
     return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
-def kills(out: Path) -> None:
+def kills(out: Path, seed: str) -> None:
     """Kill a run ten times at random moments, let it end, and run another one without being killed."""
     recipe = out.name
-    draw, moments = random.Random(recipe), []
+    draw, moments = random.Random(f"{recipe} {seed}"), []
     for module in (
         "accelerate",
         "matplotlib.figure",
@@ -211,4 +211,4 @@ def kills(out: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"ranks": ranks, "kills": kills}[sys.argv[1]](Path(sys.argv[2]))
+    {"ranks": ranks, "kills": kills}[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])

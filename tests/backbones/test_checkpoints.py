@@ -30,6 +30,7 @@ import lowpeft
 from lowpeft import LowpeftError, load_backbone
 from lowpeft.cli import main
 from lowpeft.core.observation.fingerprint import OTHER_WEIGHTS
+from lowpeft.demo import demo_backbone
 from tiers import by_default
 from zoo import ROWS
 
@@ -707,9 +708,15 @@ def deep(levels: int) -> bytes:
     return start + nested + pickle.dumps([], 2)
 
 
+def demo_weights(**expanded: int) -> dict[str, Tensor]:
+    """The weights of the demo network, and tensors of one value, expanded to a first side."""
+    tensors = dict(demo_backbone().module.state_dict())
+    return tensors | {name: torch.zeros(1).expand(side, 3, 3, 3) for name, side in expanded.items()}
+
+
 def many_keys() -> bytes:
     one = torch.ones(1)
-    return written(lambda file: torch.save({f"layers.{n}.weight": one for n in range(210_000)}, file))
+    return written(lambda file: torch.save({f"layers.{n}.weight": one for n in range(51_000)}, file))
 
 
 HOSTILE: dict[str, tuple[Callable[[], bytes], str | None]] = {
@@ -720,10 +727,22 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str | None]] = {
     ),
     "the same dict again and again": (
         lambda: written(lambda file: torch.save(thousandfold(), file)),
-        "200,000",
+        "50,000",
     ),
     "dicts 100,000 deep": (lambda: deep(100_000), "is not a checkpoint of a network"),
-    "very many keys": (many_keys, "200,000"),
+    "very many keys": (many_keys, "50,000"),
+    "very many records": (
+        lambda: written(lambda file: torch.save({f"layers.{n}.weight": torch.ones(1) for n in range(61_000)}, file)),
+        "zip archive with 61,0",
+    ),
+    "tensors larger than the file": (
+        lambda: written(lambda file: torch.save(demo_weights(**{"conv_first.weight": 10**6}), file)),
+        "'conv_first.weight' is a broadcast tensor",
+    ),
+    "a layer of a number without end": (
+        lambda: written(lambda file: torch.save(demo_weights(**{"layers.99999999.norm1.weight": 1}), file)),
+        "numbered as of far more layers",
+    ),
     "very many places": (
         lambda: written(lambda file: torch.save({f"net_{n}": OTHER_NETWORK for n in range(70)}, file)),
         "more than 64",

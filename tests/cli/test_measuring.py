@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -297,33 +295,6 @@ def test_on_a_full_disk_the_old_report_stays(
     assert "No space left on device" in capsys.readouterr().err
     assert (tmp_path / "report.json").read_text() == "old"
     assert not list((tmp_path / ".measuring").glob(".*"))
-
-
-@pytest.mark.slow
-def test_a_killed_measurement_leaves_the_old_report_or_the_new_one(folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lowpeft", "evaluate", "--network", "my_net:make", "--data", "clean"]
-    command += ["--degrade", "noise:25", "--adapter", "one", "--device", "cpu"]
-
-    def start(out: Path, *more: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([*command, "--out", str(out), *more], cwd=folder, env=None)
-
-    whole = tmp_path / "whole"
-    before = time.monotonic()
-    assert start(whole).wait() == 0
-    seconds = time.monotonic() - before
-    out = tmp_path / "out"
-    out.mkdir()
-    for moment in range(10):
-        (out / "report.json").write_text('"old"')
-        run = start(out)
-        time.sleep(seconds * (0.5 + 0.05 * moment))
-        run.kill()
-        run.wait()
-        assert json.loads((out / "report.json").read_text()) in ("old", content(whole))
-        for picture in (out / "images").rglob("image*.png") if (out / "images").exists() else ():
-            read_image(picture)
-    assert start(out, "--resume").wait() == 0
-    assert content(out) == content(whole)
 
 
 # --- Several at once

@@ -7,8 +7,6 @@ import json
 import os
 import pickle
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -874,50 +872,6 @@ def test_a_first_save_that_stops_before_its_card_is_in_place_is_whole(tmp_path: 
         with pytest.raises(Killed):
             save_marked(1.0, tmp_path)
     assert mark_of(tmp_path) == 1.0
-
-
-# Saves without end in a child process, kills it at a random moment after the first save, and prints the value of every
-# tensor and the value that the config says. It imports nothing slow, so that the time goes into saving.
-KILL = """
-import os, random, signal, sys, time
-from pathlib import Path
-import torch
-import lowpeft
-
-torch.set_num_threads(1)
-random.seed(0)
-
-def save(value, folder):
-    adapted = lowpeft.adapt(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3)), lowpeft.LoRAConfig(target="**", rank=2))
-    with torch.no_grad():
-        for _, parameter in lowpeft.adapter_parameters(adapted):
-            parameter.fill_(value)
-    lowpeft.save_adapter(adapted, folder, facts={"value": value})
-
-for number in range(6):
-    folder = Path(sys.argv[1]) / str(number)
-    heard, said = os.pipe()
-    child = os.fork()
-    if child == 0:
-        value = 0.0
-        while True:
-            value += 1.0
-            save(value, folder)
-            os.write(said, b".")
-    os.read(heard, 1)
-    time.sleep(random.uniform(0.0, 0.1))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    adapter = lowpeft.read_adapter(folder)
-    found = sorted({v for t in adapter.tensors.values() for v in t.flatten().tolist()})
-    print(found == [adapter.facts["value"]], found[0] >= 1.0)
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_process_that_is_killed_while_saving_leaves_a_whole_adapter(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", KILL, str(tmp_path)], capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines() == ["True True"] * 6, done.stderr[-2000:]
 
 
 # --- Several adapters

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 import random
 import warnings
 from collections.abc import Callable
@@ -23,13 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import lowpeft
+from fuzzing import CASES, MANY_CASES, damaged_bytes
 from lowpeft import LoRAConfig, LowpeftError, SpatialConfig
 from lowpeft.core.files.contents import CONFIG, METADATA_KEY, TENSORS, tensors_digest
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
-CASES = 400
-MANY_CASES = int(os.environ.get("LOWPEFT_FUZZ_CASES", "20000"))
 ODD = (None, True, -1, 0, 1, 2**31, 2**63, 10**30, 1e308, "", "x", "../..", "a\0b", "\ud800", [], [[]], {}, {"x": 1})
 DTYPES = (torch.float16, torch.int64, torch.float8_e4m3fn, torch.bool)
 
@@ -69,19 +67,7 @@ class Case:
 
     def bytes_of(self, name: str, start: int, stop: int) -> None:
         """Change, remove or add a few bytes."""
-        data = bytearray(self.files[name])
-        for _ in range(self.random.randint(1, 4)):
-            at = self.random.randrange(start, max(start + 1, min(stop, len(data))))
-            what = self.random.randrange(4)
-            if what == 0:
-                data[at : at + 1] = bytes([self.random.randrange(256)])
-            elif what == 1:
-                data[at : at + 1] = bytes([data[min(at, len(data) - 1)] ^ (1 << self.random.randrange(8))])
-            elif what == 2:
-                del data[at : at + self.random.randint(1, 9)]
-            else:
-                data[at:at] = self.random.randbytes(self.random.randint(1, 9))
-        self.files[name] = bytes(data)
+        self.files[name] = damaged_bytes(self.files[name], self.random, start, stop)
 
     def unpacked(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         place = self.folder / "unpacked.safetensors"

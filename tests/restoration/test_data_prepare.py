@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -200,24 +195,6 @@ def test_a_scene_appears_whole_or_not_at_all(raw: Path, tmp_path: Path, monkeypa
         assert all(len(list((out / part / name).iterdir())) == 2 for name in there for part in ("hr", "lr_x4"))
         assert prepare(scenes, out, 4) == 3 - len(there)
         assert tree(out) == tree(tmp_path / "whole")
-
-
-@pytest.mark.slow
-def test_a_killed_run_is_finished_by_the_next(raw: Path, tmp_path: Path) -> None:
-    for n in range(60):
-        write_pair(raw, f"d{n:02d}", 128, 256, n)
-    prepare(find_scenes(raw), tmp_path / "whole", 4)
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "lowpeft", "prepare", str(raw), "--out", str(out), "--scale", "4"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not len(list(out.glob("hr/*"))) > 3 and process.poll() is None:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    visible = [folder for part in ("hr", "lr_x4") for folder in (out / part).iterdir() if folder.name[0] != "."]
-    assert {len(list(folder.iterdir())) for folder in visible} == {2}
-    assert prepare(find_scenes(raw), out, 4) > 0
-    assert tree(out) == tree(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

@@ -120,11 +120,12 @@ def test_the_best_is_that_of_the_whole_run(intact: tuple[str, Path], tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("recipe", ["whole", "stereo"])
-def test_a_run_that_was_killed_ten_times_ends_as_one_that_was_not(recipe: str, tmp_path: Path) -> None:
+def test_a_run_that_was_killed_ten_times_ends_as_one_that_was_not(recipe: str, seed: int, tmp_path: Path) -> None:
     """SIGKILL after ten random steps and delays; the checkpoints of `whole` are written at every step."""
     out = tmp_path / recipe
-    command = [sys.executable, training_runs.__file__, "kills", str(out)]
+    command = [sys.executable, training_runs.__file__, "kills", str(out), str(seed)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     report = json.loads(done.stdout)

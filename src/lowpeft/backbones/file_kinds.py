@@ -20,6 +20,9 @@ START = 4096
 MOST_UNPACKED = 16
 """Largest accepted ratio of a zip archive's unpacked size to its size; torch.save does not compress."""
 
+MOST_RECORDS = 60_000
+"""Largest number of entries of a zip archive; torch.save writes one for each tensor, and a few more."""
+
 TORCH_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """Pickled number (`torch.serialization.MAGIC_NUMBER`) at the start of `torch.save` files of PyTorch before 1.6."""
 
@@ -132,6 +135,8 @@ def _zip(file: Path, size: int) -> str | None:
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
+            if len(entries) > MOST_RECORDS:
+                return f"a zip archive with {len(entries):,} entries, far more than tensors in a network"
             if sum(entry.file_size for entry in entries) > MOST_UNPACKED * size:
                 return f"a zip archive that would unpack to more than {MOST_UNPACKED} times its size"
             # All checksums are 0 if torch was set to compute none (torch.serialization.set_crc32_options).

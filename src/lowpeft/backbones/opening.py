@@ -111,6 +111,8 @@ def backbone_of(state: State, task: str | None = None) -> Backbone:
     Raises:
         LowpeftError: The tensors do not fit the architecture, or the network has no such task.
     """
+    if (layer := _impossible_layer(state)) is not None:
+        raise LowpeftError(f"it has {len(state):,} tensors, and {layer[:100]!r} is numbered as of far more layers")
     return _edt(state, task) if _is_edt(state) else _spandrel(state, task)
 
 
@@ -142,6 +144,13 @@ def recognised(candidates: Sequence[Weights]) -> Weights:
     if nameless := next((weights.nameless for weights in candidates if weights.nameless), None):
         raise LowpeftError(f"{nameless}, and the file has no raw weights from which to take the names")
     raise nearest(states)
+
+
+def _impossible_layer(state: State) -> str | None:
+    """Return a name whose number is too large for the number of tensors; the network would have as many layers."""
+    most = 100 + 10 * len(state)
+    numbered = ((name, part) for name in state for part in name.split(".") if part.isdecimal())
+    return next((name for name, part in numbered if len(part) > 9 or int(part) > most), None)
 
 
 def _is_edt(state: State) -> bool:

@@ -22,8 +22,10 @@ State = dict[str, Tensor]
 
 MOST_LEVELS = 8
 """Largest depth of nested dicts and of prefixes that is searched."""
-MOST_ENTRIES = 200_000
+MOST_ENTRIES = 50_000
 """Largest number of entries in all dicts together, optimizers excluded; known networks have a few thousand."""
+MOST_EXPANDED_BYTES = 2**20
+"""Of a tensor that shows a value of its file several times."""
 MOST_PLACES = 64
 """Largest number of places that may contain a network."""
 
@@ -164,7 +166,11 @@ def _not_dense(tensor: Tensor) -> str | None:
     """Return the kind of a tensor that is not dense; None for a dense one."""
     kinds = {"nested": tensor.is_nested, "quantised": tensor.is_quantized, "meta": tensor.is_meta}
     kinds |= {"sparse": tensor.layout is not torch.strided}
-    return next((kind for kind, is_so in kinds.items() if is_so), None)
+    if (found := next((kind for kind, is_so in kinds.items() if is_so), None)) is not None:
+        return found
+    # Broadcast from few values, a tensor of any size has a small file; a network of its shape would be built.
+    held = tensor.untyped_storage().nbytes()
+    return "broadcast" if tensor.numel() * tensor.element_size() > max(held, MOST_EXPANDED_BYTES) else None
 
 
 def _words(name: str) -> set[str]:
