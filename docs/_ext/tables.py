@@ -284,6 +284,37 @@ def made_by(results: Any) -> str:
     return f"Made by `{results['command']}` on {results['date']} ({versions}; {results['device']})."
 
 
+def attacks(results: Any) -> str:
+    """What became of attacks on adapter folders, in lowpeft and in peft."""
+    both = ("lowpeft", "peft")
+    names = {
+        "refused": "refused",
+        "same": "the same adapter",
+        "other": "another one, without a word",
+        "warned": "another one, with a warning",
+        "slow": "after more than 5 s",
+        "whole": "whole",
+    }
+
+    def told(cell: dict[str, Any]) -> str:
+        found = [f"{cell[name]} {text}" for name, text in names.items() if cell.get(name)]
+        return ", ".join(found) + ("; the base was changed" if cell.get("base changed") else "")
+
+    cells = results["attacks"].items()
+    rows = [
+        [name, str(each["lowpeft"].get("cases", each["lowpeft"].get("kills"))), *(told(each[n]) for n in both)]
+        for name, each in cells
+    ]
+    errors = {n: sorted({error for _, each in cells for error in each[n].get("errors", ())}) for n in both}
+    slowest, grown = (max(each["lowpeft"].get(key, 0) for _, each in cells) for key in ("slowest_s", "grown_mb"))
+    said = (
+        f"Every refusal of lowpeft is an `{'`, `'.join(errors['lowpeft'])}`; those of peft are "
+        f"{', '.join(errors['peft'])}. The slowest answer of lowpeft took {slowest:g} s, and its process grew by "
+        f"{grown} MB at most, with what writes the attack."
+    )
+    return f"{table(['attack', 'cases', 'lowpeft', 'peft'], rows)}\n\n{said}"
+
+
 def anchors() -> str:
     """Plain bicubic beside the printed figures."""
     results = results_of("bicubic_anchors")
@@ -860,6 +891,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "fingerprint": fingerprint,
     "found-gains": found_in_pairs("gain"),
     "found-offsets": found_in_pairs("offset_px"),
+    "attacks": cost_section("attacks", attacks),
     "kinds": kinds,
     "parallax-demo": parallax_demo,
     "parallax-forms": parallax_forms,

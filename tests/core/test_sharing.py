@@ -65,7 +65,7 @@ def test_what_is_said_is_in_the_config_and_on_the_card(tmp_path: Path) -> None:
     about = About(
         license="cc-by-nc-4.0",
         base_model="owner/base/weights/net.safetensors@v2",
-        datasets=("BSDS500",),
+        datasets=("BSDS500", "KITTI 2015"),
         results=(MEASURED,),
         picture=tmp_path / "some.PNG",
     )
@@ -80,12 +80,13 @@ def test_what_is_said_is_in_the_config_and_on_the_card(tmp_path: Path) -> None:
     assert (found["license"], found["base_model"], found["datasets"]) == ("cc-by-nc-4.0", BASE, ["BSDS500"])
     assert found["metrics"] == ["psnr", "ssim"]
     (result,) = found["model-index"][0]["results"]
-    assert result["dataset"] == {"name": "Kodak24", "type": "Kodak24", "args": {"images": "made by noise:25"}}
+    assert result["dataset"] == {"name": "Kodak24", "type": "kodak24", "args": {"images": "made by noise:25"}}
     assert result["metrics"] == [
         {"type": "psnr", "value": 31.6105, "name": "PSNR"},
         {"type": "ssim", "value": 0.8712, "name": "SSIM"},
     ]
     assert "| adapted | 31.61 | 0.8712 | 1.0000 |\n" in card
+    assert "| data sets | BSDS500, KITTI 2015 |\n" in card
     assert "![Results](picture.png)" in card
     assert "`owner/base/weights/net.safetensors@v2` on the Hub" in card
 

@@ -12,10 +12,12 @@ import lowpeft
 from lowpeft.restoration.data import Loading, find_scenes, load_example
 from lowpeft.restoration.degradations import degradation
 from lowpeft.restoration.evaluation import compare
+from lowpeft.restoration.images import read_image
 from lowpeft.restoration.metrics import psnr
 
 ADAPTERS = Path(__file__).resolve().parents[2] / "adapters"
 RESULTS = ADAPTERS.parent / "benchmarks" / "results" / "denoiser.json"
+STEREO = "noisy-stereo-x4"
 TASKS = {"noise-25": "noise:25", "jpeg-30": "jpeg:30"}
 
 
@@ -46,6 +48,32 @@ def test_the_card_and_the_results_have_the_same_figures(name: str) -> None:
     assert {method: facts[f"PSNR in dB, RGB, Kodak24, {method}"] for method in measured} == measured
     assert facts["degraded by"] == TASKS[name]
     assert measured["adapted"] > measured["frozen"]
+
+
+@pytest.mark.parametrize("name", [*TASKS, STEREO])
+def test_the_card_has_a_licence_a_picture_and_results(name: str) -> None:
+    about = lowpeft.read_adapter(ADAPTERS / name).about
+    assert (about.license, about.picture) == ("apache-2.0", "picture.png")
+    assert read_image(ADAPTERS / name / "picture.png").shape == (3, 160, 480)
+    (result,) = about.results
+    assert result.means["adapted"]["PSNR RGB" if name in TASKS else "PSNR (L+R)/2"] > 24
+
+
+def test_the_stereo_adapter_has_the_figures_of_the_evidence() -> None:
+    cells = json.loads((RESULTS.parent / "evidence.json").read_text())["cells"]
+    (result,) = lowpeft.read_adapter(ADAPTERS / STEREO).about.results
+    assert result.means["frozen"] == cells["noise10/frozen"]["adapted"]["mean"]
+    assert result.means["adapted"] == cells["noise10/parallax-spatial/seed-0"]["adapted"]["mean"]
+
+
+@pytest.mark.real_data
+def test_the_stereo_adapter_uses_the_other_view(data_root: Path) -> None:
+    base = lowpeft.load_backbone(data_root / "weights" / "DCTLSA_x4.pt")
+    model = lowpeft.load_adapter(base, ADAPTERS / STEREO)
+    left, right = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+    pair, same = lowpeft.enhance(model, left, right), lowpeft.enhance(model, left, left)
+    assert pair[0].shape == (3, 64, 96)
+    assert (pair[0] - same[0]).abs().max() > 0
 
 
 @pytest.mark.slow

@@ -46,6 +46,8 @@ TASKS = {"noise": "denoising", "poisson": "denoising", "jpeg": "jpeg-artifact-re
 """Tags of what an adapter of scale 1 was trained on, by the step of the degradation."""
 METRICS = ("psnr", "ssim", "lpips", "dists")
 """Types of metrics that the Hub knows, which names of columns begin with."""
+HUB_NAME = r"[\w.-]+(/[\w.-]+)?"
+"""What a data set of the Hub may be named; others are on the card alone."""
 TRAINING = {
     "steps": "steps",
     "batch": "batch",
@@ -77,6 +79,8 @@ def model_card(config: Mapping[str, Any], size_bytes: int, place: str, making: M
     about = about_from_dict(config.get("about") or {})
     configs = [config_from_dict(group["adapter"]) for group in config["sites"]]
     training = recipe["training"] if "training" in facts else {}  # otherwise it was trained by other code
+    if about.datasets:
+        facts = {"data sets": ", ".join(about.datasets), **facts}
     if any(get_kind(c.kind).needs_data(c) for c in configs):
         facts = {"calibrated": "yes" if config.get("calibrated") else "no, its start is not learned from data", **facts}
     views = max((c.views for c in configs), default=1)
@@ -117,7 +121,7 @@ def _metadata(config: Mapping[str, Any], about: About, views: int) -> str:
         library_name="lowpeft",
         license=about.license,
         base_model=about.base_repo,
-        datasets=list(about.datasets) or None,
+        datasets=[name for name in about.datasets if re.fullmatch(HUB_NAME, name)] or None,
         pipeline_tag="image-to-image",
         tags=_tags(network.get("scale"), views, config["facts"], (recipe["name"], config.get("family"))),
         metrics=sorted({metric for metric, *_ in _figures(about.results)}) or None,
@@ -155,7 +159,7 @@ def _model_index(results: Iterable[Result]) -> list[Any]:
         EvalResult(
             task_type="image-to-image",
             dataset_name=result.data,
-            dataset_type=result.data,
+            dataset_type=re.sub(r"\W+", "-", result.data.lower()).strip("-") or "images",
             dataset_args={"images": result.degraded},
             metric_type=metric,
             metric_name=column,
