@@ -32,6 +32,7 @@ def command(scenes: Path, out: Path, *more: str) -> list[str]:
 
 def test_training_starts_from_a_saved_adapter(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(scenes, tmp_path / "a", "spatial", "--steps", "2", "--schedule", "constant")) == 0
+    assert "in 2 steps, adapters learn more with about 1e-2" in capsys.readouterr().out
     warm = ["--adapter", str(tmp_path / "a")]
     still = [*warm, "--steps", "1", "--learning-rate", "1e-12"]
     assert main(command(scenes, tmp_path / "b", *still)) == 0

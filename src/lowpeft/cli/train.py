@@ -55,6 +55,9 @@ from .training_options import add_settings, add_watching, changed_settings, own_
 if TYPE_CHECKING:
     from ..restoration.training import Callback, CropSource, Processes, Step, Trained
 
+FEW_STEPS, RATE_FOR_MANY = 2_000, 5e-4
+"""Steps of a short run, and the peak learning rate of long ones, which such a run can exceed many times."""
+
 
 def add_to(commands: Any) -> None:
     """Add the command to the parser."""
@@ -290,8 +293,18 @@ def _print_plan(model: object, recipe: Recipe, crops: CropSource, processes: Pro
             f"the warm-up of {settings.warmup_steps} steps does not end in this run: the learning rate never reaches "
             f"{settings.learning_rate:g}; set --warmup-steps"
         )
+    if settings.steps <= FEW_STEPS and settings.learning_rate <= RATE_FOR_MANY and _adds(recipe):
+        print(
+            f"a peak learning rate of {settings.learning_rate:g} is for long runs; in {steps} steps, adapters learn more "
+            'with about 1e-2 (--learning-rate): see "Which method when" in the documentation'
+        )
     if isinstance(crops, EachViewTwice):
         print(f"control: {crops.facts['control']}")
+
+
+def _adds(recipe: Recipe) -> bool:
+    """Return whether a recipe has adapters other than the tensors of the network itself."""
+    return any(adapter.kind != "full" for adapter in recipe.adapters)
 
 
 def _samples(count: int, crops: CropSource) -> str:
