@@ -120,9 +120,10 @@ def kitti_rows(results: Mapping[str, Any]) -> list[list[str]]:
 
 
 def steps_of(results: Mapping[str, Any], task: str) -> int:
-    """Number of steps of the task's cells."""
+    """Number of steps of the task's cells; 0 before the first."""
     cells = results["cells"]
-    return max(cell["steps"] for row in rows_of(cells, task) for cell in seeds_of(cells, f"{task}/{row}").values())
+    rows = rows_of(cells, task)
+    return max((cell["steps"] for row in rows for cell in seeds_of(cells, f"{task}/{row}").values()), default=0)
 
 
 def draw(results: Mapping[str, Any], out: Path) -> None:

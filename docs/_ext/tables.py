@@ -522,7 +522,13 @@ def measured_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def other_view(task: str) -> Callable[[Any], str]:
     """What each way to train gives on real pairs."""
-    return lambda results: measured_table(evidence_figures.HEAD, evidence_figures.task_rows(results, task))
+
+    def section(results: Any) -> str:
+        rows = measured_table(evidence_figures.HEAD, evidence_figures.task_rows(results, task))
+        steps = evidence_figures.steps_of(results, task)
+        return f"{rows}\n\n{steps:,} steps each." if steps else rows
+
+    return section
 
 
 def kitti(results: Any) -> str:
