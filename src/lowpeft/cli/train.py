@@ -295,8 +295,8 @@ def _print_plan(model: object, recipe: Recipe, crops: CropSource, processes: Pro
         )
     if settings.steps <= FEW_STEPS and settings.learning_rate <= RATE_FOR_MANY and _adds(recipe):
         print(
-            f"a peak learning rate of {settings.learning_rate:g} is for long runs; in {steps} steps, adapters learn more "
-            'with about 1e-2 (--learning-rate): see "Which method when" in the documentation'
+            f"a peak learning rate of {settings.learning_rate:g} is for long runs; in {steps} steps, adapters learn "
+            "more with about 1e-2 (--learning-rate): see 'Which method when' in the documentation"
         )
     if isinstance(crops, EachViewTwice):
         print(f"control: {crops.facts['control']}")
