@@ -23,7 +23,6 @@ from torch import Tensor, nn
 import lowpeft
 from common import options_of
 from lowpeft.cli import main as lowpeft_command
-from lowpeft.core.files.contents import tensors_digest
 from lowpeft.demo.scenes import make_scene
 from lowpeft.restoration.degradations import degradation
 from lowpeft.restoration.images import write_image
@@ -38,6 +37,7 @@ class Released:
     """What is released.
 
     Attributes:
+        summary: What it is for.
         base: Weights of the base, in `adapters` or in the data.
         degrade: What the adapter was trained on, and is measured on.
         test: Test images in the data; None for the figures of `benchmarks/evidence.py`.
@@ -45,6 +45,7 @@ class Released:
         facts: Facts that its training did not write.
     """
 
+    summary: str
     base: str
     degrade: str
     test: str | None
@@ -54,9 +55,24 @@ class Released:
 
 STEREO = "noisy-stereo-x4"
 RELEASED = {
-    "noise-25": Released("denoiser/network.safetensors", "noise:25", "single/Kodak24", ("BSDS500",), {}),
-    "jpeg-30": Released("denoiser/network.safetensors", "jpeg:30", "single/Kodak24", ("BSDS500",), {}),
+    "noise-25": Released(
+        "Gaussian noise of sigma 25 in colour photographs",
+        "denoiser/network.safetensors",
+        "noise:25",
+        "single/Kodak24",
+        ("BSDS500",),
+        {},
+    ),
+    "jpeg-30": Released(
+        "JPEG of quality 30, colour photographs",
+        "denoiser/network.safetensors",
+        "jpeg:30",
+        "single/Kodak24",
+        ("BSDS500",),
+        {},
+    ),
     STEREO: Released(
+        "Stereo super-resolution x4 of pairs with Gaussian noise of sigma 10",
         "weights/DCTLSA_x4.pt",
         "down:4,noise:10,8bit",
         None,
@@ -100,7 +116,9 @@ def release(name: str, source: Path, data: Path) -> None:
         model = lowpeft.load_adapter(base, source)
         shown = Path(temporary) / "picture.png"
         write_image(picture(model, base, row.degrade), shown)
-        about = lowpeft.About(license="apache-2.0", datasets=row.datasets, results=results, picture=shown)
+        about = lowpeft.About(
+            summary=row.summary, license="apache-2.0", datasets=row.datasets, results=results, picture=shown
+        )
         lowpeft.save_adapter(model, ADAPTERS / name, facts={**adapter.facts, **row.facts}, about=about)
 
 
@@ -109,7 +127,7 @@ def measured(weights: Path, source: Path, test: Path, degrade: str, out: Path) -
     command = ["evaluate", "--weights", str(weights), "--adapter", str(source), "--data", str(test), "--out", str(out)]
     if lowpeft_command([*command, "--degrade", degrade, "--bicubic"]):
         raise SystemExit(f"{source} was not measured")
-    return lowpeft.results_of(out, digest=tensors_digest(lowpeft.read_adapter(source).tensors))
+    return lowpeft.results_of(out, test.name)
 
 
 def of_evidence() -> lowpeft.Result:

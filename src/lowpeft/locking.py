@@ -98,7 +98,8 @@ def _acquired(path: Path) -> int | str:
 
 def _opened(path: Path) -> int | str:
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        # A link could lead to a file of somebody else's, which the lock's text would overwrite.
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             holder = _holder(handle)
             if holder is None and _is_at(handle, path):

@@ -17,10 +17,13 @@ from lowpeft import About
 from lowpeft.cli import main
 from lowpeft.core.files.contents import CARD, CONFIG, FILES, TENSORS
 from lowpeft.demo import demo_backbone, write_scenes
+from lowpeft.restoration.images import write_image
+from training_runs import edt
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of the client, at uploads by LFS
 
 HERE = "owner/name"
+PICTURE = b"\x89PNG\r\n\x1a\n and more"
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,8 @@ def test_push_list_info_and_pull(saved: Path, hub: Hub, tmp_path: Path, capsys: 
     assert main(["list", "--search", "nothing"]) == 0
     assert said(capsys) == "the Hub has none\n"
     assert main(["list", HERE]) == 0
-    assert "x2      --adapter owner/name --subfolder x2" in said(capsys)
+    row = r"^x2 +spatial +HAT +mit +--adapter owner/name --subfolder x2$"
+    assert re.search(row, said(capsys), re.MULTILINE)
     assert main(["info", HERE, "--subfolder", "x2"]) == 0
     unchecked = said(capsys).split("nothing checks it:")[1]
     assert [word for word in ("licence", "mit", "a, b", "results on", "pairs") if word not in unchecked] == []
@@ -81,18 +85,18 @@ def test_a_licence_is_asked_for_once(saved: Path, hub: Hub, tmp_path: Path, caps
     assert main(["push", str(saved / "adapter"), HERE]) == 2
     assert "the licence is not known: --license ID" in said(capsys)
     assert hub.requests == []
-    (tmp_path / "shown.png").write_bytes(b"a picture")
+    (tmp_path / "shown.png").write_bytes(PICTURE)
     about = About(license="mit", picture=tmp_path / "shown.png")
     model = lowpeft.adapt(demo_backbone(), "spatial")
     assert main(["push", str(lowpeft.save_adapter(model, tmp_path / "a", about=about)), HERE]) == 0
     assert json.loads(hub.files(HERE)[CONFIG])["about"] == {"license": "mit", "picture": "picture.png"}
-    assert hub.files(HERE)["picture.png"] == b"a picture"
+    assert hub.files(HERE)["picture.png"] == PICTURE
 
 
 def test_an_evaluation_of_another_adapter_is_refused(saved: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     about = ["--license", "mit", "--evaluation", str(saved / "measured" / "report.json")]
     assert main(["push", str(saved / "other"), HERE, *about]) == 2
-    assert "report.json is about another adapter" in said(capsys)
+    assert "the results are about another adapter" in said(capsys)
     assert hub.requests == []
 
 
@@ -142,6 +146,49 @@ def test_a_damaged_adapter_is_listed_as_such(saved: Path, tmp_path: Path, capsys
     (tmp_path / "bad" / TENSORS).write_bytes(b"nothing")
     assert main(["list", str(tmp_path)]) == 0
     assert "adapter_config.json missing" in said(capsys)
+
+
+def test_a_pull_leaves_the_readers_own_readme_alone(
+    saved: Path, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lowpeft.push_to_hub(saved / "adapter", HERE)
+    (tmp_path / "README.md").write_text("my thesis")
+    assert main(["pull", HERE, "--out", str(tmp_path)]) == 2
+    assert "is of no adapter, and would be overwritten" in said(capsys)
+    assert (tmp_path / "README.md").read_text() == "my thesis"
+
+
+def test_a_pulled_picture_can_be_pushed_again(saved: Path, hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "shown.png").write_bytes(PICTURE)
+    lowpeft.push_to_hub(saved / "adapter", HERE, about=About(license="mit", picture=tmp_path / "shown.png"))
+    assert main(["pull", HERE, "--out", str(tmp_path / "here")]) == 0
+    assert (tmp_path / "here" / "picture.png").read_bytes() == PICTURE
+    assert main(["push", str(tmp_path / "here"), "owner/other"]) == 0
+    assert hub.files("owner/other")["picture.png"] == PICTURE
+
+
+def test_names_in_a_repository_move_no_cursor(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "\x1b[2J $(touch x)"
+    hub.put(HERE, {f"{evil}/{TENSORS}": b"", f"{evil}/{CONFIG}": b'{"recipe": {"name": "\\u001b[2J"}}'})
+    assert main(["list", HERE]) == 0
+    text = said(capsys)
+    assert "\x1b" not in text
+    assert "--subfolder '" in text
+
+
+def test_an_adapter_of_an_own_network_brings_its_weights(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = save(edt().module.state_dict())
+    hub.put("owner/base", {"w.safetensors": weights})
+    (tmp_path / "w.safetensors").write_bytes(weights)
+    model = lowpeft.adapt(lowpeft.load_backbone(tmp_path / "w.safetensors", network=edt()), "spatial")
+    lowpeft.push_to_hub(model, HERE, about=About(base_model="owner/base/w.safetensors"))
+    write_image(torch.zeros(3, 16, 16, dtype=torch.uint8), tmp_path / "a.png")
+    command = ["enhance", str(tmp_path / "a.png"), "--adapter", HERE, "--out", str(tmp_path / "out")]
+    assert main([*command, "--network", "training_runs:edt"]) == 0
+    assert main(command) == 2
+    assert "a network of its author's own" in said(capsys)
 
 
 def test_a_pull_into_a_folder_with_an_adapter_replaces_it(saved: Path, hub: Hub, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,28 @@ from torch import nn
 import lowpeft
 from local_hub import Hub
 from lowpeft import About, AdapterError, LoRAConfig, Result
-from lowpeft.core.files.contents import CARD, CONFIG, FILES, TENSORS
+from lowpeft.backbones.own import Factory
+from lowpeft.core.files.card import making_in, model_card
+from lowpeft.core.files.contents import CARD, CONFIG, FILES, TENSORS, parsed, tensors_digest
+from lowpeft.core.files.hub.pulling import pull
 from lowpeft.core.files.results import DIGEST
 from lowpeft.demo import demo_backbone
+from training_runs import edt
 
 pytestmark = [
     pytest.mark.usefixtures("no_figures"),
     pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),  # of the client, at uploads by LFS
 ]
 
+PICTURE = b"\x89PNG\r\n\x1a\n and more"
 HERE, BASE = "owner/name", "owner/base"
 MEASURED = Result(
     data="Kodak24",
     degraded="made by noise:25",
     protocol="rgb: whole images",
     means={"frozen": {"PSNR": 27.5642, "SSIM": 0.71}, "adapted": {"PSNR": 31.6105, "SSIM": 0.8712, "other": 1.0}},
+    scenes=2,
+    verdict="adapted: better",
 )
 
 
@@ -61,8 +69,9 @@ def run_snippet(card: str) -> dict[str, Any]:
 
 # --- What is said
 def test_what_is_said_is_in_the_config_and_on_the_card(tmp_path: Path) -> None:
-    (tmp_path / "some.PNG").write_bytes(b"a picture")
+    (tmp_path / "some.PNG").write_bytes(PICTURE)
     about = About(
+        summary="noise of colour photographs",
         license="cc-by-nc-4.0",
         base_model="owner/base/weights/net.safetensors@v2",
         datasets=("BSDS500", "KITTI 2015"),
@@ -70,7 +79,7 @@ def test_what_is_said_is_in_the_config_and_on_the_card(tmp_path: Path) -> None:
         picture=tmp_path / "some.PNG",
     )
     folder = lowpeft.save_adapter(adapted(), tmp_path / "a", about=about)
-    assert (folder / "picture.png").read_bytes() == b"a picture"
+    assert (folder / "picture.png").read_bytes() == PICTURE
     said = lowpeft.read_adapter(folder).about
     assert said == About(**{**vars(about), "picture": "picture.png"})
     assert said.base_file is not None
@@ -85,6 +94,7 @@ def test_what_is_said_is_in_the_config_and_on_the_card(tmp_path: Path) -> None:
         {"type": "psnr", "value": 31.6105, "name": "PSNR"},
         {"type": "ssim", "value": 0.8712, "name": "SSIM"},
     ]
+    assert "## Results on Kodak24, 2 scenes\n\nmade by noise:25; rgb: whole images\n\nadapted: better\n" in card
     assert "| adapted | 31.61 | 0.8712 | 1.0000 |\n" in card
     assert "| data sets | BSDS500, KITTI 2015 |\n" in card
     assert "![Results](picture.png)" in card
@@ -128,6 +138,12 @@ def test_settings_of_training_are_shown_where_lowpeft_trained(tmp_path: Path) ->
         ({"license": "Apache 2.0"}, "license must be an identifier"),
         ({"license": ""}, "license must be a text"),
         ({"license": 3}, "license must be a text"),
+        ({"base_model": "a/b/c@.."}, "base_model must be owner/name/path"),
+        ({"base_model": "a/b/c@../x"}, "base_model must be owner/name/path"),
+        ({"base_model": "a/b/c@-x"}, "base_model must be owner/name/path"),
+        ({"datasets": 5}, "datasets of an adapter are a list"),
+        ({"results": None}, "results of an adapter are a list"),
+        ({"picture": 5}, "picture of an adapter is a path"),
         ({"base_model": "../net.pth"}, "base_model must be owner/name/path"),
         ({"base_model": "net.pth"}, "base_model must be owner/name/path"),
         ({"base_model": "owner/name/../../x"}, "base_model must be owner/name/path"),
@@ -154,19 +170,23 @@ def test_a_result_has_finite_figures_and_names(means: dict[str, dict[str, float]
 
 
 def test_a_picture_that_is_not_there_leaves_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="cannot write the adapter"):
+    with pytest.raises(AdapterError, match="there is no picture at"):
         lowpeft.save_adapter(adapted(), tmp_path / "a", about=About(picture=tmp_path / "none.png"))
     assert not (tmp_path / "a").exists()
 
 
 # --- What was measured
 def report(folder: Path, **content: Any) -> Path:
-    methods = [{"method": name, "mean": {**means, "LPIPS": "inf"}} for name, means in MEASURED.means.items()]
+    methods = [
+        {"method": name, "mean": {**means, "LPIPS": "inf"}, "scenes": {"a": {}, "b": {}}}
+        for name, means in MEASURED.means.items()
+    ]
     whole = {
         "protocol": MEASURED.protocol,
         "data": "Kodak24",
         "degraded images": "made by noise:25",
         "methods": methods,
+        "gains": [{"verdict": MEASURED.verdict}],
     }
     (folder / "report.json").write_text(json.dumps({**whole, **content}))
     return folder
@@ -174,14 +194,24 @@ def report(folder: Path, **content: Any) -> Path:
 
 def test_the_report_of_an_evaluation_becomes_a_result(tmp_path: Path) -> None:
     assert lowpeft.results_of(report(tmp_path)) == (MEASURED,)
-    assert lowpeft.results_of(tmp_path / "report.json", digest="any: the report does not say") == (MEASURED,)
+    (found,) = lowpeft.results_of(tmp_path / "report.json", "Kodak, cut")
+    assert found == replace(MEASURED, data="Kodak, cut")
 
 
-def test_the_report_of_another_adapter_is_refused(tmp_path: Path) -> None:
-    report(tmp_path, **{DIGEST: "1234", "adapter": "runs/other"})
-    assert lowpeft.results_of(tmp_path, digest="1234") == (MEASURED,)
-    with pytest.raises(AdapterError, match=r"report\.json is about another adapter \(runs/other\)"):
-        lowpeft.results_of(tmp_path, digest="5678")
+def test_the_report_of_another_adapter_is_refused(hub: Hub, tmp_path: Path) -> None:
+    model = adapted()
+    digest = tensors_digest(lowpeft.adapter_state_dict(model))
+    right, wrong = (lowpeft.results_of(report(tmp_path, **{DIGEST: each})) for each in (digest, "1234"))
+    folder = lowpeft.save_adapter(model, tmp_path / "a", about=About(results=right))
+    for call in (
+        lambda: lowpeft.save_adapter(model, folder, about=About(results=wrong)),
+        lambda: lowpeft.push_to_hub(model, HERE, about=About(results=wrong)),
+        lambda: lowpeft.push_to_hub(folder, HERE, about=About(results=wrong)),
+    ):
+        with pytest.raises(AdapterError, match="the results are about another adapter"):
+            call()
+    assert lowpeft.read_adapter(folder).about.results == right
+    assert hub.requests == []
 
 
 @pytest.mark.parametrize(
@@ -192,6 +222,7 @@ def test_the_report_of_another_adapter_is_refused(tmp_path: Path) -> None:
         {"methods": [{"method": "adapted", "mean": {}}]},
         {"methods": [3]},
         {"data": "two\nlines"},
+        {"methods": [{"method": "adapted", "mean": {"PSNR": 10**400}}]},
     ],
 )
 def test_what_is_no_report_is_refused(content: dict[str, Any], tmp_path: Path) -> None:
@@ -201,7 +232,7 @@ def test_what_is_no_report_is_refused(content: dict[str, Any], tmp_path: Path) -
 
 # --- A folder is pushed
 def test_a_saved_folder_is_pushed_with_what_is_said_now(hub: Hub, tmp_path: Path) -> None:
-    (tmp_path / "some.webp").write_bytes(b"a picture")
+    (tmp_path / "some.webp").write_bytes(PICTURE)
     first = About(license="mit", picture=tmp_path / "some.webp")
     folder = lowpeft.save_adapter(adapted(), tmp_path / "a", facts={"data": "Kodak"}, about=first)
     lowpeft.push_to_hub(folder, HERE, subfolder="x/y")
@@ -237,6 +268,92 @@ def test_a_folder_has_one_adapter_and_the_newest_schema(hub: Hub, tmp_path: Path
     assert hub.requests == []
 
 
+@pytest.mark.parametrize("place", [f"{BASE}/none.pth", "owner/none/net.pth", "owner/none"])
+def test_a_base_that_is_not_there_is_not_written(place: str, hub: Hub) -> None:
+    hub.put(BASE, {"net.pth": b""})
+    with pytest.raises(AdapterError, match=f"names {place}, but the Hub has no such"):
+        lowpeft.push_to_hub(adapted(), HERE, about=About(base_model=place))
+    assert HERE not in hub.repositories
+
+
+def test_a_second_push_keeps_what_was_said(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "some.png").write_bytes(PICTURE)
+    model = adapted()
+    result = replace(MEASURED, adapter=tensors_digest(lowpeft.adapter_state_dict(model)))
+    first = About(license="mit", datasets=("BSDS500",), results=(result,), picture=tmp_path / "some.png")
+    lowpeft.push_to_hub(model, HERE, about=first)
+    lowpeft.push_to_hub(model, HERE, about=About(license="apache-2.0"))
+    about = json.loads(hub.files(HERE)[CONFIG])["about"]
+    assert about == {**about, "license": "apache-2.0", "datasets": ["BSDS500"], "picture": "picture.png"}
+    assert "| adapted | 31.61" in hub.files(HERE)[CARD].decode()
+    assert hub.files(HERE)["picture.png"] == PICTURE
+    with torch.no_grad():
+        for _, parameter in lowpeft.adapter_parameters(model):
+            parameter.add_(1)
+    lowpeft.push_to_hub(model, HERE)
+    assert "results" not in json.loads(hub.files(HERE)[CONFIG])["about"]  # they were of other tensors
+    assert lowpeft.read_adapter(pull(HERE).folder).about.license == "apache-2.0"
+
+
+def test_a_repository_of_folders_has_a_card_of_its_own(hub: Hub) -> None:
+    lowpeft.push_to_hub(adapted(), HERE, subfolder="a", about=About(license="mit"))
+    card = hub.files(HERE)[CARD].decode()
+    assert (front(card)["license"], "lowpeft" in front(card)["tags"]) == ("mit", True)
+    assert "`lowpeft list owner/name`" in card
+    hub.put(HERE, {**hub.files(HERE), CARD: b"mine"})
+    lowpeft.push_to_hub(adapted(), HERE, subfolder="b")
+    assert hub.files(HERE)[CARD] == b"mine"
+
+
+@pytest.mark.parametrize("repo_id", ["name", "a/b/c", "", 3])
+def test_what_is_no_repository_is_refused(repo_id: Any, hub: Hub) -> None:
+    with pytest.raises(AdapterError, match="a Hub repository is written owner/name"):
+        lowpeft.push_to_hub(adapted(), repo_id)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os; os.system('id')\n\nbackbone = make()",
+        '\nbackbone = __import__("os").system("id")',
+        "\nbackbone = [make() for _ in range(9)]",
+        "\nbackbone = make(lambda: 0)",
+        "\n<script>x</script>\n\nbackbone = make()",
+    ],
+)
+def test_code_of_another_kind_is_not_taken_over(code: str) -> None:
+    assert making_in(f"```python\nimport lowpeft\n{code}\nmodel = lowpeft.load_adapter(backbone)\n```") is None
+
+
+def test_a_long_card_takes_no_time() -> None:
+    assert making_in("import lowpeft\n" * 50_000) is None
+
+
+def test_words_of_a_config_stay_words_on_the_card(tmp_path: Path) -> None:
+    config = json.loads((lowpeft.save_adapter(adapted(), tmp_path) / CONFIG).read_text())
+    config["base"]["weights"] = "`<img src=x>` [login](http://evil)"
+    config["lowpeft"] = "9\n\n<iframe>"
+    card = model_card(config, 0, '"x"')
+    assert [word for word in ("<img", "<iframe", " [login]") if word in card] == []
+
+
+@pytest.mark.parametrize("facts", [{str(n): 1 for n in range(1001)}, {"x": "y" * 10_001}, {"y" * 10_001: 1}])
+def test_facts_have_a_limit(facts: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="at most"):
+        lowpeft.save_adapter(adapted(), tmp_path / "a", facts=facts)
+    config = json.loads((lowpeft.save_adapter(adapted(), tmp_path / "b") / CONFIG).read_text())
+    with pytest.raises(AdapterError, match="at most"):
+        parsed({**config, "facts": facts}, "x")
+
+
+@pytest.mark.parametrize("content", [b"text", b"", PICTURE + bytes(5 * 2**20)])
+def test_what_is_no_picture_is_not_saved(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(AdapterError, match=r"picture"):
+        lowpeft.save_adapter(adapted(), tmp_path / "a", about=About(picture=tmp_path / "a.png"))
+
+
 # --- A base and its adapter
 @pytest.fixture
 def shared(hub: Hub, tmp_path: Path) -> Callable[..., nn.Module]:
@@ -248,7 +365,9 @@ def shared(hub: Hub, tmp_path: Path) -> Callable[..., nn.Module]:
         file = tmp_path / "hat-x2.safetensors"
         file.write_bytes(hub.files(BASE)["nets/hat-x2.safetensors"])
         model = adapted(lowpeft.load_backbone(file))
-        lowpeft.push_to_hub(model, HERE, about=About(base_model=base_model))
+        with pytest.MonkeyPatch.context() as patch:  # it may have been there when the adapter was pushed
+            patch.setattr("lowpeft.core.files.hub.pushing._check_source", lambda api, about: None)
+            lowpeft.push_to_hub(model, HERE, about=About(base_model=base_model))
         return model
 
     return share
@@ -264,6 +383,7 @@ def test_an_adapter_and_its_base_by_one_name(shared: Callable[..., nn.Module], h
         assert torch.equal(again(image), model(image))
     hub.faults.clear()
     hub.url = "http://127.0.0.1:9"
+    lowpeft.load_pretrained(pull(HERE, local_files_only=True).folder, local_files_only=True)
     offline = lowpeft.load_pretrained(HERE, local_files_only=True)
     with torch.no_grad():
         assert torch.equal(offline(image), model(image))
@@ -298,6 +418,18 @@ def test_a_base_that_is_not_on_the_hub_is_named(
     assert not [request for request in hub.requests[before:] if "example.org" in request["asked"]]
 
 
+def test_the_card_of_a_network_of_ones_own_fetches_its_weights(hub: Hub, tmp_path: Path) -> None:
+    hub.put(BASE, {"w/own.safetensors": save(edt().module.state_dict())})
+    (tmp_path / "own.safetensors").write_bytes(save(edt().module.state_dict()))
+    base = Factory(name="training_runs:edt").load(tmp_path / "own.safetensors")
+    lowpeft.push_to_hub(lowpeft.adapt(base, "spatial"), HERE, about=About(base_model=f"{BASE}/w/own.safetensors"))
+    card = hub.files(HERE)[CARD].decode()
+    assert 'model = lowpeft.load_pretrained("owner/name", network=edt())' in card
+    assert run_snippet(card)["restored"].shape == (3, 96, 128)
+    lowpeft.push_to_hub(pull(HERE).folder, HERE)  # the card is lowpeft's own
+    assert hub.files(HERE)[CARD].decode() == card
+
+
 def test_a_network_of_ones_own_is_filled(hub: Hub) -> None:
     hub.put(BASE, {"own.safetensors": save(network().state_dict())})
     model = adapted()
@@ -317,8 +449,6 @@ def test_the_demo_needs_no_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("opening", [{"path": "/etc"}, {"weights": 3}, {"demo": "yes"}, [1], 3])
 def test_a_base_is_opened_with_known_options_only(opening: object, tmp_path: Path) -> None:
-    from lowpeft.core.files.contents import parsed
-
     config = json.loads((lowpeft.save_adapter(adapted(), tmp_path) / CONFIG).read_text())
     with pytest.raises(AdapterError, match="is not what lowpeft writes"):
         parsed({**config, "opening": opening}, "x")

@@ -11,6 +11,7 @@ from spandrel import MAIN_REGISTRY, ImageModelDescriptor, ModelTiling
 from torch import Tensor
 
 from ..errors import LowpeftError, did_you_mean
+from .bounded import bounded
 from .weights import State
 
 BLOCK = "layers.0.residual_group.blocks.0.attn.relative_position_index"
@@ -37,7 +38,10 @@ def load(state: State) -> ImageModelDescriptor[Any]:
     if architecture.name in ("SwinIR", "Swin2SR"):
         state = with_masks(state)
     try:
-        descriptor = architecture.load(state)
+        with bounded(state):
+            descriptor = architecture.load(state)
+    except LowpeftError:
+        raise
     except Exception as error:  # spandrel does not catch what building a network from wrong tensors raises
         problems = _tensor_problems(str(error), state) or [f"{type(error).__name__}: {_first_line(error)}"]
         raise LowpeftError(

@@ -340,7 +340,7 @@ def backbone(options: argparse.Namespace, *, quiet: bool = False) -> Backbone:
         options: Parsed options of the command.
         quiet: True prints nothing, for commands that print the network's notes themselves.
     """
-    if not has_network(options):
+    if not has_network(options) or (options.weights is None and getattr(options, "adapter", None) is not None):
         take_base_of_adapter(options)
     choice: Choice = "raw" if options.raw_weights else "ema"
     facts = overrides(options.network_fact, option="--network-fact scale=4")

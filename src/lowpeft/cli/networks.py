@@ -77,20 +77,26 @@ def own_network(options: argparse.Namespace, choice: Choice, facts: Mapping[str,
 def take_base_of_adapter(options: argparse.Namespace) -> None:
     """Set the options that select the network as the adapter says where its base is, and how it is opened.
 
+    With `--network`, the weights that the adapter names are those of `--weights`.
+
     Raises:
-        LowpeftError: There is no adapter, or it does not say that.
+        LowpeftError: There is neither a network nor an adapter that says that.
     """
     if getattr(options, "adapter", None) is None:
         raise LowpeftError("no network was given: give --weights FILE, or --network MODULE:FUNCTION, or both")
+    hub: dict[str, Any] = {name: getattr(options, name, None) for name in ("revision", "subfolder")}
+    found = fetched(options.adapter, **hub)
+    own = options.network is not None
+    if own and found.adapter.about.base_file is None:
+        return
     try:
-        options.weights, opening = find_base(
-            fetched(options.adapter, revision=options.revision, subfolder=options.subfolder)
-        )
+        options.weights, opening = find_base(found, own=own)
     except AdapterError as error:
         message = f"{error.message}; or give --weights FILE, or --network MODULE:FUNCTION"
         raise AdapterError(message, problems=error.problems) from error
-    options.task, options.allow_half = opening.get("task"), opening.get("allow_half", False)
-    options.raw_weights = opening.get("weights") == "raw"
+    if not own:
+        options.task, options.allow_half = opening.get("task"), opening.get("allow_half", False)
+        options.raw_weights = opening.get("weights") == "raw"
 
 
 def demo_network(options: argparse.Namespace) -> Backbone:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .. import tables
-from ..core.files.about import About
-from ..core.files.contents import TENSORS, tensors_digest
+from ..core.files.about import About, Result
+from ..core.files.contents import CONFIG, TENSORS
 from ..core.files.hub.client import is_repo_id
-from ..core.files.hub.pulling import adapters_of, pull, search
+from ..core.files.hub.pulling import adapters_of, pull, pull_file, search
 from ..core.files.hub.pushing import push_to_hub
-from ..core.files.reading import read_adapter
+from ..core.files.reading import read_adapter, read_json
 from ..core.files.results import results_of
-from ..core.files.saving import copy_adapter
+from ..core.files.saving import copy_adapter, picture_of
 from ..errors import AdapterError, LowpeftError, printable
 from ..recipes import recipe_to_dict
 from .common import new_command
@@ -79,23 +80,26 @@ def add_to(commands: Any) -> None:
 
 def _add_card(sub: argparse.ArgumentParser) -> None:
     group = option_group(sub, "what the card says")
+    group.add_argument("--summary", metavar="TEXT", help="one line that says what the adapter is for")
     group.add_argument(
         "--license",
         metavar="ID",
-        help="licence of the adapter, as the Hub names it: apache-2.0, mit, cc-by-nc-4.0, other; needed once",
+        help="licence of the adapter, as the Hub names it: apache-2.0, mit, cc-by-nc-4.0, other; needed unless the "
+        "folder has one already",
     )
     group.add_argument(
         "--base-model",
         metavar="PLACE",
-        help="where the base's weights are: owner/name/path/to/file of the Hub, which load_pretrained fetches, or an "
-        "address, which it shows",
+        help="where the base's weights are: owner/name/path/to/file of the Hub, with or without @revision, which "
+        "load_pretrained fetches, or an address, which it shows",
     )
     group.add_argument("--dataset", action="append", metavar="NAME", help="training data; may be repeated")
     group.add_argument(
         "--evaluation",
         action="append",
-        metavar="FILE",
-        help="report.json of `lowpeft evaluate --out`, for the table of results; may be repeated",
+        metavar="[NAME=]DIR",
+        help="what `lowpeft evaluate --out` wrote, for the table of results, and how others know the images, e.g. "
+        "Kodak24=measured; may be repeated",
     )
     group.add_argument("--picture", metavar="FILE", help="image to show")
 
@@ -104,17 +108,16 @@ def run_push(options: argparse.Namespace) -> None:
     """Push the adapter, and print the address of the commit."""
     adapter = read_adapter(options.folder)
     given: dict[str, Any] = {
+        "summary": options.summary,
         "license": options.license,
         "base_model": options.base_model,
         "datasets": tuple(options.dataset) if options.dataset else None,
         "picture": options.picture,
     }
     if options.evaluation:
-        digest = tensors_digest(adapter.tensors)
-        given["results"] = tuple(result for file in options.evaluation for result in results_of(file, digest=digest))
-    if adapter.about.picture is not None:
-        given["picture"] = options.picture or Path(options.folder) / adapter.about.picture
-    about: About = replace(adapter.about, **{name: value for name, value in given.items() if value is not None})
+        given["results"] = tuple(result for each in options.evaluation for result in _results(each))
+    own = replace(adapter.about, picture=picture_of(Path(options.folder), adapter.about))
+    about: About = replace(own, **{name: value for name, value in given.items() if value is not None})
     if about.license is None:
         raise LowpeftError(
             "the licence is not known: --license ID says under which one others get the adapter (apache-2.0, mit, "
@@ -133,17 +136,28 @@ def run_push(options: argparse.Namespace) -> None:
         commit_message=options.message,
         dry_run=options.dry_run,
     )
-    emit(options, {"repository": options.repository, "dry_run": options.dry_run, "result": done}, done)
+    names = ("repository", "subfolder", "revision", "create_pr", "dry_run")
+    emit(options, {**{name: getattr(options, name) for name in names}, "about": about.as_dict(), "result": done}, done)
+
+
+def _results(text: str) -> tuple[Result, ...]:
+    """Read the results that an option `[NAME=]DIR` names."""
+    name, equals, path = text.partition("=")
+    if equals and not os.path.lexists(text):
+        return results_of(path, name)
+    return results_of(text)
 
 
 def run_pull(options: argparse.Namespace) -> None:
     """Fetch the adapter, and print where it is."""
+    if options.out is not None and not options.out.strip():
+        raise LowpeftError("--out '' names no folder")
     found = pull(options.repository, revision=options.revision, subfolder=options.subfolder)
     adapter = read_adapter(found.folder)
     folder = found.folder if options.out is None else copy_adapter(found.folder, Path(options.out))
     figures = {"folder": folder, "repository": found.repo_id, "commit": found.commit}
     base = f"{adapter.base.model} of {adapter.base.parameters:,} parameters"
-    emit(options, figures, f"{folder}: {adapter.recipe.name} adapter for {base}, commit {found.commit}")
+    emit(options, figures, printable(f"{folder}: {adapter.recipe.name} adapter for {base}, commit {found.commit}"))
 
 
 def run_list(options: argparse.Namespace) -> None:
@@ -154,26 +168,50 @@ def run_list(options: argparse.Namespace) -> None:
             raise LowpeftError("--revision is for one repository: give owner/name")
         listed = search(options.search)
         rows = [[each.repo_id, str(each.downloads), each.changed or "", " ".join(each.tags)] for each in listed]
-        named = [["repository", "downloads", "changed", "tags"], *rows]
+        named = [["repository", "downloads", "changed", "tags"], *([*map(printable, row)] for row in rows)]
         emit(options, {"repositories": listed}, _table(named, "the Hub has none"))
         return
     if options.search is not None:
         raise LowpeftError("--search is for the whole Hub: leave out the repository or folder")
     if is_repo_id(where) and not os.path.lexists(where):
         folders = adapters_of(where, revision=options.revision)
-        calls = [[folder, f"--adapter {where}" + f" --subfolder {folder}" * (folder != ".")] for folder in folders]
-        emit(options, {"folders": folders}, _table([["folder", "in commands"], *calls], f"{where} has none"))
+        found = [_of_repository(where, folder, options.revision) for folder in folders]
+        rows = [[*map(_cell, each.values())] for each in found]
+        heading = ["folder", "recipe", "base", "licence", "in commands"]
+        emit(options, {"repository": where, "adapters": found}, _table([heading, *rows], f"{where} has none"))
         return
     if options.revision is not None:
         raise LowpeftError(f"--revision is for Hub repositories; {where} is a folder")
     figures = [_of_folder(folder) for folder in _folders(Path(where))]
-    cells = [
-        [f"{cell:,}" if isinstance(cell, int) else printable(cell) for cell in {**each, "folder": name}.values()]
-        for each in figures
-        for name in [os.path.relpath(str(each["folder"]), where)]
-    ]
     heading = ["folder", "recipe", "base", "parameters", "what is wrong with it"]
-    emit(options, {"adapters": figures}, _table([heading, *cells], f"{where} has none"))
+    shown = [{**each, "folder": os.path.relpath(str(each["folder"]), where)} for each in figures]
+    cells = [heading, *([*map(_cell, each.values())] for each in shown)]
+    whole = not any(each["problem"] for each in figures)
+    text = _table([row[:-1] for row in cells] if whole else cells, f"{where} has none")
+    emit(options, {"adapters": figures}, text)
+
+
+def _cell(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else printable(value)
+
+
+def _of_repository(repo_id: str, folder: str, revision: str | None) -> dict[str, object]:
+    """Return a row about an adapter of a repository, as its config says; nothing in it is checked."""
+    try:
+        path = CONFIG if folder == "." else f"{folder}/{CONFIG}"
+        config = read_json(pull_file(repo_id, path, revision=revision)) or {}
+    except AdapterError:  # a folder of a name that cannot be asked for
+        config = {}
+    said = {key: value if isinstance(value, dict) else {} for key, value in config.items()}
+    named = [said.get(table, {}).get(name, "") for table, name in (("recipe", "name"), ("base", "model"))]
+    options = ["--adapter", repo_id, *(["--subfolder", folder] if folder != "." else [])]
+    return {
+        "folder": folder,
+        "recipe": f"{named[0]:.100}" if isinstance(named[0], str) else "",
+        "base": f"{named[1]:.100}" if isinstance(named[1], str) else "",
+        "licence": f"{said.get('about', {}).get('license', '')!s:.100}",
+        "in commands": shlex.join(options),
+    }
 
 
 def _folders(top: Path) -> list[Path]:

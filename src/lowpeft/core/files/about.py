@@ -12,11 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ...checks import is_number, is_whole
 from ...errors import AdapterError
 
 PICTURE = "picture"
 """Name of the picture in an adapter folder, without its suffix."""
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+PICTURE_NAMES = tuple(f"{PICTURE}{suffix}" for suffix in PICTURES)
+PICTURE_STARTS = rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF.{4}WEBP"
+"""Pattern of the first bytes of a picture."""
+MOST_PICTURE_BYTES = 5 * 2**20
 MOST_TEXT = 1_000
 """Characters of one text."""
 MOST_ITEMS = 100
@@ -47,15 +52,25 @@ class Result:
         degraded: How their degraded or LR images were made.
         protocol: What was compared.
         means: Means by method ("input", "bicubic", "frozen", "adapted") and column.
+        scenes: Number of images or pairs; None if that is not known.
+        verdict: Sentence on what the adapter gains over the frozen network; empty if there is none.
+        adapter: SHA-256 of the tensors of the adapter that was measured; None if that is not known.
     """
 
     data: str
     degraded: str
     protocol: str
     means: Mapping[str, Mapping[str, float]]
+    scenes: int | None = None
+    verdict: str = ""
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
-        texts = [self.data, self.degraded, self.protocol, *self.means]
+        if self.scenes is not None and not is_whole(self.scenes, least=1):
+            raise AdapterError(f"the scenes of a result are counted, not {self.scenes!r:.100}")
+        if not isinstance(self.means, Mapping) or not all(isinstance(each, Mapping) for each in self.means.values()):
+            raise AdapterError(f"the means of a result are tables of tables, not {self.means!r:.100}")
+        texts = [self.data, self.degraded, self.protocol, *self.means, *filter(None, (self.adapter, self.verdict))]
         texts += [column for means in self.means.values() for column in means]
         if not all(_is_text(text) for text in texts):
             raise AdapterError(f"a result names its data, method and columns by texts of 1 to {MOST_TEXT:,} characters")
@@ -70,6 +85,8 @@ class About:
     """What the author says of an adapter; in its config, on its model card and in the card's metadata.
 
     Attributes:
+        summary: One line that says what the adapter is for, e.g. "Gaussian noise of sigma 25 in colour photographs"; it
+            is the first line of the card.
         license: Identifier of the adapter's licence, as on the Hub: "apache-2.0", "cc-by-nc-4.0", "other". None leaves
             it open; nothing is guessed.
         base_model: Where the weights of the base are: a file on the Hub, `owner/name/path/to/file` with or without
@@ -84,6 +101,7 @@ class About:
             picture.
     """
 
+    summary: str | None = None
     license: str | None = None
     base_model: str | None = None
     datasets: tuple[str, ...] = ()
@@ -93,8 +111,12 @@ class About:
     def __post_init__(self) -> None:
         if isinstance(self.datasets, str):
             object.__setattr__(self, "datasets", (self.datasets,))
-        object.__setattr__(self, "datasets", tuple(self.datasets))
-        object.__setattr__(self, "results", tuple(self.results))
+        for name in ("datasets", "results"):
+            if not isinstance(given := getattr(self, name), (list, tuple)):
+                raise AdapterError(f"{name} of an adapter are a list, not {given!r:.100}")
+            object.__setattr__(self, name, tuple(given))
+        if not isinstance(self.picture, (str, Path, type(None))):
+            raise AdapterError(f"the picture of an adapter is a path, not {self.picture!r:.100}")
         if problems := [*self._problems()]:
             raise AdapterError("this cannot be said of an adapter:", problems=problems)
 
@@ -119,6 +141,7 @@ class About:
         results = [{**vars(each), "means": {k: dict(v) for k, v in each.means.items()}} for each in self.results]
         picture = None if self.picture is None else f"{PICTURE}{Path(self.picture).suffix.lower()}"
         values = {
+            "summary": self.summary,
             "license": self.license,
             "base_model": self.base_model,
             "datasets": list(self.datasets),
@@ -128,7 +151,7 @@ class About:
         return {name: value for name, value in values.items() if value}
 
     def _problems(self) -> list[str]:
-        texts = {"license": self.license, "base_model": self.base_model}
+        texts = {"summary": self.summary, "license": self.license, "base_model": self.base_model}
         texts |= {f"datasets[{i}]": name for i, name in enumerate(self.datasets)}
         problems = [
             f"{name} must be a text of 1 to {MOST_TEXT:,} characters on one line, not {value!r:.100}"
@@ -157,14 +180,16 @@ def _is_text(value: object) -> bool:
 
 def is_figure(value: object) -> bool:
     """Return whether a value is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return is_number(value, above=-math.inf)
 
 
 def _names_a_base(text: str) -> bool:
     if "://" in text:
         return re.fullmatch(r"https?://[^\s<>|`\"\\]+", text) is not None
     part = r"[\w.-]+"
-    return re.fullmatch(rf"{part}(/{part})+(@[\w./-]+)?", text) is not None and not {".", ".."} & set(text.split("/"))
+    revision = rf"@\w{part}(/{part})*|@\w"
+    named = re.fullmatch(rf"{part}(/{part})+({revision})?", text, re.ASCII)
+    return named is not None and not any(not each.strip(".") for each in re.split("[/@]", text))
 
 
 def _picture_problems(path: Path) -> list[str]:
@@ -180,9 +205,10 @@ def about_from_dict(values: Mapping[str, Any]) -> About:
         AdapterError, AttributeError, LookupError, TypeError, ValueError: It wrote something else.
     """
     picture = values.get("picture")
-    if picture is not None and not (isinstance(picture, str) and picture in {f"{PICTURE}{s}" for s in PICTURES}):
+    if picture is not None and picture not in PICTURE_NAMES:
         raise ValueError(f"the picture is named {picture!r:.100}")
     return About(
+        summary=values.get("summary"),
         license=values.get("license"),
         base_model=values.get("base_model"),
         datasets=tuple(values.get("datasets", ())),
@@ -193,5 +219,11 @@ def about_from_dict(values: Mapping[str, Any]) -> About:
 
 def _result_from_dict(values: Mapping[str, Any]) -> Result:
     return Result(
-        data=values["data"], degraded=values["degraded"], protocol=values["protocol"], means=dict(values["means"])
+        data=values["data"],
+        degraded=values["degraded"],
+        protocol=values["protocol"],
+        means=dict(values["means"]),
+        scenes=values.get("scenes"),
+        verdict=values.get("verdict", ""),
+        adapter=values.get("adapter"),
     )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from ...errors import AdapterError
 from ...kinds import get_kind
 from ...ports.facts import Making
 from ...recipes.recipe import config_from_dict
@@ -18,10 +22,10 @@ TEXT = """\
 
 # {name} adapter for {base[model]}
 
-{summary}.
+{summary}
 Only the adapter is here: {mb:.2f} MB, for a frozen base of {base[parameters]:,} parameters.
 
-{picture}```python
+{picture}{use}```python
 {code}
 ```
 
@@ -46,6 +50,9 @@ TASKS = {"noise": "denoising", "poisson": "denoising", "jpeg": "jpeg-artifact-re
 """Tags of what an adapter of scale 1 was trained on, by the step of the degradation."""
 METRICS = ("psnr", "ssim", "lpips", "dists")
 """Types of metrics that the Hub knows, which names of columns begin with."""
+MOST_CARD_BYTES = 2**20
+MOST_IMPORTS = 2_000
+"""Characters of the lines that the making of a base needs."""
 HUB_NAME = r"[\w.-]+(/[\w.-]+)?"
 """What a data set of the Hub may be named; others are on the card alone."""
 TRAINING = {
@@ -86,9 +93,10 @@ def model_card(config: Mapping[str, Any], size_bytes: int, place: str, making: M
     views = max((c.views for c in configs), default=1)
     return TEXT.format(
         metadata=_metadata(config, about, views),
-        base=config["base"],
+        base={key: value if isinstance(value, int) else _plain(value) for key, value in config["base"].items()},
         name=_plain(recipe["name"]),
-        summary=_plain(recipe["summary"] or recipe["name"]),
+        summary=_summary(about, recipe),
+        use=_use(config, about, place),
         mb=size_bytes / 1e6,
         picture=f"![Results]({about.picture})\n\n" if about.picture else "",
         code=_code(config, about, place, making, views),
@@ -96,19 +104,87 @@ def model_card(config: Mapping[str, Any], size_bytes: int, place: str, making: M
         results="".join(map(_results, about.results)),
         training=_section("Training", {TRAINING[k]: training[k] for k in TRAINING if k in training}.items()),
         source=f"| weights from | {_link(about.base_model)} |\n" if about.base_model else "",
-        facts=_section("Facts", facts.items()),
-        version=config["lowpeft"],
+        facts=_section("Facts", facts.items()) + _licence(about),
+        version=_plain(config["lowpeft"]),
     )
+
+
+def repository_card(config: Mapping[str, Any], repo_id: str) -> str:
+    """Return the card of a repository whose adapters are in folders, by which the Hub finds it.
+
+    Args:
+        config: Config of its first adapter.
+        repo_id: The repository.
+    """
+    about = about_from_dict(config.get("about") or {})
+    views = max((config_from_dict(group["adapter"]).views for group in config["sites"]), default=1)
+    metadata = _metadata(config, replace(about, results=()), views)
+    text = f"Each folder holds an adapter, with a card of its own: `lowpeft list {repo_id}` shows them."
+    return f"---\n{metadata}---\n\n# Adapters for lowpeft\n\n{text}\n"
+
+
+def card_text(path: Path) -> str:
+    """Return the text of a card, which a stranger may have written.
+
+    Raises:
+        AdapterError: It is larger than 1 MiB.
+        OSError: It cannot be read.
+    """
+    if (size := path.stat().st_size) > MOST_CARD_BYTES:
+        raise AdapterError(f"the card {path} has {size:,} bytes; at most {MOST_CARD_BYTES:,} are read")
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def making_in(card: str) -> Making | None:
-    """Return how the base is made in a card that `model_card` wrote; None if it does not say that."""
-    found = re.search(
-        r"^import lowpeft(?P<imports>(?:\n.*)*?)\n\nbackbone = (?P<code>.+)\nmodel = ", card, re.MULTILINE
-    )
-    if found is None or found["code"].startswith("...  # fill in"):
+    """Return how the base is made in a card that `model_card` wrote; None if it does not say that, or in other code.
+
+    What is taken over is imports of names, and one call with plain values or such calls as arguments.
+    """
+    _, begun, code = card.partition("\nimport lowpeft\n")
+    imports, found, rest = code.partition("\nbackbone = ")
+    expression, _, after = rest.partition("\n")
+    if not found:  # the base is fetched; of a network of the author's own, the card has its code
+        imports, found, rest = code.partition("\nmodel = lowpeft.load_pretrained(")
+        after, (_, own, network) = "model = ", rest.partition("\n")[0].partition(", network=")
+        expression = f'lowpeft.load_backbone("network", network={network.removesuffix(")")})' if own else "None"
+    if not begun or not found or not after.startswith("model = ") or len(imports) > MOST_IMPORTS:
         return None
-    return Making(expression=found["code"], imports=tuple(found["imports"].split("\n")[1:]))
+    lines = imports.split("\n")[:-1] if imports else []
+    try:
+        if not all(map(_is_import, lines)) or not _is_making(ast.parse(expression, mode="eval").body):
+            return None
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    return Making(expression=expression, imports=tuple(lines))
+
+
+def _is_import(line: str) -> bool:
+    """Return whether a line is one of those that `Making.imports` has."""
+    names = r"[A-Za-z_][\w.]*"
+    return (
+        not line
+        or re.fullmatch(rf"from {names} import {names}|network = \.\.\.  # fill in: [\w., ]+", line) is not None
+    )
+
+
+def _is_making(node: ast.AST) -> bool:
+    """Return whether an expression is a call of a dotted name with plain values, names or such calls as arguments."""
+    match node:
+        case ast.Call(func=function, args=args, keywords=keywords):
+            return _is_dotted(function) and all(map(_is_argument, [*args, *(each.value for each in keywords)]))
+    return False
+
+
+def _is_dotted(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) or (isinstance(node, ast.Attribute) and _is_dotted(node.value))
+
+
+def _is_argument(node: ast.AST) -> bool:
+    try:
+        ast.literal_eval(node)
+    except ValueError:
+        return isinstance(node, ast.Name) or _is_making(node)
+    return True
 
 
 def _metadata(config: Mapping[str, Any], about: About, views: int) -> str:
@@ -169,14 +245,48 @@ def _model_index(results: Iterable[Result]) -> list[Any]:
     ]
 
 
+def _summary(about: About, recipe: Mapping[str, Any]) -> str:
+    """Return what the author says that the adapter is for, and what the recipe is."""
+    sentences = [about.summary, recipe["summary"] or recipe["name"]]
+    plain = [_plain(each).rstrip(".") for each in sentences if each]
+    return " ".join(f"{each[:1].upper()}{each[1:]}." for each in plain)
+
+
+def _use(config: Mapping[str, Any], about: About, place: str) -> str:
+    """Return the command that uses the adapter, where lowpeft finds its base; nothing otherwise."""
+    opening = config.get("opening")
+    found = opening is not None and ("demo" in opening or about.base_file is not None)
+    if not found or not (config.get("network") or {}).get("scale"):
+        return ""
+    repo, _, folder = place.partition(", subfolder=")
+    options = [f"--adapter {repo}", *([f"--subfolder {folder}"] if folder else [])]
+    command = f"lowpeft enhance IMAGE {' '.join(options)} --out restored"
+    return f"```bash\npip install 'lowpeft[train,spandrel]'\n{command}\n```\n\n"
+
+
 def _code(config: Mapping[str, Any], about: About, place: str, making: Making | None, views: int) -> str:
     """Return the lines that load and run the model."""
     imports, run = _call(config.get("network") or {}, views)
-    if about.base_file is not None and config.get("opening") is not None:
-        return "\n".join([*imports, "import lowpeft", "", f"model = lowpeft.load_pretrained({place})", run])
+    own = None if making is None or about.base_file is None else _network_of(making.expression)
+    if about.base_file is not None and (config.get("opening") is not None or own is not None):
+        lines = [*imports, "import lowpeft", *(making.imports if making is not None and own is not None else ()), ""]
+        network = "" if own is None else f", network={own}"
+        return "\n".join([*lines, f"model = lowpeft.load_pretrained({place}{network})", run])
     lines = [*imports, "import lowpeft", *(() if making is None else making.imports), ""]
     lines += [_backbone(config["base"]["model"], making), f"model = lowpeft.load_adapter(backbone, {place})", run]
     return "\n".join(lines)
+
+
+def _network_of(expression: str) -> str | None:
+    """Return the code of the user's network that `load_backbone(FILE, network=…)` fills; None if there is none."""
+    for node in ast.walk(ast.parse(expression, mode="eval")):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "lowpeft.load_backbone":
+            return next((ast.unparse(each.value) for each in node.keywords if each.arg == "network"), None)
+    return None
+
+
+def _licence(about: About) -> str:
+    return f"Licence of the adapter: {about.license}.\n\n" if about.license else ""
 
 
 def _kinds(groups: Iterable[Mapping[str, Any]]) -> str:
@@ -204,7 +314,10 @@ def _results(result: Result) -> str:
     ]
     table = [["", *columns], ["---"] * (1 + len(columns)), *rows]
     text = "".join(f"| {' | '.join(map(_cell, row))} |\n" for row in table)
-    return f"## Results on {_plain(result.data)}\n\n{_plain(result.degraded)}; {_plain(result.protocol)}\n\n{text}\n"
+    count = "" if result.scenes is None else f", {result.scenes:,} scenes"
+    verdict = f"{_plain(result.verdict)}\n\n" if result.verdict else ""
+    how = f"{_plain(result.degraded)}; {_plain(result.protocol)}"
+    return f"## Results on {_plain(result.data)}{count}\n\n{how}\n\n{verdict}{text}\n"
 
 
 def _figure(value: float) -> str:
@@ -253,4 +366,4 @@ def _cell(value: object) -> str:
 
 def _plain(value: object) -> str:
     """Return a value on one line, without what Markdown takes for HTML or code."""
-    return " ".join(str(value).split()).replace("<", "&lt;").replace("`", "'")
+    return " ".join(str(value).split()).replace("<", "&lt;").replace("`", "'").replace("[", "\\[")

@@ -43,6 +43,9 @@ MOST_SITES = 20_000
 MOST_TENSORS = 100_000
 MOST_NAME = 1_000
 """Characters of the name of a tensor or a module."""
+MOST_FACTS = 1_000
+MOST_FACT = 10_000
+"""Characters of the name or the value of a fact."""
 MOST_ADAPTERS = 1_000
 """Of a recipe."""
 
@@ -153,6 +156,8 @@ def parsed(config: dict[str, Any], where: str) -> AdapterFile:
             network=facts_from_dict(config["network"]) if "network" in config else None,
             tensors={},
         )
+        if problems := facts_problems(config["facts"]):
+            raise ValueError(problems[0])
         if not isinstance(config["tensors"]["sha256"], str):
             raise TypeError("the checksum of the tensors is no text")
         places = Counter((site.path, site.key) for site in adapter.sites)
@@ -171,6 +176,17 @@ def parsed(config: dict[str, Any], where: str) -> AdapterFile:
             f"{where}: what a later lowpeft ({wrote}) wrote there is not used: {named}", UserWarning, stacklevel=3
         )
     return adapter
+
+
+def facts_problems(facts: Mapping[Any, Any]) -> list[str]:
+    """Return why facts are no table that people can read; empty if they are one."""
+    if len(facts) > MOST_FACTS:
+        return [f"it has {len(facts):,} facts; at most {MOST_FACTS:,} are read"]
+    return [
+        f"a fact has {len(text):,} characters; at most {MOST_FACT:,} are read"
+        for text in map(str, (*facts.keys(), *facts.values()))
+        if len(text) > MOST_FACT
+    ]
 
 
 def _opening(values: Any) -> dict[str, str | bool] | None:

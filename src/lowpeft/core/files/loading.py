@@ -98,12 +98,14 @@ def fetched(folder_or_repo_id: str | Path, *, local_files_only: bool = False, **
     Raises:
         AdapterError: As for `load_adapter`.
     """
+    if not isinstance(folder_or_repo_id, (str, Path)):
+        raise AdapterError(f"an adapter is a folder or a Hub repository owner/name, not {folder_or_repo_id!r:.100}")
     source = str(folder_or_repo_id)
     if is_repo_id(folder_or_repo_id) and not os.path.lexists(folder_or_repo_id):
         found = pull(source, **asked, local_files_only=local_files_only)
         notes = (f"from the Hub repository {found.repo_id} at {found.commit}",)
         return Fetched(adapter=read_adapter(found.folder), source=source, notes=notes)
-    if given := [f"{option}=" for option, value in asked.items() if value is not None]:
+    if given := [f"{option}=" for option in ("revision", "subfolder") if asked.get(option) is not None]:
         raise AdapterError(f"{', '.join(given)} is for Hub repositories; {source} is a folder")
     return Fetched(adapter=read_adapter(folder_or_repo_id), source=source)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -33,10 +34,10 @@ from ..observation.fingerprint import digests, with_rounded
 from ..operations.new_adapters import not_finite
 from ..operations.state import adapter_state_dict, only_name
 from ..planning.site_values import SCHEMA, facts_to_dict, sites_to_dicts
-from .about import About
+from .about import MOST_PICTURE_BYTES, PICTURE_STARTS, About
 from .card import model_card
-from .contents import CARD, CONFIG, FILES, METADATA_KEY, TENSORS, size_of, tensors_digest
-from .reading import opened, read_json, regular_file
+from .contents import CARD, CONFIG, FILES, METADATA_KEY, TENSORS, facts_problems, size_of, tensors_digest
+from .reading import opened, read_adapter, read_json, regular_file
 
 LOCK = ".saving.lock"
 WAIT_S = 60
@@ -78,9 +79,25 @@ def save_adapter(
     tensors = {k: v.cpu().contiguous() for k, v in adapter_state_dict(model, name=chosen).items()}
     if problems := [*_losses(root), *not_finite(tensors)]:
         raise AdapterError(f"the adapter {chosen!r} was not saved:", problems=problems)
+    if problems := facts_problems(facts or {}):
+        raise AdapterError(f"the adapter {chosen!r} was not saved:", problems=problems)
     said = about or About()
+    check_results(said, tensors_digest(tensors))
     config = _config(root, chosen, tensors, dict(facts or {})) | {"about": said.as_dict()}
     return write_adapter(Path(folder), tensors, config, record_of(root).making, said.picture)
+
+
+def check_results(about: About, digest: str) -> None:
+    """Raise if results are of another adapter than that of these tensors (their `tensors_digest`).
+
+    Raises:
+        AdapterError: They are.
+    """
+    if any(result.adapter not in (None, digest) for result in about.results):
+        raise AdapterError(
+            "the results are about another adapter: the checksum of its tensors differs. Measure this one "
+            "(lowpeft evaluate --out), or leave them out"
+        )
 
 
 def write_adapter(
@@ -104,7 +121,7 @@ def write_adapter(
     """
     try:
         target = target.expanduser()
-        shown = None if picture is None else Path(picture).expanduser().read_bytes()
+        shown = None if picture is None else picture_bytes(Path(picture).expanduser())
         target.mkdir(parents=True, exist_ok=True)
         if shown is not None:
             with new_file(target / config["about"]["picture"]) as path:
@@ -116,6 +133,33 @@ def write_adapter(
         # Of the path, or of facts that JSON lacks.
         raise AdapterError(f"cannot write the adapter to {target}: {error}") from error
     return target
+
+
+def picture_of(folder: Path, about: About) -> Path | None:
+    """Return the path of the picture in an adapter folder; None if there is none, or it is no file in the folder."""
+    if about.picture is None:
+        return None
+    try:
+        return regular_file(folder, str(about.picture))
+    except AdapterError:
+        return None
+
+
+def picture_bytes(path: Path) -> bytes:
+    """Return the content of a picture.
+
+    Raises:
+        AdapterError: It is no file, no PNG, JPEG or WebP, or larger than 5 MiB.
+        OSError: It cannot be read.
+    """
+    if not path.is_file():
+        raise AdapterError(f"there is no picture at {path}")
+    if (size := path.stat().st_size) > MOST_PICTURE_BYTES:
+        raise AdapterError(f"the picture {path} has {size:,} bytes; at most {MOST_PICTURE_BYTES:,} are saved")
+    content = path.read_bytes()
+    if not re.match(PICTURE_STARTS, content, re.DOTALL):
+        raise AdapterError(f"{path} is no picture in PNG, JPEG or WebP")
+    return content
 
 
 def _losses(root: nn.Module) -> list[str]:
@@ -172,18 +216,27 @@ def _write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], mak
 
 
 def copy_adapter(source: Path, target: Path) -> Path:
-    """Copy the files of an adapter folder as they are, and return the other folder.
+    """Copy the files of an adapter folder as they are, its picture too, and return the other folder.
 
     Raises:
-        AdapterError: A file cannot be read or written. The adapter in the other folder is then unchanged.
+        AdapterError: A file cannot be read or written, or the other folder has a README.md that is of no adapter. What
+            is in the other folder is then unchanged.
     """
+    picture = picture_of(source, read_adapter(source).about)
     names = [name for name in FILES if name != CARD or (source / CARD).exists()]
     copies = {name: partial(shutil.copyfile, regular_file(source, name)) for name in names}
     try:
         target = target.expanduser()
+        if (target / CARD).exists() and not (target / TENSORS).exists():
+            raise AdapterError(f"{target / CARD} is of no adapter, and would be overwritten: choose another folder")
         target.mkdir(parents=True, exist_ok=True)
+        if picture is not None:
+            with new_file(target / picture.name) as path:
+                path.write_bytes(picture_bytes(picture))
         _put(target, copies)
-    except OSError as error:
+    except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, AdapterError):
+            raise
         raise AdapterError(f"cannot write the adapter to {target}: {error}") from error
     return target
 
@@ -207,6 +260,8 @@ def _put(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -> None:
         for name in (CONFIG, CARD):  # if it stops here, a reader finds the config under its temporary name
             if name in new:
                 new[name].replace(folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)  # that of the old adapter
         fsync(folder)
 
 

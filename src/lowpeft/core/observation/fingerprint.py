@@ -142,7 +142,10 @@ def fingerprint_from_dict(values: object) -> Fingerprint:
         AdapterError: The values are not those of a fingerprint.
     """
     try:
-        return Fingerprint(**values)  # type: ignore[arg-type]
+        found = Fingerprint(**values)  # type: ignore[arg-type]
+        if not (isinstance(found.model, str) and len(found.model) <= 1_000 and found.model.isprintable()):
+            raise TypeError(f"its class is {found.model!r:.100}")
+        return found
     except TypeError as error:
         raise AdapterError(f"the file's record of its base is not a fingerprint: {error}") from error
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -31,10 +32,10 @@ def path_in_repo(subfolder: str | None, name: str = "") -> str:
     """
     if subfolder is None:
         return name
-    parts = PurePosixPath(subfolder).parts
-    if not isinstance(subfolder, str) or not parts or subfolder.startswith("/") or {"..", "."} & set(parts):
+    parts = PurePosixPath(subfolder).parts if isinstance(subfolder, str) else ()
+    if not parts or subfolder.startswith("/") or {"..", "."} & set(parts):
         raise AdapterError(f"subfolder must be a path within the repository such as 'x4/noise', not {subfolder!r}")
-    if re.search(r"[\x00-\x1f*?\[\]\\]", subfolder):
+    if not subfolder.isprintable() or re.search(r"[*?\[\]\\]", subfolder):
         raise AdapterError(f"subfolder {subfolder!r} has characters that no folder of a repository should have")
     return "/".join((*parts, name)) if name else "/".join(parts)
 
@@ -87,14 +88,20 @@ def _reason(error: BaseException, token: str | None) -> str:
         lines[0] = f"{type(chain[0]).__name__}: {lines[0]}"
     said = lines[0] if len(chain) == 1 or lines[1] in lines[0] else f"{lines[0]} ({lines[1]})"
     text = " ".join(_hidden(said, token).split())
+    status = getattr(getattr(chain[0], "response", None), "status_code", None)
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return f"{text[:MOST_ADVICE]} (`hf auth login` stores a token; it needs write access to push)"
     return text if len(text) <= MOST_ADVICE else f"{text[:MOST_ADVICE]}…"
 
 
 def _hidden(text: str, token: str | None) -> str:
     """Return a text without tokens."""
-    for secret in filter(None, (token, os.environ.get("HF_TOKEN"))):
+    from huggingface_hub import get_token
+
+    secrets = (token, os.environ.get("HF_TOKEN"), os.environ.get("HUGGING_FACE_HUB_TOKEN"), get_token())
+    for secret in filter(None, (form for each in secrets if each for form in (each, each.strip(), repr(each)[1:-1]))):
         text = text.replace(secret, "***")
-    return re.sub(r"\bhf_[A-Za-z0-9]{8,}", "***", text)
+    return re.sub(r"\bhf_[\w.-]{8,}", "***", text)
 
 
 def _without(error: Exception, token: str | None) -> Exception | None:

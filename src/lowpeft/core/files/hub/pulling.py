@@ -11,7 +11,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from ....errors import AdapterError, and_more
+from ..about import PICTURE_NAMES
 from ..contents import CARD, CONFIG, TENSORS
+from ..reading import read_json
 from .client import TIMEOUT_S, path_in_repo, talking
 
 if TYPE_CHECKING:
@@ -79,8 +81,11 @@ def pull(
             others = adapters_of(repo_id, revision=revision, token=token)
             named = f"; there are some in {and_more(others)}: subfolder= (--subfolder)" if others else ""
             raise AdapterError(f"{where} has no adapter{named}") from error
-        with contextlib.suppress(EntryNotFoundError):
-            fetched(path_in_repo(subfolder, CARD), commit)
+        said = (read_json(folder / CONFIG) or {}).get("about")
+        picture = said.get("picture") if isinstance(said, dict) else None
+        for name in (CARD, *([picture] if picture in PICTURE_NAMES else [])):
+            with contextlib.suppress(EntryNotFoundError):
+                fetched(path_in_repo(subfolder, name), commit)
     return Pulled(folder=folder, repo_id=repo_id, commit=commit)
 
 
@@ -193,6 +198,8 @@ def adapters_of(repo_id: str, *, revision: str | None = None, token: str | None 
     from huggingface_hub import HfApi
 
     with talking(f"the Hub repository {repo_id!r} cannot be read", token=token):
+        if (unreachable := _why_unreachable(repo_id, revision, token)) is not None:  # the next request tries for long
+            raise unreachable
         files = HfApi(token=token).list_repo_files(repo_id, revision=revision)
     tensors = {str(PurePosixPath(file).parent) for file in files if PurePosixPath(file).name == TENSORS}
     configs = {str(PurePosixPath(file).parent) for file in files if PurePosixPath(file).name == CONFIG}

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ....errors import AdapterError
-from ....ports.facts import literal
+from ....ports.facts import Making, literal
 from ...planning.site_values import SCHEMA
-from ..about import About
-from ..card import making_in, model_card
-from ..contents import CARD, CONFIG, FILES, TENSORS, AdapterFile
+from ..about import About, about_from_dict
+from ..card import card_text, making_in, model_card, repository_card
+from ..contents import CARD, CONFIG, FILES, TENSORS, AdapterFile, tensors_digest
 from ..reading import read_adapter, read_json, regular_file
-from ..saving import save_adapter, write_adapter
-from .client import TIMEOUT_S, path_in_repo, talking
+from ..saving import check_results, picture_of, save_adapter, write_adapter
+from .client import TIMEOUT_S, is_repo_id, path_in_repo, talking
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -103,6 +103,9 @@ def push_to_hub(  # noqa: PLR0913  (options of a repository)
     """
     from huggingface_hub import HfApi
 
+    if not is_repo_id(repo_id):
+        inner = "; a folder in it is given by subfolder= (--subfolder)" if str(repo_id).count("/") > 1 else ""
+        raise AdapterError(f"a Hub repository is written owner/name, not {repo_id!r:.200}{inner}")
     target = _Target(repo_id, revision, subfolder, create_pr)
     target.path(CONFIG)
     with tempfile.TemporaryDirectory() as temporary:
@@ -111,14 +114,14 @@ def push_to_hub(  # noqa: PLR0913  (options of a repository)
             _copy(Path(model).expanduser(), folder, name=name, facts=facts, about=about)
         else:
             save_adapter(model, folder, name=name, facts=facts, about=about)
-        adapter, making = read_adapter(folder), making_in((folder / CARD).read_text(encoding="utf-8"))
-        card = model_card(adapter.config, adapter.size_bytes, target.place, making)
-        (folder / CARD).write_text(card, encoding="utf-8")
+        adapter, making = read_adapter(folder), making_in(card_text(folder / CARD))
+        _write_card(folder, adapter.config, adapter, target, making)
         if dry_run:
             return _what_would_be_pushed(target, folder)
         message = commit_message or f"{adapter.recipe.name} adapter for {adapter.base.model}"
         with talking(f"the adapter was not pushed to {target}", token=token):
             api = HfApi(token=token)
+            _check_source(api, adapter.about)
             _make_repository(api, target, private)
             seen: dict[str, str] | None = None
             for _ in range(TRIES):
@@ -129,12 +132,57 @@ def push_to_hub(  # noqa: PLR0913  (options of a repository)
                         "push again"
                     )
                 seen = present
-                _check_base(api, target, parent, present, adapter, overwrite=overwrite)
-                kept = _card_to_keep(api, target, parent, present, edited_card)
-                names = [path.name for path in _sent(folder) if path.name != kept]
-                if (url := _committed(api, target, parent, {n: folder / n for n in names}, message)) is not None:
+                there = _config_there(api, target, parent, present)
+                if not overwrite:
+                    _check_base(target, there, adapter)
+                kept = _card_to_keep(api, target, parent, present, there, edited_card)
+                _write_what_was_said(folder, adapter, target, making, there)
+                files: dict[str, Path | bytes] = {target.path(f.name): f for f in _sent(folder) if f.name != kept}
+                if subfolder is not None and not api.get_paths_info(repo_id, [CARD], revision=parent):
+                    files[CARD] = repository_card(adapter.config, repo_id).encode()
+                if (url := _committed(api, target, parent, files, message)) is not None:
                     return url
     raise AdapterError(f"the adapter was not pushed to {target}: others push there all the time; try again later")
+
+
+def _write_card(
+    folder: Path, config: dict[str, Any], adapter: AdapterFile, target: _Target, making: Making | None
+) -> None:
+    """Write the card that loads the adapter from the repository."""
+    card = model_card(config, adapter.size_bytes, target.place, making)
+    (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def _write_what_was_said(
+    folder: Path, adapter: AdapterFile, target: _Target, making: Making | None, there: Mapping[str, Any]
+) -> None:
+    """Keep what the repository says of the adapter where nothing else is said now; results only of the same tensors."""
+    try:
+        theirs = about_from_dict(there.get("about") or {})
+    except (AdapterError, AttributeError, LookupError, TypeError, ValueError):  # lowpeft did not write it
+        return
+    digest = tensors_digest(adapter.tensors)
+    kept = {**vars(theirs), "results": tuple(each for each in theirs.results if each.adapter == digest)}
+    about = replace(adapter.about, **{name: value for name, value in kept.items() if not getattr(adapter.about, name)})
+    if about == adapter.about:
+        return
+    config = {**adapter.config, "about": about.as_dict()}
+    shown = None if adapter.about.picture is None else folder / str(adapter.about.picture)
+    write_adapter(folder, adapter.tensors, config, making, shown)
+    _write_card(folder, config, adapter, target, making)
+
+
+def _check_source(api: HfApi, about: About) -> None:
+    """Check that the base is where the author says.
+
+    Raises:
+        AdapterError: The Hub has no such file or repository, or not for this token.
+    """
+    file, repo = about.base_file, about.base_repo
+    if file is not None and not api.file_exists(file.repo_id, file.path, revision=file.revision):
+        raise AdapterError(f"base_model= (--base-model) names {about.base_model}, but the Hub has no such file")
+    if file is None and repo is not None and not api.repo_exists(repo):
+        raise AdapterError(f"base_model= (--base-model) names {about.base_model}, but the Hub has no such repository")
 
 
 def _copy(
@@ -146,12 +194,12 @@ def _copy(
     adapter = read_adapter(source)
     if adapter.config["schema"] != SCHEMA:
         raise AdapterError(f"{source} is of schema {adapter.config['schema']}: load it, save it again, and push that")
-    picture = None if adapter.about.picture is None else regular_file(source, str(adapter.about.picture))
-    said = replace(adapter.about, picture=picture) if about is None else about
+    said = replace(adapter.about, picture=picture_of(source, adapter.about)) if about is None else about
+    check_results(said, tensors_digest(adapter.tensors))
     changed = {"about": said.as_dict(), **({} if facts is None else {"facts": dict(facts)})}
     try:
-        making = making_in(regular_file(source, CARD).read_text(encoding="utf-8"))
-    except (AdapterError, OSError, UnicodeDecodeError):  # loading does not need the card
+        making = making_in(card_text(regular_file(source, CARD)))
+    except (AdapterError, OSError):  # loading does not need the card
         making = None
     write_adapter(folder, adapter.tensors, {**adapter.config, **changed}, making, said.picture)
 
@@ -191,61 +239,63 @@ def _present(api: HfApi, target: _Target) -> tuple[str, dict[str, str]]:
     return commit, {entry.path: str(entry.blob_id) for entry in entries}
 
 
-def _check_base(
-    api: HfApi, target: _Target, commit: str, present: Mapping[str, str], adapter: AdapterFile, *, overwrite: bool
-) -> None:
-    if overwrite or target.path(TENSORS) not in present or target.path(CONFIG) not in present:
-        return
-    config = read_json(Path(api.hf_hub_download(target.repo_id, target.path(CONFIG), revision=commit))) or {}
-    base = config.get("base")
-    ours = adapter.base.as_dict()
-    same = isinstance(base, dict) and all(base.get(key) == ours[key] for key in ("model", "structure", "weights"))
-    if not same:
+def _config_there(api: HfApi, target: _Target, commit: str, present: Mapping[str, str]) -> dict[str, Any]:
+    """Return the config of the adapter that the repository has there; empty if it has none, or none of lowpeft's."""
+    if target.path(TENSORS) not in present or target.path(CONFIG) not in present:
+        return {}
+    return read_json(Path(api.hf_hub_download(target.repo_id, target.path(CONFIG), revision=commit))) or {}
+
+
+def _check_base(target: _Target, there: Mapping[str, Any], adapter: AdapterFile) -> None:
+    base, ours = there.get("base"), adapter.base.as_dict()
+    if there and not (
+        isinstance(base, dict) and all(base.get(k) == ours[k] for k in ("model", "structure", "weights"))
+    ):
         theirs = base.get("model") if isinstance(base, dict) else None
         raise AdapterError(
             f"the adapter was not pushed to {target}: the adapter there was made for another base ({theirs!s:.100}). "
-            "overwrite=True replaces it; subfolder= puts this one beside it"
+            "overwrite=True (--overwrite) replaces it; subfolder= (--subfolder) puts this one beside it"
         )
 
 
 def _card_to_keep(
-    api: HfApi, target: _Target, commit: str, present: Mapping[str, str], edited_card: EditedCard | None
+    api: HfApi,
+    target: _Target,
+    commit: str,
+    present: Mapping[str, str],
+    there: Mapping[str, Any],
+    edited_card: EditedCard | None,
 ) -> str | None:
     """Return the name of the card, which is not sent, if a person wrote the one that is there; otherwise None."""
-    if edited_card == "replace" or not _card_was_edited(api, target, commit, present):
+    if edited_card == "replace" or target.path(CARD) not in present:
+        return None
+    card = card_text(Path(api.hf_hub_download(target.repo_id, target.path(CARD), revision=commit)))
+    if not _was_edited(card, there, target):
         return None
     if edited_card == "keep":
         return CARD
     raise AdapterError(
-        f"nothing was pushed to {target}, because its model card was edited by hand: edited_card='keep' keeps that "
-        "card, edited_card='replace' writes a new one"
+        f"nothing was pushed to {target}, because its model card was edited by hand: edited_card='keep' (--edited-card "
+        "keep) keeps that card, edited_card='replace' writes a new one"
     )
 
 
-def _card_was_edited(api: HfApi, target: _Target, commit: str, present: Mapping[str, str]) -> bool:
-    """Return whether the repository has a model card other than the one that lowpeft writes for its config."""
-    if target.path(CARD) not in present:
-        return False
-    if target.path(CONFIG) not in present:
-        return True
-    texts = [Path(api.hf_hub_download(target.repo_id, target.path(name), revision=commit)) for name in (CARD, CONFIG)]
-    card, config = texts[0].read_text(encoding="utf-8"), read_json(texts[1])
+def _was_edited(card: str, config: Mapping[str, Any], target: _Target) -> bool:
+    """Return whether a model card is another one than lowpeft writes for a config."""
     try:
-        written = model_card(config or {}, 0, target.place, making_in(card))
+        written = model_card(config, 0, target.place, making_in(card))
     except (KeyError, TypeError, ValueError, AttributeError):  # the config is not lowpeft's
         return True
     pattern = re.escape(written).replace(re.escape("0.00 MB"), r"\d+\.\d\d MB")
     return re.fullmatch(pattern, card) is None
 
 
-def _committed(api: HfApi, target: _Target, parent: str, files: Mapping[str, Path], message: str) -> str | None:
+def _committed(api: HfApi, target: _Target, parent: str, files: Mapping[str, Path | bytes], message: str) -> str | None:
     """Send files in one commit on top of a known one; return its URL, None if the repository has moved on."""
     from huggingface_hub import CommitOperationAdd
     from huggingface_hub.errors import HfHubHTTPError
 
-    operations = [
-        CommitOperationAdd(path_in_repo=target.path(name), path_or_fileobj=path) for name, path in files.items()
-    ]
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
     try:
         commit = api.create_commit(
             target.repo_id,
