@@ -53,24 +53,13 @@ class Released:
     facts: dict[str, str]
 
 
+NAFNET = "denoiser/network.safetensors"
 STEREO = "noisy-stereo-x4"
 RELEASED = {
     "noise-25": Released(
-        "Gaussian noise of sigma 25 in colour photographs",
-        "denoiser/network.safetensors",
-        "noise:25",
-        "single/Kodak24",
-        ("BSDS500",),
-        {},
+        "Gaussian noise of sigma 25 in colour photographs", NAFNET, "noise:25", "single/Kodak24", ("BSDS500",), {}
     ),
-    "jpeg-30": Released(
-        "JPEG of quality 30, colour photographs",
-        "denoiser/network.safetensors",
-        "jpeg:30",
-        "single/Kodak24",
-        ("BSDS500",),
-        {},
-    ),
+    "jpeg-30": Released("JPEG of quality 30 in photographs", NAFNET, "jpeg:30", "single/Kodak24", ("BSDS500",), {}),
     STEREO: Released(
         "Stereo super-resolution x4 of pairs with Gaussian noise of sigma 10",
         "weights/DCTLSA_x4.pt",
@@ -141,7 +130,8 @@ def of_evidence() -> lowpeft.Result:
     }
     height, width = results["test_lr_px"]["noise10"]
     return lowpeft.Result(
-        data="KITTI 2015 and Middlebury, 25 pairs",
+        data="KITTI 2015 and Middlebury",
+        scenes=len(cells[trained]["adapted"]["scenes"]),
         degraded=f"made by {RELEASED[STEREO].degrade}; the middle {width}x{height} px of the LR views",
         protocol="RGB, mean of both views; the last column: left view, without 4 px at each edge",
         means=means,
