@@ -133,8 +133,8 @@ def push_to_hub(  # noqa: PLR0913  (options of a repository)
                     )
                 seen = present
                 there = _config_there(api, target, parent, present)
-                if not overwrite:
-                    _check_base(target, there, adapter)
+                if not (overwrite or _is_of_base(there, adapter)):
+                    raise _of_another_base(target, there)
                 kept = _card_to_keep(api, target, parent, present, there, edited_card)
                 _write_what_was_said(folder, adapter, target, making, there)
                 files: dict[str, Path | bytes] = {target.path(f.name): f for f in _sent(folder) if f.name != kept}
@@ -158,7 +158,7 @@ def _write_what_was_said(
 ) -> None:
     """Keep what the repository says of the adapter where nothing else is said now; results only of the same tensors."""
     try:
-        theirs = about_from_dict(there.get("about") or {})
+        theirs = about_from_dict(there.get("about") or {}) if _is_of_base(there, adapter) else About()
     except (AdapterError, AttributeError, LookupError, TypeError, ValueError):  # lowpeft did not write it
         return
     digest = tensors_digest(adapter.tensors)
@@ -246,16 +246,21 @@ def _config_there(api: HfApi, target: _Target, commit: str, present: Mapping[str
     return read_json(Path(api.hf_hub_download(target.repo_id, target.path(CONFIG), revision=commit))) or {}
 
 
-def _check_base(target: _Target, there: Mapping[str, Any], adapter: AdapterFile) -> None:
+def _of_another_base(target: _Target, there: Mapping[str, Any]) -> AdapterError:
+    base = there.get("base")
+    theirs = base.get("model") if isinstance(base, dict) else None
+    return AdapterError(
+        f"the adapter was not pushed to {target}: the adapter there was made for another base ({theirs!s:.100}). "
+        "overwrite=True (--overwrite) replaces it; subfolder= (--subfolder) puts this one beside it"
+    )
+
+
+def _is_of_base(there: Mapping[str, Any], adapter: AdapterFile) -> bool:
+    """Return whether the adapter of a config was made for the same base as another one; also where there is none."""
     base, ours = there.get("base"), adapter.base.as_dict()
-    if there and not (
-        isinstance(base, dict) and all(base.get(k) == ours[k] for k in ("model", "structure", "weights"))
-    ):
-        theirs = base.get("model") if isinstance(base, dict) else None
-        raise AdapterError(
-            f"the adapter was not pushed to {target}: the adapter there was made for another base ({theirs!s:.100}). "
-            "overwrite=True (--overwrite) replaces it; subfolder= (--subfolder) puts this one beside it"
-        )
+    return not there or (
+        isinstance(base, dict) and all(base.get(key) == ours[key] for key in ("model", "structure", "weights"))
+    )
 
 
 def _card_to_keep(
