@@ -48,7 +48,18 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_push_list_info_and_pull(saved: Path, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    card = ["--license", "mit", "--dataset", "a", "--dataset", "b", "--evaluation", str(saved / "measured")]
+    card = [
+        "--license",
+        "mit",
+        "--summary",
+        "clean pairs",
+        "--dataset",
+        "a",
+        "--dataset",
+        "b",
+        "--evaluation",
+        str(saved / "measured"),
+    ]
     assert main(["push", str(saved / "adapter"), HERE, "--subfolder", "x2", *card]) == 0
     assert f"{hub.url}/{HERE}/commit/" in said(capsys)
     front = yaml.safe_load(hub.files(HERE)[f"x2/{CARD}"].decode().split("---\n")[1])
@@ -63,7 +74,9 @@ def test_push_list_info_and_pull(saved: Path, hub: Hub, tmp_path: Path, capsys: 
     assert re.search(row, said(capsys), re.MULTILINE)
     assert main(["info", HERE, "--subfolder", "x2"]) == 0
     unchecked = said(capsys).split("nothing checks it:")[1]
-    assert [word for word in ("licence", "mit", "a, b", "results on", "pairs") if word not in unchecked] == []
+    assert [
+        word for word in ("clean pairs", "licence", "mit", "a, b", "results on", "pairs") if word not in unchecked
+    ] == []
     assert main(["pull", HERE, "--subfolder", "x2", "--out", str(tmp_path / "here")]) == 0
     assert {path.name for path in (tmp_path / "here").iterdir()} - {".saving.lock"} == {*FILES}
     for name in FILES:

@@ -175,6 +175,7 @@ def _of_adapter(adapter: AdapterFile) -> tuple[dict[str, Any], dict[str, str], d
     }
     about = adapter.about
     said = {
+        "what it is for": about.summary,
         "licence": about.license,
         "base from": about.base_model,
         "data sets": ", ".join(about.datasets),
