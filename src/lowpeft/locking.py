@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
+import stat
 import sys
 import threading
 import time
@@ -101,6 +103,9 @@ def _opened(path: Path) -> int | str:
         # A link could lead to a file of somebody else's, which the lock's text would overwrite.
         handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
+            found = os.fstat(handle)
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+                raise OSError(errno.EINVAL, "it is not a file of its own, which a lock is: remove it", str(path))
             holder = _holder(handle)
             if holder is None and _is_at(handle, path):
                 os.ftruncate(handle, 0)

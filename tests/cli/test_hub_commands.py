@@ -165,10 +165,11 @@ def test_a_pull_leaves_the_readers_own_readme_alone(
     saved: Path, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lowpeft.push_to_hub(saved / "adapter", HERE)
-    (tmp_path / "README.md").write_text("my thesis")
-    assert main(["pull", HERE, "--out", str(tmp_path)]) == 2
-    assert "is of no adapter, and would be overwritten" in said(capsys)
-    assert (tmp_path / "README.md").read_text() == "my thesis"
+    for name in ("README.md", TENSORS):  # another library's, perhaps
+        (tmp_path / name).write_text("my thesis")
+        assert main(["pull", HERE, "--out", str(tmp_path)]) == 2
+        assert "is of no adapter, and would be overwritten" in said(capsys)
+        assert (tmp_path / name).read_text() == "my thesis"
 
 
 def test_a_pulled_picture_can_be_pushed_again(saved: Path, hub: Hub, tmp_path: Path) -> None:

@@ -1050,3 +1050,14 @@ def test_savers_and_readers_of_one_folder_see_whole_adapters(tmp_path: Path) -> 
     assert set(marks) <= set(map(float, range(9)))
     assert mark_of(tmp_path) in map(float, range(1, 9))
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([TENSORS, CONFIG, CARD])
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="needs links")
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_lock_that_is_a_link_is_not_written(link: Callable[..., None], tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "a").mkdir()
+    link(tmp_path / "victim", tmp_path / "a" / ".saving.lock")
+    with pytest.raises(AdapterError, match="cannot write the adapter"):
+        lowpeft.save_adapter(trained(plain(), LORA), tmp_path / "a")
+    assert (tmp_path / "victim").read_text() == "mine"

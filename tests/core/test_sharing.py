@@ -241,7 +241,8 @@ def test_a_saved_folder_is_pushed_with_what_is_said_now(hub: Hub, tmp_path: Path
     assert sent[TENSORS] == (folder / TENSORS).read_bytes()
     assert 'lowpeft.load_adapter(backbone, "owner/name", subfolder="x/y")' in sent[CARD].decode()
     assert front(sent[CARD].decode())["license"] == "mit"
-    lowpeft.push_to_hub(str(folder), HERE, subfolder="x/y", about=About(license="apache-2.0"), facts={})
+    with pytest.warns(UserWarning, match="kept: picture picture.webp"):
+        lowpeft.push_to_hub(str(folder), HERE, subfolder="x/y", about=About(license="apache-2.0"), facts={})
     assert front(hub.files(HERE)[f"x/y/{CARD}"].decode())["license"] == "apache-2.0"
     assert json.loads(hub.files(HERE)[f"x/y/{CONFIG}"])["facts"] == {}
     assert lowpeft.read_adapter(folder).about.license == "mit"
@@ -282,7 +283,9 @@ def test_a_second_push_keeps_what_was_said(hub: Hub, tmp_path: Path) -> None:
     result = replace(MEASURED, adapter=tensors_digest(lowpeft.adapter_state_dict(model)))
     first = About(license="mit", datasets=("BSDS500",), results=(result,), picture=tmp_path / "some.png")
     lowpeft.push_to_hub(model, HERE, about=first)
-    lowpeft.push_to_hub(model, HERE, about=About(license="apache-2.0"))
+    kept = r"'owner/name' says already is kept: datasets .*, results, picture picture\.png"
+    with pytest.warns(UserWarning, match=kept):
+        lowpeft.push_to_hub(model, HERE, about=About(license="apache-2.0"))
     about = json.loads(hub.files(HERE)[CONFIG])["about"]
     assert about == {**about, "license": "apache-2.0", "datasets": ["BSDS500"], "picture": "picture.png"}
     assert "| adapted | 31.61" in hub.files(HERE)[CARD].decode()
@@ -290,7 +293,8 @@ def test_a_second_push_keeps_what_was_said(hub: Hub, tmp_path: Path) -> None:
     with torch.no_grad():
         for _, parameter in lowpeft.adapter_parameters(model):
             parameter.add_(1)
-    lowpeft.push_to_hub(model, HERE)
+    with pytest.warns(UserWarning, match="kept: license apache-2"):
+        lowpeft.push_to_hub(model, HERE)
     assert "results" not in json.loads(hub.files(HERE)[CONFIG])["about"]  # they were of other tensors
     assert lowpeft.read_adapter(pull(HERE).folder).about.license == "apache-2.0"
     lowpeft.push_to_hub(adapted(network(seed=1)), HERE, overwrite=True)  # of another base
@@ -302,9 +306,27 @@ def test_a_repository_of_folders_has_a_card_of_its_own(hub: Hub) -> None:
     card = hub.files(HERE)[CARD].decode()
     assert (front(card)["license"], "lowpeft" in front(card)["tags"]) == ("mit", True)
     assert "`lowpeft list owner/name`" in card
+    lowpeft.push_to_hub(adapted(), HERE)  # it is lowpeft's own
     hub.put(HERE, {**hub.files(HERE), CARD: b"mine"})
     lowpeft.push_to_hub(adapted(), HERE, subfolder="b")
     assert hub.files(HERE)[CARD] == b"mine"
+
+
+def test_a_forged_config_of_a_repository_is_checked_as_ones_own_words(hub: Hub) -> None:
+    lowpeft.push_to_hub(adapted(), HERE)
+    files = hub.files(HERE)
+    config = json.loads(files[CONFIG])
+    config["about"] = {"base_model": "gone/base/x.safetensors", "picture": "picture.webp"}
+    hub.put(HERE, {**files, CONFIG: json.dumps(config).encode()})
+    with (
+        pytest.warns(UserWarning, match="kept: base_model gone/base"),
+        pytest.raises(AdapterError, match="no such file"),
+    ):
+        lowpeft.push_to_hub(adapted(), HERE, edited_card="replace")
+    config["about"] = {"picture": "picture.webp"}
+    hub.put(HERE, {**files, CONFIG: json.dumps(config).encode()})
+    lowpeft.push_to_hub(adapted(), HERE, edited_card="replace")
+    assert json.loads(hub.files(HERE)[CONFIG])["about"] == {}
 
 
 @pytest.mark.parametrize("repo_id", ["name", "a/b/c", "", 3])
@@ -318,6 +340,10 @@ def test_what_is_no_repository_is_refused(repo_id: Any, hub: Hub) -> None:
     "code",
     [
         "import os; os.system('id')\n\nbackbone = make()",
+        '\nbackbone = exec("x")',
+        'from os import system\n\nbackbone = system("id")',
+        'from mine import make\n\nbackbone = make("x")  # do that',
+        'from mine import make\n\nbackbone = torch.hub.load("evil/x")',
         '\nbackbone = __import__("os").system("id")',
         "\nbackbone = [make() for _ in range(9)]",
         "\nbackbone = make(lambda: 0)",
@@ -336,8 +362,10 @@ def test_words_of_a_config_stay_words_on_the_card(tmp_path: Path) -> None:
     config = json.loads((lowpeft.save_adapter(adapted(), tmp_path) / CONFIG).read_text())
     config["base"]["weights"] = "`<img src=x>` [login](http://evil)"
     config["lowpeft"] = "9\n\n<iframe>"
+    config["facts"] = {"a": "y\\|z", "b": "~~~", "c": "\\[x](http://evil)"}
     card = model_card(config, 0, '"x"')
     assert [word for word in ("<img", "<iframe", " [login]") if word in card] == []
+    assert [word for word in (r"y\\\|z", r"\~\~\~", r"\\\[x]") if word not in card] == []
 
 
 @pytest.mark.parametrize("facts", [{str(n): 1 for n in range(1001)}, {"x": "y" * 10_001}, {"y" * 10_001: 1}])

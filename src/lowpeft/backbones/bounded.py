@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import LowpeftError
@@ -15,6 +16,8 @@ from .weights import State
 
 SPARE = 2**26
 """Elements that a network may have beside those of its checkpoint: masks, indices, what is made and thrown away."""
+LARGE = 2**16
+"""Elements from which the results of computations are counted too."""
 TIMES = 4
 """How many times the elements of its checkpoint may be made; a layer is made empty, and some are made again."""
 
@@ -42,10 +45,19 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         # Functions that make a tensor from nothing take its size first: empty, zeros, ones, full, rand, randn.
         if args and isinstance(args[0], (list, tuple, torch.Size)) and all(isinstance(side, int) for side in args[0]):
-            self.left -= math.prod(args[0])
-            if self.left < 0:
-                raise LowpeftError(
-                    f"a network of its shapes would have far more values than the checkpoint: a tensor of "
-                    f"{'x'.join(map(str, args[0])) or 'one value'} is one too many"
-                )
-        return func(*args, **(kwargs or {}))
+            self._count(args[0])
+            return func(*args, **(kwargs or {}))
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and not made.is_meta and made.numel() > LARGE:
+            given = {each.untyped_storage().data_ptr() for each in args if isinstance(each, Tensor)}
+            if made.untyped_storage().data_ptr() not in given:  # neither a view nor written in place
+                self._count(made.shape)
+        return made
+
+    def _count(self, shape: Sequence[int]) -> None:
+        self.left -= math.prod(shape)
+        if self.left < 0:
+            raise LowpeftError(
+                "a network of its shapes would have far more values than the checkpoint: a tensor of "
+                f"{'x'.join(map(str, shape)) or 'one value'} is one too many"
+            )

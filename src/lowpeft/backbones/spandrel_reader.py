@@ -11,7 +11,7 @@ from spandrel import MAIN_REGISTRY, ImageModelDescriptor, ModelTiling
 from torch import Tensor
 
 from ..errors import LowpeftError, did_you_mean
-from .bounded import bounded
+from .bounded import SPARE, bounded
 from .weights import State
 
 BLOCK = "layers.0.residual_group.blocks.0.attn.relative_position_index"
@@ -35,10 +35,10 @@ def load(state: State) -> ImageModelDescriptor[Any]:
     architecture = _architecture(state)
     if architecture is None:
         raise nearest([state])
-    if architecture.name in ("SwinIR", "Swin2SR"):
-        state = with_masks(state)
     try:
         with bounded(state):
+            if architecture.name in ("SwinIR", "Swin2SR"):
+                state = with_masks(state)
             descriptor = architecture.load(state)
     except LowpeftError:
         raise
@@ -129,6 +129,10 @@ def with_masks(state: State) -> State:
     side = math.isqrt(len(state[masks[0]])) if masks else 0
     if not masks or side**2 != len(state[masks[0]]):
         side = WINDOWS_PER_SIDE
+    if side**2 * window**4 > SPARE:
+        raise LowpeftError(
+            f"its windows of {window} px need masks of {side**2 * window**4:,} values, far more than it has"
+        )
     mask = shift_mask((side * window,) * 2, (window, window), like=state[BLOCK].float())
     blocks = [found[1] for key in state if (found := MASKED_BLOCK.fullmatch(key))]
     rest = {key: tensor for key, tensor in state.items() if key not in masks}

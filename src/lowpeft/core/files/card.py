@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
+import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,8 +53,8 @@ TASKS = {"noise": "denoising", "poisson": "denoising", "jpeg": "jpeg-artifact-re
 METRICS = ("psnr", "ssim", "lpips", "dists")
 """Types of metrics that the Hub knows, which names of columns begin with."""
 MOST_CARD_BYTES = 2**20
-MOST_IMPORTS = 2_000
-"""Characters of the lines that the making of a base needs."""
+MOST_CODE = 2_000
+"""Characters of the code that makes a base, and of its imports."""
 HUB_NAME = r"[\w.-]+(/[\w.-]+)?"
 """What a data set of the Hub may be named; others are on the card alone."""
 TRAINING = {
@@ -123,6 +125,11 @@ def repository_card(config: Mapping[str, Any], repo_id: str) -> str:
     return f"---\n{metadata}---\n\n# Adapters for lowpeft\n\n{text}\n"
 
 
+def is_repository_card(card: str) -> bool:
+    """Return whether a card is one that `repository_card` wrote."""
+    return "---\n\n# Adapters for lowpeft\n\nEach folder holds an adapter" in card
+
+
 def card_text(path: Path) -> str:
     """Return the text of a card, which a stranger may have written.
 
@@ -147,43 +154,51 @@ def making_in(card: str) -> Making | None:
         imports, found, rest = code.partition("\nmodel = lowpeft.load_pretrained(")
         after, (_, own, network) = "model = ", rest.partition("\n")[0].partition(", network=")
         expression = f'lowpeft.load_backbone("network", network={network.removesuffix(")")})' if own else "None"
-    if not begun or not found or not after.startswith("model = ") or len(imports) > MOST_IMPORTS:
+    if not begun or not found or not after.startswith("model = ") or max(map(len, (imports, expression))) > MOST_CODE:
         return None
     lines = imports.split("\n")[:-1] if imports else []
+    names = [_imported(line) for line in lines]
     try:
-        if not all(map(_is_import, lines)) or not _is_making(ast.parse(expression, mode="eval").body):
-            return None
+        parsed = ast.parse(expression, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    if None in names or "#" in expression or not _is_making(parsed, {"lowpeft", *filter(None, names)}):
         return None
     return Making(expression=expression, imports=tuple(lines))
 
 
-def _is_import(line: str) -> bool:
-    """Return whether a line is one of those that `Making.imports` has."""
-    names = r"[A-Za-z_][\w.]*"
-    return (
-        not line
-        or re.fullmatch(rf"from {names} import {names}|network = \.\.\.  # fill in: [\w., ]+", line) is not None
-    )
+def _imported(line: str) -> str | None:
+    """Return the name that a line of `Making.imports` brings; "" if it brings none, None if it is another line.
+
+    What Python itself has is no network.
+    """
+    if not line or re.fullmatch(r"network = \.\.\.  # fill in: [\w., ]+", line):
+        return "network" if line else ""
+    found = re.fullmatch(r"from (?P<root>[A-Za-z_]\w*)(\.[A-Za-z_]\w*)* import (?P<name>[A-Za-z_]\w*)", line)
+    return None if found is None or found["root"] in sys.stdlib_module_names else found["name"]
 
 
-def _is_making(node: ast.AST) -> bool:
-    """Return whether an expression is a call of a dotted name with plain values, names or such calls as arguments."""
+def _is_making(node: ast.AST, names: Collection[str]) -> bool:
+    """Return whether an expression is a call of what one of the names has, with plain values or such calls."""
     match node:
         case ast.Call(func=function, args=args, keywords=keywords):
-            return _is_dotted(function) and all(map(_is_argument, [*args, *(each.value for each in keywords)]))
+            given = [*args, *(each.value for each in keywords)]
+            return _root_of(function) in names and all(_is_argument(each, names) for each in given)
     return False
 
 
-def _is_dotted(node: ast.AST) -> bool:
-    return isinstance(node, ast.Name) or (isinstance(node, ast.Attribute) and _is_dotted(node.value))
+def _root_of(node: ast.AST) -> str | None:
+    """Return the first name of a dotted one; None for other expressions."""
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else None
 
 
-def _is_argument(node: ast.AST) -> bool:
+def _is_argument(node: ast.AST, names: Collection[str]) -> bool:
     try:
         ast.literal_eval(node)
     except ValueError:
-        return isinstance(node, ast.Name) or _is_making(node)
+        return (isinstance(node, ast.Name) and node.id in names) or _is_making(node, names)
     return True
 
 
@@ -259,7 +274,8 @@ def _use(config: Mapping[str, Any], about: About, place: str) -> str:
     if not found or not (config.get("network") or {}).get("scale"):
         return ""
     repo, _, folder = place.partition(", subfolder=")
-    options = [f"--adapter {repo}", *([f"--subfolder {folder}"] if folder else [])]
+    words = [shlex.quote(ast.literal_eval(each)) for each in (repo, folder) if each]
+    options = [f"{name} {word}" for name, word in zip(("--adapter", "--subfolder"), words, strict=False)]
     command = f"lowpeft enhance IMAGE {' '.join(options)} --out restored"
     return f"```bash\npip install 'lowpeft[train,spandrel]'\n{command}\n```\n\n"
 
@@ -366,4 +382,6 @@ def _cell(value: object) -> str:
 
 def _plain(value: object) -> str:
     """Return a value on one line, without what Markdown takes for HTML or code."""
-    return " ".join(str(value).split()).replace("<", "&lt;").replace("`", "'").replace("[", "\\[")
+    text = " ".join(str(value).split()).replace("\\", "\\\\").replace("<", "&lt;").replace("`", "'")
+    text = text.replace("[", "\\[").replace("~", "\\~")
+    return f"\\{text}" if text[:1] in set("#>-+*=") else text

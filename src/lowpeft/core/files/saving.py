@@ -227,18 +227,28 @@ def copy_adapter(source: Path, target: Path) -> Path:
     copies = {name: partial(shutil.copyfile, regular_file(source, name)) for name in names}
     try:
         target = target.expanduser()
-        if (target / CARD).exists() and not (target / TENSORS).exists():
-            raise AdapterError(f"{target / CARD} is of no adapter, and would be overwritten: choose another folder")
+        written = [target / name for name in (*FILES, *([] if picture is None else [picture.name]))]
+        if (present := [path for path in written if path.exists()]) and not _has_adapter(target):
+            raise AdapterError(f"{present[0]} is of no adapter, and would be overwritten: choose another folder")
         target.mkdir(parents=True, exist_ok=True)
+        _put(target, copies)
         if picture is not None:
             with new_file(target / picture.name) as path:
                 path.write_bytes(picture_bytes(picture))
-        _put(target, copies)
     except (OSError, RuntimeError, ValueError) as error:
         if isinstance(error, AdapterError):
             raise
         raise AdapterError(f"cannot write the adapter to {target}: {error}") from error
     return target
+
+
+def _has_adapter(folder: Path) -> bool:
+    """Return whether a folder has an adapter of lowpeft, which another one may replace."""
+    try:
+        with opened(folder):
+            return True
+    except AdapterError:
+        return False
 
 
 def _put(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -> None:

@@ -106,4 +106,5 @@ def _hidden(text: str, token: str | None) -> str:
 
 def _without(error: Exception, token: str | None) -> Exception | None:
     """Return the error as the cause of another one; None if it shows a token."""
-    return error if _hidden(str(error), token) == str(error) else None
+    shown = f"{error} {error.args!r}"
+    return error if _hidden(shown, token) == shown else None

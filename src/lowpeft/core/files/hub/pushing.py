@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ....errors import AdapterError
+from ....errors import AdapterError, and_more
 from ....ports.facts import Making, literal
 from ...planning.site_values import SCHEMA
-from ..about import About, about_from_dict
-from ..card import card_text, making_in, model_card, repository_card
+from ..about import PICTURE_NAMES, About, about_from_dict
+from ..card import card_text, is_repository_card, making_in, model_card, repository_card
 from ..contents import CARD, CONFIG, FILES, TENSORS, AdapterFile, tensors_digest
 from ..reading import read_adapter, read_json, regular_file
 from ..saving import check_results, picture_of, save_adapter, write_adapter
@@ -136,7 +137,7 @@ def push_to_hub(  # noqa: PLR0913  (options of a repository)
                 if not (overwrite or _is_of_base(there, adapter)):
                     raise _of_another_base(target, there)
                 kept = _card_to_keep(api, target, parent, present, there, edited_card)
-                _write_what_was_said(folder, adapter, target, making, there)
+                _check_source(api, _write_what_was_said(folder, adapter, target, making, there, present))
                 files: dict[str, Path | bytes] = {target.path(f.name): f for f in _sent(folder) if f.name != kept}
                 if subfolder is not None and not api.get_paths_info(repo_id, [CARD], revision=parent):
                     files[CARD] = repository_card(adapter.config, repo_id).encode()
@@ -154,22 +155,38 @@ def _write_card(
 
 
 def _write_what_was_said(
-    folder: Path, adapter: AdapterFile, target: _Target, making: Making | None, there: Mapping[str, Any]
-) -> None:
-    """Keep what the repository says of the adapter where nothing else is said now; results only of the same tensors."""
+    folder: Path,
+    adapter: AdapterFile,
+    target: _Target,
+    making: Making | None,
+    there: Mapping[str, Any],
+    present: Mapping[str, str],
+) -> About:
+    """Keep what the repository says of the adapter where nothing else is said now, warn of it, and return all of it.
+
+    Results are kept if they are of the same tensors, a picture if it is there.
+    """
     try:
         theirs = about_from_dict(there.get("about") or {}) if _is_of_base(there, adapter) else About()
     except (AdapterError, AttributeError, LookupError, TypeError, ValueError):  # lowpeft did not write it
-        return
+        return adapter.about
     digest = tensors_digest(adapter.tensors)
-    kept = {**vars(theirs), "results": tuple(each for each in theirs.results if each.adapter == digest)}
-    about = replace(adapter.about, **{name: value for name, value in kept.items() if not getattr(adapter.about, name)})
-    if about == adapter.about:
-        return
+    theirs = replace(
+        theirs,
+        results=tuple(each for each in theirs.results if each.adapter == digest),
+        picture=theirs.picture if target.path(str(theirs.picture)) in present else None,
+    )
+    kept = {name: value for name, value in vars(theirs).items() if value and not getattr(adapter.about, name)}
+    if not kept:
+        return adapter.about
+    said = [name if name == "results" else f"{name} {value!s:.100}" for name, value in kept.items()]
+    warnings.warn(f"what {target} says already is kept: {and_more(said, most=10)}", UserWarning, stacklevel=3)
+    about = replace(adapter.about, **kept)
     config = {**adapter.config, "about": about.as_dict()}
     shown = None if adapter.about.picture is None else folder / str(adapter.about.picture)
     write_adapter(folder, adapter.tensors, config, making, shown)
     _write_card(folder, config, adapter, target, making)
+    return about
 
 
 def _check_source(api: HfApi, about: About) -> None:
@@ -235,7 +252,9 @@ def _make_repository(api: HfApi, target: _Target, private: bool | None) -> None:
 def _present(api: HfApi, target: _Target) -> tuple[str, dict[str, str]]:
     """Return the newest commit, and the contents (by hash) of those of our files that it has, by path."""
     commit = str(api.repo_info(target.repo_id, revision=target.revision, timeout=TIMEOUT_S).sha)
-    entries: list[Any] = api.get_paths_info(target.repo_id, [target.path(name) for name in FILES], revision=commit)
+    entries: list[Any] = api.get_paths_info(
+        target.repo_id, [target.path(name) for name in (*FILES, *PICTURE_NAMES)], revision=commit
+    )
     return commit, {entry.path: str(entry.blob_id) for entry in entries}
 
 
@@ -275,7 +294,7 @@ def _card_to_keep(
     if edited_card == "replace" or target.path(CARD) not in present:
         return None
     card = card_text(Path(api.hf_hub_download(target.repo_id, target.path(CARD), revision=commit)))
-    if not _was_edited(card, there, target):
+    if not _was_edited(card, there, target) or (target.subfolder is None and is_repository_card(card)):
         return None
     if edited_card == "keep":
         return CARD
