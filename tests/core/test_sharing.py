@@ -95,6 +95,7 @@ def test_what_is_said_is_in_the_config_and_on_the_card(tmp_path: Path) -> None:
         {"type": "ssim", "value": 0.8712, "name": "SSIM"},
     ]
     assert "## Results on Kodak24, 2 scenes\n\nmade by noise:25; rgb: whole images\n\nadapted: better\n" in card
+    assert "|  | PSNR | SSIM | other |\n|---|---|---|---|\n| frozen | 27.56 | 0.7100 |  |\n" in card
     assert "| adapted | 31.61 | 0.8712 | 1.0000 |\n" in card
     assert "| data sets | BSDS500, KITTI 2015 |\n" in card
     assert "![Results](picture.png)" in card

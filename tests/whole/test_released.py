@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import lowpeft
+from lowpeft.core.files.card import making_in, model_card
 from lowpeft.restoration.data import Loading, find_scenes, load_example
 from lowpeft.restoration.degradations import degradation
 from lowpeft.restoration.evaluation import compare
@@ -54,6 +55,8 @@ def test_the_card_and_the_results_have_the_same_figures(name: str) -> None:
 def test_the_card_has_a_licence_a_picture_and_results(name: str) -> None:
     about = lowpeft.read_adapter(ADAPTERS / name).about
     assert (about.license, about.picture) == ("apache-2.0", "picture.png")
+    adapter, card = lowpeft.read_adapter(ADAPTERS / name), (ADAPTERS / name / "README.md").read_text()
+    assert card == model_card(adapter.config, adapter.size_bytes, f'"{name}"', making_in(card))
     assert read_image(ADAPTERS / name / "picture.png").shape == (3, 160, 480)
     (result,) = about.results
     assert result.means["adapted"]["PSNR RGB" if name in TASKS else "PSNR (L+R)/2"] > 24

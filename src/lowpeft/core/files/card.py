@@ -328,8 +328,8 @@ def _results(result: Result) -> str:
         [method, *(_figure(means[column]) if column in means else "" for column in columns)]
         for method, means in result.means.items()
     ]
-    table = [["", *columns], ["---"] * (1 + len(columns)), *rows]
-    text = "".join(f"| {' | '.join(map(_cell, row))} |\n" for row in table)
+    heading, *lines = (f"| {' | '.join(map(_cell, row))} |\n" for row in [["", *columns], *rows])
+    text = "".join([heading, "|---" * (1 + len(columns)), "|\n", *lines])
     count = "" if result.scenes is None else f", {result.scenes:,} scenes"
     verdict = f"{_plain(result.verdict)}\n\n" if result.verdict else ""
     how = f"{_plain(result.degraded)}; {_plain(result.protocol)}"
