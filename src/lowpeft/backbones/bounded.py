@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -16,8 +16,6 @@ from .weights import State
 
 SPARE = 2**26
 """Elements that a network may have beside those of its checkpoint: masks, indices, what is made and thrown away."""
-LARGE = 2**16
-"""Elements from which the results of computations are counted too."""
 TIMES = 4
 """How many times the elements of its checkpoint may be made; a layer is made empty, and some are made again."""
 
@@ -34,7 +32,7 @@ def bounded(state: State) -> Iterator[None]:
 
 
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the elements of new tensors."""
+    """Counts the elements of new tensors; a result of a computation, most of which are thrown away, counts alone."""
 
     def __init__(self, most: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -48,16 +46,20 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._count(args[0])
             return func(*args, **(kwargs or {}))
         made = func(*args, **(kwargs or {}))
-        if isinstance(made, Tensor) and not made.is_meta and made.numel() > LARGE:
+        if isinstance(made, Tensor) and not made.is_meta and made.numel() > SPARE:
             given = {each.untyped_storage().data_ptr() for each in args if isinstance(each, Tensor)}
             if made.untyped_storage().data_ptr() not in given:  # neither a view nor written in place
-                self._count(made.shape)
+                _refuse(made.shape)
         return made
 
     def _count(self, shape: Sequence[int]) -> None:
         self.left -= math.prod(shape)
         if self.left < 0:
-            raise LowpeftError(
-                "a network of its shapes would have far more values than the checkpoint: a tensor of "
-                f"{'x'.join(map(str, shape)) or 'one value'} is one too many"
-            )
+            _refuse(shape)
+
+
+def _refuse(shape: Sequence[int]) -> NoReturn:
+    raise LowpeftError(
+        "a network of its shapes would have far more values than the checkpoint: a tensor of "
+        f"{'x'.join(map(str, shape)) or 'one value'} is one too many"
+    )
