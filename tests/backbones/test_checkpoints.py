@@ -21,7 +21,7 @@ import onnx
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV2
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -714,6 +714,12 @@ def demo_weights(**expanded: int) -> dict[str, Tensor]:
     return tensors | {name: torch.zeros(1).expand(side, 3, 3, 3) for name, side in expanded.items()}
 
 
+def many_levels() -> dict[str, Tensor]:
+    """A NAFNet of a level for each tensor more, each twice as wide as the one before."""
+    released = Path(__file__).resolve().parents[2] / "adapters" / "denoiser" / "network.safetensors"
+    return load_file(released) | {f"encoders.{level}.0.norm1.weight": torch.zeros(1) for level in range(12)}
+
+
 def many_records() -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
@@ -744,6 +750,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str | None]] = {
         lambda: written(lambda file: torch.save(demo_weights(**{"conv_first.weight": 10**6}), file)),
         "'conv_first.weight' is a broadcast tensor",
     ),
+    "levels that double": (lambda: written(lambda file: torch.save(many_levels(), file)), "far more values than"),
     "a layer of a number without end": (
         lambda: written(lambda file: torch.save(demo_weights(**{"layers.99999999.norm1.weight": 1}), file)),
         "numbered as of far more layers",
