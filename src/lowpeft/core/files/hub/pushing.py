@@ -137,13 +137,26 @@ def push_to_hub(  # noqa: PLR0913  (options of a repository)
                 if not (overwrite or _is_of_base(there, adapter)):
                     raise _of_another_base(target, there)
                 kept = _card_to_keep(api, target, parent, present, there, edited_card)
-                _check_source(api, _write_what_was_said(folder, adapter, target, making, there, present))
-                files: dict[str, Path | bytes] = {target.path(f.name): f for f in _sent(folder) if f.name != kept}
-                if subfolder is not None and not api.get_paths_info(repo_id, [CARD], revision=parent):
-                    files[CARD] = repository_card(adapter.config, repo_id).encode()
+                said = _write_what_was_said(folder, adapter, target, making, there, present)
+                if said != adapter.about:
+                    _check_source(api, said)
+                files = _files_to_send(api, target, parent, folder, adapter, kept)
                 if (url := _committed(api, target, parent, files, message)) is not None:
                     return url
     raise AdapterError(f"the adapter was not pushed to {target}: others push there all the time; try again later")
+
+
+def _files_to_send(
+    api: HfApi, target: _Target, parent: str, folder: Path, adapter: AdapterFile, kept: str | None
+) -> dict[str, Path | bytes]:
+    """Return what is sent, by path: the files of the folder but the one that is kept, and a card for the repository.
+
+    That is for adapters in a folder of a repository that has no card at its top.
+    """
+    files: dict[str, Path | bytes] = {target.path(file.name): file for file in _sent(folder) if file.name != kept}
+    if target.subfolder is not None and not api.get_paths_info(target.repo_id, [CARD], revision=parent):
+        files[CARD] = repository_card(adapter.config, target.repo_id).encode()
+    return files
 
 
 def _write_card(
