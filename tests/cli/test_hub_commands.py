@@ -123,7 +123,7 @@ def test_an_evaluation_of_another_adapter_is_refused(saved: Path, hub: Hub, caps
         ("pull owner/none", "'owner/none' cannot be read"),
         ("list --revision main", "--revision is for one repository"),
         ("list owner/name --search x", "--search is for the whole Hub"),
-        ("list {saved} --revision main", "--revision is for Hub repositories"),
+        ("list {saved} --revision main", "--revision: for Hub repositories only"),
         ("list nowhere", "there is no folder nowhere"),
     ],
 )

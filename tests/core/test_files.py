@@ -925,7 +925,7 @@ def test_a_path_is_not_looked_up_on_the_hub(place: str | Path) -> None:
 
 def test_a_revision_of_a_folder_is_refused(folder: Path) -> None:
     error = refused(plain(), folder, revision="abc", subfolder="x4")
-    assert "revision=, subfolder= is for Hub repositories" in str(error)
+    assert "revision= (--revision) and subfolder= (--subfolder): for Hub repositories only" in str(error)
 
 
 # --- Files from strangers

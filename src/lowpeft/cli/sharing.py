@@ -12,7 +12,7 @@ from typing import Any
 from .. import tables
 from ..core.files.about import About, Result
 from ..core.files.contents import CONFIG, TENSORS
-from ..core.files.hub.client import is_repo_id
+from ..core.files.hub.client import is_on_hub
 from ..core.files.hub.pulling import adapters_of, pull, pull_file, search
 from ..core.files.hub.pushing import push_to_hub
 from ..core.files.reading import read_adapter, read_json
@@ -173,15 +173,13 @@ def run_list(options: argparse.Namespace) -> None:
         return
     if options.search is not None:
         raise LowpeftError("--search is for the whole Hub: leave out the repository or folder")
-    if is_repo_id(where) and not os.path.lexists(where):
+    if is_on_hub(where, revision=options.revision):
         folders = adapters_of(where, revision=options.revision)
         found = [_of_repository(where, folder, options.revision) for folder in folders]
         rows = [[*map(_cell, each.values())] for each in found]
         heading = ["folder", "recipe", "base", "licence", "in commands"]
         emit(options, {"repository": where, "adapters": found}, _table([heading, *rows], f"{where} has none"))
         return
-    if options.revision is not None:
-        raise LowpeftError(f"--revision is for Hub repositories; {where} is a folder")
     figures = [_of_folder(folder) for folder in _folders(Path(where))]
     heading = ["folder", "recipe", "base", "parameters", "what is wrong with it"]
     shown = [{**each, "folder": os.path.relpath(str(each["folder"]), where)} for each in figures]

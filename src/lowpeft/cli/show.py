@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from .. import tables
 from ..core.files.contents import TENSORS, AdapterFile
-from ..core.files.hub.client import is_repo_id
+from ..core.files.hub.client import is_on_hub
 from ..core.files.hub.pulling import pull
 from ..core.files.reading import read_adapter
 from ..core.planning.plan import Plan, plan
@@ -104,11 +103,7 @@ def run_info(options: argparse.Namespace) -> None:
 def _folder(options: argparse.Namespace) -> Path:
     """Return the folder that is named, or the one in the cache that a Hub repository was fetched to."""
     hub = {"revision": options.revision, "subfolder": options.subfolder}
-    if is_repo_id(options.folder) and not os.path.lexists(options.folder):
-        return pull(options.folder, **hub).folder
-    if given := [f"--{name}" for name, value in hub.items() if value is not None]:
-        raise LowpeftError(f"{', '.join(given)} is for Hub repositories; {options.folder} is a folder")
-    return Path(options.folder)
+    return pull(options.folder, **hub).folder if is_on_hub(options.folder, **hub) else Path(options.folder)
 
 
 def _of_network(path: Path) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from ..operations.injection import attach_plan
 from ..planning.plan import plan_sites
 from ..planning.site_values import other_facts
 from .contents import AdapterFile
-from .hub.client import is_repo_id
+from .hub.client import is_on_hub
 from .hub.pulling import pull
 from .reading import read_adapter
 
@@ -101,12 +100,10 @@ def fetched(folder_or_repo_id: str | Path, *, local_files_only: bool = False, **
     if not isinstance(folder_or_repo_id, (str, Path)):
         raise AdapterError(f"an adapter is a folder or a Hub repository owner/name, not {folder_or_repo_id!r:.100}")
     source = str(folder_or_repo_id)
-    if is_repo_id(folder_or_repo_id) and not os.path.lexists(folder_or_repo_id):
+    if is_on_hub(folder_or_repo_id, revision=asked.get("revision"), subfolder=asked.get("subfolder")):
         found = pull(source, **asked, local_files_only=local_files_only)
         notes = (f"from the Hub repository {found.repo_id} at {found.commit}",)
         return Fetched(adapter=read_adapter(found.folder), source=source, notes=notes)
-    if given := [f"{option}=" for option in ("revision", "subfolder") if asked.get(option) is not None]:
-        raise AdapterError(f"{', '.join(given)} is for Hub repositories; {source} is a folder")
     return Fetched(adapter=read_adapter(folder_or_repo_id), source=source)
 
 

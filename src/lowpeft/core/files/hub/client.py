@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from http import HTTPStatus
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ....errors import AdapterError, LowpeftError
@@ -38,6 +38,23 @@ def path_in_repo(subfolder: str | None, name: str = "") -> str:
     if not subfolder.isprintable() or re.search(r"[*?\[\]\\]", subfolder):
         raise AdapterError(f"subfolder {subfolder!r} has characters that no folder of a repository should have")
     return "/".join((*parts, name)) if name else "/".join(parts)
+
+
+def is_on_hub(source: str | Path, **asked: str | None) -> bool:
+    """Return whether an adapter is to be had from the Hub: from a repository `owner/name`, if no path is called so.
+
+    Args:
+        source: Folder or repository.
+        asked: Options that only repositories have: `revision`, `subfolder`.
+
+    Raises:
+        AdapterError: It is a path, and such options are given.
+    """
+    if is_repo_id(source) and not os.path.lexists(source):
+        return True
+    if given := [f"{option}= (--{option})" for option, value in asked.items() if value is not None]:
+        raise AdapterError(f"{' and '.join(given)}: for Hub repositories only; {source} is a path")
+    return False
 
 
 @contextlib.contextmanager

@@ -115,90 +115,137 @@ def push_to_hub(  # noqa: PLR0913  (options of a repository)
             _copy(Path(model).expanduser(), folder, name=name, facts=facts, about=about)
         else:
             save_adapter(model, folder, name=name, facts=facts, about=about)
-        adapter, making = read_adapter(folder), making_in(card_text(folder / CARD))
-        _write_card(folder, adapter.config, adapter, target, making)
+        ours = _Ours(target, folder, read_adapter(folder), making_in(card_text(folder / CARD)))
+        ours.write_card(ours.adapter.config)
         if dry_run:
-            return _what_would_be_pushed(target, folder)
-        message = commit_message or f"{adapter.recipe.name} adapter for {adapter.base.model}"
+            return ours.would_be_pushed()
         with talking(f"the adapter was not pushed to {target}", token=token):
             api = HfApi(token=token)
-            _check_source(api, adapter.about)
+            _check_source(api, ours.adapter.about)
             _make_repository(api, target, private)
-            seen: dict[str, str] | None = None
-            for _ in range(TRIES):
-                parent, present = _present(api, target)
-                if seen is not None and present != seen:
-                    raise AdapterError(
-                        f"the adapter was not pushed to {target}: someone else wrote there meanwhile. Look at it, and "
-                        "push again"
-                    )
-                seen = present
-                there = _config_there(api, target, parent, present)
-                if not (overwrite or _is_of_base(there, adapter)):
-                    raise _of_another_base(target, there)
-                kept = _card_to_keep(api, target, parent, present, there, edited_card)
-                said = _write_what_was_said(folder, adapter, target, making, there, present)
-                if said != adapter.about:
-                    _check_source(api, said)
-                files = _files_to_send(api, target, parent, folder, adapter, kept)
-                if (url := _committed(api, target, parent, files, message)) is not None:
-                    return url
+            return _pushed(api, ours, edited_card, overwrite=overwrite, message=commit_message or ours.message)
+
+
+@dataclass(frozen=True)
+class _Ours:
+    """The adapter that is pushed.
+
+    Attributes:
+        target: Where it goes.
+        folder: Folder of its files, which are sent.
+        adapter: Its contents.
+        making: How its base was made, for the card; None if that is not known.
+    """
+
+    target: _Target
+    folder: Path
+    adapter: AdapterFile
+    making: Making | None
+
+    @property
+    def message(self) -> str:
+        """Message of the commit, where none is given."""
+        return f"{self.adapter.recipe.name} adapter for {self.adapter.base.model}"
+
+    def write_card(self, config: Mapping[str, Any]) -> None:
+        """Write the card that loads the adapter from the repository."""
+        card = model_card(config, self.adapter.size_bytes, self.target.place, self.making)
+        (self.folder / CARD).write_text(card, encoding="utf-8")
+
+    def say(self, about: About) -> None:
+        """Write the files with other words about the adapter; its own picture stays."""
+        config = {**self.adapter.config, "about": about.as_dict()}
+        own = self.adapter.about.picture
+        picture = None if own is None else self.folder / str(own)
+        write_adapter(self.folder, self.adapter.tensors, config, self.making, picture)
+        self.write_card(config)
+
+    def files(self) -> list[Path]:
+        """Return the files that are sent: without the lock."""
+        return sorted(path for path in self.folder.iterdir() if not path.name.startswith("."))
+
+    def would_be_pushed(self) -> str:
+        """Return what would be sent where."""
+        target = self.target
+        where = "a pull request" if target.create_pr else target.revision or "main"
+        lines = [f"  {target.path(path.name)}: {path.stat().st_size:,} bytes" for path in self.files()]
+        return "\n".join([f"would be pushed to {target}, {where}:", *lines])
+
+
+@dataclass(frozen=True)
+class _There:
+    """What a repository has where an adapter goes, at one commit.
+
+    Attributes:
+        commit: The commit.
+        files: Contents (by hash) of those of our files that it has, by path.
+        config: Config of the adapter; empty if there is none, or none of lowpeft's.
+    """
+
+    commit: str
+    files: Mapping[str, str]
+    config: Mapping[str, Any]
+
+    def is_of_base(self, adapter: AdapterFile) -> bool:
+        """Return whether the adapter there was made for the same base as another one; also where there is none."""
+        base, ours = self.config.get("base"), adapter.base.as_dict()
+        return not self.config or (
+            isinstance(base, dict) and all(base.get(key) == ours[key] for key in ("model", "structure", "weights"))
+        )
+
+
+def _pushed(api: HfApi, ours: _Ours, edited_card: EditedCard | None, *, overwrite: bool, message: str) -> str:
+    """Send the adapter in one commit, on top of what is there; return the commit's URL.
+
+    Raises:
+        AdapterError: As for `push_to_hub`.
+    """
+    target, before = ours.target, None
+    for _ in range(TRIES):
+        there = _there(api, target)
+        if before not in (None, there.files):
+            raise AdapterError(
+                f"the adapter was not pushed to {target}: someone else wrote there meanwhile. Look at it, and push "
+                "again"
+            )
+        before = there.files
+        if not (overwrite or there.is_of_base(ours.adapter)):
+            raise _of_another_base(target, there)
+        kept = _card_to_keep(api, target, there, edited_card)
+        said = _say_what_was_said(ours, there)
+        if said != ours.adapter.about:
+            _check_source(api, said)
+        files: dict[str, Path | bytes] = {target.path(path.name): path for path in ours.files() if path.name != kept}
+        if target.subfolder is not None and not api.get_paths_info(target.repo_id, [CARD], revision=there.commit):
+            files[CARD] = repository_card(ours.adapter.config, target.repo_id).encode()  # the Hub finds it by this one
+        if (url := _committed(api, target, there.commit, files, message)) is not None:
+            return url
     raise AdapterError(f"the adapter was not pushed to {target}: others push there all the time; try again later")
 
 
-def _files_to_send(
-    api: HfApi, target: _Target, parent: str, folder: Path, adapter: AdapterFile, kept: str | None
-) -> dict[str, Path | bytes]:
-    """Return what is sent, by path: the files of the folder but the one that is kept, and a card for the repository.
-
-    That is for adapters in a folder of a repository that has no card at its top.
-    """
-    files: dict[str, Path | bytes] = {target.path(file.name): file for file in _sent(folder) if file.name != kept}
-    if target.subfolder is not None and not api.get_paths_info(target.repo_id, [CARD], revision=parent):
-        files[CARD] = repository_card(adapter.config, target.repo_id).encode()
-    return files
-
-
-def _write_card(
-    folder: Path, config: dict[str, Any], adapter: AdapterFile, target: _Target, making: Making | None
-) -> None:
-    """Write the card that loads the adapter from the repository."""
-    card = model_card(config, adapter.size_bytes, target.place, making)
-    (folder / CARD).write_text(card, encoding="utf-8")
-
-
-def _write_what_was_said(
-    folder: Path,
-    adapter: AdapterFile,
-    target: _Target,
-    making: Making | None,
-    there: Mapping[str, Any],
-    present: Mapping[str, str],
-) -> About:
+def _say_what_was_said(ours: _Ours, there: _There) -> About:
     """Keep what the repository says of the adapter where nothing else is said now, warn of it, and return all of it.
 
     Results are kept if they are of the same tensors, a picture if it is there.
     """
+    own, target = ours.adapter.about, ours.target
     try:
-        theirs = about_from_dict(there.get("about") or {}) if _is_of_base(there, adapter) else About()
+        theirs = about_from_dict(there.config.get("about") or {}) if there.is_of_base(ours.adapter) else About()
     except (AdapterError, AttributeError, LookupError, TypeError, ValueError):  # lowpeft did not write it
-        return adapter.about
-    digest = tensors_digest(adapter.tensors)
+        return own
+    digest = tensors_digest(ours.adapter.tensors)
     theirs = replace(
         theirs,
         results=tuple(each for each in theirs.results if each.adapter == digest),
-        picture=theirs.picture if target.path(str(theirs.picture)) in present else None,
+        picture=theirs.picture if target.path(str(theirs.picture)) in there.files else None,
     )
-    kept = {name: value for name, value in vars(theirs).items() if value and not getattr(adapter.about, name)}
+    kept = {name: value for name, value in vars(theirs).items() if value and not getattr(own, name)}
     if not kept:
-        return adapter.about
+        return own
     said = [name if name == "results" else f"{name} {value!s:.100}" for name, value in kept.items()]
-    warnings.warn(f"what {target} says already is kept: {and_more(said, most=10)}", UserWarning, stacklevel=3)
-    about = replace(adapter.about, **kept)
-    config = {**adapter.config, "about": about.as_dict()}
-    shown = None if adapter.about.picture is None else folder / str(adapter.about.picture)
-    write_adapter(folder, adapter.tensors, config, making, shown)
-    _write_card(folder, config, adapter, target, making)
+    warnings.warn(f"what {target} says already is kept: {and_more(said, most=10)}", UserWarning, stacklevel=4)
+    about = replace(own, **kept)
+    ours.say(about)
     return about
 
 
@@ -234,17 +281,6 @@ def _copy(
     write_adapter(folder, adapter.tensors, {**adapter.config, **changed}, making, said.picture)
 
 
-def _what_would_be_pushed(target: _Target, folder: Path) -> str:
-    lines = [f"would be pushed to {target}, {'a pull request' if target.create_pr else target.revision or 'main'}:"]
-    lines += [f"  {target.path(path.name)}: {path.stat().st_size:,} bytes" for path in _sent(folder)]
-    return "\n".join(lines)
-
-
-def _sent(folder: Path) -> list[Path]:
-    """Return the files of an adapter folder: without the lock."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
 def _make_repository(api: HfApi, target: _Target, private: bool | None) -> None:
     """Create the repository and the branch; a token that may only write to existing repositories is enough for these.
 
@@ -262,24 +298,20 @@ def _make_repository(api: HfApi, target: _Target, private: bool | None) -> None:
         api.create_branch(target.repo_id, branch=target.revision, exist_ok=True)
 
 
-def _present(api: HfApi, target: _Target) -> tuple[str, dict[str, str]]:
-    """Return the newest commit, and the contents (by hash) of those of our files that it has, by path."""
+def _there(api: HfApi, target: _Target) -> _There:
+    """Return what the repository has at its newest commit."""
     commit = str(api.repo_info(target.repo_id, revision=target.revision, timeout=TIMEOUT_S).sha)
     entries: list[Any] = api.get_paths_info(
         target.repo_id, [target.path(name) for name in (*FILES, *PICTURE_NAMES)], revision=commit
     )
-    return commit, {entry.path: str(entry.blob_id) for entry in entries}
+    files, config = {entry.path: str(entry.blob_id) for entry in entries}, None
+    if {target.path(TENSORS), target.path(CONFIG)} <= files.keys():
+        config = read_json(Path(api.hf_hub_download(target.repo_id, target.path(CONFIG), revision=commit)))
+    return _There(commit, files, config or {})
 
 
-def _config_there(api: HfApi, target: _Target, commit: str, present: Mapping[str, str]) -> dict[str, Any]:
-    """Return the config of the adapter that the repository has there; empty if it has none, or none of lowpeft's."""
-    if target.path(TENSORS) not in present or target.path(CONFIG) not in present:
-        return {}
-    return read_json(Path(api.hf_hub_download(target.repo_id, target.path(CONFIG), revision=commit))) or {}
-
-
-def _of_another_base(target: _Target, there: Mapping[str, Any]) -> AdapterError:
-    base = there.get("base")
+def _of_another_base(target: _Target, there: _There) -> AdapterError:
+    base = there.config.get("base")
     theirs = base.get("model") if isinstance(base, dict) else None
     return AdapterError(
         f"the adapter was not pushed to {target}: the adapter there was made for another base ({theirs!s:.100}). "
@@ -287,27 +319,12 @@ def _of_another_base(target: _Target, there: Mapping[str, Any]) -> AdapterError:
     )
 
 
-def _is_of_base(there: Mapping[str, Any], adapter: AdapterFile) -> bool:
-    """Return whether the adapter of a config was made for the same base as another one; also where there is none."""
-    base, ours = there.get("base"), adapter.base.as_dict()
-    return not there or (
-        isinstance(base, dict) and all(base.get(key) == ours[key] for key in ("model", "structure", "weights"))
-    )
-
-
-def _card_to_keep(
-    api: HfApi,
-    target: _Target,
-    commit: str,
-    present: Mapping[str, str],
-    there: Mapping[str, Any],
-    edited_card: EditedCard | None,
-) -> str | None:
+def _card_to_keep(api: HfApi, target: _Target, there: _There, edited_card: EditedCard | None) -> str | None:
     """Return the name of the card, which is not sent, if a person wrote the one that is there; otherwise None."""
-    if edited_card == "replace" or target.path(CARD) not in present:
+    if edited_card == "replace" or target.path(CARD) not in there.files:
         return None
-    card = card_text(Path(api.hf_hub_download(target.repo_id, target.path(CARD), revision=commit)))
-    if not _was_edited(card, there, target) or (target.subfolder is None and is_repository_card(card)):
+    card = card_text(Path(api.hf_hub_download(target.repo_id, target.path(CARD), revision=there.commit)))
+    if not _was_edited(card, there.config, target) or (target.subfolder is None and is_repository_card(card)):
         return None
     if edited_card == "keep":
         return CARD
