@@ -18,6 +18,7 @@ from lowpeft.cli import main
 from lowpeft.locking import locked
 from lowpeft.restoration.images import read_image, to_float, write_image
 from states import randomise_adapters
+from tiers import by_default
 
 CODE = """
 import os
@@ -163,7 +164,7 @@ def test_a_number_of_scenes_is_not_negative(
 
 
 # --- Interrupted
-@pytest.mark.parametrize("call", [1, 4, 10])
+@pytest.mark.parametrize("call", by_default([4], [1, 4, 10]))
 def test_an_interrupted_measurement_goes_on_where_it_was(
     command: Callable[..., list[str]], tmp_path: Path, call: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -216,7 +217,7 @@ def test_what_was_measured_is_not_dropped_without_a_word(
     assert "there is nothing to resume" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("change", ["image", "folder", "code"])
+@pytest.mark.parametrize("change", by_default(["image", "code"], ["image", "folder", "code"]))
 def test_a_measurement_of_other_images_or_code_is_not_resumed(
     command: Callable[..., list[str]], folder: Path, tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

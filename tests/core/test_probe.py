@@ -240,6 +240,7 @@ def test_what_was_taken_for_channels_must_not_follow_from_the_images_size() -> N
     assert "stages.0 gives 64 channels, the adapter is for 1536" in refusal(Flat(Lines), "spatial")
 
 
+@pytest.mark.slow
 def test_a_compiled_part_is_tried_out_like_any_other() -> None:
     network = Plain().eval()
     network.stages[3] = torch.compile(network.stages[3], backend="eager")

@@ -689,6 +689,7 @@ def test_without_fullgraph_strengths_by_image_of_weights_are_run_in_groups() -> 
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_an_exported_network_keeps_its_setting_and_says_so() -> None:
     model, x = switched("edsr"), image("edsr", 2)
     with lowpeft.using(model, {"a": 0.5}):
@@ -783,7 +784,10 @@ def test_a_change_waits_for_forwards_under_way(adapted: bool) -> None:
     assert lowpeft.list_adapters(root) == ["a", "new"][not adapted :]
 
 
-@pytest.mark.parametrize(("how", "name"), [("threads", "hat"), ("tasks", "edsr")])
+@pytest.mark.parametrize(
+    ("how", "name"),
+    by_default([("threads", "edsr"), ("tasks", "edsr")], [("threads", "edsr"), ("tasks", "edsr"), ("threads", "hat")]),
+)
 def test_every_result_is_that_of_its_setting_beside_threads_that_change_the_network(
     how: str, name: str, tmp_path: Any
 ) -> None:

@@ -60,7 +60,7 @@ def each(wrappers: dict[str, Callable[[nn.Module], nn.Module]], later: Collectio
 
 
 every_wrapper, every_holder = each(WRAPPERS), each(WRAPPERS | FIXED)
-# A compiled network is compiled anew in every test: by default where it is run with other settings.
+# A compiled network is compiled anew in every test that runs it.
 but_compiled = each(WRAPPERS, LATER | {"compile"})
 holder_but_compiled = each(WRAPPERS | FIXED, LATER | {"compile"})
 
@@ -94,7 +94,7 @@ BASE = single(network())
 # --- wrapped, then adapted -------------------------------------------------------------------------------------------
 
 
-@every_wrapper
+@but_compiled
 def test_a_wrapped_network_is_adapted_inside_and_starts_as_the_base(wrap: Callable[[nn.Module], nn.Module]) -> None:
     wrapped = wrap(network())
     assert torch.equal(single(wrapped), BASE)
@@ -160,7 +160,7 @@ def test_a_wrapped_adapted_network_computes_the_same(wrap: Callable[[nn.Module],
     torch.testing.assert_close(pair(adapted(wrap)), ADAPTED, rtol=0, atol=1e-6)
 
 
-@every_holder
+@holder_but_compiled
 def test_settings_reach_the_network_in_the_wrapper(wrap: Callable[[nn.Module], nn.Module]) -> None:
     model = adapted(wrap)
     with lowpeft.disabled(model):

@@ -418,6 +418,7 @@ def test_ranks_cannot_follow_gradients_that_are_zero() -> None:
         lowpeft.calibrate(model, BATCHES)
 
 
+@pytest.mark.slow
 def test_train_calibrates_colora_and_a_run_goes_on_bit_equal(tmp_path: Path) -> None:
     def model() -> nn.Module:
         base = edt()

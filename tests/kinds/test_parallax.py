@@ -159,6 +159,7 @@ def test_calibration_makes_the_first_stage_look_at_the_true_disparity() -> None:
     assert (wrong < 1).float().mean() > 0.6
 
 
+@pytest.mark.slow
 def test_a_control_that_sees_each_view_twice_gets_a_useful_start() -> None:
     """Positions that are equal by construction do not count as matches that others have to reach."""
     control = lowpeft.adapt(demo_backbone(), ParallaxConfig())

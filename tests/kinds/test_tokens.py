@@ -226,7 +226,7 @@ def shifted(block: Any) -> bool:
 
 @each(
     [n for n in ROWS if n not in ("ipt", "swinir_3conv") and "features" not in n],
-    *(("swinir", "prefix"), ("hat", "vpt"), ("swin2sr", "vpt"), ("timm_swin", "prefix"), ("edt", "vpt")),
+    *(("swinir", "prefix"), ("swin2sr", "vpt"), ("timm_swin", "prefix")),
 )
 @torch.no_grad()
 def test_attention_with_tokens_is_the_formula_window_by_window(name: str, kind: str) -> None:

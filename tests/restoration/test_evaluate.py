@@ -336,7 +336,7 @@ def test_the_command_measures_prints_and_writes(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["evaluate", "--weights", "demo", "--adapter", str(folder / "adapter"), "--data", str(folder / "pairs")]
-    command += ["--bicubic", "--protocol", "asteisr", "--device", "cpu", "--memory-mb", "2000", "--out", str(tmp_path)]
+    command += ["--bicubic", "--protocol", "asteisr", "--device", "cpu", "--out", str(tmp_path)]
     assert main([*command, "--local-pooling", "16", "24", "--no-other-view"]) == 0
     printed = capsys.readouterr().out
     assert "mean of 2 scenes" in printed
@@ -389,6 +389,14 @@ def bad_inputs() -> list[tuple[list[str], str]]:
     ]
 
 
+@pytest.fixture
+def without_remark(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the remark on strips, which takes seconds to find; other tests have it."""
+    for place in ("lowpeft.cli.common", "lowpeft.restoration.enhancing.room"):
+        monkeypatch.setattr(f"{place}.strips_remark", lambda model: "")
+
+
+@pytest.mark.usefixtures("without_remark")
 @pytest.mark.parametrize(("arguments", "word"), bad_inputs())
 def test_bad_input_exits_with_2_and_says_why(
     arguments: list[str], word: str, folder: Path, capsys: pytest.CaptureFixture[str]
@@ -415,6 +423,7 @@ def test_enhance_takes_an_ensemble_and_a_bound(folder: Path, tmp_path: Path) -> 
     assert torch.equal(images[0], images[2])
 
 
+@pytest.mark.usefixtures("without_remark")
 def test_enhance_gives_advice_where_memory_is_short(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,6 +25,7 @@ from lowpeft.restoration.exporting.result import HALF_TOLERANCE, random_images
 from lowpeft.restoration.inference import local_pooling
 from lowpeft.restoration.inference.network import run_padded
 from states import randomise_adapters
+from tiers import by_default
 
 pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch", "no_figures")
 
@@ -289,7 +290,7 @@ def test_onnxruntime_computes_the_same_at_any_size(tmp_path: Path) -> None:
     assert len(props["base_sha256"]) == 64
 
 
-@pytest.mark.parametrize("config", [STEREO, PARALLAX])
+@pytest.mark.parametrize("config", by_default([STEREO], [STEREO, PARALLAX]))
 @torch.no_grad()
 def test_adapters_that_cannot_be_merged_are_part_of_the_graph(config: lowpeft.AdapterConfig, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")

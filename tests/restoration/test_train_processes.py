@@ -76,6 +76,7 @@ def test_with_patience_every_process_has_the_best_state(two: Path) -> None:
     assert max((alone[k] - one[k]).abs().max().item() for k in alone) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_give_the_adapter_of_the_whole(tmp_path: Path) -> None:
     recipe, settings = training_runs.RUNS["uneven"]
     for parts in (1, 2, 5):

@@ -8,6 +8,7 @@ import shutil
 import sys
 import types
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from lowpeft.restoration.training import (
     train,
 )
 from lowpeft.restoration.training.checkpoint import _sha256, read_checkpoint
+from tiers import by_default
 from training_runs import CONSTANT, PLAIN, SETTINGS, VALIDATED, Samples, Stop, equal, go, model_of, state_of, stop_after
 
 pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch", "no_figures", "no_curves")
@@ -118,8 +120,12 @@ def test_a_run_without_gain_stops_early_also_when_it_was_resumed(killed: int | N
     assert (more.resumed_at, more.steps, more.stopped) == (5, 8, None)
 
 
-@pytest.mark.parametrize("recipe", ["whole", "stereo"])
-@pytest.mark.parametrize("place", ["folder", "memory", "resumed"])
+@pytest.mark.parametrize(
+    ("recipe", "place"),
+    by_default(
+        [("whole", "folder"), ("stereo", "resumed")], product(("whole", "stereo"), ("folder", "memory", "resumed"))
+    ),
+)
 def test_with_patience_the_result_is_the_best_state(recipe: str, place: str, tmp_path: Path) -> None:
     """Of the whole network with its moving statistics; the checkpoint keeps the last state, from which it goes on."""
     values, states = iter([1.0, 3.0, 2.0, 2.5, 9.0]), []

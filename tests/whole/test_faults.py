@@ -367,7 +367,8 @@ def test_the_older_onnx_exporter_exports(kind: str) -> None:
 
 
 @graphs
-@pytest.mark.parametrize("kind", ["stereo", SLOW_TO_EXPORT])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["stereo", "parallax"])
 @torch.no_grad()
 def test_the_newer_onnx_exporter_exports_what_computes_the_same(kind: str) -> None:
     model, inputs = small(kind)

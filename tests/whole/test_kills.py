@@ -32,7 +32,7 @@ def report(what: str, times: int, folder: Path) -> tuple[list[str], int]:
 
 
 def test_a_save_that_is_killed_leaves_a_whole_adapter(tmp_path: Path) -> None:
-    problems, _ = report("save", 6, tmp_path)
+    problems, _ = report("save", 3, tmp_path)
     assert problems == []
 
 

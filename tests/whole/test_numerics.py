@@ -25,6 +25,7 @@ from lowpeft.ports.facts import Facts
 from lowpeft.ports.layouts import Features
 from reference import adapters, blocks
 from states import randomise_adapters
+from tiers import by_default
 from zoo import Network
 
 pytestmark = pytest.mark.usefixtures("no_trial_of_the_batch")
@@ -240,7 +241,7 @@ def test_an_adapted_timm_block_is_its_description(network: Network, reference: o
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("strength", [0.0, 1.0], ids=["plain", "adapted"])
+@pytest.mark.parametrize("strength", by_default([1.0], [0.0, 1.0]))
 @pytest.mark.parametrize("number", [0, 1])
 @torch.no_grad()
 def test_an_edt_block_is_its_description(number: int, strength: float, dtype: torch.dtype) -> None:

@@ -47,13 +47,11 @@ def enlarged(backbone: Backbone, lr: Tensor) -> Tensor:
     return enhance(backbone, to_float(lr))
 
 
-DEFAULT = ("DITN_Real_x4.pth",)  # the others take two minutes
-
-
 @pytest.mark.parametrize(
     ("file", "scale", "scenes_db", "set5_db"),
-    [pytest.param(*f, id=f[0], marks=[] if f[0] in DEFAULT else [pytest.mark.slow]) for f in FIGURES],
+    [pytest.param(*f, id=f[0]) for f in FIGURES],
 )
+@pytest.mark.slow
 def test_a_public_checkpoint_is_as_good_as_it_is_known_to_be(
     file: str, scale: int, scenes_db: tuple[float, float], set5_db: float, data_root: Path
 ) -> None:
