@@ -258,7 +258,7 @@ def info(handler: Handler, repo: str, revision: str = "main") -> Answer:
     if len(where) == 3:
         return where
     repository, name = where
-    files = [{"rfilename": path} for path in repository.commits[name]]
+    files = [{"rfilename": path, "size": len(data)} for path, data in repository.commits[name].items()]
     return 200, {"_id": "1", "id": repo, "modelId": repo, "sha": name, "siblings": files, "private": False}, {}
 
 

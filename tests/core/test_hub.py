@@ -289,6 +289,20 @@ def test_a_fault_while_reading_is_one_error_and_the_next_try_works(fault: str, w
     assert values_of(lowpeft.load_adapter(network(), HERE)) == {0.5}
 
 
+@pytest.mark.parametrize(
+    ("limit", "path"), [("CONFIG", CONFIG), ("TENSOR", TENSORS), ("PICTURE", CARD)], ids=["config", "tensors", "card"]
+)
+def test_a_file_that_is_too_large_is_refused_before_it_is_fetched(
+    limit: str, path: str, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lowpeft.push_to_hub(adapted(), HERE)
+    hub.requests.clear()
+    monkeypatch.setattr(pulling, f"MOST_{limit}_BYTES", 100)
+    with pytest.raises(AdapterError, match=rf"{path} of 'owner/name' has [\d,]+ bytes; at most 100 are fetched"):
+        lowpeft.load_adapter(network(), HERE)
+    assert not [request for request in hub.requests if request["asked"].endswith(path)]
+
+
 @pytest.mark.parametrize("fault", ["cut", "other content"])
 def test_a_damaged_download_never_becomes_an_adapter(fault: str, hub: Hub) -> None:
     lowpeft.push_to_hub(adapted(), HERE)

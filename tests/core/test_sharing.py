@@ -298,6 +298,8 @@ def test_a_second_push_keeps_what_was_said(hub: Hub, tmp_path: Path) -> None:
         lowpeft.push_to_hub(model, HERE)
     assert "results" not in json.loads(hub.files(HERE)[CONFIG])["about"]  # they were of other tensors
     assert lowpeft.read_adapter(pull(HERE).folder).about.license == "apache-2.0"
+    lowpeft.push_to_hub(model, HERE, about=About(license="mit"), overwrite=True)
+    assert json.loads(hub.files(HERE)[CONFIG])["about"] == {"license": "mit"}
     lowpeft.push_to_hub(adapted(network(seed=1)), HERE, overwrite=True)  # of another base
     assert json.loads(hub.files(HERE)[CONFIG])["about"] == {}
 

@@ -48,7 +48,11 @@ def add_to(commands: Any) -> None:
     group.add_argument(
         "--edited-card", choices=("keep", "replace"), help="what becomes of a card that was edited in the repository"
     )
-    group.add_argument("--overwrite", action="store_true", help="replace an adapter that was made for another base")
+    group.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace an adapter that was made for another base, and keep nothing that the repository says",
+    )
     group.add_argument("--dry-run", action="store_true", help="ask nobody, and say what would be sent")
 
     sub = new_command(

@@ -11,13 +11,16 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from ....errors import AdapterError, and_more
-from ..about import PICTURE_NAMES
-from ..contents import CARD, CONFIG, TENSORS
+from ..about import MOST_PICTURE_BYTES, PICTURE_NAMES
+from ..contents import CARD, CONFIG, MOST_CONFIG_BYTES, TENSORS
 from ..reading import read_json
 from .client import TIMEOUT_S, path_in_repo, talking
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
+
+MOST_TENSOR_BYTES, MOST_BASE_BYTES = 2**32, 2**33
+"""Of an adapter's tensors, and of a file of a base."""
 
 WAITS_S = (1.0, 3.0)
 """Seconds between the tries to fetch a file that the Hub cannot give now; the client itself does not try again."""
@@ -71,9 +74,9 @@ def pull(
     path_in_repo(subfolder)
     with _files_of(repo_id, revision, token, cache_dir, local_files_only=local_files_only) as fetched:
         try:
-            folder = fetched(path_in_repo(subfolder, CONFIG), revision).parent
+            folder = fetched(path_in_repo(subfolder, CONFIG), revision, MOST_CONFIG_BYTES).parent
             commit = folder.parts[-1 - len(PurePosixPath(subfolder or "").parts)]  # …/snapshots/COMMIT/SUBFOLDER
-            fetched(path_in_repo(subfolder, TENSORS), commit)
+            fetched(path_in_repo(subfolder, TENSORS), commit, MOST_TENSOR_BYTES)
         except LocalEntryNotFoundError:
             raise
         except EntryNotFoundError as error:
@@ -85,7 +88,7 @@ def pull(
         picture = said.get("picture") if isinstance(said, dict) else None
         for name in (CARD, *([picture] if picture in PICTURE_NAMES else [])):
             with contextlib.suppress(EntryNotFoundError):
-                fetched(path_in_repo(subfolder, name), commit)
+                fetched(path_in_repo(subfolder, name), commit, MOST_PICTURE_BYTES)
     return Pulled(folder=folder, repo_id=repo_id, commit=commit)
 
 
@@ -112,23 +115,27 @@ def pull_file(
         AdapterError: As for `pull`.
     """
     with _files_of(repo_id, revision, token, cache_dir, local_files_only=local_files_only) as fetched:
-        return fetched(path_in_repo(path), revision)
+        return fetched(path_in_repo(path), revision, MOST_BASE_BYTES)
 
 
 @contextlib.contextmanager
 def _files_of(
     repo_id: str, revision: str | None, token: str | None, cache_dir: str | Path | None, *, local_files_only: bool
-) -> Iterator[Callable[[str, str | None], Path]]:
+) -> Iterator[Callable[[str, str | None, int], Path]]:
     """Yield a function that fetches a file of a repository at a revision, and returns its path in the cache.
 
+    Its last argument is the most bytes that the file may have: a larger one is refused before it is fetched.
     Whatever the client raises within the block becomes one error. If the Hub cannot be reached, the cache is asked.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     unreachable: Exception | None = None
+    sizes: dict[str, int] = {}
 
-    def fetched(path: str, at: str | None) -> Path:
+    def fetched(path: str, at: str | None, most: int) -> Path:
+        if (size := sizes.get(path, 0)) > most:
+            raise AdapterError(f"{path} of {repo_id!r} has {size:,} bytes; at most {most:,} are fetched")
         for wait in (*WAITS_S, None):
             try:
                 file = hf_hub_download(
@@ -149,7 +156,7 @@ def _files_of(
 
     with talking(f"the Hub repository {repo_id!r} cannot be read", token=token):
         if not local_files_only:
-            unreachable = _why_unreachable(repo_id, revision, token)
+            unreachable, sizes = _asked(repo_id, revision, token)
         try:
             yield fetched
         except LocalEntryNotFoundError:
@@ -158,8 +165,8 @@ def _files_of(
             raise
 
 
-def _why_unreachable(repo_id: str, revision: str | None, token: str | None) -> Exception | None:
-    """Return why the Hub cannot be asked; None if it answers.
+def _asked(repo_id: str, revision: str | None, token: str | None) -> tuple[Exception | None, dict[str, int]]:
+    """Return why the Hub cannot be asked, None if it answers; and what it says of the sizes of files, in bytes.
 
     Asked before the files are, because the client waits for minutes for a server that is silent about them.
 
@@ -170,16 +177,16 @@ def _why_unreachable(repo_id: str, revision: str | None, token: str | None) -> E
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        HfApi(token=token).repo_info(repo_id, revision=revision, timeout=TIMEOUT_S)
+        info = HfApi(token=token).model_info(repo_id, revision=revision, timeout=TIMEOUT_S, files_metadata=True)
+        return None, {file.rfilename: file.size or 0 for file in info.siblings or ()}
     except HFValidationError:
         raise
     except HfHubHTTPError as error:
         if not _passes(error):
             raise
-        return error
+        return error, {}
     except Exception as error:  # noqa: BLE001  (what is no Hub makes the client raise anything)
-        return error
-    return None
+        return error, {}
 
 
 def _passes(error: HfHubHTTPError) -> bool:
@@ -195,12 +202,10 @@ def adapters_of(repo_id: str, *, revision: str | None = None, token: str | None 
     Raises:
         AdapterError: The repository cannot be read.
     """
-    from huggingface_hub import HfApi
-
     with talking(f"the Hub repository {repo_id!r} cannot be read", token=token):
-        if (unreachable := _why_unreachable(repo_id, revision, token)) is not None:  # the next request tries for long
+        unreachable, files = _asked(repo_id, revision, token)
+        if unreachable is not None:
             raise unreachable
-        files = HfApi(token=token).list_repo_files(repo_id, revision=revision)
     tensors = {str(PurePosixPath(file).parent) for file in files if PurePosixPath(file).name == TENSORS}
     configs = {str(PurePosixPath(file).parent) for file in files if PurePosixPath(file).name == CONFIG}
     return sorted(tensors & configs)

@@ -87,7 +87,8 @@ def push_to_hub(  # noqa: PLR0913  (options of a repository)
         subfolder: Folder of the repository to write to, e.g. "x4/noise"; None for its top.
         create_pr: True to open a pull request instead of writing to the branch; for repositories of others.
         edited_card: Treatment of a model card that was edited in the repository: "keep" it or "replace" it.
-        overwrite: True to replace an adapter that was made for another base.
+        overwrite: True to replace an adapter that was made for another base, and to keep nothing that the repository
+            says of one for this base.
         commit_message: Message of the commit; by default it names the recipe and the base.
         token: Token with write access; by default that of `hf auth login` or of `HF_TOKEN`. It is not stored.
         dry_run: True to write nothing, and return what would be written.
@@ -212,7 +213,7 @@ def _pushed(api: HfApi, ours: _Ours, edited_card: EditedCard | None, *, overwrit
         if not (overwrite or there.is_of_base(ours.adapter)):
             raise _of_another_base(target, there)
         kept = _card_to_keep(api, target, there, edited_card)
-        said = _say_what_was_said(ours, there)
+        said = ours.adapter.about if overwrite else _say_what_was_said(ours, there)
         if said != ours.adapter.about:
             _check_source(api, said)
         files: dict[str, Path | bytes] = {target.path(path.name): path for path in ours.files() if path.name != kept}
@@ -243,7 +244,11 @@ def _say_what_was_said(ours: _Ours, there: _There) -> About:
     if not kept:
         return own
     said = [name if name == "results" else f"{name} {value!s:.100}" for name, value in kept.items()]
-    warnings.warn(f"what {target} says already is kept: {and_more(said, most=10)}", UserWarning, stacklevel=4)
+    warnings.warn(
+        f"what {target} says already is kept: {and_more(said, most=10)}; overwrite=True (--overwrite) leaves it out",
+        UserWarning,
+        stacklevel=4,
+    )
     about = replace(own, **kept)
     ours.say(about)
     return about
