@@ -121,6 +121,29 @@ def rates_to_try(found: Mapping[float, float]) -> tuple[float, set[float]]:
     return best, {*LADDER[max(0, place - 1) : place + 2]} - found.keys()
 
 
+def best_rate(
+    first: float,
+    run: Callable[[Sequence[float]], object],
+    found: Callable[[], Mapping[float, float]],
+    *,
+    slower: int = 0,
+) -> float:
+    """Run three learning rates, then more until the best one has a worse one on either side; return it.
+
+    Args:
+        first: The lowest of the three.
+        run: Runs rates.
+        found: Figure by rate of those that were run; higher is better.
+        slower: Places on `LADDER` below `first` at which the three begin.
+    """
+    place = LADDER.index(first) - slower
+    wanted = {*LADDER[place : place + 3]}
+    while wanted:
+        run(sorted(wanted))
+        best, wanted = rates_to_try(found())
+    return best
+
+
 def settings_without_rate(settings: TrainSettings) -> dict[str, object]:
     """Settings for the head of a results file whose cells have rates, seeds and lengths of their own."""
     own = ("learning_rate", "final_learning_rate", "warmup_steps", "steps", "seed", "rates")

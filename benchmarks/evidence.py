@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 import lowpeft
-from common import LADDER, cells_of, middle, options_of, provenance, rates_to_try, run_cells, settings_without_rate
+from common import best_rate, cells_of, middle, options_of, provenance, run_cells, settings_without_rate
 from evidence_figures import BASELINES, draw, held_out_by_rate
 from lowpeft.core.attachment.record import module_of
 from lowpeft.ports.facts import Backbone
@@ -272,11 +272,13 @@ def run_row(options: Namespace, head: Mapping[str, object], task_name: str, row:
         model, figures = run.trained(options, options.runs / cell.replace("/", "-"))
         return figures | {"held_out_db": db(by_network(model), held_out(options.data, task))}
 
-    start = LADDER.index(task.first_rate) - SLOWER.get(row, 0)
-    wanted = {*LADDER[start : start + 3]}
-    while wanted:
-        run_cells(options.out, head, [f"{prefix}/rate-{rate:g}" for rate in sorted(wanted)], rate_cell)
-        rate, wanted = rates_to_try(held_out_by_rate(cells_of(options.out), prefix))
+    def run_rates(rates: Sequence[float]) -> None:
+        run_cells(options.out, head, [f"{prefix}/rate-{rate:g}" for rate in rates], rate_cell)
+
+    def found() -> dict[float, float]:
+        return held_out_by_rate(cells_of(options.out), prefix)
+
+    rate = best_rate(task.first_rate, run_rates, found, slower=SLOWER.get(row, 0))
     for seed in options.seeds:
         for control in (False, True)[: 1 + task.rows[row]]:
             run = Run(

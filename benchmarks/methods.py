@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import os
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -33,13 +33,12 @@ from torch import nn
 import lowpeft
 from common import (
     DIVERGED,
-    LADDER,
+    best_rate,
     cells_of,
     median_seconds,
     middle,
     options_of,
     provenance,
-    rates_to_try,
     run_cells,
     settings_without_rate,
     unfinished,
@@ -243,17 +242,14 @@ def run_row(options: Namespace, head: dict[str, object], network: str, task: str
     first, *others = options.seeds
     budget = options.budget if row_of(name).sized else OWN_SIZE
 
-    def run(rates: Iterable[float], seeds: Sequence[int]) -> None:
-        cells = {str(c): c for c in (Cell(network, budget, task, name, r, s) for r in sorted(rates) for s in seeds)}
+    def run(rates: Sequence[float], seeds: Sequence[int] = (first,)) -> None:
+        cells = {str(c): c for c in (Cell(network, budget, task, name, r, s) for r in rates for s in seeds)}
         run_cells(options.out, head, list(cells), lambda key: run_cell(options, cells[key]))
 
-    start = LADDER.index(FIRST_RATE[task]) - row_of(name).slower
-    wanted = {*LADDER[start : start + 3]}
-    while wanted:
-        run(wanted, [first])
-        found = held_out_by_rate(cells_of(options.out), f"{network}/{budget}/{task}/{name}", first)
-        best, wanted = rates_to_try(found)
-    run([best], others)
+    def found() -> dict[float, float]:
+        return held_out_by_rate(cells_of(options.out), f"{network}/{budget}/{task}/{name}", first)
+
+    run([best_rate(FIRST_RATE[task], run, found, slower=row_of(name).slower)], others)
 
 
 def run_cost(options: Namespace, head: dict[str, object]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import same_budget_figures as figures
-from common import rates_to_try
+from common import best_rate
 
 
 @pytest.fixture
@@ -77,7 +78,22 @@ def test_the_plot_is_drawn(results: dict[str, Any], tmp_path: Path) -> None:
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
-def test_rates_are_tried_until_the_best_has_a_worse_one_on_either_side() -> None:
-    assert rates_to_try({1e-3: 1.0, 3e-3: 2.0, 1e-2: 3.0}) == (1e-2, {3e-2})
-    assert rates_to_try({1e-3: 1.0, 3e-3: 2.0, 1e-2: 1.5}) == (3e-3, set())
-    assert rates_to_try({1e-6: 3.0, 3e-6: 2.0}) == (1e-6, set())
+@pytest.mark.parametrize(
+    ("figures", "slower", "best", "tried"),
+    [
+        ({1e-3: 1.0, 3e-3: 2.0, 1e-2: 1.5}, 0, 3e-3, {1e-3, 3e-3, 1e-2}),
+        ({1e-3: 1.0, 3e-3: 2.0, 1e-2: 3.0, 3e-2: 4.0, 1e-1: 3.5}, 0, 3e-2, {1e-3, 3e-3, 1e-2, 3e-2, 1e-1}),
+        ({1e-5: 1.0, 3e-5: 2.0, 1e-4: 1.5, 1e-3: 9.0}, 4, 3e-5, {1e-5, 3e-5, 1e-4}),
+        ({1e-6: 3.0, 3e-6: 2.0, 1e-5: 1.0}, 6, 1e-6, {1e-6, 3e-6, 1e-5}),  # the lowest there is
+    ],
+)
+def test_rates_are_tried_until_the_best_has_a_worse_one_on_either_side(
+    figures: dict[float, float], slower: int, best: float, tried: set[float]
+) -> None:
+    found: dict[float, float] = {}
+
+    def run(rates: Sequence[float]) -> None:
+        found.update({rate: figures[rate] for rate in rates})
+
+    assert best_rate(1e-3, run, lambda: found, slower=slower) == best
+    assert found.keys() == tried
