@@ -184,7 +184,7 @@ def run_cell(options: Namespace, cell: Cell) -> dict[str, object]:
     except lowpeft.TrainingError as error:  # a loss that is not finite: the rate is too high
         return {DIVERGED: error.message, "held_out_db": 0.0}
     figures = figures_of(options.data, scale, loading, by_network(model))
-    return {"trained": done.parameters, **figures, "cpu_seconds": round(done.seconds)}
+    return {"trained": done.parameters, **figures, "seconds": round(done.seconds)}
 
 
 def run_untrained(options: Namespace, network: str, task: str, name: str) -> dict[str, object]:

@@ -531,6 +531,15 @@ def other_view(task: str) -> Callable[[Any], str]:
     return section
 
 
+def hours(results: Any) -> str:
+    """How long the trainings of a benchmark took."""
+    seconds = [cell["seconds"] for cell in results["cells"].values() if "seconds" in cell]
+    return (
+        f"So far {len(seconds)} trainings, {sum(seconds) / 3600:.1f} hours by the clock, each on one core of a machine "
+        "that did other things too."
+    )
+
+
 def kitti(results: Any) -> str:
     """KITTI 2015 x4, beside a published network."""
     return measured_table(evidence_figures.KITTI_HEAD, evidence_figures.kitti_rows(results))
@@ -922,6 +931,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "other-view-noise": cost_section("evidence", other_view("noise10")),
     "other-view-clean": cost_section("evidence", other_view("clean")),
     "other-view-kitti": cost_section("evidence", kitti),
+    "other-view-hours": cost_section("evidence", hours),
     "other-view-plot": plot(
         "other-view.png",
         "python benchmarks/evidence.py --plot",
@@ -930,6 +940,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "same-budget-far": cost_section("methods", same_budget("far")),
     "same-budget-near": cost_section("methods", same_budget("near")),
     "same-budget-rates": cost_section("methods", same_budget_rates),
+    "same-budget-hours": cost_section("methods", hours),
     "same-budget-cost": cost_section("methods", same_budget_cost),
     "same-budget-plot": plot(
         "same-budget.png",
