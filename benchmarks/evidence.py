@@ -94,7 +94,7 @@ TASKS = {
     ),
     "clean": Task(
         loading=Loading(),
-        steps=600,
+        steps=1500,
         steps_of_rates=100,
         first_rate=1e-3,
         test_lr_px=None,
