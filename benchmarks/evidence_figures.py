@@ -24,6 +24,7 @@ HEAD = (
     "over the same view",
     "over the control",
     "gain over the control / deviation",
+    "pairs above the control",
 )
 KITTI_HEAD = ("network", "PSNR, dB", "over frozen")
 PUBLISHED = {"CVHSSR-T, trained from scratch on Flickr1024, 0.68 M parameters": 26.08}
@@ -76,13 +77,14 @@ def task_rows(results: Mapping[str, Any], task: str) -> list[list[str]]:
     for name in BASELINES:
         mean = cells[f"{task}/{name}"]["adapted"]["mean"]
         figures = [f"{mean[PSNR]:.3f}", f"{mean[SSIM]:.4f}", f"{mean[PSNR] - frozen:+.3f}"]
-        lines.append([name, "–", "–", "–", *figures, "–", "–", "–"])
+        lines.append([name, "–", "–", "–", *figures, "–", "–", "–", "–"])
     for name in rows_of(cells, task):
         seeds = list(seeds_of(cells, f"{task}/{name}").values())
         adapted = [cell["adapted"]["mean"] for cell in seeds]
         same = [cell["same view"]["mean"][PSNR] for cell in seeds if "same view" in cell]
         over_same = [mean[PSNR] - other for mean, other in zip(adapted, same, strict=False)]
         gains = gains_over_control(cells, f"{task}/{name}")
+        by_scene = gains_by_scene(cells, f"{task}/{name}", results["columns"].index(PSNR)).values()
         lines.append(
             [
                 f"`{name}`",
@@ -95,6 +97,7 @@ def task_rows(results: Mapping[str, Any], task: str) -> list[list[str]]:
                 with_spread(over_same, sign="+") if over_same else "–",
                 with_spread(gains, sign="+") if gains else "–",
                 f"{fmean(gains) / stdev(gains):.1f}" if len(gains) > 1 else "–",
+                f"{sum(gain > 0 for gain in by_scene)} of {len(by_scene)}" if by_scene else "–",
             ]
         )
     return lines
@@ -132,7 +135,7 @@ def draw(results: Mapping[str, Any], out: Path) -> None:
 
     cells = results["cells"]
     tasks = [task for task in results["tasks"] if rows_of(cells, task)]
-    figure = Figure(figsize=(5 * len(tasks), 8), layout="constrained")
+    figure = Figure(figsize=(6 * len(tasks), 8), layout="constrained")
     curves, scenes = figure.subplots(2, len(tasks), squeeze=False)
     for axes, task in zip(curves, tasks, strict=True):
         _draw_curves(axes, cells, task)
@@ -153,21 +156,22 @@ def _draw_curves(axes: Any, cells: Cells, task: str) -> None:
             axes.plot([0, *steps], [0, *gains], **style, label=f"{name}, control" if control else name)
     axes.set(title=task, xlabel="steps", ylabel="dB over the frozen network, 8 held-out pairs")
     axes.grid(color="0.92")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _draw_scenes(axes: Any, cells: Cells, task: str, column: int) -> None:
-    gains = {name: gains_by_scene(cells, f"{task}/{name}", column) for name in rows_of(cells, task)}
-    gains = {name: by_scene for name, by_scene in gains.items() if by_scene}
+    rows = rows_of(cells, task)
+    gains = {name: by_scene for name in rows if (by_scene := gains_by_scene(cells, f"{task}/{name}", column))}
     first: dict[str, float] = next(iter(gains.values()), {})
     scenes = sorted(first, key=first.__getitem__)
     for name, by_scene in gains.items():
-        axes.plot([by_scene[scene] for scene in scenes], range(len(scenes)), "o", markersize=3, label=name)
+        color = f"C{rows.index(name)}"  # as in the curves
+        axes.plot([by_scene[scene] for scene in scenes], range(len(scenes)), "o", color=color, markersize=3, label=name)
     axes.set_yticks(range(len(scenes)), labels=scenes, fontsize=5)
     axes.axvline(0, color="0.5", linewidth=0.8)
     axes.set(title=task, xlabel="dB over the control, mean of the seeds, test pairs")
     axes.grid(color="0.92")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def gains_by_scene(cells: Cells, row: str, column: int) -> dict[str, float]:
