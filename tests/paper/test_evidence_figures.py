@@ -40,7 +40,7 @@ def test_a_row_has_its_gains_and_their_spread(results: dict[str, Any]) -> None:
     assert rows[2][6:] == ["+3.000", "–", "–", "–", "–"]
     assert rows[3] == [
         *("`parallax`", "1,000", "0.003", "3", "24.100 ± 0.100", "0.7000 ± 0.0000"),
-        *("+2.100 ± 0.100", "+1.100 ± 0.100", "+0.550 ± 0.050", "11.0", "2 of 2"),
+        *("+2.100 ± 0.100", "+1.100 ± 0.100", "+0.550 ± 0.050", "11.0", "3 of 3"),
     ]
     assert all(len(row) == len(figures.HEAD) for row in rows)
 
