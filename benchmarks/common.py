@@ -6,6 +6,7 @@ import argparse
 import datetime
 import fcntl
 import json
+import math
 import platform
 import statistics
 import time
@@ -127,20 +128,27 @@ def best_rate(
     found: Callable[[], Mapping[float, float]],
     *,
     slower: int = 0,
+    untrained: float = -math.inf,
 ) -> float:
     """Run three learning rates, then more until the best one has a worse one on either side; return it.
+
+    As long as none is better than no training, lower ones are not tried: they only come nearer to it.
 
     Args:
         first: The lowest of the three.
         run: Runs rates.
         found: Figure by rate of those that were run; higher is better.
         slower: Places on `LADDER` below `first` at which the three begin.
+        untrained: Figure of the network that is not trained.
     """
     place = LADDER.index(first) - slower
     wanted = {*LADDER[place : place + 3]}
     while wanted:
         run(sorted(wanted))
-        best, wanted = rates_to_try(found())
+        figures = found()
+        best, wanted = rates_to_try(figures)
+        if figures[best] <= untrained:
+            wanted = {rate for rate in wanted if rate > best}
     return best
 
 

@@ -4,11 +4,11 @@
 
 Two tasks for a frozen network x4. `near`: bicubic LR images, as it was trained on, of other images. `far`: the LR
 images have Gaussian noise of 25 of 255, fresh in every crop. Every row is trained with three learning rates by the
-first seed, and with more until the best one has a worse one on either side; the rate that is best on held-out training
-images is then trained with the other seeds. A cell is
-NETWORK/BUDGET/TASK/ROW/RATE/seed-N; it is trained and measured once and written at once, so an interrupted run goes on
-where it stopped, and several processes can share the file, with rows of their own. `--cost` writes what a step of each
-row costs, all rows in turns, and needs a machine that does nothing else.
+first seed, and with more until the best one has a worse one on either side, but with none below one that is no better
+than the frozen network; the rate that is best on held-out training images is then trained with the other seeds. A cell
+is NETWORK/BUDGET/TASK/ROW/RATE/seed-N; it is trained and measured once and written at once, so an interrupted run goes
+on where it stopped, and several processes can share the file, with rows of their own. `--cost` writes what a step of
+each row costs, all rows in turns, and needs a machine that does nothing else.
 
 More rows (any bundled recipe), budgets and networks are options; a GPU takes `--device cuda --steps 20000 --batch 16
 --out OTHER.json`. Needs the extra `spandrel`, `pip install peft` for the row of peft, and a folder with
@@ -18,6 +18,7 @@ More rows (any bundled recipe), budgets and networks are options; a GPU takes `-
 from __future__ import annotations
 
 import json
+import math
 import os
 from argparse import Namespace
 from collections.abc import Sequence
@@ -249,7 +250,8 @@ def run_row(options: Namespace, head: dict[str, object], network: str, task: str
     def found() -> dict[float, float]:
         return held_out_by_rate(cells_of(options.out), f"{network}/{budget}/{task}/{name}", first)
 
-    run([best_rate(FIRST_RATE[task], run, found, slower=row_of(name).slower)], others)
+    untrained = cells_of(options.out).get(f"{network}/{task}/frozen", {}).get("held_out_db", -math.inf)
+    run([best_rate(FIRST_RATE[task], run, found, slower=row_of(name).slower, untrained=untrained)], others)
 
 
 def run_cost(options: Namespace, head: dict[str, object]) -> None:

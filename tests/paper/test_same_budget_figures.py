@@ -85,6 +85,8 @@ def test_the_plot_is_drawn(results: dict[str, Any], tmp_path: Path) -> None:
         ({1e-3: 1.0, 3e-3: 2.0, 1e-2: 3.0, 3e-2: 4.0, 1e-1: 3.5}, 0, 3e-2, {1e-3, 3e-3, 1e-2, 3e-2, 1e-1}),
         ({1e-5: 1.0, 3e-5: 2.0, 1e-4: 1.5, 1e-3: 9.0}, 4, 3e-5, {1e-5, 3e-5, 1e-4}),
         ({1e-6: 3.0, 3e-6: 2.0, 1e-5: 1.0}, 6, 1e-6, {1e-6, 3e-6, 1e-5}),  # the lowest there is
+        ({1e-3: 0.4, 3e-3: 0.3, 1e-2: 0.2}, 0, 1e-3, {1e-3, 3e-3, 1e-2}),  # none is better than no training
+        ({1e-3: 0.1, 3e-3: 0.2, 1e-2: 0.3, 3e-2: 0.2}, 0, 1e-2, {1e-3, 3e-3, 1e-2, 3e-2}),
     ],
 )
 def test_rates_are_tried_until_the_best_has_a_worse_one_on_either_side(
@@ -95,5 +97,5 @@ def test_rates_are_tried_until_the_best_has_a_worse_one_on_either_side(
     def run(rates: Sequence[float]) -> None:
         found.update({rate: figures[rate] for rate in rates})
 
-    assert best_rate(1e-3, run, lambda: found, slower=slower) == best
+    assert best_rate(1e-3, run, lambda: found, slower=slower, untrained=0.5) == best
     assert found.keys() == tried
