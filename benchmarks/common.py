@@ -83,7 +83,12 @@ def run_cells(
     """Run named cells that the results file `out` does not have yet, and write each into it at once.
 
     Several processes may share the file, each with names of its own.
+
+    Raises:
+        SystemExit: The file has cells of other settings, or of another sort of device.
     """
+    if out is not None and out.exists() and (problem := _other_settings(json.loads(out.read_text()), head)):
+        raise SystemExit(f"{out} has cells of {problem}: give another file as --out")
     for name in names:
         if not unfinished(out, [name]):
             print(f"{name}: in {out} already", flush=True)
@@ -98,6 +103,20 @@ def run_cells(
                 write_json(out, {**head, "cells": dict(sorted(cells.items()))})
     if out is not None:
         out.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def _other_settings(there: Mapping[str, Any], head: Mapping[str, object]) -> str | None:
+    """Return what the cells of a results file were made with, if these would be made with something else."""
+
+    def made_with(values: Mapping[str, Any]) -> dict[str, object]:
+        device, _, _ = str(values.get("device")).partition(",")
+        return {"device": device, "steps": values.get("steps"), **(values.get("settings") or {})}
+
+    old, new = made_with(there), made_with(json.loads(json.dumps(head)))
+    for name, value in old.items():
+        if value is not None and new.get(name) not in (None, value):
+            return f"{name} {value}, and these would have {new[name]}"
+    return None
 
 
 def unfinished(out: Path | None, names: Sequence[str]) -> list[str]:

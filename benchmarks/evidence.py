@@ -332,6 +332,7 @@ def main() -> None:
         "held_out": list(HELD_OUT),
         "columns": [column.name for column in PROTOCOL.columns],
         "settings": settings_without_rate(Run(task="", row="", rate=1, seed=0, steps=1).settings(options)),
+        "steps": {name: options.steps or task.steps for name, task in TASKS.items()},
         "tasks": {name: str(task.loading.degrade or "MATLAB's bicubic") for name, task in TASKS.items()},
         "test_lr_px": {name: task.test_lr_px or "whole" for name, task in TASKS.items()},
     }

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import same_budget_figures as figures
-from common import best_rate
+from common import best_rate, run_cells
 
 
 @pytest.fixture
@@ -99,3 +99,19 @@ def test_rates_are_tried_until_the_best_has_a_worse_one_on_either_side(
 
     assert best_rate(1e-3, run, lambda: found, slower=slower, untrained=0.5) == best
     assert found.keys() == tried
+
+
+def test_cells_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
+    out, ran = tmp_path / "out.json", []
+
+    def run(name: str) -> dict[str, object]:
+        ran.append(name)
+        return {}
+
+    head = {"device": "cpu, 1 threads", "steps": 200, "settings": {"batch": 2, "betas": (0.9, 0.99)}}
+    run_cells(out, head, ["a"], run)
+    run_cells(out, head | {"device": "cpu, 4 threads"}, ["a", "b"], run)
+    for other in ({"steps": 300}, {"device": "cuda, 1 threads"}, {"settings": {"batch": 4, "betas": (0.9, 0.99)}}):
+        with pytest.raises(SystemExit, match=r"out\.json has cells of .*: give another file as --out"):
+            run_cells(out, head | other, ["c"], run)
+    assert ran == ["a", "b"]
