@@ -3,16 +3,17 @@
     python benchmarks/evidence.py --data DATA --runs FOLDER --out benchmarks/results/evidence.json [TASK/ROW …]
 
 Two tasks. `noise10`: Gaussian noise of 10 of 255 on the LR views, of its own in each view, fresh in every crop, then 8
-bit. `clean`: bicubic x4. Training pairs are those of `stereo/train` without 8 that are held out: on these, every row
-tries three learning rates in a short run, and more until the best one has a worse one on either side (cells
-TASK/ROW/rate-R). With the best rate it is trained once a seed, and measured on the 25 pairs of `stereo/test`, which
-nothing was chosen on (TASK/ROW/seed-N). A control (TASK/ROW/seed-N/control) is the same recipe at the same rate,
-trained and measured with each view given twice, with the same images in every step.
+bit. `clean`: bicubic x4. Training pairs are those of `stereo/train` without 8 that are held out, on which learning
+rates are chosen: every row tries three in short runs of the first seed, and more until the best one has a worse one on
+either side (cells TASK/ROW/short/RATE). The best one and the next lower one are trained in full by the first seed, the
+better of the two by the other seeds (TASK/ROW/RATE/seed-N), and measured on the 25 pairs of `stereo/test`. A control
+(TASK/ROW/control/…) is the same recipe, trained and measured with each view given twice, with the same images in every
+step; its rate is chosen in the same way.
 
 A cell is written at once, and training writes checkpoints into its folder, so an interrupted run goes on where it
-stopped; several processes can share the file, with rows of their own. On a GPU: `--device cuda --steps 20000 --batch 8
---out OTHER.json`. Needs the extra `demo` and a folder with `stereo` and `weights`; ten minutes to an hour a cell on one
-core.
+stopped; several processes can share the file, with rows of their own. Other rows are bundled recipes. On a GPU:
+`--device cuda --steps 20000 --batch 8 --out OTHER.json`. Needs the extra `demo` and a folder with `stereo/train`,
+`stereo/test`, `stereo/test_lr_x4_matlab` and `weights`; five to forty minutes a cell on one core (OMP_NUM_THREADS=1).
 """
 
 from __future__ import annotations
@@ -29,11 +30,22 @@ import torch
 from torch import Tensor
 
 import lowpeft
-from common import best_rate, cells_of, middle, options_of, provenance, run_cells, settings_without_rate
-from evidence_figures import BASELINES, draw, held_out_by_rate
+from common import (
+    DIVERGED,
+    LADDER,
+    best_rate,
+    cells_of,
+    middle,
+    options_of,
+    provenance,
+    run_cells,
+    settings_without_rate,
+)
+from evidence_figures import BASELINES, chosen_rate, draw, held_out_by_rate
 from lowpeft.core.attachment.record import module_of
 from lowpeft.ports.facts import Backbone
 from lowpeft.recipes import Recipe, TrainSettings, load_recipe, override
+from lowpeft.recipes.table import bundled
 from lowpeft.restoration.data import (
     Crops,
     EachViewTwice,
@@ -61,11 +73,12 @@ class Task:
 
     Attributes:
         loading: How LR views are made.
-        steps: Steps of a cell, and of the choice of its rate.
+        steps: Steps of a cell.
+        steps_of_rates: Steps of the short runs.
         first_rate: Lowest of the three learning rates that are tried first.
         test_lr_px: The middle of a test scene that is measured, at most; None for whole views, with the archive's own
             LR files where there are some.
-        rows: Rows, each with whether it has a control.
+        rows: Rows, each with whether it has a control; other rows have none.
     """
 
     loading: Loading
@@ -94,8 +107,8 @@ TASKS = {
     ),
     "clean": Task(
         loading=Loading(),
-        steps=1500,
-        steps_of_rates=100,
+        steps=900,
+        steps_of_rates=200,
         first_rate=1e-3,
         test_lr_px=None,
         rows={"parallax": True, "stereo": False},
@@ -249,49 +262,49 @@ def curve(folder: Path) -> dict[str, float]:
     return {str(row["step"]): row["validation"] for row in rows if row.get("validation") is not None}
 
 
-def run_cell(options: Namespace, cell: str, run: Run) -> dict[str, object]:
-    """Train one cell, and measure it on the test pairs."""
+def run_cell(options: Namespace, cell: str, run: Run, *, tested: bool = True) -> dict[str, object]:
+    """Train one cell, and measure it on the held-out pairs and, unless it is for a rate alone, on the test pairs."""
     task = TASKS[run.task]
-    model, figures = run.trained(options, options.runs / cell.replace("/", "-"))
-    if not run.control:
+    try:
+        model, figures = run.trained(options, options.runs / cell.replace("/", "-"))
+    except lowpeft.TrainingError as error:  # a loss that is not finite: the rate is too high
+        return {DIVERGED: error.message, "rate": run.rate, "held_out_db": 0.0}
+    by = by_network_alone if run.control else by_network
+    figures["held_out_db"] = db(by(model), held_out(options.data, task))
+    if tested and not run.control:
         figures["adapted"] = figures_of(by_network(model), test_pairs(options.data, task))
-    if recipe_of(run.row).views == 2:
+    if tested and recipe_of(run.row).views == 2:
         figures["same view"] = figures_of(by_network_alone(model), test_pairs(options.data, task))
     return figures
 
 
-def run_row(options: Namespace, head: Mapping[str, object], task_name: str, row: str) -> None:
-    """Choose the rate of a row, then train it with every seed, with its control where it has one."""
-    task = TASKS[task_name]
-    first, *_ = options.seeds
-    prefix = f"{task_name}/{row}"
+def run_row(options: Namespace, head: Mapping[str, object], task_name: str, row: str, *, control: bool = False) -> None:
+    """Choose the rate of a row, or of its control, and train it with every seed."""
+    task, prefix = TASKS[task_name], f"{task_name}/{row}" + "/control" * control
+    first, *others = sorted(options.seeds)
+    run = Run(task=task_name, row=row, rate=0, seed=first, steps=options.steps or task.steps, control=control)
 
-    def rate_cell(cell: str) -> dict[str, object]:
-        rate = float(cell.rsplit("rate-", 1)[1])
-        run = Run(task=task_name, row=row, rate=rate, seed=first, steps=task.steps_of_rates)
-        model, figures = run.trained(options, options.runs / cell.replace("/", "-"))
-        return figures | {"held_out_db": db(by_network(model), held_out(options.data, task))}
-
-    def run_rates(rates: Sequence[float]) -> None:
-        run_cells(options.out, head, [f"{prefix}/rate-{rate:g}" for rate in rates], rate_cell)
-
-    def found() -> dict[float, float]:
-        return held_out_by_rate(cells_of(options.out), prefix)
-
-    rate = best_rate(task.first_rate, run_rates, found, slower=SLOWER.get(row, 0))
-    for seed in options.seeds:
-        for control in (False, True)[: 1 + task.rows[row]]:
-            run = Run(
-                task=task_name,
-                row=row,
-                rate=rate,
-                seed=seed,
-                steps=options.steps or task.steps,
-                control=control,
-                curve=seed == first,
+    def run_short(rates: Sequence[float]) -> None:
+        for rate in rates:
+            short = replace(run, rate=rate, steps=task.steps_of_rates)
+            run_cells(
+                options.out,
+                head,
+                [f"{prefix}/short/{rate:g}"],
+                lambda cell, short=short: run_cell(options, cell, short, tested=False),
             )
-            name = f"{prefix}/seed-{seed}" + "/control" * control
-            run_cells(options.out, head, [name], lambda cell, run=run: run_cell(options, cell, run))
+
+    def run_long(rate: float, seed: int) -> None:
+        long = replace(run, rate=rate, seed=seed, curve=seed == first)
+        run_cells(options.out, head, [f"{prefix}/{rate:g}/seed-{seed}"], lambda cell: run_cell(options, cell, long))
+
+    best = best_rate(
+        task.first_rate, run_short, lambda: held_out_by_rate(cells_of(options.out), prefix), slower=SLOWER.get(row, 0)
+    )
+    for rate in (best, LADDER[LADDER.index(best) - 1]):
+        run_long(rate, first)
+    for seed in others:
+        run_long(chosen_rate(cells_of(options.out), prefix), seed)
 
 
 def run_baselines(options: Namespace, head: Mapping[str, object], task_name: str) -> None:
@@ -322,6 +335,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.out is None:
         parser.error("--out is needed: rates are chosen from what it holds")
+    rows = [(task, row) for task, _, row in (name.partition("/") for name in options.rows)]
+    known = {*BASELINES, *bundled()}
+    if unknown := [f"{task}/{row}" for task, row in rows if task not in TASKS or row not in known]:
+        parser.error(f"TASK/ROW is one of {', '.join(every)}, or another bundled recipe, not {', '.join(unknown)}")
     if options.plot:
         draw(json.loads(options.out.read_text()), options.plot)
         return
@@ -336,12 +353,13 @@ def main() -> None:
         "tasks": {name: str(task.loading.degrade or "MATLAB's bicubic") for name, task in TASKS.items()},
         "test_lr_px": {name: task.test_lr_px or "whole" for name, task in TASKS.items()},
     }
-    for name in options.rows:
-        task, row = name.split("/")
+    for task, row in rows:
         if row in BASELINES:
             run_baselines(options, head, task)
-        else:
-            run_row(options, head, task, row)
+            continue
+        run_row(options, head, task, row)
+        if TASKS[task].rows.get(row, False):
+            run_row(options, head, task, row, control=True)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@
 
 An adapter in `adapters/` is measured by `lowpeft evaluate`, and saved again with what it gives; the stereo adapter has
 the figures of `benchmarks/results/evidence.json`. `--stereo` is the run of `benchmarks/evidence.py` that it is taken
-from, `noise10-parallax-spatial-seed-0`; without it, the one in `adapters/` is. The pictures show a scene of the demo,
-which no adapter was trained on. Needs the extra `demo` and a folder with `single/Kodak24` and `weights`; ten minutes on
-one core.
+from, `noise10-parallax-spatial-0.01-seed-0`; without it, the one in `adapters/` is. The pictures show a scene of the
+demo, which no adapter was trained on. Needs the extra `demo` and a folder with `single/Kodak24` and `weights`; ten
+minutes on one core.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lowpeft.restoration.degradations import degradation
 from lowpeft.restoration.images import write_image
 
 EVIDENCE = Path(__file__).resolve().parent / "results" / "evidence.json"
-RUN = "parallax-spatial"
+RUN = "noise10/parallax-spatial/0.01/seed-0"
 ADAPTERS = Path(__file__).resolve().parents[1] / "adapters"
 
 
@@ -69,7 +69,7 @@ RELEASED = {
         {
             "base weights": "DCTLSA_x4.pt, which Apache-2.0 covers",
             "degraded by": "down:4,noise:10,8bit",
-            "trained by": "benchmarks/evidence.py noise10/parallax-spatial/seed-0",
+            "trained by": f"benchmarks/evidence.py {RUN}",
         },
     ),
 }
@@ -122,16 +122,16 @@ def measured(weights: Path, source: Path, test: Path, degrade: str, out: Path) -
 def of_evidence() -> lowpeft.Result:
     """What `benchmarks/evidence.py` measured of the stereo adapter: means over the 25 test scenes."""
     results = json.loads(EVIDENCE.read_text(encoding="utf-8"))
-    cells, trained = results["cells"], f"noise10/{RUN}/seed-0"
+    cells = results["cells"]
     means = {
         "frozen": cells["noise10/frozen"]["adapted"]["mean"],
-        "adapted": cells[trained]["adapted"]["mean"],
-        "adapted, each view given twice": cells[trained]["same view"]["mean"],
+        "adapted": cells[RUN]["adapted"]["mean"],
+        "adapted, each view given twice": cells[RUN]["same view"]["mean"],
     }
     height, width = results["test_lr_px"]["noise10"]
     return lowpeft.Result(
         data="KITTI 2015 and Middlebury",
-        scenes=len(cells[trained]["adapted"]["scenes"]),
+        scenes=len(cells[RUN]["adapted"]["scenes"]),
         degraded=f"made by {RELEASED[STEREO].degrade}; the middle {width}x{height} px of the LR views",
         protocol="RGB, mean of both views; the last column: left view, without 4 px at each edge",
         means=means,

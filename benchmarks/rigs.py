@@ -20,7 +20,8 @@ from torch import Tensor
 
 import lowpeft
 from check_pair import moved_up
-from common import middle, options_of, provenance, write
+from common import cells_of, middle, options_of, provenance, write
+from evidence_figures import chosen_rate
 from hundred_steps import noisy
 from lowpeft.demo import demo_backbone
 from lowpeft.demo.run import ADAPTER
@@ -29,6 +30,8 @@ from lowpeft.restoration.data import Example, find_scenes, load_example
 from lowpeft.restoration.evaluation import compare
 from lowpeft.restoration.images import matlab_downscale
 from stereo_start import HELD_OUT, LR_CROP_PX, WEIGHTS
+
+EVIDENCE = Path(__file__).resolve().parent / "results" / "evidence.json"
 
 
 def gained(view: Tensor, gain: float) -> Tensor:
@@ -83,7 +86,8 @@ def main() -> None:
     scenes = [s for s in find_scenes(options.data / "stereo" / "train", scale=4) if s.name in HELD_OUT]
     for title, task, noise in (("real x4, noise 10", "noise10", 10 / 255), ("real x4, clean", "clean", 0.0)):
         base = lowpeft.load_backbone(options.data / "weights" / WEIGHTS)
-        model = lowpeft.load_adapter(base, options.adapters / f"{task}-parallax-seed-0")
+        rate = chosen_rate(cells_of(EVIDENCE), f"{task}/parallax")
+        model = lowpeft.load_adapter(base, options.adapters / f"{task}-parallax-{rate:g}-seed-0")
         cases[title] = on_rigs(model, [middle(load_example(scene, 4), LR_CROP_PX) for scene in scenes], 4, noise)
     command = "python benchmarks/rigs.py --data DATA --adapters runs/evidence"
     write({**provenance(command, "spandrel", "scikit-image"), "db": cases}, options.out)

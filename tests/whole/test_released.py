@@ -66,7 +66,7 @@ def test_the_stereo_adapter_has_the_figures_of_the_evidence() -> None:
     cells = json.loads((RESULTS.parent / "evidence.json").read_text())["cells"]
     (result,) = lowpeft.read_adapter(ADAPTERS / STEREO).about.results
     assert result.means["frozen"] == cells["noise10/frozen"]["adapted"]["mean"]
-    assert result.means["adapted"] == cells["noise10/parallax-spatial/seed-0"]["adapted"]["mean"]
+    assert result.means["adapted"] == cells["noise10/parallax-spatial/0.01/seed-0"]["adapted"]["mean"]
 
 
 @pytest.mark.real_data
