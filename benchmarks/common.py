@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import datetime
 import fcntl
+import hashlib
 import json
 import math
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -97,12 +99,16 @@ def run_cells(
         print(f"{name}: {json.dumps(result)}", flush=True)
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
-            with out.with_suffix(".lock").open("w") as lock:
+            with _lock_of(out).open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 cells = {**cells_of(out), name: result}
                 write_json(out, {**head, "cells": dict(sorted(cells.items()))})
-    if out is not None:
-        out.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def _lock_of(out: Path) -> Path:
+    """A file to lock for a results file, elsewhere and never removed, so that all processes lock the same one."""
+    name = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"lowpeft-results-{name}.lock"
 
 
 def _other_settings(there: Mapping[str, Any], head: Mapping[str, object]) -> str | None:
@@ -110,7 +116,9 @@ def _other_settings(there: Mapping[str, Any], head: Mapping[str, object]) -> str
 
     def made_with(values: Mapping[str, Any]) -> dict[str, object]:
         device, _, _ = str(values.get("device")).partition(",")
-        return {"device": device, "steps": values.get("steps"), **(values.get("settings") or {})}
+        torch_version = values.get("versions", {}).get("torch")
+        settings = values.get("settings") or {}
+        return {"device": device, "torch": torch_version, "steps": values.get("steps"), **settings}
 
     old, new = made_with(there), made_with(json.loads(json.dumps(head)))
     for name, value in old.items():

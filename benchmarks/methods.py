@@ -18,7 +18,6 @@ More rows (any bundled recipe), budgets and networks are options; a GPU takes `-
 from __future__ import annotations
 
 import json
-import math
 import os
 from argparse import Namespace
 from collections.abc import Sequence
@@ -240,7 +239,7 @@ def run_row(options: Namespace, head: dict[str, object], network: str, task: str
         cell = f"{network}/{task}/{name}"
         run_cells(options.out, head, [cell], lambda _: run_untrained(options, network, task, name))
         return
-    first, *others = options.seeds
+    first, *others = sorted(options.seeds)
     budget = options.budget if row_of(name).sized else OWN_SIZE
 
     def run(rates: Sequence[float], seeds: Sequence[int] = (first,)) -> None:
@@ -250,7 +249,7 @@ def run_row(options: Namespace, head: dict[str, object], network: str, task: str
     def found() -> dict[float, float]:
         return held_out_by_rate(cells_of(options.out), f"{network}/{budget}/{task}/{name}", first)
 
-    untrained = cells_of(options.out).get(f"{network}/{task}/frozen", {}).get("held_out_db", -math.inf)
+    untrained = cells_of(options.out)[f"{network}/{task}/frozen"]["held_out_db"]
     run([best_rate(FIRST_RATE[task], run, found, slower=row_of(name).slower, untrained=untrained)], others)
 
 
@@ -304,7 +303,7 @@ def _file_of(name: str, model: nn.Module) -> dict[str, object]:
 
 def main() -> None:
     parser = options_of(__doc__, data=True)
-    parser.add_argument("rows", nargs="*", default=[*UNTRAINED, *ROWS], metavar="ROW", help="rows, or bundled recipes")
+    parser.add_argument("rows", nargs="*", default=[*ROWS], metavar="ROW", help="rows, or bundled recipes")
     parser.add_argument("--networks", nargs="+", default=["dctlsa"], choices=NETWORKS)
     parser.add_argument("--tasks", nargs="+", default=[*TASKS], choices=TASKS)
     parser.add_argument("--budget", default="2%", help="share of trained parameters (default: 2%%)")
@@ -332,12 +331,11 @@ def main() -> None:
         "what": "PSNR in dB of whole RGB, middles of 24 Kodak images; held out: 20 of the 200 images of BSDS500",
     }
     if options.cost:
-        options.rows = [name for name in options.rows if name not in UNTRAINED]
         run_cost(options, head)
         return
     for network in options.networks:
         for task in options.tasks:
-            for name in options.rows:
+            for name in dict.fromkeys([*UNTRAINED, *options.rows]):  # the frozen network ends the search of rates
                 run_row(options, head, network, task, name)
 
 

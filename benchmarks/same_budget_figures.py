@@ -9,15 +9,15 @@ from statistics import fmean, stdev
 from typing import Any
 
 from claims import with_spread
-from common import save_figure
+from common import DIVERGED, save_figure
 from lowpeft.restoration.evaluation.difference import interval
 
 UNTRAINED = ("bicubic", "frozen")
 OWN_SIZE = "own"
 """In place of the budget of a row that has no size to choose."""
 
-HEAD = ("row", "trained", "of the network", "rate", "seeds", "PSNR, dB", "over frozen", "behind the best")
-COST_HEAD = ("row", "mergeable", "kept bytes, of full", "time of a step, of full", "file, kB")
+HEAD = ("row", "trained", "of the network", "rate", "seeds", "PSNR, dB", "over frozen", "behind the best of the budget")
+COST_HEAD = ("row", "mergeable", "kept bytes, of full", "forward and backward, of full", "file, kB")
 
 
 @dataclass(frozen=True)
@@ -79,28 +79,31 @@ def rows_of(results: Mapping[str, Any], network: str, budget: str, task: str) ->
         by_rate = held_out_by_rate(results["cells"], prefix, first)
         rate = max(by_rate, key=by_rate.__getitem__)
         chosen = {seed: cell for (r, seed), cell in sorted(cells.items()) if r == rate}
-        figures = {seed: cell["test_db"] for seed, cell in chosen.items()}
-        found.append(RowFigures(name, size != OWN_SIZE, chosen[first]["trained"], rate, figures, by_rate))
+        figures = {seed: cell["test_db"] for seed, cell in chosen.items() if DIVERGED not in cell}
+        if not figures:
+            continue
+        found.append(RowFigures(name, size != OWN_SIZE, chosen[min(figures)]["trained"], rate, figures, by_rate))
     return sorted(found, key=lambda row: -fmean(row.means.values()))
 
 
 def task_rows(results: Mapping[str, Any], network: str, budget: str, task: str) -> list[list[str]]:
-    """One row for each method: what it trains, its PSNR with its spread, and how far it is behind the best.
+    """One row for each method: what it trains, its PSNR with its spread, how far it is behind the best of the budget.
 
     Empty as long as bicubic and the frozen network were not measured. The interval of the last column is that of the
-    differences of seeds, paired, by Student's t; where it contains 0 the row is no worse than the best by these runs.
+    differences of seeds, paired, by Student's t; where it contains 0 these runs do not tell which row is better.
     """
     rows = rows_of(results, network, budget, task)
     if not all(f"{network}/{task}/{name}" in results["cells"] for name in UNTRAINED):
         return []
     frozen = fmean(results["cells"][f"{network}/{task}/frozen"]["test_db"])
     lines = [[name, "–", "–", "–", "–", *_untrained(results, network, task, name), "–"] for name in UNTRAINED]
+    best = next((row for row in rows if row.sized), None)
     for row in rows:
         means = row.means
         share = f"{100 * row.trained / results['parameters'][network]:.2f} %"
         first = [f"`{row.name}`", f"{row.trained:,}", share, f"{row.rate:g}", str(len(means))]
         over = [value - frozen for value in means.values()]
-        lines.append([*first, with_spread([*means.values()]), with_spread(over, sign="+"), behind(row, rows[0])])
+        lines.append([*first, with_spread([*means.values()]), with_spread(over, sign="+"), behind(row, best)])
     return lines
 
 
@@ -109,8 +112,10 @@ def _untrained(results: Mapping[str, Any], network: str, task: str, name: str) -
     return [f"{values[0]:.3f}", f"{values[0] - values[1]:+.3f}"]
 
 
-def behind(row: RowFigures, best: RowFigures) -> str:
-    """How far a row is behind the best one: the mean difference, with its 95 % interval over the seeds of both."""
+def behind(row: RowFigures, best: RowFigures | None) -> str:
+    """How far a row is behind another one: the mean difference, with its 95 % interval over the seeds of both."""
+    if best is None:
+        return "–"
     if row.name == best.name:
         return "the best"
     seeds = row.means.keys() & best.means.keys()
@@ -118,7 +123,7 @@ def behind(row: RowFigures, best: RowFigures) -> str:
     limits = interval(differences)
     if limits is None:
         return f"{fmean(differences):.3f}"
-    words = ", no clear difference" if limits[0] <= 0 else ""
+    words = ", not resolved" if limits[0] <= 0 <= limits[1] else ""
     return f"{fmean(differences):.3f} ({limits[0]:.3f} to {limits[1]:.3f}){words}"
 
 

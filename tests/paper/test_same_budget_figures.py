@@ -45,10 +45,10 @@ def test_a_row_has_its_spread_and_its_distance_from_the_best(results: dict[str, 
     rows = figures.task_rows(results, "net", "2%", "far")
     assert rows[1] == ["frozen", "–", "–", "–", "–", "20.500", "+0.000", "–"]
     assert rows[2][:2] == ["`full`", "1,000"]
-    assert rows[2][-1] == "the best"
+    assert rows[2][-1] == "-1.000 (-1.000 to -1.000)"  # full fine-tuning is beside the budget
     assert rows[3] == [
         *("`lora`", "20", "2.00 %", "0.001", "3"),
-        *("23.100 ± 0.100", "+2.600 ± 0.100", "1.000 (1.000 to 1.000)"),
+        *("23.100 ± 0.100", "+2.600 ± 0.100", "the best"),
     ]
     assert all(len(row) == len(figures.HEAD) for row in rows)
 
@@ -57,10 +57,16 @@ def test_a_task_that_is_not_measured_yet_has_no_rows(results: dict[str, Any]) ->
     assert figures.task_rows(results, "net", "2%", "near") == []
 
 
-def test_seeds_that_disagree_show_no_clear_difference(results: dict[str, Any]) -> None:
+def test_seeds_that_disagree_do_not_resolve_a_difference(results: dict[str, Any]) -> None:
     results["cells"]["net/2%/far/lora/0.001/seed-0"]["test_db"] = [26.0, 27.0]
     best, second = figures.rows_of(results, "net", "2%", "far")
-    assert figures.behind(second, best).endswith("no clear difference")
+    assert figures.behind(second, best).endswith("not resolved")
+
+
+def test_a_seed_that_diverged_is_not_counted(results: dict[str, Any]) -> None:
+    results["cells"]["net/2%/far/lora/0.001/seed-2"] = {"diverged": "nan", "held_out_db": 0.0}
+    rows = figures.task_rows(results, "net", "2%", "far")
+    assert rows[3][4:6] == ["2", "23.050 ± 0.071"]
 
 
 def test_what_other_rates_lose_and_what_a_row_costs(results: dict[str, Any]) -> None:
