@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..core.attachment.record import is_adapted, module_of, recipes_of
+from ..core.files.loading import fetched
 from ..core.observation.describe import image_facts
 from ..core.operations.calibration import needs_calibration
 from ..core.operations.state import summary
@@ -173,7 +174,16 @@ def _started(options: argparse.Namespace, base: Backbone) -> tuple[nn.Module | N
                 "leave out the recipe, or give the one that it was made by, with the same --set"
             )
         recipe = _without_measurements(saved, options) if recipe is None else recipe
-    return model, dataclasses.replace(recipe, training=changed_settings(recipe.training, options, only_crop))
+    settings = changed_settings(recipe.training, options, only_crop, of_control=_goes_on_from_control(options))
+    return model, dataclasses.replace(recipe, training=settings)
+
+
+def _goes_on_from_control(options: argparse.Namespace) -> bool:
+    """Return whether `--adapter` names a control, and its settings are taken over."""
+    if options.adapter is None or options.recipe is not None:
+        return False
+    found = fetched(options.adapter, revision=options.revision, subfolder=options.subfolder)
+    return EachViewTwice.facts.items() <= found.adapter.facts.items()
 
 
 def _without_measurements(recipe: Recipe, options: argparse.Namespace) -> Recipe:

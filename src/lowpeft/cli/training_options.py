@@ -71,9 +71,20 @@ def _option(name: str) -> str:
 
 
 def changed_settings(
-    settings: TrainSettings, options: argparse.Namespace, only_crop: tuple[int, int] | None
+    settings: TrainSettings,
+    options: argparse.Namespace,
+    only_crop: tuple[int, int] | None,
+    *,
+    of_control: bool = False,
 ) -> TrainSettings:
-    """Return the recipe's settings with the command line's changes; `only_crop` (H, W) is used without `--crop`."""
+    """Return the recipe's settings with the command line's changes.
+
+    Args:
+        settings: Settings of the recipe.
+        options: Options of the command.
+        only_crop: Crop (H, W) without `--crop`.
+        of_control: True if the settings are those that a control was trained with: its batch is doubled already.
+    """
     names = [f.name for f in dataclasses.fields(settings) if f.name not in CROP]
     changes = {name: value for name in names if (value := getattr(options, name)) is not None}
     changes |= {name: tuple(value) for name, value in changes.items() if isinstance(value, list)}
@@ -83,7 +94,8 @@ def changed_settings(
     if options.validate and not settings.validate_every_steps:
         settings = dataclasses.replace(settings, validate_every_steps=settings.save_every_steps or settings.steps)
     if options.each_view_twice:  # the same images in each step
-        return dataclasses.replace(settings, batch=2 * settings.batch, calibration=2 * settings.calibration)
+        names = ["batch", "calibration"] if not of_control else [n for n in ("batch", "calibration") if n in changes]
+        return dataclasses.replace(settings, **{name: 2 * getattr(settings, name) for name in names})
     return settings
 
 

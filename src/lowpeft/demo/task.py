@@ -71,7 +71,7 @@ def noisy(scenes: Sequence[Scene], folder: Path, scale: int) -> tuple[Scene, ...
         generator = torch.Generator().manual_seed(zlib.crc32(scene.name.encode()))
         paths = [folder / f"{scene.name}_{side}.png" for side in "LR"]
         for view, path in zip(example.lr, paths, strict=True):
-            noise = NOISE * torch.randn(view.shape, generator=generator)
+            noise = NOISE * torch.randn(view.shape, generator=generator, device="cpu")
             write_image(to_uint8((to_float(view) + noise).clamp(0, 1)), path)
         results.append(replace(scene, lr=tuple(paths)))
     return tuple(results)

@@ -88,7 +88,7 @@ def atd_example(block: nn.Module) -> tuple[Any, ...]:
     b: Any = block
     window, weight = b.window_size, b.norm1.weight
     entries = b.attn_win.relative_position_bias_table.shape[0]
-    index = torch.randint(0, entries, (window**2, window**2), generator=torch.Generator().manual_seed(0))
+    index = torch.randint(0, entries, (window**2, window**2), generator=torch.Generator().manual_seed(0), device="cpu")
     params = {"rpi_sa": index.to(weight.device), "attn_mask": noise(weight, 4, window**2, window**2)}
     tokens = noise(weight, 1, 4 * window**2, weight.shape[0])
     return tokens, noise(weight, 1, b.num_tokens, weight.shape[0]), (2 * window, 2 * window), params

@@ -119,7 +119,7 @@ def srwab_example(block: nn.Module) -> tuple[Any, ...]:
     for name, attention in zip("hv", b.attns, strict=True):
         rows, columns = attention.H_sp, attention.W_sp
         entries, count = (2 * rows - 1) * (2 * columns - 1), rows * columns
-        index = torch.randint(0, entries, (count, count), generator=generator)
+        index = torch.randint(0, entries, (count, count), generator=generator, device="cpu")
         params[f"rpi_sa_{name}"] = index.to(weight.device)
         params[f"biases_{name}"] = noise(weight, entries, 2)
     return noise(weight, 1, side * side, weight.shape[0]), (side, side), params, (None, None)

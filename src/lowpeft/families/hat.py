@@ -158,7 +158,7 @@ def ocab_example(block: nn.Module) -> tuple[Any, ...]:
     b: Any = block
     window, weight = b.window_size, b.norm1.weight
     entries, shape = b.relative_position_bias_table.shape[0], (window**2, b.overlap_win_size**2)
-    index = torch.randint(0, entries, shape, generator=torch.Generator().manual_seed(0))
+    index = torch.randint(0, entries, shape, generator=torch.Generator().manual_seed(0), device="cpu")
     return noise(weight, 1, 6 * window**2, weight.shape[0]), (2 * window, 3 * window), index.to(weight.device)
 
 
@@ -167,7 +167,7 @@ def hab_example(block: nn.Module) -> tuple[Any, ...]:
     b: Any = block
     window, weight = b.window_size, b.norm1.weight
     entries = b.attn.relative_position_bias_table.shape[0]
-    index = torch.randint(0, entries, (window**2, window**2), generator=torch.Generator().manual_seed(0))
+    index = torch.randint(0, entries, (window**2, window**2), generator=torch.Generator().manual_seed(0), device="cpu")
     mask = noise(weight, 4, window**2, window**2)
     return noise(weight, 1, 4 * window**2, weight.shape[0]), (2 * window, 2 * window), index.to(weight.device), mask
 

@@ -111,7 +111,7 @@ def position_bias(attention: Any, index: Tensor) -> Tensor:
 
 def noise(like: Tensor, *shape: int) -> Tensor:
     """Return normally distributed numbers, the same in each call, with the device and dtype of a tensor."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu").to(like.device, like.dtype)
 
 
 def pixel_shuffle_scale(upscaler: nn.Module) -> int:

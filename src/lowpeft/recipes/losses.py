@@ -24,7 +24,7 @@ def loss_terms(text: str) -> dict[str, float]:
         ValueError: The text is not a sum of known losses with weights above 0, each named once.
     """
     terms: dict[str, float] = {}
-    for term in re.split(r"(?<![eE])\+", text):
+    for term in re.split(r"(?<![\d.][eE])\+", text):
         weight, star, name = term.rpartition("*")
         name = name.strip()
         if name not in LOSSES:

@@ -187,26 +187,38 @@ def with_deltas(
     module: nn.Module, slot: Slot, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any], read: Tensor | None
 ) -> Any:
     """Return a module's output plus the deltas of the adapters on it; `read` is what `kept_input` returned."""
-    adapters = on_output(slot)
-    if not adapters:
-        return output
+    adapters, new = on_output(slot), output
+    for item in dict.fromkeys(each.adapter.attachment.item for each in adapters):
+        group = [each for each in adapters if each.adapter.attachment.item == item]
+        changed = _with_deltas_of(module, group, output, args, kwargs, read)
+        new = changed if item is None else _with_item(new, item, changed)
+    return new
+
+
+def _with_deltas_of(
+    module: nn.Module,
+    adapters: list[Acting[FeatureAdapter]],
+    output: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    read: Tensor | None,
+) -> Tensor:
+    """Return the tensor of the output that these adapters are on, plus their deltas."""
     attachment = adapters[0].adapter.attachment
     item = attachment.item
-    values = output if item is None else output[item]
+    values: Tensor = output if item is None else output[item]
     if _can_go_by_rows(adapters, values):
         rest = [] if item is None else [o for i, o in enumerate(output) if i != item]
         features = _seen(attachment, values, args, kwargs)
-        new: Tensor = _add_by_rows(module, adapters, features, [args, kwargs, rest])
-    else:
+        return _add_by_rows(module, adapters, features, [args, kwargs, rest])
 
-        def features_of(adapter: FeatureAdapter) -> Features:
-            attachment = adapter.attachment
-            x = values if attachment.source == "output" or read is None else read
-            return _seen(attachment, x, args, kwargs)
+    def features_of(adapter: FeatureAdapter) -> Features:
+        attachment = adapter.attachment
+        x = values if attachment.source == "output" or read is None else read
+        return _seen(attachment, x, args, kwargs)
 
-        delta = _sum_of_deltas(adapters, features_of, values)
-        new = values if delta is None else values + delta
-    return new if item is None else _with_item(output, item, new)
+    delta = _sum_of_deltas(adapters, features_of, values)
+    return values if delta is None else values + delta
 
 
 def _with_item(output: Any, item: int, new: Tensor) -> Any:
@@ -223,7 +235,7 @@ def added_to_random_features(adapter: FeatureAdapter, channels: int) -> Tensor:
     size, views = (16, 24), adapter.attachment.views
     parameter = next(itertools.chain(adapter.parameters(), adapter.buffers()), torch.zeros(()))
     generator = torch.Generator().manual_seed(0)
-    values = torch.randn(views, *size, channels, generator=generator).to(parameter.device)
+    values = torch.randn(views, *size, channels, generator=generator, device="cpu").to(parameter.device)
     values = values.to(parameter.dtype) if parameter.is_floating_point() else values
     features = Features(values, Layout.NHWC, size, views)
     return adapter.tokens(features).gate if isinstance(adapter, TokenAdapter) else _delta(adapter, features)

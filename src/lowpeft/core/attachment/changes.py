@@ -181,5 +181,6 @@ class Undo:
 def lay_out(parameter: nn.Parameter, strides: tuple[int, ...]) -> None:
     """Give a parameter other strides; its values and its identity stay the same."""
     if parameter.stride() != strides:
-        new = torch.empty_strided(parameter.shape, strides, dtype=parameter.dtype, device=parameter.device)
-        parameter.data = new.copy_(parameter.data)
+        with torch.inference_mode(False):  # made in it, the weight could not be trained afterwards
+            new = torch.empty_strided(parameter.shape, strides, dtype=parameter.dtype, device=parameter.device)
+            parameter.data = new.copy_(parameter.data)

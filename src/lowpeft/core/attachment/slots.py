@@ -29,6 +29,10 @@ class Slot(nn.Module):
         super().__init__()
         self.__dict__[SWITCHES] = switches or Switches()
 
+    def forward(self, *args: Any) -> Any:
+        """Return what is given: some networks call all of their children in turn."""
+        return args[0] if len(args) == 1 else args
+
 
 class Acting(NamedTuple, Generic[AdapterT]):
     """An adapter that is on, with its strength."""

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import copyreg
 import functools
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import FunctionType
@@ -125,8 +126,14 @@ def _members(base: type[nn.Module]) -> dict[str, Callable[..., Any]]:
     def own(self: nn.Module) -> dict[str, nn.Module | None]:
         return {name: module for name, module in self._modules.items() if name != SLOT}
 
+    def item(self: nn.Sequential, index: int | slice) -> Any:
+        if not isinstance(index, slice):
+            return list(own(self).values())[index]
+        return base(OrderedDict(list(own(self).items())[index]))
+
     if issubclass(base, nn.Sequential):
-        return {"__iter__": lambda self: iter(own(self).values()), "__len__": lambda self: len(own(self))}
+        members = {"__iter__": lambda self: iter(own(self).values()), "__len__": lambda self: len(own(self))}
+        return members | ({"__getitem__": item} if base.__getitem__ is nn.Sequential.__getitem__ else {})
     if issubclass(base, nn.ModuleDict):  # timm's feature extractors
         return {
             "__iter__": lambda self: iter(own(self)),

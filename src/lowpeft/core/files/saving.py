@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from ...locking import locked
 from ...ports.base import base_parameters
 from ...ports.facts import Making, literal
 from ...recipes import recipe_to_dict
-from ...storage import beside, fsync, leftovers, new_file
+from ...storage import beside, fsync, leftovers
 from ...version import version
 from ..attachment.changes import one_at_a_time
 from ..attachment.record import record_of, unwrap
@@ -34,7 +34,7 @@ from ..observation.fingerprint import digests, with_rounded
 from ..operations.new_adapters import not_finite
 from ..operations.state import adapter_state_dict, only_name
 from ..planning.site_values import SCHEMA, facts_to_dict, sites_to_dicts
-from .about import MOST_PICTURE_BYTES, PICTURE_STARTS, About
+from .about import MOST_PICTURE_BYTES, PICTURE_NAMES, PICTURE_STARTS, About
 from .card import model_card
 from .contents import CARD, CONFIG, FILES, METADATA_KEY, TENSORS, facts_problems, size_of, tensors_digest
 from .reading import opened, read_adapter, read_json, regular_file
@@ -60,7 +60,7 @@ def save_adapter(
 
     Args:
         model: An adapted model.
-        folder: Folder to write to, created if needed; an adapter in it is replaced in one step.
+        folder: Folder to write to, created if needed; an adapter in it is replaced in one step, with its card.
         name: Name of the adapter; needed if several are attached.
         facts: Information for readers, shown as a table in the model card: data, results, name of the base's weights.
         about: Licence, source of the base's weights, data sets, results and picture, for the card and its metadata.
@@ -70,8 +70,8 @@ def save_adapter(
 
     Raises:
         AdapterError: Training results would be lost (a base tensor was changed or set trainable), a tensor contains
-            NaN or infinity, the picture cannot be read, or the folder cannot be written. The adapter in the folder is
-            then unchanged.
+            NaN or infinity, the picture cannot be read, the folder cannot be written, or it has a README.md, say, that
+            is of no adapter. What is in the folder is then unchanged.
         PlanError: The model has no adapters, or `name` does not select one.
     """
     root = unwrap(model)
@@ -117,16 +117,15 @@ def write_adapter(
         picture: Path of the picture that the config's `about` names; None for none.
 
     Raises:
-        AdapterError: A file cannot be read or written. The adapter in the folder is then unchanged.
+        AdapterError: A file cannot be read or written, or the folder has a file of such a name that is of no adapter.
+            What is in the folder is then unchanged.
     """
     try:
         target = target.expanduser()
-        shown = None if picture is None else picture_bytes(Path(picture).expanduser())
+        shown = {} if picture is None else {config["about"]["picture"]: picture_bytes(Path(picture).expanduser())}
+        refuse_strangers(target, shown)
         target.mkdir(parents=True, exist_ok=True)
-        if shown is not None:
-            with new_file(target / config["about"]["picture"]) as path:
-                path.write_bytes(shown)
-        _write(target, tensors, config, making)
+        _write(target, tensors, config, making, shown)
     except (OSError, RecursionError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
         if isinstance(error, AdapterError):
             raise
@@ -182,7 +181,7 @@ def _config(root: nn.Module, name: str, tensors: dict[str, Tensor], facts: dict[
     record = record_of(root)
     plan = record.plans[name]
     if record.in_files is None:
-        record.in_files = with_rounded(record.base, root), figures_of(root, record.facts)
+        record.in_files = with_rounded(record.base, root, record.digests), figures_of(root, record.facts)
     base, output = record.in_files
     return {
         "schema": SCHEMA,
@@ -200,7 +199,24 @@ def _config(root: nn.Module, name: str, tensors: dict[str, Tensor], facts: dict[
     }
 
 
-def _write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], making: Making | None) -> None:
+def refuse_strangers(folder: Path, pictures: Iterable[str] = ()) -> None:
+    """Refuse a folder with files of the names of an adapter's, a README.md say, that are of no adapter.
+
+    Raises:
+        AdapterError: There are some, and a save would overwrite them.
+    """
+    present = [name for name in (*FILES, *pictures) if (folder / name).exists()]
+    if present and not _has_adapter(folder):
+        raise AdapterError(f"{folder / present[0]} is of no adapter, and would be overwritten: choose another folder")
+
+
+def _write(
+    folder: Path,
+    tensors: dict[str, Tensor],
+    config: dict[str, Any],
+    making: Making | None,
+    pictures: Mapping[str, bytes],
+) -> None:
     text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
     card = model_card(config, size_of(tensors), literal(folder.resolve().name), making)
     (text + card).encode()  # raises before anything is written, e.g. for half of a surrogate pair in the facts
@@ -211,6 +227,7 @@ def _write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], mak
             CARD: lambda path: path.write_text(card, encoding="utf-8"),
             CONFIG: lambda path: path.write_text(text, encoding="utf-8"),
             TENSORS: lambda path: save_file(tensors, path, metadata),
+            **{name: partial(Path.write_bytes, data=content) for name, content in pictures.items()},
         },
     )
 
@@ -224,17 +241,15 @@ def copy_adapter(source: Path, target: Path) -> Path:
     """
     picture = picture_of(source, read_adapter(source).about)
     names = [name for name in FILES if name != CARD or (source / CARD).exists()]
-    copies = {name: partial(shutil.copyfile, regular_file(source, name)) for name in names}
+    copies: dict[str, Callable[[Path], object]] = {
+        name: partial(shutil.copyfile, regular_file(source, name)) for name in names
+    }
     try:
         target = target.expanduser()
-        written = [target / name for name in (*FILES, *([] if picture is None else [picture.name]))]
-        if (present := [path for path in written if path.exists()]) and not _has_adapter(target):
-            raise AdapterError(f"{present[0]} is of no adapter, and would be overwritten: choose another folder")
+        shown = {} if picture is None else {picture.name: picture_bytes(picture)}
+        refuse_strangers(target, shown)
         target.mkdir(parents=True, exist_ok=True)
-        _put(target, copies)
-        if picture is not None:
-            with new_file(target / picture.name) as path:
-                path.write_bytes(picture_bytes(picture))
+        _put(target, copies | {name: partial(Path.write_bytes, data=content) for name, content in shown.items()})
     except (OSError, RuntimeError, ValueError) as error:
         if isinstance(error, AdapterError):
             raise
@@ -272,12 +287,15 @@ def _put(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -> None:
                 new[name].replace(folder / name)
             else:
                 (folder / name).unlink(missing_ok=True)  # that of the old adapter
+        for name in new.keys() - FILES:
+            new[name].replace(folder / name)
         fsync(folder)
 
 
 def _finish_pending(folder: Path) -> None:
     """Finish what a killed save left: move its config into place if it replaced the tensors, and remove old files."""
-    ours = [path for path in leftovers(folder) if path.name.startswith(tuple(f".{name}." for name in FILES))]
+    starts = tuple(f".{name}." for name in (*FILES, *PICTURE_NAMES))
+    ours = [path for path in leftovers(folder) if path.name.startswith(starts)]
     with contextlib.suppress(AdapterError), opened(folder) as (_, config):
         for path in ours:
             if path.name.startswith(f".{CONFIG}.") and read_json(path) == config:

@@ -167,7 +167,7 @@ def _without_slots(module: nn.Module) -> nn.Module:
 def _changed_at_random(module: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
-        noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+        noise = torch.randn(parameter.shape, generator=generator, device="cpu").to(parameter)
         parameter.requires_grad_(False).add_(0.1 * noise * parameter.abs().mean().clamp_min(0.01))
     return module
 
@@ -183,7 +183,7 @@ def _output_and_gradient(forward: Callable[..., Any], module: nn.Module, args: t
     if output is NotImplemented:
         return None
     output = output[0] if isinstance(output, tuple) else output
-    seed = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
+    seed = torch.randn(output.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(output)
     return [output.detach(), torch.autograd.grad(output, x, seed)[0]]
 
 

@@ -359,7 +359,8 @@ class _Measuring:
 
     def scale_at(self, x: Tensor, size: Size) -> int | None:
         """Return the scale on another image like `x`, of another size; None if the network does not take it."""
-        image = torch.rand(1, x.shape[1], *size, generator=torch.Generator().manual_seed(0)).to(x.device, x.dtype)
+        generator = torch.Generator().manual_seed(0)
+        image = torch.rand(1, x.shape[1], *size, generator=generator, device="cpu").to(x.device, x.dtype)
         try:
             return self.scale_of(image)
         except Exception:  # noqa: BLE001  (any error means that it does not take this image)

@@ -110,10 +110,19 @@ def fingerprint(root: nn.Module, tensors: dict[str, str] | None = None) -> Finge
     )
 
 
-def with_rounded(base: Fingerprint, root: nn.Module) -> Fingerprint:
-    """Return a fingerprint with `rounded` computed from the network's tensors in half precision."""
+def with_rounded(base: Fingerprint, root: nn.Module, before: Mapping[str, str]) -> Fingerprint:
+    """Return a fingerprint with `rounded` computed from the network's tensors in half precision.
+
+    Sums that the tensors no longer tell are left out: that of float16 if they were rounded to bfloat16 meanwhile.
+
+    Args:
+        base: The fingerprint.
+        root: The network.
+        before: Digests of its tensors when the fingerprint was taken.
+    """
     state = dict(base_state(root))
-    sums = {_name(dtype): _sum_of(_digests(state, dtype)) for dtype in HALF}
+    moved = {t.dtype for path, t in state.items() if path in before and t.dtype is not _dtype(before[path])}
+    sums = {_name(dtype): _sum_of(_digests(state, dtype)) for dtype in HALF if moved <= {dtype}}
     return replace(base, rounded=sums)
 
 

@@ -71,7 +71,7 @@ def _problems(copy: nn.Module, example: Example, seed: int, spread: float) -> di
         for name, parameter in trainable.items():
             parameter.grad = None
             if SLOT in name.split("."):
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
+                parameter.copy_(torch.randn(parameter.shape, generator=generator, device="cpu") * spread)
     with torch.enable_grad(), kept_generators(copy):
         loss = sum((_weighted(t, generator) for t in float_tensors(example.call(copy))), start=torch.zeros(()))
         if isinstance(loss, Tensor) and loss.requires_grad:
@@ -111,4 +111,4 @@ def _gradient_problem(parameter: nn.Parameter, may_be_zero: bool) -> str | None:
 
 def _weighted(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Return the sum of the tensor times random weights; with equal weights, gradients could cancel by symmetry."""
-    return (tensor.float() * torch.randn(tensor.shape, generator=generator).to(tensor.device)).sum()
+    return (tensor.float() * torch.randn(tensor.shape, generator=generator, device="cpu").to(tensor.device)).sum()

@@ -91,8 +91,9 @@ def install_optimisation(root: nn.Module, found: Optimised, undo: Undo) -> None:
     renew_classes(root, found.blocks | found.lean)
     parameters = dict(base_parameters(root))
     undo.keep_layouts(parameters[path] for path in found.relaid)
-    for path in found.relaid:
-        parameters[path].data = parameters[path].data.contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode(False):  # made in it, weights could not be trained afterwards
+        for path in found.relaid:
+            parameters[path].data = parameters[path].data.contiguous(memory_format=torch.channels_last)
 
 
 def undo_optimisation(root: nn.Module, undo: Undo) -> None:

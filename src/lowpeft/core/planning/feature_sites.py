@@ -192,12 +192,16 @@ def _feature_site(network: Network, config: AdapterConfig, spot: Spot) -> Site:
 def output_module(modules: dict[str, nn.Module], path: str) -> str:
     """Return the path of the module that gives the output of `path`: the last child of a plain Sequential, recursively.
 
-    A Sequential calls all of its children in turn, so adapters must not become one of them.
+    A Sequential calls all of its children in turn, so adapters must not become one of them. If its last child has other
+    places in the network, where they would act too, it stays the Sequential, to which attaching says no.
     """
     module = modules[path]
     while original_class(module).forward is nn.Sequential.forward and len(module._modules.keys() - {SLOT}):
         last = [n for n in module._modules if n != SLOT][-1]
-        path, module = f"{path}.{last}" if path else last, cast(nn.Module, module._modules[last])
+        child = cast(nn.Module, module._modules[last])
+        if sum(each is child for parent in modules.values() for each in parent._modules.values()) > 1:
+            break
+        path, module = f"{path}.{last}" if path else last, child
     return path
 
 

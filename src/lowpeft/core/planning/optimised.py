@@ -159,6 +159,6 @@ def _input_gradients(network: nn.Module, example: Example) -> list[Tensor]:
     with torch.enable_grad(), kept_generators(network):
         args, kwargs = tree_map_only(Tensor, live, (example.args, example.kwargs))
         outputs = [t for t in float_tensors(network(*args, **kwargs)) if t.requires_grad]
-        seeds = [torch.randn(t.shape, generator=torch.Generator().manual_seed(0)).to(t) for t in outputs]
+        seeds = [torch.randn(t.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(t) for t in outputs]
         found = torch.autograd.grad(outputs, inputs, seeds, allow_unused=True)
     return [gradient for gradient in found if gradient is not None]

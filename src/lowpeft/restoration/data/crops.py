@@ -17,7 +17,7 @@ from ...errors import DataError
 from ...ports.layouts import Size
 from ..images import ImageHeader, to_float
 from ..words import words
-from .examples import bicubic_views, check_degraded, read_views, usable_size
+from .examples import bicubic_views, check_degraded, clean_crop_of, read_views, usable_size
 from .index import read_headers
 from .model import USUAL, Example, Loading, Rectangle, Scene, as_whole
 
@@ -164,7 +164,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         if number in self._kept:
             return self._kept[number]
         scene = self.scenes[number]
-        crop = (self.clean_crops or {}).get(scene.name)
+        crop = clean_crop_of(scene, self.clean_crops)
         lr, hr = read_views(scene, self.scale, clean_crop=crop, loading=self.loading)
         example = Example(scene.name, lr, hr)
         if smaller := self._smaller(scene, (example.hr[0].shape[-2], example.hr[0].shape[-1])):
@@ -184,7 +184,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
 
     def _problem(self, scene: Scene, headers: Headers) -> str | None:
         try:
-            crop = (self.clean_crops or {}).get(scene.name)
+            crop = clean_crop_of(scene, self.clean_crops)
             size = usable_size(scene, self.scale, clean_crop=crop, size_of=lambda path: _found(headers, path).size)
         except DataError as error:
             return str(error)

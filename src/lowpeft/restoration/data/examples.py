@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -175,6 +175,12 @@ def _size(view: Tensor) -> Size:
     return view.shape[-2], view.shape[-1]
 
 
+def clean_crop_of(scene: Scene, crops: Mapping[str, Rectangle] | None) -> Rectangle | None:
+    """Return the usable rectangle of a scene by its name, or by that of its clean image, which several may share."""
+    crops = crops or {}
+    return crops.get(scene.name, crops.get(composed(scene.hr[0].stem)) if len(scene.hr) == 1 else None)
+
+
 def read_clean_crops(folder: AnyPath, *, views: int = 2) -> dict[str, Rectangle]:
     """Read the usable rectangles [x0, y0, x1, y1) in HR px, by scene name, from `manifest.json`.
 
@@ -191,6 +197,9 @@ def read_clean_crops(folder: AnyPath, *, views: int = 2) -> dict[str, Rectangle]
     """
     path = Path(folder) / "manifest.json"
     try:
+        if not path.exists():  # as `find_scenes` takes a folder that holds nothing but the one with the scenes
+            inner = [each for each in Path(folder).iterdir() if each.is_dir()] if Path(folder).is_dir() else []
+            path = inner[0] / path.name if len(inner) == 1 else path
         if not path.exists():
             return {}
         entries = json.loads(path.read_text(encoding="utf-8"))

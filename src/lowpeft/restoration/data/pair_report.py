@@ -6,8 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from ...errors import DataError, and_more
-from .examples import load_example
+from ..images import eight_bit
+from .examples import clean_crop_of, load_example
 from .matching import matched_points
 from .model import USUAL, Example, Loading, Rectangle, Scene, spread
 from .pairs import PairCheck, check_points
@@ -92,7 +95,7 @@ def check_pairs(
     checks, unread = {}, []
     for scene in spread(pairs):
         try:
-            crop = (clean_crops or {}).get(scene.name)
+            crop = clean_crop_of(scene, clean_crops)
             example = load_example(scene, scale, clean_crop=crop, loading=loading)
         except DataError:
             unread.append(scene.name)
@@ -101,11 +104,17 @@ def check_pairs(
     return PairReport(checks, tuple(unread), searched)
 
 
+def _eight_bit_rgb(view: Tensor) -> Tensor:
+    """Return a view as uint8 (3,H,W), which exposure is judged on; other numbers of channels by their first one."""
+    view = eight_bit(view)
+    return view if view.shape[0] == 3 else view[:1].expand(3, -1, -1)
+
+
 def _check(example: Example, scale: int) -> PairCheck:
     """Measure the LR views, or the HR views if the LR views have too few points."""
     check = PairCheck(points=0, candidates=0)
     for views, px_per_lr_px in ((example.lr, 1), (example.hr, scale)):
         if not check.points:
-            points = matched_points(*views, most_pixels=_MOST_PIXELS)
+            points = matched_points(*map(_eight_bit_rgb, views), most_pixels=_MOST_PIXELS)
             check = check_points(points, (views[0].shape[-2], views[0].shape[-1]), px_per_lr_px)
     return check

@@ -13,7 +13,7 @@ from ...errors import DataError
 from ...storage import leftovers, new_folder, write_json
 from ...version import version
 from ..images import eight_bit, image_header, read_image, write_image
-from .examples import check_degraded, load_example, usable_size
+from .examples import check_degraded, clean_crop_of, load_example, usable_size
 from .layouts import LAYOUTS
 from .model import USUAL, AnyPath, Example, Loading, Rectangle, Scene
 
@@ -69,7 +69,7 @@ def prepare(
     try:
         _begin(folder, settings)
         for scene in only_hr:
-            example = load_example(scene, scale, clean_crop=crops.get(scene.name), loading=loading)
+            example = load_example(scene, scale, clean_crop=clean_crop_of(scene, crops), loading=loading)
             written += _write_missing(example, folder, scale)
             advance(scene.name)
         for path in [path for place in (folder, *folder.iterdir()) for path in leftovers(place)]:
@@ -85,7 +85,7 @@ def _check(scenes: Sequence[Scene], scale: int, loading: Loading, crops: Mapping
     for scene in scenes:
         try:
             check_degraded(scene, scale, loading.degrade)
-            usable_size(scene, scale, clean_crop=crops.get(scene.name), halve=loading.halve)
+            usable_size(scene, scale, clean_crop=clean_crop_of(scene, crops), halve=loading.halve)
             if any(image_header(path).bits > 8 for path in scene.hr):
                 raise DataError(f"scene {scene.name}: has 16 bits per sample, but 8-bit files would be written")
         except DataError as error:

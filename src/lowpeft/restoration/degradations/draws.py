@@ -30,12 +30,12 @@ def generator(*key: str | int) -> Generator:
 
 def uniform(low: float, high: float, random: Generator) -> float:
     """Draw a number from `low` to `high`, all equally likely."""
-    return low + (high - low) * float(torch.rand((), generator=random, dtype=torch.float64))
+    return low + (high - low) * float(torch.rand((), generator=random, device="cpu", dtype=torch.float64))
 
 
 def whole(low: int, high: int, random: Generator) -> int:
     """Draw a whole number from `low` to `high`, both included, all equally likely."""
-    return int(torch.randint(low, high + 1, (), generator=random))
+    return int(torch.randint(low, high + 1, (), generator=random, device="cpu"))
 
 
 def chance(probability: float, random: Generator) -> bool:
@@ -57,4 +57,4 @@ def one_of(choices: Sequence[T], random: Generator, weights: Sequence[float] | N
 
 def shuffled(choices: Sequence[T], random: Generator) -> list[T]:
     """Return the choices in random order."""
-    return [choices[i] for i in torch.randperm(len(choices), generator=random).tolist()]
+    return [choices[i] for i in torch.randperm(len(choices), generator=random, device="cpu").tolist()]

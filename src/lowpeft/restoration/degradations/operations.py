@@ -17,6 +17,7 @@ from ...errors import DataError
 from ...ports.layouts import Size
 from ..images import as_picture, as_tensor, to_float, to_uint8
 from ..images.colours import LUMA
+from ..images.values import LEAST, MOST
 
 Resampling = Literal["area", "bilinear", "bicubic"]
 
@@ -38,7 +39,8 @@ def poisson_noise(images: Tensor, photons: float, random: Generator, *, grey: bo
     clean = images.clamp(0, 1)
     if grey and images.shape[1] == 3:
         clean = (clean * clean.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
-    return images + (torch.poisson(clean * photons, generator=random) / photons - clean) * scale
+    noise = torch.poisson(clean * photons, generator=random) / photons - clean
+    return (images + noise * scale).clamp(LEAST, MOST)  # one pixel in a million at a single photon is beyond
 
 
 def gaussian_blur(images: Tensor, sigma: float) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
@@ -133,13 +134,22 @@ def gain(report: Report, over: Report) -> Gain:
         pairs = [
             (ours.scene, ours.values[i], theirs.values[i]) for ours, theirs in zip(report.rows, over.rows, strict=True)
         ]
-        # Of two images that both equal the clean one, none is better.
-        gains = {scene: 0.0 if ours == theirs else ours - theirs for scene, ours, theirs in pairs}
+        gains = {scene: less(ours, theirs) for scene, ours, theirs in pairs}
         values = list(gains.values())
-        infinite = any(map(math.isinf, values))
-        mean = sum(values) / len(values) if infinite else fmean(values)  # fmean refuses infinities of both signs
-        found.append(Difference(column=column, gains=gains, mean=mean, interval=interval(values)))
+        found.append(Difference(column=column, gains=gains, mean=mean_of(values), interval=interval(values)))
     return Gain(method=report.method, over=over.method, columns=tuple(found))
+
+
+def less(ours: float, theirs: float) -> float:
+    """Return a figure minus another one; 0 if both are infinite: of two exact images, none is better."""
+    return 0.0 if ours == theirs else ours - theirs
+
+
+def mean_of(values: Collection[float]) -> float:
+    """Return the mean; infinite or NaN if there are infinities among the values."""
+    if any(map(math.isinf, values)):  # fmean refuses those of both signs
+        return sum(values) / len(values)
+    return fmean(values)
 
 
 def interval(values: list[float]) -> tuple[float, float] | None:

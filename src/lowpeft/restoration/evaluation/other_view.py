@@ -8,6 +8,7 @@ from statistics import fmean
 
 from ... import tables
 from ...storage import finite_or_text
+from .difference import less, mean_of
 from .report import REPORT, Report
 
 SAME_VIEW, CONTROL = "same view", "control"
@@ -37,11 +38,11 @@ class OtherView:
     def gains_db(self, control: str) -> dict[str, float]:
         """Return the model's PSNR minus a control's, in dB, mean over the views, by scene."""
         pairs = zip(self.adapted.rows, self.controls[control].rows, strict=True)
-        return {row.scene: row.values[0] - other.values[0] for row, other in pairs}
+        return {row.scene: less(row.values[0], other.values[0]) for row, other in pairs}
 
     def means_db(self) -> dict[str, float]:
         """Return the mean gain over the scenes by control, in dB."""
-        return {control: fmean(self.gains_db(control).values()) for control in self.controls}
+        return {control: mean_of(self.gains_db(control).values()) for control in self.controls}
 
     def claim(self) -> str:
         """Return the mean gain over each control, the strictest first, with the least and the most; and the remarks."""
@@ -53,7 +54,7 @@ class OtherView:
         gains = self.gains_db(control)
         least, most = min(gains, key=gains.__getitem__), max(gains, key=gains.__getitem__)
         span = f", from {gains[least]:+.3f} ({least}) to {gains[most]:+.3f} ({most})" if len(gains) > 1 else ""
-        return f"{fmean(gains.values()):+.3f} dB (mean of the views){span}; {_MEASURED[control]}"
+        return f"{mean_of(gains.values()):+.3f} dB (mean of the views){span}; {_MEASURED[control]}"
 
     def as_dict(self) -> dict[str, object]:
         """Return the figures for JSON, in dB: for each control its PSNR and the gain over it, mean and by scene."""

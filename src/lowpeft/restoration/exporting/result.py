@@ -128,7 +128,7 @@ def sizes_to_try(facts: ImageFacts) -> tuple[Size, ...]:
 def random_images(facts: ImageFacts, size: Size, *, views: int = 1, batch: int = 1) -> tuple[Tensor, ...]:
     """Return one random image (N,C,H,W) per view, 0..1, always the same."""
     generator = torch.Generator().manual_seed(0)
-    return tuple(torch.rand(batch, facts.channels, *size, generator=generator) for _ in range(views))
+    return tuple(torch.rand(batch, facts.channels, *size, generator=generator, device="cpu") for _ in range(views))
 
 
 def other_images(facts: ImageFacts, size: Size, *, views: int = 1) -> dict[str, tuple[Tensor, ...]]:

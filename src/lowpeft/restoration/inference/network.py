@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,22 +19,36 @@ from ..images import check_values
 
 Views = tuple[Tensor, ...]
 
+_EVALUATED: dict[nn.Module, tuple[int, dict[nn.Module, bool]]] = {}
+"""How many calls run a model in eval mode now, and the modes that its modules had before."""
+_EVALUATED_LOCK = threading.Lock()
+
 
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Switch to eval mode without gradients within the block; then restore the mode of every module.
 
-    Modes are kept per module, because adapters in training mode may sit below a frozen network in eval mode.
+    Modes are kept per module, because adapters in training mode may sit below a frozen network in eval mode. Of several
+    threads that run one model at a time, the first switches it and the last restores it.
     """
-    flags = {module: module.training for module in model.modules()}
-    model.eval()
+    with _EVALUATED_LOCK:
+        users, flags = _EVALUATED.get(model, (0, {}))
+        if not users:
+            flags = {module: module.training for module in model.modules()}
+            model.eval()
+        _EVALUATED[model] = users + 1, flags
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(flags[model])  # for modules whose `train` does more than set the flag
-        for module, flag in flags.items():
-            module.training = flag
+        with _EVALUATED_LOCK:
+            users, flags = _EVALUATED.pop(model)
+            if users > 1:
+                _EVALUATED[model] = users - 1, flags
+            else:
+                model.train(flags[model])  # for modules whose `train` does more than set the flag
+                for module, flag in flags.items():
+                    module.training = flag
 
 
 def check_images(views: Views, channels: int, *, batches: bool) -> None:

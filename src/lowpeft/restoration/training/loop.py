@@ -116,7 +116,7 @@ def train(  # noqa: PLR0913  (parts of a run that each have a default)
     run = _TrainingRun(source, settings, processes, folder, watchers)
     with run.holding_folder():
         if folder is not None:
-            check_folder(folder, resume=resume)
+            check_folder(folder, resume=resume, model=model)
         run.set_up(model, loss, optimizer)
         if folder is not None and resume:
             run.resume(folder)

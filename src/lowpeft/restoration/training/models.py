@@ -16,7 +16,7 @@ from ...backbones.networks import EDT
 from ...core.attachment.record import is_adapted, module_of, pieces, record_of, unwrap
 from ...core.files.contents import TENSORS
 from ...core.files.reading import read_adapter
-from ...core.files.saving import save_adapter
+from ...core.files.saving import refuse_strangers, save_adapter
 from ...core.operations.adapt import adapt
 from ...core.operations.merging import merged_copy
 from ...core.operations.state import adapter_parameters
@@ -165,10 +165,16 @@ def _trained_names(model: object) -> set[str]:
     return {name for name, _, piece in parts if any(p.requires_grad for p in piece.parameters())}
 
 
-def check_folder(folder: Path, *, resume: bool) -> None:
+def check_folder(folder: Path, *, resume: bool, model: object = None) -> None:
     """Check that training into a folder overwrites nothing.
 
+    Args:
+        folder: The folder.
+        resume: True to continue the run in it.
+        model: The model, if it is known already.
+
     Raises:
+        AdapterError: The folder contains a README.md, say, that is of no adapter.
         TrainingError: The folder contains a run and `resume` is False, or a result without a checkpoint.
     """
     runs = checkpoints(folder)
@@ -182,6 +188,8 @@ def check_folder(folder: Path, *, resume: bool) -> None:
             f"{folder} contains {results[0]}, which training would overwrite, and no checkpoint to resume from: choose "
             "another folder"
         )
+    if model is not None and is_adapted(model):
+        refuse_strangers(folder)
 
 
 def save_product(model: object, folder: Path, *, facts: Mapping[str, str | float]) -> Path:

@@ -186,7 +186,7 @@ def read(source: CropSource | Samples, index: int) -> tuple[Tensor, Tensor]:
 
 def names_digest(crops: CropSource) -> str:
     """Return the SHA-256 of the scenes' names."""
-    names = "\n".join(scene.name for scene in crops.scenes).encode()
+    names = "\n".join(scene.name for scene in crops.scenes).encode(errors="surrogateescape")
     return hashlib.sha256(names, usedforsecurity=False).hexdigest()
 
 
@@ -236,4 +236,4 @@ def _seeded(seed: int, index: int) -> Iterator[None]:
 def _order(seed: int, epoch: int, count: int) -> Tensor:
     """Return the numbers below `count` in the random order of an epoch."""
     value = int.from_bytes(hashlib.sha256(f"order {seed} {epoch}".encode()).digest()[:8]) >> 1
-    return torch.randperm(count, generator=torch.Generator().manual_seed(value))
+    return torch.randperm(count, generator=torch.Generator().manual_seed(value), device="cpu")

@@ -90,6 +90,7 @@ class Trainee:
             TrainingError: One of the two is not finite, a trained tensor gets no gradient in the first step, or the
                 optimiser fails.
         """
+        self.optimizer.zero_grad()  # of what was computed before the run, or by a step that an error ended
         loss_of_batch = self._backward(parts, first=first)
         hooks = self.hooks.values()
         for hook in hooks:

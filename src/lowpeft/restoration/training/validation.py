@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from statistics import fmean
 
 from torch import Tensor
 
@@ -15,10 +16,14 @@ from ..metrics import WHOLE_RGB
 from .events import Callback, Measured
 
 SIDES = ("L", "R")
+MOST_DB = 100.0
+"""PSNR of a scene counts as no more: that of a black image can be infinite."""
 
 
 def validation(examples: Sequence[Example], *, each_view_twice: bool = False) -> Callable[[object], float]:
     """Make a `validate` function for `train`: mean PSNR in dB over scenes, by `metrics.WHOLE_RGB`.
+
+    A scene whose images equal the clean ones counts as 100 dB.
 
     Args:
         examples: At least one scene, of one view or two, that the network is not trained on.
@@ -33,7 +38,8 @@ def validation(examples: Sequence[Example], *, each_view_twice: bool = False) ->
     def validate(model: object) -> float:
         scale = image_facts(model).scale
         enhance = by_network_alone(model) if each_view_twice else by_network(model)
-        return measure(enhance, examples, scale=scale, protocol=WHOLE_RGB).means()["PSNR"]
+        report = measure(enhance, examples, scale=scale, protocol=WHOLE_RGB)
+        return fmean(min(row.values[0], MOST_DB) for row in report.rows)
 
     return validate
 
