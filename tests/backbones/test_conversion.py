@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -401,3 +402,47 @@ def test_adapters_of_other_families_are_refused(tmp_path: Path) -> None:
     lowpeft.save_adapter(trained(network, SpatialConfig(target="0")), tmp_path)
     with pytest.raises(AdapterError, match=r"Swin2SR and Swin2SR \(transformers\)"):
         convert_adapter(tmp_path, tmp_path / "b", official())
+
+
+def test_a_converted_adapter_keeps_the_range_the_start_from_data_and_what_is_said(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"embed_dim": 12, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4, "upscale": 2}
+    sizes |= {"upsampler": "pixelshuffledirect"}
+    official = Swin2SR(img_size=8, mlp_ratio=2.0, **sizes).eval()
+    other = Swin2SRForImageSuperResolution(Swin2SRConfig(image_size=8, **sizes)).eval()
+    other.load_state_dict(lowpeft.swin2sr_to_transformers(official.state_dict()))
+    ours, theirs = (lowpeft.describe(network, value_range=(0, 255)) for network in (official, other))
+    model = lowpeft.adapt(ours, "eva", target="**.mlp.fc1")
+    batches = [255 * torch.rand(2, 3, 8, 8) for _ in range(3)]
+    lowpeft.calibrate(model, batches)
+    with torch.no_grad():
+        for _, parameter in lowpeft.adapter_parameters(model):
+            parameter.add_(0.01)
+    image = 255 * torch.rand(1, 3, 8, 8)
+    lowpeft.save_adapter(model, tmp_path / "a", about=lowpeft.About(license="mit"))
+    lowpeft.convert_adapter(tmp_path / "a", tmp_path / "b", theirs)
+    adapter = lowpeft.read_adapter(tmp_path / "b")
+    assert adapter.network is not None
+    assert (adapter.network.value_range, adapter.about.license, adapter.calibrated) == ((0, 255), "mit", True)
+    loaded = lowpeft.load_adapter(theirs, tmp_path / "b")
+    lowpeft.calibrate(loaded, batches)  # nothing is left to learn from data
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(image).reconstruction, model(image), rtol=0, atol=0.05)
+    with pytest.raises(AdapterError, match="values"):
+        lowpeft.convert_adapter(tmp_path / "a", tmp_path / "c", lowpeft.describe(other, value_range=(0, 1)))
+
+
+def test_a_kind_with_a_part_on_the_root_is_converted(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"embed_dim": 12, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4, "upscale": 2}
+    sizes |= {"upsampler": "pixelshuffledirect"}
+    official = Swin2SR(img_size=8, mlp_ratio=2.0, **sizes).eval()
+    other = Swin2SRForImageSuperResolution(Swin2SRConfig(image_size=8, **sizes)).eval()
+    other.load_state_dict(lowpeft.swin2sr_to_transformers(official.state_dict()))
+    model = lowpeft.adapt(official, "vera", target="**.mlp.*")
+    with torch.no_grad():
+        for _, parameter in lowpeft.adapter_parameters(model):
+            parameter.add_(0.01)
+    lowpeft.save_adapter(model, tmp_path / "a")
+    lowpeft.convert_adapter(tmp_path / "a", tmp_path / "b", other)
+    loaded, image = lowpeft.load_adapter(other, tmp_path / "b"), torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(image).reconstruction, model(image), rtol=0, atol=1e-4)

@@ -9,15 +9,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import lowpeft
 from lowpeft import About, AdapterError, PlanError
+from lowpeft.backbones.networks import EDT, EDTConfig
 from lowpeft.demo import demo_backbone
 from lowpeft.families.swin import noise
 from lowpeft.recipes import TrainSettings
 from lowpeft.recipes.losses import loss_terms
 from lowpeft.restoration.degradations.draws import generator, uniform, whole
 from lowpeft.restoration.training import train
+from zoo import build
 
 
 class Stage(nn.Module):
@@ -184,3 +187,97 @@ def test_random_numbers_do_not_go_to_the_default_device() -> None:
         assert noise(torch.zeros(1, device="cpu"), 2).device.type == "cpu"
         assert 0 <= uniform(0, 1, generator("audit")) <= 1
         assert whole(1, 3, generator("audit")) in (1, 2, 3)
+
+
+def test_an_empty_target_selects_nothing_and_says_so() -> None:
+    for config in (lowpeft.FullConfig(target=[]), lowpeft.SSFConfig(target=[])):
+        with pytest.raises(PlanError, match="no pattern was given"):
+            lowpeft.plan(demo_backbone(), config)
+    sites = lowpeft.plan(demo_backbone(), "spatial").sites
+    assert lowpeft.plan(demo_backbone(), "spatial", train_also=[]).sites == sites
+
+
+class Attention(nn.Module):
+    num_heads = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        query, key, value = self.qkv(x).unflatten(-1, (3, 2, 4)).movedim(2, 0).transpose(2, 3)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
+        out: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
+        return out
+
+
+class Block(nn.Module):
+    def __init__(self, **given: Any) -> None:
+        super().__init__()
+        self.attn, self.mlp, self.given = Attention(), nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 8)), given
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = tokens + self.attn(tokens, **self.given)
+        tokens = tokens + self.mlp(tokens)
+        return tokens.transpose(1, 2).reshape(x.shape)
+
+
+@torch.no_grad()
+def test_tokens_act_in_attention_that_is_given_no_mask_and_are_refused_where_it_is() -> None:
+    network = Stages(*(Block(mask=None, causal=False) for _ in range(3))).eval()
+    before = network(IMAGE)
+    model = lowpeft.adapt(network, "prefix")
+    assert torch.equal(model(IMAGE), before)
+    filled(model, "default", 0)
+    assert not torch.equal(model(IMAGE), before)
+    for given in ({"causal": True}, {"mask": torch.zeros(1, 1)}):
+        with pytest.raises(PlanError, match="tokens"):
+            lowpeft.plan(Stages(*(Block(**given) for _ in range(3))), "prefix")
+
+
+def test_a_network_beside_the_recognised_one_is_named() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.denoise, self.sr = build("nafnet"), build("swinir")
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.sr(self.denoise(x))
+            return out
+
+    notes = lowpeft.plan(Two().eval(), "spatial").notes
+    assert [note for note in notes if note.startswith("left alone: sr (SwinIR")]
+
+
+def test_a_ladder_is_refused_on_a_network_of_several_tasks() -> None:
+    network = EDT(EDTConfig(tasks=("sr_x2", "sr_x3"), features=4, dim=16, heads=2, depths=(2, 2), image_px=24))
+    with pytest.raises(PlanError, match=r"one for each of its tasks \(sr_x2, sr_x3\): choose one with task="):
+        lowpeft.adapt(network, "lst")
+
+
+def test_ranks_that_were_dropped_stay_so_in_a_later_training_of_some_layers() -> None:
+    torch.manual_seed(0)
+    model = lowpeft.adapt(demo_backbone(), lowpeft.AdaLoRAConfig(rank=2, target="**.mlp.fc1"))
+    layers: list[Any] = [module for module in model.modules() if type(module).__name__ == "AdaLoRA"]
+
+    def trained(steps: int) -> None:
+        parts, image = lowpeft.training_parts(model, steps=steps), torch.rand(1, 3, 16, 16)
+        optimizer = torch.optim.SGD([p for a in layers for p in a.parameters() if p.requires_grad], lr=0.5)
+        for step in range(1, steps + 1):
+            loss = (model(image) - 0.3).abs().mean()
+            (loss + sum(penalty for part in parts.values() if (penalty := part.penalty()) is not None)).backward()
+            optimizer.step()
+            for part in parts.values():
+                part.after_step(step)
+            optimizer.zero_grad()
+
+    trained(6)
+    before = [layer.kept.clone() for layer in layers]
+    assert not all(bool(kept.all()) for kept in before)
+    for layer in layers:
+        layer.requires_grad_(not bool(layer.kept.all()))
+    trained(6)
+    for layer, kept in zip(layers, before, strict=True):
+        assert not (layer.kept & ~kept).any()
+        assert not layer.e[~kept].any()

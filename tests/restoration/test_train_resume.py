@@ -357,7 +357,7 @@ def test_a_lock_that_a_killed_run_left_holds_nobody_up(tmp_path: Path) -> None:
 
 def test_without_resume_nothing_is_read(begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even if a checkpoint appears after the folder was checked."""
-    monkeypatch.setattr("lowpeft.restoration.training.loop.check_folder", lambda folder, resume: None)
+    monkeypatch.setattr("lowpeft.restoration.training.loop.check_folder", lambda folder, **options: None)
     out = shutil.copytree(begun, tmp_path / "out")
     assert go("stereo", replace(SETTINGS, steps=1), out=out)[1].resumed_at == 0
 

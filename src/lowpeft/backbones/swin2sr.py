@@ -31,13 +31,15 @@ from torch import Tensor, nn
 
 from ..core.attachment.copies import copy_of
 from ..core.attachment.record import root_of
+from ..core.attachment.slots import below
 from ..core.files.contents import AdapterFile
 from ..core.files.reading import read_adapter
-from ..core.files.saving import save_adapter
+from ..core.files.saving import picture_of, save_adapter
+from ..core.observation.describe import facts_of, is_described
 from ..core.observation.fingerprint import Fingerprint, compare, fingerprint
-from ..core.operations.injection import inject, restore
-from ..core.operations.state import load_adapter_state_dict
+from ..core.operations.injection import attach_plan, restore
 from ..core.planning.plan import plan_sites
+from ..core.planning.site_values import other_facts
 from ..core.planning.sites import Site, site_key
 from ..errors import AdapterError
 from ..families import find_places, recognise
@@ -247,6 +249,8 @@ def convert_adapter(source: str | Path, destination: str | Path, base: object) -
     side = _check_layouts(adapter, root)
     pairs = _pairs(dict(base_parameters(root)), 1 - side)
     problems = compare(adapter.base, _renamed_fingerprint(root, side, adapter.base.model))
+    if adapter.network is not None and is_described(base):
+        problems += other_facts(adapter.network, facts_of(base))
     # Counterparts of keys, without fused weights and their parts.
     single = {(o, names[0])[side]: (o, names[0])[1 - side] for o, names in pairs.items() if len(names) == 1}
     moved = {}
@@ -262,16 +266,25 @@ def convert_adapter(source: str | Path, destination: str | Path, base: object) -
     twin = copy_of(root)
     if RECORD in twin.__dict__:
         restore(twin)
-    adapted = inject(twin, plan_sites(twin, adapter.recipe, tuple(moved.values()), name="default"))
-    prefixes = {f"{old.path}.{old.key}.": f"{new.path}.{new.key}." for old, new in moved.items()}
+    facts = facts_of(base)  # its output, say, is that of its layout
+    if adapter.network is not None:
+        facts = replace(facts, value_range=adapter.network.value_range)
+    plan = plan_sites(twin, adapter.recipe, tuple(moved.values()), name="default", facts=facts)
+    prefixes = {f"{below(old.path, old.key)}.": f"{below(new.path, new.key)}." for old, new in moved.items()}
     tensors = {
         prefixes[old] + key.removeprefix(old): tensor
         for key, tensor in adapter.tensors.items()
         for old in prefixes
         if key.startswith(old)
     }
-    load_adapter_state_dict(adapted, tensors)
-    return save_adapter(adapted, destination, facts={**adapter.facts, "converted from": adapter.base.model})
+    adapted = attach_plan(twin, plan, tensors=tensors, calibrated=adapter.calibrated)
+    about = replace(
+        adapter.about,
+        picture=picture_of(Path(source), adapter.about),
+        results=tuple(replace(result, adapter=None) for result in adapter.about.results),  # its tensors are renamed
+    )
+    said = {**adapter.facts, "converted from": adapter.base.model}
+    return save_adapter(adapted, destination, facts=said, about=about)
 
 
 def _check_layouts(adapter: AdapterFile, root: nn.Module) -> int:
@@ -306,6 +319,8 @@ def _renamed_fingerprint(root: nn.Module, side: int, model: str) -> Fingerprint:
 
 def _moved(site: Site, single: dict[str, str], root: nn.Module) -> Site | None:
     """Return a site as one of the network `root`, by the counterparts of single keys; None if it has no counterpart."""
+    if site.attachment.form == "root":
+        return replace(site, module=original_class(root).__name__)
     new = _move_weight(site, single) if site.layer else _move_feature(site, single, root)
     if new is None:
         return None

@@ -37,7 +37,7 @@ from .base import (
 )
 from .fused import has_region_masks
 from .plain_attention import plain_attention
-from .recognition import Recognised, find_blocks, find_containers, find_fused, find_places, recognise
+from .recognition import Recognised, beside, find_blocks, find_containers, find_fused, find_places, recognise
 
 __all__ = [
     "TOKENS",
@@ -48,6 +48,7 @@ __all__ = [
     "Recognised",
     "added",
     "atd",
+    "beside",
     "block_places",
     "convolutional",
     "craft",

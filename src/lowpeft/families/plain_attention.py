@@ -64,16 +64,25 @@ def multihead_example(block: nn.Module) -> tuple[Any, ...]:
     return tuple(noise(b.out_proj.weight, 3, 4, 4, b.embed_dim))
 
 
-def qkv_forward(block: nn.Module, ports: Ports, x: Tensor) -> Tensor:
+def qkv_forward(block: nn.Module, ports: Ports, x: Tensor, *more: Any, **named: Any) -> Tensor:
     """Run attention as vision transformers have it: `proj(softmax(q kᵀ / √d) v)`, with q, k and v from `qkv`.
 
     Args:
         block: Module with `qkv`, `proj` and `num_heads`.
         ports: Adapters of the module.
         x: Tokens (N, L, C).
+        more: What the module itself takes too, e.g. a mask; with adapters None or False.
+        named: The same by name.
+
+    Raises:
+        PlanError: An adapter acts, and there is a mask, say.
     """
-    out: Tensor = original_class(block).forward(block, x)
-    return out + _qkv_change(block, ports, x) if ports.wants(TOKENS) else out
+    out: Tensor = original_class(block).forward(block, x, *more, **named)
+    if not ports.wants(TOKENS):
+        return out
+    if any(each is not None and each is not False for each in (*more, *named.values())):
+        raise PlanError("extra tokens act in attention that is called with tokens alone, without masks")
+    return out + _qkv_change(block, ports, x)
 
 
 def _qkv_change(block: Any, ports: Ports, x: Tensor) -> Tensor:

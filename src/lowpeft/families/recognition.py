@@ -32,6 +32,19 @@ def recognise(root: nn.Module) -> Recognised | None:
     Raises:
         PlanError: Several families fit the same network.
     """
+    return next(_all_recognised(root), None)
+
+
+def beside(root: nn.Module, found: Recognised) -> list[Recognised]:
+    """Return further networks of known families that a model holds beside the recognised one."""
+    others: list[Recognised] = []
+    for each in _all_recognised(root) if found.prefix else ():
+        if not any(f"{each.prefix}.".startswith(f"{known.prefix}.") for known in (found, *others)):
+            others.append(each)
+    return others
+
+
+def _all_recognised(root: nn.Module) -> Iterator[Recognised]:
     names = [path for path, _ in (*base_modules(root), *base_parameters(root)) if path]
     components = {component for name in names for component in name.split(".")}
     families = [f for f in FAMILIES.values() if any(_may_fit(signature, components) for signature in f.signature)]
@@ -44,8 +57,7 @@ def recognise(root: nn.Module) -> Recognised | None:
                 f"the network fits the families {', '.join(f.name for f in fits)}; narrow one of their signatures"
             )
         if fits:
-            return Recognised(family=fits[0], prefix=prefix)
-    return None
+            yield Recognised(family=fits[0], prefix=prefix)
 
 
 def _prefixes(root: nn.Module) -> list[str]:

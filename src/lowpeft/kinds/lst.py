@@ -74,6 +74,11 @@ class LSTLadder(RootPart):
                 f"lst adapters add to the output image, and the scale and channels of {facts.architecture} are not "
                 "known: give them with lowpeft.describe(module, scale=…, channels=…)"
             )
+        if facts.output is None and facts.tasks:
+            raise PlanError(
+                f"lst adapters add to the output image, and {facts.architecture} returns one for each of its tasks "
+                f"({', '.join(facts.tasks)}): choose one with task="
+            )
         pixels = network.pixels_per_position()[-1]
         if pixels is None:
             raise PlanError(

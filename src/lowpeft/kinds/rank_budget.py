@@ -65,7 +65,7 @@ class RankBudget(TrainingPart):
 
     def budget(self, step: int) -> int:
         """Return the number of ranks that all layers together keep after this step."""
-        target: int = sum(a.config.rank for a in self.moving.values())
+        target = min(self.whole, sum(a.config.rank for a in self.moving.values()))
         if step <= self.first:
             return self.whole
         left = 1 - min(1.0, (step - self.first) / (self.last - self.first))
@@ -102,6 +102,7 @@ class RankBudget(TrainingPart):
         scores = torch.cat([self._scores(site) for site in self.moving])
         kept = torch.zeros_like(scores, dtype=torch.bool)
         kept[scores.argsort(descending=True, stable=True)[:budget]] = True
+        kept &= scores > -torch.inf  # those that an earlier training dropped stay so
         masks = torch.split(kept, [len(a.e) for a in self.moving.values()])
         return list(zip(self.moving.values(), masks, strict=True))
 

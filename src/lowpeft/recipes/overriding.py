@@ -34,6 +34,8 @@ def override(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     for key, value in changes.items():
         try:
             _refuse_two_sizes(adapters, key, value, budget)
+            if key == "train_also" and isinstance(value, (list, tuple)) and not value:
+                continue
             if key == "train_also":
                 adapters.append(get_kind("full").config(target=value))
             else:

@@ -102,6 +102,10 @@ class Observed:
     calls: dict[str, list[Call]] = field(repr=False)
     describe: Callable[[list[Call], int, int | None], Observation] = field(repr=False)
 
+    def given(self, path: str) -> list[Any]:
+        """Return the arguments of a module's first call that are tensors or true."""
+        return [each for each in self.calls[path][0][1] if isinstance(each, _Shape) or each is True]
+
     def item(self, path: str, item: int | None) -> Observation | None:
         """Return the observation of a module, or None if it was not called.
 

@@ -25,7 +25,7 @@ import functools
 import math
 import re
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
@@ -153,6 +153,14 @@ def _token_spots(trial: Trial, observed: Observed, stages: list[Stage]) -> list[
     return spots
 
 
+def _is_masked(attention: nn.Module, given: list[Any]) -> bool:
+    """Return whether attention is called with more than tokens; `need_weights` of torch's module does not count."""
+    tensors = [each for each in given if each is not True]
+    if isinstance(attention, nn.MultiheadAttention):
+        return len(tensors) > 3
+    return len(tensors) > 1 or len(given) > len(tensors)
+
+
 def _attentions(trial: Trial, observed: Observed, block: Unit, images: int) -> list[Spot]:
     found: list[Spot] = []
     for path, module in base_modules(block.module):
@@ -163,6 +171,8 @@ def _attentions(trial: Trial, observed: Observed, block: Unit, images: int) -> l
         forward = plain_attention(trial.twin.get_submodule(at))
         batch = 0 if getattr(module, "batch_first", True) else 1
         if forward is None or seen.shape is None or len(seen.shape) != 3 or seen.shape[batch] != images:
+            continue
+        if _is_masked(module, observed.given(at)):
             continue
         attachment = Attachment(form="block", block=forward.name, port=TOKENS)
         found.append(Spot(path=at, attachment=attachment, shape=(seen.shape[-1],)))

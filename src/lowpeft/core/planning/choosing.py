@@ -58,7 +58,7 @@ def _weight_sites(network: Network, config: AdapterConfig, kind: Kind) -> list[S
     by_default = config.target is None and LAYERS in config.places
     if config.target is None and not by_default:
         raise PlanError(f"{kind.name} adapters need a target; '**' selects all {len(spots)} parameters that they fit")
-    target = config.target or "**"
+    target = "**" if config.target is None else config.target
     if not spots:
         raise PlanError(
             f"{original_class(network.root).__name__} has no parameter that a {kind.name} adapter fits",

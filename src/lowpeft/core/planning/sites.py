@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ...errors import PlanError
-from ...families import TOKENS, Recognised, find_containers, find_places, get_block
+from ...families import TOKENS, Recognised, beside, find_containers, find_places, get_block
 from ...kinds import Adapter, AdapterConfig, Attachment, Layer, get_kind
 from ...ports.attachment import Spot
 from ...ports.base import base_modules, original_class
@@ -83,7 +83,12 @@ class Network:
 
     def find(self, name: str) -> tuple[Spot, ...]:
         """Return the family's places of that name or, without a family, those found in a run; may be empty."""
-        return find_places(self.root, self.recognised, name) if self.recognised else self.probed.places.get(name, ())
+        if self.recognised is None:
+            return self.probed.places.get(name, ())
+        if others := beside(self.root, self.recognised):
+            named = ", ".join(f"{each.prefix} ({each.family.title})" for each in others)
+            self.notes[f"left alone: {named}; target= names modules there"] = None
+        return find_places(self.root, self.recognised, name)
 
     def places(self, name: str, advice: str | None = None) -> tuple[Spot, ...]:
         """Return the same places as `find`.
