@@ -281,3 +281,35 @@ def test_ranks_that_were_dropped_stay_so_in_a_later_training_of_some_layers() ->
     for layer, kept in zip(layers, before, strict=True):
         assert not (layer.kept & ~kept).any()
         assert not layer.e[~kept].any()
+
+
+class Standardised(nn.Conv2d):
+    """A convolution with a standardised weight, as timm's StdConv2d."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        weight = weight / weight.std((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias, padding=self.padding)
+
+
+class NormBesideInput(nn.Module):
+    """A norm that adds its input, as the GlobalResponseNorm of ConvNeXt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(8)), nn.Parameter(torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        spread = x.norm(dim=(2, 3), keepdim=True)
+        return x + self.weight[:, None, None] * x * spread + self.bias[:, None, None]
+
+
+@pytest.mark.parametrize("kind", ["ssf", "ia3"])
+def test_layers_whose_output_does_not_go_with_their_weight_are_not_scaled(kind: str) -> None:
+    network = Stages(Standardised(8, 8, 3, padding=1), NormBesideInput(), nn.Conv2d(8, 8, 3, padding=1))
+    plan = lowpeft.plan(network, kind)
+    assert {site.path for site in plan.sites} == {"head", "tail", "stages.2"}
+    assert any("stages.0.weight: the output of Standardised does not go with its weight" in note for note in plan.notes)
+    with pytest.raises(PlanError, match="does not go with its weight"):
+        lowpeft.plan(network, kind, target="stages.0")
+    lowpeft.plan(network, "lora", target="stages.0")

@@ -259,7 +259,13 @@ class WeightAdapter(Adapter):
 
     The adapted weight is base + change, computed in each forward pass. Merging writes base + change into the parameter.
     A kind that scales or rotates returns the difference: for (1 + s)·W the change is s·W.
+
+    Attributes:
+        scales_outputs: True for a kind whose formula holds only where the output goes with weight and bias; layers in
+            which it does not (a standardised weight) are left out.
     """
+
+    scales_outputs: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod

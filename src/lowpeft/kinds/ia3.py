@@ -53,6 +53,7 @@ class IA3(MatrixAdapter):
     """
 
     kind = "ia3"
+    scales_outputs = True
 
     def __init__(self, layer: Layer, config: IA3Config) -> None:
         super().__init__(layer, config)

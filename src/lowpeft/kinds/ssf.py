@@ -36,6 +36,7 @@ class SSF(MatrixAdapter):
     """
 
     kind = "ssf"
+    scales_outputs = True
 
     def __init__(self, layer: Layer, config: SSFConfig) -> None:
         super().__init__(layer, config)

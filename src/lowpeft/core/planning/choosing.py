@@ -24,6 +24,7 @@ from ...kinds.matrices import table_groups
 from ...ports.attachment import Attachment, Spot
 from ...ports.base import base_parameters, original_class
 from ...ports.patterns import Candidate, around, as_tuple, select
+from ..observation.doubling import doubles_with_its_weight
 from .feature_sites import feature_sites
 from .parametrised import how_to_fold
 from .sites import Network, Site, make_site
@@ -71,7 +72,12 @@ def _weight_sites(network: Network, config: AdapterConfig, kind: Kind) -> list[S
             raise PlanError(error.message, problems=[*error.problems, *folds]) from error
         raise
     sites, problems = [], []
+    scales = cast(type[WeightAdapter], kind.module).scales_outputs
     for spot in _without_derived(network, kind, chosen):
+        if scales and not doubles_with_its_weight(network.modules[spot.path]):
+            name = original_class(network.modules[spot.path]).__name__
+            problems.append(f"{spot.tensors[0]}: the output of {name} does not go with its weight")
+            continue
         try:
             sites.append(make_site(network, config, spot))
         except PlanError as error:
