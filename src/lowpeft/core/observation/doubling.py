@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +28,16 @@ def doubles_with_its_weight(layer: nn.Module) -> bool:
     plain.__class__ = cls
     tensors = {name: layer._parameters.get(name) for name in ("weight", "bias")}
     given = {name: tensor.detach().float().cpu() for name, tensor in tensors.items() if tensor is not None}
-    for x in _inputs(layer, given["weight"]):
-        try:
-            once, twice = (_run(plain, {name: factor * t for name, t in given.items()}, x) for factor in (1, 2))
-        except Exception:  # noqa: BLE001, S112  (it takes images of another form)
-            continue
-        return bool((twice - 2 * once).abs().max() <= TOLERANCE * twice.abs().max())
-    return True
+    found = (_doubles(plain, given, x) for x in _inputs(layer, given["weight"]))
+    return next((answer for answer in found if answer is not None), True)
+
+
+def _doubles(layer: nn.Module, tensors: Mapping[str, Tensor], x: Tensor) -> bool | None:
+    try:
+        once, twice = (_run(layer, {name: factor * t for name, t in tensors.items()}, x) for factor in (1, 2))
+    except Exception:  # noqa: BLE001  (it takes images of another form)
+        return None
+    return bool((twice - 2 * once).abs().max() <= TOLERANCE * twice.abs().max())
 
 
 def _inputs(layer: nn.Module, weight: Tensor) -> list[Tensor]:
