@@ -207,7 +207,8 @@ def refuse_strangers(folder: Path, pictures: Iterable[str] = ()) -> None:
     """
     present = [name for name in (*FILES, *pictures) if (folder / name).exists()]
     if present and not _has_adapter(folder):
-        raise AdapterError(f"{folder / present[0]} is of no adapter, and would be overwritten: choose another folder")
+        path = folder / present[0]
+        raise AdapterError(f"{path} is of no adapter, and would be overwritten: move it, or choose another folder")
 
 
 def _write(
