@@ -32,19 +32,26 @@ def recognise(root: nn.Module) -> Recognised | None:
     Raises:
         PlanError: Several families fit the same network.
     """
-    return next(_all_recognised(root), None)
+    for prefix, fits in _fitting(root):
+        if len(fits) > 1:
+            raise PlanError(
+                f"the network fits the families {', '.join(f.name for f in fits)}; narrow one of their signatures"
+            )
+        return Recognised(family=fits[0], prefix=prefix)
+    return None
 
 
 def beside(root: nn.Module, found: Recognised) -> list[Recognised]:
     """Return further networks of known families that a model holds beside the recognised one."""
     others: list[Recognised] = []
-    for each in _all_recognised(root) if found.prefix else ():
-        if not any(f"{each.prefix}.".startswith(f"{known.prefix}.") for known in (found, *others)):
-            others.append(each)
+    for prefix, fits in _fitting(root) if found.prefix else ():
+        if not any(f"{prefix}.".startswith(f"{known.prefix}.") for known in (found, *others)):
+            others.append(Recognised(family=fits[0], prefix=prefix))
     return others
 
 
-def _all_recognised(root: nn.Module) -> Iterator[Recognised]:
+def _fitting(root: nn.Module) -> Iterator[tuple[str, list[Family]]]:
+    """Yield the prefixes of the root and of modules in it that families fit, with these, shallowest first."""
     names = [path for path, _ in (*base_modules(root), *base_parameters(root)) if path]
     components = {component for name in names for component in name.split(".")}
     families = [f for f in FAMILIES.values() if any(_may_fit(signature, components) for signature in f.signature)]
@@ -52,12 +59,8 @@ def _all_recognised(root: nn.Module) -> Iterator[Recognised]:
         lead = f"{prefix}." if prefix else ""
         inner = [n.removeprefix(lead) for n in names if n.startswith(lead)]
         fits = [f for f in families if any(_fits(alternative, inner) for alternative in f.signature)]
-        if len(fits) > 1:
-            raise PlanError(
-                f"the network fits the families {', '.join(f.name for f in fits)}; narrow one of their signatures"
-            )
         if fits:
-            yield Recognised(family=fits[0], prefix=prefix)
+            yield prefix, fits
 
 
 def _prefixes(root: nn.Module) -> list[str]:

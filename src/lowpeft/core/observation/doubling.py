@@ -28,6 +28,8 @@ def doubles_with_its_weight(layer: nn.Module) -> bool:
     plain.__class__ = cls
     tensors = {name: layer._parameters.get(name) for name in ("weight", "bias")}
     given = {name: tensor.detach().float().cpu() for name, tensor in tensors.items() if tensor is not None}
+    if "weight" not in given or not given["weight"].dim():
+        return True
     found = (_doubles(plain, given, x) for x in _inputs(layer, given["weight"]))
     return next((answer for answer in found if answer is not None), True)
 
