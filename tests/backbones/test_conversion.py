@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -405,12 +404,9 @@ def test_adapters_of_other_families_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_converted_adapter_keeps_the_range_the_start_from_data_and_what_is_said(tmp_path: Path) -> None:
-    sizes: dict[str, Any] = {"embed_dim": 12, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4, "upscale": 2}
-    sizes |= {"upsampler": "pixelshuffledirect"}
-    official = Swin2SR(img_size=8, mlp_ratio=2.0, **sizes).eval()
-    other = Swin2SRForImageSuperResolution(Swin2SRConfig(image_size=8, **sizes)).eval()
-    other.load_state_dict(lowpeft.swin2sr_to_transformers(official.state_dict()))
-    ours, theirs = (lowpeft.describe(network, value_range=(0, 255)) for network in (official, other))
+    first = official("pixelshuffledirect")
+    other = copy_weights(first, of_transformers("pixelshuffledirect"))
+    ours, theirs = (lowpeft.describe(network, value_range=(0, 255)) for network in (first, other))
     model = lowpeft.adapt(ours, "eva", target="**.mlp.fc1")
     batches = [255 * torch.rand(2, 3, 8, 8) for _ in range(3)]
     lowpeft.calibrate(model, batches)
@@ -432,12 +428,9 @@ def test_a_converted_adapter_keeps_the_range_the_start_from_data_and_what_is_sai
 
 
 def test_a_kind_with_a_part_on_the_root_is_converted(tmp_path: Path) -> None:
-    sizes: dict[str, Any] = {"embed_dim": 12, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4, "upscale": 2}
-    sizes |= {"upsampler": "pixelshuffledirect"}
-    official = Swin2SR(img_size=8, mlp_ratio=2.0, **sizes).eval()
-    other = Swin2SRForImageSuperResolution(Swin2SRConfig(image_size=8, **sizes)).eval()
-    other.load_state_dict(lowpeft.swin2sr_to_transformers(official.state_dict()))
-    model = lowpeft.adapt(official, "vera", target="**.mlp.*")
+    first = official("pixelshuffledirect")
+    other = copy_weights(first, of_transformers("pixelshuffledirect"))
+    model = lowpeft.adapt(first, "vera", target="**.mlp.*")
     with torch.no_grad():
         for _, parameter in lowpeft.adapter_parameters(model):
             parameter.add_(0.01)

@@ -170,11 +170,13 @@ def test_weights_laid_out_in_inference_mode_can_be_trained() -> None:
     with torch.inference_mode():
         lowpeft.restore(model)
     model(image).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
     model = demo_backbone().module
     with torch.inference_mode():
         lowpeft.optimize(model, channels_last=True)
     lowpeft.adapt(model, "lora")
     model(image).sum().backward()
+    assert all(parameter.grad is not None for _, parameter in lowpeft.adapter_parameters(model))
 
 
 def test_a_plus_after_the_name_of_a_loss_is_no_exponent() -> None:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -247,20 +247,11 @@ def convert_adapter(source: str | Path, destination: str | Path, base: object) -
     adapter = read_adapter(source)
     root = root_of(base)
     side = _check_layouts(adapter, root)
-    pairs = _pairs(dict(base_parameters(root)), 1 - side)
     problems = compare(adapter.base, _renamed_fingerprint(root, side, adapter.base.model))
     if adapter.network is not None and is_described(base):
         problems += other_facts(adapter.network, facts_of(base))
-    # Counterparts of keys, without fused weights and their parts.
-    single = {(o, names[0])[side]: (o, names[0])[1 - side] for o, names in pairs.items() if len(names) == 1}
-    moved = {}
-    for site in adapter.sites:
-        if (new := _moved(site, single, root)) is not None:
-            moved[site] = new
-        else:
-            names = [f"{site.path}.{t}" for t in site.attachment.tensors] or [site.path]
-            problems.append(f"the {site.config.kind} adapter on {', '.join(names)} has no counterpart")
-    if problems:
+    moved, alone = _counterparts(adapter.sites, root, side)
+    if problems := [*problems, *alone]:
         what = f"the adapter {str(source)!r} cannot be converted for this {original_class(root).__name__}:"
         raise AdapterError(what, problems=problems)
     twin = copy_of(root)
@@ -285,6 +276,21 @@ def convert_adapter(source: str | Path, destination: str | Path, base: object) -
     )
     said = {**adapter.facts, "converted from": adapter.base.model}
     return save_adapter(adapted, destination, facts=said, about=about)
+
+
+def _counterparts(sites: Sequence[Site], root: nn.Module, side: int) -> tuple[dict[Site, Site], list[str]]:
+    """Return the sites of the layout `side` as those of the network `root`, and the problems with those without one."""
+    pairs = _pairs(dict(base_parameters(root)), 1 - side)
+    # Counterparts of keys, without fused weights and their parts.
+    single = {(o, names[0])[side]: (o, names[0])[1 - side] for o, names in pairs.items() if len(names) == 1}
+    moved, problems = {}, []
+    for site in sites:
+        if (new := _moved(site, single, root)) is not None:
+            moved[site] = new
+        else:
+            names = [f"{site.path}.{t}" for t in site.attachment.tensors] or [site.path]
+            problems.append(f"the {site.config.kind} adapter on {', '.join(names)} has no counterpart")
+    return moved, problems
 
 
 def _check_layouts(adapter: AdapterFile, root: nn.Module) -> int:
