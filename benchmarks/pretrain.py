@@ -120,6 +120,64 @@ def validate(model: nn.Module, images: list[Image.Image], scale: int) -> dict[st
     return {"network_db": sum(ours) / len(ours), "bicubic_db": sum(bicubic) / len(bicubic)}
 
 
+class Training:
+    """The network, its average, its optimiser, and how far it is; on disk after every `LOG_EVERY_STEPS`."""
+
+    def __init__(self, net: Network, start: Path | None, checkpoint: Path) -> None:
+        self.net, self.checkpoint = net, checkpoint
+        self.model = net.build()
+        if start:
+            values = load_file(start)
+            for name, parameter in self.model.named_parameters():
+                parameter.data.copy_(values[name])
+        self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=PEAK_LR, betas=(0.9, 0.99))
+        self.step, self.seconds = 0, 0.0
+        if checkpoint.exists():
+            state = torch.load(checkpoint, weights_only=True)
+            for name in ("model", "ema", "optimizer"):
+                getattr(self, name).load_state_dict(state[name])
+            self.step, self.seconds = state["step"], state["seconds"]
+
+    def save(self) -> None:
+        state = {name: getattr(self, name).state_dict() for name in ("model", "ema", "optimizer")}
+        new = self.checkpoint.with_suffix(".new")
+        torch.save({**state, "step": self.step, "seconds": self.seconds}, new)
+        new.replace(self.checkpoint)
+
+    def take_step(self, images: list[Image.Image], steps: int, seed: int) -> float:
+        """Train one step of `steps`; return its loss."""
+        rng = random.Random(f"{seed}-{self.step}")
+        warm = min(1.0, (self.step + 1) / WARMUP_STEPS)
+        rate = PEAK_LR * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.step / steps)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        pairs = [crop_pair(rng.choice(images), rng, self.net) for _ in range(BATCH)]
+        lr, hr = (torch.stack(t) for t in zip(*pairs, strict=True))
+        loss = (self.model(lr) - hr).abs().mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 0.5)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        decay = min(EMA_DECAY, (self.step + 1) / (self.step + 10))
+        for shadow, parameter in zip(self.ema.parameters(), self.model.parameters(), strict=True):
+            shadow.lerp_(parameter.detach(), 1 - decay)
+        self.step += 1
+        return loss.item()
+
+    def run(self, images: list[Image.Image], validation: list[Image.Image], steps: int, seed: int) -> None:
+        started, running = time.monotonic() - self.seconds, 0.0
+        while self.step < steps:
+            running += self.take_step(images, steps, seed)
+            if self.step % LOG_EVERY_STEPS == 0 or self.step == steps:
+                self.seconds = time.monotonic() - started
+                self.save()
+                found = validate(self.ema, validation, self.net.scale)
+                loss = running / LOG_EVERY_STEPS
+                print(f"step {self.step}/{steps} L1 {loss:.5f} {self.seconds:.0f} s {found}", flush=True)
+                running = 0.0
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=NETWORKS, default="demo")
@@ -134,65 +192,25 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     net = NETWORKS[args.network]
-    model = net.build()
-    if args.start:
-        start = load_file(args.start)
-        for name, parameter in model.named_parameters():
-            parameter.data.copy_(start[name])
-    ema = copy.deepcopy(model).eval().requires_grad_(False)
-    optimizer = torch.optim.Adam(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.99))
-    step, seconds = 0, 0.0
-    checkpoint = args.out / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        ema.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, seconds = state["step"], state["seconds"]
-
-    train_images, validation_images = read_images(args.train), read_images(args.validate)
-    print(f"{len(train_images)} photographs, {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-    started, running = time.monotonic() - seconds, 0.0
-    while step < args.steps:
-        rng = random.Random(f"{args.seed}-{step}")
-        warm = min(1.0, (step + 1) / WARMUP_STEPS)
-        rate = PEAK_LR * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / args.steps)))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        pairs = [crop_pair(rng.choice(train_images), rng, net) for _ in range(BATCH)]
-        lr, hr = (torch.stack(t) for t in zip(*pairs, strict=True))
-        loss = (model(lr) - hr).abs().mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
-        optimizer.step()
-        optimizer.zero_grad()
-        decay = min(EMA_DECAY, (step + 1) / (step + 10))
-        for shadow, parameter in zip(ema.parameters(), model.parameters(), strict=True):
-            shadow.lerp_(parameter.detach(), 1 - decay)
-        step, running = step + 1, running + loss.item()
-        if step % LOG_EVERY_STEPS == 0 or step == args.steps:
-            seconds = time.monotonic() - started
-            state = {"model": model.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save({**state, "step": step, "seconds": seconds}, checkpoint.with_suffix(".new"))
-            checkpoint.with_suffix(".new").replace(checkpoint)
-            first = validate(ema, validation_images[:4], net.scale)
-            print(f"step {step}/{args.steps} L1 {running / LOG_EVERY_STEPS:.5f} {seconds:.0f} s {first}", flush=True)
-            running = 0.0
+    training = Training(net, args.start, args.out / "checkpoint.pt")
+    images, validation = read_images(args.train), read_images(args.validate)
+    print(f"{len(images)} photographs, {sum(p.numel() for p in training.model.parameters()):,} parameters", flush=True)
+    training.run(images, validation[:4], args.steps, args.seed)
 
     record = {
         "command": "python benchmarks/pretrain.py " + " ".join(sys.argv[1:]),
-        "data": {"train_images": len(train_images), "validation_images": len(validation_images)},
-        "steps": step,
+        "data": {"train_images": len(images), "validation_images": len(validation)},
+        "steps": training.step,
         "batch": BATCH,
         "patch_lr_px": net.patch_lr_px,
         "seed": args.seed,
-        "seconds": round(seconds),
+        "seconds": round(training.seconds),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": f"cpu, {torch.get_num_threads()} threads",
-        "psnr_y_validation": validate(ema, validation_images, net.scale),
+        "psnr_y_validation": validate(training.ema, validation, net.scale),
     }
-    parameters = {k: v.contiguous() for k, v in ema.named_parameters()}
+    parameters = {k: v.contiguous() for k, v in training.ema.named_parameters()}
     save_file(parameters, args.out / f"{args.out.name}.safetensors", net.facts)
     write(record, args.out / "record.json")
 

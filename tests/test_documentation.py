@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
 import sys
 import types
@@ -138,12 +138,7 @@ def test_ci_runs_the_documented_commands() -> None:
 def tables() -> types.ModuleType:
     """The module that writes the generated parts of pages."""
     pytest.importorskip("sphinx")
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "_ext" / "tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("tables")
 
 
 @pytest.mark.parametrize("kind", lowpeft.kinds.kinds(), ids=lambda k: k.name)
