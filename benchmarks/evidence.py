@@ -107,7 +107,7 @@ TASKS = {
     ),
     "clean": Task(
         loading=Loading(),
-        steps=900,
+        steps=600,
         steps_of_rates=200,
         first_rate=1e-3,
         test_lr_px=None,
