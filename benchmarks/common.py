@@ -4,40 +4,26 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import fcntl
-import hashlib
 import json
-import math
 import platform
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 import lowpeft
 from lowpeft.ports.layouts import Size
-from lowpeft.recipes import TrainSettings
 from lowpeft.restoration.data import Example
 from lowpeft.storage import new_file, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-SKIPPED = "skipped"
-"""Key of the reason in the result of a cell that could not be run; it is tried again in the next run."""
-
-DIVERGED = "diverged"
-"""Key of the reason in the result of a training whose loss was not finite; its figure is 0 dB."""
-
-LADDER = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
-"""Peak learning rates that are tried."""
 
 
 def provenance(command: str, *packages: str) -> dict[str, object]:
@@ -77,112 +63,6 @@ def median_seconds(calls: Mapping[str, Callable[[], object]], rounds: int) -> di
             call()
             times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-def run_cells(
-    out: Path | None, head: Mapping[str, object], names: Sequence[str], run: Callable[[str], Mapping[str, object]]
-) -> None:
-    """Run named cells that the results file `out` does not have yet, and write each into it at once.
-
-    Several processes may share the file, each with names of its own.
-
-    Raises:
-        SystemExit: The file has cells of other settings, or of another sort of device.
-    """
-    if out is not None and out.exists() and (problem := _other_settings(json.loads(out.read_text()), head)):
-        raise SystemExit(f"{out} has cells of {problem}: give another file as --out")
-    for name in names:
-        if not unfinished(out, [name]):
-            print(f"{name}: in {out} already", flush=True)
-            continue
-        result = run(name)
-        print(f"{name}: {json.dumps(result)}", flush=True)
-        if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with _lock_of(out).open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                cells = {**cells_of(out), name: result}
-                write_json(out, {**head, "cells": dict(sorted(cells.items()))})
-
-
-def _lock_of(out: Path) -> Path:
-    """A file to lock for a results file, elsewhere and never removed, so that all processes lock the same one."""
-    name = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"lowpeft-results-{name}.lock"
-
-
-def _other_settings(there: Mapping[str, Any], head: Mapping[str, object]) -> str | None:
-    """Return what the cells of a results file were made with, if these would be made with something else."""
-
-    def made_with(values: Mapping[str, Any]) -> dict[str, object]:
-        device, _, _ = str(values.get("device")).partition(",")
-        torch_version = values.get("versions", {}).get("torch")
-        settings = values.get("settings") or {}
-        return {"device": device, "torch": torch_version, "steps": values.get("steps"), **settings}
-
-    old, new = made_with(there), made_with(json.loads(json.dumps(head)))
-    for name, value in old.items():
-        if value is not None and new.get(name) not in (None, value):
-            return f"{name} {value}, and these would have {new[name]}"
-    return None
-
-
-def unfinished(out: Path | None, names: Sequence[str]) -> list[str]:
-    """The named cells that the results file does not have, or that were skipped there for a reason."""
-    cells = {} if out is None else cells_of(out)
-    return [name for name in names if SKIPPED in cells.get(name, {SKIPPED: "not run"})]
-
-
-def cells_of(out: Path) -> dict[str, Any]:
-    """The cells that a results file has."""
-    return dict(json.loads(out.read_text())["cells"]) if out.exists() else {}
-
-
-def rates_to_try(found: Mapping[float, float]) -> tuple[float, set[float]]:
-    """Return the best learning rate, and those beside it on `LADDER` that were not tried.
-
-    Args:
-        found: Figure by rate; higher is better.
-    """
-    best = max(found, key=found.__getitem__)
-    place = LADDER.index(best)
-    return best, {*LADDER[max(0, place - 1) : place + 2]} - found.keys()
-
-
-def best_rate(
-    first: float,
-    run: Callable[[Sequence[float]], object],
-    found: Callable[[], Mapping[float, float]],
-    *,
-    slower: int = 0,
-    untrained: float = -math.inf,
-) -> float:
-    """Run three learning rates, then more until the best one has a worse one on either side; return it.
-
-    As long as none is better than no training, lower ones are not tried: they only come nearer to it.
-
-    Args:
-        first: The lowest of the three.
-        run: Runs rates.
-        found: Figure by rate of those that were run; higher is better.
-        slower: Places on `LADDER` below `first` at which the three begin.
-        untrained: Figure of the network that is not trained.
-    """
-    place = LADDER.index(first) - slower
-    wanted = {*LADDER[place : place + 3]}
-    while wanted:
-        run(sorted(wanted))
-        figures = found()
-        best, wanted = rates_to_try(figures)
-        if figures[best] <= untrained:
-            wanted = {rate for rate in wanted if rate > best}
-    return best
-
-
-def settings_without_rate(settings: TrainSettings) -> dict[str, object]:
-    """Settings for the head of a results file whose cells have rates, seeds and lengths of their own."""
-    own = ("learning_rate", "final_learning_rate", "warmup_steps", "steps", "seed", "rates")
-    return {name: value for name, value in vars(settings).items() if name not in own}
 
 
 def middle(example: Example, lr_px: Size) -> Example:

@@ -30,7 +30,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common import SKIPPED, options_of, provenance, run_cells, unfinished
+from cells import SKIPPED, run_cells, unfinished
+from common import options_of, provenance
 from cost_figures import draw
 from cost_rows import (
     LR_PX,

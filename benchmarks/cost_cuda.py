@@ -28,7 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common import SKIPPED, options_of, run_cells, unfinished
+from cells import SKIPPED, run_cells, unfinished
+from common import options_of
 from cost import REFERENCES, chosen, head_of, selection, wanted_rows
 from cost_rows import (
     NETWORKS,

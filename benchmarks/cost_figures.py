@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from common import SKIPPED, save_figure
+from cells import SKIPPED
+from common import save_figure
 
 MB, GFLOP = 10**6, 10**9
 REFERENCE = "full fine-tuning"

@@ -4,7 +4,7 @@
     python benchmarks/demo.py --out benchmarks/results/demo.json --ship
 
 A cell is RECIPE/seed-N, or RECIPE/seed-N/control, or RECIPE/seed-N/steps-M for runs of other lengths, trained and
-measured once and written at once; see `common.run_cells`.
+measured once and written at once; see `cells.run_cells`.
 A control is the same recipe, trained and measured with each view given twice, with the same images in every step.
 `--ship` writes the adapter of seed 0 (trained if the folder beside the results does not have it) and the mean figures
 into the package. Needs the extra `demo`; about four minutes a cell on one core.
@@ -19,7 +19,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import lowpeft
-from common import options_of, provenance, run_cells
+from cells import run_cells
+from common import options_of, provenance
 from lowpeft.demo.run import ADAPTER, FIGURES, RECIPE, train_demo
 from lowpeft.demo.task import NOISE, SETTINGS, training_scenes, unseen_scenes
 from lowpeft.restoration.data import load_example

@@ -22,7 +22,8 @@ from pathlib import Path
 from safetensors import safe_open
 
 import lowpeft
-from common import options_of, provenance, run_cells
+from cells import run_cells
+from common import options_of, provenance
 
 NAFNET = (
     "--network spandrel.architectures.NAFNet:NAFNet --network-set width=16 --network-set middle_blk_num=2 "

@@ -30,19 +30,23 @@ import torch
 from torch import Tensor
 
 import lowpeft
-from common import (
+from cells import (
     DIVERGED,
     LADDER,
     best_rate,
     cells_of,
-    middle,
-    options_of,
-    provenance,
+    checked,
+    errors_in_words,
+    options_of_cells,
+    positive,
+    results_in,
     run_cells,
     settings_without_rate,
 )
-from evidence_figures import BASELINES, chosen_rate, draw, held_out_by_rate
+from common import middle, provenance
+from evidence_figures import BASELINES, HEAD, chosen_rate, draw, held_out_by_rate, task_rows
 from lowpeft.core.attachment.record import module_of
+from lowpeft.errors import DivergedError
 from lowpeft.ports.facts import Backbone
 from lowpeft.recipes import Recipe, TrainSettings, load_recipe, override
 from lowpeft.recipes.table import bundled
@@ -62,6 +66,7 @@ from lowpeft.restoration.evaluation import by_bicubic, by_network, by_network_al
 from lowpeft.restoration.evaluation.measure import Enhance
 from lowpeft.restoration.metrics import LITERATURE, WHOLE_RGB, Column, Protocol, psnr
 from lowpeft.restoration.training import build_model, train
+from lowpeft.tables import text
 from stereo_start import HELD_OUT, LR_CROP_PX, WEIGHTS
 
 SCALE = 4
@@ -73,8 +78,7 @@ class Task:
 
     Attributes:
         loading: How LR views are made.
-        steps: Steps of a cell.
-        steps_of_rates: Steps of the short runs.
+        steps: Steps of a whole run; short runs have a third of them.
         first_rate: Lowest of the three learning rates that are tried first.
         test_lr_px: The middle of a test scene that is measured, at most; None for whole views, with the archive's own
             LR files where there are some.
@@ -83,7 +87,6 @@ class Task:
 
     loading: Loading
     steps: int
-    steps_of_rates: int
     first_rate: float
     test_lr_px: tuple[int, int] | None
     rows: Mapping[str, bool]
@@ -93,7 +96,6 @@ TASKS = {
     "noise10": Task(
         loading=Loading(degrade=degradation("down:4,noise:10,8bit")),
         steps=300,
-        steps_of_rates=100,
         first_rate=1e-3,
         test_lr_px=(96, 160),
         rows={
@@ -108,7 +110,6 @@ TASKS = {
     "clean": Task(
         loading=Loading(),
         steps=600,
-        steps_of_rates=200,
         first_rate=1e-3,
         test_lr_px=None,
         rows={"parallax": True, "stereo": False},
@@ -162,7 +163,7 @@ class Run:
 
     def settings(self, options: Namespace) -> TrainSettings:
         times = 2 if self.control else 1
-        every = max(1, self.steps // 10) if self.curve else 0
+        tenth = max(1, self.steps // 10)
         return TrainSettings(
             steps=self.steps,
             batch=times * options.batch,
@@ -173,8 +174,8 @@ class Run:
             final_learning_rate=self.rate / 100,
             warmup_steps=max(1, self.steps // 20),
             clip_norm=0.1,
-            save_every_steps=every or 100,
-            validate_every_steps=every,
+            save_every_steps=tenth,
+            validate_every_steps=tenth if self.curve else 0,
             calibration=times * 8,
             seed=self.seed,
         )
@@ -267,7 +268,7 @@ def run_cell(options: Namespace, cell: str, run: Run, *, tested: bool = True) ->
     task = TASKS[run.task]
     try:
         model, figures = run.trained(options, options.runs / cell.replace("/", "-"))
-    except lowpeft.TrainingError as error:  # a loss that is not finite: the rate is too high
+    except DivergedError as error:
         return {DIVERGED: error.message, "rate": run.rate, "held_out_db": 0.0}
     by = by_network_alone if run.control else by_network
     figures["held_out_db"] = db(by(model), held_out(options.data, task))
@@ -281,12 +282,13 @@ def run_cell(options: Namespace, cell: str, run: Run, *, tested: bool = True) ->
 def run_row(options: Namespace, head: Mapping[str, object], task_name: str, row: str, *, control: bool = False) -> None:
     """Choose the rate of a row, or of its control, and train it with every seed."""
     task, prefix = TASKS[task_name], f"{task_name}/{row}" + "/control" * control
-    first, *others = sorted(options.seeds)
-    run = Run(task=task_name, row=row, rate=0, seed=first, steps=options.steps or task.steps, control=control)
+    first, *others = options.seeds
+    steps = options.steps or task.steps
+    run = Run(task=task_name, row=row, rate=0, seed=first, steps=steps, control=control)
 
     def run_short(rates: Sequence[float]) -> None:
         for rate in rates:
-            short = replace(run, rate=rate, steps=task.steps_of_rates)
+            short = replace(run, rate=rate, steps=max(1, steps // 3))
             run_cells(
                 options.out,
                 head,
@@ -301,7 +303,7 @@ def run_row(options: Namespace, head: Mapping[str, object], task_name: str, row:
     best = best_rate(
         task.first_rate, run_short, lambda: held_out_by_rate(cells_of(options.out), prefix), slower=SLOWER.get(row, 0)
     )
-    for rate in (best, LADDER[LADDER.index(best) - 1]):
+    for rate in dict.fromkeys((best, LADDER[max(0, LADDER.index(best) - 1)])):
         run_long(rate, first)
     for seed in others:
         run_long(chosen_rate(cells_of(options.out), prefix), seed)
@@ -324,29 +326,32 @@ def run_baselines(options: Namespace, head: Mapping[str, object], task_name: str
 
 def main() -> None:
     every = [f"{task}/{row}" for task, found in TASKS.items() for row in (*BASELINES, *found.rows)]
-    parser = options_of(__doc__, data=True)
+    parser = options_of_cells(__doc__)
     parser.add_argument("rows", nargs="*", default=every, metavar="TASK/ROW")
-    parser.add_argument("--runs", type=Path, required=True, help="folder of the trained adapters")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=0, help="in place of the task's")
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--plot", type=Path, help="draw the results of --out into this PNG file, and measure nothing")
-    options = parser.parse_args()
-    if options.out is None:
-        parser.error("--out is needed: rates are chosen from what it holds")
+    parser.add_argument("--runs", type=Path, help="folder of the trained adapters, of its own for each --out")
+    parser.add_argument(
+        "--steps", type=positive, help="of a whole run, in place of the task's; short ones have a third"
+    )
+    options = checked(parser, ("stereo/train", "stereo/test", "stereo/test_lr_x4_matlab", "weights"))
     rows = [(task, row) for task, _, row in (name.partition("/") for name in options.rows)]
     known = {*BASELINES, *bundled()}
     if unknown := [f"{task}/{row}" for task, row in rows if task not in TASKS or row not in known]:
         parser.error(f"TASK/ROW is one of {', '.join(every)}, or another bundled recipe, not {', '.join(unknown)}")
     if options.plot:
-        draw(json.loads(options.out.read_text()), options.plot)
+        draw(results_in(options.out), options.plot)
         return
+    if options.runs is None:
+        parser.error("--runs is needed: the folder of the trained adapters")
+    folders = {name: find_scenes(options.data / "stereo" / name, scale=SCALE) for name in ("train", "test")}
+    if missing := {*HELD_OUT} - {scene.name for scene in folders["train"]}:
+        parser.error(f"the training pairs lack {', '.join(sorted(missing))}, which are held out")
     head = {
         **provenance("python benchmarks/evidence.py --data DATA --runs FOLDER", "spandrel", "scikit-image"),
         "device": f"{options.device}, {torch.get_num_threads()} threads",
         "weights": WEIGHTS,
         "held_out": list(HELD_OUT),
+        "data": {name: len(scenes) for name, scenes in folders.items()},
+        "first_seed": options.seeds[0],
         "columns": [column.name for column in PROTOCOL.columns],
         "settings": settings_without_rate(Run(task="", row="", rate=1, seed=0, steps=1).settings(options)),
         "steps": {name: options.steps or task.steps for name, task in TASKS.items()},
@@ -361,7 +366,10 @@ def main() -> None:
     for task, row in rows:  # controls come last: they take twice as long
         if TASKS[task].rows.get(row, False):
             run_row(options, head, task, row, control=True)
+    for task in dict.fromkeys(task for task, _ in rows):
+        print(f"\n{task}\n" + text([HEAD, *task_rows(results_in(options.out), task)]))
 
 
 if __name__ == "__main__":
-    main()
+    with errors_in_words():
+        main()

@@ -8,8 +8,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from cells import DIVERGED
 from claims import with_spread
-from common import DIVERGED, save_figure
+from common import save_figure
+from lowpeft.restoration.evaluation.difference import interval
 
 BASELINES = ("bicubic", "frozen")
 PSNR, SSIM, SHAVED = "PSNR (L+R)/2", "SSIM (L+R)/2", "PSNR left, shaved"
@@ -117,7 +119,7 @@ def task_rows(results: Mapping[str, Any], task: str) -> list[list[str]]:
                 with_spread(gains, sign="+") if gains else "–",
                 _on_pairs([gain for scene, gain in by_scene.items() if scene.startswith(KITTI)]),
                 _on_pairs([gain for scene, gain in by_scene.items() if not scene.startswith(KITTI)]),
-                f"{fmean(gains) / stdev(gains):.1f}" if len(gains) > 2 else "–",
+                f"{fmean(gains) / stdev(gains):.1f}" if len({*gains}) > 2 else "–",
             ]
         )
     return lines
@@ -130,14 +132,19 @@ def _rates(cells: Cells, row: str) -> str:
 
 
 def _on_pairs(gains: Sequence[float]) -> str:
-    """Mean gain in dB over pairs, and on how many of them it is above 0."""
-    return f"{fmean(gains):+.3f} ({sum(gain > 0 for gain in gains)} of {len(gains)})" if gains else "–"
+    """Mean gain in dB over pairs, its 95 % interval over them, and on how many of them it is above 0."""
+    if not gains:
+        return "–"
+    limits = interval(gains)
+    between = "" if limits is None else f"{limits[0]:+.3f} to {limits[1]:+.3f}; "
+    return f"{fmean(gains):+.3f} ({between}{sum(gain > 0 for gain in gains)} of {len(gains)})"
 
 
 def kitti_rows(results: Mapping[str, Any]) -> list[list[str]]:
     """The 20 pairs of KITTI 2015, left view, x4: published networks, bicubic, the frozen network, and the rows."""
     column, cells = results["columns"].index(SHAVED), results["cells"]
-    if not all(f"clean/{name}" in cells for name in BASELINES):
+    baselines = [cells.get(f"clean/{name}") for name in BASELINES]
+    if not all(cell and any(scene.startswith(KITTI) for scene in cell["adapted"]["scenes"]) for cell in baselines):
         return []
 
     def mean(cell: Any) -> float:
@@ -166,6 +173,8 @@ def draw(results: Mapping[str, Any], out: Path) -> None:
 
     cells = results["cells"]
     tasks = [task for task in results["tasks"] if rows_of(cells, task) and f"{task}/frozen" in cells]
+    if not tasks:
+        raise SystemExit("nothing to draw yet")
     figure = Figure(figsize=(6 * len(tasks), 8), layout="constrained")
     curves, scenes = figure.subplots(2, len(tasks), squeeze=False)
     for axes, task in zip(curves, tasks, strict=True):

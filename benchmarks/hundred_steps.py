@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 import lowpeft
-from common import options_of, provenance, run_cells
+from cells import run_cells
+from common import options_of, provenance
 from lowpeft.demo import demo_backbone
 from lowpeft.ports.facts import Backbone
 from lowpeft.recipes import TrainSettings, bundled, load_recipe

@@ -17,9 +17,8 @@ More rows (any bundled recipe), budgets and networks are options; a GPU takes `-
 
 from __future__ import annotations
 
-import json
 import os
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,31 +30,37 @@ import torch
 from torch import nn
 
 import lowpeft
-from common import (
+from cells import (
     DIVERGED,
     best_rate,
     cells_of,
-    median_seconds,
-    middle,
-    options_of,
-    provenance,
+    checked,
+    errors_in_words,
+    options_of_cells,
+    positive,
+    results_in,
     run_cells,
     settings_without_rate,
     unfinished,
 )
+from common import median_seconds, middle, provenance
 from counting import kept_bytes
 from lowpeft.core.attachment.record import module_of
+from lowpeft.errors import DivergedError
 from lowpeft.kinds import get_kind
 from lowpeft.ports.facts import Backbone
 from lowpeft.ports.layouts import Size
 from lowpeft.recipes import Recipe, TrainSettings, load_recipe, override
+from lowpeft.recipes.budget import parameters_of as allowed_by
+from lowpeft.recipes.table import bundled
 from lowpeft.restoration.data import Crops, Loading, Scene, find_scenes, load_example
 from lowpeft.restoration.degradations import degradation
 from lowpeft.restoration.evaluation import by_bicubic, by_network, measure
 from lowpeft.restoration.evaluation.measure import Enhance
 from lowpeft.restoration.metrics import WHOLE_RGB
 from lowpeft.restoration.training import build_model, train
-from same_budget_figures import OWN_SIZE, UNTRAINED, draw, held_out_by_rate
+from lowpeft.tables import text
+from same_budget_figures import HEAD, OWN_SIZE, UNTRAINED, draw, held_out_by_rate, task_rows
 
 NETWORKS = {"dctlsa": "DCTLSA_x4.pt", "craft": "CRAFT_x4.pth"}
 TASKS = {"near": Loading(), "far": Loading(degrade=degradation("down:4,noise:25,8bit"))}
@@ -181,7 +186,7 @@ def run_cell(options: Namespace, cell: Cell) -> dict[str, object]:
     module_of(model).to(options.device)
     try:
         done = train(model, source, settings)
-    except lowpeft.TrainingError as error:  # a loss that is not finite: the rate is too high
+    except DivergedError as error:
         return {DIVERGED: error.message, "held_out_db": 0.0}
     figures = figures_of(options.data, scale, loading, by_network(model))
     return {"trained": done.parameters, **figures, "seconds": round(done.seconds)}
@@ -204,6 +209,10 @@ def training_scenes(data: Path) -> Sequence[Scene]:
     return find_scenes(data / "single" / "BSDS500" / "train", views=1)
 
 
+def test_scenes(data: Path) -> Sequence[Scene]:
+    return find_scenes(data / "single" / "Kodak24", views=1)
+
+
 def figures_of(data: Path, scale: int, loading: Loading, enhance: Enhance) -> dict[str, object]:
     """PSNR on the held-out training images, their mean, and on every test image."""
 
@@ -212,9 +221,8 @@ def figures_of(data: Path, scale: int, loading: Loading, enhance: Enhance) -> di
         report = measure(enhance, examples, scale=scale, protocol=WHOLE_RGB)
         return [round(row.values[0], 4) for row in report.rows]
 
-    tests = find_scenes(data / "single" / "Kodak24", views=1)
     held_out = db(training_scenes(data)[-HELD_OUT:], HELD_OUT_LR_PX)
-    return {"held_out_db": round(fmean(held_out), 4), "test_db": db(tests, TEST_LR_PX)}
+    return {"held_out_db": round(fmean(held_out), 4), "test_db": db(test_scenes(data), TEST_LR_PX)}
 
 
 def settings_of(options: Namespace, rate: float, seed: int) -> TrainSettings:
@@ -239,18 +247,19 @@ def run_row(options: Namespace, head: dict[str, object], network: str, task: str
         cell = f"{network}/{task}/{name}"
         run_cells(options.out, head, [cell], lambda _: run_untrained(options, network, task, name))
         return
-    first, *others = sorted(options.seeds)
-    budget = options.budget if row_of(name).sized else OWN_SIZE
+    first, *others = options.seeds
+    size = options.budget if row_of(name).sized else OWN_SIZE
 
     def run(rates: Sequence[float], seeds: Sequence[int] = (first,)) -> None:
-        cells = {str(c): c for c in (Cell(network, budget, task, name, r, s) for r in rates for s in seeds)}
+        cells = {str(c): c for c in (Cell(network, size, task, name, r, s) for r in rates for s in seeds)}
         run_cells(options.out, head, list(cells), lambda key: run_cell(options, cells[key]))
 
     def found() -> dict[float, float]:
-        return held_out_by_rate(cells_of(options.out), f"{network}/{budget}/{task}/{name}", first)
+        return held_out_by_rate(cells_of(options.out), f"{network}/{size}/{task}/{name}", first)
 
     untrained = cells_of(options.out)[f"{network}/{task}/frozen"]["held_out_db"]
     run([best_rate(FIRST_RATE[task], run, found, slower=row_of(name).slower, untrained=untrained)], others)
+    run(options.rates, options.seeds)
 
 
 def run_cost(options: Namespace, head: dict[str, object]) -> None:
@@ -258,9 +267,10 @@ def run_cost(options: Namespace, head: dict[str, object]) -> None:
     for network in options.networks:
         cell = f"{network}/{options.budget}/cost"
         if not unfinished(options.out, [cell]):
+            print(f"{cell}: in {options.out} already, with the rows {', '.join(cells_of(options.out)[cell])}")
             continue
         steps, result = {}, {}
-        for name in options.rows:
+        for name in dict.fromkeys([*options.rows, "full"]):
             base = lowpeft.load_backbone(options.data / "weights" / NETWORKS[network])
             model = module_of(model_of(base, name, options.budget, settings_of(options, 1e-3, 0)))
             model.to(options.device).train()
@@ -301,31 +311,49 @@ def _file_of(name: str, model: nn.Module) -> dict[str, object]:
         return {"file_bytes": sum(file.stat().st_size for file in Path(folder).iterdir())}
 
 
+def check(parser: ArgumentParser, options: Namespace) -> None:
+    """End with a message where the options do not fit, before anything is measured."""
+    if unknown := [name for name in options.rows if name not in {*ROWS, *bundled()}]:
+        parser.error(f"ROW is one of {', '.join(ROWS)}, or another bundled recipe, not {', '.join(unknown)}")
+    if pairs := [name for name in options.rows if load_recipe(row_of(name).recipe).views > 1]:
+        parser.error(f"the tasks have single images, and {', '.join(pairs)} adapts pairs: see benchmarks/evidence.py")
+    try:
+        allowed_by(options.budget, 1_000_000)
+    except lowpeft.PlanError as error:
+        parser.error(error.message)
+    if options.crop % 8:
+        parser.error(f"--crop {options.crop} is no multiple of 8 px")
+    if options.plot and len(options.networks) > 1:
+        parser.error("--plot draws one network")
+
+
 def main() -> None:
-    parser = options_of(__doc__, data=True)
+    parser = options_of_cells(__doc__)
     parser.add_argument("rows", nargs="*", default=[*ROWS], metavar="ROW", help="rows, or bundled recipes")
     parser.add_argument("--networks", nargs="+", default=["dctlsa"], choices=NETWORKS)
     parser.add_argument("--tasks", nargs="+", default=[*TASKS], choices=TASKS)
     parser.add_argument("--budget", default="2%", help="share of trained parameters (default: 2%%)")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--crop", type=int, default=128, help="side of the square HR crops, in px")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rates", nargs="+", type=float, default=[], help="rates to run with all seeds besides")
+    parser.add_argument("--steps", type=positive, default=200)
+    parser.add_argument("--crop", type=positive, default=128, help="side of the square HR crops, in px")
     parser.add_argument("--cost", action="store_true", help="write what a step of each row costs, and nothing else")
-    parser.add_argument("--rounds", type=int, default=15, help="of --cost")
-    parser.add_argument("--plot", type=Path, help="draw the results of --out into this PNG file, and measure nothing")
-    options = parser.parse_args()
-    if options.out is None:
-        parser.error("--out is needed: rates are chosen from what it holds")
+    parser.add_argument("--rounds", type=positive, default=15, help="of --cost")
+    options = checked(parser, ("single/BSDS500", "single/Kodak24", "weights"))
+    check(parser, options)
     if options.plot:
-        draw(json.loads(options.out.read_text()), options.networks[0], options.budget, options.plot)
+        draw(results_in(options.out), options.networks[0], options.budget, options.plot)
         return
+    beside = ["peft"] if PEFT in options.rows else []
     head = {
-        **provenance("python benchmarks/methods.py --data DATA", "spandrel", "scikit-image", "peft"),
+        **provenance("python benchmarks/methods.py --data DATA", "spandrel", "scikit-image", *beside),
         "device": f"{options.device}, {torch.get_num_threads()} threads of {os.cpu_count()} cores",
-        "parameters": {name: parameters_of(options.data, name) for name in NETWORKS},
+        "parameters": {
+            **results_in(options.out).get("parameters", {}),
+            **{name: parameters_of(options.data, name) for name in options.networks},
+        },
         "steps": options.steps,
+        "first_seed": options.seeds[0],
+        "data": {"train": len(training_scenes(options.data)), "test": len(test_scenes(options.data))},
         "settings": settings_without_rate(settings_of(options, 1, 0)),
         "tasks": {name: str(loading.degrade or "MATLAB's bicubic") for name, loading in TASKS.items()},
         "what": "PSNR in dB of whole RGB, middles of 24 Kodak images; held out: 20 of the 200 images of BSDS500",
@@ -337,7 +365,10 @@ def main() -> None:
         for task in options.tasks:
             for name in dict.fromkeys([*UNTRAINED, *options.rows]):  # the frozen network ends the search of rates
                 run_row(options, head, network, task, name)
+            lines = task_rows(results_in(options.out), network, options.budget, task)
+            print(f"\n{network}, {task}\n{text([HEAD, *lines])}")
 
 
 if __name__ == "__main__":
-    main()
+    with errors_in_words():
+        main()

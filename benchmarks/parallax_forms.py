@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lowpeft
-from common import options_of, provenance, run_cells
+from cells import run_cells
+from common import options_of, provenance
 from lowpeft import AdapterConfig, Features, SpatialConfig
 from lowpeft.core.attachment.record import pieces, unwrap
 from lowpeft.core.operations.listening import listening_copy

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 import lowpeft
+from cells import cells_of
 from check_pair import moved_up
-from common import cells_of, middle, options_of, provenance, write
+from common import middle, options_of, provenance, write
 from evidence_figures import chosen_rate
 from hundred_steps import noisy
 from lowpeft.demo import demo_backbone
@@ -79,15 +80,19 @@ def main() -> None:
     parser = options_of(__doc__, data=True)
     parser.add_argument("--adapters", type=Path, required=True, help="folder that evidence.py wrote adapters to")
     options = parser.parse_args()
+    tasks = {"noise10": ("real x4, noise 10", 10 / 255), "clean": ("real x4, clean", 0.0)}
+    rates = {task: chosen_rate(cells_of(EVIDENCE), f"{task}/parallax") for task in tasks}
+    adapters = {task: options.adapters / f"{task}-parallax-{rate}-seed-0" for task, rate in rates.items()}
+    if missing := [str(folder) for folder in adapters.values() if not folder.is_dir()]:
+        parser.error(f"evidence.py has not trained {', '.join(missing)} yet")
     cases = {}
     with tempfile.TemporaryDirectory() as folder:
         tests = [load_example(scene, 2) for scene in unseen_scenes(Path(folder), 2)]
     cases["demo x2, noise 10"] = on_rigs(lowpeft.load_adapter(demo_backbone(), ADAPTER), tests, 2, NOISE)
     scenes = [s for s in find_scenes(options.data / "stereo" / "train", scale=4) if s.name in HELD_OUT]
-    for title, task, noise in (("real x4, noise 10", "noise10", 10 / 255), ("real x4, clean", "clean", 0.0)):
+    for task, (title, noise) in tasks.items():
         base = lowpeft.load_backbone(options.data / "weights" / WEIGHTS)
-        rate = chosen_rate(cells_of(EVIDENCE), f"{task}/parallax")
-        model = lowpeft.load_adapter(base, options.adapters / f"{task}-parallax-{rate:g}-seed-0")
+        model = lowpeft.load_adapter(base, adapters[task])
         cases[title] = on_rigs(model, [middle(load_example(scene, 4), LR_CROP_PX) for scene in scenes], 4, noise)
     command = "python benchmarks/rigs.py --data DATA --adapters runs/evidence"
     write({**provenance(command, "spandrel", "scikit-image"), "db": cases}, options.out)

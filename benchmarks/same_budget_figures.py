@@ -8,8 +8,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from cells import DIVERGED
 from claims import with_spread
-from common import DIVERGED, save_figure
+from common import save_figure
+from lowpeft.core.planning.budget import MET
+from lowpeft.recipes.budget import parameters_of
 from lowpeft.restoration.evaluation.difference import interval
 
 UNTRAINED = ("bicubic", "frozen")
@@ -26,19 +29,21 @@ class RowFigures:
 
     Attributes:
         name: Name of the row.
-        sized: False for a row of a size of its own, beside the budget.
+        in_budget: Whether `trained` is the budget, as `lowpeft plan` sees it; other rows are points beside it.
         trained: Number of trained parameters.
         rate: The learning rate.
         test_db: PSNR in dB of every test image, by seed.
         by_rate: PSNR in dB on the held-out images by learning rate, of the first seed.
+        diverged: Number of seeds that diverged; they have no figure.
     """
 
     name: str
-    sized: bool
+    in_budget: bool
     trained: int
     rate: float
     test_db: Mapping[int, Sequence[float]]
     by_rate: Mapping[float, float]
+    diverged: int = 0
 
     @property
     def means(self) -> dict[int, float]:
@@ -67,8 +72,20 @@ def _cells_of(cells: Mapping[str, Any], row: str) -> dict[tuple[float, int], Any
     return found
 
 
-def rows_of(results: Mapping[str, Any], network: str, budget: str, task: str) -> list[RowFigures]:
-    """The rows of a table that were trained, best first."""
+def rows_of(
+    results: Mapping[str, Any], network: str, budget: str, task: str, *, chosen: bool = True
+) -> list[RowFigures]:
+    """The rows of a table that were trained, best first.
+
+    Args:
+        results: What the results file has.
+        network: Name of the network.
+        budget: The budget.
+        task: Name of the task.
+        chosen: True for every row at the rate that the first seed chose; False for rows at other rates that several
+            seeds were run with.
+    """
+    allowed = parameters_of(budget, results["parameters"][network])
     found = []
     for prefix in dict.fromkeys(name.rsplit("/", 2)[0] for name in results["cells"] if "/seed-" in name):
         of, size, on, name = prefix.split("/")
@@ -77,34 +94,50 @@ def rows_of(results: Mapping[str, Any], network: str, budget: str, task: str) ->
         cells = _cells_of(results["cells"], prefix)
         first = min(seed for _, seed in cells)
         by_rate = held_out_by_rate(results["cells"], prefix, first)
-        rate = max(by_rate, key=by_rate.__getitem__)
-        chosen = {seed: cell for (r, seed), cell in sorted(cells.items()) if r == rate}
-        figures = {seed: cell["test_db"] for seed, cell in chosen.items() if DIVERGED not in cell}
-        if not figures:
-            continue
-        found.append(RowFigures(name, size != OWN_SIZE, chosen[min(figures)]["trained"], rate, figures, by_rate))
-    return sorted(found, key=lambda row: -fmean(row.means.values()))
+        best = max(by_rate, key=by_rate.__getitem__)
+        for rate in {best} if chosen else {rate for rate, seed in cells if seed != first} - {best}:
+            run = {seed: cell for (r, seed), cell in sorted(cells.items()) if r == rate}
+            if done := {seed: cell for seed, cell in run.items() if DIVERGED not in cell}:
+                trained = done[min(done)]["trained"]
+                in_budget = abs(trained - allowed) <= MET * allowed
+                test_db = {seed: cell["test_db"] for seed, cell in done.items()}
+                found.append(RowFigures(name, in_budget, trained, rate, test_db, by_rate, len(run) - len(done)))
+    return sorted(found, key=_mean, reverse=True)
+
+
+def _mean(row: RowFigures) -> float:
+    return fmean(row.means.values())
 
 
 def task_rows(results: Mapping[str, Any], network: str, budget: str, task: str) -> list[list[str]]:
     """One row for each method: what it trains, its PSNR with its spread, how far it is behind the best of the budget.
 
     Empty as long as bicubic and the frozen network were not measured. The interval of the last column is that of the
-    differences of seeds, paired, by Student's t; where it contains 0 these runs do not tell which row is better.
+    differences of seeds, paired, by Student's t; where it contains 0 these runs do not tell which row is better. The
+    best of the budget is the row within it that is best on the held-out images.
     """
     rows = rows_of(results, network, budget, task)
+    others = rows_of(results, network, budget, task, chosen=False)
     if not all(f"{network}/{task}/{name}" in results["cells"] for name in UNTRAINED):
         return []
     frozen = fmean(results["cells"][f"{network}/{task}/frozen"]["test_db"])
     lines = [[name, "–", "–", "–", "–", *_untrained(results, network, task, name), "–"] for name in UNTRAINED]
-    best = next((row for row in rows if row.sized), None)
-    for row in rows:
+    in_budget = [row for row in rows if row.in_budget]
+    best = max(in_budget, key=lambda row: row.by_rate[row.rate], default=None)
+    for row in sorted([*rows, *others], key=_mean, reverse=True):
         means = row.means
-        share = f"{100 * row.trained / results['parameters'][network]:.2f} %"
-        first = [f"`{row.name}`", f"{row.trained:,}", share, f"{row.rate:g}", str(len(means))]
+        share = f"{100 * row.trained / results['parameters'][network]:.2f} %" + ", beside" * (not row.in_budget)
+        name = f"`{row.name}` at {row.rate:g}, not chosen" if row in others else f"`{row.name}`"
+        first = [name, f"{row.trained:,}", share, f"{row.rate:g}", _seeds(row)]
         over = [value - frozen for value in means.values()]
         lines.append([*first, with_spread([*means.values()]), with_spread(over, sign="+"), behind(row, best)])
     return lines
+
+
+def _seeds(row: RowFigures) -> str:
+    """How many seeds a row has, and how many of them diverged."""
+    done = len(row.test_db)
+    return f"{done} of {done + row.diverged}, the others diverged" if row.diverged else str(done)
 
 
 def _untrained(results: Mapping[str, Any], network: str, task: str, name: str) -> list[str]:
@@ -114,17 +147,47 @@ def _untrained(results: Mapping[str, Any], network: str, task: str, name: str) -
 
 def behind(row: RowFigures, best: RowFigures | None) -> str:
     """How far a row is behind another one: the mean difference, with its 95 % interval over the seeds of both."""
-    if best is None:
+    if best is None or not (differences := differences_of(best, row)):
         return "–"
-    if row.name == best.name:
+    if row == best:
         return "the best"
-    seeds = row.means.keys() & best.means.keys()
-    differences = [best.means[seed] - row.means[seed] for seed in sorted(seeds)]
     limits = interval(differences)
     if limits is None:
         return f"{fmean(differences):.3f}"
-    words = ", not resolved" if limits[0] <= 0 <= limits[1] else ""
+    words = "" if resolved(differences) else ", not resolved"
     return f"{fmean(differences):.3f} ({limits[0]:.3f} to {limits[1]:.3f}){words}"
+
+
+def differences_of(row: RowFigures, other: RowFigures) -> list[float]:
+    """Mean PSNR in dB of a row less that of another one, by the seeds that both have."""
+    return [row.means[seed] - other.means[seed] for seed in sorted(row.means.keys() & other.means.keys())]
+
+
+def resolved(differences: Sequence[float]) -> bool:
+    """Whether the 95 % interval of differences over seeds, by Student's t, leaves out 0."""
+    limits = interval(differences)
+    return limits is not None and not limits[0] <= 0 <= limits[1]
+
+
+def unresolved(results: Mapping[str, Any], network: str, budget: str, task: str) -> str:
+    """A sentence that names the pairs of rows that their seeds do not tell apart; empty before there are seeds."""
+    rows = rows_of(results, network, budget, task)
+    pairs = {
+        (row.name, other.name): resolved(differences)
+        for place, row in enumerate(rows)
+        for other in rows[place + 1 :]
+        if len(differences := differences_of(row, other)) > 1
+    }
+    if not pairs or all(pairs.values()):
+        return ""
+    if not any(pairs.values()):
+        return "The seeds tell no two rows apart."
+    by_row: dict[str, list[str]] = {}
+    for (row, other), told in pairs.items():
+        if not told:
+            by_row.setdefault(row, []).append(f"`{other}`")
+    said = "; ".join(f"`{row}`: {', '.join(others)}" for row, others in by_row.items())
+    return f"Not told apart by the seeds, each row from those behind it: {said}."
 
 
 def rate_rows(results: Mapping[str, Any], network: str, budget: str, tasks: Sequence[str]) -> list[list[str]]:
@@ -159,18 +222,22 @@ def draw(results: Mapping[str, Any], network: str, budget: str, out: Path) -> No
     from matplotlib.figure import Figure
 
     tasks = [task for task in results["tasks"] if rows_of(results, network, budget, task)]
+    if not tasks:
+        raise SystemExit(f"nothing to draw yet of {network} and a budget of {budget}")
     most = max(len(rows_of(results, network, budget, task)) for task in tasks)
     figure = Figure(figsize=(5 * len(tasks), 1 + 0.25 * most), layout="constrained")
     for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
-        frozen = fmean(results["cells"][f"{network}/{task}/frozen"]["test_db"])
+        bicubic, frozen = (fmean(results["cells"][f"{network}/{task}/{name}"]["test_db"]) for name in UNTRAINED)
         rows = rows_of(results, network, budget, task)[::-1]
         for place, row in enumerate(rows):
             over = [value - frozen for value in row.means.values()]
             spread = stdev(over) if len(over) > 1 else 0
-            colour = "tab:blue" if row.sized else "tab:orange"
+            colour = "tab:blue" if row.in_budget else "tab:orange"
             axes.errorbar(fmean(over), place, xerr=spread, fmt="o", color=colour, markersize=4, capsize=2)
         axes.axvline(0, color="0.5", linewidth=0.8)
+        if bicubic > frozen:  # else it is far to the left
+            axes.axvline(bicubic - frozen, color="0.5", linewidth=0.8, linestyle=":")
         axes.set_yticks(range(len(rows)), labels=[f"{row.name}, {row.trained:,}" for row in rows], fontsize=8)
-        axes.set(xlabel=f"dB over frozen (blue: {budget} of the parameters)", title=task)
+        axes.set(xlabel=f"dB over frozen (blue: {budget} of the parameters; orange: other sizes)", title=task)
         axes.grid(color="0.92")
     save_figure(figure, out)

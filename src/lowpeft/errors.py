@@ -5,6 +5,7 @@
     ├── AdapterError    an adapter file or state dict does not fit; the model is unchanged
     ├── DataError       an image, folder or pair cannot be used
     └── TrainingError   a training run cannot start or continue
+        └── DivergedError   its loss or gradient is not finite
 
 Each is also a `ValueError`, because each means that an argument does not fit.
 """
@@ -72,6 +73,10 @@ class DataError(LowpeftError):
 
 class TrainingError(LowpeftError):
     """A training run cannot start or continue; files that were saved before are intact."""
+
+
+class DivergedError(TrainingError):
+    """The loss or its gradient is not finite: the learning rate is too high."""
 
 
 def and_more(names: Sequence[object], *, most: int = 5) -> str:

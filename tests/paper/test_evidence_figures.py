@@ -46,7 +46,7 @@ def test_a_row_has_its_gains_and_their_spread(results: dict[str, Any]) -> None:
     assert rows[2][3:] == ["1", "25.000", "0.7000", "+3.000", *"–––––"]
     assert rows[3] == [
         *("`parallax`", "1,000", "0.003; control 0.001", "3", "24.100 ± 0.100", "0.7000 ± 0.0000", "+2.100 ± 0.100"),
-        *("+1.100 ± 0.100", "+0.550 ± 0.050", "+0.550 (2 of 2)", "+0.550 (1 of 1)", "11.0"),
+        *("+1.100 ± 0.100", "+0.550 ± 0.050", "+0.550 (+0.550 to +0.550; 2 of 2)", "+0.550 (1 of 1)", "11.0"),
     ]
     assert all(len(row) == len(figures.HEAD) for row in rows)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import same_budget_figures as figures
-from common import best_rate, run_cells
+from cells import best_rate, run_cells
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def results() -> dict[str, Any]:
 
 def test_rates_are_chosen_on_the_held_out_images(results: dict[str, Any]) -> None:
     best, second = figures.rows_of(results, "net", "2%", "far")
-    assert (best.name, best.sized, second.name, second.sized) == ("full", False, "lora", True)
+    assert (best.name, best.in_budget, second.name, second.in_budget) == ("full", False, "lora", True)
     assert second.rate == 0.001
     assert list(second.test_db) == [0, 1, 2]
     assert second.by_rate == {0.001: 22, 0.003: 21}
@@ -53,6 +53,22 @@ def test_a_row_has_its_spread_and_its_distance_from_the_best(results: dict[str, 
     assert all(len(row) == len(figures.HEAD) for row in rows)
 
 
+def test_a_row_whose_size_misses_the_budget_is_beside_it(results: dict[str, Any]) -> None:
+    for seed in range(3):
+        results["cells"][f"net/2%/far/lora/0.001/seed-{seed}"]["trained"] = 24
+    rows = figures.task_rows(results, "net", "2%", "far")
+    assert [(row[2], row[-1]) for row in rows[2:]] == [("100.00 %, beside", "–"), ("2.40 %, beside", "–")]
+
+
+def test_other_rates_with_all_seeds_are_shown_as_not_chosen(results: dict[str, Any]) -> None:
+    cells = results["cells"]
+    cells |= {f"net/2%/far/lora/0.003/seed-{seed}": {**cells["net/2%/far/lora/0.003/seed-0"]} for seed in (1, 2)}
+    rows = figures.task_rows(results, "net", "2%", "far")
+    assert [row[0] for row in rows[2:]] == ["`lora` at 0.003, not chosen", "`full`", "`lora`"]
+    assert rows[4][-1] == "the best"
+    assert [row.name for row in figures.rows_of(results, "net", "2%", "far")] == ["full", "lora"]
+
+
 def test_a_task_that_is_not_measured_yet_has_no_rows(results: dict[str, Any]) -> None:
     assert figures.task_rows(results, "net", "2%", "near") == []
 
@@ -63,10 +79,21 @@ def test_seeds_that_disagree_do_not_resolve_a_difference(results: dict[str, Any]
     assert figures.behind(second, best).endswith("not resolved")
 
 
+def test_pairs_that_are_not_told_apart_are_named(results: dict[str, Any]) -> None:
+    assert figures.unresolved(results, "net", "2%", "far") == ""
+    results["cells"]["net/2%/far/lora/0.001/seed-0"]["test_db"] = [26.0, 27.0]
+    assert figures.unresolved(results, "net", "2%", "far") == "The seeds tell no two rows apart."
+    results["cells"] |= {
+        f"net/2%/far/ia3/0.001/seed-{seed}": {"trained": 20, "held_out_db": 1, "test_db": [1 + seed / 9]}
+        for seed in range(3)
+    }
+    assert figures.unresolved(results, "net", "2%", "far").endswith("behind it: `lora`: `full`.")
+
+
 def test_a_seed_that_diverged_is_not_counted(results: dict[str, Any]) -> None:
     results["cells"]["net/2%/far/lora/0.001/seed-2"] = {"diverged": "nan", "held_out_db": 0.0}
     rows = figures.task_rows(results, "net", "2%", "far")
-    assert rows[3][4:6] == ["2", "23.050 ± 0.071"]
+    assert rows[3][4:6] == ["2 of 3, the others diverged", "23.050 ± 0.071"]
 
 
 def test_what_other_rates_lose_and_what_a_row_costs(results: dict[str, Any]) -> None:
@@ -105,6 +132,15 @@ def test_rates_are_tried_until_the_best_has_a_worse_one_on_either_side(
 
     assert best_rate(1e-3, run, lambda: found, slower=slower, untrained=0.5) == best
     assert found.keys() == tried
+
+
+def test_the_search_goes_down_from_rates_that_all_diverged() -> None:
+    found: dict[float, float] = {}
+
+    def run(rates: Sequence[float]) -> None:
+        found.update({rate: 22.0 if rate < 1e-3 else 0.0 for rate in rates})
+
+    assert best_rate(1e-3, run, lambda: found, untrained=16.0) == 3e-4
 
 
 def test_cells_of_other_settings_are_not_mixed(tmp_path: Path) -> None:

@@ -46,10 +46,13 @@ SAME_BUDGET = ("dctlsa", "2%")
 
 
 def same_budget(task: str) -> Callable[[Any], str]:
-    """Methods at one budget of trained parameters."""
-    return lambda results: measured_table(
-        same_budget_figures.HEAD, same_budget_figures.task_rows(results, *SAME_BUDGET, task)
-    )
+    """Methods at one budget of trained parameters, and which of them these runs do not tell apart."""
+
+    def section(results: Any) -> str:
+        rows = measured_table(same_budget_figures.HEAD, same_budget_figures.task_rows(results, *SAME_BUDGET, task))
+        return f"{rows}\n\n{same_budget_figures.unresolved(results, *SAME_BUDGET, task)}"
+
+    return section
 
 
 def same_budget_rates(results: Any) -> str:

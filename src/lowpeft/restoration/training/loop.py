@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...core.attachment.record import module_of
 from ...core.observation.describe import image_facts
-from ...errors import DataError, LowpeftError, TrainingError
+from ...errors import DataError, DivergedError, LowpeftError, TrainingError
 from ...locking import locked
 from ...recipes import TrainSettings, settings_to_dict
 from ..inference.network import in_eval_mode
@@ -93,10 +93,10 @@ def train(  # noqa: PLR0913  (parts of a run that each have a default)
     Raises:
         TrainingError: An argument, the data or the settings do not fit; another run uses the folder; the folder
             contains a checkpoint of another run, or a log that was cut; a trained tensor gets no gradient in the first
-            step; the loss, the gradient or a validation figure is not finite; a crop cannot be read; the loss or the
-            optimiser fails; or the folder cannot be written. The message names the last good checkpoint, which is
-            intact. Other errors of `validate`, `report` and the callbacks keep their type, and get a note that names
-            the function, the step and that checkpoint.
+            step; the loss or the gradient (`lowpeft.errors.DivergedError`) or a validation figure is not finite; a crop
+            cannot be read; the loss or the optimiser fails; or the folder cannot be written. The message names the last
+            good checkpoint, which is intact. Other errors of `validate`, `report` and the callbacks keep their type,
+            and get a note that names the function, the step and that checkpoint.
         PlanError: `out` is given and several adapters would be trained, but a folder stores one; the network does not
             take and return images; or calibration fails (see `lowpeft.calibrate`).
     """
@@ -385,7 +385,7 @@ class _TrainingRun:
             yield
         except errors as error:
             reason, problems = (error.message, error.problems) if isinstance(error, LowpeftError) else (str(error), ())
-            explained = TrainingError(
+            explained = (DivergedError if isinstance(error, DivergedError) else TrainingError)(
                 f"training stopped at step {self.at}. {self._last_checkpoint()}. The reason: {reason}",
                 problems=problems,
             )

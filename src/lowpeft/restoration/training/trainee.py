@@ -18,7 +18,7 @@ from ...core.attachment.record import is_adapted, module_of
 from ...core.observation.describe import image_facts
 from ...core.operations.state import adapter_state_dict
 from ...core.operations.training_parts import training_parts
-from ...errors import TrainingError
+from ...errors import DivergedError, TrainingError
 from ...kinds import TrainingPart
 from ...ports.facts import ImageFacts
 from ...recipes import TrainSettings
@@ -87,8 +87,8 @@ class Trainee:
         """Take an optimiser step; return the batch's loss and the norm of its gradient.
 
         Raises:
-            TrainingError: One of the two is not finite, a trained tensor gets no gradient in the first step, or the
-                optimiser fails.
+            DivergedError: One of the two is not finite.
+            TrainingError: A trained tensor gets no gradient in the first step, or the optimiser fails.
         """
         self.optimizer.zero_grad()  # of what was computed before the run, or by a step that an error ended
         loss_of_batch = self._backward(parts, first=first)
@@ -99,7 +99,7 @@ class Trainee:
         for what, value in (("loss", loss_of_batch), ("norm of the gradient", gradient_norm.item())):
             if not math.isfinite(value):
                 rate = learning_rate(self.settings, number - 1)
-                raise TrainingError(f"the {what} is {value}: lower the learning rate (now {rate:.3g})")
+                raise DivergedError(f"the {what} is {value}: lower the learning rate (now {rate:.3g})")
         if self.settings.clip_norm:
             clip_grads_with_norm_(self.parameters.values(), self.settings.clip_norm, gradient_norm)
         with users_code(f"the step of the optimiser {type(self.optimizer).__name__} failed"):
