@@ -76,17 +76,6 @@ def measured(part: str) -> Callable[[], str]:
     return write
 
 
-def plot(image: str, command: str, title: str) -> Callable[[], str]:
-    """A plot, where it was drawn."""
-
-    def write() -> str:
-        if not (Path(__file__).resolve().parents[2] / "images" / image).exists():
-            return f"*Not drawn yet: `{command}` draws it from the results.*"
-        return f"![{title}](images/{image})"
-
-    return write
-
-
 def hours(results: Any) -> str:
     """How long the trainings of a benchmark took."""
     seconds = [cell["seconds"] for cell in results["cells"].values() if "seconds" in cell]
