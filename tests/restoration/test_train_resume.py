@@ -26,7 +26,7 @@ from torch import Tensor
 import lowpeft
 import training_runs
 from lowpeft import storage
-from lowpeft.errors import DataError, TrainingError
+from lowpeft.errors import DataError, DivergedError, TrainingError
 from lowpeft.restoration.training import Processes, checkpoint, checkpoints, last_step, train
 from tiers import by_default
 from training_runs import SETTINGS, Samples, go, model_of
@@ -545,8 +545,9 @@ def test_what_is_not_finite_stops_the_run_and_gets_into_no_checkpoint(
             with torch.no_grad():
                 next(p for n, p in lowpeft.adapter_parameters(model) if n.startswith(where)).fill_(math.nan)
 
-    with pytest.raises(TrainingError, match=rf"step 4\b.*step-00000002\b.* {reason}"):
+    with pytest.raises(TrainingError, match=rf"step 4\b.*step-00000002\b.* {reason}") as caught:
         train(model, Samples(), SETTINGS, out=tmp_path, report=poison)
+    assert isinstance(caught.value, DivergedError) == reason.startswith("loss")
     go("full", SETTINGS, out=tmp_path, resume=True)
     assert same(tmp_path, reference, "full")
 
@@ -561,7 +562,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(tmp_path: Path) -> None
 
     model = Edge()
     before = {k: v.clone() for k, v in model.state_dict().items() if "norm" not in k}
-    with pytest.raises(TrainingError, match=r"step 1\b.* gradient is nan"):
+    with pytest.raises(DivergedError, match=r"step 1\b.* gradient is nan"):
         train(model, Samples(), SETTINGS, out=tmp_path)
     assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
 
