@@ -4,16 +4,17 @@
 
 Two tasks. `noise10`: Gaussian noise of 10 of 255 on the LR views, of its own in each view, fresh in every crop, then 8
 bit. `clean`: bicubic x4. Training pairs are those of `stereo/train` without 8 that are held out, on which learning
-rates are chosen: every row tries three in short runs of the first seed, and more until the best one has a worse one on
-either side (cells TASK/ROW/short/RATE). The best one and the next lower one are trained in full by the first seed, the
-better of the two by the other seeds (TASK/ROW/RATE/seed-N), and measured on the 25 pairs of `stereo/test`. A control
-(TASK/ROW/control/…) is the same recipe, trained and measured with each view given twice, with the same images in every
-step; its rate is chosen in the same way.
+rates are chosen: every row tries three in runs of a third of the steps by the first seed, and more until none beside
+the best one is better (cells TASK/ROW/short/RATE). The best one and the next lower one are trained in full by the
+first seed, the better of the two by the other seeds (TASK/ROW/RATE/seed-N), and measured on the 25 pairs of
+`stereo/test`. A control (TASK/ROW/control/…) is the same recipe, trained and measured with each view given twice, with
+the same images in every step; its rate is chosen in the same way.
 
 A cell is written at once, and training writes checkpoints into its folder, so an interrupted run goes on where it
 stopped; several processes can share the file, with rows of their own. Other rows are bundled recipes. On a GPU:
-`--device cuda --steps 20000 --batch 8 --out OTHER.json`. Needs the extra `demo` and a folder with `stereo/train`,
-`stereo/test`, `stereo/test_lr_x4_matlab` and `weights`; five to forty minutes a cell on one core (OMP_NUM_THREADS=1).
+`--device cuda --steps 20000 --batch 8 --out OTHER.json --runs OTHER`. Needs the extra `demo` and a folder with
+`stereo/train`, `stereo/test`, `stereo/test_lr_x4_matlab` and `weights`; five to forty minutes a cell on one core
+(OMP_NUM_THREADS=1).
 """
 
 from __future__ import annotations
