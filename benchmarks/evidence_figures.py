@@ -168,7 +168,10 @@ def steps_of(results: Mapping[str, Any], task: str) -> int:
 
 
 def draw(results: Mapping[str, Any], out: Path) -> None:
-    """Draw gains over steps on the held-out pairs, and over the control in every test scene, into a PNG file."""
+    """Draw gains over steps on the held-out pairs, and in every test scene, into a PNG file.
+
+    Those in test scenes are over the control; of a task without one over the frozen network.
+    """
     from matplotlib.figure import Figure
 
     cells = results["cells"]
@@ -201,7 +204,10 @@ def _draw_curves(axes: Any, cells: Cells, task: str) -> None:
 
 def _draw_scenes(axes: Any, cells: Cells, task: str, column: int) -> None:
     rows = rows_of(cells, task)
-    gains = {name: by_scene for name in rows if (by_scene := gains_by_scene(cells, f"{task}/{name}", column))}
+    over, gains = "control", {name: gains_by_scene(cells, f"{task}/{name}", column) for name in rows}
+    if not any(gains.values()):
+        over, gains = "frozen network", {name: _gains_over_frozen(cells, task, name, column) for name in rows}
+    gains = {name: by_scene for name, by_scene in gains.items() if by_scene}
     first: dict[str, float] = next(iter(gains.values()), {})
     scenes = sorted(first, key=first.__getitem__)
     for name, by_scene in gains.items():
@@ -209,9 +215,15 @@ def _draw_scenes(axes: Any, cells: Cells, task: str, column: int) -> None:
         axes.plot([by_scene[scene] for scene in scenes], range(len(scenes)), "o", color=color, markersize=3, label=name)
     axes.set_yticks(range(len(scenes)), labels=scenes, fontsize=5)
     axes.axvline(0, color="0.5", linewidth=0.8)
-    axes.set(title=task, xlabel="dB over the control, mean of the seeds, test pairs")
+    axes.set(title=task, xlabel=f"dB over the {over}, mean of the seeds, test pairs")
     axes.grid(color="0.92")
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def _gains_over_frozen(cells: Cells, task: str, row: str, column: int) -> dict[str, float]:
+    frozen = cells[f"{task}/frozen"]["adapted"]["scenes"]
+    ours = [cell["adapted"]["scenes"] for cell in seeds_of(cells, f"{task}/{row}").values()]
+    return {scene: fmean(scenes[scene][column] for scenes in ours) - frozen[scene][column] for scene in frozen}
 
 
 def gains_by_scene(cells: Cells, row: str, column: int) -> dict[str, float]:

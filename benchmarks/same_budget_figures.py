@@ -238,6 +238,7 @@ def draw(results: Mapping[str, Any], network: str, budget: str, out: Path) -> No
         if bicubic > frozen:  # else it is far to the left
             axes.axvline(bicubic - frozen, color="0.5", linewidth=0.8, linestyle=":")
         axes.set_yticks(range(len(rows)), labels=[f"{row.name}, {row.trained:,}" for row in rows], fontsize=8)
-        axes.set(xlabel=f"dB over frozen (blue: {budget} of the parameters; orange: other sizes)", title=task)
+        axes.set(xlabel="dB over the frozen network", title=task)
         axes.grid(color="0.92")
+    figure.supxlabel(f"blue: {budget} of the parameters; orange: other sizes; dotted: bicubic", fontsize=9)
     save_figure(figure, out)
