@@ -21,6 +21,7 @@ import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -74,7 +75,7 @@ FIRST_RATE = {"near": 3e-4, "far": 3e-3}
 """The lowest of the three that are tried first."""
 
 ATTENTION, MLP = ["**.qkv", "**.proj"], ["**.mlp.*"]
-PEFT = "peft-lora"
+PEFT, PEFT_PACKAGE = "peft-lora", "peft"
 
 
 @dataclass(frozen=True)
@@ -321,6 +322,8 @@ def check(parser: ArgumentParser, options: Namespace) -> None:
         allowed_by(options.budget, 1_000_000)
     except lowpeft.PlanError as error:
         parser.error(error.message)
+    if PEFT in options.rows and not find_spec(PEFT_PACKAGE):
+        parser.error(f"the row {PEFT} needs `pip install {PEFT_PACKAGE}`")
     if options.crop % 8:
         parser.error(f"--crop {options.crop} is no multiple of 8 px")
     if options.plot and len(options.networks) > 1:
@@ -343,7 +346,7 @@ def main() -> None:
     if options.plot:
         draw(results_in(options.out), options.networks[0], options.budget, options.plot)
         return
-    beside = ["peft"] if PEFT in options.rows else []
+    beside = [PEFT_PACKAGE] if find_spec(PEFT_PACKAGE) else []
     head = {
         **provenance("python benchmarks/methods.py --data DATA", "spandrel", "scikit-image", *beside),
         "device": f"{options.device}, {torch.get_num_threads()} threads of {os.cpu_count()} cores",
