@@ -80,6 +80,6 @@ def hours(results: Any) -> str:
     """How long the trainings of a benchmark took."""
     seconds = [cell["seconds"] for cell in results["cells"].values() if "seconds" in cell]
     return (
-        f"So far {len(seconds)} trainings, {sum(seconds) / 3600:.1f} hours by the clock, each on one core of a machine "
+        f"{len(seconds)} trainings, {sum(seconds) / 3600:.1f} hours by the clock, each on one core of a machine "
         "that did other things too."
     )
