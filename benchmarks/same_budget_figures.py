@@ -202,7 +202,7 @@ def _rates(row: RowFigures | None) -> str:
         return "–"
     best = row.by_rate[row.rate]
     others = sorted((rate, db) for rate, db in row.by_rate.items() if rate != row.rate)
-    losses = ", ".join(f"{rate:g}: {db - best:.2f}" if db else f"{rate:g}: diverged" for rate, db in others)
+    losses = ", ".join(f"{rate:g}: {db - best:.3f}" if db else f"{rate:g}: diverged" for rate, db in others)
     return f"**{row.rate:g}** ({losses})"
 
 

@@ -99,7 +99,7 @@ def test_a_seed_that_diverged_is_not_counted(results: dict[str, Any]) -> None:
 def test_what_other_rates_lose_and_what_a_row_costs(results: dict[str, Any]) -> None:
     assert figures.rate_rows(results, "net", "2%", ["far"]) == [
         ["`full`", "**0.001** ()"],
-        ["`lora`", "**0.001** (0.003: -1.00)"],
+        ["`lora`", "**0.001** (0.003: -1.000)"],
     ]
     rows = figures.cost_rows(results, "net", "2%")
     assert rows[0] == ["`lora`", "yes", "0.50", "0.70", "2"]
