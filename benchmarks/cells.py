@@ -118,6 +118,15 @@ def run_cells(
                 write_json(out, {**head, "cells": dict(sorted(cells.items()))})
 
 
+def processor() -> str:
+    """The processor, on which the last bits of a training depend: its vendor, family and model, and what torch uses."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().split("\n\n")[0].splitlines() if info.exists() else []
+    found = dict((part.strip() for part in line.split(":", 1)) for line in lines if ":" in line)
+    names = (found.get(key, "") for key in ("vendor_id", "cpu family", "model"))
+    return " ".join([*names, torch.backends.cpu.get_cpu_capability()]).strip()
+
+
 def _lock_of(out: Path) -> Path:
     """A file to lock for a results file, elsewhere and never removed, so that all processes lock the same one."""
     name = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]

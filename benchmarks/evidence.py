@@ -40,6 +40,7 @@ from cells import (
     errors_in_words,
     options_of_cells,
     positive,
+    processor,
     results_in,
     run_cells,
     settings_without_rate,
@@ -211,6 +212,7 @@ class Run:
             "rate": self.rate,
             "steps": self.steps,
             "seconds": round(done.seconds),
+            "processor": processor(),
         }
         return model, figures | ({"held_out_curve": curve(folder)} if self.curve else {})
 

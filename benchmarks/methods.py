@@ -39,6 +39,7 @@ from cells import (
     errors_in_words,
     options_of_cells,
     positive,
+    processor,
     results_in,
     run_cells,
     settings_without_rate,
@@ -190,7 +191,7 @@ def run_cell(options: Namespace, cell: Cell) -> dict[str, object]:
     except DivergedError as error:
         return {DIVERGED: error.message, "held_out_db": 0.0}
     figures = figures_of(options.data, scale, loading, by_network(model))
-    return {"trained": done.parameters, **figures, "seconds": round(done.seconds)}
+    return {"trained": done.parameters, **figures, "seconds": round(done.seconds), "processor": processor()}
 
 
 def run_untrained(options: Namespace, network: str, task: str, name: str) -> dict[str, object]:
