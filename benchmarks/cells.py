@@ -153,7 +153,7 @@ def _other_settings(there: Mapping[str, Any], head: Mapping[str, object]) -> str
 
 def unfinished(out: Path | None, names: Sequence[str]) -> list[str]:
     """The named cells that the results file does not have, or that were skipped there for a reason."""
-    cells = {} if out is None else cells_of(out)
+    cells = cells_of(out)
     return [name for name in names if SKIPPED in cells.get(name, {SKIPPED: "not run"})]
 
 
@@ -173,9 +173,9 @@ def results_in(out: Path) -> dict[str, Any]:
     return {**results, "cells": dict(cells)}
 
 
-def cells_of(out: Path) -> dict[str, Any]:
-    """The cells that a results file has."""
-    return dict(results_in(out).get("cells", {}))
+def cells_of(out: Path | None) -> dict[str, Any]:
+    """The cells that a results file has; none without a file."""
+    return {} if out is None else dict(results_in(out).get("cells", {}))
 
 
 def rates_to_try(found: Mapping[float, float]) -> tuple[float, set[float]]:
@@ -197,7 +197,7 @@ def best_rate(
     slower: int = 0,
     untrained: float = -math.inf,
 ) -> float:
-    """Run three learning rates, then more until the best one has a worse one on either side; return it.
+    """Run three learning rates, then more until none beside the best one is better; return it.
 
     As long as none is better than no training, lower ones are not tried: they only come nearer to it.
 

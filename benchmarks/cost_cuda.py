@@ -15,7 +15,6 @@ compiling another one or two.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cells import SKIPPED, run_cells, unfinished
+from cells import SKIPPED, cells_of, run_cells, unfinished
 from common import options_of
 from cost import REFERENCES, chosen, head_of, selection, wanted_rows
 from cost_rows import (
@@ -257,7 +256,7 @@ def compile_rows() -> list[str]:
 # --- The command line
 def wrong(out: Path | None) -> list[str]:
     """Cells of optimised rows in which the math kernel ran, on networks whose attention is rewritten."""
-    cells = {} if out is None or not out.exists() else json.loads(out.read_text())["cells"]
+    cells = cells_of(out)
     fused = {f"{name}/{row}/memory" for name in FUSED for row, each in rows().items() if each.fused}
     return [name for name in sorted(fused & cells.keys()) if MATH in cells[name].get("attention", {})]
 

@@ -4,7 +4,7 @@
 
 Two tasks for a frozen network x4. `near`: bicubic LR images, as it was trained on, of other images. `far`: the LR
 images have Gaussian noise of 25 of 255, fresh in every crop. Every row is trained with three learning rates by the
-first seed, and with more until the best one has a worse one on either side, but with none below one that is no better
+first seed, and with more until none beside the best one is better, but with none below one that is no better
 than the frozen network; the rate that is best on held-out training images is then trained with the other seeds. A cell
 is NETWORK/BUDGET/TASK/ROW/RATE/seed-N; it is trained and measured once and written at once, so an interrupted run goes
 on where it stopped, and several processes can share the file, with rows of their own. `--cost` writes what a step of

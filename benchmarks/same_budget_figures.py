@@ -154,7 +154,7 @@ def behind(row: RowFigures, best: RowFigures | None) -> str:
     limits = interval(differences)
     if limits is None:
         return f"{fmean(differences):.3f}"
-    words = "" if resolved(differences) else ", not resolved"
+    words = "" if _without_0(limits) else ", not resolved"
     return f"{fmean(differences):.3f} ({limits[0]:.3f} to {limits[1]:.3f}){words}"
 
 
@@ -166,7 +166,11 @@ def differences_of(row: RowFigures, other: RowFigures) -> list[float]:
 def resolved(differences: Sequence[float]) -> bool:
     """Whether the 95 % interval of differences over seeds, by Student's t, leaves out 0."""
     limits = interval(differences)
-    return limits is not None and not limits[0] <= 0 <= limits[1]
+    return limits is not None and _without_0(limits)
+
+
+def _without_0(limits: tuple[float, float]) -> bool:
+    return not limits[0] <= 0 <= limits[1]
 
 
 def unresolved(results: Mapping[str, Any], network: str, budget: str, task: str) -> str:
