@@ -49,7 +49,9 @@ class TrainSettings:
     crop_width_px: int = setting(320, "Width of the HR crop, in pixels", least=1)
     loss: str = setting("l1", f"Loss on values 0..1: {', '.join(LOSSES)}, or a sum with weights such as 'l1 + 0.1*fft'")
     optimizer: Optimizer = setting("adamw", "Optimiser of torch.optim: adamw, adam, nadam or sgd")
-    learning_rate: float = setting(5e-4, "Peak learning rate", above=0)
+    learning_rate: float = setting(
+        5e-4, "Peak learning rate; a recipe's is for the recipe's steps, and much shorter runs want more", above=0
+    )
     rates: tuple[str, ...] = setting(
         (),
         "Factors of the learning rate, each PATTERN=FACTOR: for the tensors of a kind of adapter (stereo=2) or with "
