@@ -7,8 +7,9 @@ images have Gaussian noise of 25 of 255, fresh in every crop. Every row is train
 first seed, and with more until none beside the best one is better, but with none below one that is no better
 than the frozen network; the rate that is best on held-out training images is then trained with the other seeds. A cell
 is NETWORK/BUDGET/TASK/ROW/RATE/seed-N; it is trained and measured once and written at once, so an interrupted run goes
-on where it stopped, and several processes can share the file, with rows of their own. `--cost` writes what a step of
-each row costs, all rows in turns, and needs a machine that does nothing else.
+on where it stopped, and several processes can share the file, with rows of their own. `--forgetting` trains rows on
+`far` once more and measures them on `near` too. `--cost` writes what a step of each row costs, all rows in turns, and
+needs a machine that does nothing else.
 
 More rows (any bundled recipe), budgets and networks are options; a GPU takes `--device cuda --steps 20000 --batch 16
 --out OTHER.json`. Needs the extra `spandrel`, `pip install peft` for the row of peft, and a folder with
@@ -20,7 +21,7 @@ from __future__ import annotations
 import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
@@ -50,9 +51,8 @@ from counting import kept_bytes
 from lowpeft.core.attachment.record import module_of
 from lowpeft.errors import DivergedError
 from lowpeft.kinds import get_kind
-from lowpeft.ports.facts import Backbone
 from lowpeft.ports.layouts import Size
-from lowpeft.recipes import Recipe, TrainSettings, load_recipe, override
+from lowpeft.recipes import TrainSettings, load_recipe
 from lowpeft.recipes.budget import parameters_of as allowed_by
 from lowpeft.recipes.table import bundled
 from lowpeft.restoration.data import Crops, Loading, Scene, find_scenes, load_example
@@ -60,61 +60,36 @@ from lowpeft.restoration.degradations import degradation
 from lowpeft.restoration.evaluation import by_bicubic, by_network, measure
 from lowpeft.restoration.evaluation.measure import Enhance
 from lowpeft.restoration.metrics import WHOLE_RGB
-from lowpeft.restoration.training import build_model, train
+from lowpeft.restoration.training import Trained, train
 from lowpeft.tables import text
-from same_budget_figures import HEAD, OWN_SIZE, UNTRAINED, draw, held_out_by_rate, task_rows
+from same_budget_figures import (
+    FORGETTING_HEAD,
+    HEAD,
+    NEW,
+    OLD,
+    OWN_SIZE,
+    UNTRAINED,
+    draw,
+    forgetting_rows,
+    held_out_by_rate,
+    rows_of,
+    task_rows,
+)
+from same_budget_rows import PEFT, PEFT_PACKAGE, ROWS, model_of, recipe_of, row_of
 
 NETWORKS = {"dctlsa": "DCTLSA_x4.pt", "craft": "CRAFT_x4.pth"}
-TASKS = {"near": Loading(), "far": Loading(degrade=degradation("down:4,noise:25,8bit"))}
+SCALE = 4
+"""Of the networks and of the tasks."""
+
+TASKS = {OLD: Loading(), NEW: Loading(degrade=degradation("down:4,noise:25,8bit"))}
 HELD_OUT = 20
 """Training images, the last by name, that choose the rate and are not trained on."""
 
 HELD_OUT_LR_PX, TEST_LR_PX = (64, 64), (80, 80)
 """The middle of an image that is measured, at most."""
 
-FIRST_RATE = {"near": 3e-4, "far": 3e-3}
+FIRST_RATE = {OLD: 3e-4, NEW: 3e-3}
 """The lowest of the three that are tried first."""
-
-ATTENTION, MLP = ["**.qkv", "**.proj"], ["**.mlp.*"]
-PEFT, PEFT_PACKAGE = "peft-lora", "peft"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A method: a bundled recipe at the budget, or at a size of its own.
-
-    Attributes:
-        recipe: The recipe.
-        target: Layers that it changes, where all of the recipe's are too many for the smallest rank.
-        sized: False for what has no size to choose; the row is then a point beside the budget.
-        slower: How many places lower on `LADDER` its learning rates begin.
-    """
-
-    recipe: str
-    target: Sequence[str] | None = None
-    sized: bool = True
-    slower: int = 0
-
-
-ROWS = {
-    "lora": Row("lora", target=ATTENTION),
-    PEFT: Row("lora", target=ATTENTION),
-    "dora": Row("dora", target=ATTENTION),
-    "adalora": Row("adalora", target=ATTENTION),
-    "lokr": Row("lokr"),
-    "fact-tk": Row("fact-tk"),
-    "convpass": Row("convpass"),
-    "adaptformer": Row("adaptformer"),
-    "houlsby": Row("houlsby"),
-    "spatial": Row("spatial"),
-    "adaptir": Row("adaptir"),
-    "lora-mlp": Row("lora", target=MLP),
-    "lora-all": Row("lora"),
-    "ssf": Row("ssf", sized=False),
-    "bitfit": Row("bitfit", sized=False),
-    "ia3": Row("ia3", sized=False),
-    "full": Row("full", sized=False, slower=3),
-}
 
 
 @dataclass(frozen=True)
@@ -132,65 +107,24 @@ class Cell:
         return f"{self.network}/{self.budget}/{self.task}/{self.row}/{self.rate:g}/seed-{self.seed}"
 
 
-def row_of(name: str) -> Row:
-    """A row of the table, or any other bundled recipe on all of its layers."""
-    return ROWS.get(name) or Row(name)
-
-
-def recipe_of(name: str, budget: str) -> Recipe:
-    """The recipe of a row, with its target and the budget; statistics of batch norms stay frozen for every row."""
-    row = row_of(name)
-    changes: dict[str, Any] = {"freeze_statistics": True}
-    if row.target:
-        changes["target"] = list(row.target)
-    if row.sized:
-        changes["budget"] = budget
-    return override(load_recipe(row.recipe), changes)
-
-
-def model_of(base: Backbone, name: str, budget: str, settings: TrainSettings) -> object:
-    """The model of a row that is trained: the network with its adapters."""
-    recipe = replace(recipe_of(name, budget), training=settings)
-    return peft_model(base, recipe, settings.seed) if name == PEFT else build_model(base, recipe)
-
-
-def peft_model(base: Backbone, recipe: Recipe, seed: int) -> Backbone:
-    """The network with peft's LoRA in the layers, and of the rank, that lowpeft's row has.
-
-    In training mode, peft leaves batch norms to move their statistics; here they are held by hand.
-    """
-    import peft
-
-    def hold(layer: nn.Module, _: object) -> None:
-        layer.eval()
-
-    planned = lowpeft.plan(base, recipe)
-    rank = planned.recipe.adapters[0].rank
-    module = module_of(base)
-    for layer in module.modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            layer.register_forward_pre_hook(hold)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=[site.path for site in planned.sites])
-        peft.inject_adapter_in_model(config, module)
-    return base
+def trained(options: Namespace, cell: Cell) -> tuple[object, Trained]:
+    """Train the model of a cell."""
+    base = lowpeft.load_backbone(options.data / "weights" / NETWORKS[cell.network])
+    settings = settings_of(options, cell.rate, cell.seed)
+    crop, scenes = (settings.crop_height_px, settings.crop_width_px), training_scenes(options.data)[:-HELD_OUT]
+    source = Crops(scenes, SCALE, crop_px=crop, seed=cell.seed, loading=TASKS[cell.task])
+    model: Any = model_of(base, cell.row, cell.budget, settings)
+    module_of(model).to(options.device)
+    return model, train(model, source, settings)
 
 
 def run_cell(options: Namespace, cell: Cell) -> dict[str, object]:
     """Train one cell, and measure it on the held-out images and on the test images."""
-    base = lowpeft.load_backbone(options.data / "weights" / NETWORKS[cell.network])
-    scale, loading = lowpeft.describe(base).scale or 4, TASKS[cell.task]
-    settings = settings_of(options, cell.rate, cell.seed)
-    crop = (settings.crop_height_px, settings.crop_width_px)
-    source = Crops(training_scenes(options.data)[:-HELD_OUT], scale, crop_px=crop, seed=cell.seed, loading=loading)
-    model: Any = model_of(base, cell.row, cell.budget, settings)
-    module_of(model).to(options.device)
     try:
-        done = train(model, source, settings)
+        model, done = trained(options, cell)
     except DivergedError as error:
         return {DIVERGED: error.message, "held_out_db": 0.0}
-    figures = figures_of(options.data, scale, loading, by_network(model))
+    figures = figures_of(options.data, TASKS[cell.task], by_network(model))
     return {"trained": done.parameters, **figures, "seconds": round(done.seconds), "processor": processor()}
 
 
@@ -198,8 +132,7 @@ def run_untrained(options: Namespace, network: str, task: str, name: str) -> dic
     """Measure the frozen network, or bicubic."""
     base = lowpeft.load_backbone(options.data / "weights" / NETWORKS[network])
     module_of(base).to(options.device)
-    scale = lowpeft.describe(base).scale or 4
-    return figures_of(options.data, scale, TASKS[task], by_bicubic(scale) if name == "bicubic" else by_network(base))
+    return figures_of(options.data, TASKS[task], by_bicubic(SCALE) if name == "bicubic" else by_network(base))
 
 
 def parameters_of(data: Path, network: str) -> int:
@@ -215,12 +148,12 @@ def test_scenes(data: Path) -> Sequence[Scene]:
     return find_scenes(data / "single" / "Kodak24", views=1)
 
 
-def figures_of(data: Path, scale: int, loading: Loading, enhance: Enhance) -> dict[str, object]:
+def figures_of(data: Path, loading: Loading, enhance: Enhance) -> dict[str, object]:
     """PSNR on the held-out training images, their mean, and on every test image."""
 
     def db(scenes: Sequence[Scene], lr_px: Size) -> list[float]:
-        examples = (middle(load_example(scene, scale, loading=loading), lr_px) for scene in scenes)
-        report = measure(enhance, examples, scale=scale, protocol=WHOLE_RGB)
+        examples = (middle(load_example(scene, SCALE, loading=loading), lr_px) for scene in scenes)
+        report = measure(enhance, examples, scale=SCALE, protocol=WHOLE_RGB)
         return [round(row.values[0], 4) for row in report.rows]
 
     held_out = db(training_scenes(data)[-HELD_OUT:], HELD_OUT_LR_PX)
@@ -264,6 +197,37 @@ def run_row(options: Namespace, head: dict[str, object], network: str, task: str
     run(options.rates, options.seeds)
 
 
+def run_forgetting(options: Namespace, head: dict[str, object]) -> None:
+    """Train rows on the new task once more, with their rate there, and measure them on the old one too."""
+    for network in options.networks:
+        for task in TASKS:
+            for name in UNTRAINED:
+                run_row(options, head, network, task, name)
+        rates = {row.name: row.rate for row in rows_of(results_in(options.out), network, options.budget, NEW)}
+        if missing := [name for name in options.rows if name not in rates]:
+            raise SystemExit(f"{options.out} has no cells {network}/…/{NEW}/ of {', '.join(missing)}: run these first")
+        for seed in options.seeds:
+            for name in options.rows:
+                size = options.budget if row_of(name).sized else OWN_SIZE
+                cell = Cell(network, size, NEW, name, rates[name], seed)
+                key = f"{network}/{options.budget}/forgetting/{name}/{seed}"
+                run_cells(options.out, head, [key], lambda _, cell=cell: _forgetting(options, cell))
+        lines = forgetting_rows(results_in(options.out), network, options.budget)
+        print(f"\n{network}\n{text([FORGETTING_HEAD, *lines])}")
+
+
+def _forgetting(options: Namespace, cell: Cell) -> dict[str, object]:
+    model, done = trained(options, cell)
+    figures = {task: figures_of(options.data, loading, by_network(model)) for task, loading in TASKS.items()}
+    return {
+        "trained": done.parameters,
+        "rate": cell.rate,
+        **figures,
+        "seconds": round(done.seconds),
+        "processor": processor(),
+    }
+
+
 def run_cost(options: Namespace, head: dict[str, object]) -> None:
     """Write what a step of each row costs: kept bytes, and seconds of a step, the rows taking turns."""
     for network in options.networks:
@@ -290,7 +254,7 @@ def run_cost(options: Namespace, head: dict[str, object]) -> None:
 
 def _loss(model: nn.Module, options: Namespace) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    lr = torch.rand(options.batch, 3, options.crop // 4, options.crop // 4, generator=generator)
+    lr = torch.rand(options.batch, 3, options.crop // SCALE, options.crop // SCALE, generator=generator)
     output: torch.Tensor = model(lr.to(options.device))
     return output.abs().mean()
 
@@ -341,6 +305,7 @@ def main() -> None:
     parser.add_argument("--steps", type=positive, default=200)
     parser.add_argument("--crop", type=positive, default=128, help="side of the square HR crops, in px")
     parser.add_argument("--cost", action="store_true", help="write what a step of each row costs, and nothing else")
+    parser.add_argument("--forgetting", action="store_true", help="measure on `near` what was trained on `far`")
     parser.add_argument("--rounds", type=positive, default=15, help="of --cost")
     options = checked(parser, ("single/BSDS500", "single/Kodak24", "weights"))
     check(parser, options)
@@ -364,6 +329,9 @@ def main() -> None:
     }
     if options.cost:
         run_cost(options, head)
+        return
+    if options.forgetting:
+        run_forgetting(options, head)
         return
     for network in options.networks:
         for task in options.tasks:

@@ -15,11 +15,15 @@ from lowpeft.core.planning.budget import MET
 from lowpeft.recipes.budget import parameters_of
 from lowpeft.restoration.evaluation.difference import interval
 
+OLD, NEW = "near", "far"
+"""Names of the task that the network was trained for, and of the one that is new to it."""
+
 UNTRAINED = ("bicubic", "frozen")
 OWN_SIZE = "own"
 """In place of the budget of a row that has no size to choose."""
 
 HEAD = ("row", "trained", "of the network", "rate", "seeds", "PSNR, dB", "over frozen", "behind the best of the budget")
+FORGETTING_HEAD = ("row", "trained", "seeds", "new task, over frozen", "old task, over frozen")
 COST_HEAD = ("row", "mergeable", "kept bytes, of full", "forward and backward, of full", "file, kB")
 
 
@@ -208,6 +212,25 @@ def _rates(row: RowFigures | None) -> str:
     others = sorted((rate, db) for rate, db in row.by_rate.items() if rate != row.rate)
     losses = ", ".join(f"{rate:g}: {db - best:.3f}" if db else f"{rate:g}: diverged" for rate, db in others)
     return f"**{row.rate:g}** ({losses})"
+
+
+def forgetting_rows(results: Mapping[str, Any], network: str, budget: str) -> list[list[str]]:
+    """One row for each method that was trained on the new task: what it gives there, and on the old one, best there."""
+    prefix = f"{network}/{budget}/forgetting/"
+    by_row: dict[str, list[Any]] = {}
+    for key, cell in results["cells"].items():
+        if key.startswith(prefix):
+            by_row.setdefault(key.removeprefix(prefix).partition("/")[0], []).append(cell)
+
+    def over_frozen(cells: Sequence[Any], task: str) -> list[float]:
+        before = fmean(results["cells"][f"{network}/{task}/frozen"]["test_db"])
+        return [fmean(cell[task]["test_db"]) - before for cell in cells]
+
+    lines = []
+    for name, cells in sorted(by_row.items(), key=lambda item: -fmean(over_frozen(item[1], OLD))):
+        gains = [with_spread(over_frozen(cells, task), sign="+") for task in (NEW, OLD)]
+        lines.append([f"`{name}`", f"{cells[0]['trained']:,}", str(len(cells)), *gains])
+    return lines
 
 
 def cost_rows(results: Mapping[str, Any], network: str, budget: str) -> list[list[str]]:

@@ -58,6 +58,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "merge-parity": base.section("merge_parity", methods.merge_parity),
     "same-budget-cost": base.section("methods", methods.same_budget_cost),
     "same-budget-far": base.section("methods", methods.same_budget("far")),
+    "same-budget-forgetting": base.section("methods", methods.same_budget_forgetting),
     "same-budget-hours": base.section("methods", base.hours),
     "same-budget-near": base.section("methods", methods.same_budget("near")),
     "same-budget-rates": base.section("methods", methods.same_budget_rates),

@@ -53,6 +53,20 @@ def test_a_row_has_its_spread_and_its_distance_from_the_best(results: dict[str, 
     assert all(len(row) == len(figures.HEAD) for row in rows)
 
 
+def test_the_old_task_is_shown_beside_the_new_one(results: dict[str, Any]) -> None:
+    def cell(old: float, new: float) -> dict[str, Any]:
+        return {"trained": 20, "rate": 0.001, "near": {"test_db": [old] * 2}, "far": {"test_db": [new] * 2}}
+
+    results["cells"] |= {"net/near/frozen": {"test_db": [30.0, 30.0]}}
+    results["cells"] |= {f"net/2%/forgetting/{name}/0": cell(old, 25) for name, old in (("lora", 26), ("ssf", 28))}
+    results["cells"] |= {"net/2%/forgetting/lora/1": cell(27, 26), "net/5%/forgetting/lora/0": cell(0, 0)}
+    assert figures.forgetting_rows(results, "net", "2%") == [
+        ["`ssf`", "20", "1", "+4.500", "-2.000"],
+        ["`lora`", "20", "2", "+5.000 ± 0.707", "-3.500 ± 0.707"],
+    ]
+    assert [row.name for row in figures.rows_of(results, "net", "2%", "far")] == ["full", "lora"]
+
+
 def test_a_row_whose_size_misses_the_budget_is_beside_it(results: dict[str, Any]) -> None:
     for seed in range(3):
         results["cells"][f"net/2%/far/lora/0.001/seed-{seed}"]["trained"] = 24

@@ -64,3 +64,9 @@ def same_budget_rates(results: Any) -> str:
 def same_budget_cost(results: Any) -> str:
     """What the methods cost at one budget."""
     return measured_table(same_budget_figures.COST_HEAD, same_budget_figures.cost_rows(results, *SAME_BUDGET))
+
+
+def same_budget_forgetting(results: Any) -> str:
+    """What a network gives on its old task after it was trained on the new one."""
+    rows = same_budget_figures.forgetting_rows(results, *SAME_BUDGET)
+    return measured_table(same_budget_figures.FORGETTING_HEAD, rows)
