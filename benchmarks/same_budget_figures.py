@@ -178,7 +178,10 @@ def _without_0(limits: tuple[float, float]) -> bool:
 
 
 def unresolved(results: Mapping[str, Any], network: str, budget: str, task: str) -> str:
-    """A sentence that names the pairs of rows that their seeds do not tell apart; empty before there are seeds."""
+    """A sentence that names the pairs of rows that their seeds do not tell apart, or do, whichever are fewer.
+
+    Empty before there are seeds.
+    """
     rows = rows_of(results, network, budget, task)
     pairs = {
         (row.name, other.name): resolved(differences)
@@ -186,16 +189,23 @@ def unresolved(results: Mapping[str, Any], network: str, budget: str, task: str)
         for other in rows[place + 1 :]
         if len(differences := differences_of(row, other)) > 1
     }
-    if not pairs or all(pairs.values()):
+    told = [pair for pair, apart in pairs.items() if apart]
+    untold = [pair for pair, apart in pairs.items() if not apart]
+    if not untold:
         return ""
-    if not any(pairs.values()):
+    if not told:
         return "The seeds tell no two rows apart."
-    by_row: dict[str, list[str]] = {}
-    for (row, other), told in pairs.items():
-        if not told:
-            by_row.setdefault(row, []).append(f"`{other}`")
-    said = "; ".join(f"`{row}`: {', '.join(others)}" for row, others in by_row.items())
-    return f"Not told apart by the seeds, each row from those behind it: {said}."
+    if len(told) < len(untold):
+        return f"The seeds tell apart no rows but these, each from some behind it: {_by_first(told)}."
+    return f"Not told apart by the seeds, each row from some behind it: {_by_first(untold)}."
+
+
+def _by_first(pairs: Sequence[tuple[str, str]]) -> str:
+    """Pairs of names, as each first name with the second ones of its pairs."""
+    by_first: dict[str, list[str]] = {}
+    for first, second in pairs:
+        by_first.setdefault(first, []).append(f"`{second}`")
+    return "; ".join(f"`{first}`: {', '.join(seconds)}" for first, seconds in by_first.items())
 
 
 def rate_rows(results: Mapping[str, Any], network: str, budget: str, tasks: Sequence[str]) -> list[list[str]]:

@@ -101,7 +101,14 @@ def test_pairs_that_are_not_told_apart_are_named(results: dict[str, Any]) -> Non
         f"net/2%/far/ia3/0.001/seed-{seed}": {"trained": 20, "held_out_db": 1, "test_db": [1 + seed / 9]}
         for seed in range(3)
     }
-    assert figures.unresolved(results, "net", "2%", "far").endswith("behind it: `lora`: `full`.")
+    assert figures.unresolved(results, "net", "2%", "far").endswith(
+        "Not told apart by the seeds, each row from some behind it: `lora`: `full`."
+    )
+    for seed in range(3):
+        results["cells"][f"net/2%/far/ia3/0.001/seed-{seed}"]["test_db"] = [23 + seed / 10]
+    assert figures.unresolved(results, "net", "2%", "far").endswith(
+        "no rows but these, each from some behind it: `full`: `ia3`."
+    )
 
 
 def test_a_seed_that_diverged_is_not_counted(results: dict[str, Any]) -> None:
