@@ -35,7 +35,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import lowpeft
-from common import options_of, provenance, write
+from common import options_of, peak_memory_bytes, provenance, write
 
 LIBRARIES = ("lowpeft", "peft")
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -228,7 +228,7 @@ def run_attack(library: str, attack: str) -> dict[str, Any]:
         os.environ["PAYLOAD"] = str(Path(temporary) / "ran")
         with torch.no_grad():
             wanted = load(library, network(), right)(image)
-        slowest, base_changed, before = 0.0, 0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        slowest, base_changed, before = 0.0, 0, peak_memory_bytes()
         for number in range(cases):
             folder = Path(temporary) / str(number)
             folder.mkdir()
@@ -246,7 +246,7 @@ def run_attack(library: str, attack: str) -> dict[str, Any]:
             errors.update([error] * bool(error))
             after = {name.replace("base_layer.", ""): tensor for name, tensor in base.state_dict().items()}
             base_changed += any(not torch.equal(state[own[key]], after[key]) for key in own)
-        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        grown = peak_memory_bytes() - before
         ran = Path(os.environ["PAYLOAD"]).exists()
     return {
         "cases": cases,
@@ -255,7 +255,7 @@ def run_attack(library: str, attack: str) -> dict[str, Any]:
         "base changed": base_changed,
         "payload ran": ran,
         "slowest_s": round(slowest, 2),
-        "grown_mb": round(grown / 1024),
+        "grown_mb": round(grown / 2**20),
     }
 
 

@@ -54,6 +54,16 @@ def options_of(doc: str | None, *, data: bool = False) -> argparse.ArgumentParse
     return parser
 
 
+def peak_memory_bytes() -> int:
+    """Largest memory that this process had so far (Linux).
+
+    Not `ru_maxrss` of `getrusage`: in a child process that begins at the peak of its parent.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peak = next(line for line in lines if line.startswith("VmHWM:"))
+    return 1024 * int(peak.split()[1])
+
+
 def median_seconds(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median wall time of each call, the calls taking turns."""
     times: dict[str, list[float]] = {name: [] for name in calls}

@@ -8,7 +8,6 @@ Needs the extra `spandrel`. Times are medians; memory is compared side by side i
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 import large
 import lowpeft
-from common import median_seconds, options_of, provenance, write
+from common import median_seconds, options_of, peak_memory_bytes, provenance, write
 from lowpeft.core.observation.fingerprint import digests
 from lowpeft.kinds import Attachment, StereoAdapter, StereoConfig
 from lowpeft.ports.layouts import Features, Layout
@@ -117,7 +116,7 @@ def peak_bytes(way: str, height: int) -> int:
     nn.init.normal_(adapter.beta)
     adapter.attachment = Attachment(form="output", layout=Layout.NCHW, views=2)
     seen = Features(features, Layout.NCHW, (height, WIDTH), views=2)
-    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = peak_memory_bytes()
     with torch.no_grad():
         if way == "lowpeft":
             from lowpeft.core.attachment.adding import _add_by_rows
@@ -128,7 +127,7 @@ def peak_bytes(way: str, height: int) -> int:
             features + adapter.delta(seen)
         else:
             explicit(adapter, features)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) * 1024
+    return peak_memory_bytes() - start
 
 
 def memory() -> dict[str, object]:

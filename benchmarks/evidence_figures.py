@@ -102,8 +102,8 @@ def task_rows(results: Mapping[str, Any], task: str) -> list[list[str]]:
     for name in rows_of(cells, task):
         seeds = list(seeds_of(cells, f"{task}/{name}").values())
         adapted = [cell["adapted"]["mean"] for cell in seeds]
-        same = [cell["same view"]["mean"][PSNR] for cell in seeds if "same view" in cell]
-        over_same = [mean[PSNR] - other for mean, other in zip(adapted, same, strict=False)]
+        pairs = [cell for cell in seeds if "same view" in cell]
+        over_same = [cell["adapted"]["mean"][PSNR] - cell["same view"]["mean"][PSNR] for cell in pairs]
         gains = gains_over_control(cells, f"{task}/{name}")
         by_scene = gains_by_scene(cells, f"{task}/{name}", results["columns"].index(PSNR))
         lines.append(
@@ -116,7 +116,7 @@ def task_rows(results: Mapping[str, Any], task: str) -> list[list[str]]:
                 with_spread([mean[SSIM] for mean in adapted], digits=4),
                 with_spread([mean[PSNR] - frozen for mean in adapted], sign="+"),
                 with_spread(over_same, sign="+") if over_same else "–",
-                with_spread(gains, sign="+") if gains else "–",
+                _over_seeds(gains),
                 _on_pairs([gain for scene, gain in by_scene.items() if scene.startswith(KITTI)]),
                 _on_pairs([gain for scene, gain in by_scene.items() if not scene.startswith(KITTI)]),
                 f"{fmean(gains) / stdev(gains):.1f}" if len({*gains}) > 2 else "–",
@@ -129,6 +129,14 @@ def _rates(cells: Cells, row: str) -> str:
     """The learning rate of a row, and that of its control if it is another one."""
     own, control = chosen_rate(cells, row), chosen_rate(cells, f"{row}/control")
     return f"{own:g}" if control in (None, own) else f"{own:g}; control {control:g}"
+
+
+def _over_seeds(gains: Sequence[float]) -> str:
+    """Mean gain in dB, its standard deviation, and its 95 % interval over the seeds."""
+    if not gains:
+        return "–"
+    limits = interval(gains)
+    return with_spread(gains, sign="+") + ("" if limits is None else f" ({limits[0]:+.3f} to {limits[1]:+.3f})")
 
 
 def _on_pairs(gains: Sequence[float]) -> str:

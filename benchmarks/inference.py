@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 import lowpeft
-from common import options_of, provenance, write
+from common import options_of, peak_memory_bytes, provenance, write
 from lowpeft import Backbone
 from lowpeft.demo import demo_backbone
 from lowpeft.restoration.data import Example, find_scenes, load_example, scenes_with_lr
@@ -84,7 +84,7 @@ def one_pair(name: str, recipe: str, memory_mb: float) -> dict[str, object]:
     boxes.strips = lambda *given: cuts.append(found := original(*given)) or found
     before = held_mb()
     views = lowpeft.enhance(model, left, right, tiling=Tiling(memory_mb=memory_mb))
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    peak_mb = peak_memory_bytes() / 1e6
     return {
         "network": f"{name} x{base.scale}",
         "recipe": recipe,

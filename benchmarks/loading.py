@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import resource
 import tempfile
 import time
 import tracemalloc
@@ -24,7 +23,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import lowpeft
-from common import options_of, provenance, write
+from common import options_of, peak_memory_bytes, provenance, write
 from lowpeft.restoration.data import Crops, find_scenes
 from lowpeft.restoration.images import write_image
 
@@ -68,7 +67,7 @@ def starts(folder: Path, count: int) -> dict[str, object]:
     kept = find_scenes(data, views=1)
     figures["bytes_per_scene"] = round(tracemalloc.get_traced_memory()[0] / len(kept))
     tracemalloc.stop()
-    figures["peak_process_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+    figures["peak_process_mb"] = round(peak_memory_bytes() / 1e6)
     return figures
 
 

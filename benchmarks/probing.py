@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import threading
@@ -27,7 +26,7 @@ import torch._dynamo
 from torch import nn
 
 import lowpeft
-from common import options_of, provenance, write
+from common import options_of, peak_memory_bytes, provenance, write
 from large import Wide, hat_l
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
@@ -46,7 +45,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 
 def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_memory_bytes() / 2**20
 
 
 def measure(name: str, family: bool) -> dict[str, object]:

@@ -36,6 +36,8 @@ class RowFigures:
         in_budget: Whether `trained` is the budget, as `lowpeft plan` sees it; other rows are points beside it.
         trained: Number of trained parameters.
         rate: The learning rate.
+        chosen: Whether the first seed chose that rate.
+        held_out_db: Mean PSNR in dB on the held-out images, over the seeds.
         test_db: PSNR in dB of every test image, by seed.
         by_rate: PSNR in dB on the held-out images by learning rate, of the first seed.
         diverged: Number of seeds that diverged; they have no figure.
@@ -45,9 +47,16 @@ class RowFigures:
     in_budget: bool
     trained: int
     rate: float
+    chosen: bool
+    held_out_db: float
     test_db: Mapping[int, Sequence[float]]
     by_rate: Mapping[float, float]
     diverged: int = 0
+
+    @property
+    def title(self) -> str:
+        """How tables name the row."""
+        return f"`{self.name}`" if self.chosen else f"`{self.name}` at {self.rate:g}"
 
     @property
     def means(self) -> dict[int, float]:
@@ -104,9 +113,18 @@ def rows_of(
             if done := {seed: cell for seed, cell in run.items() if DIVERGED not in cell}:
                 trained = done[min(done)]["trained"]
                 in_budget = abs(trained - allowed) <= MET * allowed
+                held_out = fmean(cell["held_out_db"] for cell in done.values())
                 test_db = {seed: cell["test_db"] for seed, cell in done.items()}
-                found.append(RowFigures(name, in_budget, trained, rate, test_db, by_rate, len(run) - len(done)))
+                diverged = len(run) - len(done)
+                row = RowFigures(name, in_budget, trained, rate, chosen, held_out, test_db, by_rate, diverged)
+                found.append(row)
     return sorted(found, key=_mean, reverse=True)
+
+
+def all_rows_of(results: Mapping[str, Any], network: str, budget: str, task: str) -> list[RowFigures]:
+    """The rows of a table at the rates that were chosen, and at others that several seeds were run with; best first."""
+    both = [row for chosen in (True, False) for row in rows_of(results, network, budget, task, chosen=chosen)]
+    return sorted(both, key=_mean, reverse=True)
 
 
 def _mean(row: RowFigures) -> float:
@@ -118,21 +136,19 @@ def task_rows(results: Mapping[str, Any], network: str, budget: str, task: str) 
 
     Empty as long as bicubic and the frozen network were not measured. The interval of the last column is that of the
     differences of seeds, paired, by Student's t; where it contains 0 these runs do not tell which row is better. The
-    best of the budget is the row within it that is best on the held-out images.
+    best of the budget is the row within it that is best on the held-out images, by the mean of its seeds.
     """
-    rows = rows_of(results, network, budget, task)
-    others = rows_of(results, network, budget, task, chosen=False)
+    rows = all_rows_of(results, network, budget, task)
     if not all(f"{network}/{task}/{name}" in results["cells"] for name in UNTRAINED):
         return []
     frozen = fmean(results["cells"][f"{network}/{task}/frozen"]["test_db"])
     lines = [[name, "–", "–", "–", "–", *_untrained(results, network, task, name), "–"] for name in UNTRAINED]
-    in_budget = [row for row in rows if row.in_budget]
-    best = max(in_budget, key=lambda row: row.by_rate[row.rate], default=None)
-    for row in sorted([*rows, *others], key=_mean, reverse=True):
+    in_budget = [row for row in rows if row.in_budget and row.chosen]
+    best = max(in_budget, key=lambda row: row.held_out_db, default=None)
+    for row in rows:
         means = row.means
         share = f"{100 * row.trained / results['parameters'][network]:.2f} %" + ", beside" * (not row.in_budget)
-        name = f"`{row.name}` at {row.rate:g}, not chosen" if row in others else f"`{row.name}`"
-        first = [name, f"{row.trained:,}", share, f"{row.rate:g}", _seeds(row)]
+        first = [row.title + ", not chosen" * (not row.chosen), f"{row.trained:,}", share, f"{row.rate:g}", _seeds(row)]
         over = [value - frozen for value in means.values()]
         lines.append([*first, with_spread([*means.values()]), with_spread(over, sign="+"), behind(row, best)])
     return lines
@@ -178,34 +194,41 @@ def _without_0(limits: tuple[float, float]) -> bool:
 
 
 def unresolved(results: Mapping[str, Any], network: str, budget: str, task: str) -> str:
-    """A sentence that names the pairs of rows that their seeds do not tell apart, or do, whichever are fewer.
+    """Sentences that name the rows that their seeds do not tell from the frozen network, and the pairs of rows that
+    they do not tell apart, or do, whichever are fewer.
 
     Empty before there are seeds.
     """
-    rows = rows_of(results, network, budget, task)
+    rows = [row for row in all_rows_of(results, network, budget, task) if len(row.means) > 1]
+    frozen = fmean(results["cells"][f"{network}/{task}/frozen"]["test_db"])
+    at_frozen = [row.title for row in rows if not resolved([mean - frozen for mean in row.means.values()])]
     pairs = {
-        (row.name, other.name): resolved(differences)
+        (row.title, other.title): resolved(differences)
         for place, row in enumerate(rows)
         for other in rows[place + 1 :]
         if len(differences := differences_of(row, other)) > 1
     }
     told = [pair for pair, apart in pairs.items() if apart]
     untold = [pair for pair, apart in pairs.items() if not apart]
-    if not untold:
-        return ""
-    if not told:
-        return "The seeds tell no two rows apart."
-    if len(told) < len(untold):
-        return f"The seeds tell apart no rows but these, each from some behind it: {_by_first(told)}."
-    return f"Not told apart by the seeds, each row from some behind it: {_by_first(untold)}."
+    sentences = []
+    if at_frozen:
+        named = "every row" if len(at_frozen) == len(rows) else ", ".join(at_frozen)
+        sentences.append(f"Not told from the frozen network (the 95 % interval of the difference contains 0): {named}.")
+    if untold and not told:
+        sentences.append("No two rows are told apart.")
+    elif len(told) < len(untold):
+        sentences.append(f"Only these rows are told from some below them: {_by_first(told)}.")
+    elif untold:
+        sentences.append(f"Not told from some rows below them (the interval contains 0): {_by_first(untold)}.")
+    return " ".join(sentences)
 
 
 def _by_first(pairs: Sequence[tuple[str, str]]) -> str:
     """Pairs of names, as each first name with the second ones of its pairs."""
     by_first: dict[str, list[str]] = {}
     for first, second in pairs:
-        by_first.setdefault(first, []).append(f"`{second}`")
-    return "; ".join(f"`{first}`: {', '.join(seconds)}" for first, seconds in by_first.items())
+        by_first.setdefault(first, []).append(second)
+    return "; ".join(f"{first} from {', '.join(seconds)}" for first, seconds in by_first.items())
 
 
 def rate_rows(results: Mapping[str, Any], network: str, budget: str, tasks: Sequence[str]) -> list[list[str]]:
@@ -220,7 +243,7 @@ def _rates(row: RowFigures | None) -> str:
         return "–"
     best = row.by_rate[row.rate]
     others = sorted((rate, db) for rate, db in row.by_rate.items() if rate != row.rate)
-    losses = ", ".join(f"{rate:g}: {db - best:.3f}" if db else f"{rate:g}: diverged" for rate, db in others)
+    losses = ", ".join(f"{rate:g}: {best - db:.3f}" if db else f"{rate:g}: diverged" for rate, db in others)
     return f"**{row.rate:g}** ({losses})"
 
 
@@ -277,5 +300,8 @@ def draw(results: Mapping[str, Any], network: str, budget: str, out: Path) -> No
         axes.set_yticks(range(len(rows)), labels=[f"{row.name}, {row.trained:,}" for row in rows], fontsize=8)
         axes.set(xlabel="dB over the frozen network", title=task)
         axes.grid(color="0.92")
-    figure.supxlabel(f"blue: {budget} of the parameters; orange: other sizes; dotted: bicubic", fontsize=9)
+    figure.supxlabel(
+        f"blue: {budget} of the parameters; orange: other sizes; bars: standard deviation over seeds; dotted: bicubic",
+        fontsize=9,
+    )
     save_figure(figure, out)

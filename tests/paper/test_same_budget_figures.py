@@ -96,18 +96,21 @@ def test_seeds_that_disagree_do_not_resolve_a_difference(results: dict[str, Any]
 def test_pairs_that_are_not_told_apart_are_named(results: dict[str, Any]) -> None:
     assert figures.unresolved(results, "net", "2%", "far") == ""
     results["cells"]["net/2%/far/lora/0.001/seed-0"]["test_db"] = [26.0, 27.0]
-    assert figures.unresolved(results, "net", "2%", "far") == "The seeds tell no two rows apart."
+    assert figures.unresolved(results, "net", "2%", "far") == (
+        "Not told from the frozen network (the 95 % interval of the difference contains 0): `lora`. "
+        "No two rows are told apart."
+    )
     results["cells"] |= {
         f"net/2%/far/ia3/0.001/seed-{seed}": {"trained": 20, "held_out_db": 1, "test_db": [1 + seed / 9]}
         for seed in range(3)
     }
     assert figures.unresolved(results, "net", "2%", "far").endswith(
-        "Not told apart by the seeds, each row from some behind it: `lora`: `full`."
+        "Not told from some rows below them (the interval contains 0): `lora` from `full`."
     )
     for seed in range(3):
         results["cells"][f"net/2%/far/ia3/0.001/seed-{seed}"]["test_db"] = [23 + seed / 10]
     assert figures.unresolved(results, "net", "2%", "far").endswith(
-        "no rows but these, each from some behind it: `full`: `ia3`."
+        "Only these rows are told from some below them: `full` from `ia3`."
     )
 
 
@@ -120,7 +123,7 @@ def test_a_seed_that_diverged_is_not_counted(results: dict[str, Any]) -> None:
 def test_what_other_rates_lose_and_what_a_row_costs(results: dict[str, Any]) -> None:
     assert figures.rate_rows(results, "net", "2%", ["far"]) == [
         ["`full`", "**0.001** ()"],
-        ["`lora`", "**0.001** (0.003: -1.000)"],
+        ["`lora`", "**0.001** (0.003: 1.000)"],
     ]
     rows = figures.cost_rows(results, "net", "2%")
     assert rows[0] == ["`lora`", "yes", "0.50", "0.70", "2"]
