@@ -217,6 +217,7 @@ def run_forgetting(options: Namespace, head: dict[str, object]) -> None:
 
 
 def _forgetting(options: Namespace, cell: Cell) -> dict[str, object]:
+    """Train a cell, and measure it on both tasks."""
     model, done = trained(options, cell)
     figures = {task: figures_of(options.data, loading, by_network(model)) for task, loading in TASKS.items()}
     return {
