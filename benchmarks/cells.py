@@ -18,6 +18,7 @@ import torch
 import lowpeft
 from common import options_of
 from lowpeft.recipes import TrainSettings
+from lowpeft.restoration.training import Trained
 from lowpeft.storage import write_json
 
 SKIPPED = "skipped"
@@ -116,6 +117,11 @@ def run_cells(
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 cells = {**cells_of(out), name: result}
                 write_json(out, {**head, "cells": dict(sorted(cells.items()))})
+
+
+def facts_of(done: Trained) -> dict[str, object]:
+    """What a cell says of its training: trained parameters, seconds, and the processor."""
+    return {"trained": done.parameters, "seconds": round(done.seconds), "processor": processor()}
 
 
 def processor() -> str:

@@ -38,9 +38,9 @@ from cells import (
     cells_of,
     checked,
     errors_in_words,
+    facts_of,
     options_of_cells,
     positive,
-    processor,
     results_in,
     run_cells,
     settings_without_rate,
@@ -207,13 +207,7 @@ class Run:
             resume=True,
             validate=(lambda model: db(by(model), pairs)) if self.curve else None,
         )
-        figures: dict[str, object] = {
-            "trained": done.parameters,
-            "rate": self.rate,
-            "steps": self.steps,
-            "seconds": round(done.seconds),
-            "processor": processor(),
-        }
+        figures: dict[str, object] = {**facts_of(done), "rate": self.rate, "steps": self.steps}
         return model, figures | ({"held_out_curve": curve(folder)} if self.curve else {})
 
 

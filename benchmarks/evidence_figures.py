@@ -135,17 +135,23 @@ def _over_seeds(gains: Sequence[float]) -> str:
     """Mean gain in dB, its standard deviation, and its 95 % interval over the seeds."""
     if not gains:
         return "–"
-    limits = interval(gains)
-    return with_spread(gains, sign="+") + ("" if limits is None else f" ({limits[0]:+.3f} to {limits[1]:+.3f})")
+    between = _between(gains)
+    return with_spread(gains, sign="+") + (f" ({between})" if between else "")
 
 
 def _on_pairs(gains: Sequence[float]) -> str:
     """Mean gain in dB over pairs, its 95 % interval over them, and on how many of them it is above 0."""
     if not gains:
         return "–"
+    between = _between(gains)
+    counted = f"{sum(gain > 0 for gain in gains)} of {len(gains)}"
+    return f"{fmean(gains):+.3f} ({between}; {counted})" if between else f"{fmean(gains):+.3f} ({counted})"
+
+
+def _between(gains: Sequence[float]) -> str:
+    """The 95 % interval of the mean of gains in dB, by Student's t; empty for a single one."""
     limits = interval(gains)
-    between = "" if limits is None else f"{limits[0]:+.3f} to {limits[1]:+.3f}; "
-    return f"{fmean(gains):+.3f} ({between}{sum(gain > 0 for gain in gains)} of {len(gains)})"
+    return "" if limits is None else f"{limits[0]:+.3f} to {limits[1]:+.3f}"
 
 
 def kitti_rows(results: Mapping[str, Any]) -> list[list[str]]:

@@ -38,9 +38,9 @@ from cells import (
     cells_of,
     checked,
     errors_in_words,
+    facts_of,
     options_of_cells,
     positive,
-    processor,
     results_in,
     run_cells,
     settings_without_rate,
@@ -124,8 +124,7 @@ def run_cell(options: Namespace, cell: Cell) -> dict[str, object]:
         model, done = trained(options, cell)
     except DivergedError as error:
         return {DIVERGED: error.message, "held_out_db": 0.0}
-    figures = figures_of(options.data, TASKS[cell.task], by_network(model))
-    return {"trained": done.parameters, **figures, "seconds": round(done.seconds), "processor": processor()}
+    return facts_of(done) | figures_of(options.data, TASKS[cell.task], by_network(model))
 
 
 def run_untrained(options: Namespace, network: str, task: str, name: str) -> dict[str, object]:
@@ -220,13 +219,7 @@ def _forgetting(options: Namespace, cell: Cell) -> dict[str, object]:
     """Train a cell, and measure it on both tasks."""
     model, done = trained(options, cell)
     figures = {task: figures_of(options.data, loading, by_network(model)) for task, loading in TASKS.items()}
-    return {
-        "trained": done.parameters,
-        "rate": cell.rate,
-        **figures,
-        "seconds": round(done.seconds),
-        "processor": processor(),
-    }
+    return {**facts_of(done), "rate": cell.rate, **figures}
 
 
 def run_cost(options: Namespace, head: dict[str, object]) -> None:

@@ -200,6 +200,8 @@ def unresolved(results: Mapping[str, Any], network: str, budget: str, task: str)
     Empty before there are seeds.
     """
     rows = [row for row in all_rows_of(results, network, budget, task) if len(row.means) > 1]
+    if not rows:
+        return ""
     frozen = fmean(results["cells"][f"{network}/{task}/frozen"]["test_db"])
     at_frozen = [row.title for row in rows if not resolved([mean - frozen for mean in row.means.values()])]
     pairs = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
@@ -11,14 +10,11 @@ from typing import Any
 import pytest
 
 from claims import with_spread
-from evidence_figures import gains_by_scene, gains_over_control
+from evidence_figures import PSNR, gains_by_scene, gains_over_control, seeds_of
+from generated.base import results_of
 
 ROOT = Path(__file__).resolve().parents[2]
 GB, MB = 1e9, 1e6
-
-
-def results_of(name: str) -> Any:
-    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def of_the_core() -> Iterator[str]:
@@ -44,14 +40,14 @@ def of_the_demo() -> Iterator[str]:
 
 def of_the_evidence() -> Iterator[str]:
     results = results_of("evidence")
-    cells, column = results["cells"], results["columns"].index("PSNR (L+R)/2")
-    row, frozen = "noise10/parallax", cells["noise10/frozen"]["adapted"]["mean"]["PSNR (L+R)/2"]
+    cells, column = results["cells"], results["columns"].index(PSNR)
+    row, frozen = "noise10/parallax", cells["noise10/frozen"]["adapted"]["mean"][PSNR]
     gains = gains_over_control(cells, row)
     yield f"take {with_spread(gains)} dB"
     above = [gain > 0 for gain in gains_by_scene(cells, row, column).values()]
     assert all(above)
     yield f"on each of the {len(above)}"
-    adapted = fmean(cells[f"{row}/0.003/seed-{seed}"]["adapted"]["mean"]["PSNR (L+R)/2"] for seed in range(3))
+    adapted = fmean(cell["adapted"]["mean"][PSNR] for cell in seeds_of(cells, row).values())
     yield f"other {adapted - frozen - fmean(gains):.1f} dB of their gain"
 
 
