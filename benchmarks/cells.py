@@ -54,7 +54,11 @@ def options_of_cells(doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--seeds", nargs="+", type=not_negative, default=[0, 1, 2])
     parser.add_argument("--batch", type=positive, default=2)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--plot", type=Path, help="draw the results of --out into this PNG file, and measure nothing")
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        help="draw the results of --out into this PNG file, and measure nothing (needs matplotlib: the extra `train`)",
+    )
     return parser
 
 
