@@ -12,9 +12,9 @@ the same images in every step; its rate is chosen in the same way.
 
 A cell is written at once, and training writes checkpoints into its folder, so an interrupted run goes on where it
 stopped; several processes can share the file, with rows of their own. Other rows are bundled recipes. On a GPU:
-`--device cuda --steps 20000 --batch 8 --out OTHER.json --runs OTHER`. Needs the extra `demo`, `--plot` also `train`, and a folder with
-`stereo/train`, `stereo/test`, `stereo/test_lr_x4_matlab` and `weights`; five to forty minutes a cell on one core
-(OMP_NUM_THREADS=1).
+`--device cuda --steps 20000 --batch 8 --out OTHER.json --runs OTHER`. Needs the extra `demo`, `--plot` also `train`,
+and a folder with `stereo/train`, `stereo/test`, `stereo/test_lr_x4_matlab` and `weights`; five to forty minutes a cell
+on one core (OMP_NUM_THREADS=1).
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ on where it stopped, and several processes can share the file, with rows of thei
 needs a machine that does nothing else.
 
 More rows (any bundled recipe), budgets and networks are options; a GPU takes `--device cuda --steps 20000 --batch 16
---out OTHER.json`. Needs the extra `demo`, `--plot` also `train`, `pip install peft` for the row of peft, and a folder with
-`single/BSDS500`, `single/Kodak24` and `weights`; about three minutes a cell on one core.
+--out OTHER.json`. Needs the extra `demo`, `--plot` also `train`, `pip install peft` for the row of peft, and a folder
+with `single/BSDS500`, `single/Kodak24` and `weights`; about three minutes a cell on one core.
 """
 
 from __future__ import annotations
